@@ -1,0 +1,1 @@
+"""What every step needs: options, devices, data, caches, the epoch loop, statistics, files."""

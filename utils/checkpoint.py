@@ -1,23 +1,28 @@
 """Checkpoints: written whole or not at all, read without running any code that they carry."""
 
 import pickle
+import struct
 import zipfile
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from utils.errors import InputError
 from utils.files import replacing
 
+State = dict[str, Any]
 
-def save(path: str | Path, state: dict[str, Any]) -> None:
+
+def save(path: str | Path, state: State) -> None:
     """Save `state` to `path` atomically; an interrupted save leaves the previous file as it was."""
     with replacing(path) as temporary:
         torch.save(state, temporary)
 
 
-def load(path: str | Path) -> dict[str, Any]:
+def load(path: str | Path) -> State:
     """Read a checkpoint onto the CPU: today's zip format or PyTorch 1.0's, tensors and plain values only.
 
     Returns:
@@ -39,11 +44,63 @@ def load(path: str | Path) -> dict[str, Any]:
                 "loading it could run code; save its state_dict alone and use that"
             ) from None
         raise InputError(f"{path} is truncated or not a checkpoint; make or download it again") from None
-    except (EOFError, RuntimeError, zipfile.BadZipFile, ValueError, KeyError, AssertionError, UnicodeDecodeError):
+    except (
+        EOFError,
+        RuntimeError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        struct.error,
+        AssertionError,
+        zipfile.BadZipFile,
+    ):  # all of these come from cut-off files, depending on where the cut is
         raise InputError(f"{path} is truncated or not a checkpoint; make or download it again") from None
     if not isinstance(state, dict):
         raise InputError(f"{path} holds a {type(state).__name__}, a checkpoint is a dictionary")
     return state
+
+
+def training_state(
+    network: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, epoch: int, **facts: Any
+) -> State:
+    """Gather what a run needs to go on after `epoch` epochs, and the facts that describe the model."""
+    return {
+        "epoch": epoch,
+        **facts,
+        "state_dict": network.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "scaler": scaler.state_dict(),
+    }
+
+
+def to_resume(resume: str, own: Path) -> Path | None:
+    """Find what `--resume` means: a path, "auto" for this run's own checkpoint if there is one, or nothing."""
+    if resume == "auto":
+        return own if own.exists() else None
+    return Path(resume) if resume else None
+
+
+def restore_training(
+    state: State, path: str | Path, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
+) -> int:
+    """Put the optimiser and the loss scaler where a checkpoint left them.
+
+    Returns:
+        The number of epochs that were trained.
+
+    Raises:
+        InputError: the checkpoint has no training state, or one of another optimiser or other parameters.
+    """
+    if "optimizer" not in state or "epoch" not in state:
+        raise InputError(f"{path} holds weights but no training state, so it cannot be resumed; use it as --weights")
+    try:
+        optimizer.load_state_dict(state["optimizer"])
+        if state.get("scaler"):
+            scaler.load_state_dict(state["scaler"])
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise InputError(f"{path} was trained with another optimiser or other parameters ({error})") from None
+    return int(state["epoch"])
 
 
 def _what_is_there(path: Path) -> str:
@@ -58,4 +115,4 @@ def _what_is_there(path: Path) -> str:
 def _reason(error: Exception) -> str:
     """The class that the restricted unpickler stopped at, from its long message."""
     words = str(error).split()
-    return next((word.strip(",.`'") for before, word in zip(words, words[1:]) if before == "GLOBAL"), "a Python object")
+    return next((word.strip(",.`'") for before, word in pairwise(words) if before == "GLOBAL"), "a Python object")

@@ -1,0 +1,90 @@
+"""The names that the released checkpoints use, translated to this suite's; pure functions on state dicts."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from utils.errors import InputError
+
+_LOGITS = "nonLinearLayers_p_pre"
+_SCALES = "nonLinearLayers_norm"
+_BATCHES = "running_times"
+
+
+def strip_module(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Drop the `module` pieces that DataParallel put into the keys.
+
+    `features.module.0.weight` becomes `features.0.weight`, `module.conv1.weight` becomes `conv1.weight`.
+    """
+    return {".".join(piece for piece in key.split(".") if piece != "module"): value for key, value in state.items()}
+
+
+def fold_masks(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Multiply the masks of a compressed net, `{layer}.mask` shaped as the layer's weight, into its weights.
+
+    Raises:
+        InputError: a mask whose layer has no weight of its shape.
+    """
+    folded = {key: value for key, value in state.items() if not key.endswith(".mask")}
+    for key, mask in state.items():
+        if not key.endswith(".mask"):
+            continue
+        weight = f"{key.removesuffix('.mask')}.weight"
+        if weight not in folded or folded[weight].shape != mask.shape:
+            raise InputError(f"the mask {key} {tuple(mask.shape)} needs a {weight} of the same shape")
+        folded[weight] = folded[weight] * mask.to(folded[weight].dtype)
+    return folded
+
+
+def is_authors_trans_net(state: Mapping[str, Tensor]) -> bool:
+    """Whether a state dict is a Trans-Net under the authors' names, with or without `module` pieces."""
+    return _LOGITS in strip_module(state)
+
+
+def trans_net_from_authors(state: Mapping[str, Tensor], path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Translate the state dict of one of the authors' Trans-Nets.
+
+    The authors count the linear layers in the order of application, so their layer i is W(K − i), their
+    logits begin with p(K), and row i of their divisors (in batch mode) is Σ of order K − i; the last row
+    is the input's.
+
+    Args:
+        state: the authors' state dict, with or without `module` pieces.
+        path: the file that it came from, named in errors.
+
+    Returns:
+        The arguments that build the `TransNet` and the state dict that fits it.
+
+    Raises:
+        InputError: the state dict is no Trans-Net of the authors, or it is not whole.
+    """
+    state = strip_module(state)
+    if _LOGITS not in state:
+        raise InputError(f"{path} holds no Trans-Net: it has no {_LOGITS}")
+    highest = len(state[_LOGITS])  # K
+    convolutions = [f"linearLayers_conv.{i}.weight" for i in range(highest + 1)]
+    norm = "batch" if _SCALES in state else "instance"
+    expected = {_LOGITS, *convolutions, *((_SCALES, _BATCHES) if norm == "batch" else ())}
+    if different := sorted(expected ^ set(state)):
+        raise InputError(f"{path} is not a whole Trans-Net of {highest + 1} layers: missing or unknown {different[:4]}")
+
+    weights = {"logit_p": state[_LOGITS].flip(0)}
+    for i, convolution in enumerate(convolutions):
+        weights[f"linear.{highest - i}.weight"] = state[convolution]
+    if norm == "batch":
+        for i in range(highest + 1):
+            scale = "input_scale" if i == highest else f"scale.{highest - i - 1}"
+            weights[f"{scale}.running_std"] = state[_SCALES][i]
+            weights[f"{scale}.batches"] = state[_BATCHES][i]
+
+    first, last = state[convolutions[0]], state[convolutions[-1]]
+    config = {
+        "in_channels": first.shape[1],
+        "out_channels": last.shape[0],
+        "layers": highest + 1,
+        "kernel_size": first.shape[2],
+        "norm": norm,
+    }
+    return config, weights

@@ -1,0 +1,150 @@
+"""One epoch of training, one pass of evaluation.
+
+A script gives the science as a `step`: batch in, loss and named metrics (means over the batch) out.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from utils.errors import InputError
+from utils.progress import Progress
+from utils.runtime import Runtime
+
+Step = Callable[..., tuple[Tensor, dict[str, Tensor]]]  # step(net, *batch) -> loss, metrics
+
+
+class Averages:
+    """Means over samples of a step's metrics, kept on the device so that no step waits for a copy."""
+
+    def __init__(self) -> None:
+        self.samples = 0
+        self._sums: dict[str, Tensor] = {}
+
+    def add(self, metrics: dict[str, Tensor], samples: int) -> None:
+        """Add the means over a batch of `samples`."""
+        self.samples += samples
+        for name, value in metrics.items():
+            weighted = value.detach().double() * samples
+            self._sums[name] = self._sums[name] + weighted if name in self._sums else weighted
+
+    def read(self, runtime: Runtime | None = None) -> dict[str, float]:
+        """Give the means so far, over all processes where `runtime` is given."""
+        values = torch.stack([*self._sums.values()])
+        count = torch.full_like(values[:1], self.samples)
+        if runtime is not None:
+            values, count = runtime.sum(values), runtime.sum(count)
+            self.samples = int(count.item())
+        return dict(zip(self._sums, (values / count).tolist()))
+
+
+def train_one_epoch(
+    net: nn.Module,
+    loader: DataLoader[Any],
+    step: Step,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    runtime: Runtime,
+    *,
+    epoch: int,
+    frozen: Iterable[nn.Module] = (),
+    print_freq: int = 10,
+    label: str = "",
+) -> dict[str, float]:
+    """Train for one epoch.
+
+    Args:
+        net: from `runtime.parallel`; put into training mode.
+        loader: from `make_loader`; shuffled by (seed, epoch).
+        step: `step(net, *batch) -> (loss, metrics)`, called under autocast with the batch on the device.
+        optimizer: its learning rate is set already.
+        scaler: from `runtime.grad_scaler()`.
+        runtime: device, processes, precision.
+        epoch: counted from 0; seeds this epoch.
+        frozen: modules that stay in evaluation mode (fixed BatchNorm).
+        print_freq: batches between two readings of the running averages.
+        label: of the progress bar.
+
+    Returns:
+        `Loss` and the step's metrics, means over all samples of all processes.
+
+    Raises:
+        InputError: the loss is no longer finite; nothing of this epoch is saved.
+    """
+    net.train()
+    for module in frozen:
+        module.eval()
+    runtime.seed_epoch(epoch)
+    loader.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
+    averages = Averages()
+    progress = Progress(loader, label or f"epoch {epoch}", quiet=not runtime.is_main)
+    for index, batch in enumerate(progress):
+        with runtime.autocast():
+            loss, metrics = step(net, *runtime.to_device(batch))
+        optimizer.zero_grad(set_to_none=True)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        averages.add({"Loss": loss, **metrics}, len(batch[0]))
+        if (index + 1) % print_freq == 0:
+            running = averages.read()
+            _check_finite(running, epoch)
+            progress.note = f"loss {running['Loss']:.4g}"
+    means = averages.read(runtime)
+    _check_finite(means, epoch)
+    return means
+
+
+@torch.no_grad()
+def evaluate(
+    net: nn.Module, loader: DataLoader[Any], step: Step, runtime: Runtime, *, label: str = "validation"
+) -> dict[str, float]:
+    """Average a step's loss and metrics over a data set, every sample exactly once.
+
+    Args:
+        net: from `runtime.parallel`; put into evaluation mode.
+        loader: an unshuffled one.
+        step: as in `train_one_epoch`.
+        runtime: device, processes, precision.
+        label: of the progress bar.
+
+    Returns:
+        `Loss` and the step's metrics, means over the whole set.
+    """
+    net.eval()
+    if isinstance(net, nn.parallel.DistributedDataParallel):
+        net = net.module  # its forward synchronises, and processes may hold different numbers of batches
+    averages = Averages()
+    for batch in Progress(loader, label, quiet=not runtime.is_main):
+        with runtime.autocast():
+            loss, metrics = step(net, *runtime.to_device(batch))
+        averages.add({"Loss": loss, **metrics}, len(batch[0]))
+    means = averages.read(runtime)
+    expected = len(loader.dataset)  # type: ignore[arg-type]
+    if averages.samples != expected:
+        raise RuntimeError(f"evaluated {averages.samples} samples of a set of {expected}")
+    return means
+
+
+def make_optimizer(
+    name: str, parameters: Iterable[nn.Parameter], *, lr: float, momentum: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """Make "SGD" (with momentum) or "Adam" over the parameters that are trained."""
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    if name == "SGD":
+        return torch.optim.SGD(trained, lr, momentum=momentum, weight_decay=weight_decay)
+    if name == "Adam":
+        return torch.optim.Adam(trained, lr, weight_decay=weight_decay)
+    raise ValueError(f"optimizer {name!r} is neither SGD nor Adam")
+
+
+def _check_finite(means: dict[str, float], epoch: int) -> None:
+    if not math.isfinite(means["Loss"]):
+        raise InputError(
+            f"the loss became {means['Loss']} in epoch {epoch}: lower --lr or switch --amp off; "
+            "earlier checkpoints are untouched"
+        )

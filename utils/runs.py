@@ -1,0 +1,104 @@
+"""Where results go, and the log of a run: TensorBoard and one JSON line an epoch."""
+
+import json
+import math
+from pathlib import Path
+
+from torch.utils.tensorboard import SummaryWriter
+
+from utils.files import replacing
+
+
+def join(*parts: str | int | None) -> str:
+    """Join the parts of a name that say something: ("CUB200", "", "alexnet") → "CUB200_alexnet"."""
+    return "_".join(str(part) for part in parts if part not in (None, ""))
+
+
+def pair(first: str, second: str) -> str:
+    """Name two nets or layers, once where they are the same: "alexnet", "alexnet-resnet34"."""
+    return first if first == second else f"{first}-{second}"
+
+
+def layer_label(layer: str | None, conv_layer: int, fc: bool) -> str:
+    """Name a layer in file names: "30", "fc3", or the node's own name."""
+    return layer or f"{'fc' if fc else ''}{conv_layer}"
+
+
+def classifier_path(out: str, dataset: str, arch: str, suffix: str, *, best: bool = False) -> Path:
+    """`model_checkpoints/checkpoint_{dataset}_{arch}_{suffix}.pth.tar`, or `model_best_…`."""
+    return Path(
+        out, "model_checkpoints", join("model_best" if best else "checkpoint", dataset, arch, suffix) + ".pth.tar"
+    )
+
+
+def features_folder(
+    out: str, dataset: str, sample_num: str, arch: str, layer: str, suffix: str, split: str
+) -> Path:  # fmt: skip
+    """`convOuts/{dataset}_{sample_num}_{arch}/{dataset}_L{layer}_{suffix}/{split}`."""
+    return Path(out, "convOuts", join(dataset, sample_num, arch), join(dataset, f"L{layer}", suffix), split)
+
+
+def trans_net_path(out: str, dataset: str, arch: str, layer: str, sample_num: str, suffix: str) -> Path:
+    """`model_checkpoints/{dataset}_{arch}/checkpoint_L{layer}_{sample_num}_{suffix}.pth.tar`."""
+    name = join("checkpoint", f"L{layer}", sample_num, suffix)
+    return Path(out, "model_checkpoints", join(dataset, arch), name + ".pth.tar")
+
+
+def log_folder(out: str, *parts: str) -> Path:
+    """`logs/…`, one folder a run."""
+    return Path(out, "logs", *parts)
+
+
+class RunLog:
+    """Write the metrics of every epoch to TensorBoard and to `metrics.jsonl`.
+
+    A resumed run first forgets what lies at or after its first epoch, so that every epoch stands there once.
+    """
+
+    def __init__(self, folder: Path, *, start_epoch: int = 0, active: bool = True) -> None:
+        """Open the log.
+
+        Args:
+            folder: made if missing.
+            start_epoch: the first epoch that this run will write.
+            active: False in processes that write nothing.
+        """
+        self.path = folder / "metrics.jsonl"
+        self.active = active
+        if active:
+            kept = [line for line in read_metrics(self.path) if line["epoch"] < start_epoch]
+            with replacing(self.path) as temporary:
+                temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+            self.board = SummaryWriter(str(folder), purge_step=start_epoch)
+
+    def write(self, epoch: int, metrics: dict[str, float]) -> None:
+        """Add one epoch. A metric that is not a finite number becomes null in JSON."""
+        if not self.active:
+            return
+        for name, value in metrics.items():
+            self.board.add_scalar(name, value, epoch)
+        finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"epoch": epoch, **finite}) + "\n")
+
+    def close(self) -> None:
+        """Flush TensorBoard."""
+        if self.active:
+            self.board.close()
+
+
+def read_metrics(path: str | Path) -> list[dict[str, float]]:
+    """Read a `metrics.jsonl`; a last line that a crash tore is left out, a missing file is empty."""
+    path = Path(path)
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def describe(metrics: dict[str, float]) -> str:
+    """Format metrics for a person: "loss 1.234 · top1_prec 56.7"."""
+    return " · ".join(f"{name} {value:.4g}" for name, value in metrics.items())

@@ -1,0 +1,186 @@
+"""Where a step runs: devices, processes, precision, seeds, and how it ends."""
+
+import contextlib
+import errno
+import functools
+import os
+import random
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from utils.errors import InputError
+
+Result = TypeVar("Result")
+AMP_DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+FULL_OR_FORBIDDEN = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
+
+
+def command(main: Callable[[Sequence[str] | None], Result]) -> Callable[..., Result]:
+    """Turn a script's `main(argv)` into a command: bad input is one sentence and exit code 1, no traceback."""
+
+    @functools.wraps(main)
+    def run(argv: Sequence[str] | None = None) -> Result:
+        name = Path(sys.modules[main.__module__].__file__ or main.__module__).name
+        try:
+            return main(argv)
+        except InputError as error:
+            sys.exit(f"{name}: {error}")
+        except OSError as error:
+            if error.errno not in FULL_OR_FORBIDDEN:
+                raise
+            sys.exit(f"{name}: cannot write or read {error.filename or 'a file'}: {error.strerror}")
+        except KeyboardInterrupt:
+            print(f"{name}: interrupted; what was saved is whole", file=sys.stderr)
+            sys.exit(130)
+        finally:
+            if dist.is_initialized():
+                dist.destroy_process_group()
+
+    return run
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """The devices and processes of this run.
+
+    Attributes:
+        device: where this process computes.
+        device_ids: CUDA devices of `DataParallel`; one or none otherwise.
+        rank: number of this process under `torchrun`, else 0.
+        world_size: processes of the run, 1 without `torchrun`.
+        amp_dtype: autocast type, None for float32.
+        compiled: models go through `torch.compile`.
+        seed: of this run; every epoch derives its own.
+    """
+
+    device: torch.device
+    device_ids: tuple[int, ...]
+    rank: int
+    world_size: int
+    amp_dtype: torch.dtype | None
+    compiled: bool
+    seed: int
+
+    @property
+    def is_main(self) -> bool:
+        """Only this process prints and writes."""
+        return self.rank == 0
+
+    def say(self, line: str) -> None:
+        """Print a line once for the whole run."""
+        if self.is_main:
+            print(line, flush=True)
+
+    def parallel(self, model: nn.Module) -> nn.Module:
+        """Move a model to its device(s) and wrap it; keep the argument as the unwrapped handle.
+
+        The wrapper calls `forward` only: compiled with `--compile`, `DistributedDataParallel` under
+        torchrun where something is trained, `DataParallel` for several `--device_ids`.
+        """
+        model.to(self.device)
+        wrapped: nn.Module = torch.compile(model) if self.compiled else model  # type: ignore[assignment]
+        if self.world_size > 1:
+            if any(parameter.requires_grad for parameter in model.parameters()):
+                wrapped = nn.parallel.DistributedDataParallel(wrapped, device_ids=list(self.device_ids) or None)
+        elif len(self.device_ids) > 1:
+            wrapped = nn.DataParallel(wrapped, device_ids=list(self.device_ids))
+        return wrapped
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """Give the context of mixed precision, or one that does nothing."""
+        if self.amp_dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.amp_dtype)
+
+    def grad_scaler(self) -> torch.amp.GradScaler:
+        """Give the loss scaler that fp16 needs; it does nothing for other types."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.amp_dtype is torch.float16)
+
+    def to_device(self, batch: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Move a batch, overlapping with computation where its memory is page-locked."""
+        return tuple(part.to(self.device, non_blocking=True) for part in batch)
+
+    def seed_epoch(self, epoch: int) -> None:
+        """Seed by (seed, epoch, rank), so that a resumed run repeats an uninterrupted one."""
+        seed_everything((self.seed * 1_000_003 + epoch) * 1_009 + self.rank)
+
+    def sum(self, value: Tensor) -> Tensor:
+        """Sum a tensor over the processes."""
+        if self.world_size > 1:
+            dist.all_reduce(value)
+        return value
+
+    def gather(self, value: Any) -> list[Any]:
+        """Collect any picklable value of every process, in rank order, on every process."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    def barrier(self) -> None:
+        """Wait for the other processes."""
+        if self.world_size > 1:
+            dist.barrier()
+
+
+def start(device_ids: Sequence[int], gpu: int | None, seed: int, amp: str = "off", compiled: bool = False) -> Runtime:
+    """Choose devices, join the other processes under torchrun, seed, and say in one line what runs where.
+
+    Args:
+        device_ids: CUDA devices, the first is the main one; repeated ids count once.
+        gpu: one CUDA device, overrides `device_ids`.
+        seed: for Python, NumPy and torch.
+        amp: "off", "bf16" or "fp16".
+        compiled: use `torch.compile`.
+
+    Raises:
+        InputError: a device is named that this machine does not have.
+    """
+    wanted = [gpu] if gpu is not None else list(dict.fromkeys(device_ids)) or [0]
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    cuda = torch.cuda.is_available()
+    if world_size > 1:
+        wanted = [int(os.environ.get("LOCAL_RANK", rank))]
+        if not dist.is_initialized():
+            dist.init_process_group("nccl" if cuda else "gloo")
+    if cuda:
+        available = torch.cuda.device_count()
+        absent = [index for index in wanted if not 0 <= index < available]
+        if absent:
+            raise InputError(f"CUDA device {absent[0]} does not exist: this machine has 0 to {available - 1}")
+        torch.cuda.set_device(wanted[0])
+        torch.backends.cudnn.benchmark = True  # sizes never change within a run
+    elif amp == "fp16":
+        raise InputError("--amp fp16 needs a GPU; on the CPU use --amp bf16 or off")
+    device = torch.device("cuda", wanted[0]) if cuda else torch.device("cpu")
+    runtime = Runtime(device, tuple(wanted) if cuda else (), rank, world_size, AMP_DTYPES[amp], compiled, seed)
+    seed_everything(seed)
+    runtime.say(_describe(runtime, amp))
+    return runtime
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch (all devices)."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def _describe(runtime: Runtime, amp: str) -> str:
+    if runtime.device.type == "cuda":
+        names = [f"cuda:{index} ({torch.cuda.get_device_name(index)})" for index in runtime.device_ids]
+        where = "running on " + ", ".join(names)
+    else:
+        where = f"no CUDA device: running on the CPU with {torch.get_num_threads()} threads"
+    processes = f", {runtime.world_size} processes" if runtime.world_size > 1 else ""
+    precision = "" if amp == "off" else f", {amp}"
+    return f"{where}{processes}{precision}, seed {runtime.seed}, torch {torch.__version__}"

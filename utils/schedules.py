@@ -1,0 +1,34 @@
+"""Learning rates as plain lists: one number an epoch, so resuming needs no state."""
+
+import numpy as np
+from torch.optim import Optimizer
+
+
+def learning_rates(
+    lr: float, epochs: int, *, logspace: float = 0, epoch_step: int = 60, decay_factor: float = 0.3
+) -> list[float]:
+    """Give the learning rate of every epoch.
+
+    Args:
+        lr: the first epoch's rate.
+        epochs: how many epochs.
+        logspace: decades over all epochs, first and last included: lr → lr · 10^(−logspace). 0: steps.
+        epoch_step: with steps, an epoch has the rate lr · decay_factor^(epoch // epoch_step).
+        decay_factor: see `epoch_step`.
+    """
+    if logspace:
+        return (lr * np.logspace(0, -logspace, max(epochs, 1))).tolist()
+    return [lr * decay_factor ** (epoch // epoch_step) for epoch in range(epochs)]
+
+
+def geometric(start: float, end: float, epochs: int) -> list[float]:
+    """Go from `start` to `end` (both > 0, or equal) by the same factor every epoch."""
+    if start == end:
+        return [start] * epochs
+    return np.geomspace(start, end, epochs).tolist()
+
+
+def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
+    """Give every parameter group the same rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr

@@ -1,0 +1,115 @@
+"""Variances and covariances of feature components: exact over the whole set, from one pass, in float64."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CHUNK_BYTES = 1 << 26  # float64 copies are made in slices of about this size, whatever the batch is
+
+
+class ComponentMoments:
+    """Accumulate means and co-moments of x(0) … x(K) and x_Δ, per channel.
+
+    Everything else follows from these: g(x) = Σ x(k) and x* = g(x) + x_Δ are linear in them. Batches are
+    merged by Chan's update of centred moments, so nothing cancels, and batches may have any size.
+
+        Var(v) = E over images and units of (v − mean)²    (paper Sec. 4.2)
+
+    Attributes:
+        images: how many images were seen.
+        count: values per channel so far, images × H × W.
+    """
+
+    def __init__(self) -> None:
+        self.images = 0
+        self.count = 0
+        self._mean = torch.zeros(0)  # (M, C): component m, channel c
+        self._comoment = torch.zeros(0)  # (C, M, M): Σ (v_m − mean_m)(v_n − mean_n)
+
+    def update(self, components: Tensor, residual: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            components: (K+1, N, C, H, W), any floating dtype.
+            residual: x_Δ, (N, C, H, W).
+        """
+        self.images += residual.shape[0]
+        bytes_per_image = 8 * (len(components) + 1) * residual[0].numel()
+        size = max(1, CHUNK_BYTES // bytes_per_image)
+        for part, rest in zip(components.split(size, dim=1), residual.split(size)):
+            vectors = torch.cat([part, rest[None]]).double().flatten(3).permute(2, 0, 1, 3).flatten(2)  # (C, M, N·H·W)
+            mean = vectors.mean(2)
+            centred = vectors - mean[:, :, None]
+            self._merge(vectors.shape[2], mean.T, centred @ centred.mT)
+
+    def cpu(self) -> "ComponentMoments":
+        """Bring the sums to the CPU, so that another process can read them."""
+        self._mean, self._comoment = self._mean.cpu(), self._comoment.cpu()
+        return self
+
+    def merge(self, other: "ComponentMoments") -> None:
+        """Add what another accumulator saw, for instance in another process."""
+        self.images += other.images
+        self._merge(other.count, other._mean, other._comoment)
+
+    def _merge(self, count: int, mean: Tensor, comoment: Tensor) -> None:
+        if count == 0:
+            return
+        if self.count == 0:
+            self.count, self._mean, self._comoment = count, mean, comoment
+            return
+        total = self.count + count
+        shift = mean - self._mean
+        self._comoment = (
+            self._comoment + comoment + torch.einsum("mc,nc->cmn", shift, shift) * (self.count * count / total)
+        )
+        self._mean = self._mean + shift * (count / total)
+        self.count = total
+
+    def names(self) -> list[str]:
+        """Name the rows of the tables: target, order0 … orderK, output, residual."""
+        orders = [f"order{k}" for k in range(len(self._mean) - 1)]
+        return ["target", *orders, "output", "residual"]
+
+    def covariance(self, mean: str = "channel") -> Tensor:
+        """Give the covariances between all named vectors, float64 (M+2, M+2), their variances on the diagonal.
+
+        Args:
+            mean: "channel", every channel has its own mean (released code), or "global", one mean over all
+                (the paper's formula).
+        """
+        comoment = self._comoment.sum(0)
+        channels = self._mean.shape[1]
+        if mean == "global":
+            offset = self._mean - self._mean.mean(1, keepdim=True)
+            comoment = comoment + self.count * offset @ offset.T
+        elif mean != "channel":
+            raise ValueError(f"mean is 'channel' or 'global', not {mean!r}")
+        mixing = self._mixing()
+        return mixing @ (comoment / (self.count * channels)) @ mixing.T
+
+    def channel_variances(self) -> Tensor:
+        """Give the variance of every named vector in every channel, float64 (M+2, C)."""
+        mixing = self._mixing()
+        return torch.einsum("im,cmn,in->ic", mixing, self._comoment / self.count, mixing)
+
+    def _mixing(self) -> Tensor:
+        """Express target, orders, output, residual in (orders, residual): float64 (M+2, M)."""
+        size = len(self._mean)
+        identity = torch.eye(size, dtype=torch.float64, device=self._mean.device)
+        output = identity[:-1].sum(0, keepdim=True)
+        return torch.cat([output + identity[-1:], identity[:-1], output, identity[-1:]])
+
+    def report(self, mean: str = "channel") -> dict[str, Any]:
+        """Summarise as plain numbers: images, mean convention, var, instability, covariance."""
+        names, matrix = self.names(), self.covariance(mean).cpu()
+        variance = dict(zip(names, matrix.diagonal().tolist()))
+        return {
+            "images": self.images,
+            "mean": mean,
+            "var": variance,
+            # A constant target has nothing to reconstruct; NaN would not be JSON.
+            "instability": variance["residual"] / variance["target"] if variance["target"] > 0 else None,
+            "covariance": {"names": names, "matrix": matrix.tolist()},
+        }

@@ -1,6 +1,5 @@
 """Fit a Trans-Net that reconstructs net B's features from net A's (paper Sec. 3)."""
 
-import time
 from collections.abc import Sequence
 
 import torch
@@ -16,7 +15,7 @@ from utils.feature_cache import FeatureCache, OldFeatureFolder, open_features
 from utils.loaders import make_loader
 from utils.losses import order_penalty
 from utils.runtime import command, start
-from utils.schedules import learning_rates, set_learning_rate
+from utils.schedules import due, learning_rates, set_learning_rate
 
 Features = FeatureCache | OldFeatureFolder
 
@@ -143,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.optim, trans_net.parameters(), lr=args.lr, momentum=args.momentum, weight_decay=args.weight_decay
     )
     scaler = runtime.grad_scaler()
-    start_epoch = checkpoint.restore_training(state, own, optimizer, scaler) if state else 0
+    start_epoch = checkpoint.restore_training(state, args.resume, optimizer, scaler) if state else 0
     start_epoch = start_epoch if args.start_epoch is None else args.start_epoch
     if start_epoch >= args.epochs:
         runtime.say(f"{own} is fitted for {start_epoch} epochs already")
@@ -175,28 +174,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.lr, args.epochs, logspace=args.logspace, epoch_step=args.epoch_step, decay_factor=args.decay_factor
     )
     name = own.name.removeprefix("checkpoint_").removesuffix(".pth.tar")
-    log = runs.RunLog(
-        runs.log_folder(args.out, runs.join(dataset, arch), name), start_epoch=start_epoch, active=runtime.is_main
-    )
+    log_folder = runs.log_folder(args.out, runs.join(dataset, arch), name)
+    log = runs.RunLog(log_folder, args.epochs, start_epoch=start_epoch, active=runtime.is_main)
     direction = "B → A" if args.reverse else "A → B"
     runtime.say(
         f"Trans-Net {features.shape_a} → {features.shape_b} ({direction}) with {args.layers} layers "
         f"on {len(features):,} images of {dataset}, {arch}, layer {label}"
     )
     for epoch in range(start_epoch, args.epochs):
-        begun = time.monotonic()
-        last = epoch + 1 == args.epochs
         set_learning_rate(optimizer, rates[epoch])
         metrics = train_one_epoch(
             net, train_loader, reconstruct, optimizer, scaler, runtime, epoch=epoch, print_freq=args.print_freq
         )
-        if val_loader and (last or (epoch + 1) % args.val_epoch == 0):
-            validation = evaluate(net, val_loader, reconstruct, runtime)
-            metrics["val_MSE"] = validation["MSE"]
-        metrics |= {"lr": rates[epoch], "seconds": time.monotonic() - begun}
-        log.write(epoch, metrics)
-        runtime.say(f"epoch {epoch + 1}/{args.epochs} · {runs.describe(metrics)}")
-        if runtime.is_main and (last or (epoch + 1) % args.save_epoch == 0):
+        if val_loader and due(epoch, args.val_epoch, args.epochs):
+            metrics["val_MSE"] = evaluate(net, val_loader, reconstruct, runtime)["MSE"]
+        log.write(epoch, metrics | {"lr": rates[epoch]})
+        if runtime.is_main and due(epoch, args.save_epoch, args.epochs):
             state = checkpoint.training_state(
                 trans_net, optimizer, scaler, epoch + 1, arch=arch, trans_net=trans_net.config, alpha=alpha,
                 source=source, seed=args.seed, mse=metrics["MSE"],

@@ -210,6 +210,13 @@ def open_images(args: argparse.Namespace, split: str, runtime: Runtime) -> Image
     )
 
 
+def validation_loaders(args: argparse.Namespace, data: ImageData, runtime: Runtime) -> dict[str, Loader]:
+    """Make one loader for each part of a mixed data set, or one called "" for all of it."""
+    if not data.parts:
+        return {"": image_loader(args, data, runtime)}
+    return {name: image_loader(args, data, runtime, part=part) for name, part in data.parts.items()}
+
+
 def image_loader(
     args: argparse.Namespace, data: ImageData, runtime: Runtime, *, shuffle: bool = False, part: Tensor | None = None
 ) -> Loader:

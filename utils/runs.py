@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
@@ -50,21 +51,23 @@ def log_folder(out: str, *parts: str) -> Path:
 
 
 class RunLog:
-    """Write the metrics of every epoch to TensorBoard and to `metrics.jsonl`.
+    """Write the metrics of every epoch to TensorBoard, to `metrics.jsonl` and to the terminal.
 
     A resumed run first forgets what lies at or after its first epoch, so that every epoch stands there once.
     """
 
-    def __init__(self, folder: Path, *, start_epoch: int = 0, active: bool = True) -> None:
+    def __init__(self, folder: Path, epochs: int, *, start_epoch: int = 0, active: bool = True) -> None:
         """Open the log.
 
         Args:
             folder: made if missing.
+            epochs: how many epochs the whole run has.
             start_epoch: the first epoch that this run will write.
             active: False in processes that write nothing.
         """
         self.path = folder / "metrics.jsonl"
-        self.active = active
+        self.epochs, self.active = epochs, active
+        self._last_write = time.monotonic()
         if active:
             kept = [line for line in read_metrics(self.path) if line["epoch"] < start_epoch]
             with replacing(self.path) as temporary:
@@ -72,9 +75,13 @@ class RunLog:
             self.board = SummaryWriter(str(folder), purge_step=start_epoch)
 
     def write(self, epoch: int, metrics: dict[str, float]) -> None:
-        """Add one epoch. A metric that is not a finite number becomes null in JSON."""
+        """Add one epoch, with the seconds since the one before. In JSON, what is no finite number becomes null."""
+        now = time.monotonic()
+        metrics = metrics | {"seconds": now - self._last_write}
+        self._last_write = now
         if not self.active:
             return
+        print(f"epoch {epoch + 1}/{self.epochs} · {describe(metrics)}", flush=True)
         for name, value in metrics.items():
             self.board.add_scalar(name, value, epoch)
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}

@@ -28,6 +28,11 @@ def geometric(start: float, end: float, epochs: int) -> list[float]:
     return np.geomspace(start, end, epochs).tolist()
 
 
+def due(epoch: int, every: int, epochs: int) -> bool:
+    """Say whether something that happens `every` so many epochs happens after this one; after the last it does."""
+    return epoch + 1 == epochs or (epoch + 1) % every == 0
+
+
 def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
     """Give every parameter group the same rate."""
     for group in optimizer.param_groups:

@@ -54,7 +54,8 @@ def _unpack(archive: Path, folder: Path) -> None:
     except tarfile.FilterError as error:
         raise InputError(f"{archive} is refused, because it would write outside its folder: {error}") from None
     except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise InputError(f"{archive} is no whole tar archive ({error}); download it again") from None
+        reason = str(error).partition(":\n")[0]
+        raise InputError(f"{archive} is no whole tar archive ({reason}); download it again") from None
 
 
 def _places(folder: Path, name: str) -> list[Path]:
@@ -75,7 +76,8 @@ def find(folders: list[Path], name: str, official: str) -> Path:
     Raises:
         InputError: there is none, or more than one.
     """
-    places = [place for folder in folders for place in _places(folder, name)]
+    # One place can be reached by two ways, as when `folders` hold a folder and one in it.
+    places = list({place.resolve(): place for folder in folders for place in _places(folder, name)}.values())
     if not places:
         where = ", ".join(str(folder) for folder in folders) or "nothing"
         raise InputError(f"there is no {name} in {where}; give --src the official {official} or its content")

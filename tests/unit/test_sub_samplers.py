@@ -68,7 +68,7 @@ def test_both_halves_are_made_and_saved_and_then_stand(tmp_path, ten):
     assert [path.stat().st_mtime_ns for path in sorted(tmp_path.iterdir())] == before
 
 
-@pytest.mark.parametrize("percent, per_class", [(30, [2, 2]), (33, [2, 2]), (90, [6, 6]), (7, [0, 0])])
+@pytest.mark.parametrize("percent, per_class", [(50, [3, 3]), (25, [1, 1]), (90, [6, 6]), (7, [0, 0])])
 def test_percent_is_rounded_down_in_every_class(percent, per_class):
     targets = torch.tensor([0] * 7 + [1] * 7)
     for split in ("first", "random"):

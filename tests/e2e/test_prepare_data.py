@@ -1,0 +1,262 @@
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import PrepareData
+from tests.unit.official_layouts import make_cub, make_dogs, make_voc
+from tests.unit.photos import make_photo, real_data
+
+pytestmark = pytest.mark.e2e
+ROOT = Path(PrepareData.__file__).parent
+
+
+@pytest.fixture
+def prepare(tmp_path, capsys):
+    """Run the script into `tmp_path/data`; returns its exit code, output and error line."""
+
+    def run(*words):
+        code = 0
+        try:
+            PrepareData.main([str(word) for word in (*words, "--out", tmp_path / "data", "-j", 2)])
+        except SystemExit as end:
+            code = 1 if isinstance(end.code, str) else end.code
+            message = end.code
+        else:
+            message = ""
+        return code, capsys.readouterr().out, message
+
+    return run
+
+
+def images(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def row(output, dataset):
+    """The closing table's numbers: classes, train, test, skipped."""
+    return [int(word) for word in output.split(f"\n{dataset} ")[-1].split("\n")[0].replace(",", "").split()]
+
+
+def test_digits_are_all_there_and_made_once(prepare, tmp_path):
+    code, output, _ = prepare("digits")
+    assert code == 0
+    assert row(output, "digits") == [10, 1442, 355, 0]
+    files = images(tmp_path / "data/digits")
+    assert len(files) == 1797
+    assert {name.split("/")[1] for name in files} == {str(digit) for digit in range(10)}
+    with Image.open(tmp_path / "data/digits" / files[0]) as image:
+        assert (image.mode, image.size) == ("RGB", (8, 8))
+        assert image.getextrema()[0] == (0, 255)
+    times = [(tmp_path / "data/digits" / name).stat().st_mtime_ns for name in files]
+    _, output, _ = prepare("digits")
+    assert "0 images made, 1,797 were there" in output
+    assert [(tmp_path / "data/digits" / name).stat().st_mtime_ns for name in files] == times
+
+
+def test_cub_from_the_folder_and_from_the_archive_are_the_same(prepare, tmp_path):
+    cub = make_cub(tmp_path / "CUB_200_2011")
+    code, output, _ = prepare("CUB200", "--src", cub)
+    assert (code, row(output, "CUB200")) == (0, [3, 7, 3, 0])
+    target = tmp_path / "data/CUB200"
+    assert images(target)[0] == "test/001.Albatross/bird_3.jpg"
+    with Image.open(target / "test/001.Albatross/bird_3.jpg") as image:
+        assert (image.size, image.format) == ((20, 15), "JPEG")
+    times = {name: (target / name).stat().st_mtime_ns for name in images(target)}
+
+    with tarfile.open(tmp_path / "CUB_200_2011.tgz", "w:gz") as tar:
+        tar.add(cub, "CUB_200_2011")
+    code, output, _ = prepare("CUB200", "--src", tmp_path / "CUB_200_2011.tgz")
+    assert code == 0
+    assert "0 crops made, 10 were there" in output
+    assert {name: (target / name).stat().st_mtime_ns for name in images(target)} == times
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["CUB200"]
+
+
+def test_an_unfinished_folder_is_completed(prepare, tmp_path):
+    cub = make_cub(tmp_path / "CUB_200_2011")
+    prepare("CUB200", "--src", cub)
+    target = tmp_path / "data/CUB200"
+    (target / "train/002.Ani/bird_5.jpg").unlink()
+    (target / "train/002.Ani/.bird_5.jpg.abc.part.jpg").write_bytes(b"torn")
+    _, output, _ = prepare("CUB200", "--src", cub)
+    assert "1 crops made, 9 were there" in output
+    assert len(images(target)) == 10
+
+
+def test_fewer_classes_do_not_mix_with_more(prepare, tmp_path):
+    cub = make_cub(tmp_path / "CUB_200_2011")
+    assert prepare("CUB200", "--src", cub, "--classes", 1)[0] == 0
+    assert row(prepare("CUB200", "--src", cub)[1], "CUB200") == [3, 7, 3, 0]
+    code, _, message = prepare("CUB200", "--src", cub, "--classes", 1)
+    assert code == 1
+    assert "holds 6 images that these options would not write" in message
+
+
+def spoil(cub):
+    """Give eight photos and lines of a CUB folder one fault each."""
+    (cub / "images/001.Albatross/bird_1.jpg").unlink()
+    (cub / "images/001.Albatross/bird_2.jpg").write_text("text")
+    photo = cub / "images/001.Albatross/bird_3.jpg"
+    photo.write_bytes(photo.read_bytes()[:-200])
+    lines = (cub / "bounding_boxes.txt").read_text().replace("4 4.0 2.0 20.0 15.0\n", "")
+    (cub / "bounding_boxes.txt").write_text(lines.replace("5 5.0 2.0 20.0", "5 5.0 2.0 0.0"))
+    (cub / "images/002.Ani/notes.txt").touch()
+    (cub / "images/002.Ani" / os.fsdecode(b"caf\xe9.jpg")).touch()
+    return ["bird_1.jpg", "bird_2.jpg", "bird_3.jpg", "bird_4.jpg", "bird_5.jpg", "notes.txt", r"caf\xe9.jpg"]
+
+
+def test_every_fault_is_named_and_the_rest_is_cropped(prepare, tmp_path):
+    cub = make_cub(tmp_path / "CUB_200_2011")
+    faults = spoil(cub)
+    code, output, message = prepare("CUB200", "--src", cub)
+    assert code == 1
+    assert "7 entries, named above, could not be used" in message
+    assert "\n" not in message
+    assert all(fault in output for fault in faults)
+    for line in (
+        "missing photo: 1",
+        "unreadable photo: 2",
+        "missing list entry: 1",
+        "empty box: 1",
+        "no list names: 2",
+    ):
+        assert line in output
+    output.encode()  # can be printed
+    assert row(output, "CUB200") == [2, 4, 1, 7]
+
+    code, output, _ = prepare("CUB200", "--src", cub, "--skip-bad")
+    assert code == 0
+    assert all(fault in output for fault in faults)
+    assert "0 crops made, 5 were there" in output
+
+
+def test_dogs_from_archives_in_a_folder(prepare, tmp_path):
+    dogs = make_dogs(tmp_path / "dogs")
+    downloads = tmp_path / "downloads"
+    downloads.mkdir()
+    for archive, names in {
+        "images.tar": ["Images"],
+        "annotation.tar": ["Annotation"],
+        "lists.tar": ["train_list.mat", "test_list.mat"],
+    }.items():
+        with tarfile.open(downloads / archive, "w") as tar:
+            for name in names:
+                tar.add(dogs / name, name)
+    code, output, _ = prepare("DOG120", "--src", downloads)
+    assert (code, row(output, "DOG120")) == (0, [2, 5, 2, 0])
+    archives = [downloads / name for name in ("images.tar", "annotation.tar", "lists.tar")]
+    code, output, _ = prepare("DOG120", "--src", *archives)
+    assert "0 crops made, 7 were there" in output
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["DOG120"]
+
+
+def test_mix320_prepares_its_halves_and_then_finds_them(prepare, tmp_path):
+    cub, dogs = make_cub(tmp_path / "CUB_200_2011"), make_dogs(tmp_path / "dogs")
+    code, output, _ = prepare("mix320", "--src", cub, "--src", dogs)
+    assert code == 0
+    assert (row(output, "CUB200"), row(output, "DOG120")) == ([3, 7, 3, 0], [2, 5, 2, 0])
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["CUB200", "DOG120"]
+    code, output, _ = prepare("mix320")
+    assert (code, row(output, "DOG120")) == (0, [2, 5, 2, 0])
+    shutil.rmtree(tmp_path / "data/DOG120")
+    code, _, message = prepare("mix320")
+    assert code == 1
+    assert "mix320 needs --src" in message
+
+
+def test_voc_objects_and_animals(prepare, tmp_path):
+    voc = make_voc(tmp_path / "VOC2012")
+    assert row(prepare("VOC2012_crop", "--src", voc)[1], "VOC2012_crop") == [5, 4, 2, 0]
+    assert row(prepare("VOC2012_animal", "--src", voc)[1], "VOC2012_animal") == [3, 3, 1, 0]
+    assert images(tmp_path / "data/VOC2012_animal") == [
+        "test/13_sheep/2008_04_0.jpg",
+        "train/00_cow/2008_02_0.jpg",
+        "train/02_cat/2008_01_0.jpg",
+        "train/02_cat/2008_01_1.jpg",
+    ]
+
+
+@pytest.mark.parametrize(
+    "options", [["--list", "a.pkl", "--list", "b.pkl"], ["--list", "a.pkl", "--val-list", "b.pkl"]]
+)
+def test_voc_lists(prepare, tmp_path, options):
+    voc = make_voc(tmp_path / "VOC2012", image_sets=False)
+    box = {"xmin": "1", "ymin": "2", "xmax": "13", "ymax": "9"}
+    for name, source in (("a", "2008_01"), ("b", "2008_04")):
+        entries = [{"source": source, "category": "cat", "class": 2, "bndbox": box}]
+        (tmp_path / f"{name}.pkl").write_bytes(pickle.dumps(entries))
+    words = [tmp_path / word if word.endswith(".pkl") else word for word in options]
+    assert prepare("VOC2012_crop", "--src", voc, *words)[0] == 0
+    target = tmp_path / "data/VOC2012_crop"
+    assert images(target) == ["test/02_cat/2008_04_0.jpg", "train/02_cat/2008_01_0.jpg"]
+    with Image.open(target / "train/02_cat/2008_01_0.jpg") as image:
+        assert image.size == (12, 7)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["CUB200"], 1, r"CUB200 needs --src: the official CUB_200_2011.tgz"),
+        (["CUB200", "--src", "nowhere"], 1, "--src nowhere does not exist"),
+        (["CUB200", "--src", "."], 1, "there is no images.txt in ."),
+        (["digits", "--list", "a.pkl"], 2, None),
+        (["VOC2012_crop", "--val_list", "a.pkl"], 2, None),
+        (["CUB200", "--classes", "0"], 2, None),
+        (["cub"], 2, None),
+    ],
+)
+def test_wrong_options_are_told(prepare, tmp_path, monkeypatch, words, code, message):
+    monkeypatch.chdir(tmp_path)
+    result = prepare(*words)
+    assert result[0] == code
+    assert message is None or message in result[2]
+
+
+def test_a_killed_run_leaves_no_torn_crop_and_the_next_one_ends_it(prepare, tmp_path):
+    cub = tmp_path / "CUB_200_2011"
+    (cub / "images/1").mkdir(parents=True)
+    make_photo(cub / "images/1/0.jpg", size=(1500, 1500))
+    names = [f"{number}.jpg" for number in range(200)]
+    for name in names[1:]:
+        os.link(cub / "images/1/0.jpg", cub / "images/1" / name)
+    for file, values in {"images": "1/{}", "bounding_boxes": "0 0 1400 1400", "train_test_split": "1"}.items():
+        lines = [f"{number} {values.format(name)}\n" for number, name in enumerate(names)]
+        (cub / f"{file}.txt").write_text("".join(lines))
+    target = tmp_path / "data/CUB200/train/1"
+    command = [sys.executable, ROOT / "PrepareData.py", "CUB200", "--src", cub, "--out", tmp_path / "data", "-j", "2"]
+    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL)
+    while process.poll() is None and len(list(target.glob("[!.]*"))) < 5:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    time.sleep(1)  # its own processes end with it
+    crops = list(target.glob("[!.]*"))
+    assert 5 <= len(crops) < 200
+    for crop in crops:
+        with Image.open(crop) as image:
+            image.load()
+    code, output, _ = prepare("CUB200", "--src", cub)
+    assert code == 0
+    assert f"{200 - len(crops)} crops made, {len(crops)} were there" in output
+    assert sorted(path.name for path in target.iterdir()) == sorted(names)
+
+
+def test_real_cub_has_clamped_boxes_and_grey_photos(prepare, tmp_path):
+    code, output, _ = prepare("CUB200", "--src", real_data() / "CUB_200_2011", "--classes", 10)
+    assert code == 0
+    assert row(output, "CUB200") == [10, 300, 243, 0]
+    assert "543 crops made, 0 were there; 1 boxes clamped to the photo, 1 photos made RGB (1 L)" in output
+
+
+def test_real_voc(prepare, tmp_path):
+    code, output, _ = prepare("VOC2012_crop", "--src", real_data() / "VOC2012_mini")
+    assert (code, row(output, "VOC2012_crop")) == (0, [19, 54, 61, 0])

@@ -1,6 +1,8 @@
 """Make the official archives of a data set into cropped images, one folder a class (paper Sec. 4).
 
-Writes {out}/{dataset}/{train,test}/{class}/*.jpg. A second run leaves what is there alone.
+Writes {out}/{dataset}/{train,test}/{class}/*.jpg: RGB, JPEG quality 95, each object cut out by its box, which ends at
+the photo's border; class folders sort by official id. What is there already is left alone, so a run that was stopped
+goes on. What cannot be used is named; the exit code is then 1, with --skip_bad 0.
 """
 
 import io

@@ -59,23 +59,21 @@ def build_parser() -> options.Parser:
 
 def build_trans_net(features: Features, args: options.Namespace) -> TransNet:
     """Make the Trans-Net that fits the features' shapes."""
-    (in_channels, *in_size), (out_channels, *out_size) = (
-        as_maps(torch.empty(1, *shape, device="meta")).shape[1:] for shape in (features.shape_a, features.shape_b)
-    )
+    x, target = (as_maps(torch.empty(1, *shape, device="meta")) for shape in (features.shape_a, features.shape_b))
     if len(features.shape_a) != len(features.shape_b):
         raise InputError(
             f"A's features have shape {features.shape_a} and B's {features.shape_b}: "
             "a Trans-Net maps feature maps to feature maps, vectors to vectors, tokens to tokens"
         )
-    if args.bn and args.norm == "instance" and max(in_size) == 1:
+    if args.bn and args.norm == "instance" and x.shape[2:].numel() == 1:
         raise InputError("--bn removes the mean of each map, and these features are single values; add --norm batch")
     return TransNet(
-        in_channels,
-        out_channels,
+        x.shape[1],
+        target.shape[1],
         args.layers,
         1 if args.fc or len(features.shape_a) < 3 else 3,
         args.norm,
-        out_size=tuple(out_size),
+        out_size=(target.shape[2], target.shape[3]),
         bn=args.bn,
         affine=args.affine,
         fix_p=args.fix_p,

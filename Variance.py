@@ -165,7 +165,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         layers = [find_layer(model_in, *options.first_layer(args)), find_layer(model_tar, *options.second_layer(args))]
         data = options.open_images(args, args.t_or_v, runtime)
         loader = options.image_loader(args, data, runtime)
-        heads = [runtime.parallel(split(model, layer)[0].eval()) for model, layer in zip((model_in, model_tar), layers)]
+        head_in, head_tar = (
+            runtime.parallel(split(model, layer)[0].eval().requires_grad_(False))
+            for model, layer in zip((model_in, model_tar), layers)
+        )
         source = {
             "dataset": args.dataset, "split": args.t_or_v, "layer_a": layers[0], "layer_b": layers[1],
             "arch_a": state_in["model"]["arch"], "arch_b": state_tar["model"]["arch"],
@@ -174,7 +177,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         }  # fmt: skip
 
         def pairs(loader: options.Loader) -> Pairs:
-            return pairs_from_nets(*heads, loader, runtime)
+            return pairs_from_nets(head_in, head_tar, loader, runtime)
 
     fitted = state.get("source", {})
     for net in ("checkpoint_a", "checkpoint_b"):

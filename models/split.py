@@ -197,9 +197,7 @@ def _restore(modes: dict[nn.Module, bool]) -> None:
 
 def _find(names: dict[fx.Node, str], layer: str, model: nn.Module) -> fx.Node:
     """Find the node that a name means: its own, or the last one under a module's path."""
-    exact = [node for node, name in names.items() if name == layer]
-    under = [node for node, name in names.items() if name.startswith(f"{layer}.")]
-    found = exact or under
+    found = [node for node, name in names.items() if name == layer or name.startswith(f"{layer}.")]
     if not found or found[-1].op == "placeholder":
         near = difflib.get_close_matches(layer, names.values(), cutoff=0)
         raise InputError(f"this {_kind(model)} has no layer {layer!r}; the nearest names are {', '.join(near)}")

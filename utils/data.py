@@ -33,12 +33,12 @@ VIEWS: dict[str, Callable[[int], Callable[[Image.Image], Image.Image]]] = {
 
 
 class Pixels(Protocol):
-    """Decoded images: (n, 3, S, S) uint8 that an int64 index tensor gathers from."""
+    """Decoded images: (n, 3, S, S) uint8, kept by `utils.image_cache`."""
 
     device: torch.device
 
-    def index_select(self, dim: int, index: Tensor) -> Tensor:
-        """Return the images at `index` (n,)."""
+    def gather(self, index: Tensor) -> Tensor:
+        """Return the images at `index` (n,) on the CPU, on `device`."""
         ...
 
 
@@ -146,10 +146,7 @@ class ImageData(Dataset):
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
         """Return one stacked batch: images, targets, indices."""
         index = torch.as_tensor(indices)
-        if self.stored is None:
-            images = self.decode(indices)
-        else:
-            images = self.stored.index_select(0, index.to(self.stored.device))
+        images = self.decode(indices) if self.stored is None else self.stored.gather(index)
         return images, self.targets[index], index
 
 

@@ -1,10 +1,12 @@
 """Pictures of feature components, as functions that give a matplotlib figure."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from torch import Tensor
 
 SIGNED = "RdBu_r"  # for components and residuals: zero is white, on one symmetric scale
@@ -47,9 +49,9 @@ def component_figure(
     return figure
 
 
-def _show(axis: Axes, picture: np.ndarray, title: str, **style: object):  # type: ignore[no-untyped-def]
+def _show(axis: Axes, picture: np.ndarray, title: str, **style: Any) -> AxesImage:
     """Draw one cell without ticks."""
-    shown = axis.imshow(picture, interpolation="nearest", **style)  # type: ignore[arg-type]
+    shown = axis.imshow(picture, interpolation="nearest", **style)
     axis.set_title(title, fontsize=8)
     axis.set_xticks([])
     axis.set_yticks([])

@@ -113,6 +113,11 @@ def test_a_node_that_values_flow_around_is_refused_by_their_names(resnet18):
         split(resnet18, "layer3.1.bn2")
 
 
+def test_a_node_that_the_logits_do_not_need_is_refused():
+    with pytest.raises(InputError, match=r"_assert is no cut: heads\.head flows around it; .* is reshape"):
+        split(untrained("vit_b_16"), "_assert")
+
+
 def test_all_values_that_flow_around_are_named():
     model = torchvision.models.get_model("googlenet", num_classes=2, aux_logits=False, init_weights=False)
     with pytest.raises(
@@ -139,7 +144,7 @@ def test_tracing_leaves_every_modules_mode():
     model.classifier.eval()
     before = {name: module.training for name, module in model.named_modules()}
     head, _ = split(model, "features.8")
-    feature_shape(head, 64)
+    assert feature_shape(head, 64) == (256, 3, 3)
     assert {name: module.training for name, module in model.named_modules()} == before
     assert head.training
 
@@ -156,6 +161,36 @@ def test_train_and_eval_of_a_half_reach_its_dropout_and_batch_norm():
     assert not model.features[0][1].training
     tail.eval()
     assert not model.classifier[0].training
+
+
+def test_functional_dropout_is_never_active_in_a_half():
+    model = torchvision.models.DenseNet(4, (1, 1, 1, 1), 8, drop_rate=0.5, num_classes=5).train()
+    head, tail = split(model, "features.transition2")
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(tail.eval()(head.eval()(images)), model.eval()(images))
+
+
+class Shifted(nn.Module):
+    """Adds twice its buffer to the images."""
+
+    shift: torch.Tensor
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("shift", torch.ones(1))
+        self.flatten = nn.Flatten()
+
+    def forward(self, x):
+        return self.flatten(x + self.shift * 2)
+
+
+def test_buffers_are_read_when_a_half_runs():
+    model = Shifted()
+    head, _ = split(model, "flatten")
+    model.shift.fill_(5)
+    assert torch.equal(head(torch.zeros(1, 3, 2, 2)), torch.full((1, 12), 10.0))
+    assert list(vars(model)) == list(vars(Shifted()))
 
 
 def test_only_the_tail_gets_gradients(resnet18):
@@ -192,6 +227,13 @@ def test_head_tail_gives_both(resnet18):
         # What DataParallel does on each device.
         replica = both.head._replicate_for_data_parallel()
         assert torch.equal(replica(images), feature)
+
+
+def test_measuring_a_shape_leaves_running_statistics():
+    model = untrained("resnet18").train()
+    before = copy.deepcopy(model.state_dict())
+    assert feature_shape(split(model, "layer4.1.add")[0], 32) == (512, 1, 1)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
 def test_feature_shape_refuses_what_is_no_size_or_no_feature():

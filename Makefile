@@ -1,0 +1,40 @@
+PYTHON ?= python3
+PY := .venv/bin/python
+OUT := demo
+NET := --dataset digits --arch resnet18 --image_size 64 --data_root $(OUT)/data --out $(OUT)
+A := $(OUT)/model_checkpoints/checkpoint_digits_resnet18_sd0.pth.tar
+B := $(OUT)/model_checkpoints/checkpoint_digits_resnet18_sd5.pth.tar
+FEATURES := $(OUT)/convOuts/digits_resnet18/digits_L2
+TRANSNET := $(OUT)/model_checkpoints/digits_resnet18/checkpoint_L2.pth.tar
+
+.PHONY: demo test lint bench clean
+
+# Two ResNet-18 that differ in their seed alone: how much of what one knows does the other know?
+demo: .venv/.installed
+	$(PY) PrepareData.py digits --out $(OUT)/data
+	$(PY) Training.py $(NET) --seed 0 --suffix sd0 --epochs 3 -b 64 --lr 0.02 --logspace 1 --resume auto
+	$(PY) Training.py $(NET) --seed 5 --suffix sd5 --epochs 3 -b 64 --lr 0.02 --logspace 1 --resume auto
+	$(PY) ConvOutput.py --resume1 $(A) --resume2 $(B) --conv_layer 2 --data_root $(OUT)/data --out $(OUT)
+	$(PY) Training_TransNet.py --convOut_path $(FEATURES) --alpha [0.1,0.1] --lr 0.001 --epochs 15 --out $(OUT) --resume auto
+	$(PY) Variance.py --net_in $(A) --net_tar $(B) --transnet $(TRANSNET) --conv_layer 2 --data_root $(OUT)/data \
+		--json $(OUT)/variance.json --csv $(OUT)/variance.csv --figure $(OUT)/components.png
+
+test: lint
+	$(PY) -m pytest
+
+lint: .venv/.installed
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy models utils *.py
+
+bench: .venv/.installed
+	for bench in benchmarks/bench_*.py; do $(PY) -m benchmarks.$$(basename $$bench .py) || exit 1; done
+
+clean:
+	rm -rf $(OUT)
+
+.venv/.installed: requirements.txt tests/requirements.txt
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'Python 3.10 or newer is needed, set PYTHON=...')"
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt -r tests/requirements.txt
+	touch $@

@@ -54,13 +54,15 @@ class BatchScale(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """Give the divisor (1, C, 1, 1) in float32 of a feature (N, C, H, W); in training the gradient knows it."""
-        std = self.running_std
         if self.training:
             std = h.float().std((0, 2, 3))
             # In place: a DataParallel replica shares this buffer with the module that is saved.
             self.running_std.lerp_(std.detach(), torch.where(self.batches == 0, 1.0, self.momentum))
             self.batches += 1
-        return std[None, :, None, None] + EPS
+            divisor = std + EPS
+        else:
+            divisor = self.running_std.clamp_min(EPS)  # no EPS on top in evaluation, as in the released code
+        return divisor[None, :, None, None]
 
 
 class TransNet(nn.Module):

@@ -154,14 +154,15 @@ def _roots(name: str, split: str, data_root: Path, path: str | Path | None) -> l
         roots = [_split_folder(data_root / folder, split) for folder in folders]
     else:
         raise InputError(f"the data set {name!r} is any folder of class folders; name it with {flag}")
-    for root, folder in zip(roots, folders or roots):
-        if not root.is_dir():
-            raise InputError(
-                f"there is no folder {printable(root)} for the {split} images of {name}; make it with "
-                f"`python PrepareData.py {folder}`, or name it with --data_root or {flag}"
-                if path is None
-                else f"{flag}: there is no folder {printable(root)}"
-            )
+    for root in roots:
+        if root.is_dir():
+            continue
+        if path is not None:
+            raise InputError(f"{flag}: there is no folder {printable(root)}")
+        raise InputError(
+            f"there is no folder {printable(root)} for the {split} images of {name}; make it as "
+            f"`python PrepareData.py --help` says, or name one with --data_root or {flag}"
+        )
     return [root.absolute() for root in roots]
 
 

@@ -1,26 +1,22 @@
 """Photos decoded once: kept as uint8 on the GPU, in memory or in a memory-mapped file."""
 
-import contextlib
-import fcntl
 import hashlib
 import math
 import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from utils.data import ImageData
+from utils.data import ImageData, Pixels
 from utils.datasets import printable
 from utils.errors import InputError
-from utils.files import read_json, replacing, write_json
+from utils.image_file import open_image_file
 from utils.progress import Progress
 
 # What "auto" leaves free is for the model and its activations, and for everybody else on the machine.
@@ -41,23 +37,6 @@ class StoredPixels:
             # torch's gather waits for a thread on each core; on a busy machine NumPy's single one is 50 times as fast
             return torch.from_numpy(self.images.numpy()[index.numpy()])
         return self.images.index_select(0, index.to(self.device))
-
-
-class MappedPixels:
-    """Decoded images in a .npy file, (n, 3, S, S) uint8; the pages that are read are shared by all processes."""
-
-    device = torch.device("cpu")
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.array = np.asarray(np.load(path, mmap_mode="r"))
-
-    def gather(self, index: Tensor) -> Tensor:
-        """Return the images at `index` (n,)."""
-        return torch.from_numpy(self.array[index.numpy()])
-
-    def __reduce__(self) -> tuple[type["MappedPixels"], tuple[Path]]:
-        return MappedPixels, (self.path,)  # a spawned worker maps the file; pickling the array would copy it
 
 
 def cache_images(
@@ -95,7 +74,7 @@ def cache_images(
         return data
     shape = (len(data), 3, data.image_size, data.image_size)
     needed_bytes, path = math.prod(shape), Path(cache_dir, _file_name(data))
-    place = _place(needed_bytes, path, device) if mode == "auto" else mode
+    place = choose_place(needed_bytes, path, device) if mode == "auto" else mode
     if place == "off":
         say(
             f"no room to cache the {data.split} images of {data.name} ({_gigabytes(needed_bytes)}); "
@@ -103,13 +82,9 @@ def cache_images(
         )
         return data
     began = time.monotonic()
-    pixels: StoredPixels | MappedPixels
+    pixels: Pixels
     if place == "disk":
-        with _locked(path):
-            if complaint := _complaint(path, data):
-                say(complaint)
-                _build_file(path, shape, data, workers, quiet)
-        pixels = MappedPixels(path)
+        pixels = open_image_file(path, data, lambda pixels: _fill(pixels, data, workers, quiet), say)
     elif place == "gpu":
         on_gpu = torch.empty(shape, dtype=torch.uint8, device=device)
         _fill(on_gpu, data, workers, quiet)
@@ -131,8 +106,17 @@ def cache_images(
     return data.with_stored(pixels)
 
 
-def _place(needed_bytes: int, path: Path, device: torch.device | None) -> str:
-    """Choose for "auto": the first of GPU, memory and disk that has room to spare, else "off"."""
+def choose_place(needed_bytes: int, path: Path, device: torch.device | None) -> str:
+    """Choose where what is computed once is kept: the first that has room to spare.
+
+    Args:
+        needed_bytes: how much there is to keep.
+        path: the file that would hold it on disk.
+        device: where the model computes; only a GPU counts.
+
+    Returns:
+        "gpu", "ram", "disk", or "off" where there is no room.
+    """
     if device is not None and device.type == "cuda" and needed_bytes < GPU_SHARE * torch.cuda.mem_get_info(device)[0]:
         return "gpu"
     if needed_bytes < RAM_SHARE * available_memory_bytes():
@@ -190,85 +174,10 @@ def _is_readable(data: ImageData, index: int) -> bool:
     return True
 
 
-def _build_file(path: Path, shape: tuple[int, ...], data: ImageData, workers: int, quiet: bool) -> None:
-    """Write the images to `path` and then the record that makes them complete."""
-    record = _record(data)  # before decoding: an image that changes meanwhile is noticed by the next run
-    _record_path(path).unlink(missing_ok=True)
-    for orphan in path.parent.glob(f".{path.name}.*"):  # of builds that were killed; the lock is ours
-        orphan.unlink()
-    try:
-        with replacing(path) as temporary:
-            array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
-            if hasattr(os, "posix_fallocate"):  # a mapped file that meets a full disk kills the process
-                with temporary.open("r+b") as file:
-                    os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
-            _fill(array, data, workers, quiet)
-            array.flush()
-        write_json(_record_path(path), record)
-    except OSError as error:
-        raise InputError(
-            f"{printable(path)} cannot be written ({error.strerror or error}; "
-            f"it takes {_gigabytes(math.prod(shape))}); free some space or use --cache_images off"
-        ) from None
-
-
-def _complaint(path: Path, data: ImageData) -> str | None:
-    """Say why the file has to be built, or None where it is complete and of these images."""
-    if not path.is_file():
-        return f"decoding the {data.split} images of {data.name} once, into {printable(path)}"
-    try:
-        found = read_json(_record_path(path))
-        pixels = MappedPixels(path).array
-    except (InputError, ValueError, OSError, EOFError):
-        return f"{printable(path)} is incomplete; decoding the images again"
-    if found != _record(data):
-        return f"the images in {printable(data.root)} changed since {printable(path)} was made; decoding them again"
-    if pixels.shape != (len(data), 3, data.image_size, data.image_size) or pixels.dtype != np.uint8:
-        return f"{printable(path)} has other contents than its record says; decoding the images again"
-    return None
-
-
-def _record(data: ImageData) -> dict[str, Any]:
-    """What the pixels were made of: every file's name, size and time as one hash, and the transform."""
-    digest = hashlib.sha256()
-    for index, name in enumerate(data.paths):
-        try:
-            status = data.file(index).stat()
-            digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-        except OSError:  # named when it is decoded
-            digest.update(f"{name}\0missing\n".encode())
-    return {
-        "format": 1,
-        "images": len(data),
-        "root": printable(data.root),
-        "transform": data.transform_record,
-        "files_sha256": digest.hexdigest(),
-    }
-
-
 def _file_name(data: ImageData) -> str:
     """One file for each folder, sub-sampler and size."""
     folder = hashlib.sha256(os.fsencode(data.root)).hexdigest()[:8]
     return f"{data.name}_{data.split}_{data.sample_num or 'all'}_{data.image_size}_{folder}.npy"
-
-
-def _record_path(path: Path) -> Path:
-    return path.with_suffix(".json")
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Let one process build; those that wait find the file complete."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = path.with_suffix(".lock").open("w")
-    except OSError as error:
-        raise InputError(
-            f"the image cache {printable(path)} cannot be written ({error.strerror}); use --cache_images off"
-        ) from None
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _gigabytes(count: int) -> str:

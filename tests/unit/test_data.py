@@ -263,7 +263,9 @@ def test_an_unknown_data_set_suggests_the_nearest(tmp_path):
 
 
 def test_missing_folders(tmp_path):
-    with pytest.raises(InputError, match=r"no folder .*CUB200/train for the train images.*PrepareData.py CUB200"):
+    with pytest.raises(
+        InputError, match=r"no folder .*CUB200/train for the train images of CUB200; make it as .*PrepareData.py"
+    ):
         load_images("CUB200", "train", data_root=tmp_path)
     with pytest.raises(InputError, match=r"no folder .*DOG120/test"):
         make_folder(tmp_path / "CUB200" / "test", {"a": 1})

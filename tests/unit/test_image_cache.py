@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader
 from utils import image_cache
 from utils.data import ImageData, load_images
 from utils.errors import InputError
-from utils.image_cache import MappedPixels, StoredPixels, cache_images
+from utils.image_cache import StoredPixels, cache_images
+from utils.image_file import MappedPixels
 
 
 def load(root, image_size=16, dataset="folder", split="train") -> ImageData:

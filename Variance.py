@@ -10,10 +10,9 @@ from torch.utils.data import Subset
 
 from models.classifiers import read_classifier
 from models.split import as_maps, find_layer, split
-from models.trans_net import TransNet, build_from_state
+from models.trans_net import TransNet, build_from_state, check_fit
 from utils import checkpoint, options
 from utils.data import normalise
-from utils.errors import InputError
 from utils.feature_cache import open_features
 from utils.files import replacing, sha256, write_json
 from utils.loaders import make_loader
@@ -95,18 +94,6 @@ def measure(trans_net: TransNet, pairs: Pairs, batches: int, runtime: Runtime) -
     for other in others:
         first.merge(other)
     return first
-
-
-def check_fit(trans_net: TransNet, x: Tensor, target: Tensor) -> None:
-    """Refuse features that the Trans-Net does not map onto each other."""
-    config = trans_net.config
-    size = tuple(config["out_size"] or x.shape[2:])
-    expected = (config["in_channels"], (config["out_channels"], *size))
-    if (x.shape[1], tuple(target.shape[1:])) != expected:
-        raise InputError(
-            f"the Trans-Net maps {expected[0]} channels to {expected[1]}, but these features are "
-            f"{tuple(x.shape[1:])} and {tuple(target.shape[1:])}: check the layer, the nets and the direction"
-        )
 
 
 def table(report: dict[str, Any]) -> str:

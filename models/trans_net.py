@@ -54,7 +54,7 @@ class BatchScale(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """Give the divisor (1, C, 1, 1) in float32 of a feature (N, C, H, W); in training the gradient knows it."""
-        if self.training:
+        if self.training and h.numel() > h.shape[1]:  # one vector, as a last batch may be, has no deviation
             std = h.float().std((0, 2, 3))
             # In place: a DataParallel replica shares this buffer with the module that is saved.
             self.running_std.lerp_(std.detach(), torch.where(self.batches == 0, 1.0, self.momentum))
@@ -205,3 +205,19 @@ def build_from_state(state: dict[str, Any], path: str | Path) -> TransNet:
     except (RuntimeError, TypeError, ValueError) as error:
         raise InputError(f"{path} does not hold a whole Trans-Net: {str(error).splitlines()[-1].strip()}") from None
     return trans_net.eval()
+
+
+def check_fit(trans_net: TransNet, x: Tensor, target: Tensor) -> None:
+    """Check that a Trans-Net maps features x (N, C_in, H, W) onto features target (N, C_out, H', W').
+
+    Raises:
+        InputError: it does not.
+    """
+    config = trans_net.config
+    size = tuple(config["out_size"] or x.shape[2:])
+    expected = (config["in_channels"], (config["out_channels"], *size))
+    if (x.shape[1], tuple(target.shape[1:])) != expected:
+        raise InputError(
+            f"the Trans-Net maps {expected[0]} channels to {expected[1]}, but these features are "
+            f"{tuple(x.shape[1:])} and {tuple(target.shape[1:])}: check the layer, the nets and the direction"
+        )

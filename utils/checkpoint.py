@@ -81,6 +81,33 @@ def to_resume(resume: str, own: Path) -> Path | None:
     return Path(resume) if resume else None
 
 
+def own_progress(own: Path, key: str, facts: State) -> State:
+    """Load what an earlier run of the same command left, to go on from there.
+
+    Args:
+        own: where this run saves.
+        key: under which its checkpoints record `facts`.
+        facts: plain values that must be the same for the two runs to be one.
+
+    Returns:
+        The checkpoint, or nothing where there is none yet.
+
+    Raises:
+        InputError: the file is of another run; the message has the first fact that differs.
+    """
+    if not own.exists():
+        return {}
+    state = load(own)
+    stored = state.get(key, {})
+    for name, value in facts.items():
+        if stored.get(name) != value:
+            raise InputError(
+                f"{own} is of another run, with {name} {stored.get(name)} instead of {value}; "
+                "repeat that command, or choose another --suffix"
+            )
+    return state
+
+
 def restore_training(
     state: State, path: str | Path, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
 ) -> int:

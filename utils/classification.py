@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from utils.data import normalise
-from utils.engine import evaluate
+from utils.engine import Step, evaluate
 from utils.losses import classification_loss
 from utils.metrics import accuracies_percent
 from utils.runtime import Runtime
@@ -26,22 +26,32 @@ def classify(net: nn.Module, images: Tensor, targets: Tensor, _indices: Tensor) 
     Returns:
         The loss and the accuracies in percent.
     """
-    logits = net(normalise(images))
+    return classify_features(net, normalise(images), targets, _indices)
+
+
+def classify_features(
+    net: nn.Module, features: Tensor, targets: Tensor, _indices: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Classify a batch of what the net takes as it is, images already normalised or features (N, …); see `classify`."""
+    logits = net(features)
     return classification_loss(logits, targets), accuracies_percent(logits, targets)
 
 
-def validate(net: nn.Module, loaders: Mapping[str, Loader], runtime: Runtime) -> dict[str, float]:
+def validate(
+    net: nn.Module, loaders: Mapping[str, Loader], runtime: Runtime, step: Step = classify
+) -> dict[str, float]:
     """Evaluate a classifier on every part of the validation images.
 
     Args:
         net: from `runtime.parallel`.
         loaders: one for each part by name; the only part of an unmixed set is called "".
         runtime: device, processes, precision.
+        step: what the net does with a batch.
 
     Returns:
         `val_{metric}` over all images and, of a mixed set, `val_{part}_{metric}` over each part.
     """
-    parts = {name: evaluate(net, loader, classify, runtime) for name, loader in loaders.items()}
+    parts = {name: evaluate(net, loader, step, runtime) for name, loader in loaders.items()}
     sizes = {name: len(loader.dataset) for name, loader in loaders.items()}  # type: ignore[arg-type]
     metrics = {}
     for metric in next(iter(parts.values())):

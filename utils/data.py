@@ -118,7 +118,10 @@ class ImageData(Dataset):
         return self.root / self._files[index]
 
     def with_stored(self, pixels: Pixels) -> "ImageData":
-        """Return the same data set that gathers its images from `pixels` (len(self), 3, S, S) uint8."""
+        """Return the same data set that gathers its images from `pixels` (len(self), 3, S, S) uint8.
+
+        Or what a frozen network made of them (`utils.constant_work`): the batches then begin with those tensors.
+        """
         stored = copy.copy(self)
         stored.stored = pixels
         return stored

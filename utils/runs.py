@@ -45,6 +45,12 @@ def trans_net_path(out: str, dataset: str, arch: str, layer: str, sample_num: st
     return Path(out, "model_checkpoints", join(dataset, arch), name + ".pth.tar")
 
 
+def refined_path(out: str, dataset: str, sample_num: str, arch: str, feature: str, suffix: str, layer: str) -> Path:
+    """`check/{dataset}_{sample_num}_{arch}/checkpoint_{feature}_{suffix}_L{layer}.pth.tar`."""
+    name = join("checkpoint", feature, suffix, f"L{layer}")
+    return Path(out, "check", join(dataset, sample_num, arch), name + ".pth.tar")
+
+
 def log_folder(out: str, *parts: str) -> Path:
     """`logs/…`, one folder a run."""
     return Path(out, "logs", *parts)

@@ -221,6 +221,20 @@ def test_wrong_options_are_told(prepare, tmp_path, monkeypatch, words, code, mes
     assert message is None or message in result[2]
 
 
+def running_children(pid):
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    if not children.exists():
+        pytest.skip("needs Linux's /proc to see the processes of a run")
+    return children.read_text().split()
+
+
+def is_running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def test_a_killed_run_leaves_no_torn_crop_and_the_next_one_ends_it(prepare, tmp_path):
     cub = tmp_path / "CUB_200_2011"
     (cub / "images/1").mkdir(parents=True)
@@ -236,9 +250,13 @@ def test_a_killed_run_leaves_no_torn_crop_and_the_next_one_ends_it(prepare, tmp_
     process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL)
     while process.poll() is None and len(list(target.glob("[!.]*"))) < 5:
         time.sleep(0.01)
+    workers = running_children(process.pid)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    time.sleep(1)  # its own processes end with it
+    end = time.monotonic() + 30
+    while any(map(is_running, workers)):
+        assert time.monotonic() < end, "the cropping processes outlive their parent"
+        time.sleep(0.05)
     crops = list(target.glob("[!.]*"))
     assert 5 <= len(crops) < 160
     for crop in crops:

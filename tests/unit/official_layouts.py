@@ -37,7 +37,7 @@ def make_annotation(path: Path, objects: list[Object]) -> None:
         edges = "".join(f"<{corner}>{value}</{corner}>" for corner, value in zip(corners, box))
         part = "<part><name>hand</name><bndbox><xmin>0</xmin><ymin>0</ymin><xmax>3</xmax><ymax>3</ymax></bndbox></part>"
         text += (
-            f"<object>{part}<name>{name}</name><difficult>{int(difficult)}</difficult><bndbox>{edges}</bndbox></object>"
+            f"<object><name>{name}</name><difficult>{int(difficult)}</difficult><bndbox>{edges}</bndbox>{part}</object>"
         )
     path.write_text(f"<annotation>{text}</annotation>")
 

@@ -1,0 +1,128 @@
+"""The features that a tail is tuned on: raw ones, or what a Trans-Net keeps of them (paper Sec. 4.1 and 4.3)."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from models.classifiers import read_classifier
+from models.split import as_maps, feature_shape, find_layer, from_maps, split
+from models.trans_net import TransNet, check_fit
+from utils.checkpoint import State
+from utils.errors import InputError
+
+RAW = {"raw_A": "A", "raw_B": "B"}  # --input: the net whose feature it is
+INPUTS = ("components", *RAW, "residual_added")
+
+
+class Net(NamedTuple):
+    """A trained classifier, cut at a layer.
+
+    Attributes:
+        state: its checkpoint without the weights; "model" says what rebuilds it.
+        layer: the node's name.
+        head: images (N, 3, S, S) → feature (N, *shape).
+        tail: feature → logits (N, C).
+    """
+
+    state: State
+    layer: str
+    head: nn.Module
+    tail: nn.Module
+
+
+def open_net(path: str, arch: str | None, layer: tuple[str | None, int, bool]) -> Net:
+    """Read a classifier and cut it at `layer`: name, conv_layer, fc, as `find_layer` takes them."""
+    model, state = read_classifier(path, arch)
+    name = find_layer(model, *layer)
+    return Net(state, name, *split(model, name))
+
+
+class FrozenFeature(nn.Module):
+    """Turn images (N, 3, S, S) into a feature (N, *shape), float32, by fixed networks in evaluation mode.
+
+    What it gives, by `name`:
+
+        components      Σ x(k) over `orders`: knowledge of A that is consistent with B's; of all orders, g(x_A)
+        residual_added  the same + x_Δ = x_B − g(x_A), A's blind spots
+        raw_A, raw_B    x_A, x_B, the baselines
+
+    With all orders, `residual_added` is x_B up to rounding: what g(x_A) lacks of x_B is added to g(x_A). So the
+    paper's first experiment in Sec. 4.1 asks what modules like A's make of x_B; it is computed as it is defined.
+
+    Args:
+        name: one of `INPUTS`.
+        heads: "A" and "B" → images → feature; for a raw feature its own net's is enough.
+        trans_net: g, from A's feature to B's; needless for a raw feature.
+        orders: the k of the components that are summed.
+        tail_shape: of the feature that the tail was trained on: maps (C, H, W), tokens (T, C) or a vector (C,);
+            of these three the result is the same, its lengths are its own.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        heads: dict[str, nn.Module],
+        trans_net: TransNet | None,
+        orders: Sequence[int],
+        tail_shape: tuple[int, ...],
+    ) -> None:
+        super().__init__()
+        needed = [RAW[name]] if name in RAW else ["A", "B"] if name == "residual_added" else ["A"]
+        self.name, self.orders, self.tail_shape = name, list(orders), tail_shape
+        self.heads = nn.ModuleDict({net: heads[net] for net in needed})
+        self.trans_net = None if name in RAW else trans_net
+        self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> "FrozenFeature":
+        """Stay in evaluation mode, so that no running statistics move."""
+        return super().train(False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Give the feature of normalised images."""
+        features = {net: as_maps(head(images)) for net, head in self.heads.items()}
+        if self.trans_net is None:
+            (maps,) = features.values()
+        else:
+            output, components = self.trans_net.decompose(features["A"])
+            maps = components[self.orders].sum(0)
+            if self.name == "residual_added":
+                maps = maps + (features["B"] - output)
+        return from_maps(maps, self.tail_shape).float()
+
+
+def freeze(
+    name: str, nets: dict[str, Net], trans_net: TransNet | None, orders: Sequence[int], tail: str, image_size: int
+) -> tuple[FrozenFeature, tuple[int, ...]]:
+    """Build the frozen part for the tail of net `tail`, and try both on one blank image.
+
+    Args:
+        name: one of `INPUTS`.
+        nets: "A" and "B", those that take part.
+        trans_net: see `FrozenFeature`.
+        orders: see `FrozenFeature`.
+        tail: "A" or "B".
+        image_size: S, pixels.
+
+    Returns:
+        The frozen part and the shape of one image's feature.
+
+    Raises:
+        InputError: the Trans-Net does not fit the nets' features, or the tail does not take the result.
+    """
+    shapes = {net: tuple(feature_shape(nets[net].head, image_size)) for net in nets}
+    if trans_net is not None:
+        x, target = (as_maps(torch.empty(1, *shapes[net], device="meta")) for net in "AB")
+        check_fit(trans_net, x, target)
+    frozen = FrozenFeature(name, {net: nets[net].head for net in nets}, trans_net, orders, shapes[tail])
+    shape = tuple(feature_shape(frozen, image_size))
+    try:
+        with torch.no_grad():
+            nets[tail].tail.eval()(torch.zeros(1, *shape))
+    except (RuntimeError, ValueError, AssertionError):
+        raise InputError(
+            f"{name} gives a feature {shape}, which the tail of net {tail} does not take (its own is {shapes[tail]}): "
+            "choose layers with as many channels, or another --tail"
+        ) from None
+    return frozen, shape

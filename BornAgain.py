@@ -1,10 +1,10 @@
 """Train a series of born-again networks, each taught by the one before it (paper Sec. 4.5).
 
 Generation g learns from the labels and from generation g - 1 (Furlanello et al. 2018). --resume T names the teacher of
-the first generation that is trained. With --start_gen 1 that is generation 0: nets 1, 2, … up to --generations - 1
-follow. With --start_gen 0 the teacher comes from outside the series, and a net 0 learns from it. Without --resume, net 0
-learns from the labels alone, and a later --start_gen continues from the net before it in model_checkpoints. The same
-command again keeps the generations that are whole and goes on where the series stopped.
+the first generation that is trained. With --start_gen 1, T is generation 0, and nets 1, 2, … up to --generations - 1
+follow. With --start_gen 0, T is no part of the series: a net 0 learns from it too. Without --resume, net 0 learns from
+the labels alone, and a later --start_gen takes the net before it from model_checkpoints. The same command again keeps
+the generations that are whole and goes on where the series stopped.
 """
 
 import functools

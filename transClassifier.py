@@ -1,4 +1,4 @@
-"""Refine features: tune a tail on what a Trans-Net keeps, the nets and the Trans-Net frozen (paper Sec. 4.1, 4.3)."""
+"""Refine features: tune a tail on what a Trans-Net keeps; the nets and the Trans-Net are frozen (paper Sec. 4.1, 4.3)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +17,8 @@ from utils.files import sha256
 from utils.metrics import main_accuracy
 from utils.runtime import Runtime, command, start
 from utils.schedules import due, learning_rates, set_learning_rate
+
+StepResult = tuple[Tensor, dict[str, Tensor]]
 
 
 def build_parser() -> options.Parser:
@@ -49,56 +51,55 @@ def build_parser() -> options.Parser:
     return parser
 
 
-def check_files(parser: options.Parser, args: options.Namespace) -> None:
-    """Refuse options that leave out what the input or the tail needs."""
-    needed = ["net_A", "net_B", "resume_Ys"]
-    if args.input in RAW:
-        needed = [f"net_{RAW[args.input]}", f"net_{args.tail}"]
-        if args.in_mode:
-            parser.error(f"--in_mode chooses components of a Trans-Net, and --input {args.input} has none")
+def check_options(parser: options.Parser, args: options.Namespace) -> None:
+    """Refuse options that leave out a file which the input or the tail needs, or that contradict each other."""
+    raw = RAW.get(args.input)
+    needed = [f"net_{raw}", f"net_{args.tail}"] if raw else ["net_A", "net_B", "resume_Ys"]
     if missing := [f"--{name}" for name in dict.fromkeys(needed) if getattr(args, name) is None]:
         parser.error(f"--input {args.input} with the tail of net {args.tail} needs {' and '.join(missing)}")
+    if raw and args.in_mode is not None:
+        parser.error(f"--in_mode chooses components of a Trans-Net, and --input {args.input} has none")
 
 
-def open_trans_net(
-    parser: options.Parser, args: options.Namespace, source: dict[str, str], runtime: Runtime
-) -> tuple[TransNet, list[int]]:
-    """Read the Trans-Net, compare its origin with this run's nets, and give it with the whole --in_mode."""
-    state = checkpoint.load(args.resume_Ys)
-    trans_net, fitted = build_from_state(state, args.resume_Ys), state.get("source", {})
-    nets = [source["checkpoint_a"], source["checkpoint_b"]]
-    fitted_nets = [fitted.get(key, source[key]) for key in ("checkpoint_a", "checkpoint_b")]
-    if fitted_nets != nets and fitted_nets == nets[::-1]:
-        raise InputError(f"{args.resume_Ys} was fitted from B to A (--reverse): exchange --net_A and --net_B")
+def open_nets(args: options.Namespace) -> tuple[dict[str, Net], dict[str, Any]]:
+    """Read the nets that are named, cut at their layers, and say what they are."""
+    nets, source = {}, {}
+    for name, path, arch, layer in (
+        ("A", args.net_A, args.arch_A, options.first_layer(args)),
+        ("B", args.net_B, args.arch_B, options.second_layer(args)),
+    ):
+        if path:
+            nets[name] = open_net(path, arch or args.arch, layer)
+            source |= {f"checkpoint_{name.lower()}": sha256(path), f"layer_{name.lower()}": nets[name].layer}
+    return nets, source
+
+
+def open_trans_net(path: str, source: dict[str, Any], runtime: Runtime) -> TransNet:
+    """Read the Trans-Net and compare what it was fitted on with this run's nets and layers."""
+    state = checkpoint.load(path)
+    fitted = source | state.get("source", {})  # the authors' files do not say
+    keys = ("checkpoint_a", "checkpoint_b")
+    swapped = [fitted[key] for key in keys] == [source[key] for key in reversed(keys)]
+    if swapped and source["checkpoint_a"] != source["checkpoint_b"]:
+        raise InputError(f"{path} reconstructs A's features from B's (--reverse): exchange --net_A and --net_B")
     for net in "ab":
-        if fitted.get(f"layer_{net}", source[f"layer_{net}"]) != source[f"layer_{net}"]:
-            raise InputError(
-                f"{args.resume_Ys} was fitted at {fitted[f'layer_{net}']} of net {net.upper()}, this run names "
-                f"{source[f'layer_{net}']}; correct --conv_layer or --layer"
-            )
-        if fitted.get(f"checkpoint_{net}", source[f"checkpoint_{net}"]) != source[f"checkpoint_{net}"]:
-            runtime.say(f"note: {args.resume_Ys} was fitted on another net {net.upper()} than this one")
-
-    in_mode = args.in_mode or [1] * (trans_net.order + 1)
-    if len(in_mode) != trans_net.order + 1 or not set(in_mode) <= {0, 1} or not any(in_mode):
-        parser.error(
-            f"--in_mode of this Trans-Net has {trans_net.order + 1} entries, 1 for each x(k) that is summed and 0 for "
-            f"the others, not {in_mode}"
-        )
-    return trans_net, in_mode
+        layer, expected = source[f"layer_{net}"], fitted[f"layer_{net}"]
+        if layer != expected:
+            raise InputError(f"{path} was fitted at {expected} of net {net.upper()}, this run names {layer}")
+        if source[f"checkpoint_{net}"] != fitted[f"checkpoint_{net}"]:
+            runtime.say(f"note: {path} was fitted on another net {net.upper()} than this one")
+    return build_from_state(state, path)
 
 
 def resume(args: options.Namespace, own: runs.Path, source: dict[str, Any], tail: nn.Module) -> checkpoint.State:
     """Load what --resume names into the tail; `auto` begins anew where the checkpoint is of another feature."""
     path = checkpoint.to_resume(args.resume, own)
-    if path is None:
-        return {}
-    state = checkpoint.load(path)
-    if state.get("source") != source:
+    state = checkpoint.load(path) if path else {}
+    if path and state.get("source") != source:
         if args.resume != "auto":
-            raise InputError(f"{path} holds no tail that was tuned on this feature of these nets; name its own files")
+            raise InputError(f"{path} holds no tail that was tuned on this feature of these nets; use its own options")
         return {}
-    tail.load_state_dict(state["state_dict"])
+    tail.load_state_dict(state.get("state_dict", tail.state_dict()))
     return state
 
 
@@ -107,53 +108,101 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the step."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    args.tail = args.tail or RAW.get(args.input, "B")
-    check_files(parser, args)
+    default_tail = RAW.get(args.input, "B")
+    args.tail = args.tail or default_tail
+    check_options(parser, args)
     runtime = start(args.device_ids, args.gpu, args.seed, args.amp, args.compile)
-    nets: dict[str, Net] = {}
-    labels: list[str] = []
-    source: dict[str, Any] = {"input": args.input, "tail": args.tail}
-    for net, path, arch, layer in (
-        ("A", args.net_A, args.arch_A, options.first_layer(args)),
-        ("B", args.net_B, args.arch_B, options.second_layer(args)),
-    ):
-        if path:
-            nets[net] = open_net(path, arch or args.arch, layer)
-            labels.append(runs.layer_label(*layer))
-            source |= {f"checkpoint_{net.lower()}": sha256(path), f"layer_{net.lower()}": nets[net].layer}
+    nets, source = open_nets(args)
     trans_net, in_mode = None, []
     if args.input not in RAW:
-        trans_net, in_mode = open_trans_net(parser, args, source, runtime)
-        source |= {"transnet": sha256(args.resume_Ys), "in_mode": in_mode}
-    model_record, trained_on = (nets[args.tail].state.get(key, {}) for key in ("model", "data"))
-    options.fill_from_checkpoint(args, nets[args.tail].state)
+        trans_net = open_trans_net(args.resume_Ys, source, runtime)
+        in_mode = args.in_mode or [1] * (trans_net.order + 1)
+        if len(in_mode) != trans_net.order + 1 or not set(in_mode) <= {0, 1} or not any(in_mode):
+            parser.error(f"--in_mode takes 1 or 0 for each of x(0) … x({trans_net.order}), some 1, not {in_mode}")
+        source["transnet"] = sha256(args.resume_Ys)
+    source |= {"input": args.input, "in_mode": in_mode, "tail": args.tail}
+    tail, tail_state = nets[args.tail].tail, nets[args.tail].state
+    options.fill_from_checkpoint(args, tail_state)
     orders = [k for k, chosen in enumerate(in_mode) if chosen]
     frozen, shape = freeze(args.input, nets, trans_net, orders, args.tail, args.image_size)
-    tail = nets[args.tail].tail
 
     archs = [net.state["model"]["arch"] for net in nets.values()]
-    arch, label = runs.pair(archs[0], archs[-1]), runs.pair(labels[0], labels[-1])
+    layers = [runs.layer_label(*options.first_layer(args)), runs.layer_label(*options.second_layer(args))]
+    arch, layer = runs.pair(archs[0], archs[-1]), runs.pair(*layers)
     feature = runs.join(
-        "" if args.input == "components" else args.input, "".join(map(str, in_mode)),
-        "" if args.tail == RAW.get(args.input, "B") else f"tail{args.tail}",
-    )  # fmt: skip
-    own = runs.refined_path(args.out, args.dataset, args.sample_num, arch, feature, args.suffix, label)
+        "" if args.input == "components" else args.input,
+        "".join(map(str, in_mode)),
+        "" if args.tail == default_tail else f"tail{args.tail}",
+    )
+    own = runs.refined_path(args.out, args.dataset, args.sample_num, arch, feature, args.suffix, layer)
     state = resume(args, own, source, tail)
-    net = runtime.parallel(tail)
-    frozen_net = runtime.parallel(frozen)
+    net, frozen_net = runtime.parallel(tail), runtime.parallel(frozen)
 
     def features_of(images: Tensor) -> Tensor:
-        """Give the frozen part's feature (N, *shape) of images uint8 (N, 3, S, S)."""
+        """Give the fixed feature (N, *shape) of images uint8 (N, 3, S, S)."""
         return frozen_net(normalise(images))
 
     def classify_anew(net: nn.Module, images: Tensor, targets: Tensor, indices: Tensor) -> StepResult:
-        """Classify images whose feature differs from epoch to epoch, because they are augmented."""
+        """Classify images that are augmented, so that their feature differs from epoch to epoch."""
         return classify_features(net, features_of(images), targets, indices)
 
     def with_features(images: ImageData) -> ImageData:
-        """Compute the feature of every image once, in place of its pixels."""
+        """Compute the feature of every image once, and let batches hold it in place of the pixels."""
         loader = options.image_loader(args, images, runtime)
-        label = f"{images.split} features {shape}"
+        label = f"{feature} features {shape} of the {images.split} images"
         return images.with_stored(compute_once(features_of, loader, shape, runtime, folder=own.parent, label=label))
 
     val_images = options.open_images(args, "val", runtime)
+    classes = val_images.classes
+    check_classes(tail_state.get("data", {}).get("classes", classes), classes, "the validation images")
+    if tail_state["model"]["num_classes"] != len(classes):
+        raise InputError(
+            f"net {args.tail} tells {tail_state['model']['num_classes']} classes apart, not {len(classes)}"
+        )
+    val_loaders = options.validation_loaders(args, with_features(val_images), runtime)
+    optimizer = make_optimizer(
+        args.optim, tail.parameters(), lr=args.lr, momentum=args.momentum, weight_decay=args.weight_decay
+    )
+    scaler = runtime.grad_scaler()
+    start_epoch = checkpoint.restore_training(state, args.resume, optimizer, scaler) if state else 0
+    start_epoch = start_epoch if args.start_epoch is None else args.start_epoch
+    metrics = validate(net, val_loaders, runtime, classify_features)
+    runtime.say(f"{feature} after {start_epoch} epochs of tuning: {runs.describe(metrics)}")
+    if start_epoch >= args.epochs:
+        return
+
+    train_images = options.open_images(args, "train", runtime)
+    check_classes(classes, train_images.classes, "the training images")
+    augments = train_images.augments
+    train_data, step = (train_images, classify_anew) if augments else (with_features(train_images), classify_features)
+    train_loader = options.image_loader(args, train_data, runtime, shuffle=True)
+    rates = learning_rates(
+        args.lr, args.epochs, logspace=args.logspace, epoch_step=args.epoch_step, decay_factor=args.decay_factor
+    )
+    name = own.name.removeprefix("checkpoint_").removesuffix(".pth.tar")
+    log_folder = runs.log_folder(args.out, own.parent.name, name)
+    log = runs.RunLog(log_folder, args.epochs, start_epoch=start_epoch, active=runtime.is_main)
+    acc1, best_acc1 = main_accuracy(metrics, "val_"), float(state.get("best_acc1", 0))
+    for epoch in range(start_epoch, args.epochs):
+        set_learning_rate(optimizer, rates[epoch])
+        metrics = train_one_epoch(
+            net, train_loader, step, optimizer, scaler, runtime, epoch=epoch, print_freq=args.print_freq
+        )
+        if due(epoch, args.val_epoch, args.epochs):
+            metrics |= validate(net, val_loaders, runtime, classify_features)
+            acc1 = main_accuracy(metrics, "val_")
+            best_acc1 = max(acc1, best_acc1)
+        log.write(epoch, metrics | {"lr": rates[epoch]})
+        if runtime.is_main and due(epoch, args.save_epoch, args.epochs):
+            state = checkpoint.training_state(
+                tail, optimizer, scaler, epoch + 1,
+                arch=arch, model=tail_state["model"], source=source, seed=args.seed, acc1=acc1, best_acc1=best_acc1,
+                data=data_record(args.dataset, args.sample_num, classes, args.image_size),
+            )  # fmt: skip
+            checkpoint.save(own, state)
+    log.close()
+    runtime.say(f"saved {own}, accuracy {acc1:.2f} %, best {best_acc1:.2f} %")
+
+
+if __name__ == "__main__":
+    main()

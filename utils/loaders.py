@@ -31,7 +31,7 @@ class EpochSampler(Sampler[list[int]]):
             return list(range(self.rank, self.length, self.world_size))
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.randperm(self.length, generator=generator)
-        order = torch.cat([order, order[: -self.length % self.world_size]])
+        order = order.repeat(self.world_size)[: math.ceil(self.length / self.world_size) * self.world_size]
         return order[self.rank :: self.world_size].tolist()
 
     def __iter__(self) -> Iterator[list[int]]:

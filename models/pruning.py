@@ -1,0 +1,117 @@
+"""Magnitude pruning and weight sharing (Han et al. 2016), by moving the weights of an ordinary network in place.
+
+While a pruned network is trained, every step of the optimiser is followed by `zero_removed` or `tie`. The hooks of
+torch.nn.utils.prune would do so in the layer's own forward, which attention layers (ViT, Swin) never call.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from sklearn.cluster import KMeans
+from torch import Tensor, nn
+
+KMEANS_SAMPLE = 2**20  # weights of a layer that the centroids are fitted to; more would not move them
+
+
+@dataclass(frozen=True)
+class PrunedWeight:
+    """The weight of one layer and what was removed from it.
+
+    Attributes:
+        name: the parameter's name in the network.
+        weight: the parameter itself.
+        threshold: magnitudes up to here were removed.
+        removed: bool, shaped as the weight.
+    """
+
+    name: str
+    weight: nn.Parameter
+    threshold: float
+    removed: Tensor
+
+
+def prunable_weights(model: nn.Module) -> dict[str, tuple[nn.Parameter, bool]]:
+    """Name the weights of convolutions (True) and of linear layers (False), attention's projections among them."""
+    weights = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            weights[f"{name}.weight"] = (module.weight, isinstance(module, nn.Conv2d))
+        elif isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
+            weights[f"{name}.in_proj_weight"] = (module.in_proj_weight, False)
+    return weights
+
+
+@torch.no_grad()
+def prune(model: nn.Module, s_conv: float, s_fc: float) -> list[PrunedWeight]:
+    """Set the small weights of every layer to zero, in place; biases and BatchNorm stay.
+
+    Args:
+        model: on the device where it will be trained.
+        s_conv: of a convolution, magnitudes up to s_conv · std of its weights are removed (std over all of them,
+            zeros of an earlier pruning included).
+        s_fc: the same of a linear layer.
+
+    Returns:
+        One entry for each layer, in the network's order.
+    """
+    layers = []
+    for name, (weight, is_convolution) in prunable_weights(model).items():
+        threshold = (s_conv if is_convolution else s_fc) * weight.std(correction=0).item()
+        layers.append(PrunedWeight(name, weight, threshold, weight.abs() <= threshold))
+    zero_removed(layers)
+    return layers
+
+
+@torch.no_grad()
+def zero_removed(layers: Sequence[PrunedWeight]) -> None:
+    """Put the removed weights back to zero, where momentum or weight decay moved them."""
+    for layer in layers:
+        layer.weight.masked_fill_(layer.removed, 0)
+
+
+@torch.no_grad()
+def cluster(layers: Sequence[PrunedWeight], bits: int) -> list[Tensor]:
+    """Group the remaining weights of each layer by k-means into at most 2^bits clusters.
+
+    The centroids begin at equal distances from the smallest weight to the largest, which keeps the rare large ones
+    (Han et al., Sec. 3.2). Weights that have no more than 2^bits values, as those of a network that is shared
+    already, are grouped by value.
+
+    Returns:
+        For each layer int32 labels shaped as its weight: 0 where removed, else 1 + the cluster.
+    """
+    return [_cluster_layer(layer, 2**bits) for layer in layers]
+
+
+@torch.no_grad()
+def tie(layers: Sequence[PrunedWeight], labels: Sequence[Tensor]) -> None:
+    """Give the weights of a cluster their mean and the removed ones zero, in place.
+
+    After a step of gradient descent this is the step of the centroid along the mean of its weights' gradients.
+
+    Args:
+        layers: from `prune`.
+        labels: from `cluster`.
+    """
+    for layer, label in zip(layers, labels):
+        flat = label.flatten()
+        means = torch.bincount(flat, layer.weight.flatten().double()) / torch.bincount(flat).clamp(min=1)
+        means[0] = 0
+        layer.weight.copy_(means[label])
+
+
+def _cluster_layer(layer: PrunedWeight, clusters: int) -> Tensor:
+    """Label one layer's weights, as `cluster` gives them."""
+    kept = layer.weight[~layer.removed]
+    values, groups = kept.unique(return_inverse=True)
+    if len(values) > clusters:
+        ordered = kept.sort().values[:: -(-len(kept) // KMEANS_SAMPLE)].double().cpu().numpy()
+        first = np.linspace(values[0].item(), values[-1].item(), clusters)
+        fitted = KMeans(clusters, init=first[:, None], n_init=1).fit(ordered[:, None])
+        centroids = torch.from_numpy(np.sort(fitted.cluster_centers_[:, 0])).to(kept)
+        groups = torch.bucketize(kept, (centroids[1:] + centroids[:-1]) / 2)
+    labels = torch.zeros_like(layer.removed, dtype=torch.int32)
+    labels[~layer.removed] = groups.int() + 1
+    return labels

@@ -145,7 +145,7 @@ def train_generation(
             metrics |= validate(net, val_loaders, runtime)
             acc1 = main_accuracy(metrics, "val_")
             best_acc1 = max(acc1, best_acc1)
-        log.write(epoch, metrics | {"lr": rates[epoch], "lambda": lambdas[epoch]})
+        log.write(epoch, metrics | {"lr": rates[epoch]} | ({"lambda": lambdas[epoch]} if teacher else {}))
         if runtime.is_main and due(epoch, args.save_epoch, args.epochs):
             state = checkpoint.training_state(
                 model, optimizer, scaler, epoch + 1,

@@ -50,8 +50,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     model_b, state_b = read_classifier(args.resume2, args.arch2 or args.arch)
     options.fill_from_checkpoint(args, state_a)
     images = options.open_images(args, args.t_or_v, runtime)
-    for path, state in ((args.resume1, state_a), (args.resume2, state_b)):
-        check_classes(state.get("data", {}).get("classes", images.classes), images.classes, f"the images, for {path},")
+    classes_a, classes_b = (state.get("data", {}).get("classes", images.classes) for state in (state_a, state_b))
+    check_classes(classes_a, images.classes, f"the images, for {args.resume1},")
+    if classes_b != classes_a:  # nets of different tasks (paper Sec. 4.6): no images have the classes of both
+        runtime.say(f"note: {args.resume2} was trained on other classes than net A, so its accuracy here means nothing")
 
     first, second = options.first_layer(args), options.second_layer(args)
     layer_a, layer_b = find_layer(model_a, *first), find_layer(model_b, *second)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from models.split import as_maps
@@ -14,6 +15,7 @@ from utils.errors import InputError
 from utils.feature_cache import FeatureCache, OldFeatureFolder, open_features
 from utils.loaders import make_loader
 from utils.losses import order_penalty
+from utils.plotting import component_figure
 from utils.runtime import command, start
 from utils.schedules import due, learning_rates, set_learning_rate
 
@@ -52,6 +54,9 @@ def build_parser() -> options.Parser:
         parser, optim="Adam", lr=1e-4, epochs=800, logspace=2, decay_factor=0.2, save_epoch=100, val_epoch=10
     )
     parser.add_argument("--save_per_epoch", action="store_true", help="keep every saved epoch in a file of its own")
+    parser.add_argument(
+        "--images", action="store_true", help="draw one image's components in TensorBoard, every --val_epoch"
+    )
     options.add_run_options(parser)
     options.add_ignored_options(parser, "--topk", "--channels")
     return parser
@@ -114,6 +119,15 @@ def resume(
             raise InputError(f"{path} was fitted on other features; fit a new one, or name its own --convOut_path")
         return fresh, {}
     return trans_net, state
+
+
+@torch.no_grad()
+def draw(trans_net: TransNet, features: Features, device: torch.device) -> Figure:
+    """Draw what the first image's feature splits into, in the four channels that vary most on it."""
+    x, target = (as_maps(feature).to(device) for feature in features.__getitems__([0])[:2])
+    _, components = trans_net.eval().decompose(x)
+    channels = target[0].flatten(1).std(1, correction=0).topk(min(4, target.shape[1])).indices
+    return component_figure(None, x[0], target[0], components[:, 0], channels.tolist())
 
 
 @command
@@ -187,6 +201,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if val_loader and due(epoch, args.val_epoch, args.epochs):
             metrics["val_MSE"] = evaluate(net, val_loader, reconstruct, runtime)["MSE"]
         log.write(epoch, metrics | {"lr": rates[epoch]})
+        if args.images and due(epoch, args.val_epoch, args.epochs):
+            log.figure(epoch, "components", draw(trans_net, features, runtime.device))
         if runtime.is_main and due(epoch, args.save_epoch, args.epochs):
             state = checkpoint.training_state(
                 trans_net, optimizer, scaler, epoch + 1, arch=arch, trans_net=trans_net.config, alpha=alpha,

@@ -16,7 +16,7 @@ from utils.data import normalise
 from utils.feature_cache import open_features
 from utils.files import replacing, sha256, write_json
 from utils.loaders import make_loader
-from utils.plotting import component_figure, component_titles
+from utils.plotting import component_figure
 from utils.progress import Progress
 from utils.runtime import Runtime, command, start
 from utils.statistics import ComponentMoments
@@ -113,16 +113,10 @@ def table(report: dict[str, Any]) -> str:
 def draw(file: str, trans_net: TransNet, moments: ComponentMoments, pair: tuple[Tensor, Tensor], image: Any) -> None:
     """Draw the two most and the two least consistent channels of one image."""
     x, target = pair
-    output, components = trans_net.decompose(x)
-    variances = moments.channel_variances()
-    alive = (variances[0] > 1e-3 * variances[0].max()).nonzero().flatten()  # a dead channel shows nothing
-    instability = variances[-1, alive] / variances[0, alive]
-    ranked = alive[instability.argsort()].tolist()
-    channels = list(dict.fromkeys(ranked[:2] + ranked[-2:]))
-    titles = component_titles(trans_net.order)
-    maps = {"x": x[0], "$x^*$": target[0], **dict(zip(titles, components[:, 0])), r"$x_\Delta$": (target - output)[0]}
-    notes = [f"instability {float(variances[-1, c] / variances[0, c]):.2f}" for c in channels]
-    figure = component_figure(image, maps, channels, notes)
+    _, components = trans_net.decompose(x)
+    channels, instability = moments.rank_channels(ends=2)
+    notes = [f"instability {value:.2f}" for value in instability.tolist()]
+    figure = component_figure(image, x[0], target[0], components[:, 0], channels.tolist(), notes)
     with replacing(file) as temporary:
         figure.savefig(temporary, dpi=150)
 

@@ -1,11 +1,11 @@
-"""Refine features: tune a tail on what a Trans-Net keeps; the nets and the Trans-Net are frozen (paper Sec. 4.1, 4.3)."""
+"""Refine features: tune a tail on what a Trans-Net keeps, with all else frozen (paper Sec. 4.1 and 4.3)."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-from models.refinement import INPUTS, RAW, Net, freeze, open_net
+from models.frozen_feature import INPUTS, RAW, Net, freeze, open_net
 from models.trans_net import TransNet, build_from_state
 from utils import checkpoint, options, runs
 from utils.classification import classify_features, data_record, validate
@@ -63,7 +63,8 @@ def check_options(parser: options.Parser, args: options.Namespace) -> None:
 
 def open_nets(args: options.Namespace) -> tuple[dict[str, Net], dict[str, Any]]:
     """Read the nets that are named, cut at their layers, and say what they are."""
-    nets, source = {}, {}
+    nets: dict[str, Net] = {}
+    source: dict[str, Any] = {}
     for name, path, arch, layer in (
         ("A", args.net_A, args.arch_A, options.first_layer(args)),
         ("B", args.net_B, args.arch_B, options.second_layer(args)),
@@ -91,15 +92,43 @@ def open_trans_net(path: str, source: dict[str, Any], runtime: Runtime) -> Trans
     return build_from_state(state, path)
 
 
+def select(parser: options.Parser, in_mode: list[int] | None, trans_net: TransNet) -> list[int]:
+    """Give one 0 or 1 for each component, x(0) first."""
+    in_mode = [1] * (trans_net.order + 1) if in_mode is None else in_mode
+    if len(in_mode) != trans_net.order + 1 or not set(in_mode) <= {0, 1} or not any(in_mode):
+        parser.error(f"--in_mode takes 1 or 0 for each of x(0) … x({trans_net.order}), some 1, not {in_mode}")
+    return in_mode
+
+
+def result_path(args: options.Namespace, nets: dict[str, Net], in_mode: list[int]) -> runs.Path:
+    """Say where the tail is saved."""
+    archs = [net.state["model"]["arch"] for net in nets.values()]
+    layers = [runs.layer_label(*layer) for layer in (options.first_layer(args), options.second_layer(args))]
+    feature = runs.join(
+        "" if args.input == "components" else args.input,
+        "".join(map(str, in_mode)),
+        "" if args.tail == usual_tail(args.input) else f"tail{args.tail}",
+    )
+    arch = runs.pair(archs[0], archs[-1])
+    return runs.refined_path(args.out, args.dataset, args.sample_num, arch, feature, args.suffix, runs.pair(*layers))
+
+
+def usual_tail(name: str) -> str:
+    """Say whose tail reads an input where no option does."""
+    return RAW.get(name, "B")
+
+
 def resume(args: options.Namespace, own: runs.Path, source: dict[str, Any], tail: nn.Module) -> checkpoint.State:
     """Load what --resume names into the tail; `auto` begins anew where the checkpoint is of another feature."""
     path = checkpoint.to_resume(args.resume, own)
-    state = checkpoint.load(path) if path else {}
-    if path and state.get("source") != source:
+    if path is None:
+        return {}
+    state = checkpoint.load(path)
+    if state.get("source") != source:
         if args.resume != "auto":
             raise InputError(f"{path} holds no tail that was tuned on this feature of these nets; use its own options")
         return {}
-    tail.load_state_dict(state.get("state_dict", tail.state_dict()))
+    tail.load_state_dict(state["state_dict"])
     return state
 
 
@@ -108,33 +137,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the step."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    default_tail = RAW.get(args.input, "B")
-    args.tail = args.tail or default_tail
+    args.tail = args.tail or usual_tail(args.input)
     check_options(parser, args)
     runtime = start(args.device_ids, args.gpu, args.seed, args.amp, args.compile)
     nets, source = open_nets(args)
-    trans_net, in_mode = None, []
+    trans_net: TransNet | None = None
+    in_mode: list[int] = []
     if args.input not in RAW:
         trans_net = open_trans_net(args.resume_Ys, source, runtime)
-        in_mode = args.in_mode or [1] * (trans_net.order + 1)
-        if len(in_mode) != trans_net.order + 1 or not set(in_mode) <= {0, 1} or not any(in_mode):
-            parser.error(f"--in_mode takes 1 or 0 for each of x(0) … x({trans_net.order}), some 1, not {in_mode}")
+        in_mode = select(parser, args.in_mode, trans_net)
         source["transnet"] = sha256(args.resume_Ys)
     source |= {"input": args.input, "in_mode": in_mode, "tail": args.tail}
     tail, tail_state = nets[args.tail].tail, nets[args.tail].state
     options.fill_from_checkpoint(args, tail_state)
-    orders = [k for k, chosen in enumerate(in_mode) if chosen]
-    frozen, shape = freeze(args.input, nets, trans_net, orders, args.tail, args.image_size)
+    frozen, shape = freeze(args.input, nets, trans_net, in_mode, args.tail, args.image_size)
 
-    archs = [net.state["model"]["arch"] for net in nets.values()]
-    layers = [runs.layer_label(*options.first_layer(args)), runs.layer_label(*options.second_layer(args))]
-    arch, layer = runs.pair(archs[0], archs[-1]), runs.pair(*layers)
-    feature = runs.join(
-        "" if args.input == "components" else args.input,
-        "".join(map(str, in_mode)),
-        "" if args.tail == default_tail else f"tail{args.tail}",
-    )
-    own = runs.refined_path(args.out, args.dataset, args.sample_num, arch, feature, args.suffix, layer)
+    own = result_path(args, nets, in_mode)
+    name = own.name.removeprefix("checkpoint_").removesuffix(".pth.tar")
     state = resume(args, own, source, tail)
     net, frozen_net = runtime.parallel(tail), runtime.parallel(frozen)
 
@@ -149,15 +168,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     def with_features(images: ImageData) -> ImageData:
         """Compute the feature of every image once, and let batches hold it in place of the pixels."""
         loader = options.image_loader(args, images, runtime)
-        label = f"{feature} features {shape} of the {images.split} images"
+        label = f"{images.split} features {shape}"
         return images.with_stored(compute_once(features_of, loader, shape, runtime, folder=own.parent, label=label))
 
     val_images = options.open_images(args, "val", runtime)
     classes = val_images.classes
     check_classes(tail_state.get("data", {}).get("classes", classes), classes, "the validation images")
-    if tail_state["model"]["num_classes"] != len(classes):
+    model_record = tail_state["model"]
+    if model_record["num_classes"] != len(classes):
         raise InputError(
-            f"net {args.tail} tells {tail_state['model']['num_classes']} classes apart, not {len(classes)}"
+            f"the tail of net {args.tail} has {model_record['num_classes']} classes, the images have {len(classes)}; "
+            "use a net that was trained on such classes"
         )
     val_loaders = options.validation_loaders(args, with_features(val_images), runtime)
     optimizer = make_optimizer(
@@ -167,7 +188,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     start_epoch = checkpoint.restore_training(state, args.resume, optimizer, scaler) if state else 0
     start_epoch = start_epoch if args.start_epoch is None else args.start_epoch
     metrics = validate(net, val_loaders, runtime, classify_features)
-    runtime.say(f"{feature} after {start_epoch} epochs of tuning: {runs.describe(metrics)}")
+    runtime.say(f"{name} after {start_epoch} epochs of tuning: {runs.describe(metrics)}")
     if start_epoch >= args.epochs:
         return
 
@@ -179,10 +200,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     rates = learning_rates(
         args.lr, args.epochs, logspace=args.logspace, epoch_step=args.epoch_step, decay_factor=args.decay_factor
     )
-    name = own.name.removeprefix("checkpoint_").removesuffix(".pth.tar")
     log_folder = runs.log_folder(args.out, own.parent.name, name)
     log = runs.RunLog(log_folder, args.epochs, start_epoch=start_epoch, active=runtime.is_main)
-    acc1, best_acc1 = main_accuracy(metrics, "val_"), float(state.get("best_acc1", 0))
+    acc1, best_acc1 = (float(state.get(key, 0)) for key in ("acc1", "best_acc1"))
     for epoch in range(start_epoch, args.epochs):
         set_learning_rate(optimizer, rates[epoch])
         metrics = train_one_epoch(
@@ -196,7 +216,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if runtime.is_main and due(epoch, args.save_epoch, args.epochs):
             state = checkpoint.training_state(
                 tail, optimizer, scaler, epoch + 1,
-                arch=arch, model=tail_state["model"], source=source, seed=args.seed, acc1=acc1, best_acc1=best_acc1,
+                arch=model_record["arch"], model=model_record, source=source, seed=args.seed,
+                acc1=acc1, best_acc1=best_acc1,
                 data=data_record(args.dataset, args.sample_num, classes, args.image_size),
             )  # fmt: skip
             checkpoint.save(own, state)

@@ -41,6 +41,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=2, help="processes or threads that decode")
     parser.add_argument("--rounds", type=int, default=3, help="later epochs of each kind")
     args = parser.parse_args(argv)
+    load = os.getloadavg()[0]  # of other programs: none of ours has begun
     with tempfile.TemporaryDirectory() as scratch:
         folder = args.images or real_photos() or synthetic_photos(Path(scratch, "photos"), 500)
         data = open_photos(folder, args.image_size)
@@ -57,7 +58,10 @@ def main(argv: list[str] | None = None) -> None:
         f"{cached_seconds / step_seconds:.2%} of its share of a ResNet-18 training step on this machine "
         f"({step_seconds * 1e3:.1f} ms, batches of 32)."
     )
-    print(f"\n{platform.machine()} CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads; ")
+    print(
+        f"\n{platform.machine()} CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads, "
+        f"load average {load:.1f} before the run; "
+    )
     print(
         f"Python {platform.python_version()}, torch {torch.__version__}, torchvision {torchvision.__version__}, "
         f"Pillow {PIL.__version__}; "

@@ -1,50 +1,112 @@
+# shellcheck shell=bash
 # Sourced by the sections' scripts: the settings that the environment can change, and the functions that they are
 # written with. Paths are relative to the repository's root.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-DATA=${DATA:-${KC_DATA:-data}} # data root, as PrepareData.py makes it
-OUT=${OUT:-runs}               # everything that is written; what sections have in common is made once
+# Data root as PrepareData.py makes it, the halves of mix320, and where everything is written: what sections have in
+# common is made once. What is there already is kept where it was made from the same files.
+DATA=${DATA:-${KC_DATA:-data}} OUT=${OUT:-runs}
+BIRDS=${BIRDS:-$DATA/CUB200} DOGS=${DOGS:-$DATA/DOG120}
 PYTHON=${PYTHON:-$([[ -x .venv/bin/python ]] && echo .venv/bin/python || echo python3)}
-IMAGE_SIZE=${IMAGE_SIZE:-224} BATCH=${BATCH:-} LR=${LR:-0.01}
+
+# The paper's, for smaller runs to change; BATCH, too (128 for nets, 64 for Trans-Nets and tails).
+IMAGE_SIZE=${IMAGE_SIZE:-224} OPTIM=${OPTIM:-SGD} LR=${LR:-0.01}
 TRANS_EPOCHS=${TRANS_EPOCHS:-1000} TRANS_LR=${TRANS_LR:-0.0001}
 REFINE_EPOCHS=${REFINE_EPOCHS:-100} REFINE_LR=${REFINE_LR:-0.00001}
-DEVICE_IDS=${DEVICE_IDS:-} # [0,1]: every step on both GPUs, or with JOBS=2 each chain of steps on one of them
-JOBS=${JOBS:-1}            # chains of steps that run side by side
 
-section=$(basename "$0" .sh)
-results=$OUT/results # results/TABLE/ROW/COLUMN/*.json: what experiments/tables.py reads
-dry_run= failed= started=0 slots=()
-device=(${DEVICE_IDS:+--device_ids "$DEVICE_IDS"})
+# JOBS chains of steps run side by side. DEVICE_IDS=[0,1]: every step on both GPUs; with JOBS=2, each chain on one.
+JOBS=${JOBS:-1} DEVICE_IDS=${DEVICE_IDS:-}
+
+section=$(basename "$0" .sh) started=0 chains=() dry_run=
 IFS=', ' read -ra gpus <<<"${DEVICE_IDS//[\[\]]/}"
+device=(${DEVICE_IDS:+--device_ids "$DEVICE_IDS"})
 case ${1:-} in
-  '') ;;
-  --dry-run) dry_run=yes ;;
-  *) sed -n '2,/^$/s/^# \{0,1\}//p' "$0" && exit 2 ;;
+'') ;;
+--dry-run) dry_run=yes ;;
+*) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "experiments/$section.sh" && [[ $1 == --help ]] && exit 0 || exit 2 ;;
 esac
 
-# step NAME SCRIPT OPTION…: run a script; its output goes to a log, whose end is shown if it fails.
+# layers_of ARCH: the paper's layers, as --conv_layer numbers them.
+layers_of() {
+  case $1 in
+  vgg16_bn) echo 30 37 ;; # conv4_3, conv5_2
+  vgg11_bn) echo 18 25 ;; # conv4_2, conv5_2
+  alexnet) echo 8 10 ;;   # conv4, conv5
+  resnet*) echo 3 ;;      # the last 14×14 map
+  *) echo "${LAYERS:?names the --conv_layer of other architectures}" ;;
+  esac
+}
+
+# train DATASET ARCH SUFFIX OPTION…: a classifier from scratch for $EPOCHS, learning rate 1e-2 → about 1e-4.
+train() {
+  step "train_$1_$2_$3" Training.py --arch "$2" --dataset "$1" --optim "$OPTIM" --lr "$LR" --epochs "$EPOCHS" \
+    --epoch_step $(((EPOCHS + 4) / 5)) --batch_size "${BATCH:-128}" --save_epoch 50 --suffix "$3" "${@:4}" \
+    --image_size "$IMAGE_SIZE" --data_root "$DATA" --out "$OUT" --resume auto
+}
+
+# fit NAME FEATURES SUFFIX OPTION…: a Trans-Net, learning rate 1e-4 → 1e-6.
+fit() {
+  step "fit_$1" Training_TransNet.py --convOut_path "$2" --lr "$TRANS_LR" --logspace 2 --epochs "$TRANS_EPOCHS" \
+    --batch_size "${BATCH:-64}" --suffix "$3" "${@:4}" --out "$OUT" --resume auto
+}
+
+# tune NAME DATASET SUFFIX OPTION…: the layers above a feature, learning rate 1e-5 → 1e-7.
+tune() {
+  step "tune_$1" transClassifier.py --dataset "$2" --suffix "$3" --lr "$REFINE_LR" --logspace 2 \
+    --epochs "$REFINE_EPOCHS" --batch_size "${BATCH:-64}" "${@:4}" --data_root "$DATA" --out "$OUT" --resume auto
+}
+
+# step NAME SCRIPT OPTION…: run a script. Its output goes to a log, whose end is shown if it fails; that stops all.
 step() {
-  local name=$1 log=$OUT/steps/$section/$1.log words
-  shift
-  words=("$PYTHON" "$@" "${device[@]}")
+  local log=$OUT/steps/$section/$1.log command=("$PYTHON" "${@:2}" "${device[@]}")
   if [[ $dry_run ]]; then
-    print "${words[@]}"
+    show "${command[@]}"
     return
   fi
+  echo "$section: $1"
   mkdir -p "$(dirname "$log")"
-  echo "$section: $name"
-  "${words[@]}" >"$log" 2>&1 && return
-  {
-    tail -n 20 "$log"
-    echo "$section: $name failed; the whole log is $log, the command was"
-    print "${words[@]}"
-  } >&2
+  "${command[@]}" >"$log" 2>&1 && return
+  tail -n 20 "$log" >&2
+  printf '%s\n' "$section: $1 failed; its log is $log, its command was" "$(show "${command[@]}")" >&2
   exit 1
 }
 
-# print WORD…: the command on one line, quoted so that it can be pasted.
-print() {
+# link TARGET NAME: a symbolic link, in place of a copy; a relative TARGET counts from NAME's folder.
+link() {
+  if [[ $dry_run ]]; then
+    printf '%s && %s\n' "$(show mkdir -p "$(dirname "$2")")" "$(show ln -sfn "$1" "$2")"
+    return
+  fi
+  mkdir -p "$(dirname "$2")" && ln -sfn "$1" "$2"
+  [[ -e $2 ]] || { echo "$section: $2 needs $1, which is not there" >&2 && exit 1; }
+}
+
+# keep TABLE/ROW/COLUMN FILE: put what a step wrote below $OUT where tables.py reads it.
+keep() {
+  link "../../../../$2" "$OUT/results/$1/$(basename "$2")"
+}
+
+# mix_birds_and_dogs: at $mix, links that make $BIRDS and $DOGS the halves of mix320, and the two classes of bird_dog.
+mix=$OUT/mix
+mix_birds_and_dogs() {
+  local split
+  link "$(realpath -m "$BIRDS")" "$mix/CUB200"
+  link "$(realpath -m "$DOGS")" "$mix/DOG120"
+  for split in train test; do
+    link "../../CUB200/$split" "$mix/bird_dog/$split/bird"
+    link "../../DOG120/$split" "$mix/bird_dog/$split/dog"
+  done
+}
+
+# tables NAME…: print these tables with the paper's numbers beside ours.
+tables() {
+  local command=("$PYTHON" -m experiments.tables "$OUT" "$@")
+  if [[ $dry_run ]]; then show "${command[@]}"; else "${command[@]}"; fi
+}
+
+# show WORD…: print a command on one line that can be pasted.
+show() {
   local word line=
   for word; do
     [[ $word =~ ^[A-Za-z0-9_./:=,+-]+$ ]] || word=${word@Q}
@@ -53,12 +115,30 @@ print() {
   echo "${line% }"
 }
 
-# together FUNCTION ARGUMENT…: a chain of steps, beside JOBS - 1 others. A failed one lets those that run end.
+# together FUNCTION ARGUMENT…: run a chain of steps beside JOBS - 1 others, each on its own GPU if there are several.
 together() {
+  if ((JOBS == 1)); then
+    "$@"
+    return
+  fi
   local slot=$((started++ % JOBS))
-  until [[ $dry_run ]] || ! kill -0 "${slots[slot]:-none}" 2>/dev/null; do
+  while kill -0 "${chains[slot]:-none}" 2>/dev/null; do
     sleep 0.2
     slot=$(((slot + 1) % JOBS))
   done
-  ...
+  [[ -z ${chains[slot]:-} ]] || wait "${chains[slot]}" || { wait && exit 1; } # nothing new begins after a failure
+  (
+    ((${#gpus[@]} == 0)) || device=(--gpu "${gpus[slot % ${#gpus[@]}]}")
+    "$@"
+  ) &
+  chains[slot]=$!
+  [[ ! $dry_run ]] || wait $! # one after the other, so that the lines stay in order
+}
+
+# wait_all: wait for every chain that was begun.
+wait_all() {
+  local chain failed=
+  for chain in "${chains[@]}"; do wait "$chain" || failed=yes; done
+  chains=()
+  [[ ! $failed ]] || exit 1
 }

@@ -43,3 +43,28 @@ def photos(tmp_path_factory) -> Path:
 def cpu() -> Runtime:
     """This process alone, on the CPU in float32."""
     return Runtime(torch.device("cpu"), (), 0, 1, None, False, 0)
+
+
+@pytest.fixture(scope="session")
+def fitted(photos, tmp_path_factory) -> Path:
+    """A whole run on `photos`, known as digits: two ResNet-18 of 32×32 pixels, Trans-Nets A → B and B → A."""
+    import ConvOutput
+    import Training
+    import Training_TransNet
+
+    out = tmp_path_factory.mktemp("fitted")
+    for split, folder in (("train", "train"), ("val", "test")):
+        link = out / "data" / "digits" / folder
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(photos / split)
+    common = ["--data_root", str(out / "data"), "--out", str(out)]
+    for seed in ("0", "5"):
+        words = f"--dataset digits --arch resnet18 --image_size 32 --epochs 1 -b 12 --seed {seed} --suffix sd{seed}"
+        Training.main([*words.split(), *common])
+    nets = [str(out / f"model_checkpoints/checkpoint_digits_resnet18_sd{seed}.pth.tar") for seed in (0, 5)]
+    ConvOutput.main(["--resume1", nets[0], "--resume2", nets[1], "--conv_layer", "2", *common])
+    features = str(out / "convOuts/digits_resnet18/digits_L2")
+    for direction in ("--images", "--reverse --suffix reverse"):
+        words = f"--alpha [0.1,0.1] --lr 0.001 --epochs 2 -b 12 --val_epoch 1 {direction}"
+        Training_TransNet.main(["--convOut_path", features, *words.split(), "--out", str(out)])
+    return out

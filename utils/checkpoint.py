@@ -1,5 +1,6 @@
 """Checkpoints: written whole or not at all, read without running any code that they carry."""
 
+import errno
 import pickle
 import struct
 import zipfile
@@ -22,8 +23,12 @@ def save(path: str | Path, state: State) -> None:
         torch.save(state, temporary)
 
 
-def load(path: str | Path) -> State:
+def load(path: str | Path, *, mmap: bool = False) -> State:
     """Read a checkpoint onto the CPU: today's zip format or PyTorch 1.0's, tensors and plain values only.
+
+    Args:
+        path: the file.
+        mmap: leave the tensors in the file until they are used (today's format alone).
 
     Returns:
         The saved dictionary. Tensors saved on a GPU arrive on the CPU.
@@ -35,15 +40,20 @@ def load(path: str | Path) -> State:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"no checkpoint at {path}{_what_is_there(path)}")
+    damaged = InputError(f"{path} is truncated or not a checkpoint; make or download it again")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
-        if "weights_only" in str(error).lower() or "unsupported" in str(error).lower():
+        if "GLOBAL" in str(error):  # the opcode that asks for a class or function
             raise InputError(
                 f"{path} holds more than tensors and plain values ({_reason(error)}) and is refused, because "
                 "loading it could run code; save its state_dict alone and use that"
             ) from None
-        raise InputError(f"{path} is truncated or not a checkpoint; make or download it again") from None
+        raise damaged from None
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # the end of a cut-off zip is sought from before its beginning
+            raise
+        raise damaged from None
     except (
         EOFError,
         RuntimeError,
@@ -55,7 +65,7 @@ def load(path: str | Path) -> State:
         AssertionError,
         zipfile.BadZipFile,
     ):  # all of these come from cut-off files, depending on where the cut is
-        raise InputError(f"{path} is truncated or not a checkpoint; make or download it again") from None
+        raise damaged from None
     if not isinstance(state, dict):
         raise InputError(f"{path} holds a {type(state).__name__}, a checkpoint is a dictionary")
     return state
@@ -123,6 +133,9 @@ def restore_training(
         raise InputError(f"{path} holds weights but no training state, so it cannot be resumed; use it as --weights")
     try:
         optimizer.load_state_dict(state["optimizer"])
+        # PyTorch takes any optimiser's groups and fails in the first step; it adds what is younger than the file.
+        if absent := optimizer.defaults.keys() - optimizer.param_groups[0].keys():
+            raise ValueError(f"it has no {', '.join(sorted(absent))}")
         if state.get("scaler"):
             scaler.load_state_dict(state["scaler"])
     except (ValueError, KeyError, TypeError, RuntimeError) as error:

@@ -117,7 +117,10 @@ def evaluate(
     """
     net.eval()
     if isinstance(net, nn.parallel.DistributedDataParallel):
-        net = net.module  # its forward synchronises, and processes may hold different numbers of batches
+        # Its forward synchronises, and processes may hold different numbers of batches. BatchNorm's statistics
+        # differ between processes since their last common step; rank 0's are the ones that are saved.
+        net = net.module
+        runtime.broadcast(net.buffers())
     averages = Averages()
     for batch in Progress(loader, label, quiet=not runtime.is_main):
         with runtime.autocast():

@@ -87,7 +87,9 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--seed", type=int, default=0, help="for Python, NumPy and torch")
     group.add_argument("--amp", choices=["off", "bf16", "fp16"], default="off", help="mixed precision")
     group.add_argument("--compile", action="store_true", help="run models through torch.compile")
-    group.add_argument("-j", "--workers", type=int, default=4, help="processes that decode images")
+    group.add_argument(
+        "-j", "--workers", type=int, default=min(4, os.cpu_count() or 1), help="processes that decode images"
+    )
     group.add_argument("--suffix", default="", help="end of the names of what is written")
     group.add_argument("--out", default=".", help="root of what is written")
 
@@ -206,7 +208,12 @@ def open_images(args: argparse.Namespace, split: str, runtime: Runtime) -> Image
         seed=args.seed,
     )
     return cache_images(
-        data, args.cache_images, cache_dir=Path(args.data_root, ".cache"), workers=args.workers, device=runtime.device
+        data,
+        args.cache_images,
+        cache_dir=Path(args.data_root, ".cache"),
+        workers=args.workers,
+        device=runtime.device,
+        quiet=not runtime.is_main,
     )
 
 

@@ -5,6 +5,7 @@ import math
 import time
 from pathlib import Path
 
+from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
 from utils.files import replacing
@@ -93,6 +94,11 @@ class RunLog:
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"epoch": epoch, **finite}) + "\n")
+
+    def figure(self, epoch: int, name: str, figure: Figure) -> None:
+        """Show a picture of this epoch in TensorBoard."""
+        if self.active:
+            self.board.add_figure(name, figure, epoch)
 
     def close(self) -> None:
         """Flush TensorBoard."""

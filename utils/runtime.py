@@ -6,7 +6,7 @@ import functools
 import os
 import random
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -117,6 +117,12 @@ class Runtime:
         if self.world_size > 1:
             dist.all_reduce(value)
         return value
+
+    def broadcast(self, tensors: Iterable[Tensor]) -> None:
+        """Give every process the values of rank 0, in place."""
+        if self.world_size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
 
     def gather(self, value: Any) -> list[Any]:
         """Collect any picklable value of every process, in rank order, on every process."""

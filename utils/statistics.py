@@ -94,6 +94,24 @@ class ComponentMoments:
         mixing = self._mixing()
         return torch.einsum("im,cmn,in->ic", mixing, self._comoment / self.count, mixing)
 
+    def rank_channels(self, ends: int | None = None) -> tuple[Tensor, Tensor]:
+        """Order the channels of x* by their instability, the most consistent first.
+
+        Channels whose variance is below a thousandth of the largest are left out: they are dead and show nothing.
+
+        Args:
+            ends: only so many most consistent and so many least consistent channels.
+
+        Returns:
+            Channel numbers, int64 (L,), and the instability Var(x_Δ)/Var(x*) of each, float64 (L,), rising.
+        """
+        variances = self.channel_variances()
+        alive = (variances[0] >= 1e-3 * variances[0].max()).nonzero().flatten()
+        instability, order = (variances[-1, alive] / variances[0, alive]).sort()
+        ranks = torch.arange(len(order))
+        kept = ranks if ends is None else torch.cat([ranks[:ends], ranks[-ends:]]).unique()
+        return alive[order[kept]], instability[kept]
+
     def _mixing(self) -> Tensor:
         """Express target, orders, output, residual in (orders, residual): float64 (M+2, M)."""
         size = len(self._mean)

@@ -50,7 +50,9 @@ def teacher_logits(
         device = runtime.device
         if gpu is not None and device.type == "cuda":
             if gpu >= torch.cuda.device_count():
-                raise InputError(f"--gpu_teacher {gpu} does not exist: this machine has {torch.cuda.device_count()}")
+                raise InputError(
+                    f"--gpu_teacher {gpu} does not exist: this machine has {torch.cuda.device_count()} GPUs"
+                )
             device = torch.device("cuda", gpu)
         return functools.partial(live_logits, model.to(device))
     if gpu is not None:

@@ -34,6 +34,7 @@ def test_what_is_due_after_which_epoch():
 
 def test_every_group_gets_the_rate():
     weights = [torch.nn.Parameter(torch.ones(1)) for _ in range(2)]
-    optimizer = torch.optim.SGD([{"params": [weights[0]]}, {"params": [weights[1]], "lr": 3.0}], lr=1.0)
+    optimizer = torch.optim.SGD([weights[0]], lr=1.0)
+    optimizer.add_param_group({"params": [weights[1]], "lr": 3.0})
     set_learning_rate(optimizer, 0.25)
     assert [group["lr"] for group in optimizer.param_groups] == [0.25, 0.25]

@@ -91,7 +91,12 @@ def test_batches_are_taken_in_slices_of_bounded_size(monkeypatch):
     whole = accumulated(components, residual).covariance()
     sizes = []
     merge = ComponentMoments._merge
-    monkeypatch.setattr(ComponentMoments, "_merge", lambda self, count, *rest: (sizes.append(count), merge(self, count, *rest)))
+
+    def watched(self, count, *rest):
+        sizes.append(count)
+        merge(self, count, *rest)
+
+    monkeypatch.setattr(ComponentMoments, "_merge", watched)
     monkeypatch.setattr(statistics, "CHUNK_BYTES", 8 * 4 * residual[0].numel() * 2 + 1)  # two images
     sliced = accumulated(components, residual)
     assert max(sizes) == 2 * 4 * 3
@@ -124,6 +129,20 @@ def test_a_constant_target_has_no_instability():
     found = accumulated(zeros, zeros[0], 3).report()
     assert found["instability"] is None
     assert set(found["var"].values()) == {0}
+
+
+def test_channels_are_ranked_and_dead_ones_left_out():
+    torch.manual_seed(0)
+    residual = torch.randn(16, 5, 3, 3) * torch.tensor([0.9, 0.1, 0.5, 0.001, 0])[:, None, None]
+    components = (torch.randn(1, 16, 5, 3, 3)) * torch.tensor([1.0, 1.0, 1.0, 1e-3, 0])[:, None, None]
+    moments = accumulated(components, residual, 16)
+    channels, instability = moments.rank_channels()
+    assert channels.tolist() == [1, 2, 0]
+    for ends, kept in ((1, [0, 2]), (2, [0, 1, 2]), (9, [0, 1, 2])):
+        some, their_instability = moments.rank_channels(ends)
+        assert torch.equal(some, channels[kept]) and torch.equal(their_instability, instability[kept])
+    variances = [residual[:, c].var() / (residual[:, c] + components[0, :, c]).var() for c in channels]
+    torch.testing.assert_close(instability, torch.stack(variances).double(), rtol=1e-5, atol=0)
 
 
 def test_an_unknown_mean_is_refused():

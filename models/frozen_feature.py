@@ -93,7 +93,7 @@ class FrozenFeature(nn.Module):
 
 
 def freeze(
-    name: str, nets: dict[str, Net], trans_net: TransNet | None, orders: Sequence[int], tail: str, image_size: int
+    name: str, nets: dict[str, Net], trans_net: TransNet | None, in_mode: Sequence[int], tail: str, image_size: int
 ) -> tuple[FrozenFeature, tuple[int, ...]]:
     """Build the frozen part for the tail of net `tail`, and try both on one blank image.
 
@@ -101,7 +101,7 @@ def freeze(
         name: one of `INPUTS`.
         nets: "A" and "B", those that take part.
         trans_net: see `FrozenFeature`.
-        orders: see `FrozenFeature`.
+        in_mode: 1 for each k whose x(k) is summed, 0 for the others, x(0) first; empty for a raw feature.
         tail: "A" or "B".
         image_size: S, pixels.
 
@@ -115,6 +115,7 @@ def freeze(
     if trans_net is not None:
         x, target = (as_maps(torch.empty(1, *shapes[net], device="meta")) for net in "AB")
         check_fit(trans_net, x, target)
+    orders = [k for k, chosen in enumerate(in_mode) if chosen]
     frozen = FrozenFeature(name, {net: nets[net].head for net in nets}, trans_net, orders, shapes[tail])
     shape = tuple(feature_shape(frozen, image_size))
     try:

@@ -1,0 +1,241 @@
+"""Collect a run's numbers into the paper's tables, the paper's beside ours.
+
+The sections' scripts leave every number in RUN/results/TABLE/ROW/COLUMN/: a JSON file of Variance.py or Pruning.py, or
+a link to a checkpoint. A cell is the mean over the files of its folder; where there is none, it stays empty. paper.json
+says which rows and columns a table has, which entry of a file is its number, and the paper's. What a run has beyond
+the paper's rows and columns (other networks) follows them. The row "settings" has files for the caption alone, and
+RUN/results/TABLE/note.txt is a line of it.
+"""
+
+import csv
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from utils import checkpoint
+from utils.errors import InputError
+from utils.files import read_json, replacing
+from utils.options import Parser
+from utils.runtime import command
+
+PAPER = Path(__file__).with_name("paper.json")
+NETS = (("net_in", "path_a"), ("net_tar", "path_b"), ("transnet", "transnet_path"))  # that a Variance.py file names
+Facts = dict[str, Any]
+Key = tuple[str, str]  # row, column
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table of numbers.
+
+    Attributes:
+        name: in paper.json.
+        title: what stands above it.
+        notes: lines below the title.
+        rows: titles by key, in order.
+        columns: the same.
+        ours: our numbers; what is missing is not there.
+        paper: the paper's.
+        number_format: how a number is printed.
+    """
+
+    name: str
+    title: str
+    notes: list[str]
+    rows: dict[str, str]
+    columns: dict[str, str]
+    ours: dict[Key, float]
+    paper: dict[Key, float]
+    number_format: str
+
+
+class Results:
+    """What the scripts left in RUN/results; each file is read once."""
+
+    def __init__(self, run: str | Path) -> None:
+        self.folder = Path(run, "results")
+        self._facts: dict[Path, Facts] = {}
+
+    def cells(self) -> list[str]:
+        """Name every cell that has a file, such as "table1/case1/alexnet_L8"; numbers in names sort as numbers."""
+        folders = {path.parent.relative_to(self.folder).as_posix() for path in self.folder.glob("*/*/*/[!.]*")}
+        return sorted(folders, key=lambda name: [(len(word), word) for word in re.findall(r"\d+|\D+", name)])
+
+    def facts(self, cell: str) -> list[Facts]:
+        """Read the files of a cell: see `read`."""
+        return [self.read(path) for path in sorted(self.folder.glob(f"{cell}/[!.]*"))]
+
+    def read(self, path: Path) -> Facts:
+        """Read JSON, with what the networks that it names say of themselves, or a checkpoint without its tensors."""
+        if path not in self._facts:
+            self._facts[path] = self._read_json(path) if path.suffix == ".json" else _read_checkpoint(path)
+        return self._facts[path]
+
+    def _read_json(self, path: Path) -> Facts:
+        facts = read_json(path)
+        source = facts.get("source", {})
+        named = {name: Path(source[key]) for name, key in NETS if key in source}
+        return facts | {name: self.read(net) for name, net in named.items() if net.is_file()}
+
+
+def _read_checkpoint(path: Path) -> Facts:
+    state = checkpoint.load(path, mmap=True)
+    tensors = {"state_dict", "optimizer"}
+    return {key: state[key] for key in state.keys() - tensors} | {"lr": state["optimizer"]["param_groups"][0]["lr"]}
+
+
+def look_up(facts: Facts, name: str) -> float | None:
+    """Find the number that a dotted name such as "var.order0" means, or None."""
+    value: Any = facts
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return None if value is None else float(value)
+
+
+def mean(files: Sequence[Facts], name: str) -> float | None:
+    """Average a named number over files; None if there are none or one does not have it."""
+    values = [look_up(facts, name) for facts in files]
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None
+
+
+def read_table(name: str, layout: Mapping[str, Any], results: Results, expected: Mapping[str, float]) -> Table:
+    """Fill one table.
+
+    Args:
+        name: of the table.
+        layout: its entry in paper.json. `cells` and `value` are patterns with {row} and {column}; an entry of `rows` or
+            `columns` is a title, or has patterns of its own; `minus` is a cell whose number is subtracted.
+        results: of the run.
+        expected: the paper's settings, by the names of `settings`.
+    """
+    axes = {"row": dict(layout["rows"]), "column": dict(layout["columns"])}
+    pattern = layout["cells"]
+    for axis in axes:
+        pattern = pattern.replace(f"{{{axis}}}", f"(?P<{axis}>[^/]+)")
+    for found in filter(None, (re.fullmatch(pattern, cell) for cell in results.cells())):
+        for axis, key in found.groupdict().items():
+            axes[axis].setdefault(key, key)
+    axes["row"].pop("settings", None)
+
+    ours: dict[Key, float] = {}
+    used = results.facts(f"{layout['cells'].split('/')[0]}/settings/*")
+    for row, row_entry in axes["row"].items():
+        for column, column_entry in axes["column"].items():
+            rules = dict(layout)
+            for entry in (row_entry, column_entry):
+                rules |= entry if isinstance(entry, dict) else {}
+            place = {"row": row, "column": column}
+            files = results.facts(rules["cells"].format(**place))
+            number = mean(files, rules["value"].format(**place))
+            if number is not None and "minus" in rules:
+                other = mean(results.facts(rules["minus"].format(**place)), rules["value"])
+                number = None if other is None else number - other
+            if number is not None:
+                ours[row, column] = number
+                used += files
+
+    paper = {(row, column): number for row, cells in layout["paper"].items() for column, number in cells.items()}
+    rows, columns = (
+        {
+            key: entry["title"] if isinstance(entry, dict) else entry
+            for key, entry in axes[axis].items()
+            if any(filled[position] == key for filled in (*ours, *paper))
+        }
+        for position, axis in enumerate(axes)
+    )
+    note = results.folder / layout["cells"].split("/")[0] / "note.txt"
+    notes = differences(used, expected) + ([note.read_text(encoding="utf-8").strip()] if note.is_file() else [])
+    return Table(name, layout["title"], notes, rows, columns, ours, paper, layout["format"])
+
+
+def settings(facts: Facts) -> Iterator[tuple[str, float]]:
+    """Name what a file says of how its numbers were made."""
+    for net in (facts[name] for name, _ in NETS if name in facts):
+        yield from settings(net)
+    kind = "Trans-Nets" if "trans_net" in facts else "tails" if "input" in facts.get("source", {}) else ""
+    if kind:
+        yield f"epochs of {kind}", facts["epoch"]
+        yield f"last rate of {kind}", facts["lr"]
+    if data := facts.get("data"):
+        yield f"classes of {data['dataset']}", len(data["classes"])
+        yield "pixels to a side", data["image_size"]
+        if not kind and "pruning" not in facts:  # whose epochs are those of its retraining
+            yield f"epochs on {data['dataset']}", facts["epoch"]
+
+
+def differences(used: Sequence[Facts], expected: Mapping[str, float]) -> list[str]:
+    """Say in a line which settings are not the paper's."""
+    ours: dict[str, set[float]] = {}
+    for facts in used:
+        for name, value in settings(facts):
+            ours.setdefault(name, set()).add(value)
+    parts = []
+    for name, values in sorted(ours.items()):
+        theirs = expected.get(name)
+        if any(theirs is None or abs(value - theirs) > 1e-6 * theirs for value in values):
+            said = ", ".join(f"{value:g}" for value in sorted(values))
+            parts.append(f"{name} {said}" + ("" if theirs is None else f" ({theirs:g})"))
+    return [f"Settings that differ from the paper's (in brackets): {'; '.join(parts)}."] if parts else []
+
+
+def lines(table: Table) -> list[list[str]]:
+    """Lay a table out as text cells, the head first; beside a column that the paper has stands the paper's."""
+    in_paper = {column for _, column in table.paper}
+    head, body = [""], [[title] for title in table.rows.values()]
+    for column, title in table.columns.items():
+        for name, numbers in ((title, table.ours), ("paper", table.paper)):
+            if numbers is table.ours or column in in_paper:
+                head.append(name)
+                for line, row in zip(body, table.rows):
+                    line.append(format(numbers[row, column], table.number_format) if (row, column) in numbers else "")
+    return [head, *body]
+
+
+def markdown(table: Table) -> str:
+    """Write a table as Markdown."""
+    head, *body = (f"| {' | '.join(cells)} |" for cells in lines(table))
+    rule = "|---" + "|---:" * (head.count("|") - 2) + "|"
+    return "\n".join([f"### {table.title}", "", *(f"{note}\n" for note in table.notes), head, rule, *body, ""])
+
+
+def build_parser() -> Parser:
+    """Declare the options."""
+    parser = Parser(__doc__)
+    parser.add_argument("run", help="what OUT was when the sections' scripts ran")
+    parser.add_argument("tables", nargs="*", help="names in paper.json; default: all that have numbers")
+    parser.add_argument("--markdown", metavar="FILE", help="write the tables as Markdown")
+    parser.add_argument("--csv", metavar="FILE", help="write one line a number: table, row, column, ours, paper")
+    return parser
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print the tables."""
+    args = build_parser().parse_args(argv)
+    paper, results = read_json(PAPER), Results(args.run)
+    if unknown := set(args.tables) - set(paper["tables"]):
+        raise InputError(f"there is no table {unknown.pop()!r}; known are {', '.join(paper['tables'])}")
+    chosen = {name: layout for name, layout in paper["tables"].items() if name in args.tables or not args.tables}
+    tables = [read_table(name, layout, results, paper["settings"]) for name, layout in chosen.items()]
+    tables = [table for table in tables if table.ours]
+    if not tables:
+        raise InputError(f"{results.folder} has no number of these tables; run the scripts in experiments/ first")
+    text = "\n".join(markdown(table) for table in tables)
+    print(text)
+    if args.markdown:
+        with replacing(args.markdown) as temporary:
+            temporary.write_text(f"Paper: {paper['source']}.\n\n{text}", encoding="utf-8")
+    if args.csv:
+        with replacing(args.csv) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["table", "row", "column", "ours", "paper"])
+            for table in tables:
+                keys = [(row, column) for row in table.rows for column in table.columns]
+                writer.writerows([table.name, *key, table.ours.get(key), table.paper.get(key)] for key in keys)
+
+
+if __name__ == "__main__":
+    main()

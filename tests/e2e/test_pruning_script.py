@@ -1,0 +1,202 @@
+"""Pruning.py: a ResNet-18 at 32 pixels, compressed."""
+
+import json
+import shlex
+
+import pytest
+import torch
+
+import Pruning
+import Training
+from models.classifiers import load_classifier
+from models.pruning import prunable_weights
+from utils import checkpoint
+from utils.files import sha256
+
+pytestmark = pytest.mark.e2e
+PRUNING = "--s_conv 0.5 --s_fc 1 --epochs 2 --lr 0.01 --batch_size 8 --val_epoch 1 --suffix sd0"
+NAME = "checkpoint_folder_resnet18_sd0_pruned0.5-1"
+
+
+@pytest.fixture(scope="module")
+def source(photos, tmp_path_factory):
+    """A trained classifier's checkpoint."""
+    out = tmp_path_factory.mktemp("source")
+    line = f"-a resnet18 --dataset folder --image_size 32 --batch_size 8 --epochs 1 --seed 4 --out {out}"
+    Training.main([*line.split(), "--train_path", str(photos / "train"), "--val_path", str(photos / "val")])
+    return out / "model_checkpoints" / "checkpoint_folder_resnet18.pth.tar"
+
+
+def compress(source, photos, out, line):
+    paths = {"--resume": source, "--train_path": photos / "train", "--val_path": photos / "val", "--out": out}
+    return Pruning.main([*shlex.split(line), *(str(word) for pair in paths.items() for word in pair)])
+
+
+@pytest.fixture(scope="module")
+def compressed(source, photos, tmp_path_factory):
+    """The folder of one compressed net, with shared weights: two epochs of retraining and two of the centroids."""
+    out = tmp_path_factory.mktemp("compressed")
+    compress(source, photos, out, f"{PRUNING} --share_bits 2")
+    return out
+
+
+@pytest.fixture
+def epochs_trained(monkeypatch):
+    """Epochs that were trained, in order, and the numbers of those at which the run is to be interrupted."""
+    trained: list[int] = []
+    stop_at: list[int] = []
+
+    def train(*args, epoch, **kwargs):
+        if len(trained) in stop_at:
+            raise KeyboardInterrupt
+        trained.append(epoch)
+        return original(*args, epoch=epoch, **kwargs)
+
+    original = Pruning.train_one_epoch
+    monkeypatch.setattr(Pruning, "train_one_epoch", train)
+    return trained, stop_at
+
+
+def weights(path):
+    return {name: weight.detach() for name, (weight, _) in prunable_weights(load_classifier(path)).items()}
+
+
+def test_a_compressed_net_is_an_ordinary_checkpoint_and_a_report(source, photos, tmp_path, capsys):
+    (returned,) = compress(source, photos, tmp_path, PRUNING)
+    files = sorted(path.name for path in (tmp_path / "model_checkpoints").iterdir())
+    assert files == [f"{NAME}.json", f"{NAME}.pth.tar"]
+    report = json.loads((tmp_path / "model_checkpoints" / f"{NAME}.json").read_text())
+    assert report == returned
+
+    state, of_source = checkpoint.load(tmp_path / "model_checkpoints" / files[1]), checkpoint.load(source)
+    assert state["state_dict"].keys() == of_source["state_dict"].keys()
+    assert (state["model"], state["data"], state["arch"]) == (of_source["model"], of_source["data"], "resnet18")
+    assert state["epoch"] == 2
+
+    before, after = weights(source), weights(tmp_path / "model_checkpoints" / files[1])
+    for row in report["layers"]:
+        name = f"{row['layer']}.weight"
+        s = 1 if row["layer"] == "fc" else 0.5
+        assert row["threshold"] == pytest.approx(s * before[name].std(correction=0).item())
+        assert torch.equal(after[name] != 0, before[name].abs() > row["threshold"])
+        assert row["kept"] == after[name].count_nonzero() < row["weights"] == after[name].numel()
+        assert not torch.equal(after[name][after[name] != 0], before[name][after[name] != 0])
+    assert len(report["layers"]) == len(before) == 21
+    assert report["removed"] == sum(int((weight == 0).sum()) for weight in after.values())
+    assert report["parameters"] == sum(parameter.numel() for parameter in load_classifier(source).parameters())
+    assert report["removed_percent"] == pytest.approx(100 * report["removed"] / report["parameters"])
+    assert report["source"] == {"path": str(source), "sha256": sha256(source)}
+
+    accuracy = report["accuracy_percent"]
+    assert list(accuracy) == ["before", "pruned", "retrained"]
+    assert accuracy["before"] == pytest.approx(of_source["acc1"])
+    assert accuracy["retrained"] == state["acc1"]
+    printed = capsys.readouterr().out
+    (whole,) = [line.split() for line in printed.splitlines() if line.startswith("all parameters")]
+    kept = report["parameters"] - report["removed"]
+    assert whole[2:] == [f"{report['parameters']:,}", f"{kept:,}", f"{report['removed_percent']:.2f}"]
+    assert f"before {accuracy['before']:.2f}, pruned {accuracy['pruned']:.2f}" in printed
+    log = [json.loads(line) for line in (tmp_path / "logs/folder_resnet18_sd0_pruned0.5-1/metrics.jsonl").open()]
+    assert [line["epoch"] for line in log] == [0, 1]
+    assert log[1]["val_top1_prec"] == accuracy["retrained"]
+
+
+def test_shared_weights_have_few_values_and_keep_their_zeros(source, photos, compressed, tmp_path):
+    shared = weights(compressed / "model_checkpoints" / f"{NAME}-2bit.pth.tar")
+    report = json.loads((compressed / "model_checkpoints" / f"{NAME}-2bit.json").read_text())
+    before = weights(source)
+    for row in report["layers"]:
+        weight = shared[f"{row['layer']}.weight"]
+        assert 1 < len(weight[weight != 0].unique()) <= 4
+        assert torch.equal(weight != 0, before[f"{row['layer']}.weight"].abs() > row["threshold"])
+    assert list(report["accuracy_percent"]) == ["before", "pruned", "retrained", "shared", "fine-tuned"]
+    log = [json.loads(line) for line in (compressed / "logs/folder_resnet18_sd0_pruned0.5-1-2bit/metrics.jsonl").open()]
+    assert [line["epoch"] for line in log] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_a_stopped_run_goes_on_to_the_same_weights(source, photos, compressed, tmp_path, epochs_trained, stop):
+    trained, stop_at = epochs_trained
+    stop_at.append(stop)
+    with pytest.raises(SystemExit) as stopped:
+        compress(source, photos, tmp_path, f"{PRUNING} --share_bits 2")
+    assert stopped.value.code == 130
+    stop_at.clear()
+    (report,) = compress(source, photos, tmp_path, f"{PRUNING} --share_bits 2")
+    assert trained == [0, 1, 2, 3]
+    resumed, uninterrupted = (
+        checkpoint.load(out / "model_checkpoints" / f"{NAME}-2bit.pth.tar") for out in (tmp_path, compressed)
+    )
+    for name, value in uninterrupted["state_dict"].items():
+        assert torch.equal(resumed["state_dict"][name], value), name
+    assert report["accuracy_percent"] == uninterrupted["accuracy_percent"]
+    assert report == json.loads((compressed / "model_checkpoints" / f"{NAME}-2bit.json").read_text())
+
+
+def test_the_same_command_again_trains_nothing_and_another_is_refused(source, photos, compressed, epochs_trained):
+    path = compressed / "model_checkpoints" / f"{NAME}-2bit.pth.tar"
+    before = path.read_bytes()
+    compress(source, photos, compressed, f"{PRUNING} --share_bits 2")
+    assert epochs_trained[0] == []
+    assert path.read_bytes() == before
+    with pytest.raises(SystemExit, match=r"of another run, with lr 0\.01 instead of 0\.5"):
+        compress(source, photos, compressed, f"{PRUNING} --share_bits 2 --lr 0.5")
+
+
+def test_a_sweep_makes_one_net_for_each_factor_and_a_table(source, photos, tmp_path, capsys):
+    line = "--s_conv 0.5 --s_fc 1 --epochs 0 --batch_size 8 --sweep [0,1,1.6]"
+    reports = compress(source, photos, tmp_path, line)
+    factors = [(report["options"]["s_conv"], report["options"]["s_fc"]) for report in reports]
+    assert factors == [(0, 0), (0.5, 1), (0.8, 1.6)]
+    removed = [report["removed_percent"] for report in reports]
+    assert 0 <= removed[0] < 1e-4 < removed[1] < removed[2] < 100
+    assert reports[0]["accuracy_percent"]["pruned"] == reports[0]["accuracy_percent"]["before"]
+    *_, header, first, second, third = capsys.readouterr().out.splitlines()
+    assert header.split() == ["s_conv", "s_fc", "removed,", "%", "before", "pruned", "checkpoint"]
+    for line, report in zip((first, second, third), reports):
+        assert line.split()[2] == f"{report['removed_percent']:.2f}"
+        assert (tmp_path / "model_checkpoints" / line.split()[-1]).is_file()
+    # Not retrained: what is left is as it was.
+    path = tmp_path / "model_checkpoints" / "checkpoint_folder_resnet18_pruned0.8-1.6.pth.tar"
+    for after, before in zip(weights(path).values(), weights(source).values()):
+        assert torch.equal(after[after != 0], before[after != 0])
+
+
+def test_a_weight_that_comes_back_is_noticed(source, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(Pruning, "zero_removed", lambda _layers: None)
+    with pytest.raises(RuntimeError, match=r"a removed weight of .* is no longer zero"):
+        compress(source, photos, tmp_path, "--s_conv 0.5 --epochs 1 --batch_size 8 --lr 0.01")
+
+
+def test_a_compressed_net_can_be_compressed_further(compressed, photos, tmp_path):
+    first = compressed / "model_checkpoints" / f"{NAME}-2bit.pth.tar"
+    (report,) = compress(first, photos, tmp_path, "--s_conv 1.5 --s_fc 1.5 --epochs 0")
+    second = tmp_path / "model_checkpoints" / report["checkpoint"]
+    for before, after in zip(weights(first).values(), weights(second).values()):
+        assert not after[before == 0].any()
+    assert report["removed"] > json.loads((first.parent / f"{NAME}-2bit.json").read_text())["removed"]
+
+
+def test_a_layer_that_lost_everything_is_named(source, photos, tmp_path, capsys):
+    compress(source, photos, tmp_path, "--s_conv 0.1 --s_fc 100 --epochs 0")
+    assert capsys.readouterr().out.count("nothing is left of fc: its threshold is too high") == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("--sweep -1", "must not be negative"),
+        ("--s_conv -0.1", "must not be negative"),
+        ("--share_bits 9", "--share_bits takes 1 to 8 bits"),
+        ("--share_bits 2 --epochs 0", "needs --epochs to train the shared weights"),
+    ],
+)
+def test_values_that_make_no_compression_are_refused(line, sentence, capsys):
+    with pytest.raises(SystemExit):
+        Pruning.main(["--resume", "net.pth.tar", *line.split()])
+    assert sentence in capsys.readouterr().err
+
+
+def test_defaults():
+    args = Pruning.build_parser().parse_args(["--resume", "net", "--share-bits", "5", "--s-fc", "0.8"])
+    assert (args.s_conv, args.s_fc, args.epochs, args.lr, args.share_bits, args.sweep) == (0.2, 0.8, 20, 1e-4, 5, [1.0])

@@ -1,0 +1,357 @@
+import copy
+import itertools
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import transClassifier
+from models.classifiers import build, classifier_record
+from models.split import split
+from models.trans_net import TransNet
+from utils import checkpoint
+from utils.classification import classify, data_record
+from utils.data import ImageData, load_images
+from utils.engine import evaluate
+from utils.files import sha256
+from utils.loaders import make_loader
+
+pytestmark = pytest.mark.e2e
+ARCH, LAYER, CHANNELS, SIZE = "mobilenet_v3_small", "features.4", 40, 32
+CLASSES = ["blue", "green", "red"]
+
+
+def make_classifier(path, seed, num_classes=3):
+    """Save an untrained network whose answers differ from image to image."""
+    torch.manual_seed(seed)
+    model = build(ARCH, num_classes)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    model.train()(torch.randn(32, 3, SIZE, SIZE))  # statistics of its own
+    model.classifier[-1].weight.data *= 10
+    checkpoint.save(
+        path,
+        {
+            "epoch": 1, "arch": ARCH, "model": classifier_record(ARCH, num_classes), "state_dict": model.state_dict(),
+            "data": data_record("folder", "", CLASSES[:num_classes], SIZE),
+        },
+    )  # fmt: skip
+    return model.eval()
+
+
+def make_trans_net(path, source, channels=(CHANNELS, CHANNELS)):
+    torch.manual_seed(1)
+    trans_net = TransNet(*channels).eval()
+    checkpoint.save(path, {"trans_net": trans_net.config, "state_dict": trans_net.state_dict(), "source": source})
+    return trans_net
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with nets A.pth and B.pth and Trans-Nets between them, and what they hold."""
+    folder = tmp_path_factory.mktemp("trained")
+    models = {net: make_classifier(folder / f"{net}.pth", seed) for net, seed in (("A", 0), ("B", 5))}
+    source = {f"checkpoint_{net}": sha256(folder / f"{net.upper()}.pth") for net in "ab"}
+    source |= {"layer_a": LAYER, "layer_b": LAYER}
+    models["g"] = make_trans_net(folder / "g.pth", source)
+    swapped = {"checkpoint_a": source["checkpoint_b"], "checkpoint_b": source["checkpoint_a"]}
+    make_trans_net(folder / "reversed.pth", source | swapped)
+    make_trans_net(folder / "other_layer.pth", source | {"layer_b": "features.5"})
+    make_trans_net(folder / "other_net.pth", source | {"checkpoint_b": "0" * 64})
+    make_trans_net(folder / "narrow.pth", source, channels=(24, CHANNELS))
+    return folder, models
+
+
+@pytest.fixture
+def refine(photos, trained, tmp_path, monkeypatch):
+    """A function that runs the script in a folder of its own and gives what each validation measured."""
+    validated = []
+
+    def validate(*args):
+        validated.append(original(*args))
+        return validated[-1]
+
+    original = transClassifier.validate
+    monkeypatch.setattr(transClassifier, "validate", validate)
+    folder, _ = trained
+    options = {
+        "--net_A": folder / "A.pth", "--net_B": folder / "B.pth", "--resume_Ys": folder / "g.pth", "--layer": LAYER,
+        "--train_path": photos / "train", "--val_path": photos / "val", "-b": 7, "-j": 0, "--out": tmp_path,
+        "--lr": 0.001, "--logspace": 0,
+    }  # fmt: skip
+
+    def run(*words, without=(), **others):
+        chosen = {key: value for key, value in options.items() if key not in without}
+        chosen |= {f"--{key}": value for key, value in others.items()}
+        validated.clear()
+        transClassifier.main([str(word) for pair in chosen.items() for word in pair] + [str(word) for word in words])
+        return list(validated)
+
+    return run
+
+
+class Function(nn.Module):
+    """A function of tensors as a module."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+def direct_loss(net, photos, cpu):
+    """The validation loss of a module of normalised images."""
+    data = load_images("folder", "val", data_root="", path=photos / "val", image_size=SIZE)
+    return evaluate(net, make_loader(data, 7), classify, cpu)["Loss"]
+
+
+def components(models, orders):
+    def net(images):
+        return models["g"].decompose(split(models["A"], LAYER)[0](images))[1][orders].sum(0)
+
+    return net
+
+
+FEATURES = {
+    "A": lambda models: split(models["A"], LAYER)[0],
+    "B": lambda models: split(models["B"], LAYER)[0],
+    "x(0)": lambda models: components(models, [0]),
+    "x(1)": lambda models: components(models, [1]),
+    "x(0)+x(2)": lambda models: components(models, [0, 2]),
+    "g": lambda models: components(models, [0, 1, 2]),
+}
+
+
+@pytest.mark.parametrize(
+    "words, feature, tail, name",
+    [
+        ("--input raw_A", "A", "A", "raw_A"),
+        ("--input raw_A --tail B", "A", "B", "raw_A_tailB"),
+        ("--input raw_B", "B", "B", "raw_B"),
+        ("--input residual_added", "B", "B", "residual_added_111"),
+        ("--input residual_added --tail A", "B", "A", "residual_added_111_tailA"),
+        ("", "g", "B", "111"),
+        ("--tail A", "g", "A", "111_tailA"),
+        ("--in_mode [1,0,0]", "x(0)", "B", "100"),
+        ("--in-mode 0,1,0", "x(1)", "B", "010"),
+        ("--in_mode=[1,0,1]", "x(0)+x(2)", "B", "101"),
+    ],
+)
+def test_the_tail_reads_the_feature_that_is_named(trained, photos, cpu, refine, capsys, words, feature, tail, name):
+    _, models = trained
+    net = nn.Sequential(Function(FEATURES[feature](models)), split(models[tail], LAYER)[1])
+    (metrics,) = refine(*words.split(), epochs=0)
+    expected = direct_loss(net, photos, cpu)
+    assert math.isclose(metrics["val_Loss"], expected, rel_tol=1e-5)
+    assert f"{name}_L{LAYER} after 0 epochs of tuning: val_Loss {expected:.4g}" in capsys.readouterr().out
+
+
+def test_these_features_and_tails_can_be_told_apart(trained, photos, cpu):
+    _, models = trained
+    nets = [nn.Sequential(Function(f(models)), split(models[t], LAYER)[1]) for f in FEATURES.values() for t in "AB"]
+    losses = sorted(direct_loss(net, photos, cpu) for net in nets)
+    assert min(larger / smaller for smaller, larger in itertools.pairwise(losses)) > 1.0001
+
+
+def test_only_the_tail_is_tuned(trained, refine, tmp_path, monkeypatch):
+    folder, models = trained
+    frozen_parts = []
+
+    def freeze(*args):
+        frozen, shape = original(*args)
+        frozen_parts.append((frozen, copy.deepcopy(frozen.state_dict())))
+        return frozen, shape
+
+    original = transClassifier.freeze
+    monkeypatch.setattr(transClassifier, "freeze", freeze)
+    files = {path.name: sha256(path) for path in folder.iterdir()}
+    validated = refine("--input", "residual_added", epochs=3, val_epoch=2, save_epoch=2, suffix="s")
+
+    ((frozen, before),) = frozen_parts
+    assert any("running_mean" in key for key in before) and any("trans_net" in key for key in before)
+    assert all(torch.equal(value, before[key]) for key, value in frozen.state_dict().items())
+    assert files == {path.name: sha256(path) for path in folder.iterdir()}
+    assert len(validated) == 3  # untouched, after epochs 2 and 3
+
+    name = f"residual_added_111_s_L{LAYER}"
+    path = tmp_path / "check" / f"folder_{ARCH}" / f"checkpoint_{name}.pth.tar"
+    log = tmp_path / "logs" / f"folder_{ARCH}" / name
+    assert [file for file in tmp_path.rglob("*") if file.is_file() and "tfevents" not in file.name] in (
+        [path, log / "metrics.jsonl"],
+        [log / "metrics.jsonl", path],
+    )
+    state = checkpoint.load(path)
+    assert (state["epoch"], state["arch"], state["model"]["num_classes"]) == (3, ARCH, 3)
+    assert state["source"] == {
+        "checkpoint_a": files["A.pth"], "checkpoint_b": files["B.pth"], "transnet": files["g.pth"],
+        "layer_a": LAYER, "layer_b": LAYER, "input": "residual_added", "in_mode": [1, 1, 1], "tail": "B",
+    }  # fmt: skip
+    assert state["acc1"] == validated[-1]["val_top1_prec"]
+    losses = [line["Loss"] for line in lines(tmp_path, name)]
+    assert len(losses) == 3 and losses[0] > losses[-1]
+    own = split(models["B"], LAYER)[1].state_dict()
+    assert state["state_dict"].keys() == own.keys()
+    assert [key for key, value in own.items() if torch.equal(value, state["state_dict"][key])] == []
+    assert any("running_var" in key for key in own)
+
+
+def lines(tmp_path, name=f"111_L{LAYER}"):
+    text = (tmp_path / "logs" / f"folder_{ARCH}" / name / "metrics.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def tuned(folder, name=f"111_L{LAYER}"):
+    return checkpoint.load(folder / "check" / f"folder_{ARCH}" / f"checkpoint_{name}.pth.tar")
+
+
+def same(a, b):
+    """Whether nested dicts and lists hold the same tensors and values, to the bit."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b))
+    return a == b
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(refine, tmp_path, capsys):
+    refine(epochs=4, val_epoch=1, out=tmp_path / "whole")
+    refine(epochs=2, val_epoch=1)
+    capsys.readouterr()
+    refine("--resume", "auto", epochs=4, val_epoch=1)
+    assert "epoch 3/4" in (said := capsys.readouterr().out) and "epoch 2/4" not in said
+    assert same(tuned(tmp_path), tuned(tmp_path / "whole"))
+    parts = [[line | {"seconds": 0} for line in lines(folder)] for folder in (tmp_path, tmp_path / "whole")]
+    assert parts[0] == parts[1]
+    capsys.readouterr()
+    refine("--resume", "auto", epochs=4)
+    said = capsys.readouterr().out
+    assert "after 4 epochs of tuning" in said and "train features" not in said
+
+
+def test_auto_begins_anew_where_the_nets_are_others_and_a_path_is_refused(trained, refine, tmp_path):
+    folder, _ = trained
+    refine(epochs=1)
+    path = tmp_path / "check" / f"folder_{ARCH}" / f"checkpoint_111_L{LAYER}.pth.tar"
+    with pytest.raises(SystemExit, match="no tail that was tuned on this feature of these nets"):
+        refine("--in_mode", "[1,0,0]", "--resume", path, epochs=2)
+    with pytest.raises(SystemExit, match="no tail that was tuned"):
+        refine("--resume", folder / "B.pth", epochs=2)
+    refine("--resume", "auto", resume_Ys=folder / "other_net.pth", epochs=1)
+    assert tuned(tmp_path)["source"]["transnet"] == sha256(folder / "other_net.pth")
+
+
+def test_stored_features_train_the_tail_as_recomputed_ones(refine, tmp_path, monkeypatch, capsys):
+    options = {"optim": "SGD", "lr": 0.01, "epochs": 2}
+    refine(**options)
+    assert f"train features ({CHANNELS}, 2, 2) of 24 images ready in memory" in capsys.readouterr().out
+    stored = tuned(tmp_path)["state_dict"]
+    monkeypatch.setattr(ImageData, "augments", property(lambda data: data.split == "train"))
+    refine(**options)
+    assert "train features" not in capsys.readouterr().out
+    for key, value in tuned(tmp_path)["state_dict"].items():
+        torch.testing.assert_close(value, stored[key], rtol=1e-5, atol=1e-6)
+
+
+def test_augmented_images_are_computed_anew_in_every_epoch(refine, photos, capsys, monkeypatch):
+    batches = []
+
+    def classify_features(net, features, targets, indices):
+        if net.training:
+            batches.append(features[indices.argsort()])
+        return original(net, features, targets, indices)
+
+    original = transClassifier.classify_features
+    monkeypatch.setattr(transClassifier, "classify_features", classify_features)
+    refine(dataset="ilsvrc", epochs=2, **{"batch_size": 24}, without=["-b"])
+    assert "train features" not in capsys.readouterr().out
+    assert len(batches) == 2 and not torch.allclose(*batches)
+
+
+@pytest.mark.parametrize(
+    "words, without",
+    [
+        ("--in_mode [1,1]", ()),
+        ("--in_mode [1,1,1,1]", ()),
+        ("--in_mode [0,0,0]", ()),
+        ("--in_mode [1,2,1]", ()),
+        ("--in_mode []", ()),
+        ("--in_mode [1,x,1]", ()),
+        ("--input raw_A --in_mode [1,1,1]", ()),
+        ("--input raw_C", ()),
+        ("", ["--resume_Ys"]),
+        ("", ["--net_A"]),
+        ("--tail A", ["--net_B"]),
+        ("--input raw_A", ["--net_A"]),
+        ("--input raw_A --tail B", ["--net_B"]),
+    ],
+)
+def test_wrong_options_are_explained_by_the_parser(refine, capsys, words, without):
+    with pytest.raises(SystemExit) as end:
+        refine(*words.split(), epochs=1, without=without)
+    assert end.value.code == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert "error: " in message and (without or words.split())[0] in message
+
+
+@pytest.mark.parametrize(
+    "others, message",
+    [
+        ({"resume_Ys": "nowhere.pth"}, r"no checkpoint at nowhere\.pth"),
+        ({"net_A": "nowhere.pth"}, r"no checkpoint at nowhere\.pth"),
+        ({"net_B": "{}/g.pth"}, "holds a Trans-Net, a classifier is expected"),
+        ({"resume_Ys": "{}/A.pth"}, "A.pth holds no Trans-Net"),
+        ({"resume_Ys": "{}/reversed.pth"}, "exchange --net_A and --net_B"),
+        ({"resume_Ys": "{}/other_layer.pth"}, f"fitted at features.5 of net B, this run names {LAYER}"),
+        ({"resume_Ys": "{}/narrow.pth"}, "the Trans-Net maps 24 channels to"),
+        ({"input": "raw_A", "tail": "B", "layer2": "features.3"}, r"\(40, 2, 2\), which the tail of net B does not"),
+        ({"arch_B": "resnet18"}, f"holds a {ARCH}"),
+        ({"layer": "features.99"}, "has no layer 'features.99'"),
+        ({"val_path": "nowhere"}, "nowhere"),
+    ],
+)
+def test_input_that_does_not_fit_is_one_sentence(trained, refine, others, message):
+    folder, _ = trained
+    others = {key: value.format(folder) for key, value in others.items()}
+    with pytest.raises(SystemExit, match=message) as end:
+        refine(epochs=1, **others)
+    assert str(end.value.code).startswith("transClassifier.py: ") and "\n" not in end.value.code
+
+
+def test_nets_of_other_classes_are_refused(refine, tmp_path):
+    make_classifier(tmp_path / "two.pth", 0, num_classes=2)
+    with pytest.raises(SystemExit, match="classes of the validation images are not the expected ones: 3 instead of 2"):
+        refine("--input", "raw_A", net_A=tmp_path / "two.pth", epochs=1)
+    state = checkpoint.load(tmp_path / "two.pth")
+    del state["data"]  # as in the authors' files
+    checkpoint.save(tmp_path / "two.pth", state)
+    with pytest.raises(SystemExit, match="the tail of net A has 2 classes, the images have 3"):
+        refine("--input", "raw_A", net_A=tmp_path / "two.pth", dataset="folder", image_size=SIZE, epochs=1)
+
+
+def test_another_net_than_the_trans_nets_is_noted(trained, refine, capsys):
+    refine(epochs=0, resume_Ys=trained[0] / "other_net.pth")
+    assert "was fitted on another net B than this one" in capsys.readouterr().out
+
+
+def test_a_baseline_needs_its_own_net_alone(refine, tmp_path):
+    refine("--input", "raw_A", epochs=1, without=["--net_B", "--resume_Ys"])
+    assert tuned(tmp_path, f"raw_A_L{LAYER}")["source"]["in_mode"] == []
+
+
+def test_the_documented_command_line_is_understood():
+    words = (
+        "--arch vgg16_bn --net_A A --net_B B --resume_Ys g --dataset CUB200 --gpu 0 --conv_layer 30 --epochs 100 "
+        "--lr 0.00001 --logspace 2 --suffix lr-5_lg2"
+    )
+    args = transClassifier.build_parser().parse_args(words.split())
+    assert (args.conv_layer, args.epochs, args.lr, args.logspace) == (30, 100, 1e-5, 2)
+    defaults = transClassifier.build_parser().parse_args([])
+    names = ("conv_layer", "epochs", "lr", "logspace", "optim", "batch_size", "val_epoch", "save_epoch", "input")
+    assert [getattr(defaults, name) for name in names] == [30, 1000, 1e-5, 2, "Adam", 64, 10, 100, "components"]

@@ -1,0 +1,141 @@
+"""The plan of the house: who may import whom, and what must not happen where."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+STEPS = {
+    "BornAgain", "ConvOutput", "PrepareData", "Pruning", "Training", "Training_TransNet", "Variance", "transClassifier",
+}  # fmt: skip
+SCRIPTS = sorted(ROOT.glob("*.py"))
+MODELS = sorted((ROOT / "models").glob("*.py"))
+UTILS = sorted((ROOT / "utils").glob("*.py"))
+FROM_UTILS_IN_MODELS = {"utils.checkpoint", "utils.errors", "utils.files"}
+EFFECTS = {
+    "print", "open", "input", "exit", "parse_args", "parse_known_args", "ArgumentParser", "Parser", "device", "cuda",
+    "set_device", "is_available", "manual_seed", "seed", "mkdir", "unlink", "rmtree", "write_text", "write_bytes",
+    "read_text", "read_bytes", "read_json", "getLogger", "basicConfig", "set_num_threads", "simplefilter",
+    "filterwarnings", "SummaryWriter", "system", "run", "Popen",
+}  # fmt: skip
+
+
+def files(paths):
+    return pytest.mark.parametrize("path", paths, ids=[path.relative_to(ROOT).as_posix() for path in paths])
+
+
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imports(path: Path) -> set[str]:
+    """Modules that a file imports anywhere, as dotted names; `from utils import checkpoint` is utils.checkpoint."""
+    found = set()
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative imports hide the plan"
+            of_room = node.module in ("utils", "models")
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} if of_room else {str(node.module)}
+    return found
+
+
+def at_import(node: ast.AST) -> Iterator[ast.AST]:
+    """Nodes that run when a module is imported: not the bodies of functions, nor the block for __main__."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and "__main__" in ast.unparse(child.test):
+            continue
+        if isinstance(child, ast.Lambda):
+            continue
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+            for part in (*child.decorator_list, *child.args.defaults, *child.args.kw_defaults):
+                if part is not None:
+                    yield part
+                    yield from at_import(part)
+            continue
+        yield child
+        yield from at_import(child)
+
+
+def called(node: ast.Call) -> str:
+    return node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+
+
+def test_the_steps_are_all_there():
+    assert {path.stem for path in SCRIPTS} == STEPS
+
+
+@files(UTILS)
+def test_utils_knows_neither_models_nor_scripts(path):
+    assert not {name for name in imports(path) if name.split(".")[0] in {"models", *STEPS}}
+
+
+@files(MODELS)
+def test_models_takes_little_from_utils(path):
+    found = {name for name in imports(path) if name.split(".")[0] == "utils"}
+    assert found <= FROM_UTILS_IN_MODELS
+    assert not {name for name in imports(path) if name.split(".")[0] in STEPS}
+
+
+@files(SCRIPTS)
+def test_no_script_imports_another(path):
+    assert not imports(path) & STEPS
+
+
+@files(SCRIPTS + MODELS + UTILS)
+def test_nothing_happens_at_import(path):
+    calls = [node for node in at_import(parse(path)) if isinstance(node, ast.Call)]
+    calls = [call for call in calls if ast.unparse(call) != "torch.device('cpu')"]  # chooses nothing
+    assert not {f"{called(call)} in line {call.lineno}" for call in calls if called(call) in EFFECTS}
+
+
+def test_imports_are_silent_and_ignore_the_command_line():
+    """All of them in one process, whose command line would end any parser."""
+    names = [path.stem for path in SCRIPTS]
+    names += [f"{path.parent.name}.{path.stem}" for path in MODELS + UTILS]
+    program = (
+        "import importlib, sys, torch\n"
+        "before = torch.random.get_rng_state(), torch.get_num_threads()\n"
+        f"for name in {names}: importlib.import_module(name)\n"
+        "assert torch.equal(before[0], torch.random.get_rng_state()) and before[1] == torch.get_num_threads()\n"
+        "assert not torch.cuda.is_initialized()\n"
+    )
+    words = [sys.executable, "-c", program, "--no-such-option"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@files(MODELS + UTILS)
+def test_args_stay_in_scripts_options_and_runs(path):
+    if path.name in ("options.py", "runs.py") and path.parent.name == "utils":
+        return
+    tree = parse(path)
+    taken = {
+        node.lineno for node in ast.walk(tree) if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "args"
+    }
+    assert not taken, f"lines {sorted(taken)} read options that should come by name"
+    assert "argparse" not in imports(path)
+
+
+@files(MODELS + UTILS)
+def test_no_room_is_too_large(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 280
+
+
+@files(SCRIPTS)
+def test_every_step_is_a_parser_and_a_command(path):
+    functions = {node.name: node for node in parse(path).body if isinstance(node, ast.FunctionDef)}
+    assert {"build_parser", "main"} <= set(functions)
+    assert [ast.unparse(decorator) for decorator in functions["main"].decorator_list] == ["command"]
+    assert [argument.arg for argument in functions["main"].args.args] == ["argv"]
+    assert ast.get_docstring(parse(path))
+
+
+def test_no_room_is_called_after_nothing():
+    names = {path.stem for path in MODELS + UTILS}
+    assert not names & {"misc", "helpers", "utils", "common", "tools", "stuff"}

@@ -1,0 +1,136 @@
+import json
+import math
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from utils import runs
+from utils.runs import RunLog, read_metrics
+
+
+def test_names_leave_out_what_says_nothing():
+    assert runs.join("CUB200", "", None, "vgg16_bn", 0) == "CUB200_vgg16_bn_0"
+    assert runs.pair("alexnet", "alexnet") == "alexnet"
+    assert runs.pair("alexnet", "resnet34") == "alexnet-resnet34"
+    assert [
+        runs.layer_label(*layer) for layer in ((None, 30, False), (None, 3, True), ("layer3.5.add", 30, False))
+    ] == [
+        "30",
+        "fc3",
+        "layer3.5.add",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        (
+            runs.classifier_path("out", "CUB200", "vgg16_bn", "lr-2_sd0"),
+            "out/model_checkpoints/checkpoint_CUB200_vgg16_bn_lr-2_sd0.pth.tar",
+        ),
+        (
+            runs.classifier_path("out", "CUB200", "vgg16_bn", "", best=True),
+            "out/model_checkpoints/model_best_CUB200_vgg16_bn.pth.tar",
+        ),
+        (
+            runs.features_folder("out", "CUB200", "50par_A", "vgg16_bn", "30", "s", "val"),
+            "out/convOuts/CUB200_50par_A_vgg16_bn/CUB200_L30_s/val",
+        ),
+        (
+            runs.features_folder(".", "CUB200", "", "alexnet-resnet34", "10-3", "", "train"),
+            "convOuts/CUB200_alexnet-resnet34/CUB200_L10-3/train",
+        ),
+        (
+            runs.trans_net_path("out", "CUB200", "vgg16_bn", "30", "50par_A", "a0.1_lr-4"),
+            "out/model_checkpoints/CUB200_vgg16_bn/checkpoint_L30_50par_A_a0.1_lr-4.pth.tar",
+        ),
+        (
+            runs.refined_path("out", "CUB200", "", "vgg16_bn", "100", "lg2", "30"),
+            "out/check/CUB200_vgg16_bn/checkpoint_100_lg2_L30.pth.tar",
+        ),
+        (runs.log_folder("out", "CUB200_vgg16_bn", "L30"), "out/logs/CUB200_vgg16_bn/L30"),
+    ],
+)
+def test_documented_paths(path, expected):
+    assert path == Path(expected)
+
+
+def write(folder, epochs, values, *, start_epoch=0, **options):
+    log = RunLog(folder, epochs, start_epoch=start_epoch, **options)
+    for epoch, value in enumerate(values, start_epoch):
+        log.write(epoch, {"Loss": value, "p1": 0.5})
+    log.close()
+    return log
+
+
+def board(folder):
+    """What TensorBoard shows: name → [(epoch, value)]."""
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return {name: [(event.step, event.value) for event in events.Scalars(name)] for name in events.Tags()["scalars"]}
+
+
+def test_every_epoch_is_one_line_everywhere(tmp_path, capsys):
+    log = write(tmp_path / "logs" / "run", 2, [1.5, 0.25])
+    lines = [json.loads(line) for line in log.path.read_text().splitlines()]
+    assert log.path.name == "metrics.jsonl"
+    assert [{**line, "seconds": 0} for line in lines] == [
+        {"epoch": 0, "Loss": 1.5, "p1": 0.5, "seconds": 0},
+        {"epoch": 1, "Loss": 0.25, "p1": 0.5, "seconds": 0},
+    ]
+    assert all(line["seconds"] >= 0 for line in lines)
+    assert read_metrics(log.path) == lines
+    shown = board(log.path.parent)
+    assert set(shown) == {"Loss", "p1", "seconds"}
+    assert shown["Loss"] == [(0, 1.5), (1, 0.25)]
+    output = capsys.readouterr().out.splitlines()
+    assert len(output) == 2
+    assert output[0].startswith("epoch 1/2 · Loss 1.5 · p1 0.5 · seconds ")
+
+
+def test_a_resumed_run_forgets_what_it_will_write_again(tmp_path):
+    write(tmp_path, 4, [1.0, 2.0, 3.0])
+    log = write(tmp_path, 4, [20.0, 30.0, 40.0], start_epoch=1)
+    assert [(line["epoch"], line["Loss"]) for line in read_metrics(log.path)] == [(0, 1), (1, 20), (2, 30), (3, 40)]
+    assert board(tmp_path)["Loss"] == [(0, 1), (1, 20), (2, 30), (3, 40)]
+
+
+def test_a_new_run_forgets_all(tmp_path):
+    write(tmp_path, 3, [1.0, 2.0, 3.0])
+    log = write(tmp_path, 1, [9.0])
+    assert [line["Loss"] for line in read_metrics(log.path)] == [9.0]
+
+
+def test_a_torn_last_line_is_left_out(tmp_path):
+    log = write(tmp_path, 3, [1.0, 2.0])
+    with log.path.open("a") as file:
+        file.write('{"epoch": 2, "Lo')
+    assert [line["epoch"] for line in read_metrics(log.path)] == [0, 1]
+    write(tmp_path, 3, [3.0], start_epoch=2)
+    assert [line["Loss"] for line in read_metrics(log.path)] == [1.0, 2.0, 3.0]
+
+
+def test_what_is_no_number_is_null(tmp_path):
+    log = write(tmp_path, 2, [math.nan, math.inf])
+    assert [line["Loss"] for line in read_metrics(log.path)] == [None, None]
+    assert "NaN" not in log.path.read_text()
+
+
+def test_a_picture_of_an_epoch_is_on_the_board(tmp_path):
+    for name, active in (("main", True), ("other", False)):
+        log = RunLog(tmp_path / name, 3, active=active)
+        log.figure(2, "components", Figure(figsize=(1, 1)))
+        log.close()
+    events = EventAccumulator(str(tmp_path / "main"))
+    events.Reload()
+    assert [image.step for image in events.Images("components")] == [2]
+    assert not (tmp_path / "other").exists()
+
+
+def test_other_processes_write_nothing(tmp_path, capsys):
+    write(tmp_path / "run", 2, [1.0, 2.0], active=False)
+    assert not (tmp_path / "run").exists()
+    assert capsys.readouterr().out == ""
+    assert read_metrics(tmp_path / "run" / "metrics.jsonl") == []

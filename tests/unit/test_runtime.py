@@ -1,0 +1,250 @@
+import errno
+import json
+import os
+import random
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from utils import runtime
+from utils.errors import InputError
+from utils.runtime import Runtime, command, seed_everything, start
+
+ROOT = Path(runtime.__file__).parents[1]
+
+
+def ends(error):
+    """How a command ends whose main raises this."""
+
+    @command
+    def main(argv=None):
+        raise error
+
+    with pytest.raises(SystemExit) as exit_:
+        main([])
+    return exit_.value.code
+
+
+def test_bad_input_is_one_sentence_and_no_traceback():
+    assert ends(InputError("no checkpoint at x")) == "test_runtime.py: no checkpoint at x"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS])
+def test_a_full_or_forbidden_disk_is_one_sentence(number):
+    message = ends(OSError(number, os.strerror(number), "/data/x"))
+    assert message == f"test_runtime.py: cannot write or read /data/x: {os.strerror(number)}"
+
+
+def test_an_interruption_says_what_is_safe(capsys):
+    assert ends(KeyboardInterrupt()) == 130
+    assert capsys.readouterr().err == "test_runtime.py: interrupted; what was saved is whole\n"
+
+
+@pytest.mark.parametrize("error", [ValueError("a mistake of ours"), OSError(errno.EIO, "broken disk")])
+def test_a_mistake_of_the_program_keeps_its_traceback(error):
+    @command
+    def main(argv=None):
+        raise error
+
+    with pytest.raises(type(error)):
+        main([])
+
+
+def test_a_command_gives_what_its_main_gives():
+    @command
+    def main(argv=None):
+        """Run the step."""
+        return argv
+
+    assert main(["a"]) == ["a"]
+    assert main() is None
+    assert main.__doc__ == "Run the step."
+
+
+def test_without_a_gpu_one_line_says_so_and_it_runs(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    found = start([0, 1], None, 7)
+    assert found == Runtime(torch.device("cpu"), (), 0, 1, None, False, 7)
+    assert found.is_main
+    output = capsys.readouterr().out
+    assert output.startswith("no CUDA device: running on the CPU with ")
+    assert output.count("\n") == 1 and ", seed 7, torch " in output
+    assert start([], 3, 0, "bf16").amp_dtype == torch.bfloat16
+
+
+def test_fp16_needs_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match="--amp fp16 needs a GPU; on the CPU use --amp bf16 or off"):
+        start([], None, 0, "fp16")
+
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    """A machine with two GPUs, as far as choosing them goes."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"GPU {index}")
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+
+
+@pytest.mark.parametrize(
+    ("device_ids", "gpu", "expected"),
+    [([], None, (0,)), ([0, 1], None, (0, 1)), ([1, 0], None, (1, 0)), ([0, 0], None, (0,)), ([0, 1], 1, (1,))],
+)
+def test_the_devices_that_are_named(two_gpus, capsys, device_ids, gpu, expected):
+    found = start(device_ids, gpu, 0)
+    assert found.device == torch.device("cuda", expected[0])
+    assert found.device_ids == expected
+    shown = ", ".join(f"cuda:{index} (GPU {index})" for index in expected)
+    assert capsys.readouterr().out.startswith(f"running on {shown}, seed 0")
+
+
+@pytest.mark.parametrize(("device_ids", "gpu"), [([0, 2], None), ([], 2), ([], -1)])
+def test_a_device_that_is_not_there(two_gpus, device_ids, gpu):
+    with pytest.raises(InputError, match=r"CUDA device (2|-1) does not exist: this machine has 0 to 1"):
+        start(device_ids, gpu, 0)
+
+
+def drawn():
+    return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**40])
+def test_a_seed_is_for_all_generators(seed):
+    seed_everything(seed)
+    first = drawn()
+    seed_everything(seed)
+    assert drawn() == first
+    seed_everything(seed + 1)
+    assert all(a != b for a, b in zip(drawn(), first))
+
+
+def test_epochs_and_processes_draw_differently_and_repeatably():
+    def numbers(seed, epoch, rank):
+        Runtime(torch.device("cpu"), (), rank, 2, None, False, seed).seed_epoch(epoch)
+        return drawn()
+
+    cases = [(seed, epoch, rank) for seed in (0, 5) for epoch in (0, 1, 2) for rank in (0, 1)]
+    results = [numbers(*case) for case in cases]
+    assert results == [numbers(*case) for case in cases]
+    assert len(set(results)) == len(cases)
+
+
+def test_alone_nothing_is_wrapped_summed_or_waited_for(cpu, capsys):
+    model = nn.Linear(2, 2)
+    assert cpu.parallel(model) is model
+    assert cpu.sum(torch.tensor([1.0, 2.0])).tolist() == [1.0, 2.0]
+    assert cpu.gather({"a": 1}) == [{"a": 1}]
+    cpu.barrier()
+    cpu.broadcast(model.parameters())
+    cpu.say("once")
+    Runtime(torch.device("cpu"), (), 1, 2, None, False, 0).say("not again")
+    assert capsys.readouterr().out == "once\n"
+
+
+def test_precision(cpu):
+    model, x = nn.Linear(2, 2), torch.ones(1, 2)
+    with cpu.autocast():
+        assert model(x).dtype == torch.float32
+    bf16 = Runtime(torch.device("cpu"), (), 0, 1, torch.bfloat16, False, 0)
+    with bf16.autocast():
+        assert model(x).dtype == torch.bfloat16
+    scalers = [
+        Runtime(torch.device("cpu"), (), 0, 1, dtype, False, 0).grad_scaler() for dtype in (None, torch.bfloat16)
+    ]
+    assert not any(scaler.is_enabled() for scaler in scalers)
+
+
+TWO_PROCESSES = """
+import copy, dataclasses, json, sys, torch
+from torch import nn
+from utils.engine import evaluate, make_optimizer, train_one_epoch
+from utils.loaders import make_loader
+from utils.runtime import command, start
+
+class Rows(torch.utils.data.Dataset):
+    def __len__(self):
+        return 13
+    def __getitems__(self, indices):
+        return torch.tensor(indices)[:, None] / 4, torch.tensor(indices)
+
+def step(net, x, _indices):
+    y = net(x)
+    return (y - x.square()).square().mean(), {"output": y.mean()}
+
+@command
+def main(argv=None):
+    runtime = start([], None, 3)
+    runtime.say("said")
+    def loader(**options):
+        return make_loader(Rows(), 4 // runtime.world_size, rank=runtime.rank, world_size=runtime.world_size, **options)
+    torch.manual_seed(runtime.rank)  # the wrapper must give every process the weights of the first
+    model = nn.Sequential(nn.Linear(1, 4), nn.Tanh(), nn.Linear(4, 1))
+    net = runtime.parallel(model)
+    before = evaluate(net, loader(), step, runtime)
+    optimizer = make_optimizer("SGD", model.parameters(), lr=0.05, momentum=0.9, weight_decay=0)
+    rows = loader(shuffle=True, seed=3)
+    rows.batch_sampler.length = 12  # as many for both, so that one process takes the same steps
+    train = train_one_epoch(net, rows, step, optimizer, runtime.grad_scaler(), runtime, epoch=2)
+    frozen = runtime.parallel(nn.Linear(1, 1).requires_grad_(False))
+    # BatchNorm sees other samples in every process; what is measured is what the first one would save.
+    normed = nn.Sequential(nn.Linear(1, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    net_normed = runtime.parallel(normed)
+    sgd = make_optimizer("SGD", normed.parameters(), lr=0.05, momentum=0, weight_decay=0)
+    train_one_epoch(net_normed, rows, step, sgd, runtime.grad_scaler(), runtime, epoch=0)
+    saved = copy.deepcopy(normed)
+    alone = dataclasses.replace(runtime, rank=0, world_size=1)
+    found = {
+        "normed": evaluate(net_normed, loader(), step, runtime),
+        "saved": evaluate(saved, make_loader(Rows(), 4), step, alone),
+        "before": before, "train": train, "after": evaluate(net, loader(), step, runtime),
+        "weights": [p.flatten().tolist() for p in model.parameters()],
+        "sum": runtime.sum(torch.tensor([float(runtime.rank), 1.0])).tolist(),
+        "gather": runtime.gather(("rank", runtime.rank)),
+        "wrapped": [type(net).__name__, type(frozen).__name__],
+        "drawn": float(torch.rand(())),
+    }
+    runtime.barrier()
+    with open(f"{argv[0]}.{runtime.rank}", "w") as file:
+        json.dump(found, file)
+
+main(sys.argv[1:])
+"""
+
+
+def test_two_processes_find_what_one_finds(tmp_path, monkeypatch, capsys):
+    script = tmp_path / "two.py"
+    script.write_text(TWO_PROCESSES)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["two.py", str(tmp_path / "one")])
+    runpy.run_path(str(script))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [*torchrun, str(script), str(tmp_path / "two")],
+        env=environment, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    outputs = [capsys.readouterr().out, done.stdout]
+    one, first, second = (json.loads((tmp_path / name).read_text()) for name in ("one.0", "two.0", "two.1"))
+
+    assert [output.count("said\n") for output in outputs] == [1, 1]
+    assert ", 2 processes, seed 3" in outputs[1] and "processes" not in outputs[0]
+    assert first["sum"] == second["sum"] == [1.0, 2.0]
+    assert first["gather"] == second["gather"] == [["rank", 0], ["rank", 1]]
+    assert first["wrapped"] == ["DistributedDataParallel", "Linear"]
+    assert first["drawn"] != second["drawn"]
+    assert first["weights"] == second["weights"]
+    assert first["normed"] == second["normed"]
+    assert first["normed"] == pytest.approx(first["saved"], rel=1e-5)
+    for name in ("before", "train", "after"):
+        assert first[name] == second[name]
+        assert first[name] == pytest.approx(one[name], rel=1e-5)
+    assert one["after"]["Loss"] < one["before"]["Loss"]

@@ -16,6 +16,8 @@ demo: .venv/.installed
 	$(PY) Training.py $(NET) --seed 5 --suffix sd5 --epochs 3 -b 64 --lr 0.02 --logspace 1 --resume auto
 	$(PY) ConvOutput.py --resume1 $(A) --resume2 $(B) --conv_layer 2 --data_root $(OUT)/data --out $(OUT)
 	$(PY) Training_TransNet.py --convOut_path $(FEATURES) --alpha [0.1,0.1] --lr 0.001 --epochs 15 --out $(OUT) --resume auto
+	$(PY) Training_TransNet.py --convOut_path $(FEATURES) --reverse --suffix reverse --alpha [0.1,0.1] --lr 0.001 \
+		--epochs 15 --out $(OUT) --resume auto
 	$(PY) Variance.py --net_in $(A) --net_tar $(B) --transnet $(TRANSNET) --conv_layer 2 --data_root $(OUT)/data \
 		--json $(OUT)/variance.json --csv $(OUT)/variance.csv --figure $(OUT)/components.png
 
@@ -25,7 +27,7 @@ test: lint
 lint: .venv/.installed
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m mypy models utils *.py
+	$(PY) -m mypy models utils experiments benchmarks *.py
 
 bench: .venv/.installed
 	for bench in benchmarks/bench_*.py; do $(PY) -m benchmarks.$$(basename $$bench .py) || exit 1; done

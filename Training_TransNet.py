@@ -32,7 +32,7 @@ def build_parser() -> options.Parser:
     group.add_argument("--sample_num", default="", metavar="NAME", help="sub-sampler that chose the images")
     group.add_argument("--reverse", action="store_true", help="reconstruct A's features from B's")
     group.add_argument("--validate", action="store_true", help="also measure the error on the val features")
-    group.add_argument("-b", "--batch_size", type=int, default=64, help="images of a step, over all GPUs")
+    group.add_argument("-b", "--batch_size", type=options.positive, default=64, help="images of a step, over all GPUs")
     options.add_layer_options(parser, conv_layer=None)
     group = parser.add_argument_group("Trans-Net")
     group.add_argument("--layers", type=int, default=3, help="linear layers, highest order + 1")
@@ -108,6 +108,8 @@ def resume(
 ) -> tuple[TransNet, checkpoint.State]:
     """Load what --resume names; `auto` begins anew where the checkpoint is of other features."""
     path = checkpoint.to_resume(args.resume, own)
+    if own.exists():
+        refuse_other_direction(own, source)
     if path is None:
         return fresh, {}
     state = checkpoint.load(path)
@@ -128,6 +130,13 @@ def draw(trans_net: TransNet, features: Features, device: torch.device) -> Figur
     _, components = trans_net.eval().decompose(x)
     channels = target[0].flatten(1).std(1, correction=0).topk(min(4, target.shape[1])).indices
     return component_figure(None, x[0], target[0], components[:, 0], channels.tolist())
+
+
+def refuse_other_direction(own: runs.Path, source: dict[str, object]) -> None:
+    """Keep a fit of B → A from replacing the one of A → B, which has the same name."""
+    fitted = checkpoint.load(own).get("source", {})
+    if fitted.get("checkpoint_a") == source.get("checkpoint_b") != source.get("checkpoint_a"):
+        raise InputError(f"{own} holds the Trans-Net of the other direction; give this one a --suffix of its own")
 
 
 @command

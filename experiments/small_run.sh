@@ -12,7 +12,8 @@ cub=$(realpath -m "${1:?names the official archive of CUB200 or its folder}") dr
 cd "$(dirname "$0")/.."
 export OUT=${OUT:-runs/small} PYTHON=${PYTHON:-.venv/bin/python} JOBS=${JOBS:-2} OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 export DATA=$OUT/data BIRDS=$OUT/data/birds DOGS=$OUT/data/dogs IMAGE_SIZE=64 BATCH=16
-export EPOCHS=15 TRANS_EPOCHS=30 TRANS_LR=0.001 REFINE_EPOCHS=15 REFINE_LR=0.0001 PRUNE_EPOCHS=5
+export EPOCHS=${EPOCHS:-15} PRUNE_EPOCHS=${PRUNE_EPOCHS:-5}
+export TRANS_EPOCHS=${TRANS_EPOCHS:-30} TRANS_LR=0.001 REFINE_EPOCHS=${REFINE_EPOCHS:-15} REFINE_LR=0.0001
 
 stand_ins() { # bird classes 1 to 5 as $BIRDS, 6 to 10 as $DOGS
   local classes=("$DATA"/CUB200/train/*) class half split i
@@ -39,9 +40,9 @@ if [[ ! $dry_run ]]; then
 fi
 # With SGD, 15 epochs are too few for AlexNet, which has no BatchNorm, to begin to learn.
 ARCHS=alexnet OPTIM=Adam LR=0.0002 experiments/stability.sh "$dry_run"
-ARCHS=resnet34 experiments/stability.sh "$dry_run"
-ARCHS='alexnet resnet34' experiments/diagnosis.sh "$dry_run"
-ARCHS='resnet18 resnet34' experiments/refinement.sh "$dry_run"
+ARCHS=resnet18 experiments/stability.sh "$dry_run"
+ARCHS='alexnet resnet18' experiments/diagnosis.sh "$dry_run"
+ARCHS=resnet18 experiments/refinement.sh "$dry_run"
 ARCHS=resnet18 TARGETS='Mix-CUB Mix-Dogs' experiments/redundancy.sh "$dry_run"
 ARCHS=resnet18 experiments/compression.sh "$dry_run"
 # Each generation waits for the one before it: one chain, on both cores.

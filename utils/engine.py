@@ -73,7 +73,8 @@ def train_one_epoch(
         `Loss` and the step's metrics, means over all samples of all processes.
 
     Raises:
-        InputError: the loss is no longer finite; nothing of this epoch is saved.
+        InputError: the loss is no longer finite, or a batch is too small for BatchNorm; nothing of this epoch is
+            saved.
     """
     net.train()
     for module in frozen:
@@ -84,7 +85,7 @@ def train_one_epoch(
     progress = Progress(loader, label or f"epoch {epoch}", quiet=not runtime.is_main)
     for index, batch in enumerate(progress):
         with runtime.autocast():
-            loss, metrics = step(net, *runtime.to_device(batch))
+            loss, metrics = _take(step, net, runtime.to_device(batch))
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(loss).backward()
         scaler.step(optimizer)
@@ -143,6 +144,19 @@ def make_optimizer(
     if name == "Adam":
         return torch.optim.Adam(trained, lr, weight_decay=weight_decay)
     raise ValueError(f"optimizer {name!r} is neither SGD nor Adam")
+
+
+def _take(step: Step, net: nn.Module, batch: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Take a step; a batch that is too small for BatchNorm is the user's choice and not a bug."""
+    try:
+        return step(net, *batch)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise InputError(
+            f"a batch of {len(batch[0])} image has one value a channel and BatchNorm needs more: "
+            "choose another --batch_size"
+        ) from None
 
 
 def _check_finite(means: dict[str, float], epoch: int) -> None:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from utils.errors import InputError
+
 
 class EpochSampler(Sampler[list[int]]):
     """Batches of indices, the share of one process of a distributed run.
@@ -67,8 +69,13 @@ def make_loader(
         rank: this process' number in a distributed run.
         world_size: the number of processes.
         pin: page-locked memory, for copies to a GPU that overlap with computing.
+
+    Raises:
+        InputError: there are fewer samples than processes.
     """
     length = len(dataset)  # type: ignore[arg-type]
+    if length < world_size:
+        raise InputError(f"{length} samples cannot be shared by {world_size} processes; start fewer")
     sampler = EpochSampler(length, batch_size, shuffle=shuffle, seed=seed, rank=rank, world_size=world_size)
     return DataLoader(
         dataset,

@@ -60,6 +60,13 @@ def list_of(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
     return parse
 
 
+def positive(text: str) -> int:
+    """Read a whole number of at least 1, for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
 class Ignored(argparse.Action):
     """An option of the released scripts that has no job any more: accepted, and said to be ignored."""
 
@@ -105,7 +112,7 @@ def add_data_options(parser: argparse.ArgumentParser, *, batch_size: int, datase
     group.add_argument("--train_path", help="training images, one folder a class; overrides --data_root")
     group.add_argument("--val_path", help="validation images; overrides --data_root")
     group.add_argument(
-        "--image_size", type=int, default=224 if dataset else None,
+        "--image_size", type=positive, default=224 if dataset else None,
         help="pixels to a side" + ("" if dataset else from_checkpoint),
     )  # fmt: skip
     group.add_argument(
@@ -118,7 +125,7 @@ def add_data_options(parser: argparse.ArgumentParser, *, batch_size: int, datase
     group.add_argument(
         "--cache_images", choices=["auto", "ram", "disk", "off"], default="auto", help="decode every image once"
     )
-    group.add_argument("-b", "--batch_size", type=int, default=batch_size, help="images of a step, over all GPUs")
+    group.add_argument("-b", "--batch_size", type=positive, default=batch_size, help="images of a step, over all GPUs")
 
 
 def add_training_options(
@@ -144,11 +151,11 @@ def add_training_options(
         "--logspace", type=float, nargs="?", const=2.0, default=logspace, metavar="DECADES",
         help="decades that the learning rate falls over all epochs (2 if no number follows); 0: steps",
     )  # fmt: skip
-    group.add_argument("--epoch_step", type=int, default=60, help="epochs between steps of the learning rate")
+    group.add_argument("--epoch_step", type=positive, default=60, help="epochs between steps of the learning rate")
     group.add_argument("--decay_factor", type=float, default=decay_factor, help="of such a step")
-    group.add_argument("--save_epoch", type=int, default=save_epoch, help="epochs between checkpoints")
-    group.add_argument("--val_epoch", type=int, default=val_epoch, help="epochs between validations")
-    group.add_argument("-p", "--print_freq", type=int, default=10, help="batches between readings of the loss")
+    group.add_argument("--save_epoch", type=positive, default=save_epoch, help="epochs between checkpoints")
+    group.add_argument("--val_epoch", type=positive, default=val_epoch, help="epochs between validations")
+    group.add_argument("-p", "--print_freq", type=positive, default=10, help="batches between readings of the loss")
     group.add_argument(
         "--resume", default="", metavar="PATH", help="go on from a checkpoint; auto: from this run's own"
     )

@@ -32,7 +32,9 @@ def command(main: Callable[[Sequence[str] | None], Result]) -> Callable[..., Res
         try:
             return main(argv)
         except InputError as error:
-            sys.exit(f"{name}: {error}")
+            # One that a loader's worker raised comes with the worker's traceback in front.
+            sentence = str(error).splitlines()[-1].removeprefix("utils.errors.InputError: ")
+            sys.exit(f"{name}: {sentence}")
         except OSError as error:
             if error.errno not in FULL_OR_FORBIDDEN:
                 raise

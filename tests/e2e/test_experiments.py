@@ -344,7 +344,7 @@ def test_the_small_run_needs_no_dogs():
     assert "runs/small/data/dogs runs/small/mix/DOG120" in result.stdout
 
 
-def test_tasks_run_and_are_skipped_the_second_time(tmp_path):
+def test_a_whole_section_runs(tmp_path):
     """The whole of Sec. 4.6 on photos of two birds and two dogs."""
     for half, names in (("CUB200", ("finch", "gull")), ("DOG120", ("beagle", "pug"))):
         for split in ("train", "test"):
@@ -353,15 +353,8 @@ def test_tasks_run_and_are_skipped_the_second_time(tmp_path):
         "DATA": str(tmp_path / "data"), "OUT": str(tmp_path / "out"), "PYTHON": sys.executable, "ARCHS": "resnet18",
         "EPOCHS": "1", "TRANS_EPOCHS": "1", "IMAGE_SIZE": "32", "BATCH": "6", "JOBS": "2",
     }  # fmt: skip
-    first = run("tasks", **settings)
-    assert first.returncode == 0, first.stderr
-    assert "### Fig. 5" in first.stdout
-    assert "classes of mix320 4 (320)" in first.stdout
-    assert "| fine-grained → binary | " in first.stdout
-    net, fit = (tmp_path / "out/model_checkpoints" / name for name in (
-        "checkpoint_folder_resnet18_bird_dog.pth.tar", "mix320_resnet18/checkpoint_L3_binary-fine_a0.1.pth.tar"
-    ))  # fmt: skip
-    times = [path.stat().st_mtime_ns for path in (net, fit)]
-    second = run("tasks", **settings)
-    assert second.stdout.split("###")[1] == first.stdout.split("###")[1]
-    assert [path.stat().st_mtime_ns for path in (net, fit)] == times
+    result = run("tasks", **settings)
+    assert result.returncode == 0, result.stderr
+    assert "### Fig. 5" in result.stdout
+    assert "classes of mix320 4 (320)" in result.stdout
+    assert "| fine-grained → binary | " in result.stdout

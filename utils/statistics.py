@@ -97,7 +97,8 @@ class ComponentMoments:
     def rank_channels(self, ends: int | None = None) -> tuple[Tensor, Tensor]:
         """Order the channels of x* by their instability, the most consistent first.
 
-        Channels whose variance is below a thousandth of the largest are left out: they are dead and show nothing.
+        Channels whose variance is below a tenth of the mean are left out: they are nearly dead, and their ratio says
+        little about what the nets know.
 
         Args:
             ends: only so many most consistent and so many least consistent channels.
@@ -106,7 +107,7 @@ class ComponentMoments:
             Channel numbers, int64 (L,), and the instability Var(x_Δ)/Var(x*) of each, float64 (L,), rising.
         """
         variances = self.channel_variances()
-        alive = (variances[0] >= 1e-3 * variances[0].max()).nonzero().flatten()
+        alive = (variances[0] >= 0.1 * variances[0].mean()).nonzero().flatten()
         instability, order = (variances[-1, alive] / variances[0, alive]).sort()
         ranks = torch.arange(len(order))
         kept = ranks if ends is None else torch.cat([ranks[:ends], ranks[-ends:]]).unique()

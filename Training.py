@@ -41,6 +41,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     own = runs.classifier_path(args.out, args.dataset, args.arch or "vgg16_bn", args.suffix)
     resumed = checkpoint.to_resume(args.resume, own)
+    data = data_record(args.dataset, args.sample_num, classes, args.image_size)
+    training = {"seed": args.seed, "optim": args.optim}
+    if args.resume == "auto":
+        checkpoint.own_progress(own, "data", {name: data[name] for name in ("dataset", "sample_num", "image_size")})
+        checkpoint.own_progress(own, "training", training)
     if resumed:
         model, state = read_classifier(resumed, args.arch, len(classes))
         check_classes(state.get("data", {}).get("classes", classes), classes, "the validation images")
@@ -97,8 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         is_best, best_acc1 = validated and acc1 > best_acc1, max(acc1, best_acc1)
         state = checkpoint.training_state(
             model, optimizer, scaler, epoch + 1,
-            arch=arch, model=record, seed=args.seed, acc1=acc1, best_acc1=best_acc1,
-            data=data_record(args.dataset, args.sample_num, classes, args.image_size),
+            arch=arch, model=record, data=data, training=training, acc1=acc1, best_acc1=best_acc1,
         )  # fmt: skip
         if runtime.is_main and due(epoch, args.save_epoch, args.epochs):
             checkpoint.save(own, state)

@@ -140,7 +140,7 @@ def test_metrics_of_every_epoch_are_on_the_board_and_in_a_json_line(road, log, n
 def test_a_classifiers_checkpoint_says_what_it_is(road, photos):
     state = checkpoint.load(road.a)
     last = lines_of(road.out / "logs/folder_resnet18_sd0")[-1]
-    assert (state["epoch"], state["arch"], state["seed"]) == (2, "resnet18", 0)
+    assert (state["epoch"], state["arch"], state["training"]["seed"]) == (2, "resnet18", 0)
     assert state["data"] == {
         "dataset": "folder", "sample_num": "", "classes": ["blue", "green", "red"], "image_size": 64,
     }  # fmt: skip
@@ -628,3 +628,17 @@ def test_help_in_a_shell(script):
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"usage: {script}.py ")
     assert "(default: " in done.stdout
+
+
+def test_resuming_by_itself_does_not_mix_two_runs(photos, tmp_path):
+    words = [
+        "--dataset", "folder", "--train_path", f"{photos}/train", "--val_path", f"{photos}/val", "--arch", "resnet18",
+        "--image_size", "32", "-b", "12", "-j", "0", "--out", str(tmp_path), "--resume", "auto",
+    ]  # fmt: skip
+    Training.main([*words, "--epochs", "1"])
+    for changed, said in (
+        (["--image_size", "48"], "image_size 32 instead of 48"),
+        (["--seed", "1"], "seed 0 instead of 1"),
+    ):
+        with pytest.raises(SystemExit, match=said):
+            Training.main([*words, "--epochs", "2", *changed])

@@ -40,7 +40,9 @@ layers_of() {
 
 # train DATASET ARCH SUFFIX OPTION…: a classifier from scratch for $EPOCHS, learning rate 1e-2 → about 1e-4.
 train() {
-  step "train_$1_$2_$3" Training.py --arch "$2" --dataset "$1" --optim "$OPTIM" --lr "$LR" --epochs "$EPOCHS" \
+  local optim=$OPTIM lr=$LR
+  if [[ $2 == alexnet ]]; then optim=${ALEXNET_OPTIM:-$OPTIM} lr=${ALEXNET_LR:-$LR}; fi
+  step "train_$1_$2_$3" Training.py --arch "$2" --dataset "$1" --optim "$optim" --lr "$lr" --epochs "$EPOCHS" \
     --epoch_step $(((EPOCHS + 4) / 5)) --batch_size "${BATCH:-128}" --save_epoch 50 --suffix "$3" "${@:4}" \
     --image_size "$IMAGE_SIZE" --data_root "$DATA" --out "$OUT" --resume auto
 }

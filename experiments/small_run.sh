@@ -39,8 +39,8 @@ if [[ ! $dry_run ]]; then
   for table in diagnosis table1; do note $table 'AlexNet was trained with Adam, learning rate 2e-4.'; done
 fi
 # With SGD, 15 epochs are too few for AlexNet, which has no BatchNorm, to begin to learn.
-ARCHS=alexnet OPTIM=Adam LR=0.0002 experiments/stability.sh "$dry_run"
-ARCHS=resnet18 experiments/stability.sh "$dry_run"
+export ALEXNET_OPTIM=Adam ALEXNET_LR=0.0002
+ARCHS='alexnet resnet18' experiments/stability.sh "$dry_run"
 ARCHS='alexnet resnet18' experiments/diagnosis.sh "$dry_run"
 ARCHS=resnet18 experiments/refinement.sh "$dry_run"
 ARCHS=resnet18 TARGETS='Mix-CUB Mix-Dogs' experiments/redundancy.sh "$dry_run"

@@ -30,7 +30,10 @@ def command(main: Callable[[Sequence[str] | None], Result]) -> Callable[..., Res
     def run(argv: Sequence[str] | None = None) -> Result:
         name = Path(sys.modules[main.__module__].__file__ or main.__module__).name
         try:
-            return main(argv)
+            result = main(argv)
+            if dist.is_initialized():
+                dist.barrier()  # leave together: a process that ends while another still talks to it breaks that one
+            return result
         except InputError as error:
             # One that a loader's worker raised comes with the worker's traceback in front.
             sentence = str(error).splitlines()[-1].removeprefix("utils.errors.InputError: ")

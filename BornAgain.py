@@ -16,15 +16,17 @@ from torch import Tensor, nn
 
 from models.classifiers import build, classifier_record, read_classifier
 from utils import checkpoint, options, runs
-from utils.classification import classify, data_record, validate
-from utils.data import ImageData, check_classes, normalise
-from utils.engine import make_optimizer, train_one_epoch
+from utils.data.batches import normalise
+from utils.data.images import ImageData, check_classes
+from utils.distillation.born_again import distillation_loss
+from utils.distillation.teacher import Teacher, teacher_logits
 from utils.files import sha256
-from utils.losses import classification_loss, distillation_loss
-from utils.metrics import accuracies_percent, main_accuracy
 from utils.runtime import Runtime, command, seed_everything, start
-from utils.schedules import due, geometric, learning_rates, set_learning_rate
-from utils.teacher import Teacher, teacher_logits
+from utils.training.classification import classify, data_record, validate
+from utils.training.engine import make_optimizer, train_one_epoch
+from utils.training.losses import classification_loss
+from utils.training.metrics import accuracies_percent, main_accuracy
+from utils.training.schedules import due, geometric, learning_rates, set_learning_rate
 
 # What one generation's checkpoint must agree on with the command that goes on with it.
 RECORDED_OPTIONS = (

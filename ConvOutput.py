@@ -8,14 +8,15 @@ from torch import nn
 from models.classifiers import read_classifier
 from models.split import HeadTail, feature_shape, find_layer, split
 from utils import options, runs
-from utils.data import check_classes, normalise
+from utils.data.batches import normalise
+from utils.data.images import check_classes
 from utils.errors import InputError
-from utils.feature_cache import open_features
-from utils.feature_writer import FeatureWriter
+from utils.features.cache import open_features
+from utils.features.writer import FeatureWriter
 from utils.files import sha256
-from utils.metrics import topk_hits
 from utils.progress import Progress
 from utils.runtime import Runtime, command, start
+from utils.training.metrics import topk_hits
 
 
 def build_parser() -> options.Parser:

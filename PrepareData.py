@@ -14,15 +14,15 @@ from pathlib import Path
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from utils.archives import CUB_PARTS, DOG_PARTS, read_cub, read_dogs
-from utils.cropping import Listing, Problem, clear_target, crop_all
-from utils.datasets import VOC_CLASSES
+from utils.data.datasets import VOC_CLASSES
 from utils.errors import InputError
 from utils.files import replacing
 from utils.options import Parser
+from utils.prepare.archives import CUB_PARTS, DOG_PARTS, read_cub, read_dogs
+from utils.prepare.cropping import Listing, Problem, clear_target, crop_all
+from utils.prepare.unpacking import unpacked
+from utils.prepare.voc import VOC_ANIMALS, VOC_PARTS, read_voc, read_voc_lists
 from utils.runtime import command
-from utils.unpacking import unpacked
-from utils.voc import VOC_ANIMALS, VOC_PARTS, read_voc, read_voc_lists
 
 PARTS = {"CUB200": CUB_PARTS, "DOG120": DOG_PARTS, "VOC2012_crop": VOC_PARTS, "VOC2012_animal": VOC_PARTS}
 PARTS["mix320"] = CUB_PARTS | DOG_PARTS

@@ -14,13 +14,13 @@ from torch import Tensor
 from models.classifiers import read_classifier
 from models.pruning import cluster, count_removed, prune, tie, zero_removed
 from utils import checkpoint, options, runs
-from utils.classification import classify, data_record, validate
-from utils.data import ImageData, check_classes
-from utils.engine import make_optimizer, train_one_epoch
+from utils.data.images import ImageData, check_classes
 from utils.files import sha256, write_json
-from utils.metrics import main_accuracy
 from utils.runtime import Runtime, command, start
-from utils.schedules import due, learning_rates, set_learning_rate
+from utils.training.classification import classify, data_record, validate
+from utils.training.engine import make_optimizer, train_one_epoch
+from utils.training.metrics import main_accuracy
+from utils.training.schedules import due, learning_rates, set_learning_rate
 
 # What a checkpoint must agree on with the command that goes on with it.
 RECORDED_OPTIONS = (

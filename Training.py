@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 from models.classifiers import build, classifier_record, fix_batch_norm, read_classifier
 from utils import checkpoint, options, runs
-from utils.classification import classify, data_record, validate
-from utils.data import check_classes
-from utils.engine import make_optimizer, train_one_epoch
+from utils.data.images import check_classes
 from utils.errors import InputError
-from utils.metrics import main_accuracy
 from utils.runtime import command, start
-from utils.schedules import due, learning_rates, set_learning_rate
+from utils.training.classification import classify, data_record, validate
+from utils.training.engine import make_optimizer, train_one_epoch
+from utils.training.metrics import main_accuracy
+from utils.training.schedules import due, learning_rates, set_learning_rate
 
 
 def build_parser() -> options.Parser:

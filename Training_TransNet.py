@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from models.split import as_maps
 from models.trans_net import TransNet, build_from_state
 from utils import checkpoint, options, runs
-from utils.engine import evaluate, make_optimizer, train_one_epoch
+from utils.data.loaders import make_loader
 from utils.errors import InputError
-from utils.feature_cache import FeatureCache, OldFeatureFolder, open_features
-from utils.loaders import make_loader
-from utils.losses import order_penalty
-from utils.plotting import component_figure
+from utils.features.cache import FeatureCache, OldFeatureFolder, open_features
+from utils.report.figures import component_figure
 from utils.runtime import command, start
-from utils.schedules import due, learning_rates, set_learning_rate
+from utils.training.engine import evaluate, make_optimizer, train_one_epoch
+from utils.training.losses import order_penalty
+from utils.training.schedules import due, learning_rates, set_learning_rate
 
 Features = FeatureCache | OldFeatureFolder
 

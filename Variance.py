@@ -12,14 +12,14 @@ from models.classifiers import read_classifier
 from models.split import as_maps, find_layer, split
 from models.trans_net import TransNet, build_from_state, check_fit
 from utils import checkpoint, options
-from utils.data import normalise
-from utils.feature_cache import open_features
+from utils.data.batches import normalise
+from utils.data.loaders import make_loader
+from utils.features.cache import open_features
 from utils.files import replacing, sha256, write_json
-from utils.loaders import make_loader
-from utils.plotting import component_figure
+from utils.measures.moments import ComponentMoments
 from utils.progress import Progress
+from utils.report.figures import component_figure
 from utils.runtime import Runtime, command, start
-from utils.statistics import ComponentMoments
 
 Pairs = Iterator[tuple[Tensor, Tensor]]  # (x, target), feature maps (N, C, H, W)
 

@@ -8,15 +8,16 @@ from torch import Tensor, nn
 from models.frozen_feature import INPUTS, RAW, Net, freeze, open_net
 from models.trans_net import TransNet, build_from_state
 from utils import checkpoint, options, runs
-from utils.classification import classify_features, data_record, validate
-from utils.constant_work import compute_once
-from utils.data import ImageData, check_classes, normalise
-from utils.engine import make_optimizer, train_one_epoch
+from utils.data.batches import normalise
+from utils.data.computed_once import compute_once
+from utils.data.images import ImageData, check_classes
 from utils.errors import InputError
 from utils.files import sha256
-from utils.metrics import main_accuracy
 from utils.runtime import Runtime, command, start
-from utils.schedules import due, learning_rates, set_learning_rate
+from utils.training.classification import classify_features, data_record, validate
+from utils.training.engine import make_optimizer, train_one_epoch
+from utils.training.metrics import main_accuracy
+from utils.training.schedules import due, learning_rates, set_learning_rate
 
 StepResult = tuple[Tensor, dict[str, Tensor]]
 

@@ -27,16 +27,18 @@ from models.classifiers import build
 from models.frozen_feature import Net, freeze
 from models.split import split
 from models.trans_net import TransNet
-from utils.classification import Loader, classify_features
-from utils.constant_work import compute_once
-from utils.data import ImageData, normalise
-from utils.datasets import ImageList
-from utils.engine import Step, make_optimizer, train_one_epoch
-from utils.image_cache import StoredPixels
-from utils.loaders import make_loader
-from utils.losses import classification_loss, distillation_loss
+from utils.data.batches import normalise
+from utils.data.computed_once import compute_once
+from utils.data.datasets import ImageList
+from utils.data.image_cache import StoredPixels
+from utils.data.images import ImageData
+from utils.data.loaders import make_loader
+from utils.distillation.born_again import distillation_loss
+from utils.distillation.teacher import Teacher, live_logits, teacher_logits
 from utils.runtime import Runtime, start
-from utils.teacher import Teacher, live_logits, teacher_logits
+from utils.training.classification import Loader, classify_features
+from utils.training.engine import Step, make_optimizer, train_one_epoch
+from utils.training.losses import classification_loss
 
 CLASSES = 200
 Epoch = Callable[[int], object]  # runs epoch number i

@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from utils.feature_cache import FeatureCache, open_features
-from utils.feature_writer import FeatureWriter
-from utils.old_feature_folder import OldFeatureFolder
+from utils.features.cache import FeatureCache, open_features
+from utils.features.old_folder import OldFeatureFolder
+from utils.features.writer import FeatureWriter
 
 
 def store(folder: Path, images: int, shape: tuple[int, ...]) -> None:

@@ -26,10 +26,11 @@ import torchvision
 from PIL import Image
 from torch.nn import functional as F
 
-from utils.data import ImageData, normalise
-from utils.datasets import list_images
-from utils.image_cache import cache_images
-from utils.loaders import make_loader
+from utils.data.batches import normalise
+from utils.data.datasets import list_images
+from utils.data.image_cache import cache_images
+from utils.data.images import ImageData
+from utils.data.loaders import make_loader
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -17,11 +17,12 @@ from matplotlib.figure import Figure
 
 from experiments.tables import PAPER, Results, mean, read_table
 from models.pair import open_pair
-from utils.data import load_images, normalise
+from utils.data.batches import normalise
+from utils.data.images import load_images
 from utils.errors import InputError
 from utils.files import read_json, replacing
 from utils.options import Parser
-from utils.plotting import curve_figure, overlay_figure, variance_figure
+from utils.report.figures import curve_figure, overlay_figure, variance_figure
 from utils.runtime import command
 
 # Figures of maps: the row in RUN/results, and what x_Δ is there.

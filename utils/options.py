@@ -10,9 +10,9 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-from utils.data import ImageData, load_images
-from utils.image_cache import cache_images
-from utils.loaders import make_loader
+from utils.data.image_cache import cache_images
+from utils.data.images import ImageData, load_images
+from utils.data.loaders import make_loader
 from utils.runtime import Runtime
 
 Namespace = argparse.Namespace

@@ -11,11 +11,11 @@ import BornAgain
 import Training
 from models.classifiers import load_classifier
 from utils import checkpoint
-from utils.data import ImageData, load_images
+from utils.data.images import ImageData, load_images
+from utils.data.loaders import make_loader
+from utils.distillation.teacher import teacher_logits
 from utils.errors import InputError
 from utils.files import sha256
-from utils.loaders import make_loader
-from utils.teacher import teacher_logits
 
 pytestmark = pytest.mark.e2e
 COMMON = "--image_size 32 --batch_size 8 --lr 0.02 --val_epoch 1"

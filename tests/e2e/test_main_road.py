@@ -23,8 +23,9 @@ from models.classifiers import build, load_classifier
 from models.split import layer_name, split
 from models.trans_net import load_trans_net
 from utils import checkpoint
-from utils.data import load_images, normalise
-from utils.feature_cache import open_features
+from utils.data.batches import normalise
+from utils.data.images import load_images
+from utils.features.cache import open_features
 from utils.files import sha256
 
 pytestmark = pytest.mark.e2e

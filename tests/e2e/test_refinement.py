@@ -12,11 +12,11 @@ from models.classifiers import build, classifier_record
 from models.split import split
 from models.trans_net import TransNet
 from utils import checkpoint
-from utils.classification import classify, data_record
-from utils.data import ImageData, load_images
-from utils.engine import evaluate
+from utils.data.images import ImageData, load_images
+from utils.data.loaders import make_loader
 from utils.files import sha256
-from utils.loaders import make_loader
+from utils.training.classification import classify, data_record
+from utils.training.engine import evaluate
 
 pytestmark = pytest.mark.e2e
 ARCH, LAYER, CHANNELS, SIZE = "mobilenet_v3_small", "features.4", 40, 32

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from models import load_trans_net
-from utils.losses import order_penalty
+from utils.training.losses import order_penalty
 
 pytestmark = pytest.mark.golden
 FOLDER = Path(__file__).parent

@@ -13,9 +13,19 @@ STEPS = {
     "BornAgain", "ConvOutput", "PrepareData", "Pruning", "Training", "Training_TransNet", "Variance", "transClassifier",
 }  # fmt: skip
 SCRIPTS = sorted(ROOT.glob("*.py"))
-MODELS = sorted((ROOT / "models").glob("*.py"))
-UTILS = sorted((ROOT / "utils").glob("*.py"))
+MODELS = sorted((ROOT / "models").rglob("*.py"))
+UTILS = sorted((ROOT / "utils").rglob("*.py"))
 FROM_UTILS_IN_MODELS = {"utils.checkpoint", "utils.errors", "utils.files"}
+# What a wing may import of the other wings; the ground alone is open to all.
+WINGS = {
+    "data": set(),
+    "prepare": {"data"},
+    "features": {"data"},
+    "training": {"data"},
+    "distillation": {"data"},
+    "measures": set(),
+    "report": set(),
+}
 EFFECTS = {
     "print", "open", "input", "exit", "parse_args", "parse_known_args", "ArgumentParser", "Parser", "device", "cuda",
     "set_device", "is_available", "manual_seed", "seed", "mkdir", "unlink", "rmtree", "write_text", "write_bytes",
@@ -70,9 +80,30 @@ def test_the_steps_are_all_there():
     assert {path.stem for path in SCRIPTS} == STEPS
 
 
+def room(path: Path) -> str:
+    """Name the wing of utils that a file is in; "" is the ground."""
+    inside = path.relative_to(ROOT / "utils").parts
+    return inside[0] if len(inside) > 1 else ""
+
+
 @files(UTILS)
 def test_utils_knows_neither_models_nor_scripts(path):
-    assert not {name for name in imports(path) if name.split(".")[0] in {"models", *STEPS}}
+    assert not {name for name in imports(path) if name.split(".")[0] in {"models", "experiments", *STEPS}}
+
+
+@files(UTILS)
+def test_wings_stand_on_the_ground_and_beside_each_other(path):
+    wings = {name.split(".")[1] for name in imports(path) if name.startswith("utils.")} & set(WINGS)
+    if path.name == "opening.py":  # the one room that joins options and wings
+        return
+    allowed = {room(path)} | WINGS[room(path)] if room(path) else set()
+    assert wings <= allowed
+
+
+def test_no_wing_is_too_large():
+    sizes = {wing: len(list((ROOT / "utils" / wing).glob("[!_]*.py"))) for wing in WINGS}
+    assert {path.name for path in (ROOT / "utils").iterdir() if (path / "__init__.py").exists()} == set(WINGS)
+    assert not {wing: size for wing, size in sizes.items() if not 0 < size <= 9}
 
 
 @files(MODELS)
@@ -80,6 +111,17 @@ def test_models_takes_little_from_utils(path):
     found = {name for name in imports(path) if name.split(".")[0] == "utils"}
     assert found <= FROM_UTILS_IN_MODELS
     assert not {name for name in imports(path) if name.split(".")[0] in STEPS}
+
+
+def place_of_tests(path: Path) -> Path:
+    """Give the place of a module's tests: tests/unit mirrors the rooms, models/ one level down."""
+    inside = path.relative_to(ROOT / "utils") if path.is_relative_to(ROOT / "utils") else path.relative_to(ROOT)
+    return ROOT / "tests" / "unit" / inside.with_name(f"test_{path.name}")
+
+
+@files([path for path in MODELS + UTILS if path.name not in ("__init__.py", "errors.py")])
+def test_every_room_has_its_tests_in_the_mirror(path):
+    assert place_of_tests(path).is_file()
 
 
 @files(SCRIPTS)
@@ -97,7 +139,7 @@ def test_nothing_happens_at_import(path):
 def test_imports_are_silent_and_ignore_the_command_line():
     """All of them in one process, whose command line would end any parser."""
     names = [path.stem for path in SCRIPTS]
-    names += [f"{path.parent.name}.{path.stem}" for path in MODELS + UTILS]
+    names += [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in MODELS + UTILS]
     program = (
         "import importlib, sys, torch\n"
         "before = torch.random.get_rng_state(), torch.get_num_threads()\n"
@@ -111,8 +153,8 @@ def test_imports_are_silent_and_ignore_the_command_line():
 
 
 @files(MODELS + UTILS)
-def test_args_stay_in_scripts_options_and_runs(path):
-    if path.name in ("options.py", "runs.py") and path.parent.name == "utils":
+def test_args_stay_in_scripts_options_and_opening(path):
+    if path in (ROOT / "utils" / "options.py", ROOT / "utils" / "opening.py"):
         return
     tree = parse(path)
     taken = {
@@ -125,6 +167,13 @@ def test_args_stay_in_scripts_options_and_runs(path):
 @files(MODELS + UTILS)
 def test_no_room_is_too_large(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 280
+
+
+@files(SCRIPTS)
+def test_a_step_is_read_on_two_screens(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 200
+    (main,) = [node for node in parse(path).body if isinstance(node, ast.FunctionDef) and node.name == "main"]
+    assert (main.end_lineno or 0) - main.lineno + 1 <= 80
 
 
 @files(SCRIPTS)

@@ -165,8 +165,8 @@ def test_precision(cpu):
 TWO_PROCESSES = """
 import copy, dataclasses, json, sys, torch
 from torch import nn
-from utils.engine import evaluate, make_optimizer, train_one_epoch
-from utils.loaders import make_loader
+from utils.training.engine import evaluate, make_optimizer, train_one_epoch
+from utils.data.loaders import make_loader
 from utils.runtime import command, start
 
 class Rows(torch.utils.data.Dataset):

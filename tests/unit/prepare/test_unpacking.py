@@ -1,0 +1,96 @@
+import io
+import tarfile
+
+import pytest
+
+from utils.errors import InputError
+from utils.prepare.unpacking import find, unpacked
+
+
+def make_tar(path, names, mode="w"):
+    with tarfile.open(path, mode) as tar:
+        for name in names:
+            member = tarfile.TarInfo(name)
+            member.size = 7
+            tar.addfile(member, io.BytesIO(b"content"))
+    return path
+
+
+@pytest.mark.parametrize(("name", "mode"), [("images.tar", "w"), ("CUB.tgz", "w:gz")])
+def test_an_archive_is_there_during_the_run_only(tmp_path, name, mode):
+    archive = make_tar(tmp_path / name, ["Images/a/1.jpg"], mode)
+    with unpacked([archive], {}, tmp_path / "scratch") as folders:
+        assert find(folders, "Images", name) == tmp_path / "scratch" / "Images"
+        assert (tmp_path / "scratch/Images/a/1.jpg").read_bytes() == b"content"
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_nothing_is_left_after_an_error_or_a_killed_run(tmp_path):
+    archive = make_tar(tmp_path / "a.tar", ["new"])
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "scratch" / "old").touch()
+    with pytest.raises(KeyboardInterrupt), unpacked([archive], {}, tmp_path / "scratch"):
+        assert [path.name for path in (tmp_path / "scratch").iterdir()] == ["new"]
+        raise KeyboardInterrupt
+    assert not (tmp_path / "scratch").exists()
+
+
+def test_a_folder_may_hold_the_official_archive(tmp_path):
+    make_tar(tmp_path / "images.tar", ["Images/1.jpg"])
+    with unpacked([tmp_path], {"Images": "images.tar"}, tmp_path / "scratch") as folders:
+        assert find(folders, "Images", "images.tar").is_dir()
+
+
+def test_an_archive_beside_its_content_is_left_packed(tmp_path, capsys):
+    make_tar(tmp_path / "images.tar", ["Images/1.jpg"])
+    (tmp_path / "Images").mkdir()
+    with unpacked([tmp_path], {"Images": "images.tar"}, tmp_path / "scratch") as folders:
+        assert folders == [tmp_path]
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("name", ["../outside.txt", "a/../../outside.txt"])
+def test_an_archive_cannot_write_outside(tmp_path, name):
+    archive = make_tar(tmp_path / "evil.tar", [name])
+    work = tmp_path / "work"
+    with (
+        pytest.raises(InputError, match=r"evil\.tar is refused, because it would write outside its folder"),
+        unpacked([archive], {}, work / "scratch"),
+    ):
+        pass
+    assert not (work / "outside.txt").exists()
+    assert not (work / "scratch").exists()
+
+
+def test_damaged_archives_are_named(tmp_path):
+    (tmp_path / "text.tgz").write_text("no archive")
+    whole = make_tar(tmp_path / "whole.tgz", [f"{n}.jpg" for n in range(100)], "w:gz").read_bytes()
+    (tmp_path / "cut.tgz").write_bytes(whole[: len(whole) // 2])
+    for name in ("text.tgz", "cut.tgz"):
+        with (
+            pytest.raises(InputError, match=f"{name} is no whole tar archive .*download it again"),
+            unpacked([tmp_path / name], {}, tmp_path / "scratch"),
+        ):
+            pass
+        assert not (tmp_path / "scratch").exists()
+
+
+def test_a_source_that_is_not_there_is_named(tmp_path):
+    with (
+        pytest.raises(InputError, match=r"--src .*nowhere does not exist"),
+        unpacked([tmp_path / "nowhere"], {}, tmp_path),
+    ):
+        pass
+
+
+def test_find_takes_the_nearest_and_refuses_none_or_two(tmp_path):
+    (tmp_path / "a/b/Images").mkdir(parents=True)
+    assert find([tmp_path], "Images", "images.tar") == tmp_path / "a/b/Images"
+    assert find([tmp_path / "a/b/Images"], "Images", "images.tar") == tmp_path / "a/b/Images"
+    (tmp_path / "Images").mkdir()
+    assert find([tmp_path], "Images", "images.tar") == tmp_path / "Images"
+    assert find([tmp_path, tmp_path / "Images"], "Images", "images.tar") == tmp_path / "Images"
+    with pytest.raises(InputError, match=r"there is no Annotation in .*give --src the official annotation.tar"):
+        find([tmp_path], "Annotation", "annotation.tar")
+    with pytest.raises(InputError, match=r"Images is at .* and at .*; point --src at one of them"):
+        find([tmp_path / "a", tmp_path], "Images", "images.tar")

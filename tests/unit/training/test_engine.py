@@ -1,0 +1,143 @@
+import itertools
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+from utils.data.loaders import make_loader
+from utils.errors import InputError
+from utils.training.engine import evaluate, make_optimizer, train_one_epoch
+
+
+class Numbers(Dataset):
+    """Samples (value, index): batches (values (n, 1), indices (n,))."""
+
+    def __init__(self, values):
+        self.values = torch.tensor(values)[:, None]
+
+    def __len__(self):
+        return len(self.values)
+
+    def __getitems__(self, indices):
+        return self.values[indices], torch.tensor(indices)
+
+
+class Scale(nn.Module):
+    """y = w·x, after a dropout that does nothing in evaluation."""
+
+    def __init__(self, w=1.0, dropout=0.0):
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor(w))
+        self.dropout = nn.Dropout(dropout)
+        self.norm = nn.BatchNorm1d(1)
+
+    def forward(self, x):
+        return self.w * self.dropout(x)
+
+
+def mean_output(net, x, _indices):
+    y = net(x)
+    return y.mean(), {"square": y.square().mean(), "largest": y.max()}
+
+
+def train(net, loader, cpu, *, lr=0.0, epoch=0, step=mean_output, **options):
+    optimizer = make_optimizer("SGD", net.parameters(), lr=lr, momentum=0, weight_decay=0)
+    return train_one_epoch(net, loader, step, optimizer, cpu.grad_scaler(), cpu, epoch=epoch, **options)
+
+
+def test_means_are_over_samples_and_not_over_batches(cpu):
+    """Batches [1, 2, 3] and [10]: the mean is 4, the mean of means would be 6."""
+    loader = make_loader(Numbers([1.0, 2.0, 3.0, 10.0]), 3)
+    expected = {"Loss": 4.0, "square": (1 + 4 + 9 + 100) / 4, "largest": (3 * 3 + 10) / 4}
+    assert evaluate(Scale(), loader, mean_output, cpu) == pytest.approx(expected)
+    assert train(Scale(), loader, cpu) == pytest.approx(expected)
+
+
+def test_training_takes_one_step_of_the_optimiser_a_batch(cpu):
+    """d mean(w·x)/dw = mean(x): w falls by lr·2, then by lr·10."""
+    net = Scale(1.0)
+    means = train(net, make_loader(Numbers([1.0, 2.0, 3.0, 10.0]), 3), cpu, lr=0.1)
+    assert net.w.item() == pytest.approx(1 - 0.2 - 1.0)
+    assert means["Loss"] == pytest.approx((3 * 2 * 1.0 + 10 * 0.8) / 4)
+
+
+def test_modes_and_frozen_modules(cpu):
+    net, loader = Scale(), make_loader(Numbers([1.0, 2.0]), 1)
+    seen = []
+
+    def step(net, x, _indices):
+        seen.append((net.training, net.dropout.training, net.norm.training, torch.is_grad_enabled()))
+        return net(x).mean(), {}
+
+    train(net, loader, cpu, step=step, frozen=[net.norm])
+    evaluate(net, loader, step, cpu)
+    assert seen == [(True, True, False, True)] * 2 + [(False, False, False, False)] * 2
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_ends_the_epoch(cpu, bad):
+    values = [1.0] * 20
+    values[3] = bad
+    taken = []
+
+    def step(net, x, indices):
+        taken.extend(indices.tolist())
+        return mean_output(net, x, indices)
+
+    with pytest.raises(InputError, match=r"the loss became (nan|inf) in epoch 7: lower --lr or switch --amp off"):
+        train(Scale(), make_loader(Numbers(values), 1), cpu, epoch=7, step=step, print_freq=5)
+    assert len(taken) == 5  # at the first reading after it
+    with pytest.raises(InputError, match="in epoch 0"):
+        train(Scale(), make_loader(Numbers(values), 1), cpu, print_freq=1000)
+
+
+def test_an_evaluation_that_missed_samples_is_an_error(cpu):
+    loader = make_loader(Numbers([1.0, 2.0, 3.0]), 2)
+    loader.batch_sampler.length = 2  # type: ignore[union-attr]
+    with pytest.raises(RuntimeError, match="evaluated 2 samples of a set of 3"):
+        evaluate(Scale(), loader, mean_output, cpu)
+
+
+def test_an_epoch_repeats_whatever_came_before(cpu):
+    """Order and dropout of an epoch depend on (seed, epoch) alone, so a resumed run goes on as if never stopped."""
+
+    def run(epochs):
+        net, loader = Scale(dropout=0.5), make_loader(Numbers([*map(float, range(16))]), 4, shuffle=True)
+        order: dict[int, list[int]] = {epoch: [] for epoch in epochs}
+        kept: dict[int, list[bool]] = {epoch: [] for epoch in epochs}
+
+        def step(net, x, indices):
+            y = net(x)
+            order[epoch] += indices.tolist()
+            kept[epoch] += (y > 0).flatten().tolist()
+            return y.mean(), {}
+
+        for epoch in epochs:
+            torch.rand(epoch + 3)  # what else happens to be drawn
+            train(net, loader, cpu, epoch=epoch, step=step)
+        return order, kept
+
+    uninterrupted, resumed = run([0, 1, 2]), run([2])
+    for drawn, again in zip(uninterrupted, resumed):
+        assert drawn[2] == again[2]
+        assert all(drawn[a] != drawn[b] for a, b in itertools.combinations(range(3), 2))
+
+
+def test_optimisers_take_what_is_trained():
+    net = nn.Linear(2, 3)
+    net.bias.requires_grad_(False)
+    sgd = make_optimizer("SGD", net.parameters(), lr=0.1, momentum=0.7, weight_decay=0.2)
+    adam = make_optimizer("Adam", net.parameters(), lr=0.3, momentum=0.7, weight_decay=0.4)
+    for optimizer in (sgd, adam):
+        assert [id(parameter) for parameter in optimizer.param_groups[0]["params"]] == [id(net.weight)]
+    assert isinstance(sgd, torch.optim.SGD) and isinstance(adam, torch.optim.Adam)
+    assert {key: sgd.defaults[key] for key in ("lr", "momentum", "weight_decay")} == {
+        "lr": 0.1,
+        "momentum": 0.7,
+        "weight_decay": 0.2,
+    }
+    assert (adam.defaults["lr"], adam.defaults["weight_decay"]) == (0.3, 0.4)
+    with pytest.raises(ValueError, match="'LION' is neither"):
+        make_optimizer("LION", net.parameters(), lr=1, momentum=0, weight_decay=0)

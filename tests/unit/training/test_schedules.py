@@ -1,0 +1,40 @@
+import pytest
+import torch
+
+from utils.training.schedules import due, geometric, learning_rates, set_learning_rate
+
+
+def test_steps_by_default():
+    rates = learning_rates(0.01, 7, epoch_step=3, decay_factor=0.3)
+    assert rates == pytest.approx([0.01] * 3 + [0.003] * 3 + [0.0009])
+
+
+def test_decades_include_the_first_and_the_last_epoch():
+    rates = learning_rates(1e-4, 5, logspace=2, epoch_step=1, decay_factor=0.1)
+    assert rates == pytest.approx([1e-4, 1e-4 * 10**-0.5, 1e-5, 1e-5 * 10**-0.5, 1e-6])
+
+
+@pytest.mark.parametrize("logspace", [0, 2])
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_few_epochs(logspace, epochs):
+    assert learning_rates(0.5, epochs, logspace=logspace)[:1] == [0.5][:epochs] or epochs == 0
+
+
+def test_geometric_goes_by_one_factor():
+    assert geometric(1, 16, 5) == pytest.approx([1, 2, 4, 8, 16])
+    assert geometric(0.5, 0.5, 3) == [0.5, 0.5, 0.5]
+    assert geometric(0, 0, 2) == [0, 0]
+
+
+def test_what_is_due_after_which_epoch():
+    assert [epoch for epoch in range(10) if due(epoch, 4, 10)] == [3, 7, 9]
+    assert [epoch for epoch in range(3) if due(epoch, 1, 3)] == [0, 1, 2]
+    assert [epoch for epoch in range(3) if due(epoch, 100, 3)] == [2]
+
+
+def test_every_group_gets_the_rate():
+    weights = [torch.nn.Parameter(torch.ones(1)) for _ in range(2)]
+    optimizer = torch.optim.SGD([weights[0]], lr=1.0)
+    optimizer.add_param_group({"params": [weights[1]], "lr": 3.0})
+    set_learning_rate(optimizer, 0.25)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.25, 0.25]

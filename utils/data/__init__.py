@@ -1,0 +1,1 @@
+"""Photos as batches: data sets, decoding, stores, loaders."""

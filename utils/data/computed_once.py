@@ -1,0 +1,126 @@
+"""Work that is the same in every epoch, done once: one tensor an image, kept where there is room for it."""
+
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from utils.data.image_cache import choose_place
+from utils.errors import InputError
+from utils.progress import Progress
+from utils.runtime import Runtime
+
+
+class StoredTensors:
+    """One tensor for each image of a data set, by the image's index, as `compute_once` gives them.
+
+    `images.with_stored(stored)` is the data set whose batches hold these tensors in place of pixels.
+
+    Attributes:
+        values: float32 (N, …), row i of image i.
+        device: where the rows are, and so where `gather` gives them.
+    """
+
+    def __init__(self, values: Tensor) -> None:
+        self.values, self.device = values, values.device
+
+    def gather(self, index: Tensor) -> Tensor:
+        """Return the rows at `index`, int64 (n,) on any device: float32 (n, …) on `self.device`."""
+        if self.device.type == "cpu":
+            # torch's gather waits for a thread on each core, which a busy machine does not give it
+            return torch.from_numpy(self.values.numpy()[index.cpu().numpy()])
+        return self.values.index_select(0, index.to(self.device))
+
+
+@torch.no_grad()
+def compute_once(
+    function: Callable[[Tensor], Tensor],
+    loader: DataLoader[tuple[Tensor, ...]],
+    shape: tuple[int, ...],
+    runtime: Runtime,
+    *,
+    folder: str | Path,
+    label: str,
+) -> StoredTensors:
+    """Compute what a frozen network makes of every image, and keep it: on the GPU, in memory or in a file.
+
+    The first of the three that has room to spare is taken; one line says which. The file has no name once it is
+    open, so the disk gets its space back however the run ends. Under torchrun every process computes its share
+    of the images and all of them read one file.
+
+    Args:
+        function: images uint8 (n, 3, S, S) on the device → a tensor (n, *shape); called under autocast without
+            gradients. The caller puts its modules into evaluation mode.
+        loader: an unshuffled one of a data set that is not augmented; its batches begin with the images and end
+            with their indices.
+        shape: of one image's tensor.
+        runtime: device, processes, precision.
+        folder: where a file would be made.
+        label: what the tensors are, for the progress bar and the line.
+
+    Returns:
+        The tensors, float32, of all images; in every process.
+
+    Raises:
+        InputError: there is no room for them.
+    """
+    began = time.monotonic()
+    images_count = len(loader.dataset)  # type: ignore[arg-type]
+    values, where = _allocate((images_count, *shape), runtime, Path(folder), label)
+    for images, *_, indices in Progress(loader, label, quiet=not runtime.is_main):
+        with runtime.autocast():
+            rows = function(images.to(runtime.device, non_blocking=True))
+        values[indices.to(values.device)] = rows.to(values.device, torch.float32)
+    runtime.barrier()  # the others' rows are needed too
+    runtime.say(
+        f"{label} of {images_count:,} images ready {where}: {values.nbytes / 1e9:.2f} GB, "
+        f"{time.monotonic() - began:.1f} s"
+    )
+    return StoredTensors(values)
+
+
+def _allocate(shape: tuple[int, ...], runtime: Runtime, folder: Path, label: str) -> tuple[Tensor, str]:
+    """Make room for float32 `shape`; say where that is."""
+    needed_bytes = 4 * math.prod(shape)
+    place = choose_place(needed_bytes, folder / "file", runtime.device) if runtime.world_size == 1 else "disk"
+    if place == "gpu":
+        return torch.empty(shape, device=runtime.device), f"on {runtime.device}"
+    if place == "ram":
+        return torch.empty(shape), "in memory"
+    if place == "disk":
+        return _mapped_file(shape, needed_bytes, runtime, folder), f"in a file in {folder}"
+    raise InputError(
+        f"{label} of {shape[0]:,} images take {needed_bytes / 1e9:.2f} GB, for which there is no room on the device, "
+        f"in memory or in {folder}; free some, or name another --out"
+    )
+
+
+def _mapped_file(shape: tuple[int, ...], needed_bytes: int, runtime: Runtime, folder: Path) -> Tensor:
+    """Map a file that all processes share and that vanishes with the last of them."""
+    name = ""
+    try:
+        if runtime.is_main:
+            folder.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(dir=folder, prefix=".constant_work.")
+            with os.fdopen(handle, "wb"):
+                if hasattr(os, "posix_fallocate"):  # a mapped file that meets a full disk kills the process
+                    os.posix_fallocate(handle, 0, needed_bytes)
+        shared = runtime.gather(name)[0]
+        array = np.memmap(shared, np.float32, "r+", shape=shape)
+        runtime.barrier()
+    except OSError as error:
+        raise InputError(
+            f"{needed_bytes / 1e9:.2f} GB cannot be written to {folder} ({error.strerror or error}); free some space "
+            "or name another --out"
+        ) from None
+    finally:
+        if name:
+            Path(name).unlink()
+    return torch.from_numpy(array)

@@ -1,0 +1,259 @@
+"""The data sets as a table, and the lists of their images: files, labels, class names, halves."""
+
+import difflib
+import os
+import xml.etree.ElementTree as ET
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
+
+from utils.errors import InputError
+
+# The order is the label: the ids of the paper's VOC object lists, not the alphabet.
+VOC_CLASSES = [
+    "cow", "aeroplane", "cat", "bicycle", "tvmonitor", "horse", "bird", "dog", "bottle", "boat",
+    "person", "train", "motorbike", "sheep", "sofa", "bus", "pottedplant", "diningtable", "chair", "car",
+]  # fmt: skip
+VOC_FOLDERS = tuple(f"{label:02d}_{name}" for label, name in enumerate(VOC_CLASSES))
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """How one data set is read.
+
+    Attributes:
+        folders: its folders below `data_root`, each with `train` and `test`; several are concatenated,
+            the labels of a later one shifted by the number of classes before it. None: only by path.
+        parts: names of those folders, where each is also validated on its own.
+        only: the part whose images alone are taken; the labels stay those of all folders together.
+        class_ids: names of class folders in the order of their labels, where the network has an output
+            for each, present or not (VOC2012_animal: six folders, 20 outputs). None: ImageFolder's
+            labels, the position in the sorted list of folders.
+        multi_label: targets are 0/1 vectors read from VOC annotations instead of class folders.
+        train_view, val_view: which of `utils.data.images.VIEWS` makes an image square.
+    """
+
+    folders: tuple[str, ...]
+    parts: tuple[str, ...] = ()
+    only: str | None = None
+    class_ids: tuple[str, ...] | None = None
+    multi_label: bool = False
+    train_view: str = "resize"
+    val_view: str = "resize"
+
+
+_MIX = DatasetSpec(("CUB200", "DOG120"), parts=("cub", "dog"))
+
+DATASETS = {
+    "CUB200": DatasetSpec(("CUB200",)),
+    "DOG120": DatasetSpec(("DOG120",)),
+    "VOC2012": DatasetSpec(("VOC2012",), class_ids=VOC_FOLDERS, multi_label=True),
+    "VOC2012_crop": DatasetSpec(("VOC2012_crop",), class_ids=VOC_FOLDERS),
+    "VOC2012_animal": DatasetSpec(("VOC2012_animal",), class_ids=VOC_FOLDERS),
+    "mix320": _MIX,
+    "mix320-cub": replace(_MIX, only="cub"),
+    "mix320-dog": replace(_MIX, only="dog"),
+    "ilsvrc": DatasetSpec(("ilsvrc",), train_view="random_crop", val_view="center_crop"),
+    "digits": DatasetSpec(("digits",)),
+    "folder": DatasetSpec(()),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class ImageList:
+    """The images of one split, in ImageFolder's order.
+
+    Attributes:
+        root: folder that `files` are relative to.
+        files: relative POSIX names, as the file system has them (bytes that are no UTF-8 as surrogates).
+        targets: int64 (n,), or float32 (n, classes) of 0 and 1 for a multi-label set.
+        classes: one name for each output of the network.
+        parts: for each half of a mixed set the positions of its images, int64; empty otherwise.
+    """
+
+    root: Path
+    files: list[str]
+    targets: Tensor
+    classes: list[str]
+    parts: dict[str, Tensor]
+
+    def subset(self, keep: Tensor) -> "ImageList":
+        """Return the images at positions `keep` (int64), in that order; the classes stay."""
+        return ImageList(
+            self.root,
+            [self.files[position] for position in keep.tolist()],
+            self.targets[keep],
+            self.classes,
+            {name: torch.isin(keep, members).nonzero().flatten() for name, members in self.parts.items()},
+        )
+
+
+def dataset_spec(name: str) -> DatasetSpec:
+    """Look up a data set.
+
+    Raises:
+        InputError: there is none of that name; the message has the nearest one.
+    """
+    if name in DATASETS:
+        return DATASETS[name]
+    by_lower = {known.lower(): known for known in DATASETS}
+    near = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.4)
+    hint = f"did you mean {by_lower[near[0]]}? " if near else ""
+    raise InputError(f"there is no data set {name!r}; {hint}known are {', '.join(DATASETS)}")
+
+
+def list_images(name: str, split: str, data_root: str | Path, path: str | Path | None = None) -> ImageList:
+    """List the images of a data set's split ("train" or "val").
+
+    Args:
+        name: a key of `DATASETS`.
+        split: "train" reads the folder `train`; "val" reads `test`, or `val` where there is no `test`.
+        data_root: folder that holds the data sets' folders.
+        path: the folder itself, instead of the one below `data_root`; for a set of several folders
+            their paths joined by ":" (`os.pathsep`) in the table's order.
+
+    Raises:
+        InputError: a folder is missing, has no class folders, or one of these has no image (a set with
+            `class_ids` may have some without).
+    """
+    spec = dataset_spec(name)
+    if spec.multi_label:
+        return _list_voc(Path(path or Path(data_root, *spec.folders)), split, spec, use_all=path is not None)
+    roots = _roots(name, split, Path(data_root), path)
+    lists = [_list_class_folders(root, spec.class_ids) for root in roots]
+    if not spec.parts:
+        return lists[0]
+    return _concatenate(lists, spec)
+
+
+def printable(name: str | Path) -> str:
+    r"""Return a file name that can be printed and written as UTF-8: bytes that are no UTF-8 become `\xff`."""
+    text = str(name)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return os.fsencode(text).decode("utf-8", "backslashreplace")
+    return text
+
+
+def _roots(name: str, split: str, data_root: Path, path: str | Path | None) -> list[Path]:
+    """Find the folders of a split, one for each of the table's, and check that they are there."""
+    folders = dataset_spec(name).folders
+    flag = f"--{split}_path"
+    if path is not None:
+        roots = [Path(part) for part in (str(path).split(os.pathsep) if len(folders) > 1 else [path])]
+        if len(roots) != max(1, len(folders)):
+            raise InputError(
+                f"{name} is made of {len(folders)} folders, {flag} names {len(roots)}; "
+                f"join them as {os.pathsep.join(folders)}"
+            )
+    elif folders:
+        roots = [_split_folder(data_root / folder, split) for folder in folders]
+    else:
+        raise InputError(f"the data set {name!r} is any folder of class folders; name it with {flag}")
+    for root in roots:
+        if root.is_dir():
+            continue
+        if path is not None:
+            raise InputError(f"{flag}: there is no folder {printable(root)}")
+        raise InputError(
+            f"there is no folder {printable(root)} for the {split} images of {name}; make it as "
+            f"`python PrepareData.py --help` says, or name one with --data_root or {flag}"
+        )
+    return [root.absolute() for root in roots]
+
+
+def _split_folder(folder: Path, split: str) -> Path:
+    """Return `train`, or `test` (`val` where only that exists) for validation."""
+    if split == "train":
+        return folder / "train"
+    return folder / "val" if (folder / "val").is_dir() and not (folder / "test").is_dir() else folder / "test"
+
+
+def _list_class_folders(root: Path, class_ids: tuple[str, ...] | None) -> ImageList:
+    """List `root/{class}/**/*.jpg` exactly as torchvision's ImageFolder orders it; links are followed."""
+    try:
+        folders, labels = find_classes(str(root))
+    except (FileNotFoundError, PermissionError):
+        loose = sum(file.suffix.lower() in IMG_EXTENSIONS for file in root.iterdir()) if os.access(root, os.R_OK) else 0
+        raise InputError(
+            f"{printable(root)} has no class folders{f' but {loose} loose images' if loose else ''}; "
+            "expected are {class}/*.jpg in it"
+        ) from None
+    if class_ids is not None:
+        if unknown := [folder for folder in folders if folder not in class_ids]:
+            raise InputError(
+                f"{printable(root)} has a folder {printable(unknown[0])!r}, which is none of the "
+                f"{len(class_ids)} classes {class_ids[0]} … {class_ids[-1]}"
+            )
+        labels = {folder: class_ids.index(folder) for folder in folders}
+    samples = make_dataset(str(root), labels, extensions=IMG_EXTENSIONS, allow_empty=True)
+    filled = {label for _, label in samples}
+    empty = [printable(folder) for folder in folders if labels[folder] not in filled]
+    if empty and (class_ids is None or not filled):  # where the table has the ids, an empty folder shifts nothing
+        others = f" and {len(empty) - 1} other class folders have" if len(empty) > 1 else " has"
+        raise InputError(
+            f"the class folder {printable(root / empty[0])}{others} no images "
+            f"({', '.join(IMG_EXTENSIONS)}); add some or remove it"
+        )
+    return ImageList(
+        root,
+        [file.removeprefix(str(root)).lstrip("/") for file, _ in samples],
+        torch.tensor([label for _, label in samples]),
+        [printable(name) for name in class_ids or folders],
+        {},
+    )
+
+
+def _concatenate(lists: list[ImageList], spec: DatasetSpec) -> ImageList:
+    """Join the folders of a mixed set, or take one of them with the labels that it has in the mixture."""
+    common = Path(os.path.commonpath([images.root for images in lists]))
+    files: list[str] = []
+    classes: list[str] = []
+    targets, parts = [], {}
+    for part, images in zip(spec.parts, lists):
+        if spec.only in (None, part):
+            parts[part] = torch.arange(len(files), len(files) + len(images.files))
+            below = images.root.relative_to(common).as_posix()
+            files += [f"{below}/{file}" for file in images.files]
+            targets.append(images.targets + len(classes))
+        classes += images.classes
+    return ImageList(common, files, torch.cat(targets), classes, parts if spec.only is None else {})
+
+
+def _list_voc(root: Path, split: str, spec: DatasetSpec, use_all: bool) -> ImageList:
+    """List a folder in VOC's layout: JPEGImages, Annotations and ImageSets/Main/{train,val}.txt.
+
+    A folder that was named by path may come without ImageSets; then all of its annotated images are taken.
+    """
+    annotations, image_set = root / "Annotations", root / "ImageSets" / "Main" / f"{split}.txt"
+    if image_set.is_file():
+        names = [line.split()[0] for line in image_set.read_text(encoding="utf-8").splitlines() if line.strip()]
+    elif use_all and annotations.is_dir():
+        names = sorted(file.stem for file in annotations.glob("*.xml"))
+    else:
+        raise InputError(
+            f"{printable(image_set)} does not exist; VOC2012 needs the official JPEGImages, Annotations and ImageSets "
+            f"in {printable(root)}, or another folder with --{split}_path"
+        )
+    if not names:
+        raise InputError(f"{printable(root)} lists no {split} images")
+    assert spec.class_ids is not None
+    targets = torch.zeros(len(names), len(spec.class_ids))
+    for row, name in enumerate(names):
+        targets[row, _voc_labels(annotations / f"{name}.xml")] = 1
+    return ImageList(root.absolute(), [f"JPEGImages/{name}.jpg" for name in names], targets, list(spec.class_ids), {})
+
+
+def _voc_labels(annotation: Path) -> list[int]:
+    """Return the label ids of the objects in one VOC annotation file, difficult ones included."""
+    try:
+        names = [element.findtext("name", "") for element in ET.parse(annotation).getroot().iter("object")]
+        return [VOC_CLASSES.index(name) for name in names]
+    except (OSError, ET.ParseError) as error:
+        raise InputError(f"{printable(annotation)} is no readable VOC annotation ({error})") from None
+    except ValueError as error:
+        raise InputError(f"{printable(annotation)} names an object that is no VOC class ({error})") from None

@@ -1,0 +1,139 @@
+"""The file that keeps decoded photos: a memory-mapped array, and a record of what it was made of."""
+
+import contextlib
+import fcntl
+import hashlib
+import math
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from utils.data.datasets import printable
+from utils.data.images import ImageData
+from utils.errors import InputError
+from utils.files import read_json, replacing, write_json
+
+
+class MappedPixels:
+    """Decoded images in a .npy file, (n, 3, S, S) uint8; the pages that are read are shared by all processes."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.array = np.asarray(np.load(path, mmap_mode="r"))
+
+    def gather(self, index: Tensor) -> Tensor:
+        """Return the images at `index` (n,)."""
+        return torch.from_numpy(self.array[index.numpy()])
+
+    def __reduce__(self) -> tuple[type["MappedPixels"], tuple[Path]]:
+        return MappedPixels, (self.path,)  # a spawned worker maps the file; pickling the array would copy it
+
+
+def open_image_file(
+    path: Path, data: ImageData, fill: Callable[[np.ndarray], None], say: Callable[[str], object]
+) -> MappedPixels:
+    """Map the .npy file at `path`; build it first where it is missing, incomplete or of other images.
+
+    Beside it lies a .json record, written last: name, size and time of every image as one hash, and the
+    transform. Of processes that start together one builds and the others wait.
+
+    Args:
+        path: the .npy file.
+        data: the images.
+        fill: decodes all of them into an array (n, 3, S, S) uint8.
+        say: is told why the file is built.
+
+    Raises:
+        InputError: the file cannot be written, or what `fill` raises.
+    """
+    with _locked(path):
+        if complaint := _complaint(path, data):
+            say(complaint)
+            _build(path, data, fill)
+        return MappedPixels(path)
+
+
+def _build(path: Path, data: ImageData, fill: Callable[[np.ndarray], None]) -> None:
+    """Write the images to `path` and then the record that makes them complete."""
+    record = _record(data)  # before decoding: an image that changes meanwhile is noticed by the next run
+    _record_path(path).unlink(missing_ok=True)
+    for orphan in path.parent.glob(f".{path.name}.*"):  # of builds that were killed; the lock is ours
+        orphan.unlink()
+    try:
+        with replacing(path) as temporary:
+            array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=_shape(data))
+            if hasattr(os, "posix_fallocate"):  # a mapped file that meets a full disk kills the process
+                with temporary.open("r+b") as file:
+                    os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
+            fill(array)
+            array.flush()
+        write_json(_record_path(path), record)
+    except OSError as error:
+        raise InputError(
+            f"{printable(path)} cannot be written ({error.strerror or error}; "
+            f"it takes {math.prod(_shape(data)) / 1e9:.2f} GB); free some space or use --cache_images off"
+        ) from None
+
+
+def _complaint(path: Path, data: ImageData) -> str | None:
+    """Say why the file has to be built, or None where it is complete and of these images."""
+    if not path.is_file():
+        return f"decoding the {data.split} images of {data.name} once, into {printable(path)}"
+    try:
+        found = read_json(_record_path(path))
+        pixels = MappedPixels(path).array
+    except (InputError, ValueError, OSError, EOFError):
+        return f"{printable(path)} is incomplete; decoding the images again"
+    if found != _record(data):
+        return f"the images in {printable(data.root)} changed since {printable(path)} was made; decoding them again"
+    if pixels.shape != _shape(data) or pixels.dtype != np.uint8:
+        return f"{printable(path)} has other contents than its record says; decoding the images again"
+    return None
+
+
+def _record(data: ImageData) -> dict[str, Any]:
+    """What the pixels were made of: every file's name, size and time as one hash, and the transform."""
+    digest = hashlib.sha256()
+    for index, name in enumerate(data.paths):
+        try:
+            status = data.file(index).stat()
+            digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        except OSError:  # named when it is decoded
+            digest.update(f"{name}\0missing\n".encode())
+    return {
+        "format": 1,
+        "images": len(data),
+        "root": printable(data.root),
+        "transform": data.transform_record,
+        "files_sha256": digest.hexdigest(),
+    }
+
+
+def _shape(data: ImageData) -> tuple[int, int, int, int]:
+    return len(data), 3, data.image_size, data.image_size
+
+
+def _record_path(path: Path) -> Path:
+    return path.with_suffix(".json")
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Let one process build; those that wait find the file complete."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.with_suffix(".lock").open("w")
+    except OSError as error:
+        raise InputError(
+            f"the image cache {printable(path)} cannot be written ({error.strerror}); use --cache_images off"
+        ) from None
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

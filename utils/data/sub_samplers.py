@@ -1,0 +1,173 @@
+"""Sub-samplers: named lists that choose a part of the training images."""
+
+import hashlib
+import json
+import pickle
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from utils.data.datasets import ImageList, printable
+from utils.errors import InputError
+from utils.files import read_json, write_json
+
+_HALF = re.compile(r"(\d{1,2})par_([AB])")
+
+
+def read_sub_sampler(
+    dataset: str, name: str, images: ImageList, *, data_root: str | Path, split: str = "first", seed: int = 0
+) -> Tensor:
+    """Read `sub_sampler_{dataset}_{name}.{pt,npy,json}` from `data_root` or its folder `dataset`.
+
+    Where there is none and `name` is `{percent}par_A` or `{percent}par_B`, both halves are made and
+    saved in `data_root`, so that every later step takes the same images.
+
+    Args:
+        dataset: name of the data set.
+        name: name of the sub-sampler.
+        images: the whole list that the indices point into.
+        data_root: folder that is searched and written.
+        split: of what is made: "first" puts the first percent of each class into A (rounded down, as
+            the authors' lists) and the rest into B; "random" draws them.
+        seed: of the "random" split.
+
+    Returns:
+        Positions in `images`, int64, without duplicates.
+
+    Raises:
+        InputError: there is no such file, or it is no list of different indices below len(images.files).
+    """
+    path = _find(Path(data_root), dataset, name)
+    if path is not None:
+        return _read(path, images)
+    half = _HALF.fullmatch(name)
+    if half is None or int(half[1]) == 0:
+        raise InputError(
+            f"there is no sub_sampler_{dataset}_{name}.pt, .npy or .json in {printable(data_root)} or "
+            f"{printable(Path(data_root, dataset))}; put it there, or use a name such as 50par_A, which is made"
+        )
+    percent, letter = int(half[1]), half[2]
+    other = "B" if letter == "A" else "A"
+    other_path = _find(Path(data_root), dataset, f"{percent}par_{other}")
+    if other_path is not None:  # the halves must not overlap, whoever made the first
+        kept = _without(_read(other_path, images), len(images.files))
+        halves = {letter: kept}
+    else:
+        first = split_classes(images.targets, percent, split, seed)
+        halves = {"A": first, "B": _without(first, len(images.files))}
+    for key, indices in halves.items():
+        if len(indices) == 0:
+            raise InputError(f"{percent}par_{key} of {dataset} would have no images; its classes are too small")
+    for key, indices in halves.items():
+        value = {"images": len(images.files), "files_sha256": _fingerprint(images), "split": split, "seed": seed}
+        write_json(
+            Path(data_root, f"sub_sampler_{dataset}_{percent}par_{key}.json"), value | {"indices": indices.tolist()}
+        )
+    return halves[letter]
+
+
+def split_classes(targets: Tensor, percent: int, split: str, seed: int) -> Tensor:
+    """Choose `percent` % of each class, rounded down.
+
+    Args:
+        targets: int64 (n,); a multi-label (n, classes) counts as one class, since its images have no single one.
+        percent: 1 … 99.
+        split: "first" images of each class, or "random" ones.
+        seed: of "random".
+
+    Returns:
+        Sorted positions, int64.
+    """
+    if split not in ("first", "random"):
+        raise InputError(f"a sub-sampler is split by 'first' or 'random', not {split!r}")
+    generator = torch.Generator().manual_seed(seed)
+    labels = targets if targets.ndim == 1 else torch.zeros(len(targets), dtype=torch.int64)
+    chosen = []
+    for label in labels.unique():
+        members = (labels == label).nonzero().flatten()
+        if split == "random":
+            members = members[torch.randperm(len(members), generator=generator)]
+        chosen.append(members[: len(members) * percent // 100])
+    return torch.cat(chosen).sort().values
+
+
+def _find(data_root: Path, dataset: str, name: str) -> Path | None:
+    """Return the first sub-sampler of that name, or None."""
+    stem = f"sub_sampler_{dataset}_{name}"
+    candidates = (folder / f"{stem}{end}" for folder in (data_root, data_root / dataset) for end in _READERS)
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _read(path: Path, images: ImageList) -> Tensor:
+    """Read and check one file."""
+    value = _READERS[path.suffix](path)
+    if isinstance(value, dict):  # one of ours: it knows which images it was made for
+        if value.get("files_sha256") != _fingerprint(images):
+            raise InputError(f"{printable(path)} was made for another list of images; remove it to make it anew")
+        value = value.get("indices")
+    if isinstance(value, list):
+        if not all(type(index) is int for index in value):
+            raise InputError(f"{printable(path)} is not a list of whole numbers")
+        value = np.array(value, dtype=np.int64)
+    if not isinstance(value, (np.ndarray, Tensor)) or value.ndim != 1:
+        raise InputError(f"{printable(path)} is not a list of indices")
+    value = np.asarray(value)
+    if value.dtype.kind not in "iu":
+        raise InputError(f"{printable(path)} is not a list of whole numbers but of {value.dtype}")
+    return _checked(torch.from_numpy(value.astype(np.int64)), len(images.files), path)
+
+
+def _checked(indices: Tensor, images: int, path: Path) -> Tensor:
+    """Refuse indices that choose no image, one that is not there, or one twice."""
+    if len(indices) == 0:
+        raise InputError(f"{printable(path)} is empty")
+    outside = indices[(indices < 0) | (indices >= images)]
+    if len(outside):
+        raise InputError(
+            f"{printable(path)} has index {int(outside[0])}, but the training folder has {images} images "
+            f"(0 … {images - 1}); it belongs to another data set"
+        )
+    if len(indices.unique()) < len(indices):
+        raise InputError(f"{printable(path)} has {len(indices) - len(indices.unique())} indices twice")
+    return indices
+
+
+def _read_pt(path: Path) -> Any:
+    """Read tensors and plain values, never code."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError, KeyError):
+        raise InputError(
+            f"{printable(path)} is truncated or holds more than a list of numbers and is refused, because "
+            "loading it could run code; save the indices with torch.save(list, file)"
+        ) from None
+
+
+def _read_npy(path: Path) -> Any:
+    """Read a NumPy array of numbers."""
+    try:
+        return np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile):
+        raise InputError(
+            f"{printable(path)} is truncated or holds Python objects; save the indices as an integer array"
+        ) from None
+
+
+_READERS = {".pt": _read_pt, ".npy": _read_npy, ".json": read_json}
+
+
+def _without(indices: Tensor, images: int) -> Tensor:
+    """Return the positions below `images` that `indices` leaves out, sorted."""
+    rest = torch.ones(images, dtype=torch.bool)
+    rest[indices] = False
+    return rest.nonzero().flatten()
+
+
+def _fingerprint(images: ImageList) -> str:
+    """SHA-256 of the files' names in their order."""
+    return hashlib.sha256(json.dumps(images.files).encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""Teachers, and the losses of each method that learns from one."""

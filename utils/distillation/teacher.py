@@ -1,0 +1,71 @@
+"""What a teacher says of each image: its logits, computed once, or anew where the images change."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from utils.data.batches import normalise
+from utils.data.computed_once import compute_once
+from utils.errors import InputError
+from utils.runtime import Runtime
+
+Teacher = Callable[[Tensor, Tensor], Tensor]  # images uint8 (N, 3, S, S), indices int64 (N,) → logits (N, C)
+
+
+def teacher_logits(
+    model: nn.Module,
+    loader: DataLoader[tuple[Tensor, ...]],
+    classes: int,
+    runtime: Runtime,
+    *,
+    folder: str | Path,
+    gpu: int | None = None,
+) -> Teacher:
+    """Freeze a classifier and make it a teacher that is asked batch by batch.
+
+    Where the images are the same in every epoch, its logits of all of them are computed here, once. They equal those
+    of a teacher that is asked every time bit for bit if the batches are the same, else up to float32 rounding, since
+    kernels are chosen by batch size.
+
+    Args:
+        model: the teacher; put into evaluation mode.
+        loader: an unshuffled one of the training images (`ImageData`).
+        classes: C, the length of the logits.
+        runtime: device, processes, precision.
+        folder: where a file of logits would be made.
+        gpu: of a teacher that is asked every time; None: the run's device.
+
+    Returns:
+        The teacher; its logits arrive on the device of the batch.
+
+    Raises:
+        InputError: this machine has no such `gpu`.
+    """
+    model.requires_grad_(False).eval()
+    if loader.dataset.augments:  # type: ignore[attr-defined]
+        device = runtime.device
+        if gpu is not None and device.type == "cuda":
+            if gpu >= torch.cuda.device_count():
+                raise InputError(
+                    f"--gpu_teacher {gpu} does not exist: this machine has {torch.cuda.device_count()} GPUs"
+                )
+            device = torch.device("cuda", gpu)
+        return functools.partial(live_logits, model.to(device))
+    if gpu is not None:
+        runtime.say("the teacher's logits are computed once, so --gpu_teacher has no effect")
+    net = runtime.parallel(model).eval()
+    stored = compute_once(
+        lambda images: net(normalise(images)), loader, (classes,), runtime, folder=folder, label="logits of the teacher"
+    )
+    return lambda _images, indices: stored.gather(indices).to(indices.device)
+
+
+@torch.no_grad()
+def live_logits(teacher: nn.Module, images: Tensor, _indices: Tensor) -> Tensor:
+    """Ask a frozen teacher, on a device of its own perhaps: uint8 (N, 3, S, S) → (N, C) on the images' device."""
+    device = next(teacher.parameters()).device
+    return teacher(normalise(images.to(device))).to(images.device)

@@ -1,0 +1,147 @@
+"""Read the features that the authors' release stored: one `.pkl` file an image, never written by us.
+
+`{i:06d}.pkl` is a `torch.save`d dictionary (PyTorch 1.0, not zip) of `target`, `pred1`, `pred2`, `convOut1`
+(net A's feature) and `convOut2` (net B's), tensors or numpy arrays.
+"""
+
+import pickle
+import re
+import struct
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from utils import checkpoint
+from utils.errors import InputError
+
+
+class OldFeatureFolder(Dataset):
+    """The same interface as `utils.features.cache.FeatureCache`, over one file an image.
+
+    Attributes:
+        record: empty, the files say nothing about their origin.
+        facts: `shape_a`, `shape_b`, `count`.
+        shape_a: shape of one image's feature from net A, taken from file 0; `shape_b` from net B.
+        paths: the file names; those of the images were not kept.
+        hits_a: (N, 0) bool, `hits_b` the same: hits were not kept in a form that says which k.
+
+    Raises:
+        InputError: a number of the sequence is missing, a file is not of it, or file 0 is damaged.
+    """
+
+    def __init__(self, folder: Path, *, reverse: bool = False):
+        self.folder = folder
+        self._keys = ("convOut2", "convOut1") if reverse else ("convOut1", "convOut2")
+        names = {path.name for path in folder.glob("*.pkl")}
+        self.paths = [f"{i:06d}.pkl" for i in range(len(names))]
+        for name in self.paths:
+            if name not in names:
+                other = min(names.difference(self.paths))
+                raise InputError(
+                    f"{folder} has no {name}, though {len(names)} files are numbered from 000000 on (one is {other}); "
+                    "restore it or store the features again with ConvOutput.py"
+                )
+        first_a, first_b, _ = self._read(0)
+        self.shape_a, self.shape_b = tuple(first_a.shape), tuple(first_b.shape)
+        self.record: dict[str, Any] = {}
+        self.facts = {"shape_a": list(self.shape_a), "shape_b": list(self.shape_b), "count": len(self)}
+        self.hits_a = self.hits_b = torch.empty(len(self), 0, dtype=torch.bool)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @cached_property
+    def targets(self) -> Tensor:
+        """(N,) int64, or (N, C) float32 for several labels an image. The first use reads every file."""
+        return torch.stack([self._read(i)[2] for i in range(len(self))])
+
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Files `indices` as (n, *shape_a) float32, (n, *shape_b) float32, (n, …) targets, (n,) int64 indices.
+
+        Raises:
+            InputError: a file is damaged, carries code, lacks a key or has another shape than file 0.
+        """
+        rows = [int(index) for index in indices]
+        samples = [self._read(row) for row in rows]
+        for row, (a, b, _) in zip(rows, samples):
+            if (a.shape, b.shape) != (self.shape_a, self.shape_b):
+                raise InputError(
+                    f"{self.folder / self.paths[row]} has features of shape {tuple(a.shape)} and {tuple(b.shape)}, "
+                    f"file 0 {self.shape_a} and {self.shape_b}; store the features again with ConvOutput.py"
+                )
+        features_a, features_b, targets = (torch.stack(values) for values in zip(*samples))
+        return features_a, features_b, targets, torch.tensor(rows)
+
+    def _read(self, row: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Feature of A, feature of B (float32) and target of one file."""
+        path = self.folder / self.paths[row]
+        try:
+            with torch.serialization.safe_globals(_NUMPY_STAND_INS):
+                sample = checkpoint.load(path)
+            missing = [key for key in ("target", *self._keys) if key not in sample]
+            if missing:
+                raise InputError(f"{path} has no {missing[0]}, only {', '.join(map(str, sample)) or 'nothing'}")
+            a, b, target = (_as_tensor(sample[key], path) for key in (*self._keys, "target"))
+        except (LookupError, TypeError, AttributeError, struct.error):  # a damaged pickle can fail in any of these
+            raise InputError(f"{path} is damaged; restore it or store the features again with ConvOutput.py") from None
+        return a.float(), b.float(), target.float() if target.numel() > 1 else target.reshape(()).long()
+
+
+def _as_tensor(value: Any, path: Path) -> Tensor:
+    """A stored tensor, array or number."""
+    if isinstance(value, _Array):
+        return value.tensor
+    if isinstance(value, Tensor | int | float):
+        return torch.as_tensor(value)
+    raise InputError(f"{path} holds a {type(value).__name__} where a tensor, an array or a number was expected")
+
+
+# Allowing numpy's own classes would let a file forge pointers (an object array over chosen bytes). The pickle
+# therefore builds these stand-ins, which understand plain numbers only.
+
+
+class _DType:
+    """Takes the place of `numpy.dtype`."""
+
+    def __init__(self, code: str, *_: Any):
+        if not isinstance(code, str) or not re.fullmatch("[fiub][1248]", code):
+            raise pickle.UnpicklingError(f"Unsupported numpy type {code}")
+        self.numpy = np.dtype(code)
+
+    def __setstate__(self, state: Any) -> None:
+        self.numpy = self.numpy.newbyteorder(state[1])
+
+
+class _Array:
+    """Takes the place of `numpy.ndarray`."""
+
+    tensor: Tensor
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, dtype, fortran_order, data = state
+        array = np.frombuffer(data, dtype.numpy).reshape(shape, order="F" if fortran_order else "C")
+        self.tensor = torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C"))
+
+
+def _reconstruct(*_: Any) -> _Array:
+    """Takes the place of the function that makes the empty array which the state then fills."""
+    return _Array()
+
+
+def _scalar(dtype: _DType, data: bytes) -> int | float:
+    """Takes the place of the function that makes a numpy number."""
+    return np.frombuffer(data, dtype.numpy, count=1)[0].item()
+
+
+_NUMPY_STAND_INS: list[Any] = [
+    (_DType, "numpy.dtype"),
+    (_Array, "numpy.ndarray"),
+    *((_reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
+    *((_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+]

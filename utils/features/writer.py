@@ -1,0 +1,194 @@
+"""Store both networks' features batch by batch; the format is described in `utils.features.cache`."""
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from utils.errors import InputError
+from utils.features.cache import FORMAT, INDEX, PATHS, STORED_TYPES, VERSION, array_layout
+from utils.files import read_json, write_json
+
+
+class FeatureWriter:
+    """Fills a feature cache at given rows; memory does not grow with the number of images.
+
+    Several processes of one machine may fill one cache: the first makes it (`create=True`), the others attach
+    after that (`create=False`) and write rows of their own; all `close`, and when all have, one calls `finish`.
+
+    Args:
+        folder: the cache's folder. An earlier cache in it is replaced; other files in it are an error.
+        record: origin of the features, values that JSON can hold.
+        paths: one relative path an image, in the order of the rows.
+        shape_a: shape of one image's feature from net A; `shape_b` from net B.
+        dtype: how features are stored: torch.float32, float16 or bfloat16.
+        top_k: the k of the hits' columns.
+        target_shape: () for one int64 label an image, (C,) for C float32 labels.
+        create: make the cache, or attach to one that another process made with the same arguments.
+
+    Raises:
+        InputError: no image, a type that cannot be stored, other files in the folder, a disk without room, or
+            (attaching) no such cache.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        record: dict[str, Any],
+        paths: Sequence[str],
+        shape_a: Sequence[int],
+        shape_b: Sequence[int],
+        dtype: torch.dtype,
+        top_k: Sequence[int],
+        target_shape: Sequence[int] = (),
+        create: bool = True,
+    ):
+        self.folder = Path(folder)
+        self._dtype = dtype
+        index = {
+            "format": FORMAT,
+            "version": VERSION,
+            "complete": False,
+            "count": len(paths),
+            "shape_a": list(shape_a),
+            "shape_b": list(shape_b),
+            "dtype": str(dtype).removeprefix("torch."),
+            "top_k": list(top_k),
+            "target_shape": list(target_shape),
+            "record": record,
+        }
+        self._index = json.loads(json.dumps(index))  # tuples become lists, as a reader sees them
+        if not paths or index["dtype"] not in STORED_TYPES:
+            raise InputError(
+                f"cannot store {len(paths)} images as {index['dtype']}; give at least one image and one of the types "
+                + ", ".join(STORED_TYPES)
+            )
+        self._layout = array_layout(self._index)
+        if create:
+            self._create(paths)
+        elif read_json(self.folder / INDEX) != self._index:
+            raise InputError(f"{self.folder} was made for other features; all processes need the same options")
+        self._files: dict[str, BinaryIO] = {name: self._path(name).open("r+b") for name in self._layout}
+        self._offsets = {name: np.lib.format.open_memmap(self._path(name), "r").offset for name in self._layout}
+
+    def write(
+        self,
+        indices: Sequence[int],
+        features_a: Tensor,
+        features_b: Tensor,
+        targets: Tensor,
+        hits_a: Tensor,
+        hits_b: Tensor,
+    ) -> None:
+        """Store one batch at rows `indices` (n,), in any order.
+
+        Args:
+            indices: row numbers, 0 to N − 1.
+            features_a: (n, *shape_a) floating point, on any device.
+            features_b: (n, *shape_b) the same.
+            targets: (n,) integers, or (n, *target_shape) floating point.
+            hits_a: (n, len(top_k)) bool: is the label among net A's first k answers?
+            hits_b: (n, len(top_k)) the same of net B.
+
+        Raises:
+            InputError: a feature is not finite in the stored type.
+            ValueError: shapes or rows that are not the cache's.
+        """
+        rows = [int(index) for index in indices]
+        if rows and not 0 <= min(rows) <= max(rows) < self._index["count"]:
+            raise ValueError(f"rows {min(rows)} to {max(rows)} of a cache of {self._index['count']} images")
+        batch = {
+            "features_a": self._encode(features_a, "A"),
+            "features_b": self._encode(features_b, "B"),
+            "targets": targets,
+            "hits_a": hits_a,
+            "hits_b": hits_b,
+            "written": torch.ones(len(rows), dtype=torch.bool),  # last: a row counts once the rest is out
+        }
+        for name, values in batch.items():
+            dtype, shape = self._layout[name]
+            array = np.ascontiguousarray(values.detach().cpu().numpy(), dtype=dtype)
+            if array.shape != (len(rows), *shape[1:]):
+                raise ValueError(f"{name} of a batch has shape {array.shape}, expected {(len(rows), *shape[1:])}")
+            row_bytes = dtype.itemsize * math.prod(shape[1:])
+            # Plain writes, not a writable map: a full disk is then an error and not a crash of the process.
+            for position, row, length in _runs(rows):
+                self._files[name].seek(self._offsets[name] + row * row_bytes)
+                self._files[name].write(array[position : position + length].data)
+            self._files[name].flush()
+
+    def close(self) -> None:
+        """Bring everything that this process wrote to the disk; it writes no more."""
+        for file in self._files.values():
+            if not file.closed:
+                file.flush()
+                os.fsync(file.fileno())
+                file.close()
+
+    def finish(self) -> None:
+        """Close, and mark the cache complete after checking that every row was written.
+
+        Raises:
+            InputError: rows are missing; the cache stays incomplete.
+        """
+        self.close()
+        stored = int(np.load(self._path("written")).sum())
+        if stored != self._index["count"]:
+            raise InputError(f"{self.folder} has {stored} of {self._index['count']} images; run ConvOutput.py again")
+        write_json(self.folder / INDEX, self._index | {"complete": True})
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.npy"
+
+    def _create(self, paths: Sequence[str]) -> None:
+        """Replace what an earlier run left by an incomplete cache of empty rows."""
+        own = [INDEX, PATHS, *(f"{name}.npy" for name in self._layout)]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        foreign = sorted(
+            entry.name for entry in self.folder.iterdir() if entry.name not in own and entry.name[0] != "."
+        )
+        if foreign:
+            raise InputError(
+                f"{self.folder} holds other files ({', '.join(foreign[:3])}); choose an empty folder for the features"
+            )
+        # Removed, the index first, rather than overwritten: who still reads the old cache keeps its old files.
+        for name in own:
+            (self.folder / name).unlink(missing_ok=True)
+        needed = sum(dtype.itemsize * math.prod(shape) for dtype, shape in self._layout.values())
+        free = shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise InputError(
+                f"the features need {needed / 1e9:.1f} GB and the disk of {self.folder} has {free / 1e9:.1f} GB free; "
+                "make room or store them as float16"
+            )
+        write_json(self.folder / INDEX, self._index)
+        write_json(self.folder / PATHS, list(paths))
+        for name, (dtype, shape) in self._layout.items():
+            np.lib.format.open_memmap(self._path(name), mode="w+", dtype=dtype, shape=shape)
+
+    def _encode(self, features: Tensor, net: str) -> Tensor:
+        """Features in the stored type, bfloat16 as its bits."""
+        stored = features.detach().to(self._dtype)
+        if not bool(stored.isfinite().all()):
+            raise InputError(
+                f"a feature of net {net} is not finite as {self._index['dtype']}; if the network is sound, store the "
+                "features as float32 or bfloat16"
+            )
+        return stored.view(torch.uint16) if self._dtype is torch.bfloat16 else stored
+
+
+def _runs(rows: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """Split `rows` into stretches of consecutive numbers: (position of the first, its row, length)."""
+    start = 0
+    for position in range(1, len(rows) + 1):
+        if position == len(rows) or rows[position] != rows[position - 1] + 1:
+            yield start, rows[start], position - start
+            start = position

@@ -1,0 +1,1 @@
+"""Official archives turned into folders of images (PrepareData.py)."""

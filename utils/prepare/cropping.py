@@ -1,0 +1,189 @@
+"""Crops of photos, written in parallel, each whole or not at all, none twice."""
+
+import functools
+import json
+import multiprocessing
+import os
+import signal
+import threading
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from PIL import Image
+
+from utils.data.datasets import printable
+from utils.errors import InputError
+from utils.files import replacing
+from utils.progress import Progress
+
+JPEG_QUALITY = 95
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Crop:
+    """One image to write.
+
+    Attributes:
+        source: the photo.
+        box: left, top, right, bottom in pixels of the photo as stored, right and bottom exclusive.
+        output: POSIX path of the crop below the data set's folder, `{train|test}/{class}/{name}.jpg`.
+    """
+
+    source: Path
+    box: Box
+    output: str
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something in a data set that cannot be used: what kind of fault, and where."""
+
+    kind: str
+    where: str
+
+
+@dataclass
+class Listing:
+    """What a data set says that it holds.
+
+    Attributes:
+        classes: names of the folders to make; their order when sorted is that of the official class ids.
+        crops: to make.
+        problems: entries that cannot become a crop.
+        notes: lines to tell, none of them an error.
+    """
+
+    classes: list[str]
+    crops: list[Crop] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, split: str, name: str, source: Path, box: Box) -> None:
+        """Append a crop; `name` is `{class}/{photo}`, its suffix becomes .jpg and a byte that is no UTF-8 `%xff`."""
+        output = PurePosixPath(split, printable(name).replace("\\", "%")).with_suffix(".jpg")
+        self.crops.append(Crop(source, box, output.as_posix()))
+
+    def problem(self, kind: str, where: object) -> None:
+        """Append a problem."""
+        self.problems.append(Problem(kind, printable(str(where))))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one crop: a `problem`, `made`, or up to date already.
+
+    Attributes:
+        problem: why there is no crop.
+        made: written in this run; the following are told only then.
+        clamped: the box went over the photo's border.
+        mode: Pillow's name of the photo's colours, such as "L" for grey.
+    """
+
+    problem: Problem | None = None
+    made: bool = False
+    clamped: bool = False
+    mode: str = ""
+
+
+def clamp(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Round `box` to whole pixels and cut it at the borders of an image of `size` (width, height)."""
+    left, top, right, bottom = (round(edge) for edge in box)
+    width, height = size
+    return max(left, 0), max(top, 0), min(right, width), min(bottom, height)
+
+
+def crop_one(crop: Crop, target: Path) -> Outcome:
+    """Write one crop below `target` as an RGB JPEG, unless it is there already.
+
+    The pixels stay as they are stored (no EXIF rotation), because boxes are measured on those. The JPEG's comment
+    records the photo's name, its length in bytes and the box; a crop with the same record is up to date.
+
+    Raises:
+        OSError: the crop cannot be written.
+    """
+    destination = target / crop.output
+    where = printable(crop.source)
+    try:
+        source_bytes = crop.source.stat().st_size
+        record = json.dumps({"photo": printable(crop.source.name), "bytes": source_bytes, "box": crop.box}).encode()
+        if _is_current(destination, record):
+            return Outcome()
+        with Image.open(crop.source) as photo:
+            box = clamp(crop.box, photo.size)
+            if box[0] >= box[2] or box[1] >= box[3]:
+                return Outcome(Problem("empty box", f"{where}: {crop.box} in an image of {photo.size} pixels"))
+            mode = photo.mode
+            pixels = photo.crop(box).convert("RGB")
+    except FileNotFoundError:
+        return Outcome(Problem("missing photo", where))
+    except Exception as error:  # decoders raise nearly anything on broken bytes
+        return Outcome(Problem("unreadable photo", f"{where}: {printable(str(error))}"))
+    with replacing(destination) as temporary:
+        pixels.save(temporary, "JPEG", quality=JPEG_QUALITY, comment=record)
+    return Outcome(made=True, clamped=box != tuple(round(edge) for edge in crop.box), mode=mode)
+
+
+def _is_current(path: Path, record: bytes) -> bool:
+    """Whether `path` is a whole JPEG whose comment, near its beginning, is `record`."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return False
+    return record in content[: len(record) + 64] and content.endswith(b"\xff\xd9")
+
+
+def crop_all(crops: list[Crop], target: Path, workers: int) -> list[Outcome]:
+    """Write every crop below `target` on `workers` processes; outcomes in the order of `crops`.
+
+    Raises:
+        InputError: two crops have one output, a crop cannot be written, or a process died.
+    """
+    outputs = Counter(crop.output for crop in crops)
+    if crops and outputs.most_common(1)[0][1] > 1:
+        twice = outputs.most_common(1)[0][0]
+        raise InputError(f"two objects would both become {target / twice}; remove one of them from the lists")
+    work = functools.partial(crop_one, target=target)
+    try:
+        if workers <= 1:
+            return list(Progress(map(work, crops), target.name, total=len(crops)))
+        with ProcessPoolExecutor(workers, initializer=_start_process) as pool:
+            return list(Progress(pool.map(work, crops, chunksize=16), target.name, total=len(crops)))
+    except BrokenProcessPool:
+        raise InputError("a cropping process was killed; run the same command again, with a smaller -j") from None
+    except OSError as error:
+        raise InputError(f"cannot write below {target} ({error}); make room and run the same command again") from None
+
+
+def _start_process() -> None:
+    """Leave Ctrl-C to the parent, which lets every process finish its piece; end with it if it is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def end_with_parent() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def clear_target(target: Path, outputs: set[str]) -> None:
+    """Remove what a killed run left unfinished below `target`; refuse images that these options would not write.
+
+    Raises:
+        InputError: `target` holds images that are not in `outputs` (an earlier run with other options made them).
+    """
+    files = {path.relative_to(target).as_posix(): path for path in target.glob("t*/*/*") if path.is_file()}
+    for path in files.values():
+        if path.name.startswith(".") and ".part" in path.suffixes:
+            path.unlink()
+    strangers = sorted(name for name, path in files.items() if name not in outputs and not path.name.startswith("."))
+    if strangers:
+        raise InputError(
+            f"{target} holds {len(strangers):,} images that these options would not write, as {strangers[0]}; "
+            "delete the folder or choose another --out"
+        )

@@ -1,0 +1,1 @@
+"""The epoch loop, losses, accuracies, schedules and resuming."""

@@ -7,76 +7,78 @@ the labels alone, and a later --start_gen takes the net before it from model_che
 the generations that are whole and goes on where the series stopped.
 """
 
-import functools
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from models.classifiers import build, classifier_record, read_classifier
-from utils import checkpoint, options, runs
+from utils import checkpoint, opening, options, runs
 from utils.data.batches import normalise
-from utils.data.images import ImageData, check_classes
+from utils.data.images import ImageData
 from utils.distillation.born_again import distillation_loss
 from utils.distillation.teacher import Teacher, teacher_logits
 from utils.files import sha256
-from utils.runtime import Runtime, command, seed_everything, start
-from utils.training.classification import classify, data_record, validate
-from utils.training.engine import make_optimizer, train_one_epoch
+from utils.parser import Namespace, Parser, real, whole
+from utils.runtime import Runtime, command, seed_everything
+from utils.training import resume
+from utils.training.classification import classify, validate
+from utils.training.engine import train_one_epoch
 from utils.training.losses import classification_loss
 from utils.training.metrics import accuracies_percent, main_accuracy
-from utils.training.schedules import due, geometric, learning_rates, set_learning_rate
+from utils.training.schedules import due, geometric, set_learning_rate
 
-# What one generation's checkpoint must agree on with the command that goes on with it.
-RECORDED_OPTIONS = (
-    "sample_num", "image_size", "batch_size", "optim", "lr", "momentum", "weight_decay", "epochs", "logspace",
-    "epoch_step", "decay_factor", "tau", "lambd", "lambd_end",
-)  # fmt: skip
+NOT_RECORDED = ("generations", "start_gen", "gpu_teacher")  # a longer series has the same first generations
 
 
-def build_parser() -> options.Parser:
+def build_parser() -> Parser:
     """Declare this step's options."""
-    # Resolving: --resume and --start_epoch mean something else, or nothing, in a series.
-    parser = options.Parser(__doc__, conflict_handler="resolve")
+    parser = Parser(__doc__, "python BornAgain.py --start_gen 1 --resume TEACHER.pth.tar -a vgg16_bn --lr 0.01")
     group = parser.add_argument_group("series")
-    options.add_data_options(parser, batch_size=128)
-    options.add_training_options(parser, optim="SGD", lr=1e-3, epochs=300)
-    options.add_run_options(parser)
-    options.add_ignored_options(parser, "--start_epoch")
-    group.add_argument("-a", "--arch", help="a torchvision classifier; default: the teacher's, or vgg16_bn")
+    group.add_argument("-a", "--arch", help=f"a torchvision classifier; default: the teacher's, or {options.ARCH}")
     group.add_argument(
         "--resume", default="", metavar="T", help="teacher of the first generation; none or auto: the series' own"
     )
-    group.add_argument("-g", "--generations", type=int, default=5, help="networks of the series, generation 0 included")
-    group.add_argument("--start_gen", type=int, default=0, help="first generation to train")
-    group.add_argument("--gpu_teacher", type=int, metavar="N", help="GPU of a teacher that sees augmented images")
-    group.add_argument("--tau", type=float, default=1.0, help="temperature of the teacher's and student's softmax")
-    group.add_argument("--lambd", type=float, default=0.5, help="weight of the teacher in the loss, first epoch")
-    group.add_argument("--lambd_end", type=float, default=0.5, help="the same in the last epoch; geometric between")
+    options.add_restart_option(group)
+    group.add_argument(
+        "-g", "--generations", type=whole(1), default=5, help="networks of the series, generation 0 included"
+    )
+    group.add_argument("--start_gen", type=whole(0), default=0, help="first generation to train")
+    group.add_argument("--gpu_teacher", type=whole(0), metavar="N", help="GPU of a teacher that sees augmented images")
+    group.add_argument(
+        "--tau", type=real(above=0), default=1.0, help="temperature of the teacher's and student's softmax"
+    )
+    group.add_argument("--lambd", type=real(), default=0.5, help="weight of the teacher in the loss, first epoch")
+    group.add_argument("--lambd_end", type=real(), default=0.5, help="the same in the last epoch; geometric between")
+    options.add_data_options(parser, batch_size=128)
+    options.add_training_options(parser, optim="SGD", lr=1e-3, epochs=300)
+    options.add_run_options(parser)
+    options.add_output_options(parser)
+    options.add_ignored_options(parser, "--start_epoch")
     return parser
 
 
-def check(args: options.Namespace, parser: options.Parser) -> None:
+def check(args: Namespace, parser: Parser) -> None:
     """Refuse values that make no series."""
-    if not 0 <= args.start_gen < args.generations:
+    if args.start_gen >= args.generations:
         parser.error(f"--start_gen {args.start_gen} is not in the series of generations 0 to {args.generations - 1}")
-    if args.tau <= 0:
-        parser.error(f"--tau must be positive, not {args.tau}")
     if args.lambd != args.lambd_end and min(args.lambd, args.lambd_end) <= 0:
         parser.error("--lambd and --lambd_end must both be positive where they differ")
 
 
-def generation_path(args: options.Namespace, arch: str, generation: int) -> runs.Path:
+def generation_path(args: Namespace, arch: str, generation: int) -> Path:
     """`model_checkpoints/checkpoint_{dataset}_{arch}_{suffix}_gen{g}.pth.tar`."""
-    return runs.classifier_path(args.out, args.dataset or "CUB200", arch, runs.join(args.suffix, f"gen{generation}"))
+    return runs.classifier_path(args.out, options.data_name(args), arch, runs.join(args.suffix, f"gen{generation}"))
 
 
-def first_teacher(args: options.Namespace) -> runs.Path | None:
+def first_teacher(args: Namespace) -> Path | None:
     """Find the teacher of the first generation to train, if it has one."""
     if args.resume not in ("", "auto"):
-        return runs.Path(args.resume)
-    return generation_path(args, args.arch or "vgg16_bn", args.start_gen - 1) if args.start_gen else None
+        return Path(args.resume)
+    return generation_path(args, args.arch or options.ARCH, args.start_gen - 1) if args.start_gen else None
 
 
 def distil(
@@ -91,71 +93,63 @@ def distil(
 
 def train_generation(
     generation: int,
-    teacher_path: runs.Path | None,
+    teacher_path: Path | None,
     record: dict[str, Any],
     images: ImageData,
-    val_loaders: dict[str, options.Loader],
-    args: options.Namespace,
+    val_loaders: opening.Loaders,
+    args: Namespace,
     runtime: Runtime,
-) -> tuple[runs.Path, float]:
+) -> tuple[Path, float]:
     """Train one network of the series, or what is left of its epochs.
 
     Returns:
         Its checkpoint and its accuracy in percent.
     """
     seed = args.seed + 10 * (generation - args.start_gen + 1)
-    args, runtime = options.Namespace(**vars(args) | {"seed": seed}), replace(runtime, seed=seed)
+    args, runtime = Namespace(**vars(args) | {"seed": seed}), replace(runtime, seed=seed)
     arch, classes = record["arch"], images.classes
     own = generation_path(args, arch, generation)
-    facts = {"generation": generation, "seed": seed, "teacher": sha256(teacher_path) if teacher_path else None}
-    facts |= {name: getattr(args, name) for name in RECORDED_OPTIONS}
-    state = checkpoint.own_progress(own, "born_again", facts)
-    start_epoch, acc1, best_acc1 = (state.get(name, 0) for name in ("epoch", "acc1", "best_acc1"))
-    if start_epoch >= args.epochs:
+    teacher_hash = sha256(teacher_path) if teacher_path else None
+    settings = options.settings(args, but=NOT_RECORDED, arch=arch, generation=generation, teacher=teacher_hash)
+    extendable = not args.logspace and args.lambd == args.lambd_end
+    resumed = resume.find("auto", own, settings, restart=args.restart, extendable=extendable)
+    model, state = read_classifier(resumed) if resumed else (None, {})
+    acc1, best_acc1 = (state.get(name, 0) for name in ("acc1", "best_acc1"))
+    if state.get("epoch", 0) >= args.epochs:
         runtime.say(f"generation {generation} is trained already: {own}")
         return own, acc1
 
     teacher = None
     if teacher_path:
-        model, _ = read_classifier(teacher_path, arch, len(classes))
-        loader = options.image_loader(args, images, runtime)
-        teacher = teacher_logits(model, loader, len(classes), runtime, folder=args.out, gpu=args.gpu_teacher)
+        taught_by, _ = read_classifier(teacher_path, arch, len(classes))
+        loader = opening.image_loader(args, images, runtime)
+        teacher = teacher_logits(taught_by, loader, len(classes), runtime, folder=args.out, gpu=args.gpu_teacher)
     seed_everything(seed)
-    model = read_classifier(own)[0] if state else build(**record)
-    net = runtime.parallel(model)
-    optimizer = make_optimizer(
-        args.optim, model.parameters(), lr=args.lr, momentum=args.momentum, weight_decay=args.weight_decay
-    )
-    scaler = runtime.grad_scaler()
-    if state:
-        checkpoint.restore_training(state, own, optimizer, scaler)
-    train_loader = options.image_loader(args, images, runtime, shuffle=True)
-    rates = learning_rates(
-        args.lr, args.epochs, logspace=args.logspace, epoch_step=args.epoch_step, decay_factor=args.decay_factor
-    )
+    fit = opening.fit(args, model or build(**record), runtime)
+    start_epoch = opening.first_epoch(args, fit, state, resumed)
+    train_loader = opening.image_loader(args, images, runtime, shuffle=True)
+    rates, past = opening.rates(args), resume.history(state, settings)
     lambdas = geometric(args.lambd, args.lambd_end, args.epochs)
     runtime.say(f"generation {generation}, seed {seed}, taught by {teacher_path or 'the labels alone'}")
-    log_folder = runs.log_folder(args.out, runs.join(args.dataset, arch, args.suffix, f"gen{generation}"))
-    log = runs.RunLog(log_folder, args.epochs, start_epoch=start_epoch, active=runtime.is_main)
-    for epoch in range(start_epoch, args.epochs):
-        set_learning_rate(optimizer, rates[epoch])
-        step = functools.partial(distil, teacher=teacher, lambd=lambdas[epoch], tau=args.tau) if teacher else classify
-        metrics = train_one_epoch(
-            net, train_loader, step, optimizer, scaler, runtime, epoch=epoch, print_freq=args.print_freq
-        )
-        if due(epoch, args.val_epoch, args.epochs):
-            metrics |= validate(net, val_loaders, runtime)
-            acc1 = main_accuracy(metrics, "val_")
-            best_acc1 = max(acc1, best_acc1)
-        log.write(epoch, metrics | {"lr": rates[epoch]} | ({"lambda": lambdas[epoch]} if teacher else {}))
-        if runtime.is_main and due(epoch, args.save_epoch, args.epochs):
-            state = checkpoint.training_state(
-                model, optimizer, scaler, epoch + 1,
-                arch=arch, model=record, seed=seed, acc1=acc1, best_acc1=best_acc1, born_again=facts,
-                data=data_record(args.dataset, args.sample_num, classes, args.image_size),
-            )  # fmt: skip
-            checkpoint.save(own, state)
-    log.close()
+    log_folder = runs.log_folder(
+        args.out, runs.join(options.data_name(args), arch, args.suffix, f"gen{generation}")
+    )
+    with runs.RunLog(log_folder, args.epochs, start_epoch=start_epoch, active=runtime.is_main) as log:
+        for epoch in range(start_epoch, args.epochs):
+            set_learning_rate(fit.optimizer, rates[epoch])
+            step = partial(distil, teacher=teacher, lambd=lambdas[epoch], tau=args.tau) if teacher else classify
+            metrics = train_one_epoch(fit, train_loader, step, epoch)
+            if due(epoch, args.val_epoch, args.epochs):
+                metrics |= validate(fit.net, val_loaders, runtime)
+                acc1 = main_accuracy(metrics, "val_")
+                best_acc1 = max(acc1, best_acc1)
+            log.write(epoch, metrics | {"lr": rates[epoch]} | ({"lambda": lambdas[epoch]} if teacher else {}))
+            if runtime.is_main and due(epoch, args.save_epoch, args.epochs):
+                state = fit.state(
+                    epoch + 1, arch=arch, model=record, data=opening.data_record(args, classes), settings=settings,
+                    history=past, versions=resume.VERSIONS, acc1=acc1, best_acc1=best_acc1,
+                )  # fmt: skip
+                checkpoint.save(own, state)
     runtime.barrier()  # the next generation's teacher is read by every process
     return own, acc1
 
@@ -166,16 +160,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = build_parser()
     args = parser.parse_args(argv)
     check(args, parser)
-    runtime = start(args.device_ids, args.gpu, args.seed, args.amp, args.compile)
+    runtime = opening.start(args)
     teacher = first_teacher(args)
     state = read_classifier(teacher, args.arch)[1] if teacher else {}
-    options.fill_from_checkpoint(args, state)
-    images = options.open_images(args, "train", runtime)
-    val_images = options.open_images(args, "val", runtime)
-    check_classes(state.get("data", {}).get("classes", images.classes), images.classes, "the training images")
-    check_classes(images.classes, val_images.classes, "the validation images")
-    val_loaders = options.validation_loaders(args, val_images, runtime)
-    record = state.get("model") or classifier_record(args.arch or "vgg16_bn", len(images.classes))
+    options.fill(args, state.get("data", {}))
+    images, val_images = opening.both_splits(args, state.get("data", {}).get("classes"))
+    record = state.get("model") or classifier_record(args.arch or options.ARCH, len(images.classes))
+    images, val_images = (opening.decoded(args, data, runtime) for data in (images, val_images))
+    val_loaders = opening.validation_loaders(args, val_images, runtime)
 
     lines = []
     for generation in range(args.start_gen, args.generations):

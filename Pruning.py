@@ -13,42 +13,42 @@ from torch import Tensor
 
 from models.classifiers import read_classifier
 from models.pruning import cluster, count_removed, prune, tie, zero_removed
-from utils import checkpoint, options, runs
-from utils.data.images import ImageData, check_classes
+from utils import checkpoint, opening, options, runs
+from utils.data.images import ImageData
 from utils.files import sha256, write_json
-from utils.runtime import Runtime, command, start
-from utils.training.classification import classify, data_record, validate
-from utils.training.engine import make_optimizer, train_one_epoch
+from utils.parser import Namespace, Parser, list_of, real, some_path, whole
+from utils.runtime import Runtime, command
+from utils.training import resume
+from utils.training.classification import classify, validate
+from utils.training.engine import train_one_epoch
 from utils.training.metrics import main_accuracy
-from utils.training.schedules import due, learning_rates, set_learning_rate
-
-# What a checkpoint must agree on with the command that goes on with it.
-RECORDED_OPTIONS = (
-    "share_bits", "seed", "sample_num", "image_size", "batch_size", "optim", "lr", "momentum", "weight_decay", "epochs",
-    "logspace", "epoch_step", "decay_factor",
-)  # fmt: skip
+from utils.training.schedules import due, set_learning_rate
 
 
-def build_parser() -> options.Parser:
+def build_parser() -> Parser:
     """Declare this step's options."""
-    # Resolving: --resume and --start_epoch mean something else, or nothing, here.
-    parser = options.Parser(__doc__, conflict_handler="resolve")
+    parser = Parser(__doc__, "python Pruning.py --resume NET.pth.tar --s_conv 0.2 --sweep [1,2]")
     group = parser.add_argument_group("compression")
-    options.add_data_options(parser, batch_size=128)
-    options.add_training_options(parser, optim="SGD", lr=1e-4, epochs=20)
-    options.add_run_options(parser)
-    options.add_ignored_options(parser, "--start_epoch")
-    group.add_argument("--resume", required=True, metavar="NET", help="checkpoint of the classifier to compress")
-    group.add_argument("-a", "--arch", help="its architecture, if the file does not say")
-    group.add_argument("--s_conv", type=float, default=0.2, help="threshold of a convolution, in std of its weights")
-    group.add_argument("--s_fc", type=float, default=1.0, help="threshold of a linear layer, in std of its weights")
     group.add_argument(
-        "--sweep", type=options.list_of(float), default=[1.0], metavar="[0.5,1,2]",
+        "--resume", required=True, type=some_path, metavar="NET", help="checkpoint of the classifier to compress"
+    )
+    options.add_restart_option(group)
+    group.add_argument("-a", "--arch", help="its architecture, if the file does not say")
+    group.add_argument("--s_conv", type=real(), default=0.2, help="threshold of a convolution, in std of its weights")
+    group.add_argument("--s_fc", type=real(), default=1.0, help="threshold of a linear layer, in std of its weights")
+    group.add_argument(
+        "--sweep", type=list_of(real()), default=[1.0], metavar="[0.5,1,2]",
         help="factors on both s_conv and s_fc; one compressed net for each",
     )  # fmt: skip
     group.add_argument(
-        "--share_bits", type=int, default=0, metavar="N", help="share at most 2^N weights in each layer; 0: none"
-    )
+        "--share_bits", type=int, choices=range(9), default=0, metavar="N",
+        help="share at most 2^N weights in each layer, N up to 8; 0: none",
+    )  # fmt: skip
+    options.add_data_options(parser, batch_size=128)
+    options.add_training_options(parser, optim="SGD", lr=1e-4, epochs=20, fewest_epochs=0)
+    options.add_run_options(parser)
+    options.add_output_options(parser)
+    options.add_ignored_options(parser, "--start_epoch")
     return parser
 
 

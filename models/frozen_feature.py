@@ -1,42 +1,17 @@
 """The features that a tail is tuned on: raw ones, or what a Trans-Net keeps of them (paper Sec. 4.1 and 4.3)."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from models.classifiers import read_classifier
-from models.split import as_maps, feature_shape, find_layer, from_maps, split
+from models.pair import Net
+from models.split import as_maps, feature_shape, from_maps
 from models.trans_net import TransNet, check_fit
-from utils.checkpoint import State
 from utils.errors import InputError
 
 RAW = {"raw_A": "A", "raw_B": "B"}  # --input: the net whose feature it is
 INPUTS = ("components", *RAW, "residual_added")
-
-
-class Net(NamedTuple):
-    """A trained classifier, cut at a layer.
-
-    Attributes:
-        state: its checkpoint without the weights; "model" says what rebuilds it.
-        layer: the node's name.
-        head: images (N, 3, S, S) → feature (N, *shape).
-        tail: feature → logits (N, C).
-    """
-
-    state: State
-    layer: str
-    head: nn.Module
-    tail: nn.Module
-
-
-def open_net(path: str, arch: str | None, layer: tuple[str | None, int, bool]) -> Net:
-    """Read a classifier and cut it at `layer`: name, conv_layer, fc, as `find_layer` takes them."""
-    model, state = read_classifier(path, arch)
-    name = find_layer(model, *layer)
-    return Net(state, name, *split(model, name))
 
 
 class FrozenFeature(nn.Module):

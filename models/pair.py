@@ -1,16 +1,51 @@
-"""Two networks and the Trans-Net between them, opened from the Trans-Net's checkpoint: images → components."""
+"""Two networks and the Trans-Net between them: each cut at its layer, or all three from a Trans-Net's checkpoint."""
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from models.classifiers import load_classifier
-from models.split import as_maps, split
+from models.classifiers import read_classifier
+from models.split import Layer, as_maps, split
 from models.trans_net import TransNet, build_from_state
 from utils import checkpoint
 from utils.errors import InputError
 from utils.files import sha256
+from utils.provenance import NetSource, Provenance
+
+
+class Net(NamedTuple):
+    """A trained classifier, cut at a layer.
+
+    Attributes:
+        state: its checkpoint without the weights; "model" says what rebuilds it.
+        source: what it is: architecture, layer, file.
+        head: images (N, 3, S, S) → feature (N, *shape).
+        tail: feature → logits (N, C).
+    """
+
+    state: checkpoint.State
+    source: NetSource
+    head: nn.Module
+    tail: nn.Module
+
+
+def open_net(path: str | Path, arch: str | None, layer: Layer) -> Net:
+    """Read a classifier's checkpoint and cut the network at a layer.
+
+    Args:
+        path: the checkpoint.
+        arch: the architecture that is expected, if any; see `read_classifier`.
+        layer: where.
+
+    Raises:
+        InputError: the file holds no such classifier, or it has no such layer.
+    """
+    model, state = read_classifier(path, arch)
+    node = layer.node(model)
+    head, tail = split(model, node)
+    return Net(state, NetSource(state["model"]["arch"], node, str(path), sha256(path)), head, tail)
 
 
 class Pair(nn.Module):
@@ -20,12 +55,12 @@ class Pair(nn.Module):
         head_a: images → x. With a Trans-Net of the reverse direction this is net B's head.
         head_b: images → x*.
         trans_net: g.
-        source: where the features come from that g was fitted on: data set, architectures, layers, files.
+        provenance: of the features that g was fitted on.
     """
 
-    def __init__(self, head_a: nn.Module, head_b: nn.Module, trans_net: TransNet, source: dict[str, Any]) -> None:
+    def __init__(self, head_a: nn.Module, head_b: nn.Module, trans_net: TransNet, provenance: Provenance) -> None:
         super().__init__()
-        self.head_a, self.head_b, self.trans_net, self.source = head_a, head_b, trans_net, source
+        self.head_a, self.head_b, self.trans_net, self.provenance = head_a, head_b, trans_net, provenance
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Give x, x* and the components x(0) … x(K) of g(x) (paper Eq. 3); x_Δ is x* less their sum.
@@ -38,6 +73,19 @@ class Pair(nn.Module):
         """
         x, target = as_maps(self.head_a(images)), as_maps(self.head_b(images))
         return x, target, self.trans_net.decompose(x)[1]
+
+
+class Decomposition(nn.Module):
+    """Split a target into components and residual, batch axis first, as DataParallel gathers."""
+
+    def __init__(self, trans_net: TransNet) -> None:
+        super().__init__()
+        self.trans_net = trans_net
+
+    def forward(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Give the components (N, K+1, C, H, W) and x_Δ (N, C, H, W) of x and target (paper Eq. 3)."""
+        output, components = self.trans_net.decompose(x)
+        return components.transpose(0, 1), target - output
 
 
 def open_pair(
@@ -58,33 +106,32 @@ def open_pair(
 
     Raises:
         InputError: a file is missing or damaged; the Trans-Net does not say what is not named here, as the
-            authors' do not; or the network that it names is not the file any more that it was fitted on.
+            authors' do not; or it was fitted on other networks or layers than these.
     """
     state = checkpoint.load(trans_net)
-    fitted = state.get("source", {})
-    nets = {"a": net_a or fitted.get("path_a"), "b": net_b or fitted.get("path_b")}
-    layers = {"a": layer_a or fitted.get("layer_a"), "b": layer_b or fitted.get("layer_b")}
-    heads = {}
-    for role, net in nets.items():
-        if net is None or layers[role] is None:
+    fitted = Provenance.from_record(state.get("source", {}))
+    nets = {}
+    for role, path, layer in (
+        ("a", net_a or fitted.a.path, layer_a or fitted.a.layer),
+        ("b", net_b or fitted.b.path, layer_b or fitted.b.layer),
+    ):
+        if path is None or layer is None:
             raise InputError(f"{trans_net} does not say what it was fitted on; name net_{role} and layer_{role}")
-        model = load_classifier(net)
-        if net == fitted.get(f"path_{role}") and sha256(net) != fitted.get(f"checkpoint_{role}"):
-            raise InputError(f"{net} has changed since {trans_net} was fitted on it; fit a new Trans-Net")
-        heads[role] = split(model, layers[role])[0]
-    source = fitted | {f"path_{role}": str(net) for role, net in nets.items()}
-    source |= {f"layer_{role}": layer for role, layer in layers.items()}
-    pair = Pair(heads["a"], heads["b"], build_from_state(state, trans_net), source)
+        nets[role] = open_net(path, None, Layer(layer))
+    opened = Provenance(nets["a"].source, nets["b"].source)
+    fitted.check(opened, trans_net)
+    provenance = replace(fitted, a=opened.a, b=opened.b)
+    pair = Pair(nets["a"].head, nets["b"].head, build_from_state(state, trans_net), provenance)
     return pair.eval().requires_grad_(False)
 
 
 def find_reverse(trans_net: str | Path) -> Path | None:
     """Find, beside a Trans-Net's checkpoint, one that was fitted on the same features in the other direction."""
-    source = checkpoint.load(trans_net).get("source", {})
-    facts = ("checkpoint", "layer")
-    wanted = [source.get(f"{fact}_{role}") for fact in facts for role in "ba"]
+    wanted = Provenance.from_record(checkpoint.load(trans_net, mmap=True).get("source", {})).reversed()
+    if None in (wanted.a.sha256, wanted.b.sha256):
+        return None
     for path in sorted(Path(trans_net).parent.glob("checkpoint_*.pth.tar")):
-        other = checkpoint.load(path).get("source", {})
-        if None not in wanted and [other.get(f"{fact}_{role}") for fact in facts for role in "ab"] == wanted:
+        other = Provenance.from_record(checkpoint.load(path, mmap=True).get("source", {}))
+        if (other.a, other.b) == (wanted.a, wanted.b):
             return path
     return None

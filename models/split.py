@@ -8,6 +8,7 @@ import difflib
 import math
 from collections.abc import Callable, Iterable
 from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 
 import torch
 import torchvision
@@ -22,6 +23,48 @@ from utils.errors import InputError
 # the BatchNorms that `classifiers.fix_batch_norm` makes.
 _LEAVES = [item for item in vars(torchvision.ops).values() if isinstance(item, type) and issubclass(item, nn.Module)]
 _LEAVES.append(nn.BatchNorm2d)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Where features are taken, as the options say it.
+
+    Attributes:
+        name: of any node of the traced network (`--layer`).
+        conv_layer: the documented number instead (`--conv_layer`); see `layer_name`.
+        fc: the number counts in the classifier.
+        default: the number that is meant of a VGG where no option says a layer.
+    """
+
+    name: str | None = None
+    conv_layer: int | None = None
+    fc: bool = False
+    default: int = 30
+
+    @property
+    def is_named(self) -> bool:
+        """Whether an option says the layer."""
+        return self.name is not None or self.conv_layer is not None
+
+    def or_node(self, node: str | None) -> "Layer":
+        """Give the layer of a node that a file knows, where no option says another."""
+        return self if self.is_named or node is None else Layer(node)
+
+    @property
+    def label(self) -> str:
+        """Name the layer in file names: "30", "fc3", or the node's own name."""
+        number = self.default if self.conv_layer is None else self.conv_layer
+        return self.name or f"{'fc' if self.fc else ''}{number}"
+
+    def node(self, model: nn.Module) -> str:
+        """Name the node of a model that is meant."""
+        if self.name is not None:
+            return self.name
+        if self.conv_layer is not None:
+            return layer_name(model, self.conv_layer, self.fc)
+        if isinstance(model, VGG):
+            return layer_name(model, self.default, self.fc)
+        raise InputError(f"no option says at which layer of this {_kind(model)}: name it by --conv_layer or --layer")
 
 
 class HeadTail(nn.Module):
@@ -41,11 +84,6 @@ class HeadTail(nn.Module):
         """Give the feature (N, …) and the logits (N, C) of images (N, 3, S, S)."""
         feature = self.head(images)
         return feature, self.tail(feature)
-
-
-def find_layer(model: nn.Module, layer: str | None, conv_layer: int, fc: bool = False) -> str:
-    """Name the layer that the options mean: `--layer` if it is given, else the documented `--conv_layer`."""
-    return layer or layer_name(model, conv_layer, fc)
 
 
 def layer_name(model: nn.Module, conv_layer: int, fc: bool = False) -> str:

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.author_keys import trans_net_from_authors
+from models.split import as_maps
 from utils import checkpoint
 from utils.errors import InputError
 
@@ -205,6 +206,47 @@ def build_from_state(state: dict[str, Any], path: str | Path) -> TransNet:
     except (RuntimeError, TypeError, ValueError) as error:
         raise InputError(f"{path} does not hold a whole Trans-Net: {str(error).splitlines()[-1].strip()}") from None
     return trans_net.eval()
+
+
+def between(
+    shape_a: tuple[int, ...], shape_b: tuple[int, ...], *, layers: int, fc: bool = False, **config: Any
+) -> TransNet:
+    """Make the Trans-Net that maps one image's feature of shape_a to one of shape_b.
+
+    Args:
+        shape_a: of x: maps (C, H, W), tokens (T, C) or a vector (C,).
+        shape_b: of x*: the same kind.
+        layers: K + 1.
+        fc: 1×1 convolutions also on maps.
+        config: the other arguments of `TransNet`.
+
+    Raises:
+        InputError: the shapes are of different kinds, or leave nothing of single values.
+    """
+    if len(shape_a) != len(shape_b):
+        raise InputError(
+            f"A's features have shape {shape_a} and B's {shape_b}: "
+            "a Trans-Net maps feature maps to feature maps, vectors to vectors, tokens to tokens"
+        )
+    x, target = (as_maps(torch.empty(1, *shape, device="meta")).shape for shape in (shape_a, shape_b))
+    if config.get("bn") and config.get("norm") == "instance" and x[2:].numel() == 1:
+        raise InputError("--bn removes the mean of each map, and these features are single values; add --norm batch")
+    size = (target[2], target[3])
+    return TransNet(x[1], target[1], layers, 1 if fc or len(shape_a) < 3 else 3, out_size=size, **config)
+
+
+def fill_trans_net(trans_net: TransNet, state: dict[str, Any], path: str | Path) -> None:
+    """Give a Trans-Net the weights of a checkpoint that was read from `path`, which must be built alike.
+
+    Raises:
+        InputError: it is not.
+    """
+    stored = build_from_state(state, path)
+    if stored.config != trans_net.config:
+        raise InputError(
+            f"{path} holds a Trans-Net of other options or shapes: {stored.config}, now {trans_net.config}"
+        )
+    trans_net.load_state_dict(stored.state_dict())
 
 
 def check_fit(trans_net: TransNet, x: Tensor, target: Tensor) -> None:

@@ -1,13 +1,18 @@
 """Whole files or none: atomic replacement, content hashes, JSON."""
 
 import contextlib
+import csv
 import hashlib
 import json
 import os
+import socket
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from utils.errors import InputError
 
@@ -31,10 +36,42 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def claim(folder: str | Path) -> Iterator[None]:
+    """Keep other runs from writing into a folder meanwhile; a lock that a crash left behind holds nobody up.
+
+    Raises:
+        InputError: another run is writing there; the message says which.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        owner = (folder / ".lock").read_text(encoding="utf-8")
+        raise InputError(
+            f"another run ({owner}) is writing in {folder}; wait for it, or choose another --suffix"
+        ) from None
+    try:
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        (folder / ".lock").write_text(f"pid {os.getpid()} on {socket.gethostname()}, since {since}", encoding="utf-8")
+        yield
+    finally:
+        (folder / ".lock").unlink(missing_ok=True)
+        lock.release()
+
+
 def write_json(path: str | Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically; ASCII, so that file names that are no UTF-8 survive."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="ascii")
+
+
+def write_csv(path: str | Path, rows: Iterable[Sequence[Any]]) -> None:
+    """Write rows, the head first, atomically."""
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
 
 
 def read_json(path: str | Path) -> Any:

@@ -1,131 +1,90 @@
-"""Command-line options that several steps share, declared once."""
+"""Command-line options that several steps share, declared once: names, ranges, defaults. Importing it costs nothing."""
 
 import argparse
 import os
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-from torch.utils.data import DataLoader, Subset
+from utils.errors import InputError
+from utils.parser import Ignored, Namespace, list_of, plain_name, real, some_path, whole
 
-from utils.data.image_cache import cache_images
-from utils.data.images import ImageData, load_images
-from utils.data.loaders import make_loader
-from utils.runtime import Runtime
-
-Namespace = argparse.Namespace
-Loader = DataLoader[tuple[Tensor, ...]]
-
-
-class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Show defaults, but not those that say nothing."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default in (None, False, "", []):
-            return action.help
-        return super()._get_help_string(action)
-
-
-class Parser(argparse.ArgumentParser):
-    """An ArgumentParser in which `--batch-size` and `--batch_size` are the same option."""
-
-    def __init__(self, description: str | None, **kwargs: Any) -> None:
-        super().__init__(description=description, formatter_class=_Formatter, allow_abbrev=False, **kwargs)
-
-    def parse_known_args(self, args=None, namespace=None):
-        """Parse with dashes inside option names read as underscores."""
-        words = sys.argv[1:] if args is None else args
-        return super().parse_known_args([_with_underscores(str(word)) for word in words], namespace)
-
-
-def _with_underscores(word: str) -> str:
-    if not word.startswith("--"):
-        return word
-    name, equals, value = word.partition("=")
-    return "--" + name[2:].replace("-", "_") + equals + value
-
-
-def list_of(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
-    """Make an argparse type for `[0.1,0.1]`, with or without brackets."""
-
-    def parse(text: str) -> list[Any]:
-        inner = text.strip().removeprefix("[").removesuffix("]")
-        try:
-            return [kind(entry) for entry in inner.replace(" ", "").split(",") if entry]
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"expected a list such as [1,1], got {text!r}") from None
-
-    return parse
-
-
-def positive(text: str) -> int:
-    """Read a whole number of at least 1, for argparse."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
-    return int(text)
-
-
-class Ignored(argparse.Action):
-    """An option of the released scripts that has no job any more: accepted, and said to be ignored."""
-
-    def __init__(self, option_strings: Sequence[str], dest: str, **kwargs: Any) -> None:
-        super().__init__(
-            option_strings, argparse.SUPPRESS, nargs="?", default=argparse.SUPPRESS, help=argparse.SUPPRESS
-        )
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        """Say so."""
-        print(f"{option_string} has no effect any more and is ignored")
+LayerOptions = tuple[str | None, int | None, bool]  # --layer, --conv_layer, --fc
+ARCH, DATASET, IMAGE_SIZE = "vgg16_bn", "CUB200", 224  # where neither an option nor a checkpoint says another
+SMALLEST_IMAGE = 8  # pixels to a side
+# Options that say where, how fast or how often something happens, but do not change what comes out.
+NEUTRAL = {
+    "device_ids", "gpu", "compile", "workers", "suffix", "out", "data_root", "train_path", "val_path", "cache_images",
+    "resume", "restart", "start_epoch", "save_epoch", "val_epoch", "print_freq",
+}  # fmt: skip
 
 
 def add_ignored_options(parser: argparse.ArgumentParser, *names: str) -> None:
     """Accept old switches that do nothing."""
-    for name in ("--world_size", "--dist_url", "--dist_backend", "--model", *names):
-        parser.add_argument(name, action=Ignored)
+    for switch in ("--world_size", "--dist_url", "--dist_backend", "--model", *names):
+        parser.add_argument(switch, action=Ignored)
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
-    """Devices, precision, seed and where results go."""
+    """Devices, precision and seed."""
     group = parser.add_argument_group("run")
-    group.add_argument("--device_ids", type=list_of(int), default=[], metavar="[0,1]", help="GPUs, the main one first")
-    group.add_argument("--gpu", type=int, help="one GPU; overrides --device_ids")
-    group.add_argument("--seed", type=int, default=0, help="for Python, NumPy and torch")
+    group.add_argument(
+        "--device_ids", type=list_of(whole(0), empty=True), default=[], metavar="[0,1]", help="GPUs, the main one first"
+    )
+    group.add_argument("--gpu", type=whole(0), help="one GPU; overrides --device_ids")
+    group.add_argument("--seed", type=whole(0), default=0, help="for Python, NumPy and torch")
     group.add_argument("--amp", choices=["off", "bf16", "fp16"], default="off", help="mixed precision")
     group.add_argument("--compile", action="store_true", help="run models through torch.compile")
     group.add_argument(
-        "-j", "--workers", type=int, default=min(4, os.cpu_count() or 1), help="processes that decode images"
+        "-j", "--workers", type=whole(0), default=min(4, os.cpu_count() or 1), help="processes that decode images"
     )
-    group.add_argument("--suffix", default="", help="end of the names of what is written")
-    group.add_argument("--out", default=".", help="root of what is written")
 
 
-def add_data_options(parser: argparse.ArgumentParser, *, batch_size: int, dataset: str | None = None) -> None:
-    """Data set, image size, caching, batch size. `dataset` None: the one that the checkpoint was trained on."""
+def add_output_options(parser: argparse.ArgumentParser) -> None:
+    """Where results go."""
+    group = parser.add_argument_group("output")
+    group.add_argument("--suffix", type=plain_name, default="", help="end of the names of what is written")
+    group.add_argument("--out", type=some_path, default=".", help="root of what is written")
+
+
+def add_data_options(parser: argparse.ArgumentParser, *, batch_size: int) -> None:
+    """Data set, image size, caching, batch size; what no option says comes from the checkpoint (`fill`)."""
     group = parser.add_argument_group("data")
-    from_checkpoint = "; default: the checkpoint's"
-    group.add_argument("--dataset", default=dataset, help="name of the data set" + ("" if dataset else from_checkpoint))
     group.add_argument(
-        "--data_root", default=os.environ.get("KC_DATA", "data"), help="folder of the data sets; default from KC_DATA"
+        "--dataset", type=plain_name, help=f"its name; default: the checkpoint's, or {DATASET}"
     )
-    group.add_argument("--train_path", help="training images, one folder a class; overrides --data_root")
-    group.add_argument("--val_path", help="validation images; overrides --data_root")
+    group.add_argument("--name", type=plain_name, help="what --dataset folder is called; default: as its folder is")
     group.add_argument(
-        "--image_size", type=positive, default=224 if dataset else None,
-        help="pixels to a side" + ("" if dataset else from_checkpoint),
+        "--data_root", type=some_path, default=os.environ.get("KC_DATA") or "data",
+        help="folder of the data sets; default from KC_DATA",
     )  # fmt: skip
     group.add_argument(
-        "--sample_num", default="", metavar="NAME", help="train on a sub-sampler's images, such as 50par_A"
+        "--train_path", type=some_path, help="training images, a folder a class; overrides --data_root"
+    )
+    group.add_argument("--val_path", type=some_path, help="validation images; overrides --data_root")
+    group.add_argument(
+        "--image_size", type=whole(SMALLEST_IMAGE), help=f"pixels to a side; default: the checkpoint's, or {IMAGE_SIZE}"
     )
     group.add_argument(
-        "--split", dest="sub_sampler_split", choices=["first", "random"], default="first",
-        help="how a missing NNpar_A/B is made: the first images of each class, or random ones by --seed",
+        "--sample_num",
+        type=plain_name,
+        default="",
+        metavar="NAME",
+        help="train on a sub-sampler's images: 50par_A",
+    )
+    group.add_argument(
+        "--split", dest="sub_sampler_split", choices=["first", "random"],
+        help="how a missing NNpar_A/B is made: the first images of each class (default), or random ones by --seed",
     )  # fmt: skip
     group.add_argument(
         "--cache_images", choices=["auto", "ram", "disk", "off"], default="auto", help="decode every image once"
     )
-    group.add_argument("-b", "--batch_size", type=positive, default=batch_size, help="images of a step, over all GPUs")
+    add_batch_option(group, batch_size)
+
+
+def add_batch_option(group: argparse._ActionsContainer, batch_size: int) -> None:
+    """The batch size alone."""
+    group.add_argument("-b", "--batch_size", type=whole(1), default=batch_size, help="images of a step, over all GPUs")
 
 
 def add_training_options(
@@ -134,40 +93,57 @@ def add_training_options(
     optim: str,
     lr: float,
     epochs: int,
+    fewest_epochs: int = 1,
     logspace: float = 0,
     decay_factor: float = 0.3,
     save_epoch: int = 1,
     val_epoch: int = 5,
 ) -> None:
-    """Optimiser, learning rates, epochs, saving and resuming; the defaults are the step's."""
+    """Optimiser, learning rates, epochs and saving; the defaults are the step's."""
     group = parser.add_argument_group("training")
     group.add_argument("--optim", choices=["SGD", "Adam"], default=optim, help="optimiser")
-    group.add_argument("--lr", "--learning_rate", type=float, default=lr, help="first learning rate")
-    group.add_argument("--momentum", type=float, default=0.9, help="of SGD")
-    group.add_argument("--wd", "--weight_decay", dest="weight_decay", type=float, default=1e-4, help="weight decay")
-    group.add_argument("--epochs", type=int, default=epochs, help="epochs in all")
-    group.add_argument("--start_epoch", type=int, help="count from here instead of the checkpoint's epoch")
+    group.add_argument("--lr", "--learning_rate", type=real(), default=lr, help="first learning rate")
+    group.add_argument("--momentum", type=real(), default=0.9, help="of SGD")
+    group.add_argument("--wd", "--weight_decay", dest="weight_decay", type=real(), default=1e-4, help="weight decay")
+    group.add_argument("--epochs", type=whole(fewest_epochs), default=epochs, help="epochs in all")
     group.add_argument(
-        "--logspace", type=float, nargs="?", const=2.0, default=logspace, metavar="DECADES",
+        "--logspace", type=real(), nargs="?", const=2.0, default=logspace, metavar="DECADES",
         help="decades that the learning rate falls over all epochs (2 if no number follows); 0: steps",
     )  # fmt: skip
-    group.add_argument("--epoch_step", type=positive, default=60, help="epochs between steps of the learning rate")
-    group.add_argument("--decay_factor", type=float, default=decay_factor, help="of such a step")
-    group.add_argument("--save_epoch", type=positive, default=save_epoch, help="epochs between checkpoints")
-    group.add_argument("--val_epoch", type=positive, default=val_epoch, help="epochs between validations")
-    group.add_argument("-p", "--print_freq", type=positive, default=10, help="batches between readings of the loss")
+    group.add_argument("--epoch_step", type=whole(1), default=60, help="epochs between steps of the learning rate")
+    group.add_argument("--decay_factor", type=real(above=0), default=decay_factor, help="of such a step")
+    group.add_argument("--save_epoch", type=whole(1), default=save_epoch, help="epochs between checkpoints")
+    group.add_argument("--val_epoch", type=whole(1), default=val_epoch, help="epochs between validations")
+    group.add_argument("-p", "--print_freq", type=whole(1), default=10, help="batches between readings of the loss")
+
+
+def add_restart_option(group: argparse._ActionsContainer) -> None:
+    """Replacing what is there."""
+    group.add_argument("--restart", action="store_true", help="replace what another run saved under this name")
+
+
+def add_resume_options(parser: argparse.ArgumentParser) -> None:
+    """Going on with a run."""
+    group = parser.add_argument_group("going on")
     group.add_argument(
-        "--resume", default="", metavar="PATH", help="go on from a checkpoint; auto: from this run's own"
+        "--resume",
+        default="",
+        metavar="PATH",
+        help="go on from a checkpoint; auto: from this run's own",
     )
+    add_restart_option(group)
+    group.add_argument("--start_epoch", type=whole(0), help="count from here instead of the checkpoint's epoch")
 
 
-def add_layer_options(parser: argparse.ArgumentParser, *, conv_layer: int | None) -> None:
-    """Where features are taken."""
+def add_layer_options(parser: argparse.ArgumentParser, *, default: str) -> None:
+    """Where features are taken; `default` says in words what happens where no option does."""
     group = parser.add_argument_group("layer")
     group.add_argument(
-        "--conv_layer", type=int, default=conv_layer, help="index in features (VGG, AlexNet) or stage (ResNet)"
+        "--conv_layer", type=whole(0), help=f"index in features (VGG, AlexNet) or stage (ResNet); default: {default}"
     )
-    group.add_argument("--layer", help="any node by name, such as features.30 or layer3.5.add; overrides --conv_layer")
+    group.add_argument(
+        "--layer", type=some_path, help="any node by name, such as features.30 or layer3.5.add; overrides --conv_layer"
+    )
     group.add_argument(
         "--fc", action="store_true", help="--conv_layer counts in the classifier: fully-connected features"
     )
@@ -176,72 +152,65 @@ def add_layer_options(parser: argparse.ArgumentParser, *, conv_layer: int | None
 def add_second_layer_options(parser: argparse.ArgumentParser) -> None:
     """Where net B's features are taken, if not at net A's layer."""
     group = parser.add_argument_group("layer of net B, where it differs")
-    group.add_argument("--conv_layer2", type=int, help="as --conv_layer")
-    group.add_argument("--layer2", help="as --layer")
+    group.add_argument("--conv_layer2", type=whole(0), help="as --conv_layer")
+    group.add_argument("--layer2", type=some_path, help="as --layer")
 
 
-def first_layer(args: argparse.Namespace) -> tuple[str | None, int, bool]:
-    """Give the layer of net A: name, conv_layer, fc."""
-    return args.layer, args.conv_layer, args.fc
-
-
-def second_layer(args: argparse.Namespace) -> tuple[str | None, int, bool]:
-    """Give the layer of net B: its own where one is named, else net A's."""
+def both_layers(args: Namespace) -> tuple[LayerOptions, LayerOptions]:
+    """Give the layers of net A and net B, net A's for both where none is named for B."""
+    first = (args.layer, args.conv_layer, args.fc)
     if args.layer2 is None and args.conv_layer2 is None:
-        return first_layer(args)
-    return args.layer2, args.conv_layer if args.conv_layer2 is None else args.conv_layer2, args.fc
+        return first, first
+    return first, (args.layer2, args.conv_layer if args.conv_layer2 is None else args.conv_layer2, args.fc)
 
 
-def fill_from_checkpoint(args: argparse.Namespace, state: dict[str, Any]) -> None:
-    """Take the data set and the image size from a classifier's checkpoint where no option names them.
+def fill(args: Namespace, *records: Mapping[str, Any]) -> None:
+    """Take the data set and the image size from classifiers' checkpoints where no option names them.
 
-    The authors' checkpoints do not say; they were all trained at 224 pixels.
+    Args:
+        args: the parsed options; `dataset`, `name` and `image_size` are filled in.
+        records: what the checkpoints say under "data"; the first that says something is taken. The authors' say
+            nothing: their networks were trained on 224 pixels.
+
+    Raises:
+        InputError: an image size that no network was trained at, or networks of several sizes and none is chosen.
     """
-    data = state.get("data", {})
-    args.dataset = args.dataset or data.get("dataset", "CUB200")
-    args.image_size = args.image_size or data.get("image_size", 224)
+    known = next((record for record in records if "dataset" in record), {})
+    if args.dataset is None:
+        args.dataset = known.get("dataset", DATASET)
+    if args.dataset == "folder":
+        args.name = args.name or known.get("name") or data_name(args)
+    sizes = sorted({record["image_size"] for record in records if "image_size" in record})
+    said = " and ".join(map(str, sizes))
+    if args.image_size is None and len(sizes) > 1:
+        raise InputError(
+            f"these networks were trained at {said} pixels, and images have one size: choose by --image_size"
+        )
+    if args.image_size is not None and sizes and args.image_size not in sizes:
+        raise InputError(
+            f"the network was trained at {said} pixels, --image_size says {args.image_size}; leave the option out"
+        )
+    args.image_size = args.image_size or (sizes[0] if sizes else IMAGE_SIZE)
 
 
-def open_images(args: argparse.Namespace, split: str, runtime: Runtime) -> ImageData:
-    """Open the "train" or "val" images that the data options name, decoded once as `--cache_images` says."""
-    data = load_images(
-        args.dataset,
-        split,
-        data_root=args.data_root,
-        image_size=args.image_size,
-        path=args.train_path if split == "train" else args.val_path,
-        sample_num=args.sample_num or None,
-        sub_sampler_split=args.sub_sampler_split,
-        seed=args.seed,
-    )
-    return cache_images(
-        data,
-        args.cache_images,
-        cache_dir=Path(args.data_root, ".cache"),
-        workers=args.workers,
-        device=runtime.device,
-        quiet=not runtime.is_main,
-    )
+def data_name(args: Namespace) -> str:
+    """Give the data set's part of file names: its name, or of a folder --name, or what the folder is called."""
+    if args.dataset != "folder":
+        return args.dataset or DATASET
+    folder = args.train_path or args.val_path
+    if args.name or not folder:
+        return args.name or args.dataset
+    last = Path(folder).absolute()
+    return last.parent.name if last.name in ("train", "test", "val") else last.name
 
 
-def validation_loaders(args: argparse.Namespace, data: ImageData, runtime: Runtime) -> dict[str, Loader]:
-    """Make one loader for each part of a mixed data set, or one called "" for all of it."""
-    if not data.parts:
-        return {"": image_loader(args, data, runtime)}
-    return {name: image_loader(args, data, runtime, part=part) for name, part in data.parts.items()}
+def settings(args: Namespace, *, but: Sequence[str] = (), **replaced: Any) -> dict[str, Any]:
+    """Give every option that changes the result, as plain values: what a checkpoint records and a resumed run compares.
 
-
-def image_loader(
-    args: argparse.Namespace, data: ImageData, runtime: Runtime, *, shuffle: bool = False, part: Tensor | None = None
-) -> Loader:
-    """Make the loader of images, `--batch_size` of them a step over all processes; `part` chooses some."""
-    return make_loader(
-        data if part is None else Subset(data, part.tolist()),
-        max(1, args.batch_size // runtime.world_size),
-        shuffle=shuffle,
-        seed=args.seed,
-        workers=0 if data.stored is not None else args.workers,
-        rank=runtime.rank,
-        world_size=runtime.world_size,
-        pin=runtime.device.type == "cuda" and data.device.type == "cpu",
-    )
+    Args:
+        args: the options, filled in.
+        but: further options of the step that change nothing.
+        replaced: values that say more than an option's own, such as a file's SHA-256 in place of its path.
+    """
+    left_out = NEUTRAL | set(but)
+    return {key: value for key, value in vars(args).items() if key not in left_out} | replaced

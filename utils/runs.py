@@ -1,5 +1,6 @@
 """Where results go, and the log of a run: TensorBoard and one JSON line an epoch."""
 
+import contextlib
 import json
 import math
 import time
@@ -8,7 +9,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
-from utils.files import replacing
+from utils.files import claim, replacing
 
 
 def join(*parts: str | int | None) -> str:
@@ -16,14 +17,9 @@ def join(*parts: str | int | None) -> str:
     return "_".join(str(part) for part in parts if part not in (None, ""))
 
 
-def pair(first: str, second: str) -> str:
+def pair(first: str | None, second: str | None) -> str:
     """Name two nets or layers, once where they are the same: "alexnet", "alexnet-resnet34"."""
-    return first if first == second else f"{first}-{second}"
-
-
-def layer_label(layer: str | None, conv_layer: int, fc: bool) -> str:
-    """Name a layer in file names: "30", "fc3", or the node's own name."""
-    return layer or f"{'fc' if fc else ''}{conv_layer}"
+    return str(first) if first == second else f"{first}-{second}"
 
 
 def classifier_path(out: str, dataset: str, arch: str, suffix: str, *, best: bool = False) -> Path:
@@ -40,7 +36,9 @@ def features_folder(
     return Path(out, "convOuts", join(dataset, sample_num, arch), join(dataset, f"L{layer}", suffix), split)
 
 
-def trans_net_path(out: str, dataset: str, arch: str, layer: str, sample_num: str, suffix: str) -> Path:
+def trans_net_path(
+    out: str, dataset: str | None, arch: str | None, layer: str | None, sample_num: str | None, suffix: str
+) -> Path:
     """`model_checkpoints/{dataset}_{arch}/checkpoint_L{layer}_{sample_num}_{suffix}.pth.tar`."""
     name = join("checkpoint", f"L{layer}", sample_num, suffix)
     return Path(out, "model_checkpoints", join(dataset, arch), name + ".pth.tar")
@@ -60,11 +58,12 @@ def log_folder(out: str, *parts: str) -> Path:
 class RunLog:
     """Write the metrics of every epoch to TensorBoard, to `metrics.jsonl` and to the terminal.
 
-    A resumed run first forgets what lies at or after its first epoch, so that every epoch stands there once.
+    A resumed run first forgets what lies at or after its first epoch, so that every epoch stands there once. As a
+    context manager it also keeps other runs from writing the same.
     """
 
     def __init__(self, folder: Path, epochs: int, *, start_epoch: int = 0, active: bool = True) -> None:
-        """Open the log.
+        """Prepare; nothing is written before `with`.
 
         Args:
             folder: made if missing.
@@ -73,13 +72,22 @@ class RunLog:
             active: False in processes that write nothing.
         """
         self.path = folder / "metrics.jsonl"
-        self.epochs, self.active = epochs, active
+        self.epochs, self.start_epoch, self.active = epochs, start_epoch, active
         self._last_write = time.monotonic()
-        if active:
-            kept = [line for line in read_metrics(self.path) if line["epoch"] < start_epoch]
+        self._open = contextlib.ExitStack()
+
+    def __enter__(self) -> "RunLog":
+        if self.active:
+            self._open.enter_context(claim(self.path.parent))
+            kept = [line for line in read_metrics(self.path) if line["epoch"] < self.start_epoch]
             with replacing(self.path) as temporary:
                 temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-            self.board = SummaryWriter(str(folder), purge_step=start_epoch)
+            self.board = SummaryWriter(str(self.path.parent), purge_step=self.start_epoch)
+            self._open.callback(self.board.close)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
 
     def write(self, epoch: int, metrics: dict[str, float]) -> None:
         """Add one epoch, with the seconds since the one before. In JSON, what is no finite number becomes null."""
@@ -99,11 +107,6 @@ class RunLog:
         """Show a picture of this epoch in TensorBoard."""
         if self.active:
             self.board.add_figure(name, figure, epoch)
-
-    def close(self) -> None:
-        """Flush TensorBoard."""
-        if self.active:
-            self.board.close()
 
 
 def read_metrics(path: str | Path) -> list[dict[str, float]]:

@@ -34,6 +34,7 @@ from torch.utils.data import Dataset
 from utils.errors import InputError
 from utils.features.old_folder import OldFeatureFolder
 from utils.files import read_json
+from utils.provenance import Provenance
 
 FORMAT = "knowledge-consistency features"
 VERSION = 1
@@ -80,7 +81,7 @@ def open_features(
         features = FeatureCache(folder, reverse=reverse)
     else:
         features = OldFeatureFolder(folder, reverse=reverse)
-    facts = features.record | features.facts
+    facts = features.provenance.to_record() | features.facts
     wanted = dict(expected or {})
     if split is not None:
         wanted.setdefault("split", split)
@@ -118,7 +119,7 @@ class FeatureCache(Dataset):
     """A complete cache; batches are gathered from memory maps, so memory stays at one batch.
 
     Attributes:
-        record: origin of the features, as the writer got it.
+        provenance: where the features come from; with `reverse`, as the direction B → A sees it.
         facts: `shape_a`, `shape_b`, `dtype`, `top_k`, `count` as in `index.json`.
         shape_a: shape of one image's feature from net A; `shape_b` from net B.
         paths: the images, relative to the data set's root.
@@ -144,7 +145,8 @@ class FeatureCache(Dataset):
         if not isinstance(self.paths, list) or len(self.paths) != index["count"]:
             raise InputError(f"{folder / PATHS} does not list {index['count']} images; run ConvOutput.py again")
         a, b = ("b", "a") if reverse else ("a", "b")
-        self.record: dict[str, Any] = _swap_networks(index["record"]) if reverse else index["record"]
+        provenance = Provenance.from_record(index["record"])
+        self.provenance = provenance.reversed() if reverse else provenance
         self.shape_a, self.shape_b = tuple(index[f"shape_{a}"]), tuple(index[f"shape_{b}"])
         self.facts = {"shape_a": list(self.shape_a), "shape_b": list(self.shape_b)}
         self.facts |= {key: index[key] for key in ("dtype", "top_k", "count")}
@@ -241,9 +243,3 @@ def _load(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.memmap:
     if path.stat().st_size != expected_bytes:
         raise InputError(f"{path} has {path.stat().st_size} bytes instead of {expected_bytes}; run ConvOutput.py again")
     return array
-
-
-def _swap_networks(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The record as the reverse direction sees it: every `…_a` and `…_b` exchanged."""
-    other = {"_a": "_b", "_b": "_a"}
-    return {key[:-2] + other[key[-2:]] if key[-2:] in other else key: value for key, value in record.items()}

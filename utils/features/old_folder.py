@@ -19,13 +19,14 @@ from torch.utils.data import Dataset
 
 from utils import checkpoint
 from utils.errors import InputError
+from utils.provenance import Provenance
 
 
 class OldFeatureFolder(Dataset):
     """The same interface as `utils.features.cache.FeatureCache`, over one file an image.
 
     Attributes:
-        record: empty, the files say nothing about their origin.
+        provenance: nothing is known, the files do not say where they come from.
         facts: `shape_a`, `shape_b`, `count`.
         shape_a: shape of one image's feature from net A, taken from file 0; `shape_b` from net B.
         paths: the file names; those of the images were not kept.
@@ -49,7 +50,7 @@ class OldFeatureFolder(Dataset):
                 )
         first_a, first_b, _ = self._read(0)
         self.shape_a, self.shape_b = tuple(first_a.shape), tuple(first_b.shape)
-        self.record: dict[str, Any] = {}
+        self.provenance = Provenance()
         self.facts = {"shape_a": list(self.shape_a), "shape_b": list(self.shape_b), "count": len(self)}
         self.hits_a = self.hits_b = torch.empty(len(self), 0, dtype=torch.bool)
 

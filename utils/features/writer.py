@@ -1,12 +1,13 @@
 """Store both networks' features batch by batch; the format is described in `utils.features.cache`."""
 
+import contextlib
 import json
 import math
 import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -14,18 +15,20 @@ from torch import Tensor
 
 from utils.errors import InputError
 from utils.features.cache import FORMAT, INDEX, PATHS, STORED_TYPES, VERSION, array_layout
-from utils.files import read_json, write_json
+from utils.files import claim, read_json, write_json
+from utils.provenance import Provenance
 
 
 class FeatureWriter:
     """Fills a feature cache at given rows; memory does not grow with the number of images.
 
     Several processes of one machine may fill one cache: the first makes it (`create=True`), the others attach
-    after that (`create=False`) and write rows of their own; all `close`, and when all have, one calls `finish`.
+    after that (`create=False`) and write rows of their own; all `close`, and when all have, one calls `finish`. As a
+    context manager it lets the folder go at the end, which no other run may write to meanwhile.
 
     Args:
         folder: the cache's folder. An earlier cache in it is replaced; other files in it are an error.
-        record: origin of the features, values that JSON can hold.
+        provenance: where the features come from.
         paths: one relative path an image, in the order of the rows.
         shape_a: shape of one image's feature from net A; `shape_b` from net B.
         dtype: how features are stored: torch.float32, float16 or bfloat16.
@@ -42,7 +45,7 @@ class FeatureWriter:
         self,
         folder: str | Path,
         *,
-        record: dict[str, Any],
+        provenance: Provenance,
         paths: Sequence[str],
         shape_a: Sequence[int],
         shape_b: Sequence[int],
@@ -63,7 +66,7 @@ class FeatureWriter:
             "dtype": str(dtype).removeprefix("torch."),
             "top_k": list(top_k),
             "target_shape": list(target_shape),
-            "record": record,
+            "record": provenance.to_record(),
         }
         self._index = json.loads(json.dumps(index))  # tuples become lists, as a reader sees them
         if not paths or index["dtype"] not in STORED_TYPES:
@@ -72,12 +75,25 @@ class FeatureWriter:
                 + ", ".join(STORED_TYPES)
             )
         self._layout = array_layout(self._index)
+        self._open = contextlib.ExitStack()
         if create:
-            self._create(paths)
+            self._open.enter_context(claim(self.folder))
+            try:
+                self._create(paths)
+            except BaseException:
+                self._open.close()
+                raise
         elif read_json(self.folder / INDEX) != self._index:
             raise InputError(f"{self.folder} was made for other features; all processes need the same options")
         self._files: dict[str, BinaryIO] = {name: self._path(name).open("r+b") for name in self._layout}
         self._offsets = {name: np.lib.format.open_memmap(self._path(name), "r").offset for name in self._layout}
+
+    def __enter__(self) -> "FeatureWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+        self._open.close()
 
     def write(
         self,

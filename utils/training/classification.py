@@ -1,7 +1,6 @@
 """What every step that trains a classifier shares: its batch, its validation, its checkpoint."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -15,18 +14,23 @@ from utils.training.metrics import accuracies_percent
 Loader = DataLoader[tuple[Tensor, ...]]
 
 
-def classify(net: nn.Module, images: Tensor, targets: Tensor, _indices: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def classify(
+    net: nn.Module, images: Tensor, targets: Tensor, indices: Tensor, *, frozen: nn.Module | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Classify a batch: a step of the engine.
 
     Args:
-        net: images → logits (N, C).
+        net: images (or what `frozen` makes of them) → logits (N, C).
         images: uint8 (N, 3, S, S).
         targets: class ids int64 (N,), or multi-label float (N, C).
+        indices: of the images.
+        frozen: a fixed network between the normalised images and the net.
 
     Returns:
         The loss and the accuracies in percent.
     """
-    return classify_features(net, normalise(images), targets, _indices)
+    normalised = normalise(images)
+    return classify_features(net, frozen(normalised) if frozen else normalised, targets, indices)
 
 
 def classify_features(
@@ -59,8 +63,3 @@ def validate(
         metrics[f"val_{metric}"] = total / sum(sizes.values())
         metrics |= {f"val_{name}_{metric}": parts[name][metric] for name in parts if name}
     return metrics
-
-
-def data_record(dataset: str, sample_num: str, classes: list[str], image_size: int) -> dict[str, Any]:
-    """Give what a classifier's checkpoint says of its training images, under "data"."""
-    return {"dataset": dataset, "sample_num": sample_num, "classes": classes, "image_size": image_size}

@@ -5,12 +5,15 @@ A script gives the science as a `step`: batch in, loss and named metrics (means 
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from utils import checkpoint
 from utils.errors import InputError
 from utils.progress import Progress
 from utils.runtime import Runtime
@@ -42,32 +45,69 @@ class Averages:
         return dict(zip(self._sums, (values / count).tolist()))
 
 
-def train_one_epoch(
-    net: nn.Module,
-    loader: DataLoader[Any],
-    step: Step,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    runtime: Runtime,
-    *,
-    epoch: int,
-    frozen: Iterable[nn.Module] = (),
-    print_freq: int = 10,
-    label: str = "",
-) -> dict[str, float]:
+@dataclass(frozen=True)
+class Fit:
+    """A network in training and what moves it.
+
+    Attributes:
+        net: from `runtime.parallel`; its forward pass is trained.
+        model: the network itself, which is saved.
+        optimizer: over the parameters that are trained.
+        scaler: the loss scaler of fp16.
+        runtime: device, processes, precision.
+        print_freq: batches between two readings of the running averages.
+    """
+
+    net: nn.Module
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    runtime: Runtime
+    print_freq: int = 10
+
+    def state(self, epoch: int, **facts: Any) -> checkpoint.State:
+        """Gather what a run needs to go on after `epoch` epochs, and the facts that describe it."""
+        return {
+            "epoch": epoch,
+            **facts,
+            "state_dict": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def restore(self, state: checkpoint.State, path: str | Path) -> int:
+        """Put the optimiser and the loss scaler where a checkpoint left them; the model has its weights already.
+
+        Returns:
+            The number of epochs that were trained.
+
+        Raises:
+            InputError: the checkpoint has no training state, or one of another optimiser or other parameters.
+        """
+        if "optimizer" not in state or "epoch" not in state:
+            raise InputError(
+                f"{path} holds weights but no training state, so it cannot be resumed; use it as --weights"
+            )
+        try:
+            self.optimizer.load_state_dict(state["optimizer"])
+            # PyTorch takes any optimiser's groups and fails in the first step; it adds what is younger than the file.
+            if absent := self.optimizer.defaults.keys() - self.optimizer.param_groups[0].keys():
+                raise ValueError(f"it has no {', '.join(sorted(absent))}")
+            if state.get("scaler"):
+                self.scaler.load_state_dict(state["scaler"])
+        except (ValueError, KeyError, TypeError, RuntimeError) as error:
+            raise InputError(f"{path} was trained with another optimiser or other parameters ({error})") from None
+        return int(state["epoch"])
+
+
+def train_one_epoch(fit: Fit, loader: DataLoader[Any], step: Step, epoch: int) -> dict[str, float]:
     """Train for one epoch.
 
     Args:
-        net: from `runtime.parallel`; put into training mode.
+        fit: its learning rate is set already; the network is put into training mode.
         loader: from `make_loader`; shuffled by (seed, epoch).
         step: `step(net, *batch) -> (loss, metrics)`, called under autocast with the batch on the device.
-        optimizer: its learning rate is set already.
-        scaler: from `runtime.grad_scaler()`.
-        runtime: device, processes, precision.
         epoch: counted from 0; seeds this epoch.
-        frozen: modules that stay in evaluation mode (fixed BatchNorm).
-        print_freq: batches between two readings of the running averages.
-        label: of the progress bar.
 
     Returns:
         `Loss` and the step's metrics, means over all samples of all processes.
@@ -76,22 +116,21 @@ def train_one_epoch(
         InputError: the loss is no longer finite, or a batch is too small for BatchNorm; nothing of this epoch is
             saved.
     """
-    net.train()
-    for module in frozen:
-        module.eval()
+    runtime = fit.runtime
+    fit.net.train()
     runtime.seed_epoch(epoch)
     loader.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
     averages = Averages()
-    progress = Progress(loader, label or f"epoch {epoch}", quiet=not runtime.is_main)
+    progress = Progress(loader, f"epoch {epoch + 1}", quiet=not runtime.is_main)
     for index, batch in enumerate(progress):
         with runtime.autocast():
-            loss, metrics = _take(step, net, runtime.to_device(batch))
-        optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
+            loss, metrics = _take(step, fit.net, runtime.to_device(batch))
+        fit.optimizer.zero_grad(set_to_none=True)
+        fit.scaler.scale(loss).backward()
+        fit.scaler.step(fit.optimizer)
+        fit.scaler.update()
         averages.add({"Loss": loss, **metrics}, len(batch[0]))
-        if (index + 1) % print_freq == 0:
+        if (index + 1) % fit.print_freq == 0:
             running = averages.read()
             _check_finite(running, epoch)
             progress.note = f"loss {running['Loss']:.4g}"
@@ -162,6 +201,6 @@ def _take(step: Step, net: nn.Module, batch: tuple[Tensor, ...]) -> tuple[Tensor
 def _check_finite(means: dict[str, float], epoch: int) -> None:
     if not math.isfinite(means["Loss"]):
         raise InputError(
-            f"the loss became {means['Loss']} in epoch {epoch}: lower --lr or switch --amp off; "
+            f"the loss became {means['Loss']} in epoch {epoch + 1}: lower --lr or switch --amp off; "
             "earlier checkpoints are untouched"
         )

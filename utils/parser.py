@@ -1,0 +1,132 @@
+"""The argument parser of every script, and the types of its options: what is out of range ends with one line."""
+
+import argparse
+import math
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+Namespace = argparse.Namespace
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Show defaults, but not those that say nothing; keep the lines of the description and the example."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, False, "", []):
+            return action.help
+        return super()._get_help_string(action)
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser in which `--batch-size` and `--batch_size` are the same option.
+
+    Args:
+        description: what the step does.
+        example: a command line, shown at the end of --help.
+    """
+
+    def __init__(self, description: str | None, example: str = "") -> None:
+        epilog = f"example:\n  {example}" if example else None
+        super().__init__(description=description, epilog=epilog, formatter_class=_Formatter, allow_abbrev=False)
+
+    def parse_known_args(self, args=None, namespace=None):
+        """Parse with dashes inside option names read as underscores."""
+        words = sys.argv[1:] if args is None else args
+        return super().parse_known_args([_with_underscores(str(word)) for word in words], namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """End with the one line that helps; the usage of fifty options would hide it."""
+        self.exit(2, f"{self.prog}: error: {message} (--help shows all options)\n")
+
+    def refuse_without_effect(self, args: Namespace, names: Sequence[str], reason: str) -> None:
+        """Refuse options that were given though they have no effect beside another one.
+
+        Args:
+            args: the parsed options.
+            names: their destinations.
+            reason: "beside --convOut_path, whose features are stored already".
+        """
+        for name in names:
+            if getattr(args, name) != self.get_default(name):
+                self.error(f"--{name} has no effect {reason}")
+
+
+def _with_underscores(word: str) -> str:
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value
+
+
+def whole(at_least: int) -> Callable[[str], int]:
+    """Make an argparse type for whole numbers."""
+
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"[+-]?\d+", text.strip()) or int(text) < at_least:
+            raise argparse.ArgumentTypeError(f"expected a whole number of at least {at_least}, got {text!r}")
+        return int(text)
+
+    return parse
+
+
+def real(at_least: float = 0, *, above: float | None = None) -> Callable[[str], float]:
+    """Make an argparse type for finite numbers of at least `at_least`, or above `above`."""
+    wanted = f"of at least {at_least:g}" if above is None else f"above {above:g}"
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value) or (value < at_least if above is None else value <= above):
+            raise argparse.ArgumentTypeError(f"expected a number {wanted}, got {text!r}")
+        return value
+
+    return parse
+
+
+def list_of(kind: Callable[[str], Any], *, empty: bool = False) -> Callable[[str], list[Any]]:
+    """Make an argparse type for `[0.1,0.1]`, with or without brackets, of entries that `kind` reads."""
+
+    def parse(text: str) -> list[Any]:
+        inner = text.strip().removeprefix("[").removesuffix("]")
+        try:
+            entries = [kind(entry) for entry in inner.replace(" ", "").split(",") if entry]
+        except (ValueError, argparse.ArgumentTypeError) as error:
+            why = f": {error}" if isinstance(error, argparse.ArgumentTypeError) else ""
+            raise argparse.ArgumentTypeError(f"expected a list such as [1,1], got {text!r}{why}") from None
+        if not entries and not empty:
+            raise argparse.ArgumentTypeError(f"expected a list such as [1,1], got {text!r}, which is empty")
+        return entries
+
+    return parse
+
+
+def some_path(text: str) -> str:
+    """Read a path, for argparse: anything but nothing, which would mean the current folder."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("expected a path, got nothing")
+    return text
+
+
+def plain_name(text: str) -> str:
+    """Read a part of a file name, for argparse."""
+    if "/" in text or os.sep in text or text in (".", ".."):
+        raise argparse.ArgumentTypeError(f"expected a name, not a path, got {text!r}")
+    return text
+
+
+class Ignored(argparse.Action):
+    """An option of the released scripts that has no job any more: accepted, and said to be ignored."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **kwargs: Any) -> None:
+        super().__init__(
+            option_strings, argparse.SUPPRESS, nargs="?", default=argparse.SUPPRESS, help=argparse.SUPPRESS
+        )
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        """Say so."""
+        print(f"{option_string} has no effect any more and is ignored")

@@ -1,0 +1,94 @@
+"""One meaning of --resume: go on with this run's own checkpoint if every option that changes the result agrees."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+
+from utils import checkpoint
+from utils.errors import InputError
+from utils.provenance import Provenance
+
+VERSIONS = {"torch": torch.__version__, "torchvision": torchvision.__version__}  # recorded, not compared
+
+
+def find(
+    resume: str,
+    own: Path,
+    settings: Mapping[str, Any],
+    *,
+    source: Provenance | None = None,
+    restart: bool = False,
+    extendable: bool = False,
+) -> Path | None:
+    """Find the checkpoint that a run goes on from.
+
+    Args:
+        resume: "" begins anew, "auto" goes on with this run's own checkpoint if there is one, else a path.
+        own: where this run saves.
+        settings: every option of this run that changes the result, plain values.
+        source: the features that it reads, if it reads any.
+        restart: replace what is at `own`, whatever it is.
+        extendable: the rates of the epochs so far do not depend on how many follow, so `epochs` may differ.
+
+    Returns:
+        The checkpoint, or None to begin anew.
+
+    Raises:
+        InputError: `own` is another run's, or cannot be read; or there is no file at the path.
+    """
+    path = None if resume in ("", "auto") else Path(resume)
+    if own.exists() and not restart:
+        check(own, settings, source=source, extendable=extendable)
+    if path is not None:
+        checkpoint.load(path, mmap=True)  # says now what is there instead
+        return path
+    return own if resume and own.exists() and not restart else None
+
+
+def check(
+    own: Path, settings: Mapping[str, Any], *, source: Provenance | None = None, extendable: bool = False
+) -> None:
+    """Refuse to touch a checkpoint of another run.
+
+    Args:
+        own: the checkpoint.
+        settings: see `find`; what the file does not record (an earlier version's, the authors') is not compared.
+        source: see `find`.
+        extendable: see `find`.
+
+    Raises:
+        InputError: the first setting that differs, with both values.
+    """
+    try:
+        state = checkpoint.load(own, mmap=True)
+    except InputError as error:
+        raise InputError(f"{error}, or add --restart to replace it") from None
+    stored = state.get("settings", {})
+    fitted = Provenance.from_record(state.get("source", {}))
+    difference = fitted.differs(source) if source else None
+    for name, value in settings.items():
+        if difference is None and name in stored and stored[name] != value and not (name == "epochs" and extendable):
+            difference = f"{name} {stored[name]} instead of {value}"
+    if difference:
+        raise InputError(
+            f"{own} is of another run, with {difference}; choose another --suffix, or --restart to replace it"
+        )
+
+
+def history(state: checkpoint.State, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Give what a checkpoint records of epochs that were trained with other settings than the present ones.
+
+    Args:
+        state: the checkpoint that a run goes on from, or nothing.
+        settings: of this run.
+
+    Returns:
+        The earlier stretches, each with its `settings` and the `epoch` that it ended with.
+    """
+    before = list(state.get("history", []))
+    if state.get("settings", settings) != settings:
+        before.append({"epoch": state["epoch"], "settings": state["settings"]})
+    return before

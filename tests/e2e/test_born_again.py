@@ -1,6 +1,5 @@
 """BornAgain.py: whole series of ResNet-18 at 32 pixels."""
 
-import dataclasses
 import json
 import shlex
 
@@ -11,10 +10,7 @@ import BornAgain
 import Training
 from models.classifiers import load_classifier
 from utils import checkpoint
-from utils.data.images import ImageData, load_images
-from utils.data.loaders import make_loader
-from utils.distillation.teacher import teacher_logits
-from utils.errors import InputError
+from utils.data.images import ImageData
 from utils.files import sha256
 
 pytestmark = pytest.mark.e2e
@@ -164,29 +160,6 @@ def test_a_later_start_without_a_teacher_takes_the_generation_before(photos, tmp
         run(BornAgain, photos, tmp_path, "-a resnet18 --start_gen 3 -g 4 --epochs 1")
 
 
-def test_stored_logits_are_those_of_asking_every_time(series, photos, cpu, tmp_path, monkeypatch):
-    path = series / "model_checkpoints" / "checkpoint_folder_resnet18_s_gen0.pth.tar"
-    images = load_images("folder", "train", data_root="", image_size=32, path=photos / "train")
-    loader = make_loader(images, 8)
-
-    def teacher():
-        model = load_classifier(path).train()  # it is the teacher's job to be in evaluation mode
-        return teacher_logits(model, loader, 3, cpu, folder=tmp_path)
-
-    stored = teacher()
-    monkeypatch.setattr(ImageData, "augments", True)
-    live = teacher()
-    means = []
-    for pixels, _targets, indices in loader:
-        assert torch.equal(stored(pixels, indices), live(pixels, indices))
-        means.append(live(pixels, indices).mean(0))
-        assert not live(pixels, indices).requires_grad
-    assert not torch.equal(means[0], means[1])
-    shuffled = torch.tensor([5, 0, 23])
-    by_index = torch.cat([live(batch[0], batch[2]) for batch in loader])[shuffled]
-    assert torch.equal(stored(torch.empty(0), shuffled), by_index)
-
-
 def test_augmented_images_ask_the_teacher_every_time(series, photos, tmp_path, monkeypatch, capsys):
     line = f"--start_gen 1 -g 2 --epochs 1 --gpu_teacher 7 --resume {series}/model_checkpoints/"
     line += "checkpoint_folder_resnet18_s_gen0.pth.tar"
@@ -198,14 +171,6 @@ def test_augmented_images_ask_the_teacher_every_time(series, photos, tmp_path, m
     stored, live = (lines_of(tmp_path / kind, "gen1")[0] for kind in ("stored", "live"))
     assert stored["Loss"] == pytest.approx(live["Loss"], rel=1e-5)
     assert stored["KD"] == pytest.approx(live["KD"], rel=1e-5)
-
-
-def test_a_gpu_that_is_not_there_is_refused(photos, cpu, monkeypatch):
-    monkeypatch.setattr(ImageData, "augments", True)
-    images = load_images("folder", "train", data_root="", image_size=32, path=photos / "train")
-    on_gpu = dataclasses.replace(cpu, device=torch.device("cuda", 0))
-    with pytest.raises(InputError, match="--gpu_teacher 99 does not exist: this machine has"):
-        teacher_logits(torch.nn.Identity(), make_loader(images, 8), 3, on_gpu, folder="", gpu=99)
 
 
 class Always(torch.nn.Module):

@@ -121,8 +121,10 @@ def test_maps_are_those_of_the_named_checkpoints(fitted, tmp_path, capsys):
         Variance.main(words)
     (tmp_path / "mix").symlink_to(fitted / "data")
     figures.main([str(tmp_path), "--data_root", str(fitted / "data"), "--photos", "2"])
-    said = capsys.readouterr().out
-    assert "saved" in said
+    said = capsys.readouterr().out.splitlines()
+    assert [line for line in said if line.startswith("saved ")] == [
+        f"saved {tmp_path}/figures/{name}.png and .svg" for name in ("fig3_blind_spots", "fig5_binary_to_fine")
+    ]
     assert {path.stem for path in (tmp_path / "figures").iterdir()} == {"fig3_blind_spots", "fig5_binary_to_fine"}
 
     figure = figures.draw_maps(Results(tmp_path), "diagnosis/blind_spots/net_L2", "blind spots", fitted / "data", 2)

@@ -1,4 +1,7 @@
+import itertools
+
 import pytest
+import tqdm.std
 
 from utils import progress
 from utils.progress import Progress
@@ -37,21 +40,39 @@ def test_quiet_processes_say_nothing(capsys, clock):
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_terminal_gets_a_bar(capsys, monkeypatch):
-    monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: True, raising=False)
+@pytest.fixture
+def terminal(capsys, monkeypatch):
+    """A terminal, for whose bar every reading of the clock is a second later: it is drawn anew with every item."""
+    seconds = itertools.count()
+    monkeypatch.setattr(type(progress.sys.stderr), "isatty", lambda _stream: True)  # capsys changes streams, not types
+    monkeypatch.setattr(tqdm.std, "time", lambda: float(next(seconds)))
+
+
+def test_a_terminal_gets_a_bar_with_the_last_note(capsys, terminal):
     bar = Progress([1, 2, 3], "epoch 9")
-    seen = []
     for item in bar:
-        seen.append(item)
-        bar.note = "loss 1"
-    assert seen == [1, 2, 3]
+        bar.note = f"loss {item / 4}"
     output = capsys.readouterr()
-    assert "epoch 9" in output.err
+    states = output.err.split("\r")
+    assert [state.split("|")[0] for state in states if "|" in state] == [
+        "epoch 9:   0%", "epoch 9:  33%", "epoch 9:  67%", "epoch 9: 100%",
+    ]  # fmt: skip
+    notes = [state.split("loss ")[1].strip() for state in states if "loss" in state]
+    assert notes == ["0.25]", "0.5]", "0.75]"]
+    assert states[-2].strip() == ""  # wiped: what is said next stands on a clean line
     assert output.out == ""
 
 
-def test_what_iterates_may_stop_early(capsys, clock):
-    for item in Progress(range(100), "epoch"):
+def test_quiet_processes_say_nothing_on_a_terminal(capsys, terminal):
+    assert list(Progress([1, 2, 3], "epoch", quiet=True)) == [1, 2, 3]
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("on", ["clock", "terminal"])
+def test_who_stops_early_has_taken_no_item_too_many(request, on):
+    request.getfixturevalue(on)
+    items = iter(range(100))
+    for item in Progress(items, "epoch", total=100):
         if item == 4:
             break
-    assert item == 4
+    assert next(items) == 5

@@ -17,7 +17,7 @@ def learning_rates(
         decay_factor: see `epoch_step`.
     """
     if logspace:
-        return (lr * np.logspace(0, -logspace, max(epochs, 1))).tolist()
+        return (lr * np.logspace(0, -logspace, epochs)).tolist()
     return [lr * decay_factor ** (epoch // epoch_step) for epoch in range(epochs)]
 
 

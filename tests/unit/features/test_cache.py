@@ -9,50 +9,21 @@ import pytest
 import torch
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
+from tests.unit.stored_features import (
+    ARRAYS,
+    COUNT,
+    PATHS,
+    RECORD,
+    SHAPE_A,
+    SHAPE_B,
+    complete,
+    fill,
+    old_folder,
+    samples,
+    writer,
+)
 from utils.errors import InputError
 from utils.features.cache import FeatureCache, open_features
-from utils.features.old_folder import OldFeatureFolder
-from utils.features.writer import FeatureWriter
-
-SHAPE_A, SHAPE_B, TOP_K, COUNT = (3, 4, 4), (2, 5, 5), (1, 3), 11
-RECORD = {
-    "dataset": "digits",
-    "split": "train",
-    "layer_a": "features.30",
-    "layer_b": "layer3",
-    "checkpoint_a": "aa11",
-    "checkpoint_b": "bb22",
-    "transform": {"resize": [224, 224]},
-}
-PATHS = [os.fsdecode(f"cow/Kuh_ä{i}_".encode() + b"\xff.jpg") for i in range(COUNT)]  # 0xff is no UTF-8
-ARRAYS = ["features_a", "features_b", "targets", "hits_a", "hits_b", "written"]
-
-
-def samples(count=COUNT):
-    """Six tensors, one row an image, all rows different."""
-    generator = torch.Generator().manual_seed(0)
-    features_a = torch.randn(count, *SHAPE_A, generator=generator)
-    features_b = torch.randn(count, *SHAPE_B, generator=generator)
-    hits_a, hits_b = torch.rand(2, count, len(TOP_K), generator=generator) > 0.5
-    return features_a, features_b, torch.arange(count) * 7 % 5, hits_a, hits_b
-
-
-def writer(folder, dtype=torch.float32, **changes):
-    options = {"record": RECORD, "paths": PATHS, "shape_a": SHAPE_A, "shape_b": SHAPE_B, "top_k": TOP_K}
-    return FeatureWriter(folder, dtype=dtype, **{**options, **changes})
-
-
-def fill(target, rows):
-    values = samples()
-    target.write(rows, *(value[rows] for value in values))
-
-
-def complete(folder, dtype=torch.float32):
-    target = writer(folder, dtype)
-    for start in range(0, COUNT, 4):  # 4, 4, 3: a ragged last batch
-        fill(target, list(range(start, min(start + 4, COUNT))))
-    target.finish()
-    return folder
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -74,29 +45,10 @@ def test_everything_comes_back_in_order(tmp_path, dtype):
         assert torch.equal(batch_targets, targets[rows])
 
 
-def test_the_files_are_plain_numpy(tmp_path):
-    folder = complete(tmp_path)
-    stored = np.load(folder / "features_a.npy", mmap_mode="r")
-    assert np.array_equal(stored, samples()[0].numpy())
-    assert sorted(path.name for path in folder.iterdir()) == sorted(
-        [f"{name}.npy" for name in ARRAYS] + ["index.json", "paths.json"]
-    )
-
-
 def test_batches_are_copies_that_a_fit_may_change(tmp_path):
     cache = open_features(complete(tmp_path))
     cache.__getitems__([1])[0].zero_()
     assert torch.equal(cache.__getitems__([1])[0], samples()[0][[1]])
-
-
-def test_several_labels_an_image_and_flat_features(tmp_path):
-    target = writer(tmp_path, shape_a=(6,), shape_b=(2,), top_k=(), target_shape=(20,), paths=PATHS[:3])
-    features_a, features_b, labels = torch.randn(3, 6), torch.randn(3, 2), torch.rand(3, 20)
-    no_hits = torch.empty(3, 0, dtype=torch.bool)
-    target.write([2, 0, 1], features_a, features_b, labels, no_hits, no_hits)
-    target.finish()
-    batch = open_features(tmp_path).__getitems__([2, 0, 1])
-    assert all(torch.equal(got, put) for got, put in zip(batch, (features_a, features_b, labels)))
 
 
 def test_reverse_swaps_the_networks_everywhere(tmp_path):
@@ -110,18 +62,6 @@ def test_reverse_swaps_the_networks_everywhere(tmp_path):
     assert torch.equal(cache.hits_a, hits_b) and torch.equal(cache.hits_b, hits_a)
 
 
-def test_processes_fill_disjoint_rows(tmp_path):
-    first = writer(tmp_path)
-    second = writer(tmp_path, create=False)
-    fill(second, list(range(1, COUNT, 2)))
-    fill(first, list(range(0, COUNT, 2)))
-    second.close()
-    first.finish()
-    assert torch.equal(open_features(tmp_path).__getitems__(range(COUNT))[0], samples()[0])
-    with pytest.raises(InputError, match="made for other features"):
-        writer(tmp_path, torch.float16, create=False)
-
-
 def test_an_interrupted_cache_is_refused_with_its_counts(tmp_path):
     target = writer(tmp_path)
     with pytest.raises(InputError, match=r"0 of 11 images .* run it again"):
@@ -132,14 +72,6 @@ def test_an_interrupted_cache_is_refused_with_its_counts(tmp_path):
     with pytest.raises(InputError, match="4 of 11 images"):
         target.finish()
     with pytest.raises(InputError, match="4 of 11 images"):
-        open_features(tmp_path)
-
-
-def test_all_rows_without_finish_are_not_complete(tmp_path):
-    target = writer(tmp_path)
-    fill(target, list(range(COUNT)))
-    target.close()
-    with pytest.raises(InputError, match="incomplete"):
         open_features(tmp_path)
 
 
@@ -246,32 +178,6 @@ def test_a_value_that_disagrees_is_named(tmp_path, expected, message):
         open_features(tmp_path, expected=expected)
 
 
-def test_the_writer_refuses_what_it_cannot_keep(tmp_path):
-    with pytest.raises(InputError, match="float64"):
-        writer(tmp_path, torch.float64)
-    with pytest.raises(InputError, match="0 images"):
-        writer(tmp_path, paths=[])
-    with pytest.raises(InputError, match="GB free"):
-        writer(tmp_path, shape_a=(10**6, 10**6))
-    target = writer(tmp_path / "small", torch.float16)
-    features_a, *others = (value[:2] for value in samples())
-    with pytest.raises(InputError, match="net A is not finite as float16"):
-        target.write([0, 1], features_a * 1e6, *others)
-    with pytest.raises(ValueError, match="shape"):
-        target.write([0, 1], features_a[:, :1], *others)
-    with pytest.raises(ValueError, match="rows 10 to 11"):
-        target.write([10, 11], features_a, *others)
-    with pytest.raises(InputError, match="0 of 11"):
-        open_features(tmp_path / "small")
-
-
-def test_the_writer_leaves_other_folders_alone(tmp_path):
-    (tmp_path / "thesis.tex").write_text("x")
-    with pytest.raises(InputError, match=r"holds other files \(thesis.tex\)"):
-        writer(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
-
-
 def identity(batch):
     return batch
 
@@ -319,109 +225,6 @@ def test_memory_stays_at_one_batch(tmp_path):
         cache.__getitems__(order[start : start + batch])
         seen.append(resident_bytes())
     assert max(seen) - before < 60e6
-
-
-def old_folder(folder, as_numpy=False, count=5):
-    """What the authors' release wrote: one dictionary an image, in the format before zip."""
-    folder.mkdir(exist_ok=True)
-    convert = torch.Tensor.numpy if as_numpy else torch.clone
-    features_a, features_b, targets, hits_a, hits_b = samples(count)
-    for i in range(count):
-        sample = {
-            "target": np.int64(targets[i]) if as_numpy else targets[i],
-            "pred1": convert(hits_a[i].byte()),
-            "pred2": convert(hits_b[i].byte()),
-            "convOut1": convert(features_a[i]),
-            "convOut2": convert(features_b[i]),
-        }
-        path = folder / f"{i:06d}.pkl"
-        torch.save(sample, path, _use_new_zipfile_serialization=False)
-        path.write_bytes(path.read_bytes().replace(b"numpy._core.", b"numpy.core."))  # numpy's name in those days
-    return folder
-
-
-@pytest.mark.parametrize("as_numpy", [False, True])
-def test_old_files_read_like_a_cache(tmp_path, as_numpy):
-    folder = old_folder(tmp_path / "val", as_numpy)
-    features_a, features_b, targets, *_ = samples(5)
-    features = open_features(tmp_path, split="val", expected={"layer_a": "unknown to old files", "shape_a": SHAPE_A})
-    assert isinstance(features, OldFeatureFolder) and len(features) == 5
-    assert (features.shape_a, features.shape_b) == (SHAPE_A, SHAPE_B)
-    assert torch.equal(features.targets, targets)
-    batch = features.__getitems__([3, 0])
-    wanted = (features_a[[3, 0]], features_b[[3, 0]], targets[[3, 0]], torch.tensor([3, 0]))
-    assert all(torch.equal(got, want) and got.dtype == want.dtype for got, want in zip(batch, wanted))
-    swapped = open_features(folder, reverse=True)
-    assert swapped.shape_a == SHAPE_B and torch.equal(swapped.__getitems__([2])[1], features_a[[2]])
-    with pytest.raises(InputError, match="shape_a"):
-        open_features(folder, expected={"shape_a": SHAPE_B})
-
-
-def test_big_endian_and_fortran_arrays(tmp_path):
-    old_folder(tmp_path, count=1)
-    array = np.asfortranarray(np.arange(24).reshape(2, 3, 4))
-    sample = {"target": np.zeros(20), "convOut1": array.astype(">f4", order="F"), "convOut2": array.astype("f2")}
-    torch.save(sample, tmp_path / "000000.pkl", _use_new_zipfile_serialization=False)
-    a, b, target, _ = open_features(tmp_path).__getitems__([0])
-    assert torch.equal(a[0], torch.arange(24.0).reshape(2, 3, 4)) and torch.equal(b, a)
-    assert target.shape == (1, 20) and target.dtype == torch.float32
-
-
-def test_a_gap_in_the_old_sequence_is_named(tmp_path):
-    (old_folder(tmp_path) / "000003.pkl").unlink()
-    with pytest.raises(InputError, match=r"has no 000003.pkl, though 4 files .*000004.pkl"):
-        open_features(tmp_path)
-
-
-def test_damaged_old_files_are_named(tmp_path):
-    path = old_folder(tmp_path) / "000002.pkl"
-    features, whole = open_features(tmp_path), path.read_bytes()
-    for length in range(0, len(whole), 7):
-        path.write_bytes(whole[:length])
-        with pytest.raises(InputError, match=r"000002.pkl"):
-            features.__getitems__([2])
-    torch.save({"target": 1, "convOut1": torch.zeros(SHAPE_A)}, path)
-    with pytest.raises(InputError, match=r"000002.pkl has no convOut2, only target, convOut1"):
-        features.__getitems__([2])
-    torch.save({"target": 1, "convOut1": torch.zeros(1), "convOut2": torch.zeros(SHAPE_B)}, path)
-    with pytest.raises(InputError, match=r"000002.pkl has features of shape \(1,\)"):
-        features.__getitems__([1, 2])
-    torch.save({"target": "cow", "convOut1": torch.zeros(SHAPE_A), "convOut2": torch.zeros(SHAPE_B)}, path)
-    with pytest.raises(InputError, match=r"000002.pkl holds a str"):
-        features.__getitems__([2])
-
-
-class Reduced:
-    """Pickles as a call of `function`."""
-
-    def __init__(self, function, *arguments):
-        self.call = function, arguments
-
-    def __reduce__(self):
-        return self.call
-
-
-def test_old_files_run_no_code(tmp_path):
-    path, marker = old_folder(tmp_path / "old") / "000000.pkl", tmp_path / "ran"
-    torch.save({"convOut1": Reduced(os.system, f"touch {marker}")}, path, _use_new_zipfile_serialization=False)
-    with pytest.raises(InputError, match=r"000000.pkl .* is refused, because loading it could run code"):
-        open_features(tmp_path / "old")
-    assert not marker.exists()
-
-
-@pytest.mark.parametrize(
-    "forged",
-    [
-        Reduced(np.ndarray, (1,), np.dtype("O"), b"\x10" + b"\0" * 7),  # numpy would follow these bytes as a pointer
-        np.array([{}], dtype=object),
-    ],
-)
-def test_old_files_hold_arrays_of_numbers_only(tmp_path, forged):
-    path = old_folder(tmp_path) / "000000.pkl"
-    sample = {"target": 0, "convOut1": forged, "convOut2": torch.zeros(1)}
-    torch.save(sample, path, _use_new_zipfile_serialization=False)
-    with pytest.raises(InputError, match=r"000000.pkl"):
-        open_features(tmp_path)
 
 
 def test_two_formats_in_one_folder_are_refused(tmp_path):

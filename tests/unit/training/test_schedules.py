@@ -16,14 +16,16 @@ def test_decades_include_the_first_and_the_last_epoch():
 
 @pytest.mark.parametrize("logspace", [0, 2])
 @pytest.mark.parametrize("epochs", [0, 1])
-def test_few_epochs(logspace, epochs):
-    assert learning_rates(0.5, epochs, logspace=logspace)[:1] == [0.5][:epochs] or epochs == 0
+def test_few_epochs_have_as_many_rates(logspace, epochs):
+    assert learning_rates(0.5, epochs, logspace=logspace) == [0.5] * epochs
 
 
 def test_geometric_goes_by_one_factor():
     assert geometric(1, 16, 5) == pytest.approx([1, 2, 4, 8, 16])
     assert geometric(0.5, 0.5, 3) == [0.5, 0.5, 0.5]
     assert geometric(0, 0, 2) == [0, 0]
+    assert geometric(1, 16, 1) == [1]
+    assert geometric(1, 16, 0) == []
 
 
 def test_what_is_due_after_which_epoch():

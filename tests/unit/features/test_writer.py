@@ -1,0 +1,91 @@
+import numpy as np
+import pytest
+import torch
+
+from tests.unit.stored_features import ARRAYS, COUNT, PATHS, complete, fill, samples, writer
+from utils.errors import InputError
+from utils.features.cache import open_features
+
+
+def test_the_files_are_plain_numpy(tmp_path):
+    folder = complete(tmp_path)
+    stored = np.load(folder / "features_a.npy", mmap_mode="r")
+    assert np.array_equal(stored, samples()[0].numpy())
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        [f"{name}.npy" for name in ARRAYS] + ["index.json", "paths.json"]
+    )
+
+
+def test_several_labels_an_image_and_flat_features(tmp_path):
+    target = writer(tmp_path, shape_a=(6,), shape_b=(2,), top_k=(), target_shape=(20,), paths=PATHS[:3])
+    features_a, features_b, labels = torch.randn(3, 6), torch.randn(3, 2), torch.rand(3, 20)
+    no_hits = torch.empty(3, 0, dtype=torch.bool)
+    target.write([2, 0, 1], features_a, features_b, labels, no_hits, no_hits)
+    target.finish()
+    batch = open_features(tmp_path).__getitems__([2, 0, 1])
+    assert all(torch.equal(got, put) for got, put in zip(batch, (features_a, features_b, labels)))
+
+
+def test_processes_fill_disjoint_rows(tmp_path):
+    first = writer(tmp_path)
+    second = writer(tmp_path, create=False)
+    fill(second, list(range(1, COUNT, 2)))
+    fill(first, list(range(0, COUNT, 2)))
+    second.close()
+    first.finish()
+    assert torch.equal(open_features(tmp_path).__getitems__(range(COUNT))[0], samples()[0])
+    with pytest.raises(InputError, match="made for other features"):
+        writer(tmp_path, torch.float16, create=False)
+
+
+def test_all_rows_without_finish_are_not_complete(tmp_path):
+    target = writer(tmp_path)
+    fill(target, list(range(COUNT)))
+    target.close()
+    with pytest.raises(InputError, match="incomplete"):
+        open_features(tmp_path)
+
+
+def test_the_writer_refuses_what_it_cannot_keep(tmp_path):
+    with pytest.raises(InputError, match="float64"):
+        writer(tmp_path, torch.float64)
+    with pytest.raises(InputError, match="0 images"):
+        writer(tmp_path, paths=[])
+    with pytest.raises(InputError, match="GB free"):
+        writer(tmp_path, shape_a=(10**6, 10**6))
+    target = writer(tmp_path / "small", torch.float16)
+    features_a, *others = (value[:2] for value in samples())
+    with pytest.raises(InputError, match="net A is not finite as float16"):
+        target.write([0, 1], features_a * 1e6, *others)
+    with pytest.raises(ValueError, match="shape"):
+        target.write([0, 1], features_a[:, :1], *others)
+    with pytest.raises(ValueError, match="rows 10 to 11"):
+        target.write([10, 11], features_a, *others)
+    with pytest.raises(InputError, match="0 of 11"):
+        open_features(tmp_path / "small")
+
+
+def test_the_writer_leaves_other_folders_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(InputError, match=r"holds other files \(thesis.tex\)"):
+        writer(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_batch_that_is_refused_counts_no_row(tmp_path):
+    target = writer(tmp_path)
+    *values, hits_b = samples()
+    with pytest.raises(ValueError, match=r"hits_b of a batch has shape \(11, 1\), expected \(11, 2\)"):
+        target.write(range(COUNT), *values, hits_b[:, :1])
+    with pytest.raises(InputError, match="0 of 11"):
+        target.finish()
+
+
+def test_rows_may_come_in_any_order_and_again(tmp_path):
+    target = writer(tmp_path)
+    values = samples()
+    target.write(range(COUNT), values[0].flip(0), *values[1:])
+    for rows in ([3, 4, 5, 0, 10, 9], [8, 1, 2, 7, 6]):
+        fill(target, rows)
+    target.finish()
+    assert torch.equal(open_features(tmp_path).__getitems__(range(COUNT))[0], values[0])

@@ -1,0 +1,99 @@
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+from utils.data.batches import normalise
+from utils.data.loaders import make_loader
+from utils.training.classification import classify, classify_features, data_record, validate
+from utils.training.losses import classification_loss
+from utils.training.metrics import accuracies_percent
+
+
+class Numbers(Dataset):
+    """Samples (value, index): batches (values (n,), indices (n,))."""
+
+    def __init__(self, values):
+        self.values = torch.tensor(values)
+
+    def __len__(self):
+        return len(self.values)
+
+    def __getitems__(self, indices):
+        return self.values[indices], torch.tensor(indices)
+
+
+def mean_value(_net, values, _indices):
+    return values.mean(), {"square": values.square().mean()}
+
+
+def loaders(**parts):
+    """Batches of two, so that a part of three ends with a ragged one."""
+    return {name: make_loader(Numbers(values), 2) for name, values in parts.items()}
+
+
+def test_parts_count_by_their_sizes(cpu):
+    """Parts [1, 2, 3] and [10]: the mean is 4, the mean of the parts' means would be 6."""
+    parts = loaders(dogs=[1.0, 2.0, 3.0], birds=[10.0])
+    assert validate(nn.Identity(), parts, cpu, mean_value) == pytest.approx(
+        {
+            "val_Loss": 4.0, "val_dogs_Loss": 2.0, "val_birds_Loss": 10.0,
+            "val_square": 114 / 4, "val_dogs_square": 14 / 3, "val_birds_square": 100.0,
+        }
+    )  # fmt: skip
+
+
+def test_the_only_part_of_an_unmixed_set_has_no_name(cpu):
+    metrics = validate(nn.Identity(), {"": make_loader(Numbers([1.0, 2.0, 3.0]), 2)}, cpu, mean_value)
+    assert metrics == pytest.approx({"val_Loss": 2.0, "val_square": 14 / 3})
+
+
+def test_a_classifier_is_validated_on_photos_by_default(cpu):
+    """A grey of 51 is darker than ImageNet's mean: least of all in blue, which is class 2."""
+
+    class Photos(Numbers):
+        def __getitems__(self, indices):
+            return torch.full((len(indices), 3, 2, 2), 51, dtype=torch.uint8), *super().__getitems__(indices)
+
+    class ChannelMeans(nn.Module):
+        def forward(self, images):
+            return images.mean((2, 3))
+
+    net = ChannelMeans().train()
+    metrics = validate(net, {"": make_loader(Photos([2, 2, 2, 0, 1]), 2)}, cpu)
+    assert not net.training
+    logits = torch.tensor([(0.2 - 0.485) / 0.229, (0.2 - 0.456) / 0.224, (0.2 - 0.406) / 0.225]).expand(5, 3)
+    targets = torch.tensor([2, 2, 2, 0, 1])
+    expected = {"Loss": classification_loss(logits, targets), **accuracies_percent(logits, targets)}
+    assert metrics == pytest.approx({f"val_{name}": value.item() for name, value in expected.items()})
+    assert 60 in metrics.values()
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_batch_is_classified_by_its_normalised_pixels(several):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 2 * 2, 4))
+    pixels = torch.randint(256, (5, 3, 2, 2), dtype=torch.uint8)
+    targets = (torch.rand(5, 4) > 0.5).float() if several else torch.tensor([0, 3, 1, 1, 2])
+    logits = net(normalise(pixels))
+    loss, metrics = classify(net, pixels, targets, torch.arange(5))
+    assert loss.requires_grad and torch.equal(loss, classification_loss(logits, targets))
+    expected = accuracies_percent(logits, targets)
+    assert metrics.keys() == expected.keys()
+    assert all(torch.equal(metrics[name], value) for name, value in expected.items())
+
+
+def test_features_are_taken_as_they_are():
+    net = nn.Linear(6, 4)
+    features, targets = torch.randn(3, 6), torch.tensor([2, 0, 1])
+    loss, _ = classify_features(net, features, targets, torch.arange(3))
+    assert torch.equal(loss, classification_loss(net(features), targets))
+
+
+def test_a_checkpoint_says_what_it_was_trained_on():
+    assert data_record("mix320", "50par_A", ["cat", "dog"], 64) == {
+        "dataset": "mix320",
+        "sample_num": "50par_A",
+        "classes": ["cat", "dog"],
+        "image_size": 64,
+    }

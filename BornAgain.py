@@ -131,9 +131,7 @@ def train_generation(
     rates, past = opening.rates(args), resume.history(state, settings)
     lambdas = geometric(args.lambd, args.lambd_end, args.epochs)
     runtime.say(f"generation {generation}, seed {seed}, taught by {teacher_path or 'the labels alone'}")
-    log_folder = runs.log_folder(
-        args.out, runs.join(options.data_name(args), arch, args.suffix, f"gen{generation}")
-    )
+    log_folder = runs.log_folder(args.out, runs.join(options.data_name(args), arch, args.suffix, f"gen{generation}"))
     with runs.RunLog(log_folder, args.epochs, start_epoch=start_epoch, active=runtime.is_main) as log:
         for epoch in range(start_epoch, args.epochs):
             set_learning_rate(fit.optimizer, rates[epoch])

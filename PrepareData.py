@@ -17,7 +17,7 @@ from sklearn.datasets import load_digits
 from utils.data.datasets import VOC_CLASSES
 from utils.errors import InputError
 from utils.files import replacing
-from utils.options import Parser
+from utils.parser import Parser
 from utils.prepare.archives import CUB_PARTS, DOG_PARTS, read_cub, read_dogs
 from utils.prepare.cropping import Listing, Problem, clear_target, crop_all
 from utils.prepare.unpacking import unpacked

@@ -15,7 +15,7 @@ from utils import checkpoint, opening, options, runs
 from utils.errors import InputError
 from utils.files import sha256
 from utils.parser import Namespace, Parser, list_of, some_path, whole
-from utils.provenance import NetSource, Provenance
+from utils.provenance import Provenance
 from utils.runtime import command
 from utils.training import resume
 from utils.training.classification import classify, classify_features, validate
@@ -143,16 +143,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     nets = open_nets(args, fitted)
     tail, tail_state = nets[args.tail].tail, nets[args.tail].state
     options.fill(args, *(net.state.get("data", {}) for net in (nets[args.tail], *nets.values())))
-    source = Provenance(*(nets[name].source if name in nets else NetSource() for name in "AB"))
+    source = Provenance(**{name.lower(): net.source for name, net in nets.items()})
     fitted.check(source, args.resume_Ys)
     frozen, shape = freeze(args.input, nets, trans_net, args.in_mode or [], args.tail, args.image_size)
 
     own = result_path(args, nets, fitted)
     trans_net_hash = sha256(args.resume_Ys) if trans_net else None
     settings = options.settings(args, but=NOT_RECORDED, transnet=trans_net_hash)
-    resumed = resume.find(
-        args.resume, own, settings, source=source, restart=args.restart, extendable=not args.logspace
-    )
+    resumed = resume.find(args.resume, own, settings, source=source, restart=args.restart, extendable=not args.logspace)
     train_images, val_images = opening.both_splits(args, tail_state.get("data", {}).get("classes"))
     classes, model_record = train_images.classes, tail_state["model"]
     if model_record["num_classes"] != len(classes):

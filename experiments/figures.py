@@ -21,7 +21,7 @@ from utils.data.batches import normalise
 from utils.data.images import load_images
 from utils.errors import InputError
 from utils.files import read_json, replacing
-from utils.options import Parser
+from utils.parser import Parser
 from utils.report.figures import curve_figure, overlay_figure, variance_figure
 from utils.runtime import command
 

@@ -17,7 +17,7 @@ from typing import Any
 from utils import checkpoint
 from utils.errors import InputError
 from utils.files import read_json, replacing
-from utils.options import Parser
+from utils.parser import Parser
 from utils.runtime import command
 
 PAPER = Path(__file__).with_name("paper.json")

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
@@ -29,19 +30,27 @@ def start(args: Namespace) -> Runtime:
     return start_runtime(args.device_ids, args.gpu, args.seed, args.amp, args.compile)
 
 
-def fit(args: Namespace, model: nn.Module, runtime: Runtime) -> Fit:
-    """Move a model to its devices and give it the optimiser that the options name."""
-    net = runtime.parallel(model)
-    optimizer = make_optimizer(
+def optimizer(args: Namespace, model: nn.Module) -> torch.optim.Optimizer:
+    """Make the optimiser that the options name, over the parameters that are trained."""
+    return make_optimizer(
         args.optim, model.parameters(), lr=args.lr, momentum=args.momentum, weight_decay=args.weight_decay
     )
-    return Fit(net, model, optimizer, runtime.grad_scaler(), runtime, args.print_freq)
 
 
-def rates(args: Namespace) -> list[float]:
-    """Give the learning rate of every epoch."""
+def fit(args: Namespace, model: nn.Module, runtime: Runtime) -> Fit:
+    """Move a model to its devices and give it its optimiser."""
+    net = runtime.parallel(model)
+    return Fit(net, model, optimizer(args, model), runtime.grad_scaler(), runtime, args.print_freq)
+
+
+def rates(args: Namespace, lr: float | None = None) -> list[float]:
+    """Give the learning rate of every epoch, from --lr or from another first one."""
     return learning_rates(
-        args.lr, args.epochs, logspace=args.logspace, epoch_step=args.epoch_step, decay_factor=args.decay_factor
+        args.lr if lr is None else lr,
+        args.epochs,
+        logspace=args.logspace,
+        epoch_step=args.epoch_step,
+        decay_factor=args.decay_factor,
     )
 
 

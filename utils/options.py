@@ -50,17 +50,13 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
 def add_data_options(parser: argparse.ArgumentParser, *, batch_size: int) -> None:
     """Data set, image size, caching, batch size; what no option says comes from the checkpoint (`fill`)."""
     group = parser.add_argument_group("data")
-    group.add_argument(
-        "--dataset", type=plain_name, help=f"its name; default: the checkpoint's, or {DATASET}"
-    )
+    group.add_argument("--dataset", type=plain_name, help=f"its name; default: the checkpoint's, or {DATASET}")
     group.add_argument("--name", type=plain_name, help="what --dataset folder is called; default: as its folder is")
     group.add_argument(
         "--data_root", type=some_path, default=os.environ.get("KC_DATA") or "data",
         help="folder of the data sets; default from KC_DATA",
     )  # fmt: skip
-    group.add_argument(
-        "--train_path", type=some_path, help="training images, a folder a class; overrides --data_root"
-    )
+    group.add_argument("--train_path", type=some_path, help="training images, a folder a class; overrides --data_root")
     group.add_argument("--val_path", type=some_path, help="validation images; overrides --data_root")
     group.add_argument(
         "--image_size", type=whole(SMALLEST_IMAGE), help=f"pixels to a side; default: the checkpoint's, or {IMAGE_SIZE}"

@@ -1,5 +1,6 @@
 """Results laid out as text, for reading."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -14,3 +15,29 @@ def variance_table(report: dict[str, Any]) -> str:
         lines.append(f"{title:<18}{value:>14.6g}{share:>14}")
     instability = "undefined: x* is constant" if report["instability"] is None else f"{report['instability']:.4f}"
     return "\n".join([*lines, f"instability Var(x_Δ)/Var(x*) = {instability}"])
+
+
+def compression_table(report: Mapping[str, Any]) -> str:
+    """Lay out one compressed net: a line for each layer, one for all of its parameters, and the accuracies."""
+    width = max(len(row["layer"]) for row in report["layers"]) + 2
+    whole = {"layer": "all parameters", "weights": report["parameters"], "removed_percent": report["removed_percent"]}
+    whole["kept"] = report["parameters"] - report["removed"]
+    lines = [f"{'layer':<{width}}{'weights':>13}{'kept':>13}{'removed, %':>12}"]
+    for row in [*report["layers"], whole]:
+        lines.append(f"{row['layer']:<{width}}{row['weights']:>13,}{row['kept']:>13,}{row['removed_percent']:>12.2f}")
+    lines += [
+        f"nothing is left of {row['layer']}: its threshold is too high" for row in report["layers"] if not row["kept"]
+    ]
+    lines.append("accuracy, %: " + ", ".join(f"{stage} {a:.2f}" for stage, a in report["accuracy_percent"].items()))
+    return "\n".join(lines)
+
+
+def sweep_table(reports: Sequence[Mapping[str, Any]]) -> str:
+    """Lay out a sweep, a line for each compressed net."""
+    stages = list(reports[0]["accuracy_percent"])
+    lines = ["".join(f"{title:>12}" for title in ("s_conv", "s_fc", "removed, %", *stages)) + "  checkpoint"]
+    for report in reports:
+        factors = "".join(f"{report['options'][name]:>12g}" for name in ("s_conv", "s_fc"))
+        percents = [report["removed_percent"], *report["accuracy_percent"].values()]
+        lines.append(factors + "".join(f"{value:>12.2f}" for value in percents) + f"  {report['checkpoint']}")
+    return "\n".join(lines)

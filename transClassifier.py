@@ -15,7 +15,7 @@ from utils import checkpoint, opening, options, runs
 from utils.errors import InputError
 from utils.files import sha256
 from utils.parser import Namespace, Parser, list_of, some_path, whole
-from utils.provenance import Provenance
+from utils.provenance import NetSource, Provenance
 from utils.runtime import command
 from utils.training import resume
 from utils.training.classification import classify, classify_features, validate
@@ -143,7 +143,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     nets = open_nets(args, fitted)
     tail, tail_state = nets[args.tail].tail, nets[args.tail].state
     options.fill(args, *(net.state.get("data", {}) for net in (nets[args.tail], *nets.values())))
-    source = Provenance(**{name.lower(): net.source for name, net in nets.items()})
+    source_a, source_b = (nets[name].source if name in nets else NetSource() for name in "AB")
+    source = Provenance(source_a, source_b)
     fitted.check(source, args.resume_Ys)
     frozen, shape = freeze(args.input, nets, trans_net, args.in_mode or [], args.tail, args.image_size)
 

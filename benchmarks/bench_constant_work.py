@@ -24,7 +24,8 @@ import torchvision
 from torch import Tensor, nn
 
 from models.classifiers import build
-from models.frozen_feature import Net, freeze
+from models.frozen_feature import freeze
+from models.pair import Net
 from models.split import split
 from models.trans_net import TransNet
 from utils.data.batches import normalise
@@ -35,9 +36,10 @@ from utils.data.images import ImageData
 from utils.data.loaders import make_loader
 from utils.distillation.born_again import distillation_loss
 from utils.distillation.teacher import Teacher, live_logits, teacher_logits
+from utils.provenance import NetSource
 from utils.runtime import Runtime, start
-from utils.training.classification import Loader, classify_features
-from utils.training.engine import Step, make_optimizer, train_one_epoch
+from utils.training.classification import Loader, classify, classify_features
+from utils.training.engine import Fit, make_optimizer, train_one_epoch
 from utils.training.losses import classification_loss
 
 CLASSES = 200
@@ -103,11 +105,11 @@ def main(argv: list[str] | None = None) -> None:
 
 def refinement(images: ImageData, batch_size: int, runtime: Runtime) -> Prepared:
     """Prepare epochs of a tail whose features are computed from the images, or were computed of every image once."""
-    net = Net({}, "features.30", *split(build("vgg16_bn", CLASSES), "features.30"))
+    head, tail = split(build("vgg16_bn", CLASSES), "features.30")
+    net = Net({}, NetSource(), head, tail)
     trans_net = TransNet(512, 512).eval()
     frozen, shape = freeze("components", {"A": net, "B": net}, trans_net, [1, 1, 1], "B", images.image_size)
     frozen.to(runtime.device)
-    tail = runtime.parallel(net.tail)
 
     def features_of(pixels: Tensor) -> Tensor:
         return frozen(normalise(pixels))
@@ -120,16 +122,10 @@ def refinement(images: ImageData, batch_size: int, runtime: Runtime) -> Prepared
     loader = make_loader(images, batch_size, shuffle=True)
     stored_loader = make_loader(images.with_stored(stored), batch_size, shuffle=True)
     optimizer = make_optimizer("Adam", tail.parameters(), lr=1e-5, momentum=0.9, weight_decay=1e-4)
-
-    def classify_anew(net: nn.Module, pixels: Tensor, targets: Tensor, indices: Tensor) -> StepResult:
-        return classify_features(net, features_of(pixels), targets, indices)
-
-    def epoch_over(loader: Loader, step: Step) -> Epoch:
-        return lambda epoch: train_one_epoch(tail, loader, step, optimizer, runtime.grad_scaler(), runtime, epoch=epoch)
-
+    fit = Fit(runtime.parallel(tail), tail, optimizer, runtime.grad_scaler(), runtime)
     return Prepared(
-        epoch_over(loader, classify_anew),
-        epoch_over(stored_loader, classify_features),
+        functools.partial(train_one_epoch, fit, loader, functools.partial(classify, frozen=frozen)),
+        functools.partial(train_one_epoch, fit, stored_loader, classify_features),
         once_seconds,
         largest_difference(
             lambda pixels, _: features_of(pixels), lambda _, indices: stored.gather(indices), loader, runtime
@@ -144,9 +140,10 @@ def born_again(arch: str, images: ImageData, batch_size: int, runtime: Runtime) 
     with tempfile.TemporaryDirectory() as folder:
         stored = teacher_logits(model, make_loader(images, batch_size), CLASSES, runtime, folder=folder)
     once_seconds = time.perf_counter() - began
-    student = runtime.parallel(build(arch, CLASSES))
+    student = build(arch, CLASSES)
     optimizer = make_optimizer("SGD", student.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
     loader = make_loader(images, batch_size, shuffle=True)
+    fit = Fit(runtime.parallel(student), student, optimizer, runtime.grad_scaler(), runtime)
 
     def distil(net: nn.Module, pixels: Tensor, targets: Tensor, indices: Tensor, *, teacher: Teacher) -> StepResult:
         logits = net(normalise(pixels))
@@ -154,10 +151,7 @@ def born_again(arch: str, images: ImageData, batch_size: int, runtime: Runtime) 
         return task + 0.5 * imitation, {"CE": task, "KD": imitation}
 
     def epoch_with(teacher: Teacher) -> Epoch:
-        step = functools.partial(distil, teacher=teacher)
-        return lambda epoch: train_one_epoch(
-            student, loader, step, optimizer, runtime.grad_scaler(), runtime, epoch=epoch
-        )
+        return functools.partial(train_one_epoch, fit, loader, functools.partial(distil, teacher=teacher))
 
     live = functools.partial(live_logits, model)
     return Prepared(

@@ -23,14 +23,15 @@ import torch
 from utils.features.cache import FeatureCache, open_features
 from utils.features.old_folder import OldFeatureFolder
 from utils.features.writer import FeatureWriter
+from utils.provenance import Provenance
 
 
 def store(folder: Path, images: int, shape: tuple[int, ...]) -> None:
     """Write the same random features of two networks, `shape` (C, H, W), in both formats below `folder`."""
-    origin = {"dataset": "random", "split": "train"}
+    origin = Provenance(dataset="random", split="train")
     paths = [f"{i}.jpg" for i in range(images)]
     writer = FeatureWriter(
-        folder / "cache", record=origin, paths=paths, shape_a=shape, shape_b=shape, dtype=torch.float32, top_k=(1,)
+        folder / "cache", provenance=origin, paths=paths, shape_a=shape, shape_b=shape, dtype=torch.float32, top_k=(1,)
     )
     (folder / "old").mkdir()
     for i in range(images):

@@ -63,7 +63,7 @@ def draw_maps(results: Results, cell: str, residual: str, data_root: Path, photo
         raise InputError(f"{results.folder / cell} has no results")
     source = results.facts(cell)[0]["source"]
     pair = open_pair(*(source[key] for key in ("transnet_path", "path_a", "path_b", "layer_a", "layer_b")))
-    image_size = pair.source["transform"]["image_size"]
+    image_size = pair.provenance.image_size
     images = load_images(source["dataset"], "val", data_root=data_root, image_size=image_size)
     chosen = torch.linspace(0, len(images) - 1, photos).long().tolist()
     pixels = images.__getitems__(chosen)[0]

@@ -22,6 +22,11 @@ from utils.runtime import command
 
 PAPER = Path(__file__).with_name("paper.json")
 NETS = (("net_in", "path_a"), ("net_tar", "path_b"), ("transnet", "transnet_path"))  # that a Variance.py file names
+# Recorded options that a caption names where they are not the paper's.
+RECORDED = {
+    "batch_size": "batch size", "optim": "optimiser", "lr": "first rate", "momentum": "momentum",
+    "weight_decay": "weight decay", "alpha": "alpha",
+}  # fmt: skip
 Facts = dict[str, Any]
 Key = tuple[str, str]  # row, column
 
@@ -151,34 +156,53 @@ def read_table(name: str, layout: Mapping[str, Any], results: Results, expected:
     return Table(name, layout["title"], notes, rows, columns, ours, paper, layout["format"])
 
 
-def settings(facts: Facts) -> Iterator[tuple[str, float]]:
+def settings(facts: Facts) -> Iterator[tuple[str, float | str]]:
     """Name what a file says of how its numbers were made."""
     for net in (facts[name] for name, _ in NETS if name in facts):
         yield from settings(net)
-    kind = "Trans-Nets" if "trans_net" in facts else "tails" if "input" in facts.get("source", {}) else ""
-    if kind:
-        yield f"epochs of {kind}", facts["epoch"]
-        yield f"last rate of {kind}", facts["lr"]
-    if data := facts.get("data"):
+    recorded, data = facts.get("settings", {}), facts.get("data")
+    if "trans_net" in facts:
+        of = "Trans-Nets"
+    elif "input" in recorded:
+        of = "tails"
+    elif "s_conv" in recorded:
+        of = "compressed nets"
+    else:
+        of = f"nets on {data['dataset']}" if data else "nets"
+    if "epoch" in facts:
+        yield f"epochs of {of}", facts["epoch"]
+        yield f"last rate of {of}", facts["lr"]
+    for option, title in RECORDED.items():
+        if option in recorded:
+            value = recorded[option]
+            yield f"{title} of {of}", value if isinstance(value, int | float | str) else str(value)
+    if data:
         yield f"classes of {data['dataset']}", len(data["classes"])
         yield "pixels to a side", data["image_size"]
-        if not kind and "pruning" not in facts:  # whose epochs are those of its retraining
-            yield f"epochs on {data['dataset']}", facts["epoch"]
 
 
-def differences(used: Sequence[Facts], expected: Mapping[str, float]) -> list[str]:
+def differences(used: Sequence[Facts], expected: Mapping[str, float | str]) -> list[str]:
     """Say in a line which settings are not the paper's."""
-    ours: dict[str, set[float]] = {}
+    ours: dict[str, set[float | str]] = {}
     for facts in used:
         for name, value in settings(facts):
             ours.setdefault(name, set()).add(value)
     parts = []
     for name, values in sorted(ours.items()):
         theirs = expected.get(name)
-        if any(theirs is None or abs(value - theirs) > 1e-6 * theirs for value in values):
-            said = ", ".join(f"{value:g}" for value in sorted(values))
-            parts.append(f"{name} {said}" + ("" if theirs is None else f" ({theirs:g})"))
+        if not all(agree(value, theirs) for value in values):
+            said = ", ".join(
+                f"{value:g}" if isinstance(value, int | float) else value for value in sorted(values, key=str)
+            )
+            parts.append(f"{name} {said}" + ("" if theirs is None else f" ({theirs})"))
     return [f"Settings that differ from the paper's (in brackets): {'; '.join(parts)}."] if parts else []
+
+
+def agree(value: float | str, theirs: float | str | None) -> bool:
+    """Compare a setting with the paper's, numbers up to rounding; with what the paper does not say nothing agrees."""
+    if isinstance(value, int | float) and isinstance(theirs, int | float):
+        return abs(value - theirs) <= 1e-6 * abs(theirs)
+    return value == theirs
 
 
 def lines(table: Table) -> list[list[str]]:

@@ -59,6 +59,11 @@ class Provenance:
     arch: str | None = field(default=None, compare=False)
     label: str | None = field(default=None, compare=False)
 
+    @property
+    def image_size(self) -> int:
+        """Pixels to a side; the authors' files do not say, and their networks were trained on 224."""
+        return (self.transform or {}).get("image_size", 224)
+
     def reversed(self) -> "Provenance":
         """Exchange A and B: what the direction B → A calls the same features."""
         return replace(self, a=self.b, b=self.a)

@@ -1,7 +1,8 @@
 """Magnitude pruning and weight sharing (Han et al. 2016), by moving the weights of an ordinary network in place.
 
-While a pruned network is trained, every step of the optimiser is followed by `zero_removed` or `tie`. The hooks of
-torch.nn.utils.prune would do so in the layer's own forward, which attention layers (ViT, Swin) never call.
+While a pruned network is trained, every step of the optimiser is followed by `zero_removed`. Where weights are shared,
+it stands between `sum_gradients` and `tie` instead. The hooks of torch.nn.utils.prune would act in the layer's own
+forward, which attention layers (ViT, Swin) never call.
 """
 
 from collections.abc import Sequence
@@ -88,19 +89,37 @@ def cluster(layers: Sequence[PrunedWeight], bits: int) -> list[Tensor]:
 
 @torch.no_grad()
 def tie(layers: Sequence[PrunedWeight], labels: Sequence[Tensor]) -> None:
-    """Give the weights of a cluster their mean and the removed ones zero, in place.
-
-    After a step of gradient descent this is the step of the centroid along the mean of its weights' gradients.
+    """Give the weights of a cluster their mean, the centroid, and the removed ones zero, in place.
 
     Args:
         layers: from `prune`.
         labels: from `cluster`.
     """
     for layer, label in zip(layers, labels):
-        flat = label.flatten()
-        means = torch.bincount(flat, layer.weight.flatten().double()) / torch.bincount(flat).clamp(min=1)
-        means[0] = 0
-        layer.weight.copy_(means[label])
+        centroids = _cluster_sums(layer.weight, label) / torch.bincount(label.flatten()).clamp(min=1)
+        centroids[0] = 0
+        layer.weight.copy_(centroids[label])
+
+
+@torch.no_grad()
+def sum_gradients(layers: Sequence[PrunedWeight], labels: Sequence[Tensor]) -> None:
+    """Give every weight of a cluster the gradient of its centroid and the removed ones zero, in place in `.grad`.
+
+    A centroid c is in the place of all its members w_i, so ∂L/∂c = Σ_i ∂L/∂w_i (Han et al., Sec. 3.3). Called before
+    every step, it makes an elementwise optimiser such as SGD or Adam treat the members as the one parameter c: momentum
+    and Adam's averages are those of the sum, weight decay adds weight_decay · c once and not once for each member.
+    For that the optimiser is a new one when the weights are shared, since what an earlier one remembers differs between
+    members. `tie` after every step takes away what rounding may make of equal numbers.
+
+    Args:
+        layers: from `prune`, tied; a layer without a gradient is left alone.
+        labels: from `cluster`.
+    """
+    for layer, label in zip(layers, labels):
+        if layer.weight.grad is not None:
+            sums = _cluster_sums(layer.weight.grad, label)
+            sums[0] = 0
+            layer.weight.grad.copy_(sums[label])
 
 
 def count_removed(model: nn.Module, layers: Sequence[PrunedWeight]) -> dict[str, Any]:
@@ -125,6 +144,11 @@ def count_removed(model: nn.Module, layers: Sequence[PrunedWeight]) -> dict[str,
     ]
     total = {"parameters": parameters, "removed": sum(removed), "removed_percent": 100 * sum(removed) / parameters}
     return {**total, "layers": rows}
+
+
+def _cluster_sums(values: Tensor, label: Tensor) -> Tensor:
+    """Sum values by their labels: float64 (1 + clusters,), the removed first."""
+    return torch.bincount(label.flatten(), values.flatten().double())
 
 
 def _cluster_layer(layer: PrunedWeight, clusters: int) -> Tensor:

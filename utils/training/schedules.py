@@ -33,7 +33,8 @@ def due(epoch: int, every: int, epochs: int) -> bool:
     return epoch + 1 == epochs or (epoch + 1) % every == 0
 
 
-def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
-    """Give every parameter group the same rate."""
-    for group in optimizer.param_groups:
+def set_learning_rate(optimizer: Optimizer, *rates: float) -> None:
+    """Give every parameter group its rate: the same one to all, or one for each group in their order."""
+    groups = optimizer.param_groups
+    for group, lr in zip(groups, rates * len(groups) if len(rates) == 1 else rates, strict=True):
         group["lr"] = lr

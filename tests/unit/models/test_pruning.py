@@ -7,7 +7,7 @@ from torch.nn.utils import prune as torch_prune
 from torchvision.models.swin_transformer import ShiftedWindowAttention
 
 from models.classifiers import build, load_classifier
-from models.pruning import cluster, count_removed, prunable_weights, prune, tie, zero_removed
+from models.pruning import cluster, count_removed, prunable_weights, prune, sum_gradients, tie, zero_removed
 
 
 class SmallNet(nn.Module):
@@ -164,20 +164,92 @@ def test_few_values_are_grouped_by_value(net):
     assert all(torch.equal(value, shared[name]) for name, value in net.state_dict().items())
 
 
-def test_a_shared_weight_steps_along_the_mean_gradient_of_its_cluster(net):
+def share(net, layers, bits, optimizer_class, lr, **options):
+    """Tie the weights of each cluster and train centroids with a rate of their own, ten times that of the rest."""
+    labels = cluster(layers, bits)
+    tie(layers, labels)
+    shared = [layer.weight for layer in layers]
+    rest = [parameter for parameter in net.parameters() if all(parameter is not weight for weight in shared)]
+    groups = [{"params": rest, "lr": lr}] if rest else []
+    optimizer = optimizer_class([*groups, {"params": shared, "lr": 10 * lr}], **options)
+    optimizer.register_step_pre_hook(lambda *_: sum_gradients(layers, labels))
+    optimizer.register_step_post_hook(lambda *_: tie(layers, labels))
+    return labels, optimizer
+
+
+def test_a_centroid_moves_by_the_sum_of_its_members_gradients():
+    net = nn.Linear(6, 1, bias=False)
+    with torch.no_grad():
+        net.weight.copy_(torch.tensor([[0.0, 1.0, 1.0, 1.0, -2.0, -2.0]]))
+    layers = prune(net, 0.0, 0.0)
+    _, optimizer = share(net, layers, 1, torch.optim.SGD, 0.01)
+    net.weight.grad = torch.tensor([[7.0, 1.0, -2.0, 4.0, 0.25, 0.5]])
+    optimizer.step()
+    assert net.weight.grad.tolist() == [[0, 3, 3, 3, 0.75, 0.75]]
+    centroids = 1 - 0.1 * (1 - 2 + 4), -2 - 0.1 * 0.75
+    expected = torch.tensor([[0.0, *3 * centroids[:1], *2 * centroids[1:]]])
+    torch.testing.assert_close(net.weight.detach(), expected)
+    assert len(net.weight.unique()) == 3 and net.weight[0, 0] == 0
+
+
+class CodebookNet(nn.Module):
+    """What `SmallNet` is once its weights are shared, with the centroids as parameters: the first of each is zero."""
+
+    def __init__(self, net, labels):
+        super().__init__()
+        self.rest, self.labels = copy.deepcopy(net), labels
+        self.codebooks = nn.ParameterList()
+        for layer, label in zip((net.conv, net.fc), labels):
+            values = [layer.weight.detach()[label == index].mean() for index in range(1, int(label.max()) + 1)]
+            self.codebooks.append(nn.Parameter(torch.stack(values)))
+
+    def weight(self, index):
+        codebook = self.codebooks[index]
+        return torch.cat([codebook.new_zeros(1), codebook])[self.labels[index]]
+
+    def forward(self, images):
+        features = nn.functional.conv2d(images, self.weight(0), self.rest.conv.bias)
+        features = self.rest.norm(features).relu().mean((2, 3))
+        return nn.functional.linear(features, self.weight(1), self.rest.fc.bias)
+
+
+@pytest.mark.parametrize(
+    ("optimizer_class", "options"),
+    [(torch.optim.SGD, {"momentum": 0.9, "weight_decay": 0.1}), (torch.optim.Adam, {"weight_decay": 0.1})],
+)
+def test_shared_weights_are_trained_as_a_codebook_of_parameters(net, optimizer_class, options):
+    net.double()
+    layers = prune(net, 0.5, 0.5)
+    labels, optimizer = share(net, layers, 2, optimizer_class, 1e-3, **options)
+    before = net.fc.weight.detach().clone()
+    oracle = CodebookNet(net, labels)
+    rest = [oracle.rest.conv.bias, *oracle.rest.norm.parameters(), oracle.rest.fc.bias]
+    groups = [{"params": rest, "lr": 1e-3}, {"params": [*oracle.codebooks], "lr": 1e-2}]
+    generator = torch.Generator().manual_seed(1)
+    for trained, trainer in ((net, optimizer), (oracle, optimizer_class(groups, **options))):
+        generator.manual_seed(1)
+        for _ in range(5):
+            trainer.zero_grad()
+            trained(torch.randn(2, 3, 8, 8, generator=generator, dtype=torch.float64)).square().sum().backward()
+            trainer.step()
+    for index, layer in enumerate(layers):
+        torch.testing.assert_close(layer.weight.detach(), oracle.weight(index).detach(), rtol=1e-9, atol=1e-12)
+        assert not layer.weight[layer.removed].any()
+        assert len(values_of(layer)) == 4
+    assert (net.fc.weight - before).abs().max() > 1e-2
+
+
+def test_a_frozen_layer_is_shared_and_does_not_move(net):
+    net.conv.weight.requires_grad_(False)
     layers = prune(net, 0.5, 0.5)
     labels = cluster(layers, 2)
     tie(layers, labels)
-    before = net.fc.weight.detach().clone()
-    optimizer = torch.optim.SGD(net.parameters(), 0.1)
-    optimizer.register_step_post_hook(lambda *_: tie(layers, labels))
+    before = net.conv.weight.clone()
     net(torch.randn(2, 3, 8, 8)).square().sum().backward()
-    gradient = net.fc.weight.grad
-    optimizer.step()
-    for label in labels[1].unique()[1:]:
-        of_cluster = labels[1] == label
-        expected = before[of_cluster] - 0.1 * gradient[of_cluster].mean()
-        torch.testing.assert_close(net.fc.weight.detach()[of_cluster], expected)
+    sum_gradients(layers, labels)
+    tie(layers, labels)
+    assert torch.equal(net.conv.weight, before) and net.conv.weight.grad is None
+    assert len(net.fc.weight.grad.unique()) <= 5
 
 
 def test_a_layer_that_lost_everything_can_be_shared(net):

@@ -34,9 +34,13 @@ def test_what_is_due_after_which_epoch():
     assert [epoch for epoch in range(3) if due(epoch, 100, 3)] == [2]
 
 
-def test_every_group_gets_the_rate():
+def test_every_group_gets_the_rate_or_its_own():
     weights = [torch.nn.Parameter(torch.ones(1)) for _ in range(2)]
     optimizer = torch.optim.SGD([weights[0]], lr=1.0)
     optimizer.add_param_group({"params": [weights[1]], "lr": 3.0})
     set_learning_rate(optimizer, 0.25)
     assert [group["lr"] for group in optimizer.param_groups] == [0.25, 0.25]
+    set_learning_rate(optimizer, 0.5, 0.125)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.125]
+    with pytest.raises(ValueError, match="longer"):
+        set_learning_rate(optimizer, 1, 2, 3)

@@ -1,22 +1,19 @@
 """Measure how much of net B's knowledge each order of net A's explains: variances and instability (paper Sec. 4.2)."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.utils.data import Subset
+from torch import Tensor
 
 from models.fitting import check_fit
-from models.pair import Decomposition, open_net
-from models.split import Layer, as_maps
+from models.pair import Decomposition, MapHead, open_net, read_stored
+from models.split import Layer
 from models.trans_net import TransNet, build_from_state
 from utils import checkpoint, opening, options
-from utils.data.batches import normalise
 from utils.data.images import ImageData
-from utils.data.loaders import make_loader
-from utils.features.cache import FeatureCache, OldFeatureFolder, open_features
+from utils.features.live import read_live
 from utils.files import replacing, sha256, write_csv, write_json
 from utils.measures.moments import ComponentMoments
 from utils.parser import Namespace, Parser, some_path, whole
@@ -26,7 +23,6 @@ from utils.report.figures import component_figure
 from utils.report.tables import variance_table
 from utils.runtime import Runtime, command
 
-Pairs = Iterator[tuple[Tensor, Tensor]]  # (x, target), feature maps (N, C, H, W)
 OF_NETS = (
     "net_in", "net_tar", "arch_in", "arch_tar", "name", "train_path", "val_path", "image_size", "sample_num",
     "sub_sampler_split", "cache_images",
@@ -40,14 +36,14 @@ class Source(NamedTuple):
     Attributes:
         data: what a batch is made of: images, or stored features.
         has_photos: whether it is images.
-        pairs: a loader of `data` → pairs of features.
+        read: a batch on the device → x and the target as maps.
         loader: of all of it.
         provenance: what the features are.
     """
 
-    data: ImageData | FeatureCache | OldFeatureFolder
+    data: ImageData | opening.Features
     has_photos: bool
-    pairs: Callable[[opening.Loader], Pairs]
+    read: Callable[..., tuple[Tensor, Tensor]]
     loader: opening.Loader
     provenance: Provenance
 
@@ -85,30 +81,12 @@ def build_parser() -> Parser:
     return parser
 
 
-def pairs_from_nets(net_in: nn.Module, net_tar: nn.Module, runtime: Runtime, loader: opening.Loader) -> Pairs:
-    """Compute both features batch by batch; the nets are heads, images → feature."""
-    for batch in loader:
-        with runtime.autocast():
-            images = normalise(runtime.to_device(batch)[0])
-            x, target = as_maps(net_in(images)).float(), as_maps(net_tar(images)).float()
-        yield x, target  # outside: the decomposition is float32 whatever the nets are
-
-
-def pairs_from_features(runtime: Runtime, loader: opening.Loader) -> Pairs:
-    """Read both features batch by batch from what ConvOutput.py stored."""
-    for batch in loader:
-        x, target, *_ = runtime.to_device(batch)
-        yield as_maps(x), as_maps(target)
-
-
 def open_stored(args: Namespace, runtime: Runtime) -> Source:
     """Open stored features and compare them with what the options say of them."""
-    layer, _ = (Layer(*said) for said in options.both_layers(args))
-    said = {"dataset": args.dataset, "layer": layer.label if layer.is_named else None}
-    expected = {key: value for key, value in said.items() if value is not None}
-    data = open_features(args.convOut_path, split=args.t_or_v, reverse=args.reverse, expected=expected)
-    loader = opening.feature_loader(args, data, runtime)
-    return Source(data, False, partial(pairs_from_features, runtime), loader, data.provenance)
+    layer = Layer(args.layer, args.conv_layer, args.fc)
+    said = {"layer": layer.label if layer.is_named else None}
+    data = opening.stored_features(args, args.convOut_path, args.t_or_v, said)
+    return Source(data, False, read_stored, opening.feature_loader(args, data, runtime), data.provenance)
 
 
 def open_live(args: Namespace, fitted: Provenance, runtime: Runtime) -> Source:
@@ -125,17 +103,18 @@ def open_live(args: Namespace, fitted: Provenance, runtime: Runtime) -> Source:
     )  # fmt: skip
     fitted.check(provenance, args.transnet, but=NOT_OF_THE_FIT)  # before an image is decoded
     images = opening.decoded(args, images, runtime)
-    head_in, head_tar = (runtime.parallel(net.head.eval().requires_grad_(False)) for net in (net_in, net_tar))
-    pairs = partial(pairs_from_nets, head_in, head_tar, runtime)
-    return Source(images, True, pairs, opening.image_loader(args, images, runtime), provenance)
+    head_a, head_b = (runtime.parallel(MapHead(net.head)) for net in (net_in, net_tar))
+    read = partial(read_live, head_a=head_a, head_b=head_b, runtime=runtime)
+    return Source(images, True, read, opening.image_loader(args, images, runtime), provenance)
 
 
 @torch.no_grad()
-def measure(trans_net: TransNet, pairs: Pairs, batches: int, runtime: Runtime) -> ComponentMoments:
+def measure(trans_net: TransNet, source: Source, runtime: Runtime) -> ComponentMoments:
     """Decompose every pair and accumulate the moments, in one pass; all processes get the sum."""
     decomposition = runtime.parallel(Decomposition(trans_net).requires_grad_(False)).eval()
-    moments = ComponentMoments()
-    for x, target in Progress(pairs, "variances", total=batches, quiet=not runtime.is_main):
+    moments = ComponentMoments(trans_net.constant)
+    for batch in Progress(source.loader, "variances", quiet=not runtime.is_main):
+        x, target = source.read(*runtime.to_device(batch))
         check_fit(trans_net, x, target)
         components, residual = decomposition(x, target)
         moments.update(components.transpose(0, 1), residual)
@@ -146,15 +125,17 @@ def measure(trans_net: TransNet, pairs: Pairs, batches: int, runtime: Runtime) -
 
 
 @torch.no_grad()
-def draw(file: str, trans_net: TransNet, moments: ComponentMoments, source: Source, index: int) -> None:
+def draw(
+    file: str, trans_net: TransNet, moments: ComponentMoments, source: Source, index: int, runtime: Runtime
+) -> None:
     """Draw the two most and the two least consistent channels of one image."""
-    chosen = Subset(source.data, [index])
-    x, target = next(source.pairs(make_loader(chosen, 1)))
-    photo = chosen.__getitems__([0])[0][0] if source.has_photos else None
-    _, components = trans_net.decompose(x)
+    batch = source.data.__getitems__([index])
+    x, target = source.read(*runtime.to_device(batch))
+    output, components = trans_net.decompose(x)
     channels, instability = moments.rank_channels(ends=2)
     notes = [f"instability {value:.2f}" for value in instability.tolist()]
-    figure = component_figure(photo, x[0], target[0], components[:, 0], channels.tolist(), notes)
+    photo = batch[0][0] if source.has_photos else None
+    figure = component_figure(photo, x[0], target[0], output[0], components[:, 0], channels.tolist(), notes)
     with replacing(file) as temporary:
         figure.savefig(temporary, dpi=150)
     print(f"saved {file}")
@@ -180,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if args.figure and args.figure_image >= len(source.data):
         parser.error(f"--figure_image {args.figure_image} is not among the {len(source.data)} images")
 
-    moments = measure(trans_net, source.pairs(source.loader), len(source.loader), runtime)
+    moments = measure(trans_net, source, runtime)
     made_of = {
         key: value for key, value in source.provenance.to_record().items() if key not in ("classes", "transform")
     }
@@ -193,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         if args.csv:
             write_csv(args.csv, [("component", "variance"), *report["var"].items()])
         if args.figure:
-            draw(args.figure, trans_net, moments, source, args.figure_image)
+            draw(args.figure, trans_net, moments, source, args.figure_image, runtime)
     return report
 
 

@@ -67,8 +67,8 @@ def draw_maps(results: Results, cell: str, residual: str, data_root: Path, photo
     images = load_images(source["dataset"], "val", data_root=data_root, image_size=image_size)
     chosen = torch.linspace(0, len(images) - 1, photos).long().tolist()
     pixels = images.__getitems__(chosen)[0]
-    _, target, components = pair(normalise(pixels))
-    figure = overlay_figure(pixels, target, components, residual)
+    _, target, output, _ = pair(normalise(pixels))
+    figure = overlay_figure(pixels, target, output, residual)
     given, wanted = (f"{source[f'arch_{net}']} {source[f'layer_{net}']}" for net in "ab")
     figure.suptitle(f"features of {wanted}, reconstructed from {given}", fontsize=9)
     return figure

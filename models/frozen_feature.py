@@ -20,7 +20,8 @@ class FrozenFeature(nn.Module):
 
     What it gives, by `name`:
 
-        components      Σ x(k) over `orders`: knowledge of A that is consistent with B's; of all orders, g(x_A)
+        components      Σ x(k) over `orders`: knowledge of A that is consistent with B's; of all orders, g(x_A).
+                        The constant of a Trans-Net that standardises belongs to no order and is always there
         residual_added  the same + x_Δ = x_B − g(x_A), A's blind spots
         raw_A, raw_B    x_A, x_B, the baselines
 
@@ -62,7 +63,7 @@ class FrozenFeature(nn.Module):
             (maps,) = features.values()
         else:
             output, components = self.trans_net.decompose(features["A"])
-            maps = components[self.orders].sum(0)
+            maps = components[self.orders].sum(0) + self.trans_net.constant[:, None, None]
             if self.name == "residual_added":
                 maps = maps + (features["B"] - output)
         return from_maps(maps, self.tail_shape).float()

@@ -48,6 +48,28 @@ def open_net(path: str | Path, arch: str | None, layer: Layer) -> Net:
     return Net(state, NetSource(state["model"]["arch"], node, str(path), sha256(path)), head, tail)
 
 
+class MapHead(nn.Module):
+    """A head whose feature comes as maps, float32 (N, C, H, W), whatever its kind.
+
+    Args:
+        head: images (N, 3, S, S) → feature (N, *shape).
+    """
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+        self.requires_grad_(False).eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Give the feature of normalised images."""
+        return as_maps(self.head(images)).float()
+
+
+def read_stored(x: Tensor, target: Tensor, *_: Tensor) -> tuple[Tensor, Tensor]:
+    """Give x and the target of a batch of stored features as maps."""
+    return as_maps(x), as_maps(target)
+
+
 class Pair(nn.Module):
     """Compute both networks' features of images and split the target's by what the other's explain.
 
@@ -62,17 +84,17 @@ class Pair(nn.Module):
         super().__init__()
         self.head_a, self.head_b, self.trans_net, self.provenance = head_a, head_b, trans_net, provenance
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Give x, x* and the components x(0) … x(K) of g(x) (paper Eq. 3); x_Δ is x* less their sum.
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Give x, x*, g(x) and its components x(0) … x(K) (paper Eq. 3); x_Δ is x* less g(x).
 
         Args:
             images: normalised, float32 (N, 3, S, S).
 
         Returns:
-            x (N, C_in, H, W), x* (N, C, H', W'), components (K+1, N, C, H', W').
+            x (N, C_in, H, W), x* and g(x) (N, C, H', W'), components (K+1, N, C, H', W').
         """
         x, target = as_maps(self.head_a(images)), as_maps(self.head_b(images))
-        return x, target, self.trans_net.decompose(x)[1]
+        return x, target, *self.trans_net.decompose(x)
 
 
 class Decomposition(nn.Module):

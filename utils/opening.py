@@ -1,6 +1,6 @@
 """What the options of a step mean, opened: the run, images and their loaders, the optimiser and its rates."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from utils.data.computed_once import compute_once
 from utils.data.image_cache import cache_images
 from utils.data.images import ImageData, check_classes, load_images
 from utils.data.loaders import make_loader
+from utils.features.cache import FeatureCache, OldFeatureFolder, open_features
 from utils.options import Namespace
 from utils.runtime import Runtime
 from utils.runtime import start as start_runtime
@@ -23,6 +24,7 @@ from utils.training.schedules import learning_rates
 
 Loader = DataLoader[tuple[Tensor, ...]]
 Loaders = dict[str, Loader]
+Features = FeatureCache | OldFeatureFolder
 
 
 def start(args: Namespace) -> Runtime:
@@ -161,6 +163,32 @@ def image_loader(
         world_size=runtime.world_size,
         pin=runtime.device.type == "cuda" and data.device.type == "cpu",
     )
+
+
+def stored_features(args: Namespace, folder: str | Path, split: str, said: Mapping[str, str | None]) -> Features:
+    """Open features that ConvOutput.py stored.
+
+    Args:
+        args: the options: data set, and with `reverse` the direction.
+        folder: that it wrote, or the one of the split in it.
+        split: "train" or "val".
+        said: what other options say of them, by the names of their record; None: nothing.
+
+    Raises:
+        InputError: there are none, or they are others than the options say.
+    """
+    expected = {name: value for name, value in {"dataset": args.dataset, **said}.items() if value is not None}
+    return open_features(folder, split=split, reverse=args.reverse, expected=expected)
+
+
+def hold_out(features: Features, share: float) -> tuple[Features | Subset[Any], Subset[Any] | None]:
+    """Set every so many-th image aside: the images to fit and those to measure on (None for a share of 0)."""
+    if not share:
+        return features, None
+    every = max(2, round(1 / share))
+    count = len(features)
+    held = range(every - 1, count, every)
+    return Subset(features, sorted(set(range(count)) - set(held))), Subset(features, list(held))
 
 
 def feature_loader(args: Namespace, features: Dataset[Any], runtime: Runtime, *, shuffle: bool = False) -> Loader:

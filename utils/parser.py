@@ -72,16 +72,18 @@ def whole(at_least: int) -> Callable[[str], int]:
     return parse
 
 
-def real(at_least: float = 0, *, above: float | None = None) -> Callable[[str], float]:
-    """Make an argparse type for finite numbers of at least `at_least`, or above `above`."""
+def real(at_least: float = 0, *, above: float | None = None, below: float = math.inf) -> Callable[[str], float]:
+    """Make an argparse type for finite numbers of at least `at_least`, or above `above`, and below `below`."""
     wanted = f"of at least {at_least:g}" if above is None else f"above {above:g}"
+    wanted += f" and below {below:g}" if below < math.inf else ""
 
     def parse(text: str) -> float:
         try:
             value = float(text)
         except ValueError:
             value = math.nan
-        if not math.isfinite(value) or (value < at_least if above is None else value <= above):
+        high_enough = value >= at_least if above is None else value > above
+        if not (high_enough and value < below and math.isfinite(value)):
             raise argparse.ArgumentTypeError(f"expected a number {wanted}, got {text!r}")
         return value
 

@@ -36,6 +36,7 @@ def component_figure(
     image: Tensor | None,
     x: Tensor,
     target: Tensor,
+    output: Tensor,
     components: Tensor,
     channels: Sequence[int],
     notes: Sequence[str] | None = None,
@@ -49,6 +50,7 @@ def component_figure(
         x: the feature that the target is reconstructed from, (C_in, H, W). Its channels do not correspond to the
             target's: shown is the one of the same number, or the last.
         target: x*, (C, H', W').
+        output: g(x), (C, H', W'): the components and, of a Trans-Net that standardises, a constant.
         components: x(0) … x(K), (K+1, C, H', W').
         channels: which channels, one row each.
         notes: a text for each row.
@@ -56,7 +58,6 @@ def component_figure(
     Returns:
         A figure that belongs to no window.
     """
-    output = components.sum(0)
     maps = {f"target\n{symbol('target')}": target, f"reconstructed\n{symbol('output')}": output}
     maps |= {f"order {k}\n{symbol(f'order{k}')}": part for k, part in enumerate(components)}
     maps[f"not reconstructed\n{symbol('residual')}"] = target - output
@@ -77,6 +78,19 @@ def component_figure(
     return figure
 
 
+def decomposition_figure(trans_net: Any, x: Tensor, target: Tensor) -> Figure:
+    """Show what the first feature of a batch splits into, in the four channels that vary most on it.
+
+    Args:
+        trans_net: g, in evaluation mode; its `decompose` gives g(x) and the components.
+        x: (N, C_in, H, W).
+        target: x*, (N, C, H', W').
+    """
+    output, components = trans_net.decompose(x[:1])
+    channels = target[0].flatten(1).std(1, correction=0).topk(min(4, target.shape[1])).indices.tolist()
+    return component_figure(None, x[0], target[0], output[0].detach(), components[:, 0].detach(), channels)
+
+
 def strength(maps: Tensor, size: int, channel: int | None = None) -> Tensor:
     """Say where maps are strong: Σ over channels of |value|, or |value| of one channel, at an image's resolution.
 
@@ -94,7 +108,7 @@ def strength(maps: Tensor, size: int, channel: int | None = None) -> Tensor:
 
 
 def overlay_figure(
-    images: Tensor, target: Tensor, components: Tensor, residual: str = "not reconstructed", channel: int | None = None
+    images: Tensor, target: Tensor, output: Tensor, residual: str = "not reconstructed", channel: int | None = None
 ) -> Figure:
     """Lay x*, g(x) and x_Δ over the photos that they come from: one row a photo (paper Fig. 3 and 5).
 
@@ -104,14 +118,13 @@ def overlay_figure(
     Args:
         images: the photos, uint8 (N, 3, S, S); shown in colour first and in grey under the maps.
         target: x*, (N, C, H, W).
-        components: x(0) … x(K), (K+1, N, C, H, W).
+        output: g(x), (N, C, H, W).
         residual: what x_Δ is called here: blind spots, unreliable features.
         channel: only this channel instead of the sum over all.
 
     Returns:
         A figure that belongs to no window.
     """
-    output = components.sum(0)
     maps = {f"features {symbol('target')}": target, f"reconstructed {symbol('output')}": output}
     maps[f"{residual} {symbol('residual')}"] = target - output
     rows, columns = len(images), len(maps) + 1

@@ -1,0 +1,186 @@
+"""Fit Trans-Nets to pairs of features: the loss, the last layer in closed form, and what is left unexplained.
+
+Several Trans-Nets that read the same features share each pass over them. A pass is a loader and a function `read` that
+makes of its batch, on the device, x (N, C, H, W) and the target (N, C', H', W') as maps.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from utils.measures.moments import FeatureMoments
+from utils.measures.ridge import NormalEquations, RidgeSolution
+from utils.progress import Progress
+from utils.runtime import Runtime
+from utils.training.family import Family
+from utils.training.losses import order_penalty
+
+Read = Callable[..., tuple[Tensor, Tensor]]
+Loader = DataLoader[Any]
+FLAT = 0.01  # a fit whose error changes by less over the last tenth of its epochs has converged
+
+
+def reconstruct(
+    net: nn.Module, *batch: Tensor, family: Family, alphas: Sequence[Tensor], read: Read
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Sum over the members of MSE(g(x), x*) + Σ alpha_k p(k)² (paper Eq. 2): a step of the engine.
+
+    Args:
+        net: from `runtime.parallel(family)`.
+        batch: of the loader.
+        family: the Trans-Nets; the error of one that standardises counts in units of its target's variance.
+        alphas: for each member the weights of p(1) … p(K), (K,).
+        read: see above.
+
+    Returns:
+        The loss, and of member i the metrics `{i}.Loss`, `{i}.MSE` (in the features' units), `{i}.L2_loss`,
+        `{i}.p1`, ….
+    """
+    x, target = read(*batch)
+    total, metrics = torch.zeros((), device=target.device), dict[str, Tensor]()
+    members: Sequence[Any] = list(family.members)
+    for i, (member, alpha, output) in enumerate(zip(members, alphas, net(x))):
+        mse, penalty = F.mse_loss(output.float(), target), order_penalty(member.p, alpha)
+        loss = mse / member.target_std.square() + penalty
+        total = total + loss
+        metrics |= {f"{i}.Loss": loss, f"{i}.MSE": mse, f"{i}.L2_loss": penalty}
+        metrics |= {f"{i}.p{k}": p for k, p in enumerate(member.p, start=1)}
+    return total, metrics
+
+
+@torch.no_grad()
+def set_standards(members: Sequence[Any], loader: Loader, read: Read, runtime: Runtime) -> None:
+    """Give the members that standardise the means and deviations of the features, over one pass.
+
+    Args:
+        members: `TransNet`s of one pair of shapes.
+        loader: an unshuffled one of the images that are fitted.
+        read: see above.
+        runtime: device and processes.
+    """
+    standardising = [member for member in members if member.standardise]
+    if not standardising:
+        return
+    x_moments, target_moments = FeatureMoments(), FeatureMoments()
+    for batch in Progress(loader, "means", quiet=not runtime.is_main):
+        x, target = read(*runtime.to_device(batch))
+        x_moments.update(standardising[0].resize(x))
+        target_moments.update(target)
+    x_moments, target_moments = (merged(moments, runtime) for moments in (x_moments, target_moments))
+    for member in standardising:
+        member.set_standards(x_moments.mean, x_moments.std, target_moments.mean, target_moments.std)
+
+
+@torch.no_grad()
+def solve(members: Sequence[Any], loader: Loader, read: Read, runtime: Runtime) -> list[RidgeSolution]:
+    """Set W(0) of every member to its ridge solution, given everything below it, over one pass.
+
+    Args:
+        members: `TransNet`s; put into evaluation mode.
+        loader: an unshuffled one of the images that are fitted; its batches end with their indices.
+        read: see above.
+        runtime: device and processes.
+
+    Returns:
+        The solutions, one a member; their errors are cross-validated over images.
+    """
+    systems = []
+    for member in members:
+        weight = member.eval().linear[0].weight
+        systems.append(NormalEquations(weight.shape[1], weight.shape[0], weight.shape[2], device=runtime.device))
+    for batch in Progress(loader, "normal equations", quiet=not runtime.is_main):
+        *_, indices = on_device = runtime.to_device(batch)
+        x, target = read(*on_device)
+        for member, system in zip(members, systems):
+            system.add(member.last_input(x), member.standard_target(target), indices)
+    solutions = []
+    for member, system in zip(members, systems):
+        for total in system.sums():
+            runtime.sum(total)
+        solutions.append(system.solve())
+        member.set_last_weight(solutions[-1].weight)
+    return solutions
+
+
+@torch.no_grad()
+def instabilities(members: Sequence[Any], loader: Loader | None, read: Read, runtime: Runtime) -> list[float]:
+    """Measure Var(x_Δ)/Var(x*) of every member, each channel about its own mean, over one pass.
+
+    Args:
+        members: `TransNet`s; put into evaluation mode.
+        loader: an unshuffled one of images that were not fitted; None: there are none.
+        read: see above.
+        runtime: device and processes.
+
+    Returns:
+        One number a member, NaN where the target is constant; nothing without a loader.
+    """
+    if loader is None:
+        return []
+    left, whole = [FeatureMoments() for _ in members], FeatureMoments()
+    for batch in Progress(loader, "held-out error", quiet=not runtime.is_main):
+        x, target = read(*runtime.to_device(batch))
+        whole.update(target)
+        for member, moments in zip(members, left):
+            moments.update(target - member.eval()(x))
+    variance = merged(whole, runtime).std ** 2
+    return [merged(moments, runtime).std ** 2 / variance if variance else float("nan") for moments in left]
+
+
+def merged(moments: FeatureMoments, runtime: Runtime) -> FeatureMoments:
+    """Add up what all processes saw, on the CPU."""
+    first, *others = runtime.gather(moments.cpu())
+    for other in others:
+        first.merge(other)
+    return first
+
+
+def linear_reference(
+    linear: Any, fitted: Loader, unseen: Loader | None, read: Read, runtime: Runtime
+) -> dict[str, Any]:
+    """Fit the best single linear layer on standardised features, in closed form, and say what it leaves unexplained.
+
+    Args:
+        linear: a `TransNet` of one layer that standardises; its standards are set.
+        fitted: an unshuffled loader of the images that are fitted.
+        unseen: one of other images; None: the error is cross-validated on the fitted ones.
+        read: see above.
+        runtime: device and processes.
+
+    Returns:
+        `instability`, `ridge`, and `measured_on`: "held-out images" or "cross-validation".
+    """
+    (solution,) = solve([linear], fitted, read, runtime)
+    held_out = instabilities([linear], unseen, read, runtime)
+    return {
+        "instability": held_out[0] if held_out else solution.error,
+        "ridge": solution.ridge,
+        "measured_on": "held-out images" if held_out else "cross-validation",
+    }
+
+
+def closing_words(errors: Sequence[float], instability: float | None, reference: Mapping[str, Any]) -> str:
+    """Say how far a fit got: whether its error still falls, and how it compares with the linear reference.
+
+    Args:
+        errors: the mean squared error of every epoch.
+        instability: on held-out images, if there are any.
+        reference: from `linear_reference`.
+    """
+    words, linear = [], reference["instability"]
+    if len(errors) > 1:
+        before = errors[-1 - max(1, len(errors) // 10)]
+        change = 1 - errors[-1] / before if before else 0.0
+        state = "flat" if abs(change) < FLAT else "not flat yet"
+        words.append(f"error {100 * change:.2g} % lower over the last tenth of the epochs: {state}")
+    if instability is None:
+        words.append(f"linear reference {linear:.4f} by cross-validation; no held-out images to compare it on")
+        return "; ".join(words)
+    words.append(f"instability {instability:.4f} on held-out images, of the linear reference {linear:.4f}")
+    if instability > linear:
+        words.append("WORSE than one linear layer, so it measures this fit and not the nets: try --solve, more epochs")
+    return "; ".join(words)

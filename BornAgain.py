@@ -148,6 +148,7 @@ def train_generation(
                     history=past, versions=resume.VERSIONS, acc1=acc1, best_acc1=best_acc1,
                 )  # fmt: skip
                 checkpoint.save(own, state)
+                log.saved(own, epoch + 1)
     runtime.barrier()  # the next generation's teacher is read by every process
     return own, acc1
 

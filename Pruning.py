@@ -139,6 +139,7 @@ def compress(
             if runtime.is_main and due(stage_epoch, args.save_epoch, args.epochs):
                 acc1 = list(accuracy.values())[-1]
                 checkpoint.save(own, fit.state(epoch + 1, acc1=acc1, best_acc1=acc1, **facts))
+                log.saved(own, epoch + 1)
 
     if any(layer.weight[layer.removed].any() for layer in layers):
         raise RuntimeError(f"a removed weight of {own} is no longer zero")

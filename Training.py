@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from models.classifiers import build, classifier_record, fix_batch_norm, read_classifier
+from models.split import feature_shape
 from utils import checkpoint, opening, options, runs
 from utils.data.images import check_classes
 from utils.errors import InputError
@@ -88,6 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         model = build(**record, pretrained=args.pretrained, weights=args.weights)
     if args.fix_bn:
         fix_batch_norm(model)
+    feature_shape(model, args.image_size)  # refuses a size that the network does not take, before images are decoded
     fit = opening.fit(args, model, runtime)
     start_epoch = opening.first_epoch(args, fit, state, resumed)
     acc1, best_acc1 = float(state.get("acc1") or 0), float(state.get("best_acc1") or 0)
@@ -119,6 +121,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             )  # fmt: skip
             if runtime.is_main and due(epoch, args.save_epoch, args.epochs):
                 checkpoint.save(own, state)
+                log.saved(own, epoch + 1)
             if runtime.is_main and is_best:
                 checkpoint.save(runs.classifier_path(args.out, dataset, args.arch, args.suffix, best=True), state)
     runtime.say(f"saved {own}, best accuracy {best_acc1:.2f} %")

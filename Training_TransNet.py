@@ -19,7 +19,7 @@ from utils import checkpoint, opening, options, runs
 from utils.errors import InputError
 from utils.parser import Namespace, Parser, plain_name, real, some_path
 from utils.provenance import Provenance
-from utils.report.figures import decomposition_figure
+from utils.report.maps import decomposition_figure
 from utils.runtime import command
 from utils.training import reconstruction, resume
 from utils.training.engine import train_one_epoch
@@ -152,8 +152,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     loader = opening.feature_loader(args, fitted, runtime, shuffle=True)
     in_order = opening.feature_loader(args, fitted, runtime)
     unseen_loader = opening.feature_loader(args, unseen, runtime) if unseen else None
-    shapes = f"{'B → A' if args.reverse else 'A → B'}, {features.shape_a} → {features.shape_b}"
-    runtime.say(f"Trans-Net {shapes}, layers {args.layers}, {len(fitted):,} images: {members[0].path}")
+    runtime.say(
+        f"{features.shape_a} → {features.shape_b}, layers {args.layers}, {len(fitted):,} images: {members[0].path}"
+    )
     if start_epoch == 0:
         linear = between(features.shape_a, features.shape_b, layers=1, fc=args.fc, standardise=True).to(runtime.device)
         reconstruction.set_standards([linear, *nets], in_order, read_stored, runtime)
@@ -188,8 +189,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                 if args.draw and measured:
                     x, target = read_stored(*runtime.to_device(features.__getitems__([0])[:2]))
                     log.figure(epoch, "components", decomposition_figure(member.trans_net.eval(), x, target))
-                if due(epoch, args.save_epoch, args.epochs):
+                if due(epoch, args.save_epoch, args.epochs) or log.overdue:
                     member.save(fit, epoch + 1, keep=args.save_per_epoch, mse=own["MSE"], **facts)
+                    log.saved(member.path, epoch + 1)
     for i, (member, log) in enumerate(zip(members, logs)):
         errors = [line["MSE"] for line in runs.read_metrics(log.path)]
         words = reconstruction.closing_words(errors, left[i] if left else None, reference)

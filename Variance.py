@@ -14,14 +14,16 @@ from models.trans_net import TransNet, build_from_state
 from utils import checkpoint, opening, options
 from utils.data.images import ImageData
 from utils.features.live import read_live
-from utils.files import replacing, sha256, write_csv, write_json
+from utils.files import sha256, write_csv, write_json
 from utils.measures.moments import ComponentMoments
-from utils.parser import Namespace, Parser, some_path, whole
+from utils.parser import PICTURES, Namespace, Parser, result_file, some_path, whole
 from utils.progress import Progress
 from utils.provenance import Provenance
-from utils.report.figures import component_figure
+from utils.report.charts import spectrum_figure
+from utils.report.maps import component_figure, save_figure
 from utils.report.tables import variance_table
 from utils.runtime import Runtime, command
+from utils.training.reconstruction import instabilities
 
 OF_NETS = (
     "net_in", "net_tar", "arch_in", "arch_tar", "name", "train_path", "val_path", "image_size", "sample_num",
@@ -53,8 +55,9 @@ def build_parser() -> Parser:
     parser = Parser(__doc__, "python Variance.py --net_in A.pth.tar --net_tar B.pth.tar --transnet G.pth.tar")
     group = parser.add_argument_group("what is measured")
     group.add_argument(
-        "--transnet", required=True, type=some_path, metavar="FILE", help="the Trans-Net, ours or the authors'"
-    )
+        "--transnet", required=True, nargs="+", type=some_path, metavar="FILE",
+        help="the Trans-Net, ours or the authors'; others of the same features, of other depths: their spectrum",
+    )  # fmt: skip
     group.add_argument("--net_in", type=some_path, metavar="A", help="checkpoint of the net whose features are x")
     group.add_argument("--net_tar", type=some_path, metavar="B", help="checkpoint of the net of the target x*")
     group.add_argument("--arch_in", help="architecture of A; default: the checkpoint's")
@@ -69,11 +72,10 @@ def build_parser() -> Parser:
     options.add_layer_options(parser, default="the Trans-Net's")
     options.add_second_layer_options(parser)
     group = parser.add_argument_group("results")
-    group.add_argument("--json", type=some_path, metavar="FILE", help="write everything as JSON")
-    group.add_argument("--csv", type=some_path, metavar="FILE", help="write the variances as CSV")
-    group.add_argument(
-        "--figure", type=some_path, metavar="FILE", help="draw the components of one image (.png, .svg, .pdf)"
-    )
+    group.add_argument("--json", type=result_file(), metavar="FILE", help="write everything as JSON")
+    group.add_argument("--csv", type=result_file(), metavar="FILE", help="write the variances as CSV")
+    group.add_argument("--figure", type=result_file(*PICTURES), metavar="FILE", help="draw the components of one image")
+    group.add_argument("--spectrum", type=result_file(*PICTURES), metavar="FILE", help="draw what depths explain")
     group.add_argument("--figure_image", type=whole(0), default=0, metavar="I", help="which image that is")
     options.add_data_options(parser, batch_size=64)
     options.add_run_options(parser)
@@ -101,7 +103,7 @@ def open_live(args: Namespace, fitted: Provenance, runtime: Runtime) -> Source:
         net_in.source, net_tar.source, dataset=args.dataset, name=args.name, split=args.t_or_v,
         sample_num=args.sample_num, classes=images.classes, transform=images.transform_record,
     )  # fmt: skip
-    fitted.check(provenance, args.transnet, but=NOT_OF_THE_FIT)  # before an image is decoded
+    fitted.check(provenance, args.transnet[0], but=NOT_OF_THE_FIT)  # before an image is decoded
     images = opening.decoded(args, images, runtime)
     head_a, head_b = (runtime.parallel(MapHead(net.head)) for net in (net_in, net_tar))
     read = partial(read_live, head_a=head_a, head_b=head_b, runtime=runtime)
@@ -124,6 +126,16 @@ def measure(trans_net: TransNet, source: Source, runtime: Runtime) -> ComponentM
     return first
 
 
+def spectrum(trans_nets: Sequence[TransNet], source: Source, runtime: Runtime) -> list[dict[str, float]]:
+    """Give R² = 1 − instability of every depth, and its gain over the depth before it: the shallowest first."""
+    by_depth = sorted(trans_nets, key=lambda trans_net: trans_net.order)
+    rows, before = [], 0.0
+    for trans_net, left in zip(by_depth, instabilities(by_depth, source.loader, source.read, runtime)):
+        rows.append({"layers": trans_net.order + 1, "r2": 1 - left, "gain": 1 - left - before})
+        before = 1 - left
+    return rows
+
+
 @torch.no_grad()
 def draw(
     file: str, trans_net: TransNet, moments: ComponentMoments, source: Source, index: int, runtime: Runtime
@@ -136,9 +148,7 @@ def draw(
     notes = [f"instability {value:.2f}" for value in instability.tolist()]
     photo = batch[0][0] if source.has_photos else None
     figure = component_figure(photo, x[0], target[0], output[0], components[:, 0], channels.tolist(), notes)
-    with replacing(file) as temporary:
-        figure.savefig(temporary, dpi=150)
-    print(f"saved {file}")
+    save_figure(file, figure)
 
 
 @command
@@ -153,11 +163,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     else:
         parser.refuse_without_effect(args, ["reverse"], "beside the nets: exchange --net_in and --net_tar")
     runtime = opening.start(args)
-    state = checkpoint.load(args.transnet)
-    trans_net = build_from_state(state, args.transnet)
-    fitted = Provenance.from_record(state.get("source", {}))
-    source = open_stored(args, runtime) if args.convOut_path else open_live(args, fitted, runtime)
-    fitted.check(source.provenance, args.transnet, but=NOT_OF_THE_FIT)
+    states = [checkpoint.load(path) for path in args.transnet]
+    trans_net, *others = (build_from_state(state, path) for state, path in zip(states, args.transnet))
+    fits = [Provenance.from_record(state.get("source", {})) for state in states]
+    source = open_stored(args, runtime) if args.convOut_path else open_live(args, fits[0], runtime)
+    for fitted, path in zip(fits, args.transnet):
+        fitted.check(source.provenance, path, but=NOT_OF_THE_FIT)
+    if args.spectrum and not others:
+        parser.error("--spectrum compares Trans-Nets of several depths: name them all behind --transnet")
     if args.figure and args.figure_image >= len(source.data):
         parser.error(f"--figure_image {args.figure_image} is not among the {len(source.data)} images")
 
@@ -165,14 +178,18 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     made_of = {
         key: value for key, value in source.provenance.to_record().items() if key not in ("classes", "transform")
     }
-    made_of |= {"transnet_path": args.transnet, "transnet": sha256(args.transnet), "p": trans_net.p.tolist()}
-    report = moments.report(args.mean) | {"source": made_of}
+    made_of |= {"transnet_path": args.transnet[0], "transnet": sha256(args.transnet[0]), "p": trans_net.p.tolist()}
+    report = moments.report(args.mean) | {"source": made_of, "linear_reference": states[0].get("linear_reference")}
+    if others:
+        report["spectrum"] = spectrum([trans_net, *others], source, runtime)
     if runtime.is_main:
         print(f"{report['images']:,} {args.t_or_v} images, mean per {args.mean}", variance_table(report), sep="\n")
         if args.json:
             write_json(args.json, report)
         if args.csv:
             write_csv(args.csv, [("component", "variance"), *report["var"].items()])
+        if args.spectrum:
+            save_figure(args.spectrum, spectrum_figure(report["spectrum"]))
         if args.figure:
             draw(args.figure, trans_net, moments, source, args.figure_image, runtime)
     return report

@@ -36,12 +36,8 @@ def build_parser() -> Parser:
     group.add_argument("-a", "--arch", help="architecture of both nets; default: the checkpoints'")
     group.add_argument("--arch_A", help="architecture of net A; overrides --arch")
     group.add_argument("--arch_B", help="architecture of net B; overrides --arch")
-    group.add_argument(
-        "--net_A", type=some_path, metavar="A", help="checkpoint of the net whose feature the Trans-Net reads"
-    )
-    group.add_argument(
-        "--net_B", type=some_path, metavar="B", help="checkpoint of the net whose feature it reconstructs"
-    )
+    group.add_argument("--net_A", type=some_path, metavar="A", help="checkpoint of the net that the Trans-Net reads")
+    group.add_argument("--net_B", type=some_path, metavar="B", help="checkpoint of the net that it reconstructs")
     group.add_argument("--resume_Ys", type=some_path, metavar="FILE", help="the Trans-Net, ours or the authors'")
     options.add_layer_options(parser, default="the Trans-Net's")
     options.add_second_layer_options(parser)
@@ -148,6 +144,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     fitted.check(source, args.resume_Ys)
     frozen, shape = freeze(args.input, nets, trans_net, args.in_mode or [], args.tail, args.image_size)
 
+    if args.input == "residual_added" and all(args.in_mode or []):
+        runtime.say("note: all components and x_Δ add up to x_B, so this is the feature of --input raw_B")
     own = result_path(args, nets, fitted)
     trans_net_hash = sha256(args.resume_Ys) if trans_net else None
     settings = options.settings(args, but=NOT_RECORDED, transnet=trans_net_hash)
@@ -194,6 +192,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     versions=resume.VERSIONS, acc1=acc1, best_acc1=best_acc1,
                 )  # fmt: skip
                 checkpoint.save(own, state)
+                log.saved(own, epoch + 1)
     runtime.say(f"saved {own}, accuracy {acc1:.2f} %, best {best_acc1:.2f} %")
 
 

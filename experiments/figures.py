@@ -22,7 +22,8 @@ from utils.data.images import load_images
 from utils.errors import InputError
 from utils.files import read_json, replacing
 from utils.parser import Parser
-from utils.report.figures import curve_figure, overlay_figure, variance_figure
+from utils.report.charts import curve_figure, variance_figure
+from utils.report.maps import overlay_figure
 from utils.runtime import command
 
 # Figures of maps: the row in RUN/results, and what x_Δ is there.

@@ -171,9 +171,9 @@ def feature_shape(head: nn.Module, image_size: int) -> tuple[int, ...]:
             feature = head(torch.zeros(1, 3, image_size, image_size, device=device))
     except (RuntimeError, ValueError, AssertionError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(
-            f"the network does not take {image_size}×{image_size} images ({reason}); choose another --image_size"
-        ) from None
+        only = getattr(head, "image_size", None)  # a vision transformer's
+        instead = f"it takes --image_size {only}" if only else "choose another --image_size"
+        raise InputError(f"the network does not take {image_size}×{image_size} images ({reason}); {instead}") from None
     finally:
         _restore(modes)
     if not isinstance(feature, Tensor):

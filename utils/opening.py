@@ -15,7 +15,9 @@ from utils.data.computed_once import compute_once
 from utils.data.image_cache import cache_images
 from utils.data.images import ImageData, check_classes, load_images
 from utils.data.loaders import make_loader
+from utils.errors import InputError
 from utils.features.cache import FeatureCache, OldFeatureFolder, open_features
+from utils.files import check_writable
 from utils.options import Namespace
 from utils.runtime import Runtime
 from utils.runtime import start as start_runtime
@@ -28,7 +30,9 @@ Features = FeatureCache | OldFeatureFolder
 
 
 def start(args: Namespace) -> Runtime:
-    """Choose devices, join other processes, seed."""
+    """Choose devices, join other processes, seed; refuse an --out that cannot be written to."""
+    if "out" in args:
+        check_writable(args.out)
     return start_runtime(args.device_ids, args.gpu, args.seed, args.amp, args.compile)
 
 
@@ -105,6 +109,11 @@ def images(args: Namespace, split: str, classes: Sequence[str] | None = None) ->
 def both_splits(args: Namespace, classes: Sequence[str] | None = None) -> tuple[ImageData, ImageData]:
     """List the training and the validation images, which must have the same classes."""
     train_images = images(args, "train", classes)
+    if len(train_images.classes) < 2:
+        raise InputError(
+            f"{train_images.root} has one class, {train_images.classes[0]}, and nothing can be learned from one; name "
+            "the folder above the class folders"
+        )
     return train_images, images(args, "val", train_images.classes)
 
 

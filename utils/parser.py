@@ -6,9 +6,11 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 Namespace = argparse.Namespace
+PICTURES = (".png", ".svg", ".pdf")
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -112,6 +114,19 @@ def some_path(text: str) -> str:
     if not text.strip():
         raise argparse.ArgumentTypeError("expected a path, got nothing")
     return text
+
+
+def result_file(*endings: str) -> Callable[[str], str]:
+    """Make an argparse type for files to be written, with one of these endings if there are any."""
+
+    def parse(text: str) -> str:
+        if Path(some_path(text)).is_dir():
+            raise argparse.ArgumentTypeError(f"expected a file, and {text} is a folder")
+        if endings and not text.lower().endswith(endings):
+            raise argparse.ArgumentTypeError(f"expected a name that ends in {', '.join(endings)}, got {text!r}")
+        return text
+
+    return parse
 
 
 def plain_name(text: str) -> str:

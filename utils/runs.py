@@ -11,6 +11,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from utils.files import claim, replacing
 
+SECONDS_BETWEEN_SAVES = 600.0
+
 
 def join(*parts: str | int | None) -> str:
     """Join the parts of a name that say something: ("CUB200", "", "alexnet") → "CUB200_alexnet"."""
@@ -75,6 +77,8 @@ class RunLog:
         self.epochs, self.start_epoch, self.active = epochs, start_epoch, active
         self._last_write = time.monotonic()
         self._open = contextlib.ExitStack()
+        self._saved = "nothing was saved yet"
+        self._last_saved = time.monotonic()
 
     def __enter__(self) -> "RunLog":
         if self.active:
@@ -86,8 +90,16 @@ class RunLog:
             self._open.callback(self.board.close)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._open.close()
+        if self.active and kind is not None and issubclass(kind, KeyboardInterrupt):
+            print(f"interrupted: {self._saved}", flush=True)
+
+    def saved(self, path: Path, epoch: int) -> None:
+        """Remember what an interrupted run leaves."""
+        self._saved = (
+            f"{path} holds the first {epoch} of {self.epochs} epochs; the same command with --resume auto goes on"
+        )
 
     def write(self, epoch: int, metrics: dict[str, float]) -> None:
         """Add one epoch, with the seconds since the one before. In JSON, what is no finite number becomes null."""

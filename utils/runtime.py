@@ -5,7 +5,9 @@ import errno
 import functools
 import os
 import random
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +31,8 @@ def command(main: Callable[[Sequence[str] | None], Result]) -> Callable[..., Res
     @functools.wraps(main)
     def run(argv: Sequence[str] | None = None) -> Result:
         name = Path(sys.modules[main.__module__].__file__ or main.__module__).name
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, _interrupt)  # a cluster's way to say Ctrl-C
         try:
             result = main(argv)
             if dist.is_initialized():
@@ -50,6 +54,10 @@ def command(main: Callable[[Sequence[str] | None], Result]) -> Callable[..., Res
                 dist.destroy_process_group()
 
     return run
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 @dataclass(frozen=True)

@@ -4,17 +4,29 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 
-def variance_table(report: dict[str, Any]) -> str:
-    """Lay the variances out for reading, each with its share of the target's."""
+def variance_table(report: Mapping[str, Any]) -> str:
+    """Lay the variances out for reading, each with its share of the target's, and what they are to be held against."""
     total = report["var"]["target"]
-    titles = {"target": "x*", "output": "g(x)", "residual": "x_Δ = x* - g(x)"}
+    titles = {"target": "x*", "output": "g(x)", "residual": "x_Δ = x* - g(x)", "constant": "constant"}
     lines = [f"{'component':<18}{'variance':>14}{'share of x*':>14}"]
     for name, value in report["var"].items():
         title = titles.get(name, name.replace("order", "x(") + ")")
         share = f"{100 * value / total:.2f} %" if total > 0 else "-"
         lines.append(f"{title:<18}{value:>14.6g}{share:>14}")
-    instability = "undefined: x* is constant" if report["instability"] is None else f"{report['instability']:.4f}"
-    return "\n".join([*lines, f"instability Var(x_Δ)/Var(x*) = {instability}"])
+    instability, reference = report["instability"], report.get("linear_reference")
+    if instability is None:
+        return "\n".join([*lines, "instability Var(x_Δ)/Var(x*) = undefined: x* is constant"])
+    lines.append(f"instability Var(x_Δ)/Var(x*) = {instability:.4f}")
+    if reference:
+        lines.append(f"of the linear reference        {reference['instability']:.4f} ({reference['measured_on']})")
+    if instability > 1:
+        lines.append(
+            "above 1: g(x) is further from x* than x*'s own mean is, so this measures a failed fit (usual causes: too "
+            "few epochs, a feature that hardly varies, other data or another scale than it was fitted on)"
+        )
+    for row in report.get("spectrum", ()):
+        lines.append(f"{row['layers']} layers: R² {row['r2']:.4f}, {row['gain']:+.4f} over the depth before")
+    return "\n".join(lines)
 
 
 def compression_table(report: Mapping[str, Any]) -> str:

@@ -21,7 +21,7 @@ from utils.training.losses import order_penalty
 
 Read = Callable[..., tuple[Tensor, Tensor]]
 Loader = DataLoader[Any]
-FLAT = 0.01  # a fit whose error changes by less over the last tenth of its epochs has converged
+FLAT = 0.01  # relative differences below this are none: of an error over the last tenth of the epochs, of two fits
 
 
 def reconstruct(
@@ -181,6 +181,6 @@ def closing_words(errors: Sequence[float], instability: float | None, reference:
         words.append(f"linear reference {linear:.4f} by cross-validation; no held-out images to compare it on")
         return "; ".join(words)
     words.append(f"instability {instability:.4f} on held-out images, of the linear reference {linear:.4f}")
-    if instability > linear:
+    if instability > (1 + FLAT) * linear:
         words.append("WORSE than one linear layer, so it measures this fit and not the nets: try --solve, more epochs")
     return "; ".join(words)

@@ -1,6 +1,7 @@
-"""Pictures of components, variances and curves, as functions that give a matplotlib figure."""
+"""Pictures of feature maps, as functions that give a matplotlib figure: components, overlays on photos."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -11,15 +12,13 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from utils.files import replacing
+
 SIGNED = "RdBu_r"  # for components and residuals: zero is white, on one symmetric scale
 UNSIGNED = "viridis"
-RESIDUAL, REMAINDER = "#d55e00", "#999999"
-# Okabe and Ito's colours, which colour-blind people tell apart; every curve also has a marker of its own.
-CURVES = (("#0072b2", "o"), ("#d55e00", "s"), ("#009e73", "^"), ("#cc79a7", "D"), ("#e69f00", "v"), ("#56b4e9", "P"))
 SYMBOLS = {"target": "$x^*$", "output": "$g(x)$", "residual": r"$x_\Delta$"}
 # Laid over a photo: the weakest is transparent, the strongest nearly opaque. The colour bar has just these colours.
 HEAT = ListedColormap(
@@ -62,7 +61,7 @@ def component_figure(
     maps |= {f"order {k}\n{symbol(f'order{k}')}": part for k, part in enumerate(components)}
     maps[f"not reconstructed\n{symbol('residual')}"] = target - output
     columns = len(maps) + 1 + (image is not None)
-    figure = _figure(1.32 * columns + 0.5, 1.32 * len(channels) + 0.45)
+    figure = tight_figure(1.32 * columns + 0.5, 1.32 * len(channels) + 0.45)
     axes = figure.subplots(len(channels), columns, squeeze=False)
     for row, channel in enumerate(channels):
         limit = max(float(values[channel].abs().max()) for values in maps.values()) or 1.0
@@ -128,7 +127,7 @@ def overlay_figure(
     maps = {f"features {symbol('target')}": target, f"reconstructed {symbol('output')}": output}
     maps[f"{residual} {symbol('residual')}"] = target - output
     rows, columns = len(images), len(maps) + 1
-    figure = _figure(1.9 * columns, 1.93 * rows + 0.75)
+    figure = tight_figure(1.9 * columns, 1.93 * rows + 0.75)
     axes = figure.subplots(rows + 1, columns, squeeze=False, height_ratios=[1] * rows + [0.05])
     for axis, image in zip(axes[:, 0], images):
         _show(axis, image.permute(1, 2, 0), "photo")
@@ -148,81 +147,14 @@ def overlay_figure(
     return figure
 
 
-def variance_figure(reports: Mapping[str, Mapping[str, Any]], p: Sequence[float] = ()) -> Figure:
-    """Draw the variances of the components as shares of Var(x*), a panel for each report (paper Table 2).
-
-    Components are not orthogonal: what is missing from, or exceeds, 100 % is twice the sum of their covariances.
-
-    Args:
-        reports: by title, what `ComponentMoments.report` gives or `Variance.py --json` wrote.
-        p: p(1) … p(K), drawn in a last panel.
-    """
-    rows = max(len(report["var"]) for report in reports.values()) - 1
-    panels = len(reports) + (len(p) > 0)
-    figure = _figure(2.5 * panels + 0.8, 0.28 * rows + 1.0, between=0.06)
-    axes = figure.subplots(1, panels, squeeze=False)[0]
-    for axis, (title, report) in zip(axes, reports.items()):
-        total = report["var"]["target"]
-        parts = {name: value for name, value in report["var"].items() if name not in ("target", "output")}
-        values = [*parts.values(), total - sum(parts.values())]
-        shares = [100 * value / total if total > 0 else 0.0 for value in values]
-        names = [*map(symbol, parts), "2 Σ covariances"]
-        blues = matplotlib.colormaps["Blues"](np.linspace(0.9, 0.45, len(parts) - 1))
-        texts = [f"{value:.3g}  ({share:.3g} %)" for value, share in zip(values, shares)]
-        _bars(axis, names, shares, [*blues, RESIDUAL, REMAINDER], texts, [max(share, 0) for share in shares])
-        if axis is not axes[0] and len(names) == len(axes[0].get_yticks()):
-            axis.tick_params(labelleft=False)
-        axis.set_xlim(min(-5, *shares), max(100, *shares) * 1.7)
-        axis.set_xticks(range(0, 101, 25))
-        axis.set_xlabel("% of Var($x^*$)", fontsize=8)
-        axis.set_title(f"{title}\nVar($x^*$) = {total:.3g}", fontsize=9)
-    if len(p):
-        names = [f"$p^{{({k})}}$" for k in range(1, len(p) + 1)]
-        _bars(axes[-1], names, p, [CURVES[2][0]] * len(p), [f"{weight:.3f}" for weight in p], [1] * len(p))
-        axes[-1].set(xlim=(0, 1.3), ylim=(rows - 0.5, -0.5), xticks=(0, 0.5, 1))
-        axes[-1].axvline(0.5, color="black", linewidth=0.8, linestyle="--")
-        axes[-1].set_xlabel("weight (dashed: where it began)", fontsize=8)
-        axes[-1].set_title("learned weights\nof the orders", fontsize=9)
-    return figure
+def save_figure(file: str | Path, figure: Figure) -> None:
+    """Write a figure whole, in the format that its name ends with, and say so."""
+    with replacing(file) as temporary:
+        figure.savefig(temporary, dpi=150)
+    print(f"saved {file}")
 
 
-def curve_figure(
-    curves: Mapping[str, Sequence[tuple[float, float]]],
-    x_label: str,
-    y_label: str,
-    notes: Mapping[str, Sequence[str]] | None = None,
-) -> Figure:
-    """Draw one curve a name through its points (paper Fig. 4).
-
-    Args:
-        curves: points (x, y) by name, joined in their order; at least one curve.
-        x_label: quantity and unit.
-        y_label: the same.
-        notes: a text beside each point, by the curve's name.
-    """
-    figure = Figure(figsize=(4.4, 3.3), layout="constrained")
-    axis = figure.subplots()
-    for (name, points), (colour, marker) in zip(curves.items(), CURVES):
-        axis.plot(*zip(*points), color=colour, marker=marker, markersize=5, linewidth=1.5, label=name)
-        for (x, y), note in zip(points, (notes or {}).get(name, ())):
-            text = axis.annotate(note, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=7, color=colour)
-            text.set_path_effects([withStroke(linewidth=2, foreground="white")])
-    axis.margins(x=0.08)
-    if all(float(x).is_integer() for points in curves.values() for x, _ in points):
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axis.set_xlabel(x_label, fontsize=9)
-    axis.set_ylabel(y_label, fontsize=9)
-    axis.tick_params(labelsize=8)
-    axis.grid(alpha=0.25)
-    axis.spines[["top", "right"]].set_visible(False)
-    if len(curves) > 1:
-        axis.legend(fontsize=8, frameon=False)
-    else:
-        axis.set_title(next(iter(curves)), fontsize=9)
-    return figure
-
-
-def _figure(width: float, height: float, between: float = 0.02) -> Figure:
+def tight_figure(width: float, height: float, between: float = 0.02) -> Figure:
     """Make a figure, inches, whose cells lie close together."""
     layout = ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03, wspace=between, hspace=between)
     return Figure(figsize=(width, height), layout=layout)
@@ -241,20 +173,3 @@ def _titles_on_top(axes: np.ndarray) -> None:
     """Title a grid of cells (rows, columns) in its first row only."""
     for axis in axes[1:].flat:
         axis.set_title("")
-
-
-def _bars(
-    axis: Axes,
-    names: Sequence[str],
-    values: Sequence[float],
-    colours: Sequence[Any],
-    texts: Sequence[str],
-    text_at: Sequence[float],
-) -> None:
-    """Draw horizontal bars from top to bottom, each with a text right of its `text_at`."""
-    axis.barh(names, values, color=colours, height=0.75)
-    for row, (text, place) in enumerate(zip(texts, text_at)):
-        axis.annotate(text, (place, row), xytext=(3, 0), textcoords="offset points", va="center", fontsize=7)
-    axis.invert_yaxis()
-    axis.tick_params(labelsize=8)
-    axis.spines[["top", "right"]].set_visible(False)

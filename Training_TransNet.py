@@ -163,12 +163,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             reconstruction.solve(nets, in_order, read_stored, runtime)
     else:
         reference = members[0].state.get("linear_reference", {"instability": math.nan})
-    facts = features.provenance.to_record()
-    facts = {"arch": facts.get("arch"), "source": facts, "linear_reference": reference}
+    source = features.provenance.to_record()
+    facts = {"arch": source.get("arch"), "source": source, "linear_reference": reference}
     alphas = [member.alpha.to(runtime.device) for member in members]
     step = partial(reconstruction.reconstruct, family=family, alphas=alphas, read=read_stored)
-    rates = opening.rates(args)
-    left: list[float] = []
+    rates, left = opening.rates(args), list[float]()
     with contextlib.ExitStack() as stack:
         logs = [stack.enter_context(member.log(args.out, args.epochs, start_epoch, runtime)) for member in members]
         if not args.epochs:

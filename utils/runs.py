@@ -96,10 +96,14 @@ class RunLog:
             print(f"interrupted: {self._saved}", flush=True)
 
     def saved(self, path: Path, epoch: int) -> None:
-        """Remember what an interrupted run leaves."""
-        self._saved = (
-            f"{path} holds the first {epoch} of {self.epochs} epochs; the same command with --resume auto goes on"
-        )
+        """Remember what an interrupted run leaves, and when."""
+        self._saved = f"{path} holds the first {epoch} of {self.epochs} epochs; --resume auto goes on with it"
+        self._last_saved = time.monotonic()
+
+    @property
+    def overdue(self) -> bool:
+        """Whether more would be lost by now than anybody wants to compute again."""
+        return time.monotonic() - self._last_saved > SECONDS_BETWEEN_SAVES
 
     def write(self, epoch: int, metrics: dict[str, float]) -> None:
         """Add one epoch, with the seconds since the one before. In JSON, what is no finite number becomes null."""

@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -116,9 +117,8 @@ def open_member(args: Namespace, features: opening.Features, layers: int) -> Mem
     alpha = args.alpha or [0.5]
     alpha = alpha * (layers - 1) if len(alpha) == 1 else alpha
     settings = options.settings(args, but=NOT_RECORDED, layers=layers, alpha=alpha)
-    resumed = resume.find(
-        args.resume, own, settings, source=features.provenance, restart=args.restart, extendable=not args.logspace
-    )
+    source, extendable = features.provenance, not args.logspace
+    resumed = resume.find(args.resume, own, settings, source=source, restart=args.restart, extendable=extendable)
     trans_net = between(
         features.shape_a, features.shape_b, layers=layers, fc=args.fc, norm=args.norm, bn=args.bn, affine=args.affine,
         fix_p=args.fix_p, standardise=args.standardise,
@@ -164,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         reference = members[0].state.get("linear_reference", {"instability": math.nan})
     source = features.provenance.to_record()
-    facts = {"arch": source.get("arch"), "source": source, "linear_reference": reference}
+    facts: dict[str, Any] = {"arch": source.get("arch"), "source": source, "linear_reference": reference}
     alphas = [member.alpha.to(runtime.device) for member in members]
     step = partial(reconstruction.reconstruct, family=family, alphas=alphas, read=read_stored)
     rates, left = opening.rates(args), list[float]()

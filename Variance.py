@@ -95,7 +95,7 @@ def open_live(args: Namespace, fitted: Provenance, runtime: Runtime) -> Source:
     """Open both nets, cut where the options say or else where the Trans-Net was fitted, and the images."""
     first, second = (Layer(*layer) for layer in options.both_layers(args))
     net_in = open_net(args.net_in, args.arch_in, first.or_node(fitted.a.layer))
-    net_tar = open_net(args.net_tar, args.arch_tar, second.or_node(fitted.b.layer))
+    net_tar = open_net(args.net_tar, args.arch_tar, second.or_node(fitted.b.layer), options.second_layer_hint(args))
     data_in = net_in.state.get("data", {})
     options.fill(args, data_in, net_tar.state.get("data", {}))
     images = opening.images(args, args.t_or_v, data_in.get("classes"))

@@ -82,11 +82,11 @@ def usual_tail(name: str) -> str:
 def open_nets(args: Namespace, fitted: Provenance) -> dict[str, Net]:
     """Read the nets that are named, cut where the options say or else where the Trans-Net was fitted."""
     first, second = (Layer(*layer) for layer in options.both_layers(args))
-    nets = {}
+    nets, hint = {}, options.second_layer_hint(args)
     if args.net_A:
         nets["A"] = open_net(args.net_A, args.arch_A or args.arch, first.or_node(fitted.a.layer))
     if args.net_B:
-        nets["B"] = open_net(args.net_B, args.arch_B or args.arch, second.or_node(fitted.b.layer))
+        nets["B"] = open_net(args.net_B, args.arch_B or args.arch, second.or_node(fitted.b.layer), hint)
     return nets
 
 
@@ -147,8 +147,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.input == "residual_added" and all(args.in_mode or []):
         runtime.say("note: all components and x_Δ add up to x_B, so this is the feature of --input raw_B")
     own = result_path(args, nets, fitted)
-    trans_net_hash = sha256(args.resume_Ys) if trans_net else None
-    settings = options.settings(args, but=NOT_RECORDED, transnet=trans_net_hash)
+    settings = options.settings(args, but=NOT_RECORDED, transnet=sha256(args.resume_Ys) if trans_net else None)
     resumed = resume.find(args.resume, own, settings, source=source, restart=args.restart, extendable=not args.logspace)
     train_images, val_images = opening.both_splits(args, tail_state.get("data", {}).get("classes"))
     classes, model_record = train_images.classes, tail_state["model"]

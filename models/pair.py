@@ -31,20 +31,24 @@ class Net(NamedTuple):
     tail: nn.Module
 
 
-def open_net(path: str | Path, arch: str | None, layer: Layer) -> Net:
+def open_net(path: str | Path, arch: str | None, layer: Layer, hint: str = "") -> Net:
     """Read a classifier's checkpoint and cut the network at a layer.
 
     Args:
         path: the checkpoint.
         arch: the architecture that is expected, if any; see `read_classifier`.
         layer: where.
+        hint: what to say behind the sentence that there is no such layer.
 
     Raises:
         InputError: the file holds no such classifier, or it has no such layer.
     """
     model, state = read_classifier(path, arch)
-    node = layer.node(model)
-    head, tail = split(model, node)
+    try:
+        node = layer.node(model)
+        head, tail = split(model, node)
+    except InputError as error:
+        raise InputError(f"{error}{hint}") from None
     return Net(state, NetSource(state["model"]["arch"], node, str(path), sha256(path)), head, tail)
 
 

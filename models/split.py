@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 import torchvision
 from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
 from torchvision.models import AlexNet, ResNet
 from torchvision.models.feature_extraction import NodePathTracer
 from torchvision.models.vgg import VGG
@@ -151,6 +152,30 @@ def split(model: nn.Module, layer: str) -> tuple[fx.GraphModule, fx.GraphModule]
     own = tail_graph.call_method("clone", (feature,))
     tail_graph.output(_copy_inputs(tail_graph, _result(graph), {cut: own}))
     return fx.GraphModule(model, head_graph, "Head"), fx.GraphModule(model, tail_graph, "Tail")
+
+
+def cuts(model: nn.Module, image_size: int) -> dict[str, tuple[int, ...]]:
+    """List every layer at which a model can be cut, in order, with the shape of one image's feature there.
+
+    Args:
+        model: images (N, 3, S, S) → logits (N, C).
+        image_size: S, pixels.
+    """
+    names = _trace(model)
+    graph = next(iter(names)).graph
+    modes = _modes(model)
+    model.eval()
+    try:
+        with torch.no_grad():
+            ShapeProp(fx.GraphModule(model, graph)).propagate(torch.zeros(1, 3, image_size, image_size))
+    finally:
+        _restore(modes)
+    shapes = {node: getattr(node.meta.get("tensor_meta"), "shape", None) for node in names}
+    return {
+        names[node]: tuple(shape[1:])
+        for node, shape in shapes.items()
+        if node.op != "placeholder" and shape is not None and not _flow_around(graph, node)
+    }
 
 
 def feature_shape(head: nn.Module, image_size: int) -> tuple[int, ...]:

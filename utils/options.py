@@ -192,6 +192,11 @@ def both_layers(args: Namespace) -> tuple[LayerOptions, LayerOptions]:
     return first, (args.layer2, args.conv_layer if args.conv_layer2 is None else args.conv_layer2, args.fc)
 
 
+def second_layer_hint(args: Namespace) -> str:
+    """Say how net B's layer is named, where none is and net A's is tried."""
+    return "" if args.layer2 or args.conv_layer2 is not None else "; net B's own layer is named by --layer2"
+
+
 def fill(args: Namespace, *records: Mapping[str, Any]) -> None:
     """Take the data set and the image size from classifiers' checkpoints where no option names them.
 

@@ -1,11 +1,13 @@
 """Pictures of feature maps, as functions that give a matplotlib figure: components, overlays on photos."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
+import torch
 import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
@@ -60,6 +62,9 @@ def component_figure(
     maps = {f"target\n{symbol('target')}": target, f"reconstructed\n{symbol('output')}": output}
     maps |= {f"order {k}\n{symbol(f'order{k}')}": part for k, part in enumerate(components)}
     maps[f"not reconstructed\n{symbol('residual')}"] = target - output
+    maps, x = {title: as_pictures(values) for title, values in maps.items()}, as_pictures(x)
+    if maps and next(iter(maps.values())).shape[0] == 1:
+        channels = [0]
     columns = len(maps) + 1 + (image is not None)
     figure = tight_figure(1.32 * columns + 0.5, 1.32 * len(channels) + 0.45)
     axes = figure.subplots(len(channels), columns, squeeze=False)
@@ -90,6 +95,22 @@ def decomposition_figure(trans_net: Any, x: Tensor, target: Tensor) -> Figure:
     return component_figure(None, x[0], target[0], output[0].detach(), components[:, 0].detach(), channels)
 
 
+def as_pictures(maps: Tensor) -> Tensor:
+    """Make tokens that came as maps (…, C, T, 1) something to look at; other maps stay as they are.
+
+    Tokens whose number, less the class token perhaps, is a square lie on their grid: (…, C, √T, √T). Others are one
+    picture, tokens × channels: (…, 1, T, C).
+    """
+    if maps.shape[-1] != 1 or maps.shape[-2] == 1:
+        return maps
+    tokens = maps.shape[-2]
+    for others in (0, 1):
+        side = math.isqrt(tokens - others)
+        if side**2 == tokens - others:
+            return maps[..., others:, 0].unflatten(-1, (side, side))
+    return maps[..., 0].transpose(-1, -2)[..., None, :, :]
+
+
 def strength(maps: Tensor, size: int, channel: int | None = None) -> Tensor:
     """Say where maps are strong: Σ over channels of |value|, or |value| of one channel, at an image's resolution.
 
@@ -111,8 +132,8 @@ def overlay_figure(
 ) -> Figure:
     """Lay x*, g(x) and x_Δ over the photos that they come from: one row a photo (paper Fig. 3 and 5).
 
-    Every column has a colour scale of its own, from its weakest point to its strongest, that stands below it: the
-    overlays say where features are, not how strong the columns are in comparison.
+    The columns are read against each other, so they share one colour scale, from the weakest point of all to the
+    strongest.
 
     Args:
         images: the photos, uint8 (N, 3, S, S); shown in colour first and in grey under the maps.
@@ -132,11 +153,12 @@ def overlay_figure(
     for axis, image in zip(axes[:, 0], images):
         _show(axis, image.permute(1, 2, 0), "photo")
     axes[rows, 0].set_axis_off()
-    for column, (title, values) in enumerate(maps.items(), start=1):
-        heats = strength(values, images.shape[-1], channel)
+    strengths = {title: strength(as_pictures(values), images.shape[-1], channel) for title, values in maps.items()}
+    weakest, strongest = (float(pick(torch.stack([*strengths.values()]))) for pick in (torch.min, torch.max))
+    for column, (title, heats) in enumerate(strengths.items(), start=1):
         for axis, image, heat in zip(axes[:, column], images, heats):
             _show(axis, image.float().mean(0), title, cmap="gray", vmin=0, vmax=255)
-            shown = axis.imshow(heat.cpu().numpy(), cmap=HEAT, vmin=float(heats.min()), vmax=float(heats.max()))
+            shown = axis.imshow(heat.cpu().numpy(), cmap=HEAT, vmin=weakest, vmax=strongest)
         ticks = MaxNLocator(4, prune="both")  # a number at the end of the bar would push the columns apart
         bar = figure.colorbar(shown, cax=axes[rows, column], orientation="horizontal", ticks=ticks)
         bar.set_label(

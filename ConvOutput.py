@@ -43,7 +43,7 @@ def build_parser() -> Parser:
     group.add_argument(
         "--list_layers",
         action="store_true",
-        help="only print net A's layers, with the shape and bytes of their features",
+        help="only print net A's layers, with shape and bytes of their features",
     )
     options.add_data_options(parser, batch_size=64)
     options.add_run_options(parser)

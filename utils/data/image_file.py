@@ -11,34 +11,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from utils.data.datasets import printable
 from utils.data.images import ImageData
+from utils.data.storage import TensorStore
 from utils.errors import InputError
 from utils.files import read_json, replacing, write_json
 
 
-class MappedPixels:
-    """Decoded images in a .npy file, (n, 3, S, S) uint8; the pages that are read are shared by all processes."""
-
-    device = torch.device("cpu")
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.array = np.asarray(np.load(path, mmap_mode="r"))
-
-    def gather(self, index: Tensor) -> Tensor:
-        """Return the images at `index` (n,)."""
-        return torch.from_numpy(self.array[index.numpy()])
-
-    def __reduce__(self) -> tuple[type["MappedPixels"], tuple[Path]]:
-        return MappedPixels, (self.path,)  # a spawned worker maps the file; pickling the array would copy it
-
-
 def open_image_file(
     path: Path, data: ImageData, fill: Callable[[np.ndarray], None], say: Callable[[str], object]
-) -> MappedPixels:
+) -> TensorStore:
     """Map the .npy file at `path`; build it first where it is missing, incomplete or of other images.
 
     Beside it lies a .json record, written last: name, size and time of every image as one hash, and the
@@ -57,7 +40,7 @@ def open_image_file(
         if complaint := _complaint(path, data):
             say(complaint)
             _build(path, data, fill)
-        return MappedPixels(path)
+        return TensorStore.mapped(path)
 
 
 def _build(path: Path, data: ImageData, fill: Callable[[np.ndarray], None]) -> None:
@@ -88,12 +71,12 @@ def _complaint(path: Path, data: ImageData) -> str | None:
         return f"decoding the {data.split} images of {data.name} once, into {printable(path)}"
     try:
         found = read_json(_record_path(path))
-        pixels = MappedPixels(path).array
-    except (InputError, ValueError, OSError, EOFError):
+        pixels = TensorStore.mapped(path).values
+    except (InputError, ValueError, OSError, EOFError, TypeError):
         return f"{printable(path)} is incomplete; decoding the images again"
     if found != _record(data):
         return f"the images in {printable(data.root)} changed since {printable(path)} was made; decoding them again"
-    if pixels.shape != _shape(data) or pixels.dtype != np.uint8:
+    if pixels.shape != _shape(data) or pixels.dtype != torch.uint8:
         return f"{printable(path)} has other contents than its record says; decoding the images again"
     return None
 

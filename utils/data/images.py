@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torchvision import transforms
 
 from utils.data.batches import IMAGENET_MEAN, IMAGENET_STD
 from utils.data.datasets import ImageList, dataset_spec, list_images, printable
+from utils.data.storage import TensorStore
 from utils.data.sub_samplers import read_sub_sampler
 from utils.errors import InputError
 
@@ -29,16 +30,6 @@ VIEWS: dict[str, Callable[[int], Callable[[Image.Image], Image.Image]]] = {
 }
 
 
-class Pixels(Protocol):
-    """Decoded images: (n, 3, S, S) uint8, kept by `utils.data.image_cache`."""
-
-    device: torch.device
-
-    def gather(self, index: Tensor) -> Tensor:
-        """Return the images at `index` (n,) on the CPU, on `device`."""
-        ...
-
-
 class ImageData(Dataset):
     """The photos of one split; a batch is (images uint8 (n, 3, S, S), targets, indices int64 (n,)).
 
@@ -52,7 +43,7 @@ class ImageData(Dataset):
         parts: for the halves of a mixed set the positions of their images; empty otherwise.
         image_size: S, pixels.
         augments: whether an image differs from epoch to epoch.
-        stored: the decoded images where `utils.data.image_cache` keeps them, else None.
+        stored: what batches begin with in place of images that are decoded in every epoch, or None.
     """
 
     def __init__(
@@ -64,7 +55,7 @@ class ImageData(Dataset):
         self.paths = [printable(file) for file in images.files]
         self.image_size = image_size
         self.multi_label = spec.multi_label
-        self.stored: Pixels | None = None
+        self.stored: TensorStore | None = None
         self._files = images.files
         self._view = spec.train_view if split == "train" else spec.val_view
 
@@ -93,13 +84,14 @@ class ImageData(Dataset):
         """Return the path that opens image `index`."""
         return self.root / self._files[index]
 
-    def with_stored(self, pixels: Pixels) -> "ImageData":
-        """Return the same data set that gathers its images from `pixels` (len(self), 3, S, S) uint8.
+    def with_stored(self, store: TensorStore) -> "ImageData":
+        """Return the same data set whose batches begin with the rows of `store`, one for each image.
 
-        Or what a frozen network made of them (`utils.data.computed_once`): the batches then begin with those tensors.
+        They are the decoded images, (len(self), 3, S, S) uint8, or what a frozen network made of them
+        (`utils.data.computed_once`).
         """
         stored = copy.copy(self)
-        stored.stored = pixels
+        stored.stored = store
         return stored
 
     def decode(self, indices: Sequence[int]) -> Tensor:

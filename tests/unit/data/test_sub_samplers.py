@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from photos import real_data
 
+from tests.unit.photos import real_data
 from utils.data.datasets import ImageList
 from utils.data.sub_samplers import read_sub_sampler, split_classes
 from utils.errors import InputError

@@ -24,15 +24,13 @@ def prepare(tmp_path, capsys):
     """Run the script into `tmp_path/data`; returns its exit code, output and error line."""
 
     def run(*words):
-        code = 0
+        code, message = 0, ""
         try:
             PrepareData.main([str(word) for word in (*words, "--out", tmp_path / "data", "-j", 2)])
         except SystemExit as end:
-            code = 1 if isinstance(end.code, str) else end.code
-            message = end.code
-        else:
-            message = ""
-        return code, capsys.readouterr().out, message
+            code, message = (1, end.code) if isinstance(end.code, str) else (end.code, "")
+        output, errors = capsys.readouterr()
+        return code, output, message or errors.rpartition("error: ")[2]
 
     return run
 
@@ -208,17 +206,19 @@ def test_voc_lists(prepare, tmp_path, options):
         (["CUB200"], 1, r"CUB200 needs --src: the official CUB_200_2011.tgz"),
         (["CUB200", "--src", "nowhere"], 1, "--src nowhere does not exist"),
         (["CUB200", "--src", "."], 1, "there is no images.txt in ."),
-        (["digits", "--list", "a.pkl"], 2, None),
-        (["VOC2012_crop", "--val_list", "a.pkl"], 2, None),
-        (["CUB200", "--classes", "0"], 2, None),
-        (["cub"], 2, None),
+        (["digits", "--list", "a.pkl"], 2, "--list is for VOC2012_crop and VOC2012_animal, not for digits"),
+        (["VOC2012_crop", "--val_list", "a.pkl"], 2, "VOC lists are one --list for train and at most one for test"),
+        (["VOC2012_crop", "--list", "a", "b", "c"], 2, "VOC lists are one --list for train and at most one for test"),
+        (["CUB200", "--classes", "0"], 2, "--classes needs at least 1"),
+        (["cub"], 2, "invalid choice: 'cub' (choose from "),
     ],
 )
 def test_wrong_options_are_told(prepare, tmp_path, monkeypatch, words, code, message):
     monkeypatch.chdir(tmp_path)
     result = prepare(*words)
     assert result[0] == code
-    assert message is None or message in result[2]
+    assert message in result[2]
+    assert not (tmp_path / "data").exists()
 
 
 def running_children(pid):

@@ -129,7 +129,7 @@ def load_images(
     image_size: int = 224,
     path: str | Path | None = None,
     sample_num: str | None = None,
-    sub_sampler_split: str = "first",
+    sub_sampler_split: str | None = None,
     seed: int = 0,
 ) -> ImageData:
     """Open one split of a data set.
@@ -141,7 +141,7 @@ def load_images(
         image_size: S, pixels.
         path: the folder itself instead (--train_path, --val_path); see `utils.data.datasets.list_images`.
         sample_num: name of a sub-sampler. It chooses training images only; validation stays whole.
-        sub_sampler_split: "first" or "random", how a missing `{percent}par_{A,B}` is made.
+        sub_sampler_split: "first" or "random", how `{percent}par_{A,B}` is made; None: as the file that is there.
         seed: of the "random" split.
 
     Raises:

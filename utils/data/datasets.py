@@ -58,6 +58,10 @@ DATASETS = {
     "mix320-dog": replace(_MIX, only="dog"),
     "ilsvrc": DatasetSpec(("ilsvrc",), train_view="random_crop", val_view="center_crop"),
     "digits": DatasetSpec(("digits",)),
+    "CIFAR100": DatasetSpec(("CIFAR100",)),
+    "CIFAR10": DatasetSpec(("CIFAR10",)),
+    "STL10": DatasetSpec(("STL10",), train_view="random_crop"),
+    "TinyImageNet": DatasetSpec(("TinyImageNet",), train_view="random_crop"),
     "folder": DatasetSpec(()),
 }
 

@@ -25,7 +25,7 @@ def everything(data):
 def test_the_table_has_the_documented_names():
     assert set(DATASETS) == {
         "CUB200", "DOG120", "VOC2012", "VOC2012_crop", "VOC2012_animal", "mix320", "mix320-cub", "mix320-dog",
-        "ilsvrc", "digits", "folder",
+        "ilsvrc", "digits", "CIFAR100", "CIFAR10", "STL10", "TinyImageNet", "folder",
     }  # fmt: skip
 
 

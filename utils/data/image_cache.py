@@ -37,7 +37,7 @@ def cache_images(
     without loader workers; `result.device` says where its batches arrive.
 
     Args:
-        data: images of one split; already stored or augmented ones are returned as they are.
+        data: images of one split; already stored ones, and those that decoding augments, are returned as they are.
         mode: "off" decodes in every epoch; "ram" keeps one array that forked workers share; "disk" a file
             that later runs find again, checked against name, size and time of every image; "auto" takes the
             GPU, memory or disk, the first that has room to spare.
@@ -52,8 +52,8 @@ def cache_images(
     if data.stored is not None or mode == "off":
         return data
     say = (lambda _: None) if quiet else print
-    if data.augments:
-        say(f"the {data.split} images of {data.name} are augmented anew in every epoch and are not cached")
+    if data.augments_while_decoding:
+        say(f"the {data.split} images of {data.name} are augmented anew whenever they are decoded and are not cached")
         return data
     shape = (len(data), 3, data.image_size, data.image_size)
     needed_bytes, path = math.prod(shape), Path(cache_dir, _file_name(data))

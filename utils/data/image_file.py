@@ -18,14 +18,16 @@ from utils.data.storage import TensorStore
 from utils.errors import InputError
 from utils.files import read_json, replacing, write_json
 
+FORMAT = 2  # of the record
+
 
 def open_image_file(
     path: Path, data: ImageData, fill: Callable[[np.ndarray], None], say: Callable[[str], object]
 ) -> TensorStore:
     """Map the .npy file at `path`; build it first where it is missing, incomplete or of other images.
 
-    Beside it lies a .json record, written last: name, size and time of every image as one hash, and the
-    transform. Of processes that start together one builds and the others wait.
+    Beside it lies a .json record, written last: name, size and time of every image as one hash, and how
+    they are decoded. Of processes that start together one builds and the others wait.
 
     Args:
         path: the .npy file.
@@ -74,7 +76,10 @@ def _complaint(path: Path, data: ImageData) -> str | None:
         pixels = TensorStore.mapped(path).values
     except (InputError, ValueError, OSError, EOFError, TypeError):
         return f"{printable(path)} is incomplete; decoding the images again"
-    if found != _record(data):
+    record = _record(data)
+    if not isinstance(found, dict) or found.get("format") != record["format"]:
+        return f"{printable(path)} is of another version of the suite; decoding the images again"
+    if found != record:
         return f"the images in {printable(data.root)} changed since {printable(path)} was made; decoding them again"
     if pixels.shape != _shape(data) or pixels.dtype != torch.uint8:
         return f"{printable(path)} has other contents than its record says; decoding the images again"
@@ -82,7 +87,7 @@ def _complaint(path: Path, data: ImageData) -> str | None:
 
 
 def _record(data: ImageData) -> dict[str, Any]:
-    """What the pixels were made of: every file's name, size and time as one hash, and the transform."""
+    """What the pixels were made of: every file's name, size and time as one hash, and how they were decoded."""
     digest = hashlib.sha256()
     for index, name in enumerate(data.paths):
         try:
@@ -91,10 +96,10 @@ def _record(data: ImageData) -> dict[str, Any]:
         except OSError:  # named when it is decoded
             digest.update(f"{name}\0missing\n".encode())
     return {
-        "format": 1,
+        "format": FORMAT,
         "images": len(data),
         "root": printable(data.root),
-        "transform": data.transform_record,
+        "decoding": data.decoding_record,
         "files_sha256": digest.hexdigest(),
     }
 

@@ -1,6 +1,7 @@
 """The photos of one split: decoded and made square."""
 
 import copy
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import transforms
 
-from utils.data.batches import IMAGENET_MEAN, IMAGENET_STD
+from utils.data.batches import NORMALISATIONS, Augmentation, Normalisation, Preprocessing
 from utils.data.datasets import ImageList, dataset_spec, list_images, printable
 from utils.data.storage import TensorStore
 from utils.data.sub_samplers import read_sub_sampler
@@ -42,12 +43,21 @@ class ImageData(Dataset):
         classes: one name for each output of the network.
         parts: for the halves of a mixed set the positions of their images; empty otherwise.
         image_size: S, pixels.
-        augments: whether an image differs from epoch to epoch.
+        normalisation: mean and standard deviation of the channels, plain tuples.
+        augmentation: what is drawn anew in every epoch on batches of training images (`preprocessing`), or None.
         stored: what batches begin with in place of images that are decoded in every epoch, or None.
     """
 
     def __init__(
-        self, images: ImageList, *, name: str, split: str, image_size: int = 224, sample_num: str | None = None
+        self,
+        images: ImageList,
+        *,
+        name: str,
+        split: str,
+        image_size: int = 224,
+        sample_num: str | None = None,
+        normalisation: Normalisation | None = None,
+        augmentation: Augmentation | None = None,
     ):
         spec = dataset_spec(name)
         self.name, self.split, self.sample_num = name, split, sample_num
@@ -55,25 +65,40 @@ class ImageData(Dataset):
         self.paths = [printable(file) for file in images.files]
         self.image_size = image_size
         self.multi_label = spec.multi_label
+        self.normalisation = normalisation or NORMALISATIONS[spec.normalisation]
+        self.augmentation = augmentation if split == "train" else None
         self.stored: TensorStore | None = None
         self._files = images.files
         self._view = spec.train_view if split == "train" else spec.val_view
 
     @property
-    def augments(self) -> bool:
-        """Whether the view is drawn at random, so that decoding once would change the training."""
+    def augments_while_decoding(self) -> bool:
+        """Whether decoding draws at random: the pixels differ from epoch to epoch and must not be kept."""
         return self._view == "random_crop"
+
+    @property
+    def augments(self) -> bool:
+        """Whether a network sees another image in every epoch: nothing that it makes of one must be kept.
+
+        The pixels may be kept even so, where the augmentation runs on batches of them.
+        """
+        return self.augments_while_decoding or self.augmentation is not None
+
+    @property
+    def decoding_record(self) -> dict[str, Any]:
+        """What turns a file into pixels, for the record beside those that are kept."""
+        return {"view": self._view, "image_size": self.image_size, "interpolation": "bilinear"}
 
     @property
     def transform_record(self) -> dict[str, Any]:
         """What turns a file into the network's input, for records beside results."""
-        return {
-            "view": self._view,
-            "image_size": self.image_size,
-            "interpolation": "bilinear",
-            "mean": list(IMAGENET_MEAN),
-            "std": list(IMAGENET_STD),
-        }
+        mean, std = self.normalisation
+        record = self.decoding_record | {"mean": list(mean), "std": list(std)}
+        return record | ({"augmentation": dataclasses.asdict(self.augmentation)} if self.augmentation else {})
+
+    def preprocessing(self, seed: int = 0) -> Preprocessing:
+        """Give what makes the network's input of a batch; `seed` is the augmentation's."""
+        return Preprocessing(*self.normalisation, augmentation=self.augmentation, seed=seed)
 
     @property
     def device(self) -> torch.device:
@@ -131,6 +156,8 @@ def load_images(
     sample_num: str | None = None,
     sub_sampler_split: str | None = None,
     seed: int = 0,
+    normalisation: Normalisation | None = None,
+    augmentation: Augmentation | None = None,
 ) -> ImageData:
     """Open one split of a data set.
 
@@ -143,6 +170,8 @@ def load_images(
         sample_num: name of a sub-sampler. It chooses training images only; validation stays whole.
         sub_sampler_split: "first" or "random", how `{percent}par_{A,B}` is made; None: as the file that is there.
         seed: of the "random" split.
+        normalisation: mean and standard deviation; None: the data set's own.
+        augmentation: of batches of training images; validation has none.
 
     Raises:
         InputError: the name is unknown, the folder or the sub-sampler cannot be used.
@@ -152,7 +181,15 @@ def load_images(
     if sample_num is not None:
         keep = read_sub_sampler(dataset, sample_num, images, data_root=data_root, split=sub_sampler_split, seed=seed)
         images = images.subset(keep)
-    return ImageData(images, name=dataset, split=split, image_size=image_size, sample_num=sample_num)
+    return ImageData(
+        images,
+        name=dataset,
+        split=split,
+        image_size=image_size,
+        sample_num=sample_num,
+        normalisation=normalisation,
+        augmentation=augmentation,
+    )
 
 
 def check_classes(expected: list[str], found: list[str], what: str) -> None:

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 
 from tests.unit.photos import make_folder, make_photo, real_data
 from utils.data import image_cache, storage
+from utils.data.batches import AUGMENTATIONS
 from utils.data.image_cache import cache_images
 from utils.data.images import ImageData, load_images
 from utils.errors import InputError
@@ -64,7 +65,7 @@ def test_off_and_stored_data_come_back_as_they_are(photos, cache, tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["auto", "ram", "disk"])
-def test_augmented_images_are_not_cached(photos, tmp_path, capsys, mode):
+def test_images_that_decoding_augments_are_not_cached(photos, tmp_path, capsys, mode):
     data = load(photos, dataset="ilsvrc")
     assert cache_images(data, mode, cache_dir=tmp_path / "cache", workers=1) is data
     assert "augmented anew" in capsys.readouterr().out and not (tmp_path / "cache").exists()
@@ -112,6 +113,20 @@ def test_auto_takes_memory_then_disk_then_nothing(cache, photos, tmp_path, monke
     assert "no room to cache the train images of folder (0.00 GB); decoding in every epoch" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("mode", ["auto", "ram", "disk"])
+def test_images_are_decoded_once_where_batches_are_augmented(photos, tmp_path, mode):
+    options = {"data_root": "nowhere", "path": photos, "image_size": 16, "augmentation": AUGMENTATIONS["reflect4"]}
+    data = load_images("folder", "train", **options)
+    cached = cache_images(data, mode, cache_dir=tmp_path / "cache", workers=1)
+    assert cached.stored is not None and cached.augments
+    expected = [data.preprocessing(7)(*everything(data)[::2], epoch) for epoch in range(2)]
+    shutil.rmtree(photos)
+    for epoch in range(2):
+        images, _, indices = everything(cached)
+        assert torch.equal(cached.preprocessing(7)(images, indices, epoch), expected[epoch])
+    assert not torch.equal(*expected)
+
+
 def test_more_than_the_memory_is_refused(cache, monkeypatch):
     monkeypatch.setattr(image_cache, "available_memory_bytes", lambda: 1000)
     with pytest.raises(InputError, match=r"take 0.00 GB, of memory 0.00 GB are available; use --cache_images disk"):
@@ -129,6 +144,7 @@ GROWN_BY = """
 import sys
 from pathlib import Path
 from utils.data.images import load_images
+from utils.data.batches import AUGMENTATIONS
 from utils.data.image_cache import cache_images
 
 def status_bytes(name):

@@ -1,3 +1,4 @@
+import functools
 import multiprocessing
 import os
 import pickle
@@ -8,9 +9,11 @@ import pytest
 import torch
 
 from tests.unit.photos import make_folder, make_photo
+from utils.data.batches import AUGMENTATIONS, NORMALISATIONS
 from utils.data.image_cache import cache_images
 from utils.data.images import ImageData, load_images
 from utils.errors import InputError
+from utils.files import read_json, write_json
 
 
 def load(root, image_size=16, dataset="folder", split="train") -> ImageData:
@@ -86,6 +89,24 @@ def test_changed_images_are_noticed_and_decoded_again(cache, photos, capsys, cha
     assert torch.equal(everything(again)[0], everything(load(photos))[0])
     cache("disk")
     assert "photos changed" not in capsys.readouterr().out
+
+
+def test_a_file_serves_every_normalisation_and_augmentation(cache, photos, tmp_path, monkeypatch):
+    cache("disk")
+    options = {"normalisation": NORMALISATIONS["dcm"], "augmentation": AUGMENTATIONS["zero4"]}
+    data = load_images("folder", "train", data_root="nowhere", path=photos, image_size=16, **options)
+    again = functools.partial(cache_images, data, "disk", cache_dir=tmp_path / "cache", workers=2)
+    assert decoded_in(again, monkeypatch) == 0
+
+
+def test_a_file_of_an_earlier_format_is_built_again(cache, photos, tmp_path, capsys):
+    cache("disk")
+    path = only_file(tmp_path / "cache", "*.json")
+    for record in (read_json(path) | {"format": 1}, [1]):
+        write_json(path, record)
+        capsys.readouterr()
+        assert torch.equal(everything(cache("disk"))[0], everything(load(photos))[0])
+        assert "is of another version of the suite; decoding the images again" in capsys.readouterr().out
 
 
 def test_sizes_and_splits_have_files_of_their_own(photos, tmp_path):

@@ -11,7 +11,14 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from tests.unit.photos import make_folder, make_photo, real_data
-from utils.data.batches import IMAGENET_MEAN, IMAGENET_STD, normalise
+from utils.data.batches import (
+    AUGMENTATIONS,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    NORMALISATIONS,
+    Preprocessing,
+    normalise,
+)
 from utils.data.images import ImageData, check_classes, load_images
 from utils.errors import InputError
 
@@ -71,7 +78,8 @@ def test_a_data_set_survives_pickling(tmp_path):
 def test_ilsvrc_is_augmented_in_training_only(tmp_path):
     make_folder(tmp_path / "train", {"a": 2})
     train, val = load(tmp_path / "train", "train", "ilsvrc"), load(tmp_path / "train", "val", "ilsvrc")
-    assert train.augments and not val.augments
+    assert train.augments and train.augments_while_decoding
+    assert not val.augments and not val.augments_while_decoding
     torch.manual_seed(0)
     first, second = everything(train)[0], everything(train)[0]
     assert first.dtype == torch.uint8 and first.shape == (2, 3, 224, 224) and not torch.equal(first, second)
@@ -150,3 +158,29 @@ def test_sub_samplers_choose_training_images_only(tmp_path):
     val = load_images("CUB200", "val", data_root=tmp_path, sample_num="few")
     assert len(val) == 4 and val.sample_num is None
     assert load_images("CUB200", "train", data_root=tmp_path, sample_num="").sample_num is None
+
+
+@pytest.mark.parametrize(
+    ("dataset", "name"), [("folder", "imagenet"), ("CIFAR100", "cifar"), ("CIFAR10", "cifar"), ("STL10", "half")]
+)
+def test_images_are_normalised_as_the_table_says_or_as_is_chosen(tmp_path, dataset, name):
+    make_folder(tmp_path, {"a": 2})
+    data, chosen = load(tmp_path, dataset=dataset), load(tmp_path, dataset=dataset, normalisation=NORMALISATIONS["dcm"])
+    for images, constants in ((data, NORMALISATIONS[name]), (chosen, NORMALISATIONS["dcm"])):
+        assert images.normalisation == constants
+        assert (images.transform_record["mean"], images.transform_record["std"]) == tuple(map(list, constants))
+        assert images.preprocessing() == Preprocessing(*constants)
+    assert data.decoding_record == chosen.decoding_record  # the pixels are the same
+
+
+def test_batches_of_training_images_are_augmented_where_that_is_chosen(tmp_path):
+    make_folder(tmp_path, {"a": 2})
+    train, val = (
+        load(tmp_path, split, augmentation=AUGMENTATIONS["zero4"], image_size=16) for split in ("train", "val")
+    )
+    assert train.augments and not train.augments_while_decoding
+    assert not val.augments and val.augmentation is None
+    assert train.preprocessing(seed=3) == Preprocessing(augmentation=AUGMENTATIONS["zero4"], seed=3)
+    assert train.transform_record["augmentation"] == {"padding": 4, "mode": "zero"}
+    assert "augmentation" not in val.transform_record
+    assert train.decoding_record == val.decoding_record

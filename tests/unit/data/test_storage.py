@@ -4,7 +4,6 @@ import warnings
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing
 
 from utils.data.storage import TensorStore, available_memory_bytes
 
@@ -58,15 +57,6 @@ def test_a_mapped_file_is_pickled_by_name(tmp_path):
     stored = TensorStore.mapped(tmp_path / "rows.npy")
     assert len(pickle.dumps(stored)) < 1000
     assert len(pickle.dumps(TensorStore(stored.values))) > 100_000
-
-
-def compare_with(_, stored, expected):
-    assert torch.equal(stored.gather(torch.arange(5)), expected)
-
-
-def test_a_spawned_process_reads_the_file(tmp_path):
-    np.save(tmp_path / "rows.npy", rows().numpy())
-    torch.multiprocessing.spawn(compare_with, (TensorStore.mapped(tmp_path / "rows.npy"), rows()))
 
 
 def test_mapping_a_file_needs_no_right_to_write_and_says_nothing(tmp_path):

@@ -11,7 +11,7 @@ from models.classifiers import read_classifier
 from models.pair import Net, open_net
 from models.split import HeadTail, Layer, cuts, feature_shape
 from utils import opening, options, runs
-from utils.data.batches import normalise
+from utils.data.batches import Preprocessing
 from utils.data.images import ImageData
 from utils.errors import InputError
 from utils.features.cache import FeatureCache, OldFeatureFolder, open_features
@@ -59,6 +59,7 @@ def store(
     loader: opening.Loader,
     features: FeatureWriter,
     topk: Sequence[int],
+    preprocess: Preprocessing,
     runtime: Runtime,
 ) -> None:
     """Pass every image once through both nets and write features and hits, batch by batch."""
@@ -67,7 +68,7 @@ def store(
     for batch in Progress(loader, "features", quiet=not runtime.is_main):
         pixels, targets, indices = runtime.to_device(batch)
         with runtime.autocast():
-            images = normalise(pixels)
+            images = preprocess(pixels)
             feature_a, logits_a = net_a(images)
             feature_b, logits_b = net_b(images)
         features.write(
@@ -140,7 +141,9 @@ def store_split(
         )  # fmt: skip
     with features:
         net_a, net_b = (runtime.parallel(HeadTail(net.head, net.tail)) for net in nets)
-        store(net_a, net_b, opening.image_loader(args, images, runtime), features, topk, runtime)
+        store(
+            net_a, net_b, opening.image_loader(args, images, runtime), features, topk, images.preprocessing(), runtime
+        )
         features.close()
         runtime.barrier()
         if runtime.is_main:
@@ -163,7 +166,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     data_a, data_b = (net.state.get("data", {}) for net in (a, b))
     options.fill(args, data_a, data_b)
     splits = ["train", "val"] if args.t_or_v == "both" else [args.t_or_v]
-    listed = [opening.images(args, split, data_a.get("classes")) for split in splits]
+    listed = [opening.images(args, split, data_a) for split in splits]
     classes = listed[0].classes
     if data_b.get("classes", classes) != classes:  # nets of different tasks (paper Sec. 4.6)
         runtime.say(f"note: {args.resume2} was trained on other classes than net A, so its accuracy here means nothing")

@@ -117,7 +117,7 @@ def compress(
     runtime.say(f"thresholds {s_conv:g} std of convolutions and {s_fc:g} std of linear layers: {own}")
     train_loader = opening.image_loader(args, images, runtime, shuffle=True)
     facts = {
-        "arch": arch, "model": record, "data": opening.data_record(args, images.classes), "settings": settings,
+        "arch": arch, "model": record, "data": opening.data_record(args, images), "settings": settings,
         "history": resume.history(state, settings), "versions": resume.VERSIONS, "accuracy_percent": accuracy,
     }  # fmt: skip
     log_folder = runs.log_folder(args.out, runs.join(dataset, arch, args.suffix, label))
@@ -164,9 +164,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     model, state = read_classifier(args.resume, args.arch)
     data = state.get("data", {})
     options.fill(args, data)
-    images, val_images = (
-        opening.decoded(args, data, runtime) for data in opening.both_splits(args, data.get("classes"))
-    )
+    images, val_images = (opening.decoded(args, data, runtime) for data in opening.both_splits(args, data))
     val_loaders = opening.validation_loaders(args, val_images, runtime)
     before = main_accuracy(validate(runtime.parallel(model), val_loaders, runtime), "val_")
     del model

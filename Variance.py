@@ -98,7 +98,7 @@ def open_live(args: Namespace, fitted: Provenance, runtime: Runtime) -> Source:
     net_tar = open_net(args.net_tar, args.arch_tar, second.or_node(fitted.b.layer), options.second_layer_hint(args))
     data_in = net_in.state.get("data", {})
     options.fill(args, data_in, net_tar.state.get("data", {}))
-    images = opening.images(args, args.t_or_v, data_in.get("classes"))
+    images = opening.images(args, args.t_or_v, data_in)
     provenance = Provenance(
         net_in.source, net_tar.source, dataset=args.dataset, name=args.name, split=args.t_or_v,
         sample_num=args.sample_num, classes=images.classes, transform=images.transform_record,
@@ -106,7 +106,7 @@ def open_live(args: Namespace, fitted: Provenance, runtime: Runtime) -> Source:
     fitted.check(provenance, args.transnet[0], but=NOT_OF_THE_FIT)  # before an image is decoded
     images = opening.decoded(args, images, runtime)
     head_a, head_b = (runtime.parallel(MapHead(net.head)) for net in (net_in, net_tar))
-    read = partial(read_live, head_a=head_a, head_b=head_b, runtime=runtime)
+    read = partial(read_live, head_a=head_a, head_b=head_b, preprocess=images.preprocessing(), runtime=runtime)
     return Source(images, True, read, opening.image_loader(args, images, runtime), provenance)
 
 

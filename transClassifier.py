@@ -149,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     own = result_path(args, nets, fitted)
     settings = options.settings(args, but=NOT_RECORDED, transnet=sha256(args.resume_Ys) if trans_net else None)
     resumed = resume.find(args.resume, own, settings, source=source, restart=args.restart, extendable=not args.logspace)
-    train_images, val_images = opening.both_splits(args, tail_state.get("data", {}).get("classes"))
+    train_images, val_images = opening.both_splits(args, tail_state.get("data"))
     classes, model_record = train_images.classes, tail_state["model"]
     if model_record["num_classes"] != len(classes):
         raise InputError(
@@ -163,13 +163,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     frozen_net = runtime.parallel(frozen)
     features = partial(opening.with_features, args, frozen=frozen_net, shape=shape, runtime=runtime, folder=own.parent)
     val_loaders = opening.validation_loaders(args, features(val_images), runtime)
-    name = own.name.removeprefix("checkpoint_").removesuffix(".pth.tar")
+    name = runs.stem(own)
     metrics = validate(fit.net, val_loaders, runtime, classify_features)
     runtime.say(f"{name} after {start_epoch} epochs of tuning: {runs.describe(metrics)}")
     if start_epoch >= args.epochs:
         return
 
-    step = partial(classify, frozen=frozen_net) if train_images.augments else classify_features
+    step, preprocess = classify_features, train_images.preprocessing(args.seed)
     train_data = opening.decoded(args, train_images, runtime) if train_images.augments else features(train_images)
     loader = opening.image_loader(args, train_data, runtime, shuffle=True)
     rates, past = opening.rates(args), resume.history(state, settings)
@@ -178,6 +178,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with runs.RunLog(log_folder, args.epochs, start_epoch=start_epoch, active=runtime.is_main) as log:
         for epoch in range(start_epoch, args.epochs):
             set_learning_rate(fit.optimizer, rates[epoch])
+            if train_images.augments:
+                step = partial(classify, preprocess=partial(preprocess, epoch=epoch), frozen=frozen_net)
             metrics = train_one_epoch(fit, loader, step, epoch)
             if due(epoch, args.val_epoch, args.epochs):
                 metrics |= validate(fit.net, val_loaders, runtime, classify_features)
@@ -187,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             if runtime.is_main and due(epoch, args.save_epoch, args.epochs):
                 state = fit.state(
                     epoch + 1, arch=model_record["arch"], model=model_record, source=source.to_record(),
-                    data=opening.data_record(args, classes), settings=settings, history=past,
+                    data=opening.data_record(args, train_images), settings=settings, history=past,
                     versions=resume.VERSIONS, acc1=acc1, best_acc1=best_acc1,
                 )  # fmt: skip
                 checkpoint.save(own, state)

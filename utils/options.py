@@ -73,6 +73,10 @@ def add_data_options(parser: argparse.ArgumentParser, *, batch_size: int) -> Non
         help="how a missing NNpar_A/B is made: the first images of each class (default), or random ones by --seed",
     )  # fmt: skip
     group.add_argument(
+        "--augment", choices=["none", "reflect4", "zero4"], default="none",
+        help="of training images, anew in every epoch: padded by 4 pixels, cropped and flipped at random",
+    )  # fmt: skip
+    group.add_argument(
         "--cache_images", choices=["auto", "ram", "disk", "off"], default="auto", help="decode every image once"
     )
     add_batch_option(group, batch_size)

@@ -52,6 +52,11 @@ def refined_path(out: str, dataset: str, sample_num: str, arch: str, feature: st
     return Path(out, "check", join(dataset, sample_num, arch), name + ".pth.tar")
 
 
+def stem(path: Path) -> str:
+    """Give what of a checkpoint's name says which run it is."""
+    return path.name.removeprefix("checkpoint_").removesuffix(".pth.tar")
+
+
 def log_folder(out: str, *parts: str) -> Path:
     """`logs/…`, one folder a run."""
     return Path(out, "logs", *parts)

@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor, nn
 
-from utils.data.batches import normalise
+from utils.data.batches import Preprocessing
 from utils.runtime import Runtime
 
 
 @torch.no_grad()
 def read_live(
-    pixels: Tensor, *_: Tensor, head_a: nn.Module, head_b: nn.Module, runtime: Runtime
+    pixels: Tensor, *_: Tensor, head_a: nn.Module, head_b: nn.Module, preprocess: Preprocessing, runtime: Runtime
 ) -> tuple[Tensor, Tensor]:
     """Give x and the target of a batch of photos.
 
@@ -17,11 +17,12 @@ def read_live(
         pixels: uint8 (N, 3, S, S), on the device.
         head_a: normalised images → maps (N, C, H, W).
         head_b: the same of the target.
+        preprocess: pixels → images.
         runtime: precision of the heads; what reads the features is outside of its autocast.
 
     Returns:
         Two maps, float32.
     """
     with runtime.autocast():
-        images = normalise(pixels)
+        images = preprocess(pixels)
         return head_a(images).float(), head_b(images).float()

@@ -53,7 +53,7 @@ class Member:
     @property
     def name(self) -> str:
         """Name it as its file is called."""
-        return self.path.name.removeprefix("checkpoint_").removesuffix(".pth.tar")
+        return runs.stem(self.path)
 
     def log(self, out: str, epochs: int, start_epoch: int, runtime: Runtime) -> runs.RunLog:
         """Make its log."""

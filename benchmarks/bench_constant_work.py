@@ -155,12 +155,8 @@ def born_again(arch: str, images: ImageData, batch_size: int, runtime: Runtime) 
         return functools.partial(train_one_epoch, fit, loader, functools.partial(distil, teacher=teacher))
 
     live = functools.partial(live_logits, model)
-    return Prepared(
-        epoch_with(live),
-        epoch_with(stored),
-        once_seconds,
-        largest_difference(lambda p, i: live(normalise(p), i), stored, loader, runtime),
-    )
+    difference = largest_difference(lambda pixels, i: live(normalise(pixels), i), stored, loader, runtime)
+    return Prepared(epoch_with(live), epoch_with(stored), once_seconds, difference)
 
 
 @torch.no_grad()

@@ -108,8 +108,8 @@ def list_layers(args: Namespace) -> None:
 
 def store_split(
     args: Namespace, nets: tuple[Net, Net], images: ImageData, topk: Sequence[int], label: str, runtime: Runtime
-) -> None:
-    """Store one split, unless it is there already.
+) -> Path:
+    """Store one split, unless it is there already; give its folder.
 
     Args:
         args: the options.
@@ -131,7 +131,7 @@ def store_split(
     facts |= {"shape_a": list(shape_a), "shape_b": list(shape_b)}
     if is_stored(folder, provenance, facts, images.paths):
         runtime.say(f"{folder} has these features already")
-        return
+        return folder
     images = opening.decoded(args, images, runtime)
     runtime.say(f"{arch} at {label}: features {shape_a} and {shape_b} of {len(images):,} images to {folder}")
     with runtime.main_first():
@@ -149,6 +149,7 @@ def store_split(
         if runtime.is_main:
             features.finish()
             print(summary(open_features(folder), topk, split), f"saved {folder}", sep="\n")
+    return folder
 
 
 @command
@@ -175,7 +176,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(f"--topk {args.topk} asks for more answers than the {len(classes)} classes")
     label = runs.pair(first.label, second.label)
     for images in listed:
-        store_split(args, (a, b), images, topk, label, runtime)
+        folder = store_split(args, (a, b), images, topk, label, runtime)
+    fit = ("--convOut_path", folder.parent, "--standardise", "--solve", "--epochs", 10, "--out", args.out)
+    runtime.say_next("Training_TransNet.py", *fit)
 
 
 if __name__ == "__main__":

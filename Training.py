@@ -126,7 +126,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 log.saved(own, epoch + 1)
             if runtime.is_main and is_best:
                 checkpoint.save(runs.classifier_path(args.out, dataset, args.arch, args.suffix, best=True), state)
-    runtime.say(f"saved {own}, best accuracy {best_acc1:.2f} %")
+    runtime.say(f"saved {own}, best accuracy {best_acc1:.2f} %; the log is {log.path}")
+    runtime.say_next("ConvOutput.py", "--resume1", own, "--resume2", "B.pth.tar", "--t_or_v", "both", "--out", args.out)
 
 
 if __name__ == "__main__":

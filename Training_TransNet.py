@@ -194,7 +194,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     for i, (member, log) in enumerate(zip(members, logs)):
         errors = [line["MSE"] for line in runs.read_metrics(log.path)]
         words = reconstruction.closing_words(errors, left[i] if left else None, reference)
-        runtime.say(f"saved {member.path}; {words}")
+        runtime.say(f"saved {member.path}; {words}; the log is {log.path}")
+    if val_features:
+        measured = ("--convOut_path", features.folder.parent, *(["--reverse"] if args.reverse else []))
+        runtime.say_next("Variance.py", *measured, "--transnet", *(member.path for member in members))
 
 
 if __name__ == "__main__":

@@ -194,7 +194,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 )  # fmt: skip
                 checkpoint.save(own, state)
                 log.saved(own, epoch + 1)
-    runtime.say(f"saved {own}, accuracy {acc1:.2f} %, best {best_acc1:.2f} %")
+    runtime.say(f"saved {own}, accuracy {acc1:.2f} %, best {best_acc1:.2f} %; the log is {log.path}")
 
 
 if __name__ == "__main__":

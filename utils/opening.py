@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from utils import checkpoint
-from utils.data.batches import AUGMENTATIONS, Preprocessing
+from utils.data.batches import AUGMENTATIONS, NORMALISATIONS, Preprocessing
 from utils.data.computed_once import compute_once
 from utils.data.image_cache import cache_images
 from utils.data.images import ImageData, check_classes, load_images
@@ -102,7 +102,7 @@ def images(args: Namespace, split: str, known: Mapping[str, Any] | None = None, 
         sample_num=args.sample_num or None,
         sub_sampler_split=args.sub_sampler_split,
         seed=args.seed,
-        normalisation=(known or {}).get("normalisation"),
+        normalisation=NORMALISATIONS.get(args.normalisation) or (known or {}).get("normalisation"),
         augmentation=AUGMENTATIONS.get(args.augment) if augment else None,
     )
     if known and "classes" in known:

@@ -77,6 +77,10 @@ def add_data_options(parser: argparse.ArgumentParser, *, batch_size: int) -> Non
         help="of training images, anew in every epoch: padded by 4 pixels, cropped and flipped at random",
     )  # fmt: skip
     group.add_argument(
+        "--normalisation", choices=["imagenet", "cifar", "dcm", "half"],
+        help="mean and deviation of the channels; default: the checkpoint's, or the data set's",
+    )  # fmt: skip
+    group.add_argument(
         "--cache_images", choices=["auto", "ram", "disk", "off"], default="auto", help="decode every image once"
     )
     add_batch_option(group, batch_size)

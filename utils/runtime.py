@@ -5,6 +5,7 @@ import errno
 import functools
 import os
 import random
+import shlex
 import signal
 import sys
 import threading
@@ -91,6 +92,10 @@ class Runtime:
         """Print a line once for the whole run."""
         if self.is_main:
             print(line, flush=True)
+
+    def say_next(self, script: str, *words: object) -> None:
+        """Print the command of the step that comes next, ready to paste."""
+        self.say(f"next: python {script} {shlex.join(str(word) for word in words)}")
 
     def parallel(self, model: nn.Module) -> nn.Module:
         """Move a model to its device(s) and wrap it; keep the argument as the unwrapped handle.

@@ -28,9 +28,7 @@ from utils.training.family import Family, Member, of_member, restore
 from utils.training.schedules import due, set_learning_rate
 
 # Options that change nothing of the fit, or say what the features say themselves.
-NOT_RECORDED = (
-    "convOut_path", "arch", "dataset", "sample_num", "conv_layer", "layer", "validate", "draw", "save_per_epoch",
-)  # fmt: skip
+NOT_RECORDED = "convOut_path arch dataset sample_num conv_layer layer validate draw save_per_epoch".split()
 
 
 def build_parser() -> Parser:
@@ -196,8 +194,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         words = reconstruction.closing_words(errors, left[i] if left else None, reference)
         runtime.say(f"saved {member.path}; {words}; the log is {log.path}")
     if val_features:
-        measured = ("--convOut_path", features.folder.parent, *(["--reverse"] if args.reverse else []))
-        runtime.say_next("Variance.py", *measured, "--transnet", *(member.path for member in members))
+        where = ["--convOut_path", features.folder.parent] + (["--reverse"] if args.reverse else [])
+        runtime.say_next("Variance.py", *where, "--transnet", *(member.path for member in members))
 
 
 if __name__ == "__main__":

@@ -24,9 +24,7 @@ from utils.training.metrics import main_accuracy
 from utils.training.schedules import due, set_learning_rate
 
 # Options that say what the files say themselves; in their place stand the files' hashes and layers.
-NOT_RECORDED = (
-    "arch", "arch_A", "arch_B", "net_A", "net_B", "resume_Ys", "conv_layer", "layer", "fc", "conv_layer2", "layer2",
-)  # fmt: skip
+NOT_RECORDED = "arch arch_A arch_B net_A net_B resume_Ys conv_layer layer fc conv_layer2 layer2".split()
 
 
 def build_parser() -> Parser:

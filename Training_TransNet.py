@@ -28,7 +28,8 @@ from utils.training.family import Family, Member, of_member, restore
 from utils.training.schedules import due, set_learning_rate
 
 # Options that change nothing of the fit, or say what the features say themselves.
-NOT_RECORDED = "convOut_path arch dataset sample_num conv_layer layer validate draw save_per_epoch".split()
+NOT_RECORDED = ["convOut_path", "arch", "dataset", "sample_num", "conv_layer", "layer"]
+NOT_RECORDED += ["validate", "draw", "save_per_epoch"]
 
 
 def build_parser() -> Parser:

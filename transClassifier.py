@@ -24,7 +24,8 @@ from utils.training.metrics import main_accuracy
 from utils.training.schedules import due, set_learning_rate
 
 # Options that say what the files say themselves; in their place stand the files' hashes and layers.
-NOT_RECORDED = "arch arch_A arch_B net_A net_B resume_Ys conv_layer layer fc conv_layer2 layer2".split()
+NOT_RECORDED = ["arch", "arch_A", "arch_B", "net_A", "net_B", "resume_Ys"]
+NOT_RECORDED += ["conv_layer", "layer", "fc", "conv_layer2", "layer2"]
 
 
 def build_parser() -> Parser:

@@ -5,7 +5,6 @@ that unexplained was not fitted to its end.
 """
 
 import contextlib
-import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -154,16 +153,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     runtime.say(
         f"{features.shape_a} → {features.shape_b}, layers {args.layers}, {len(fitted):,} images: {members[0].path}"
     )
-    if start_epoch == 0:
-        linear = between(features.shape_a, features.shape_b, layers=1, fc=args.fc, standardise=True).to(runtime.device)
-        reconstruction.set_standards([linear, *nets], in_order, read_stored, runtime)
-        reference = reconstruction.linear_reference(linear, in_order, unseen_loader, read_stored, runtime)
-        if args.solve is not None:
-            reconstruction.solve(nets, in_order, read_stored, runtime)
-    else:
-        reference = members[0].state.get("linear_reference", {"instability": math.nan})
+    linear = between(features.shape_a, features.shape_b, layers=1, fc=args.fc, standardise=True).to(runtime.device)
+    reconstruction.set_standards([linear] if start_epoch else [linear, *nets], in_order, read_stored, runtime)
+    reference = reconstruction.linear_reference(linear, in_order, unseen_loader, read_stored, runtime)
+    closed_form = partial(reconstruction.closed_form, nets, reference, in_order, read_stored, runtime)
+    if args.solve is not None and start_epoch == 0:
+        closed_form(last=not args.epochs)
     source = features.provenance.to_record()
-    facts: dict[str, Any] = {"arch": source.get("arch"), "source": source, "linear_reference": reference}
+    facts: dict[str, Any] = {"arch": source.get("arch"), "source": source, "linear_reference": reference.record()}
     alphas = [member.alpha.to(runtime.device) for member in members]
     step = partial(reconstruction.reconstruct, family=family, alphas=alphas, read=read_stored)
     rates, left = opening.rates(args), list[float]()
@@ -177,11 +174,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             set_learning_rate(fit.optimizer, rates[epoch])
             metrics = train_one_epoch(fit, loader, step, epoch)
             if args.solve is not None and due(epoch, args.solve or args.epochs, args.epochs):
-                reconstruction.solve(nets, in_order, read_stored, runtime)
+                closed_form(last=epoch + 1 == args.epochs)
             measured = due(epoch, args.val_epoch, args.epochs)
             left = reconstruction.instabilities(nets, unseen_loader, read_stored, runtime) if measured else []
             for i, (member, log) in enumerate(zip(members, logs)):
-                own = of_member(metrics, i) | {"lr": rates[epoch], "linear_reference": reference["instability"]}
+                own = of_member(metrics, i) | {"lr": rates[epoch], "linear_reference": reference.instability}
                 own |= {"val_instability": left[i]} if left else {}
                 log.write(epoch, own)
                 if args.draw and measured:
@@ -192,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     log.saved(member.path, epoch + 1)
     for i, (member, log) in enumerate(zip(members, logs)):
         errors = [line["MSE"] for line in runs.read_metrics(log.path)]
-        words = reconstruction.closing_words(errors, left[i] if left else None, reference)
+        words = reconstruction.closing_words(errors, left[i] if left else None, reference.record())
         runtime.say(f"saved {member.path}; {words}; the log is {log.path}")
     if val_features:
         where = ["--convOut_path", features.folder.parent] + (["--reverse"] if args.reverse else [])

@@ -71,7 +71,7 @@ def choose_place(needed_bytes: int, path: Path, device: torch.device | None) -> 
     Returns:
         "gpu", "ram", "disk", or "off" where there is no room.
     """
-    if device is not None and device.type == "cuda" and needed_bytes < GPU_SHARE * torch.cuda.mem_get_info(device)[0]:
+    if device is not None and device.type == "cuda" and needed_bytes < GPU_SHARE * free_bytes(device):
         return "gpu"
     if needed_bytes < RAM_SHARE * available_memory_bytes():
         return "ram"
@@ -80,6 +80,11 @@ def choose_place(needed_bytes: int, path: Path, device: torch.device | None) -> 
     if has_space and os.access(existing, os.W_OK):
         return "disk"
     return "off"
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that a tensor on this device may take."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory_bytes()
 
 
 def available_memory_bytes() -> int:

@@ -4,16 +4,18 @@ Several Trans-Nets that read the same features share each pass over them. A pass
 makes of its batch, on the device, x (N, C, H, W) and the target (N, C', H', W') as maps.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from utils.data.storage import free_bytes
+from utils.measures.conjugate_gradients import PassesOverData
 from utils.measures.moments import FeatureMoments
-from utils.measures.ridge import NormalEquations, RidgeSolution
+from utils.measures.ridge import NormalEquations, RidgeSolution, bytes_needed
 from utils.progress import Progress
 from utils.runtime import Runtime
 from utils.training.family import Family
@@ -21,6 +23,8 @@ from utils.training.losses import order_penalty
 
 Read = Callable[..., tuple[Tensor, Tensor]]
 Loader = DataLoader[Any]
+MEMORY_SHARE = 0.5  # of what is free, for the sums of a closed form
+NOTEWORTHY_BYTES = 1e8
 FLAT = 0.01  # relative differences below this are none: of an error over the last tenth of the epochs, of two fits
 
 
@@ -77,7 +81,9 @@ def set_standards(members: Sequence[Any], loader: Loader, read: Read, runtime: R
 
 @torch.no_grad()
 def solve(members: Sequence[Any], loader: Loader, read: Read, runtime: Runtime) -> list[RidgeSolution]:
-    """Set W(0) of every member to its ridge solution, given everything below it, over one pass.
+    """Set W(0) of every member to its ridge solution, given everything below it.
+
+    The sums of all members come from one pass; where memory is short for them, conjugate gradients make many passes.
 
     Args:
         members: `TransNet`s; put into evaluation mode.
@@ -88,22 +94,49 @@ def solve(members: Sequence[Any], loader: Loader, read: Read, runtime: Runtime) 
     Returns:
         The solutions, one a member; their errors are cross-validated over images.
     """
+    shapes = [tuple(member.eval().linear[0].weight.shape) for member in members]
+    needed_bytes = sum(bytes_needed(shape[1], shape[0], shape[2]) for shape in shapes)
+    if needed_bytes > NOTEWORTHY_BYTES:
+        runtime.say(f"the closed form takes {needed_bytes / 1e9:.1f} GB of memory")
+    if needed_bytes > MEMORY_SHARE * free_bytes(runtime.device):
+        runtime.say("which is not there: conjugate gradients read the features again and again instead")
+        solutions = [_solve_by_passes(member, loader, read, runtime) for member in members]
+    else:
+        solutions = _solve_by_sums(members, loader, read, runtime)
+    for member, solution in zip(members, solutions):
+        member.set_last_weight(solution.weight, solution.constant)
+    return solutions
+
+
+def _solve_by_sums(members: Sequence[Any], loader: Loader, read: Read, runtime: Runtime) -> list[RidgeSolution]:
+    """Solve every member from the sums of one pass."""
     systems = []
     for member in members:
-        weight = member.eval().linear[0].weight
-        systems.append(NormalEquations(weight.shape[1], weight.shape[0], weight.shape[2], device=runtime.device))
+        out_channels, in_channels, size, _ = member.linear[0].weight.shape
+        systems.append(NormalEquations(in_channels, out_channels, size, device=runtime.device))
     for batch in Progress(loader, "normal equations", quiet=not runtime.is_main):
-        *_, indices = on_device = runtime.to_device(batch)
+        on_device = runtime.to_device(batch)
         x, target = read(*on_device)
         for member, system in zip(members, systems):
-            system.add(member.last_input(x), member.standard_target(target), indices)
-    solutions = []
-    for member, system in zip(members, systems):
+            system.add(member.last_input(x), member.standard_target(target), on_device[-1])
+    for system in systems:
         for total in system.sums():
             runtime.sum(total)
-        solutions.append(system.solve())
-        member.set_last_weight(solutions[-1].weight)
-    return solutions
+    return [system.solve(constant=member.standardise) for member, system in zip(members, systems)]
+
+
+def _solve_by_passes(member: Any, loader: Loader, read: Read, runtime: Runtime) -> RidgeSolution:
+    """Solve one member from many passes."""
+
+    def batches() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        for batch in loader:
+            on_device = runtime.to_device(batch)
+            x, target = read(*on_device)
+            yield member.last_input(x), member.standard_target(target), on_device[-1]
+
+    shape = tuple(member.linear[0].weight.shape)
+    passes = PassesOverData(batches, shape, device=runtime.device, all_reduce=runtime.sum)
+    return passes.solve(constant=member.standardise)
 
 
 @torch.no_grad()
@@ -139,28 +172,60 @@ def merged(moments: FeatureMoments, runtime: Runtime) -> FeatureMoments:
     return first
 
 
-def linear_reference(
-    linear: Any, fitted: Loader, unseen: Loader | None, read: Read, runtime: Runtime
-) -> dict[str, Any]:
-    """Fit the best single linear layer on standardised features, in closed form, and say what it leaves unexplained.
+class Reference(NamedTuple):
+    """The best single linear layer on standardised features: what a Trans-Net is held against.
+
+    Attributes:
+        solution: its weights, in the standardised features' units, and its cross-validated error.
+        instability: what it leaves unexplained of images that were not fitted; cross-validated where there are none.
+        measured_on: "held-out images" or "cross-validation".
+    """
+
+    solution: RidgeSolution
+    instability: float
+    measured_on: str
+
+    def record(self) -> dict[str, Any]:
+        """Give what checkpoints and reports say of it."""
+        return {
+            "instability": self.instability, "ridge": self.solution.ridge, "measured_on": self.measured_on,
+        }  # fmt: skip
+
+
+def linear_reference(linear: Any, fitted: Loader, unseen: Loader | None, read: Read, runtime: Runtime) -> Reference:
+    """Fit the linear reference in closed form and measure it.
 
     Args:
         linear: a `TransNet` of one layer that standardises; its standards are set.
         fitted: an unshuffled loader of the images that are fitted.
-        unseen: one of other images; None: the error is cross-validated on the fitted ones.
+        unseen: one of other images; None: there are none.
         read: see above.
         runtime: device and processes.
-
-    Returns:
-        `instability`, `ridge`, and `measured_on`: "held-out images" or "cross-validation".
     """
     (solution,) = solve([linear], fitted, read, runtime)
-    held_out = instabilities([linear], unseen, read, runtime)
-    return {
-        "instability": held_out[0] if held_out else solution.error,
-        "ridge": solution.ridge,
-        "measured_on": "held-out images" if held_out else "cross-validation",
-    }
+    if held_out := instabilities([linear], unseen, read, runtime):
+        return Reference(solution, held_out[0], "held-out images")
+    return Reference(solution, solution.error, "cross-validation")
+
+
+def closed_form(
+    members: Sequence[Any], reference: Reference, loader: Loader, read: Read, runtime: Runtime, *, last: bool
+) -> None:
+    """Solve W(0) of every member; the last time, take the linear layer alone where its cross-validated error is smaller.
+
+    A fit that cannot beat it has put nothing into its branches but noise, which W(0) cannot take out again.
+
+    Args:
+        members: `TransNet`s.
+        reference: on the same images.
+        loader: see `solve`.
+        read: see above.
+        runtime: device and processes.
+        last: no epoch follows.
+    """
+    for member, solution in zip(members, solve(members, loader, read, runtime)):
+        if last and member.standardise and member.order and reference.solution.error < solution.error:
+            member.set_linear(reference.solution.weight, reference.solution.constant)
 
 
 def closing_words(errors: Sequence[float], instability: float | None, reference: Mapping[str, Any]) -> str:
@@ -169,7 +234,7 @@ def closing_words(errors: Sequence[float], instability: float | None, reference:
     Args:
         errors: the mean squared error of every epoch.
         instability: on held-out images, if there are any.
-        reference: from `linear_reference`.
+        reference: what is recorded of the linear reference.
     """
     words, linear = [], reference["instability"]
     if len(errors) > 1:

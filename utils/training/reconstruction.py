@@ -211,7 +211,7 @@ def linear_reference(linear: Any, fitted: Loader, unseen: Loader | None, read: R
 def closed_form(
     members: Sequence[Any], reference: Reference, loader: Loader, read: Read, runtime: Runtime, *, last: bool
 ) -> None:
-    """Solve W(0) of every member; the last time, take the linear layer alone where its cross-validated error is smaller.
+    """Solve W(0) of every member; the last time, take the linear layer alone where its error is smaller.
 
     A fit that cannot beat it has put nothing into its branches but noise, which W(0) cannot take out again.
 

@@ -78,16 +78,6 @@ def find_features(args: Namespace, split: str) -> opening.Features:
     return opening.stored_features(args, folder, split, said)
 
 
-def find_val_features(args: Namespace) -> opening.Features | None:
-    """Open the val features where they lie beside the train features."""
-    try:
-        return find_features(args, "val")
-    except InputError:
-        if args.validate:
-            raise
-        return None
-
-
 def place(provenance: Provenance, args: Namespace, layers: int) -> Path:
     """Say where a Trans-Net is saved; what the authors' features do not say of themselves, the options say."""
     layer = Layer(args.layer, args.conv_layer, args.fc, default=40)
@@ -135,7 +125,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     check_options(parser, args)
     runtime = opening.start(args)
-    features, val_features = find_features(args, "train"), find_val_features(args)
+    features, val_features = find_features(args, "train"), None
+    with contextlib.nullcontext() if args.validate else contextlib.suppress(InputError):
+        val_features = find_features(args, "val")  # which lie beside the train features, or not
     members = [open_member(args, features, layers) for layers in args.layers]
     nets = [member.trans_net for member in members]
     family = Family(nets)
@@ -168,8 +160,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         logs = [stack.enter_context(member.log(args.out, args.epochs, start_epoch, runtime)) for member in members]
         if not args.epochs:
             left = reconstruction.instabilities(nets, unseen_loader, read_stored, runtime)
-            for member in members:
-                member.save(fit, 0, **facts)
+            for i, member in enumerate(members):
+                member.save(fit, 0, held_out=left[i] if left else None, **facts)
         for epoch in range(start_epoch, args.epochs):
             set_learning_rate(fit.optimizer, rates[epoch])
             metrics = train_one_epoch(fit, loader, step, epoch)
@@ -185,7 +177,14 @@ def main(argv: Sequence[str] | None = None) -> None:
                     x, target = read_stored(*runtime.to_device(features.__getitems__([0])[:2]))
                     log.figure(epoch, "components", decomposition_figure(member.trans_net.eval(), x, target))
                 if due(epoch, args.save_epoch, args.epochs) or log.overdue:
-                    member.save(fit, epoch + 1, keep=args.save_per_epoch, mse=own["MSE"], **facts)
+                    member.save(
+                        fit,
+                        epoch + 1,
+                        keep=args.save_per_epoch,
+                        mse=own["MSE"],
+                        held_out=own.get("val_instability"),
+                        **facts,
+                    )
                     log.saved(member.path, epoch + 1)
     for i, (member, log) in enumerate(zip(members, logs)):
         errors = [line["MSE"] for line in runs.read_metrics(log.path)]

@@ -18,9 +18,13 @@ from torchvision.models.vgg import VGG
 
 from utils.errors import InputError
 
-# Modules that are one node each, beside those of torch.nn: torchvision's own layers (StochasticDepth, …), and
-# the BatchNorms that `classifiers.fix_batch_norm` makes.
-_LEAVES = [item for item in vars(torchvision.ops).values() if isinstance(item, type) and issubclass(item, nn.Module)]
+# Modules that are one node each, beside those of torch.nn: torchvision's own layers (StochasticDepth, …) but not its
+# sequences of layers (Conv2dNormActivation, …), and the BatchNorms that `classifiers.fix_batch_norm` makes.
+_LEAVES = [
+    item
+    for item in vars(torchvision.ops).values()
+    if isinstance(item, type) and issubclass(item, nn.Module) and not issubclass(item, nn.Sequential)
+]
 _LEAVES.append(nn.BatchNorm2d)
 
 
@@ -92,8 +96,7 @@ def split(model: nn.Module, layer: str) -> tuple[fx.GraphModule, fx.GraphModule]
     Raises:
         InputError: there is no such layer, or it is no cut because other values flow around it.
     """
-    names = _trace(model)
-    graph = next(iter(names)).graph
+    graph, names = trace(model)
     cut = _find(names, layer, model)
     if around := _flow_around(graph, cut):
         later = list(graph.nodes)[list(graph.nodes).index(cut) + 1 :]
@@ -113,6 +116,25 @@ def split(model: nn.Module, layer: str) -> tuple[fx.GraphModule, fx.GraphModule]
     own = tail_graph.call_method("clone", (feature,))
     tail_graph.output(_copy_inputs(tail_graph, _result(graph), {cut: own}))
     return fx.GraphModule(model, head_graph, "Head"), fx.GraphModule(model, tail_graph, "Tail")
+
+
+def trace(model: nn.Module) -> tuple[fx.Graph, dict[fx.Node, str]]:
+    """Trace a model's forward pass in evaluation mode; its modules' modes are left as they are.
+
+    Returns:
+        The graph, whose nodes name the model's own modules and parameters, and each node's readable name, in order.
+    """
+    tracer = NodePathTracer(autowrap_modules=(math, torchvision.ops), leaf_modules=_LEAVES)
+    tracer.proxy_buffer_attributes = True  # else what is computed from a buffer becomes a constant of the graph
+    # A functional dropout keeps the flag that it was traced with: in evaluation mode it can never make features
+    # random. (torchvision's dropouts of non-zero rate are modules, which follow train() and eval().)
+    modes = _modes(model)
+    model.eval()
+    try:
+        graph = tracer.trace(model)
+    finally:
+        _restore(modes)
+    return graph, dict(tracer.node_to_qualname)
 
 
 def feature_shape(head: nn.Module, image_size: int) -> tuple[int, ...]:
@@ -169,21 +191,6 @@ def from_maps(maps: Tensor, shape: tuple[int, ...]) -> Tensor:
     if len(shape) == 2:
         return maps.squeeze(3).transpose(1, 2)
     return maps
-
-
-def _trace(model: nn.Module) -> dict[fx.Node, str]:
-    """Trace a model's forward pass; give its nodes, in order, with their readable names."""
-    tracer = NodePathTracer(autowrap_modules=(math, torchvision.ops), leaf_modules=_LEAVES)
-    tracer.proxy_buffer_attributes = True  # else what is computed from a buffer becomes a constant of the graph
-    # A functional dropout keeps the flag that it was traced with: in evaluation mode it can never make features
-    # random. (torchvision's dropouts of non-zero rate are modules, which follow train() and eval().)
-    modes = _modes(model)
-    model.eval()
-    try:
-        tracer.trace(model)
-    finally:
-        _restore(modes)
-    return dict(tracer.node_to_qualname)
 
 
 def _modes(model: nn.Module) -> dict[nn.Module, bool]:

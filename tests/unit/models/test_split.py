@@ -16,6 +16,7 @@ CUTS = [
     ("resnet18", "layer3.1.add", 64),  # an in-place ReLU follows
     ("resnet34", "layer4.2.add", 64),
     ("densenet121", "features.denseblock3.cat", 64),
+    ("mobilenet_v2", "features.0.0", 64),  # a convolution inside one of torchvision's sequences of layers
     ("swin_t", "features.3", 64),
     ("vit_b_16", "encoder.layers.encoder_layer_5.add_1", 224),
 ]

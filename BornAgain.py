@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from models.classifiers import build, classifier_record, read_classifier
+from models.frozen import freeze_for_inference
 from utils import checkpoint, opening, options, runs
 from utils.data.images import ImageData
 from utils.distillation.born_again import distillation_loss
@@ -129,7 +130,7 @@ def train_generation(
 
     teacher = None
     if teacher_path:
-        taught_by, _ = read_classifier(teacher_path, arch, len(classes))
+        taught_by = freeze_for_inference(read_classifier(teacher_path, arch, len(classes))[0], runtime.device)
         loader = opening.image_loader(args, images, runtime)
         teacher = teacher_logits(taught_by, loader, len(classes), runtime, folder=args.out, gpu=args.gpu_teacher)
     seed_everything(seed)

@@ -8,8 +8,10 @@ import torch
 from torch import nn
 
 from models.classifiers import read_classifier
+from models.frozen import freeze_for_inference
+from models.layers import Layer
 from models.pair import Net, open_net
-from models.split import HeadTail, Layer, cuts, feature_shape
+from models.split import HeadTail, cuts, feature_shape
 from utils import opening, options, runs
 from utils.data.batches import Preprocessing
 from utils.data.images import ImageData
@@ -140,7 +142,8 @@ def store_split(
             dtype=getattr(torch, args.dtype), top_k=topk, target_shape=images.targets.shape[1:], create=runtime.is_main,
         )  # fmt: skip
     with features:
-        net_a, net_b = (runtime.parallel(HeadTail(net.head, net.tail)) for net in nets)
+        frozen = (freeze_for_inference(HeadTail(net.head, net.tail), runtime.device) for net in nets)
+        net_a, net_b = map(runtime.parallel, frozen)
         store(
             net_a, net_b, opening.image_loader(args, images, runtime), features, topk, images.preprocessing(), runtime
         )

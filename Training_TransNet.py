@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from models.fitting import between, fill_trans_net
+from models.layers import Layer
 from models.pair import read_stored
-from models.split import Layer
 from utils import checkpoint, opening, options, runs
 from utils.errors import InputError
 from utils.parser import Namespace, Parser, plain_name, real, some_path

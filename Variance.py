@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from models.fitting import check_fit
+from models.frozen import freeze_for_inference
+from models.layers import Layer
 from models.pair import Decomposition, MapHead, open_net, read_stored
-from models.split import Layer
 from models.trans_net import TransNet, build_from_state
 from utils import checkpoint, opening, options
 from utils.data.images import ImageData
@@ -105,7 +106,9 @@ def open_live(args: Namespace, fitted: Provenance, runtime: Runtime) -> Source:
     )  # fmt: skip
     fitted.check(provenance, args.transnet[0], but=NOT_OF_THE_FIT)  # before an image is decoded
     images = opening.decoded(args, images, runtime)
-    head_a, head_b = (runtime.parallel(MapHead(net.head)) for net in (net_in, net_tar))
+    head_a, head_b = (
+        runtime.parallel(MapHead(freeze_for_inference(net.head, runtime.device))) for net in (net_in, net_tar)
+    )
     read = partial(read_live, head_a=head_a, head_b=head_b, preprocess=images.preprocessing(), runtime=runtime)
     return Source(images, True, read, opening.image_loader(args, images, runtime), provenance)
 

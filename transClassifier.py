@@ -8,8 +8,8 @@ from typing import Any
 from torch import nn
 
 from models.frozen_feature import INPUTS, RAW, freeze
+from models.layers import Layer
 from models.pair import Net, open_net
-from models.split import Layer
 from models.trans_net import TransNet, build_from_state
 from utils import checkpoint, opening, options, runs
 from utils.errors import InputError

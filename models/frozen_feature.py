@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from models.fitting import check_fit
+from models.frozen import freeze_for_inference
 from models.pair import Net
 from models.split import as_maps, feature_shape, from_maps
 from models.trans_net import TransNet
@@ -93,7 +94,8 @@ def freeze(
         x, target = (as_maps(torch.empty(1, *shapes[net], device="meta")) for net in "AB")
         check_fit(trans_net, x, target)
     orders = [k for k, chosen in enumerate(in_mode) if chosen]
-    frozen = FrozenFeature(name, {net: nets[net].head for net in nets}, trans_net, orders, shapes[tail])
+    heads: dict[str, nn.Module] = {net: freeze_for_inference(nets[net].head, torch.device("cpu")) for net in nets}
+    frozen = FrozenFeature(name, heads, trans_net, orders, shapes[tail])
     shape = tuple(feature_shape(frozen, image_size))
     try:
         with torch.no_grad():

@@ -7,7 +7,8 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from models.classifiers import read_classifier
-from models.split import Layer, as_maps, split
+from models.layers import Layer
+from models.split import as_maps, split
 from models.trans_net import TransNet, build_from_state
 from utils import checkpoint
 from utils.errors import InputError

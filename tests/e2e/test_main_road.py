@@ -20,7 +20,8 @@ import Training
 import Training_TransNet
 import Variance
 from models.classifiers import build, load_classifier
-from models.split import layer_name, split
+from models.layers import layer_name
+from models.split import split
 from models.trans_net import load_trans_net
 from utils import checkpoint
 from utils.data.batches import normalise

@@ -6,7 +6,8 @@ import torchvision
 from torch import nn
 
 from models.classifiers import fix_batch_norm
-from models.split import HeadTail, as_maps, feature_shape, find_layer, from_maps, layer_name, split
+from models.layers import layer_name
+from models.split import HeadTail, as_maps, feature_shape, find_layer, from_maps, split
 from utils.errors import InputError
 
 CUTS = [
@@ -16,6 +17,7 @@ CUTS = [
     ("resnet18", "layer3.1.add", 64),  # an in-place ReLU follows
     ("resnet34", "layer4.2.add", 64),
     ("densenet121", "features.denseblock3.cat", 64),
+    ("mobilenet_v2", "features.0.0", 64),  # a convolution inside one of torchvision's sequences of layers
     ("swin_t", "features.3", 64),
     ("vit_b_16", "encoder.layers.encoder_layer_5.add_1", 224),
 ]

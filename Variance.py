@@ -66,10 +66,8 @@ def build_parser() -> Parser:
     group.add_argument("--convOut_path", type=some_path, metavar="FOLDER", help="stored features in place of the nets")
     group.add_argument("--reverse", action="store_true", help="with --convOut_path: x is B's feature, the target A's")
     group.add_argument("--t_or_v", choices=["train", "val"], default="val", help="which images")
-    group.add_argument(
-        "--mean", choices=["channel", "global"], default="channel",
-        help="deviations from each channel's mean (released code) or from one mean (paper's formula)",
-    )  # fmt: skip
+    means = ["channel", "global"]
+    group.add_argument("--mean", choices=means, default="channel", help="of each channel (release) or of all (paper)")
     options.add_layer_options(parser, default="the Trans-Net's")
     options.add_second_layer_options(parser)
     group = parser.add_argument_group("results")
@@ -106,9 +104,8 @@ def open_live(args: Namespace, fitted: Provenance, runtime: Runtime) -> Source:
     )  # fmt: skip
     fitted.check(provenance, args.transnet[0], but=NOT_OF_THE_FIT)  # before an image is decoded
     images = opening.decoded(args, images, runtime)
-    head_a, head_b = (
-        runtime.parallel(MapHead(freeze_for_inference(net.head, runtime.device))) for net in (net_in, net_tar)
-    )
+    freeze = partial(freeze_for_inference, device=runtime.device)
+    head_a, head_b = (runtime.parallel(MapHead(freeze(net.head))) for net in (net_in, net_tar))
     read = partial(read_live, head_a=head_a, head_b=head_b, preprocess=images.preprocessing(), runtime=runtime)
     return Source(images, True, read, opening.image_loader(args, images, runtime), provenance)
 

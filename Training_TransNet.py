@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from models.fitting import between, fill_trans_net
 from models.split import Layer, as_maps
-from models.trans_net import TransNet, between, fill_trans_net
+from models.trans_net import TransNet
 from utils import checkpoint, opening, options, runs
 from utils.features.cache import FeatureCache, OldFeatureFolder, open_features
 from utils.parser import Namespace, Parser, list_of, plain_name, real, some_path, whole

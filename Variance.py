@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
+from models.fitting import check_fit
 from models.pair import Decomposition, open_net
 from models.split import Layer, as_maps
-from models.trans_net import TransNet, build_from_state, check_fit
+from models.trans_net import TransNet, build_from_state
 from utils import checkpoint, opening, options
 from utils.data.batches import normalise
 from utils.data.images import ImageData

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from models.fitting import check_fit
 from models.pair import Net
 from models.split import as_maps, feature_shape, from_maps
-from models.trans_net import TransNet, check_fit
+from models.trans_net import TransNet
 from utils.errors import InputError
 
 RAW = {"raw_A": "A", "raw_B": "B"}  # --input: the net whose feature it is

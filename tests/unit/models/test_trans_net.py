@@ -6,16 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import models
-from models.split import as_maps
-from models.trans_net import (
-    EPS,
-    BatchScale,
-    InstanceScale,
-    TransNet,
-    between,
-    fill_trans_net,
-    load_trans_net,
-)
+from models.divisors import EPS, BatchScale
+from models.trans_net import TransNet, load_trans_net
 from utils import checkpoint
 from utils.errors import InputError
 from utils.measures.moments import ComponentMoments
@@ -45,6 +37,8 @@ def lively(*shape, seed=0, **options) -> Any:
     net: Any = TransNet(*shape, **options)
     with torch.no_grad():
         net.logit_p.copy_(torch.linspace(-1, 2, net.order))
+        if net.standardise:
+            net.set_standards(torch.linspace(-1, 2, shape[0]), 2.5, torch.linspace(3, -1, shape[1]), 0.7)
         if net.input_norm is not None and options.get("affine"):
             net.input_norm.weight.uniform_(0.5, 2)
             net.input_norm.bias.uniform_(-1, 1)
@@ -133,7 +127,9 @@ def test_forward_and_every_component_are_the_papers_equations(norm, shape, size,
 
 @pytest.mark.parametrize("layers", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("options", [{}, {"bn": True}, {"bn": True, "affine": True}, {"fix_p": True}])
+@pytest.mark.parametrize(
+    "options", [{}, {"bn": True}, {"bn": True, "affine": True}, {"fix_p": True}, {"standardise": True}]
+)
 @pytest.mark.parametrize(
     ("channels", "size", "changes"),
     [
@@ -152,7 +148,8 @@ def test_components_sum_to_the_forward_pass(layers, norm, options, channels, siz
     assert forward.shape == (3, channels[1], *changes.get("out_size", x.shape[2:]))
     assert components.shape == (layers, *forward.shape)
     assert (output - forward).abs().max() <= 1e-5 * forward.abs().max()
-    assert (components.sum(0) - forward).abs().max() <= 1e-5 * forward.abs().max()
+    summed = components.sum(0) + net.constant[:, None, None]
+    assert (summed - forward).abs().max() <= 1e-5 * forward.abs().max()
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -196,37 +193,20 @@ def test_p_is_indexed_by_order():
     assert without_second[2].abs().max() < 1e-6 < without_second[1].abs().max()
 
 
-def test_weights_begin_with_kaimings_fan_out():
-    torch.manual_seed(0)
-    net: Any = TransNet(32, 64, 2)
-    for layer, out_channels in zip(net.linear, (64, 32)):
-        expected = (2 / (out_channels * 9)) ** 0.5
-        assert float(layer.weight.detach().std()) == pytest.approx(expected, rel=0.03)
-        assert layer.bias is None
-    assert net.p.tolist() == [0.5]
-
-
-@pytest.mark.parametrize(("options", "message"), [({"norm": "layer"}, "'layer'"), ({"layers": 0}, "at least one")])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"norm": "layer"}, "'layer'"),
+        ({"layers": 0}, "at least one"),
+        ({"bn": True, "standardise": True}, "choose one"),
+    ],
+)
 def test_impossible_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         TransNet(3, 3, **options)
 
 
 # --- the divisors
-
-
-def test_the_instance_divisor_is_each_maps_unbiased_deviation():
-    h = maps(3, 4, (2, 5))
-    divisor = InstanceScale()(h)
-    assert divisor.shape == (3, 4, 1, 1)
-    one = h[1, 2].double()
-    expected = ((one - one.mean()).square().sum() / 9).sqrt() + 1e-5
-    assert float(divisor[1, 2]) == pytest.approx(float(expected), rel=1e-6)
-    assert InstanceScale()(h.bfloat16()).dtype == torch.float32
-
-
-def test_the_instance_divisor_of_a_single_value_is_one():
-    assert torch.equal(InstanceScale()(torch.tensor([[[[5.0]]], [[[-3.0]]]])), torch.ones(2, 1, 1, 1))
 
 
 def test_a_constant_map_does_not_explode():
@@ -254,19 +234,6 @@ def test_batch_statistics_know_the_gradient_in_training():
     total = net(x).sum()
     (gradient,) = torch.autograd.grad(total, x)
     assert abs((gradient * x).sum().item()) < 1e-2 * abs(total.item())
-
-
-def test_batch_statistics_begin_with_the_first_batch_and_then_follow_slowly():
-    scale, first, second = BatchScale(4), maps(5, 4, seed=1), 3 * maps(5, 4, seed=2)
-    std = [batch.std((0, 2, 3)) for batch in (first, second)]
-    torch.testing.assert_close(scale.train()(first)[0, :, 0, 0], std[0] + EPS)
-    torch.testing.assert_close(scale.running_std, std[0])
-    torch.testing.assert_close(scale(second)[0, :, 0, 0], std[1] + EPS)
-    torch.testing.assert_close(scale.running_std, 0.9 * std[0] + 0.1 * std[1])
-    assert int(scale.batches) == 2
-    running = scale.running_std.clone()
-    torch.testing.assert_close(scale.eval()(first)[0, :, 0, 0], running, rtol=0, atol=0)
-    assert torch.equal(scale.running_std, running)
 
 
 def test_a_batch_of_one_vector_leaves_batch_statistics_alone():
@@ -322,6 +289,67 @@ def test_fix_p_takes_no_part_in_training():
         assert (net.logit_p.grad is None) == fixed
         optimizer.step()
         assert (net.p.tolist() == [0.5, 0.5]) == fixed
+
+
+# --- standardised features
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("norm", NORMS)
+def test_standardising_is_the_papers_equations_on_shifted_and_scaled_features(norm):
+    net = lively(4, 3, norm=norm, standardise=True)
+    x = maps(3, 4)
+    torch.manual_seed(0)
+    bare: Any = TransNet(4, 3, norm=norm).eval()
+    bare.load_state_dict(net.state_dict(), strict=False)
+    del bare.input_scale
+    bare.input_scale = lambda _: 1.0
+    mean = torch.linspace(-1, 2, 4)[:, None, None]
+    inside, inside_components = bare.decompose((x - mean) / 2.5)
+    output, components = net.decompose(x)
+    torch.testing.assert_close(components, 0.7 * inside_components)
+    torch.testing.assert_close(output, 0.7 * inside + torch.linspace(3, -1, 3)[:, None, None])
+    torch.testing.assert_close(net(x), output)
+    assert torch.equal(net.constant, torch.linspace(3, -1, 3))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("options", [{}, {"layers": 1}, {"bn": True}, {"standardise": True}, {"out_size": (3, 4)}])
+def test_the_last_layer_maps_its_input_onto_the_standard_target(options):
+    net = lively(4, 3, **options)
+    x = maps(3, 4)
+    u = net.last_input(x)
+    torch.testing.assert_close(net.linear[0](u), net.standard_target(net(x)), rtol=1e-4, atol=1e-5)
+    weight = torch.randn(3, 4, 3, 3)
+    net.set_last_weight(weight)
+    expected = F.conv2d(u, weight, padding=1)
+    torch.testing.assert_close(net.standard_target(net(x)), expected, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_one_layer_reads_the_standardised_input_itself():
+    net = lively(4, 3, 1, standardise=True)
+    x = maps(3, 4)
+    assert torch.equal(net.last_input(x), (x - net.x_mean[:, None, None]) / 2.5)
+
+
+def test_the_loss_in_own_units_divided_by_the_variance_is_the_standard_one():
+    net = lively(4, 3, standardise=True)
+    x, target = maps(3, 4), maps(3, 3, seed=1)
+    own = F.mse_loss(net(x), target) / net.target_std.square()
+    torch.testing.assert_close(own, F.mse_loss(net.standard_target(net(x)), net.standard_target(target)))
+
+
+def test_standards_need_a_net_that_standardises():
+    with pytest.raises(ValueError, match="standardise=True"):
+        TransNet(2, 2).set_standards(torch.zeros(2), 1.0, torch.zeros(2), 1.0)
+
+
+def test_a_dead_layer_has_no_deviation_to_divide_by():
+    net = TransNet(2, 2, standardise=True)
+    net.set_standards(torch.ones(2), 0.0, torch.ones(2), 0.0)
+    assert net(torch.ones(1, 2, 3, 3)).isfinite().all()
+    assert torch.equal(net.standard_target(torch.ones(1, 2, 3, 3)), torch.zeros(1, 2, 3, 3))
 
 
 # --- known answers
@@ -425,7 +453,14 @@ def test_an_even_function_is_beyond_order_0_and_found_at_order_1():
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"layers": 1}, {"norm": "batch", "bn": True, "affine": True}, {"out_size": (3, 5), "fix_p": True}],
+    [
+        {},
+        {"layers": 1},
+        {"norm": "batch", "bn": True, "affine": True},
+        {"out_size": (3, 5), "fix_p": True},
+        {"standardise": True},
+        {"standardise": True, "norm": "batch"},
+    ],
 )
 def test_a_checkpoint_rebuilds_the_same_net(tmp_path, options):
     net = lively(4, 6, **options)
@@ -437,6 +472,16 @@ def test_a_checkpoint_rebuilds_the_same_net(tmp_path, options):
     with torch.no_grad():
         x = maps(2, 4)
         assert torch.equal(loaded(x), net(x))
+
+
+def test_a_checkpoint_from_before_there_were_standards_loads(tmp_path):
+    net = lively(4, 6)
+    config = {name: value for name, value in net.config.items() if name != "standardise"}
+    checkpoint.save(tmp_path / "g.pth.tar", {"trans_net": config, "state_dict": net.state_dict()})
+    loaded = load_trans_net(tmp_path / "g.pth.tar")
+    assert loaded.config == net.config
+    assert not any(name.endswith(("_mean", "_std")) for name in net.state_dict())
+    assert torch.equal(loaded.constant, torch.zeros(6))
 
 
 def test_what_is_no_whole_trans_net_is_refused(tmp_path):
@@ -454,62 +499,3 @@ def test_what_is_no_whole_trans_net_is_refused(tmp_path):
     checkpoint.save(path, {"state_dict": {"fc.weight": torch.ones(2)}})
     with pytest.raises(InputError, match=r"g\.pth\.tar holds no Trans-Net"):
         load_trans_net(path)
-
-
-# --- between features
-
-
-@pytest.mark.parametrize(
-    ("shape_a", "shape_b", "options", "kernel_size", "mapped"),
-    [
-        ((4, 6, 5), (7, 3, 2), {}, 3, (7, 3, 2)),
-        ((4, 6, 5), (7, 6, 5), {"fc": True}, 1, (7, 6, 5)),
-        ((9, 4), (5, 7), {}, 1, (7, 5, 1)),  # tokens (T, C) are maps (C, T, 1)
-        ((4,), (7,), {}, 1, (7, 1, 1)),
-    ],
-)
-def test_a_trans_net_is_made_between_features(shape_a, shape_b, options, kernel_size, mapped):
-    net = between(shape_a, shape_b, layers=2, norm="batch", affine=True, bn=True, **options)
-    assert net.order == 1
-    assert (net.config["kernel_size"], net.config["norm"]) == (kernel_size, "batch")
-    assert net.config["bn"] and net.config["affine"] and not net.config["fix_p"]
-    x, target = (as_maps(torch.randn(2, *shape)) for shape in (shape_a, shape_b))
-    assert net(x).shape == target.shape == (2, *mapped)
-
-
-@pytest.mark.parametrize("shapes", [((4, 6, 6), (7,)), ((9, 4), (4, 3, 3)), ((4,), (9, 4))])
-def test_features_of_different_kinds_have_no_trans_net(shapes):
-    with pytest.raises(
-        InputError, match=r"A's features have shape \(.*\) and B's \(.*\): a Trans-Net maps feature maps"
-    ):
-        between(*shapes, layers=3)
-
-
-@pytest.mark.parametrize("shape", [(4,), (4, 1, 1)])
-def test_single_values_have_no_mean_to_remove(shape):
-    with pytest.raises(InputError, match="--bn removes the mean of each map, .* single values; add --norm batch"):
-        between(shape, shape, layers=3, bn=True, norm="instance")
-    between(shape, shape, layers=3, bn=True, norm="batch")
-    between((9, 4), (9, 4), layers=3, bn=True, norm="instance")
-
-
-def test_a_trans_net_is_filled_from_one_that_is_built_alike():
-    stored, net = (between((4, 6, 5), (7, 3, 2), layers=3, norm="batch") for _ in range(2))
-    state = {"trans_net": stored.config, "state_dict": stored.state_dict()}
-    assert not torch.equal(net.linear[0].weight, stored.linear[0].weight)
-    fill_trans_net(net.train(), state, "g.pth.tar")
-    assert all(torch.equal(value, stored.state_dict()[key]) for key, value in net.state_dict().items())
-    assert net.training
-
-
-@pytest.mark.parametrize(
-    "changes", [{"layers": 2}, {"norm": "batch"}, {"fix_p": True}, {"shape_b": (4, 3, 3)}, {"shape_a": (5, 6, 5)}]
-)
-def test_a_trans_net_is_not_filled_from_one_that_is_built_otherwise(changes):
-    usual: dict[str, Any] = {"shape_a": (4, 6, 5), "shape_b": (4, 6, 5), "layers": 3, "norm": "instance"}
-    stored, net = between(**usual), between(**usual | changes)
-    state = {"trans_net": stored.config, "state_dict": stored.state_dict()}
-    before = net.logit_p.clone(), net.linear[0].weight.clone()
-    with pytest.raises(InputError, match=r"g\.pth\.tar holds a Trans-Net of other options or shapes: .*, now {"):
-        fill_trans_net(net, state, "g.pth.tar")
-    assert torch.equal(net.logit_p, before[0]) and torch.equal(net.linear[0].weight, before[1])

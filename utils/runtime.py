@@ -178,7 +178,8 @@ def start(device_ids: Sequence[int], gpu: int | None, seed: int, amp: str = "off
     Raises:
         InputError: a device is named that this machine does not have.
     """
-    wanted = [gpu] if gpu is not None else list(dict.fromkeys(device_ids)) or [0]
+    asked = [gpu] if gpu is not None else list(dict.fromkeys(device_ids))
+    wanted = asked or [0]
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     cuda = torch.cuda.is_available()
     if world_size > 1:
@@ -197,7 +198,7 @@ def start(device_ids: Sequence[int], gpu: int | None, seed: int, amp: str = "off
     device = torch.device("cuda", wanted[0]) if cuda else torch.device("cpu")
     runtime = Runtime(device, tuple(wanted) if cuda else (), rank, world_size, AMP_DTYPES[amp], compiled, seed)
     seed_everything(seed)
-    runtime.say(_describe(runtime, amp))
+    runtime.say(_describe(runtime, amp, asked))
     return runtime
 
 
@@ -208,12 +209,14 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def _describe(runtime: Runtime, amp: str) -> str:
+def _describe(runtime: Runtime, amp: str, asked: Sequence[int]) -> str:
     if runtime.device.type == "cuda":
         names = [f"cuda:{index} ({torch.cuda.get_device_name(index)})" for index in runtime.device_ids]
         where = "running on " + ", ".join(names)
     else:
-        where = f"no CUDA device: running on the CPU with {torch.get_num_threads()} threads"
+        named = f"{' and '.join(map(str, asked))} {'was' if len(asked) == 1 else 'were'} asked for"
+        missing = f", though {named}" if asked else ""
+        where = f"no CUDA device{missing}: running on the CPU with {torch.get_num_threads()} threads"
     processes = f", {runtime.world_size} processes" if runtime.world_size > 1 else ""
     precision = "" if amp == "off" else f", {amp}"
     return f"{where}{processes}{precision}, seed {runtime.seed}, torch {torch.__version__}"

@@ -15,7 +15,7 @@ STEPS = {
 SCRIPTS = sorted(ROOT.glob("*.py"))
 MODELS = sorted((ROOT / "models").rglob("*.py"))
 UTILS = sorted((ROOT / "utils").rglob("*.py"))
-FROM_UTILS_IN_MODELS = {"utils.checkpoint", "utils.errors", "utils.files"}
+FROM_UTILS_IN_MODELS = {"utils.checkpoint", "utils.errors", "utils.files", "utils.provenance"}
 # What a wing may import of the other wings; the ground alone is open to all.
 WINGS = {
     "data": set(),

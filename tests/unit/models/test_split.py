@@ -6,8 +6,8 @@ import torchvision
 from torch import nn
 
 from models.classifiers import fix_batch_norm
-from models.layers import layer_name
-from models.split import HeadTail, as_maps, feature_shape, find_layer, from_maps, split
+from models.layers import Layer, layer_name
+from models.split import HeadTail, as_maps, feature_shape, from_maps, split
 from utils.errors import InputError
 
 CUTS = [
@@ -308,8 +308,49 @@ def test_a_conv_layer_that_there_is_not(arch, conv_layer, fc, message):
 
 
 def test_a_layers_own_name_goes_before_its_number(resnet18):
-    assert find_layer(resnet18, None, 3) == "layer3.1.add"
-    assert find_layer(resnet18, "layer2.0.add", 3) == "layer2.0.add"
+    assert Layer(None, 3).node(resnet18) == "layer3.1.add"
+    assert Layer("layer2.0.add", 3).node(resnet18) == "layer2.0.add"
+
+
+@pytest.mark.parametrize(
+    ("layer", "label"),
+    [
+        (Layer(None, 30), "30"),
+        (Layer(None, 0), "0"),
+        (Layer(None, 3, fc=True), "fc3"),
+        (Layer("layer3.5.add", 30), "layer3.5.add"),
+        (Layer("classifier.3", 3, fc=True), "classifier.3"),
+        (Layer(), "30"),
+        (Layer(default=40), "40"),
+        (Layer(fc=True, default=3), "fc3"),
+        (Layer(None, 0, default=40), "0"),
+    ],
+)
+def test_a_layers_label_is_its_name_or_number(layer, label):
+    assert layer.label == label
+
+
+def test_without_an_option_only_a_vgg_has_a_layer(resnet18):
+    with torch.device("meta"):
+        vgg, alexnet = (torchvision.models.get_model(arch) for arch in ("vgg16_bn", "alexnet"))
+    assert Layer().node(vgg) == "features.30"
+    assert Layer(default=40).node(vgg) == "features.40"
+    assert Layer(fc=True, default=3).node(vgg) == "classifier.3"
+    assert Layer(None, 0, default=40).node(vgg) == "features.0"
+    for model, kind in ((alexnet, "AlexNet"), (resnet18, "ResNet")):
+        with pytest.raises(InputError, match=f"no option says at which layer of this {kind}: name it by --conv_layer"):
+            Layer().node(model)
+
+
+def test_a_files_layer_stands_where_no_option_says_another():
+    assert Layer().or_node("layer2.1.add") == Layer("layer2.1.add")
+    assert Layer(fc=True).or_node("layer2.1.add").label == "layer2.1.add"
+    assert Layer(None, 0).or_node("layer2.1.add") == Layer(None, 0)
+    assert Layer("layer1").or_node("layer2.1.add") == Layer("layer1")
+    assert Layer(default=40).or_node(None) == Layer(default=40)
+    assert [layer.is_named for layer in (Layer(), Layer(fc=True), Layer(None, 0), Layer("a"))] == [
+        False, False, True, True,
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("shape", [(2, 5), (2, 7, 5), (2, 5, 3, 4)])

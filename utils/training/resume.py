@@ -11,7 +11,7 @@ from utils import checkpoint
 from utils.errors import InputError
 from utils.provenance import Provenance
 
-VERSIONS = {"torch": torch.__version__, "torchvision": torchvision.__version__}  # recorded, not compared
+VERSIONS = {"torch": str(torch.__version__), "torchvision": str(torchvision.__version__)}  # recorded, not compared
 
 
 def find(

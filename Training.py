@@ -1,7 +1,6 @@
 """Train a classifier: the nets A and B that the other steps compare (paper Sec. 4)."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from models.classifiers import build, classifier_record, fix_batch_norm, read_classifier
 from utils import checkpoint, opening, options, runs
@@ -38,11 +37,12 @@ def build_parser() -> Parser:
 
 def fill(args: Namespace) -> None:
     """Take architecture, data set and image size from the checkpoint that --resume means, where no option says them."""
-    path = runs.classifier_path(args.out, options.data_name(args), args.arch or options.ARCH, args.suffix)
-    if args.resume != "auto":
-        path = Path(args.resume)
-    readable = args.resume and not args.restart and (path.exists() or args.resume != "auto")
-    state = checkpoint.load(path, mmap=True) if readable else {}
+    state: checkpoint.State = {}
+    own = runs.classifier_path(args.out, options.data_name(args), args.arch or options.ARCH, args.suffix)
+    if args.resume not in ("", "auto"):
+        state = checkpoint.load(args.resume, mmap=True)
+    elif args.resume and own.exists() and not args.restart:
+        state = resume.read_own(own)
     args.arch = args.arch or state.get("arch") or options.ARCH
     options.fill(args, state.get("data", {}))
 

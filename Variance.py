@@ -11,7 +11,7 @@ from torch.utils.data import Subset
 from models.pair import Decomposition, open_net
 from models.split import Layer, as_maps
 from models.trans_net import TransNet, build_from_state, check_fit
-from utils import checkpoint, opening, options
+from utils import checkpoint, opening, options, runs
 from utils.data.batches import normalise
 from utils.data.images import ImageData
 from utils.data.loaders import make_loader
@@ -102,8 +102,9 @@ def pairs_from_features(runtime: Runtime, loader: opening.Loader) -> Pairs:
 
 def open_stored(args: Namespace, runtime: Runtime) -> Source:
     """Open stored features and compare them with what the options say of them."""
-    layer, _ = (Layer(*said) for said in options.both_layers(args))
-    said = {"dataset": args.dataset, "layer": layer.label if layer.is_named else None}
+    first, second = (Layer(*layer) for layer in options.both_layers(args))
+    label = runs.pair(first.label, second.label) if first.is_named or second.is_named else None
+    said = {"dataset": args.dataset, "layer": label}
     expected = {key: value for key, value in said.items() if value is not None}
     data = open_features(args.convOut_path, split=args.t_or_v, reverse=args.reverse, expected=expected)
     loader = opening.feature_loader(args, data, runtime)

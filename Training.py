@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 from models.classifiers import build, classifier_record, fix_batch_norm, read_classifier
 from models.split import feature_shape
@@ -39,11 +38,12 @@ def build_parser() -> Parser:
 
 def fill(args: Namespace) -> None:
     """Take architecture, data set and image size from the checkpoint that --resume means, where no option says them."""
-    path = runs.classifier_path(args.out, options.data_name(args), args.arch or options.ARCH, args.suffix)
-    if args.resume != "auto":
-        path = Path(args.resume)
-    readable = args.resume and not args.restart and (path.exists() or args.resume != "auto")
-    state = checkpoint.load(path, mmap=True) if readable else {}
+    state: checkpoint.State = {}
+    own = runs.classifier_path(args.out, options.data_name(args), args.arch or options.ARCH, args.suffix)
+    if args.resume not in ("", "auto"):
+        state = checkpoint.load(args.resume, mmap=True)
+    elif args.resume and own.exists() and not args.restart:
+        state = resume.read_own(own)
     args.arch = args.arch or state.get("arch") or options.ARCH
     options.fill(args, state.get("data", {}))
 

@@ -12,7 +12,7 @@ from models.frozen import freeze_for_inference
 from models.layers import Layer
 from models.pair import Decomposition, MapHead, open_net, read_stored
 from models.trans_net import TransNet, build_from_state
-from utils import checkpoint, opening, options
+from utils import checkpoint, opening, options, runs
 from utils.data.images import ImageData
 from utils.features.live import read_live
 from utils.files import sha256, write_csv, write_json
@@ -84,9 +84,9 @@ def build_parser() -> Parser:
 
 def open_stored(args: Namespace, runtime: Runtime) -> Source:
     """Open stored features and compare them with what the options say of them."""
-    layer = Layer(args.layer, args.conv_layer, args.fc)
-    said = {"layer": layer.label if layer.is_named else None}
-    data = opening.stored_features(args, args.convOut_path, args.t_or_v, said)
+    first, second = (Layer(*layer) for layer in options.both_layers(args))
+    label = runs.pair(first.label, second.label) if first.is_named or second.is_named else None
+    data = opening.stored_features(args, args.convOut_path, args.t_or_v, {"layer": label})
     return Source(data, False, read_stored, opening.feature_loader(args, data, runtime), data.provenance)
 
 

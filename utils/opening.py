@@ -71,10 +71,16 @@ def first_epoch(args: Namespace, fit: Fit, state: checkpoint.State, path: Path |
 
     Returns:
         The first epoch to train, counted from 0.
+
+    Raises:
+        InputError: `--start_epoch` leaves no epoch to train.
     """
     done = fit.restore(state, path) if path else 0
-    if getattr(args, "start_epoch", None) is not None:  # which a series and a compression do not have
-        done = args.start_epoch
+    start_epoch = getattr(args, "start_epoch", None)  # which a series and a compression do not have
+    if start_epoch is not None:
+        if start_epoch >= args.epochs:
+            raise InputError(f"--start_epoch {start_epoch} leaves nothing of --epochs {args.epochs} to train")
+        done = start_epoch
     if path and done < args.epochs:
         fit.runtime.say(f"going on after epoch {done} of {args.epochs}: {path}")
     return done

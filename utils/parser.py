@@ -51,9 +51,9 @@ class Parser(argparse.ArgumentParser):
             names: their destinations.
             reason: "beside --convOut_path, whose features are stored already".
         """
-        for name in names:
-            if getattr(args, name) != self.get_default(name):
-                self.error(f"--{name} has no effect {reason}")
+        for action in self._actions:
+            if action.dest in names and getattr(args, action.dest) != action.default:
+                self.error(f"{action.option_strings[-1]} has no effect {reason}")
 
 
 def _with_underscores(word: str) -> str:

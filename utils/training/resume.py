@@ -50,6 +50,18 @@ def find(
     return own if resume and own.exists() and not restart else None
 
 
+def read_own(own: Path) -> checkpoint.State:
+    """Read this run's own checkpoint, its tensors left in the file.
+
+    Raises:
+        InputError: it cannot be read; it may be replaced.
+    """
+    try:
+        return checkpoint.load(own, mmap=True)
+    except InputError as error:
+        raise InputError(f"{error}, or add --restart to replace it") from None
+
+
 def check(
     own: Path, settings: Mapping[str, Any], *, source: Provenance | None = None, extendable: bool = False
 ) -> None:
@@ -64,10 +76,7 @@ def check(
     Raises:
         InputError: the first setting that differs, with both values.
     """
-    try:
-        state = checkpoint.load(own, mmap=True)
-    except InputError as error:
-        raise InputError(f"{error}, or add --restart to replace it") from None
+    state = read_own(own)
     stored = state.get("settings", {})
     fitted = Provenance.from_record(state.get("source", {}))
     difference = fitted.differs(source) if source else None

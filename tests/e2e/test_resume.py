@@ -1,0 +1,234 @@
+"""--resume means one thing in every step: go on only if every option that changes the result agrees."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+
+import Training
+import Training_TransNet
+from tests.e2e.road import FIT, assert_same, change, contents, data, lines_of, run, truncate
+from utils import checkpoint
+from utils.files import claim, sha256
+
+pytestmark = pytest.mark.e2e
+ARCH = "mobilenet_v3_small"
+LINE = f"--arch {ARCH} --image_size 32 --epochs 2 -b 12 --lr 0.01 --val_epoch 1 -j 0"
+OWN = f"model_checkpoints/checkpoint_folder_{ARCH}.pth.tar"
+WHAT_TO_DO = "; choose another --suffix, or --restart to replace it"
+
+
+@pytest.fixture(scope="module")
+def finished(photos, tmp_path_factory):
+    """A net that was trained for two epochs; only to be read."""
+    out = tmp_path_factory.mktemp("finished")
+    run(Training, LINE, *data(photos), "--out", out)
+    return out
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    return Path(shutil.copytree(finished, tmp_path / "copied"))
+
+
+@pytest.mark.parametrize("resume", ["", "--resume auto"])
+@pytest.mark.parametrize(
+    ("others", "said"),
+    [
+        ("--lr 0.9 --wd 0.1", "lr 0.01 instead of 0.9"),
+        ("--wd 0.1", "weight_decay 0.0001 instead of 0.1"),
+        ("--momentum 0.5", "momentum 0.9 instead of 0.5"),
+        ("--optim Adam", "optim SGD instead of Adam"),
+        ("--epoch_step 7", "epoch_step 60 instead of 7"),
+        ("--decay_factor 0.9", "decay_factor 0.3 instead of 0.9"),
+        ("--logspace 1", "logspace 0 instead of 1.0"),
+        ("--batch_size 6", "batch_size 12 instead of 6"),
+        ("--seed 1", "seed 0 instead of 1"),
+        ("--amp bf16", "amp off instead of bf16"),
+        ("--fix_bn", "fix_bn False instead of True"),
+    ],
+)
+def test_a_finished_training_of_other_options_is_left_alone(finished, photos, epochs, resume, others, said):
+    before = contents(finished)
+    with pytest.raises(SystemExit) as exit_:
+        run(Training, f"{LINE} {others} {resume}", *data(photos), "--out", finished)
+    assert exit_.value.code == f"Training.py: {finished / OWN} is of another run, with {said}{WHAT_TO_DO}"
+    assert epochs.trained == [] and contents(finished) == before
+
+
+def test_another_image_size_is_refused(finished, photos, epochs):
+    words = (*data(photos), "--out", finished)
+    with pytest.raises(SystemExit, match=f"with image_size 32 instead of 48{WHAT_TO_DO}"):
+        run(Training, f"{LINE} --image_size 48", *words)
+    for resume in ("auto", finished / OWN):
+        with pytest.raises(SystemExit, match="was trained at 32 pixels, --image_size says 48; leave the option out"):
+            run(Training, f"{LINE} --epochs 3 --image_size 48", *words, "--resume", resume)
+    assert epochs.trained == []
+
+
+def test_other_first_weights_are_another_run(finished, photos, tmp_path):
+    weights = finished / OWN
+    run(Training, f"{LINE} --epochs 1", *data(photos), "--weights", weights, "--out", tmp_path)
+    assert checkpoint.load(tmp_path / OWN)["settings"]["weights"] == sha256(weights)
+    with pytest.raises(SystemExit, match=f"with weights {sha256(weights)} instead of None"):
+        run(Training, f"{LINE} --epochs 1 --resume auto", *data(photos), "--out", tmp_path)
+
+
+@pytest.mark.parametrize("resume", ["", "--resume auto"])
+def test_restart_replaces_another_run(copied, photos, epochs, resume):
+    run(Training, f"{LINE} --lr 0.02 --epochs 1 --restart {resume}", *data(photos), "--out", copied)
+    state = checkpoint.load(copied / OWN)
+    assert epochs.trained == [0]
+    assert (state["epoch"], state["settings"]["lr"], state["history"]) == (1, 0.02, [])
+    assert [line["lr"] for line in lines_of(copied / f"logs/folder_{ARCH}")] == [0.02]
+
+
+def test_what_changes_no_result_may_change(finished, photos, epochs, capsys):
+    line = f"{LINE} --val_epoch 2 --save_epoch 2 -p 3 -j 1 --cache_images ram --resume auto"
+    run(Training, line, *data(photos), "--out", finished)
+    assert f"{finished / OWN} is trained for 2 epochs already" in capsys.readouterr().out
+    assert epochs.trained == []
+
+
+def test_the_image_size_of_ones_own_checkpoint_needs_no_option(finished, photos, capsys):
+    line = f"--arch {ARCH} --epochs 2 -b 12 --lr 0.01 --resume auto"
+    run(Training, line, *data(photos), "--out", finished)
+    assert "is trained for 2 epochs already" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("resume", ["", "--resume auto"])
+def test_a_damaged_checkpoint_need_not_be_deleted_by_hand(copied, photos, epochs, resume):
+    left, words = truncate(copied / OWN), (*data(photos), "--out", copied)
+    advice = "is truncated or not a checkpoint; make or download it again, or add --restart to replace it"
+    with pytest.raises(SystemExit) as exit_:
+        run(Training, f"{LINE} {resume}", *words)
+    assert exit_.value.code == f"Training.py: {copied / OWN} {advice}"
+    assert (copied / OWN).read_bytes() == left and epochs.trained == []
+    run(Training, f"{LINE} --restart {resume}", *words)
+    assert checkpoint.load(copied / OWN)["epoch"] == 2 and epochs.trained == [0, 1]
+
+
+def test_more_epochs_of_a_schedule_of_steps_go_on(copied, photos, tmp_path, epochs):
+    """The rates of the epochs so far are the same, so the net is the one that three epochs in one go would give."""
+    line = f"{LINE} --epochs 3"
+    run(Training, f"{line} --resume auto", *data(photos), "--out", copied)
+    assert epochs.trained == [2]
+    run(Training, line, *data(photos), "--out", tmp_path)
+    longer, whole = (checkpoint.load(out / OWN) for out in (copied, tmp_path))
+    assert_same(longer["state_dict"], whole["state_dict"])
+    assert_same(longer["settings"], whole["settings"])
+    assert [(stretch["epoch"], stretch["settings"]["epochs"]) for stretch in longer["history"]] == [(2, 2)]
+
+
+def test_more_epochs_of_rates_that_fall_over_all_of_them_are_refused(photos, tmp_path, epochs):
+    line, words = f"{LINE} --logspace 1", (*data(photos), "--out", tmp_path)
+    run(Training, f"{line} --epochs 1", *words)
+    with pytest.raises(SystemExit, match=f"with epochs 1 instead of 2{WHAT_TO_DO}"):
+        run(Training, f"{line} --epochs 2 --resume auto", *words)
+    assert epochs.trained == [0]
+
+
+def test_going_on_from_another_file_records_how_it_was_trained(finished, photos, tmp_path, epochs):
+    """What no option says, the file does: architecture, data set and image size."""
+    paths = ("--train_path", photos / "train", "--val_path", photos / "val", "--resume", finished / OWN)
+    line = "--lr 0.02 --seed 7 --epochs 3 -b 12 --val_epoch 1"
+    run(Training, line, *paths, "--out", tmp_path)
+    before, state = checkpoint.load(finished / OWN), checkpoint.load(tmp_path / OWN)
+    assert epochs.trained == [2]
+    assert (before["settings"]["lr"], before["history"]) == (0.01, [])
+    assert (state["settings"]["lr"], state["settings"]["seed"], state["epoch"]) == (0.02, 7, 3)
+    assert state["history"] == [{"epoch": 2, "settings": before["settings"]}]
+    assert state["data"] == before["data"] and state["data"]["image_size"] == 32
+
+
+def test_versions_are_recorded_and_not_compared(copied, photos, epochs, capsys):
+    versions = checkpoint.load(copied / OWN)["versions"]
+    assert versions == {"torch": torch.__version__, "torchvision": torchvision.__version__}
+    change(copied / OWN, versions={"torch": "1.0.0", "torchvision": "0.2.1"})
+    run(Training, f"{LINE} --resume auto", *data(photos), "--out", copied)
+    assert "is trained for 2 epochs already" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("resume", ["", "--resume auto", f"--resume {{}}/{OWN}"])
+def test_a_first_epoch_beyond_the_last_is_refused(finished, photos, tmp_path, resume, capsys):
+    """And no file called None is said to be trained."""
+    line = f"{LINE} --start_epoch 2 {resume.format(finished)}"
+    with pytest.raises(SystemExit, match="--start_epoch 2 leaves nothing of --epochs 2 to train"):
+        run(Training, line, *data(photos), "--out", tmp_path)
+    assert "None" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("script", [Training, Training_TransNet])
+def test_no_epochs_are_no_training(road, photos, tmp_path, script, capsys):
+    words = data(photos) if script is Training else ("--convOut_path", road.features)
+    with pytest.raises(SystemExit) as exit_:
+        run(script, "--epochs 0", *words, "--out", tmp_path)
+    said = capsys.readouterr()
+    assert exit_.value.code == 2 and "expected a whole number of at least 1, got '0'" in said.err
+    assert "None" not in said.out
+
+
+def test_two_runs_of_one_name_do_not_write_at_once(photos, tmp_path, epochs):
+    words = (*data(photos), "--out", tmp_path)
+    log_folder = tmp_path / f"logs/folder_{ARCH}"
+    message = rf"another run \(pid \d+ on .*, since .*\) is writing in {re.escape(str(log_folder))}; wait for it"
+    with claim(log_folder), pytest.raises(SystemExit, match=message):
+        run(Training, f"{LINE} --epochs 1", *words)
+    assert contents(tmp_path) == {} and epochs.trained == []
+    run(Training, f"{LINE} --epochs 1", *words)
+    assert epochs.trained == [0]
+
+
+# --- Training_TransNet.py; transClassifier.py, BornAgain.py and Pruning.py have theirs beside their other tests
+
+
+def other_features(road, tmp_path):
+    """The same numbers, as another net B's."""
+    shutil.copytree(road.features, tmp_path / "features")
+    path = tmp_path / "features/train/index.json"
+    index = json.loads(path.read_text())
+    index["record"]["checkpoint_b"] = "0" * 64
+    path.write_text(json.dumps(index))
+    return tmp_path / "features"
+
+
+@pytest.mark.parametrize("resume", ["", "--resume auto"])
+@pytest.mark.parametrize(
+    ("others", "said"),
+    [
+        ("--alpha [0.2,0.1]", r"alpha \[0\.1, 0\.1\] instead of \[0\.2, 0\.1\]"),
+        ("--L2", "L2 False instead of True"),
+        ("--norm batch", "norm instance instead of batch"),
+        ("--epochs 3", "epochs 2 instead of 3"),
+        ("--reverse", r"nets A and B exchanged \(the direction of --reverse\)"),
+        ("features", r"another net B: .*sd5\.pth\.tar \([0-9a-f]{8}\) instead of .* \(00000000\)"),
+    ],
+)
+def test_a_finished_fit_of_other_options_is_left_alone(road, tmp_path, epochs, resume, others, said):
+    folder = road.features if others.startswith("--") else other_features(road, tmp_path)
+    options = others if others.startswith("--") else ""
+    before = sha256(road.trans_net)
+    with pytest.raises(SystemExit, match=f"is of another run, with {said}{WHAT_TO_DO}"):
+        run(
+            Training_TransNet, f"{FIT} --suffix a0.1 {options} {resume}", "--convOut_path", folder, "--out", road.out,
+        )  # fmt: skip
+    assert epochs.trained == [] and sha256(road.trans_net) == before
+
+
+def test_a_fit_of_steps_goes_on_and_a_damaged_one_is_replaced(road, tmp_path, epochs):
+    words = ("--convOut_path", road.features, "--out", tmp_path)
+    own = tmp_path / "model_checkpoints/folder_resnet18/checkpoint_L3.pth.tar"
+    run(Training_TransNet, f"{FIT} --logspace 0 --epochs 1", *words)
+    run(Training_TransNet, f"{FIT} --logspace 0 --resume auto", *words)
+    assert epochs.trained == [0, 1]
+    whole = checkpoint.load(own)
+    truncate(own)
+    with pytest.raises(SystemExit, match="or add --restart to replace it"):
+        run(Training_TransNet, f"{FIT} --logspace 0 --resume auto", *words)
+    run(Training_TransNet, f"{FIT} --logspace 0 --resume auto --restart", *words)
+    assert epochs.trained == [0, 1, 0, 1]
+    assert_same(checkpoint.load(own)["state_dict"], whole["state_dict"])

@@ -1,0 +1,207 @@
+"""Variance.py: the numbers, and which Trans-Net they may be measured of."""
+
+import json
+
+import pytest
+import torch
+
+import Variance
+from models.classifiers import load_classifier
+from models.split import split
+from models.trans_net import load_trans_net
+from tests.e2e.road import data, files, run
+from utils import checkpoint
+from utils.data.batches import normalise
+from utils.data.images import load_images
+from utils.features.cache import open_features
+from utils.files import sha256
+
+pytestmark = pytest.mark.e2e
+VARIANCES = ["target", "order0", "order1", "order2", "output", "residual"]
+
+
+def test_variances_from_nets_and_from_stored_features_agree(road, photos, tmp_path, capsys):
+    nets = ("--net_in", road.a, "--net_tar", road.b, *data(photos))
+    live = run(
+        Variance, "--conv_layer 3 --batch_size 5", *nets, "--transnet", road.trans_net,
+        "--json", tmp_path / "v.json", "--csv", tmp_path / "v.csv", "--figure", tmp_path / "v.png",
+    )  # fmt: skip
+    output = capsys.readouterr().out
+    stored = run(Variance, "", "--convOut_path", road.features, "--transnet", road.trans_net)
+    assert live["var"] == pytest.approx(stored["var"], rel=1e-5)
+    assert live["instability"] == pytest.approx(stored["instability"], rel=1e-5)
+    assert list(live["var"]) == live["covariance"]["names"] == VARIANCES
+    assert live["images"] == 24 and live["mean"] == "channel"
+    assert json.loads((tmp_path / "v.json").read_text()) == live
+    csv = (tmp_path / "v.csv").read_text().split()
+    assert csv == ["component,variance", *(f"{name},{value}" for name, value in live["var"].items())]
+    assert (tmp_path / "v.png").stat().st_size > 10_000
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["v.csv", "v.json", "v.png"]
+    for report in (live, stored):
+        source = report["source"]
+        assert (source["dataset"], source["split"]) == ("folder", "val")
+        assert source["layer_a"] == source["layer_b"] == "layer3.1.add"
+        assert (source["checkpoint_a"], source["checkpoint_b"]) == (sha256(road.a), sha256(road.b))
+        assert source["transnet"] == sha256(road.trans_net)
+    assert "24 val images, mean per channel" in output
+    assert f"instability Var(x_Δ)/Var(x*) = {live['instability']:.4f}" in output
+    for title in ("x*", "x(0)", "x(1)", "x(2)", "g(x)", "x_Δ"):
+        assert sum(line.startswith(f"{title} ") for line in output.splitlines()) == 1
+
+
+@pytest.mark.parametrize("mean", ["channel", "global"])
+def test_variances_are_those_of_the_components(road, mean):
+    report = run(Variance, f"--mean {mean} -b 7", "--convOut_path", road.features, "--transnet", road.trans_net)
+    x, target, *_ = open_features(road.features, split="val").__getitems__(list(range(24)))
+    with torch.no_grad():
+        output, components = load_trans_net(road.trans_net).decompose(x)
+    axes = (0, 2, 3) if mean == "channel" else (0, 1, 2, 3)
+    for name, values in zip(VARIANCES, [target, *components, output, target - output]):
+        centred = values.double() - values.double().mean(axes, keepdim=True)
+        assert report["var"][name] == pytest.approx(float(centred.square().mean()), rel=1e-5)
+
+
+def test_variances_of_the_training_features(road):
+    """`--t_or_v` chooses the set: here the one that the Trans-Net was fitted on."""
+    train = run(Variance, "--t_or_v train", "--convOut_path", road.features, "--transnet", road.trans_net)
+    val = run(Variance, "--t_or_v val", "--convOut_path", road.features / "val", "--transnet", road.trans_net)
+    assert train["source"]["split"] == "train"
+    assert train["var"]["target"] != pytest.approx(val["var"]["target"], rel=1e-3)
+
+
+def test_under_mixed_precision_the_nets_alone_are_computed_in_it(road, photos):
+    """The decomposition is float32: of the heads' bfloat16 features, outside autocast, as of stored ones."""
+    nets = ("--net_in", road.a, "--net_tar", road.b, *data(photos))
+    report = run(Variance, "--amp bf16 --batch_size 24", *nets, "--transnet", road.trans_net)
+    images = load_images("folder", "val", data_root="nowhere", path=photos / "val", image_size=64)
+    pixels = normalise(images.__getitems__(range(24))[0])
+    with torch.no_grad():
+        with torch.autocast("cpu", torch.bfloat16):
+            x, target = (split(load_classifier(net), "layer3.1.add")[0](pixels) for net in (road.a, road.b))
+        assert x.dtype == target.dtype == torch.bfloat16
+        output, components = load_trans_net(road.trans_net).decompose(x.float())
+    for name, values in zip(VARIANCES, [target, *components, output, target - output]):
+        centred = values.double() - values.double().mean((0, 2, 3), keepdim=True)
+        assert report["var"][name] == pytest.approx(float(centred.square().mean()), rel=1e-5), name
+
+
+# --- a Trans-Net of something else is refused
+
+
+def of_nets(road):
+    photos = road.nets[road.nets.index("--train_path") + 1].parent
+    return "--net_in", road.a, "--net_tar", road.b, *data(photos), "--conv_layer", 3
+
+
+def of_features(road):
+    return "--convOut_path", road.features
+
+
+@pytest.mark.parametrize("words", [of_nets, of_features])
+@pytest.mark.parametrize(
+    ("fitted", "said"),
+    [
+        ({"layer_a": "layer3.0.add"}, "layer layer3.0.add of net A instead of layer3.1.add"),
+        ({"layer_b": "layer3.0.add"}, "layer layer3.0.add of net B instead of layer3.1.add"),
+        (
+            {"checkpoint_a": "0" * 64},
+            r"another net A: .*sd0\.pth\.tar \(00000000\) instead of .*sd0\.pth\.tar \([0-9a-f]{8}\)",
+        ),
+        (
+            {"checkpoint_b": "0" * 64},
+            r"another net B: .*sd5\.pth\.tar \(00000000\) instead of .*sd5\.pth\.tar \([0-9a-f]{8}\)",
+        ),
+        ({"arch_b": "resnet34"}, "arch resnet34 of net B instead of resnet18"),
+        ({"dataset": "CUB200"}, "dataset CUB200 instead of folder"),
+        ({"name": "birds"}, "name birds instead of folder"),
+        ({"classes": ["bird", "dog"]}, "2 other classes than these 3"),
+        ({"transform": {"image_size": 48}}, "image_size 48 instead of 64"),
+    ],
+)
+def test_a_trans_net_of_something_else_is_refused(road, tmp_path, words, fitted, said):
+    state = checkpoint.load(road.trans_net)
+    checkpoint.save(tmp_path / "g.pth.tar", state | {"source": state["source"] | fitted})
+    with pytest.raises(SystemExit, match=rf"Variance\.py: .*g\.pth\.tar was made with {said}; name what it was made"):
+        run(Variance, "--json", tmp_path / "v.json", *words(road), "--transnet", tmp_path / "g.pth.tar")
+    assert files(tmp_path) == ["g.pth.tar"]
+
+
+@pytest.mark.parametrize("words", [of_nets, of_features])
+def test_a_trans_net_may_be_of_other_images_of_the_same_data(road, tmp_path, words):
+    """It is fitted on the training images, or on a part of them; and the authors' says nothing."""
+    state = checkpoint.load(road.trans_net)
+    assert state["source"]["split"] == "train"
+    expected = run(Variance, "", *words(road), "--transnet", road.trans_net)["var"]
+    for source in (state["source"] | {"sample_num": "50par_A"}, {}):
+        checkpoint.save(tmp_path / "g.pth.tar", state | {"source": source})
+        assert run(Variance, "", *words(road), "--transnet", tmp_path / "g.pth.tar")["var"] == expected
+
+
+EXCHANGED = r"was made with nets A and B exchanged \(the direction of --reverse\)"
+REFUSED = {
+    "exchanged nets": lambda road: (
+        "", "--net_in", road.b, "--net_tar", road.a, *of_nets(road)[4:], EXCHANGED,
+    ),
+    "the other direction of stored features": lambda road: ("--reverse", *of_features(road), EXCHANGED),
+    "another layer of the nets, with as many channels": lambda road: (
+        "--layer layer3.0.add", *of_nets(road), "layer layer3.1.add of net A instead of layer3.0.add",
+    ),
+    "another layer of net B": lambda road: (
+        "--layer layer3.1.add --layer2 layer3.0.add", *of_nets(road),
+        "layer layer3.1.add of net B instead of layer3.0.add",
+    ),
+    "other data": lambda road: ("", *of_nets(road), "--name", "birds", "name folder instead of birds"),
+    "another image size": lambda road: (
+        "--image_size 48", *of_nets(road), "trained at 64 pixels, --image_size says 48; leave the option out",
+    ),
+    "another number of stored features": lambda road: (
+        "--conv_layer 4", *of_features(road), 'have layer = "3", expected "4"',
+    ),
+    "another layer of stored features": lambda road: (
+        "--layer layer3.0.add", *of_features(road), r'have layer = "3", expected "layer3\.0\.add"',
+    ),
+    "another layer of net B's stored features": lambda road: (
+        "--conv_layer 3 --conv_layer2 2", *of_features(road), 'have layer = "3", expected "3-2"',
+    ),
+    "another data set of stored features": lambda road: (
+        "--dataset CUB200", *of_features(road), 'have dataset = "folder", expected "CUB200"',
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_options_that_disagree_with_the_files_are_refused(road, case):
+    line, *words, message = REFUSED[case](road)
+    with pytest.raises(SystemExit, match=message):
+        run(Variance, line, *words, "--transnet", road.trans_net)
+
+
+def test_options_that_agree_with_the_files_are_taken(road):
+    line = "--conv_layer 3 --conv_layer2 3 --dataset folder"
+    said = run(Variance, line, *of_features(road), "--transnet", road.trans_net)
+    assert said == run(Variance, "", *of_features(road), "--transnet", road.trans_net)
+
+
+@pytest.mark.parametrize(
+    ("line", "option", "beside"),
+    [
+        ("--net_in A --net_tar B --reverse", "--reverse", "the nets: exchange --net_in and --net_tar"),
+        ("--convOut_path F --net_in A", "--net_in", "--convOut_path: those features are stored already"),
+        ("--convOut_path F --net_tar B", "--net_tar", "--convOut_path: those features are stored already"),
+        ("--convOut_path F --arch_in resnet18", "--arch_in", "--convOut_path"),
+        ("--convOut_path F --arch_tar resnet18", "--arch_tar", "--convOut_path"),
+        ("--convOut_path F --image_size 64", "--image_size", "--convOut_path"),
+        ("--convOut_path F --name birds", "--name", "--convOut_path"),
+        ("--convOut_path F --train_path T", "--train_path", "--convOut_path"),
+        ("--convOut_path F --val_path T", "--val_path", "--convOut_path"),
+        ("--convOut_path F --sample_num 50par_A", "--sample_num", "--convOut_path"),
+        ("--convOut_path F --split random", "--split", "--convOut_path"),
+        ("--convOut_path F --cache_images off", "--cache_images", "--convOut_path"),
+    ],
+)
+def test_an_option_without_effect_is_an_error(line, option, beside, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        run(Variance, f"--transnet G {line}")
+    assert exit_.value.code == 2
+    said = capsys.readouterr().err
+    assert f"error: {option} has no effect beside {beside}" in said and said.count("\n") == 1

@@ -48,9 +48,7 @@ class Layer:
             return layer_name(model, self.conv_layer, self.fc)
         if isinstance(model, VGG):
             return layer_name(model, self.default, self.fc)
-        raise InputError(
-            f"no option says at which layer of this {type(model).__name__}: name it by --conv_layer or --layer"
-        )
+        raise InputError(f"no option names the layer of this {type(model).__name__}: use --conv_layer or --layer")
 
 
 def layer_name(model: nn.Module, conv_layer: int, fc: bool = False) -> str:

@@ -38,8 +38,8 @@ def build(
     """Build a classifier, images (N, 3, S, S) → logits (N, num_classes), on the CPU.
 
     A name that ends in `_ft` (VGG, AlexNet and ResNets) is a fine-tuning form: its layers below `train_layer` hold
-    ImageNet weights and are frozen, the rest is initialised anew. A frozen layer is a fixed function: its
-    parameters have no gradient and its BatchNorm keeps ImageNet's statistics also in training mode.
+    ImageNet weights and are frozen, the rest is initialised anew. As in the authors' release, frozen parameters have
+    no gradient, while frozen BatchNorms follow the network's mode (`fix_batch_norm` holds them).
 
     Args:
         arch: a torchvision classification model, or one with `_ft` appended, or a network of `models.small.names`.
@@ -47,8 +47,9 @@ def build(
         pretrained: begin with torchvision's IMAGENET1K_V1 weights (`_ft` always does).
         weights: begin with this file instead: a state dict or a checkpoint, ours or the authors'. If it is for
             another number of classes, the last layer is initialised anew; all else must fit.
-        train_layer: for `_ft`, the first layer of `features` (VGG, AlexNet) that is trained; the ResNets are
-            always trained from layer3 on.
+        train_layer: for `_ft`, the first layer of `features` (VGG, AlexNet) that is trained. A VGG that has no such
+            layer, as vgg16 with the default, trains its last seven, the last block; the ResNets always train from
+            layer3 on.
 
     Raises:
         InputError: an unknown name, weights that do not fit or cannot be had.
@@ -84,16 +85,16 @@ class FixedBatchNorm2d(nn.BatchNorm2d):
 
 
 def fix_batch_norm(model: nn.Module) -> None:
-    """Fix all BatchNorm layers of a model in place: running statistics, scale and shift stay as they are.
+    """Fix the running statistics of all BatchNorm layers of a model, in place; scale and shift are trained on.
 
     The layers become `FixedBatchNorm2d` and so stay in evaluation mode after `model.train()`, in copies and under
-    DataParallel; their parameters have no gradient. Names in the state dict do not change.
+    DataParallel. Names in the state dict do not change.
     """
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             # Not a new module in its place: whoever already holds this one, as a head or tail does, sees it fixed.
             module.__class__ = FixedBatchNorm2d
-            module.eval().requires_grad_(False)
+            module.eval()
 
 
 def classifier_record(arch: str, num_classes: int, train_layer: int = 34) -> dict[str, Any]:
@@ -166,9 +167,7 @@ def _structure(arch: str, num_classes: int, train_layer: int) -> nn.Module:
         raise InputError(f"there is no architecture {arch!r}; the nearest name is {near}")
     if arch != base:
         for name in _frozen_layers(model, train_layer):
-            layer = model.get_submodule(name)
-            layer.requires_grad_(False)
-            fix_batch_norm(layer)
+            model.get_submodule(name).requires_grad_(False)
     return model
 
 
@@ -184,7 +183,10 @@ def _uninitialised(arch: str, num_classes: int, train_layer: int) -> nn.Module:
 def _frozen_layers(model: nn.Module, train_layer: int) -> list[str]:
     """Name the modules that a fine-tuning form freezes."""
     if isinstance(model, VGG | AlexNet):
-        return [f"features.{index}" for index in range(min(train_layer, len(model.features)))]
+        count = len(model.features)
+        # The last seven modules hold the last block of every VGG that is so short
+        first = count - 7 if isinstance(model, VGG) and train_layer >= count else min(train_layer, count)
+        return [f"features.{index}" for index in range(first)]
     if isinstance(model, ResNet):
         return ["conv1", "bn1", "layer1", "layer2"]
     raise InputError(f"only VGG, AlexNet and ResNets have a fine-tuning form (_ft), a {type(model).__name__} has none")

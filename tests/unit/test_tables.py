@@ -126,6 +126,28 @@ def test_settings_of_the_paper_are_not_mentioned(tmp_path):
     assert "epochs of Trans-Nets 30, 1000 (1000); last rate of Trans-Nets 1e-06, 1e-05 (1e-06)." in note
 
 
+def test_what_the_files_record_is_held_against_the_paper(tmp_path):
+    paper = {"batch_size": 128, "optim": "SGD", "lr": 0.01, "momentum": 0.9, "weight_decay": 1e-4}
+    fit = {"optim": "Adam", "lr": 1e-4, "alpha": [0.1, 0.1], "batch_size": 64}
+    data = DATA | {"classes": [str(label) for label in range(200)], "image_size": 224}
+
+    def notes(of_nets, of_trans_nets):
+        paths = {
+            "path_a": save(tmp_path / "a.pth.tar", 300, data=data, settings=of_nets),
+            "transnet_path": save(tmp_path / "g.pth.tar", 1000, 1e-6, trans_net={}, settings=of_trans_nets),
+        }
+        variance(tmp_path / "results/table1/case1/alexnet_L8/a.json", source=paths)
+        return fill(tmp_path, "table1").notes
+
+    assert notes(paper, fit) == []
+    (note,) = notes(paper | {"batch_size": 32, "lr": 0.1}, fit | {"optim": "SGD", "alpha": [0.5, 8.0]})
+    assert note == (
+        "Settings that differ from the paper's (in brackets): alpha of Trans-Nets [0.5, 8.0] ([0.1, 0.1]); "
+        "batch size of nets on CUB200 32 (128); first rate of nets on CUB200 0.1 (0.01); "
+        "optimiser of Trans-Nets SGD (Adam)."
+    )
+
+
 def test_diagnosis_reads_the_nets_and_subtracts(tmp_path):
     column, results = "alexnet_L10-resnet34_L3", tmp_path / "results/diagnosis"
     paths = {

@@ -38,29 +38,35 @@ def test_a_constant_target_has_no_shares():
 
 def test_a_compressed_net_has_a_line_a_layer_and_one_for_all():
     assert compression_table(PRUNED).splitlines() == [
-        "layer                 weights         kept  removed, %",
-        "features.0              1,728          432       75.00",
-        "classifier.6          819,200            0      100.00",
-        "all parameters        821,000          504       99.94",
+        "layer               weights         kept  removed, %",
+        "features.0            1,728          432       75.00",
+        "classifier.6        819,200            0      100.00",
+        "all parameters      821,000          504       99.94",
         "nothing is left of classifier.6: its threshold is too high",
         "accuracy, %: before 61.25, pruned 0.50, retrained 60.00",
     ]
 
 
 def test_a_net_that_keeps_something_of_every_layer_is_not_warned_of():
-    table = compression_table(PRUNED | {"layers": PRUNED["layers"][:1]})
-    assert "threshold" not in table
-    assert "all parameters  " not in table  # the column is as wide as the longest layer needs
+    assert "threshold" not in compression_table(PRUNED | {"layers": PRUNED["layers"][:1]})
+
+
+def test_the_table_is_as_wide_as_the_longest_name():
+    name = "features.denseblock3.denselayer24.conv2"
+    row = {"layer": name, "weights": 1, "kept": 1, "removed_percent": 0.0}
+    head, first, *_ = compression_table(PRUNED | {"layers": [row]}).splitlines()
+    assert first == f"{name}              1            1        0.00"
+    assert len(head) == len(first)
 
 
 def test_a_sweep_has_a_line_a_net():
     other = PRUNED | {
         "options": {"s_conv": 1.2, "s_fc": 2.0},
         "removed_percent": 93.3,
-        "checkpoint": "pruned/b.pth.tar",
+        "checkpoint": "b.pth.tar",
     }
     assert sweep_table([PRUNED, other]).splitlines() == [
         "      s_conv        s_fc  removed, %      before      pruned   retrained  checkpoint",
         "         0.4        1.25       99.94       61.25        0.50       60.00  pruned/a.pth.tar",
-        "         1.2           2       93.30       61.25        0.50       60.00  pruned/b.pth.tar",
+        "         1.2           2       93.30       61.25        0.50       60.00  b.pth.tar",
     ]

@@ -7,7 +7,7 @@ Symbols, used with these meanings everywhere:
     order k     the number of non-linear layers that a component passed, 0 … K
     p           p[k-1] = p(k) = sigmoid(logit_p[k-1]), the weight of what comes from order k
     components  x(0) … x(K), their sum is g(x), but for the constant
-    constant    the mean of the target's channels, which belongs to no order; 0 where nothing is standardised
+    constant    what g(x) has in each channel beside them, of no order; 0 where nothing is standardised
     residual    x_Δ = target − g(x), what A cannot reconstruct
 
     h(K) = W(K) x,    h(k) = W(k) [ x + p(k+1) · ReLU( Σ(k+1)^(-1/2) h(k+1) ) ],    g(x) = h(0)    (paper Eq. 1)
@@ -42,7 +42,8 @@ class TransNet(nn.Module):
         fix_p: p stays at its initial 0.5.
         standardise: shift x and x* by the mean of each channel and divide them by one standard deviation of the
             whole layer (paper, footnote 2), instead of scaling x by Σ. The numbers come by `set_standards` and
-            travel with the weights; `forward` and `decompose` take and give features in their own units.
+            travel with the weights; `forward` and `decompose` take and give features in their own units. What a
+            ReLU gives is never negative, so the constant is the target's mean and a learned shift from there.
     """
 
     x_mean: Tensor
@@ -85,6 +86,7 @@ class TransNet(nn.Module):
             for k in range(layers)
         )
         self.logit_p = nn.Parameter(torch.zeros(layers - 1), requires_grad=not fix_p)
+        self.shift = nn.Parameter(torch.zeros(out_channels)) if standardise else None
 
         def scale() -> nn.Module:
             return BatchScale(in_channels) if norm == "batch" else InstanceScale()
@@ -114,7 +116,7 @@ class TransNet(nn.Module):
     @property
     def constant(self) -> Tensor:
         """The part of g(x) that belongs to no order, shape (C_out,): g(x) = Σ components + constant."""
-        return self.target_mean
+        return self.target_mean if self.shift is None else self.target_mean + self.target_std * self.shift
 
     @torch.no_grad()
     def set_standards(self, x_mean: Tensor, x_std: float, target_mean: Tensor, target_std: float) -> None:
@@ -158,13 +160,13 @@ class TransNet(nn.Module):
         return x / self.input_scale(x)
 
     def last_input(self, x: Tensor) -> Tensor:
-        """Give what W(0) reads: u with W(0) u = `standard_target`(g(x)); for one layer, x itself as it is normalised.
+        """Give what W(0) reads: u, of which `standard_target`(g(x)) is W(0) u + shift.
 
         Args:
             x: A's feature, (N, C_in, H, W).
 
         Returns:
-            x + p(1) · ReLU( Σ(1)^(-1/2) h(1) ), (N, C_in, H', W').
+            x + p(1) · ReLU( Σ(1)^(-1/2) h(1) ), (N, C_in, H', W'); of one layer the standardised x itself.
         """
         x, p = self._prepare(x), self.p
         u = x
@@ -175,9 +177,30 @@ class TransNet(nn.Module):
         return u
 
     @torch.no_grad()
-    def set_last_weight(self, weight: Tensor) -> None:
-        """Set W(0), (C_out, C_in, k, k), as it was solved from `last_input` and `standard_target`."""
+    def set_last_weight(self, weight: Tensor, shift: Tensor | None = None) -> None:
+        """Set W(0), (C_out, C_in, k, k), and the shift, (C_out,), as solved from `last_input` and `standard_target`."""
         self.linear[0].get_parameter("weight").copy_(weight)
+        if shift is not None and self.shift is not None:
+            self.shift.copy_(shift)
+
+    @torch.no_grad()
+    def set_linear(self, weight: Tensor, shift: Tensor | None = None) -> None:
+        """Make g the linear map that was solved for `linear_reference`: p(1) = 0, nothing comes from above order 0.
+
+        What random or badly fitted branches add to x, W(0) cannot take out again: where the linear map alone leaves
+        less on held-out images, it is the better g. It ends a fit, for no gradient reaches p(1) any more.
+        """
+        self.set_last_weight(weight, shift)
+        self.logit_p[:1] = -1e4  # the sigmoid of it is 0
+
+    def linear_reference(self) -> "TransNet":
+        """Make the Trans-Net of one layer between the same features, standardised, whose W(0) is yet to be solved.
+
+        It has the standards of this one; where this one has none, they are yet to be set.
+        """
+        reference = TransNet(**(self.config | {"layers": 1, "bn": False, "standardise": True}))
+        reference.set_standards(self.x_mean, float(self.x_std), self.target_mean, float(self.target_std))
+        return reference.to(self.x_mean.device)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map A's feature x, (N, C_in, H, W), to its reconstruction of B's, (N, C_out, H', W')."""

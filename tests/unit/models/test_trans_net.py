@@ -39,6 +39,7 @@ def lively(*shape, seed=0, **options) -> Any:
         net.logit_p.copy_(torch.linspace(-1, 2, net.order))
         if net.standardise:
             net.set_standards(torch.linspace(-1, 2, shape[0]), 2.5, torch.linspace(3, -1, shape[1]), 0.7)
+            net.shift.copy_(torch.linspace(0, 0.5, shape[1]))
         if net.input_norm is not None and options.get("affine"):
             net.input_norm.weight.uniform_(0.5, 2)
             net.input_norm.bias.uniform_(-1, 1)
@@ -302,15 +303,16 @@ def test_standardising_is_the_papers_equations_on_shifted_and_scaled_features(no
     torch.manual_seed(0)
     bare: Any = TransNet(4, 3, norm=norm).eval()
     bare.load_state_dict(net.state_dict(), strict=False)
+    constant = torch.linspace(3, -1, 3) + 0.7 * torch.linspace(0, 0.5, 3)
     del bare.input_scale
     bare.input_scale = lambda _: 1.0
     mean = torch.linspace(-1, 2, 4)[:, None, None]
     inside, inside_components = bare.decompose((x - mean) / 2.5)
     output, components = net.decompose(x)
     torch.testing.assert_close(components, 0.7 * inside_components)
-    torch.testing.assert_close(output, 0.7 * inside + torch.linspace(3, -1, 3)[:, None, None])
+    torch.testing.assert_close(output, 0.7 * inside + constant[:, None, None])
     torch.testing.assert_close(net(x), output)
-    assert torch.equal(net.constant, torch.linspace(3, -1, 3))
+    torch.testing.assert_close(net.constant, constant)
 
 
 @torch.no_grad()
@@ -319,11 +321,27 @@ def test_the_last_layer_maps_its_input_onto_the_standard_target(options):
     net = lively(4, 3, **options)
     x = maps(3, 4)
     u = net.last_input(x)
-    torch.testing.assert_close(net.linear[0](u), net.standard_target(net(x)), rtol=1e-4, atol=1e-5)
+    shift = torch.tensor([0.5, -1, 2]) if net.standardise else torch.zeros(3)
     weight = torch.randn(3, 4, 3, 3)
-    net.set_last_weight(weight)
-    expected = F.conv2d(u, weight, padding=1)
-    torch.testing.assert_close(net.standard_target(net(x)), expected, rtol=1e-4, atol=1e-5)
+    net.set_last_weight(weight, shift)
+    expected = F.conv2d(u, weight, shift, padding=1)
+    torch.testing.assert_close(net.standard_target(net(x)), expected, rtol=1e-4, atol=1e-4)
+    assert torch.equal(net.last_input(x), u)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_a_deep_net_can_be_made_its_linear_reference(layers):
+    net = lively(4, 3, layers, standardise=True)
+    x, weight, shift = maps(3, 4), torch.randn(3, 4, 3, 3), torch.randn(3)
+    reference = net.linear_reference()
+    for one in (net, reference):
+        one.set_linear(weight, shift)
+    output, components = net.decompose(x)
+    assert torch.equal(net(x), reference(x))
+    assert not components[1:].any()
+    assert net.p[:1].tolist() == [0] * min(1, net.order)
+    torch.testing.assert_close(output, reference(x))
 
 
 @torch.no_grad()

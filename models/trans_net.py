@@ -181,7 +181,7 @@ class TransNet(nn.Module):
         """Set W(0), (C_out, C_in, k, k), and the shift, (C_out,), as solved from `last_input` and `standard_target`."""
         self.linear[0].get_parameter("weight").copy_(weight)
         if shift is not None and self.shift is not None:
-            pass
+            self.shift.copy_(shift)
 
     @torch.no_grad()
     def set_linear(self, weight: Tensor, shift: Tensor | None = None) -> None:

@@ -44,7 +44,7 @@ def build_parser() -> Parser:
         "--share_bits", type=int, choices=range(9), default=0, metavar="N",
         help="share at most 2^N weights in each layer, N up to 8; 0: none",
     )  # fmt: skip
-    group.add_argument("--share_lr", type=real(), default=1e-5, help="first learning rate of the centroids")
+    group.add_argument("--share_lr", type=real(), default=1e-6, help="first learning rate of the centroids")
     options.add_data_options(parser, batch_size=128)
     options.add_training_options(parser, optim="SGD", lr=1e-4, epochs=20, fewest_epochs=0)
     options.add_run_options(parser)
@@ -127,10 +127,8 @@ def compress(
             if epoch == args.epochs:
                 fit = share(args, fit, layers)
                 accuracy["shared"] = measure(fit, val_loaders)
-            lr = rates[stage_epoch]
-            set_learning_rate(fit.optimizer, lr)
-            if sharing:  # the second group are the centroids
-                fit.optimizer.param_groups[1]["lr"] = share_rates[stage_epoch]
+            lr = rates[stage_epoch]  # the second group are the centroids
+            set_learning_rate(fit.optimizer, *([lr, share_rates[stage_epoch]] if sharing else [lr]))
             metrics = train_one_epoch(fit, train_loader, classify, epoch)
             if due(stage_epoch, args.val_epoch, args.epochs):
                 metrics |= validate(fit.net, val_loaders, runtime)

@@ -25,7 +25,7 @@ def build_parser() -> Parser:
     group.add_argument("--pretrained", action="store_true", help="start from torchvision's ImageNet weights")
     group.add_argument("--weights", type=some_path, metavar="FILE", help="start from the weights in a file")
     group.add_argument("--train_layer", type=whole(0), default=34, help="of *_ft networks: first layer that is trained")
-    group.add_argument("--fix_bn", action="store_true", help="keep BatchNorm as it is loaded")
+    group.add_argument("--fix_bn", action="store_true", help="keep BatchNorm's running statistics as loaded")
     group.add_argument("-e", "--evaluate", action="store_true", help="only measure the accuracy of --resume")
     options.add_data_options(parser, batch_size=128)
     options.add_training_options(parser, optim="SGD", lr=0.01, epochs=300)

@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils.data import Subset
 
 from utils import checkpoint, opening, options
-from utils.data.batches import normalise
+from utils.data.batches import NORMALISATIONS, normalise
 from utils.errors import InputError
 from utils.parser import Parser
 from utils.runtime import Runtime
@@ -120,9 +120,29 @@ def test_a_sub_sampler_chooses_training_images(args):
 
 @pytest.mark.parametrize(("split", "word"), [("train", "training"), ("val", "validation")])
 def test_images_of_other_classes_than_the_networks_are_refused(args, split, word):
-    assert opening.images(args(), split, ("blue", "green", "red")).classes == ["blue", "green", "red"]
+    assert opening.images(args(), split, {"classes": ["blue", "green", "red"]}).classes == ["blue", "green", "red"]
     with pytest.raises(InputError, match=f"the {word} images"):
-        opening.images(args(), split, ["blue", "green", "yellow"])
+        opening.images(args(), split, {"classes": ["blue", "green", "yellow"]})
+
+
+def test_images_are_normalised_as_the_network_knows_them_or_as_an_option_says(args):
+    known = {"normalisation": ((0.1, 0.2, 0.3), (1.0, 2.0, 3.0))}
+    assert opening.images(args(), "val", known).normalisation == known["normalisation"]
+    assert opening.images(args("--normalisation", "half"), "val", known).normalisation == ((0.5,) * 3, (0.5,) * 3)
+    assert opening.images(args(), "val").normalisation == NORMALISATIONS["imagenet"]
+
+
+def test_training_images_alone_are_augmented(args):
+    train, val = opening.both_splits(args("--augment", "zero4"))
+    assert train.augments and not val.augments and train.normalisation == val.normalisation
+    assert not opening.images(args("--augment", "zero4"), "train").augments  # a frozen net's features
+
+
+def test_one_class_teaches_nothing(args, photos, tmp_path):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "red").symlink_to(photos / "train" / "red")
+    with pytest.raises(InputError, match="has one class, red, and nothing can be learned from one"):
+        opening.both_splits(args("--train_path", str(tmp_path / "one")))
 
 
 def test_both_splits_have_the_same_classes(args, photos, tmp_path):
@@ -134,17 +154,19 @@ def test_both_splits_have_the_same_classes(args, photos, tmp_path):
     with pytest.raises(InputError, match="the validation images"):
         opening.both_splits(args("--val_path", str(tmp_path / "other")))
     with pytest.raises(InputError, match="the training images"):
-        opening.both_splits(args(), ["blue", "green"])
+        opening.both_splits(args(), {"classes": ["blue", "green"]})
 
 
 def test_a_checkpoint_says_what_its_images_are(args):
-    assert opening.data_record(args("--name", "colours"), ("blue", "red")) == {
-        "dataset": "folder", "name": "colours", "sample_num": "", "classes": ["blue", "red"], "image_size": 32,
+    words = args("--name", "colours", "--normalisation", "half")
+    record = opening.data_record(words, opening.images(words, "train"))
+    assert record == {
+        "dataset": "folder", "name": "colours", "sample_num": "", "classes": ["blue", "green", "red"],
+        "image_size": 32, "normalisation": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     }  # fmt: skip
-    named = parsed("--dataset", "mix320", "--sample_num", "50par_A", "--image_size", "64")
-    assert opening.data_record(named, ["cat"]) == {
-        "dataset": "mix320", "sample_num": "50par_A", "classes": ["cat"], "image_size": 64,
-    }  # fmt: skip
+    words.dataset, words.sample_num = "mix320", "50par_A"
+    other = opening.data_record(words, opening.images(args(), "train"))
+    assert (other["dataset"], other["sample_num"]) == ("mix320", "50par_A") and "name" not in other
 
 
 # --- what is computed once

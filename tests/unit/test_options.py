@@ -32,7 +32,7 @@ DOCUMENTED = [
         {
             "arch": "vgg16_bn", "device_ids": [0, 0], "dataset": "CUB200", "conv_layer": 30,
             "convOut_path": "features", "lr": 1e-4, "alpha": [0.1, 0.1], "epochs": 1000, "suffix": "a0.1_lr-4",
-            "layers": 3, "optim": "Adam", "weight_decay": 1e-4, "batch_size": 64, "logspace": 2, "L2": False,
+            "layers": [3], "optim": "Adam", "weight_decay": 1e-4, "batch_size": 64, "logspace": 2, "L2": False,
             "norm": "instance", "fix_p": False,
         },
     ),
@@ -60,7 +60,7 @@ DOCUMENTED = [
         "--transnet g.pth.tar --dataset CUB200 --gpu 0 --conv_layer 30",
         {
             "arch_in": "vgg16_bn", "arch_tar": "vgg16_bn", "net_in": "A.pth.tar", "net_tar": "B.pth.tar",
-            "transnet": "g.pth.tar", "dataset": "CUB200", "gpu": 0, "conv_layer": 30, "t_or_v": "val",
+            "transnet": ["g.pth.tar"], "dataset": "CUB200", "gpu": 0, "conv_layer": 30, "t_or_v": "val",
             "mean": "channel", "batch_size": 64,
         },
     ),
@@ -281,7 +281,7 @@ def test_settings_are_what_changes_the_result(parser):
     assert set(found) == {
         "dataset", "name", "image_size", "sample_num", "sub_sampler_split", "batch_size", "conv_layer", "layer", "fc",
         "conv_layer2", "layer2", "optim", "lr", "momentum", "weight_decay", "epochs", "logspace", "epoch_step",
-        "decay_factor", "seed", "amp",
+        "decay_factor", "seed", "amp", "augment", "normalisation",
     }  # fmt: skip
     assert (found["lr"], found["seed"], found["batch_size"]) == (0.25, 3, 7)
     assert options.settings(parser.parse_args(["--lr", "0.25", "--seed", "3"])) == found

@@ -85,7 +85,7 @@ def test_a_net_opens_cut_at_its_layer_with_what_it_is(nets, tmp_path):
         assert torch.equal(net.tail.eval()(net.head.eval()(images)), model(images))
     with pytest.raises(InputError, match="layers of a ResNet are 1 to 4"):
         open_net(nets[0], None, Layer(None, 30))
-    with pytest.raises(InputError, match="no option says at which layer of this ResNet"):
+    with pytest.raises(InputError, match="no option names the layer of this ResNet"):
         open_net(nets[0], None, Layer())
     with pytest.raises(InputError, match="vgg16"):
         open_net(nets[0], "vgg16", Layer(None, 2))

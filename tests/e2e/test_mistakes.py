@@ -50,7 +50,8 @@ def trans_net_of_other_channels(road, tmp_path):
     photos = road.nets[road.nets.index("--train_path") + 1].parent
     return (
         Variance, "--conv_layer 2 --image_size 64", "--net_in", road.a, "--net_tar", road.b, *data(photos),
-        "--transnet", tmp_path / "g.pth.tar", r"maps 256 channels to \(256, 4, 4\), but these features are \(128, 8, 8\)",
+        "--transnet", tmp_path / "g.pth.tar",
+        r"maps 256 channels to \(256, 4, 4\), but these features are \(128, 8, 8\)",
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import torch
 import BornAgain
 import Training
 from models.classifiers import load_classifier
+from tests.e2e.road import truncate
 from utils import checkpoint
 from utils.data.images import ImageData
 from utils.files import sha256
@@ -20,7 +21,18 @@ SERIES = "-a resnet18 -g 2 --epochs 2 --seed 3 --suffix s --lambd 0.5 --lambd_en
 
 def run(script, photos, out, line):
     """Run a script on the photos, as a command line."""
-    paths = ["--dataset", "folder", "--train_path", photos / "train", "--val_path", photos / "val", "--out", out]
+    paths = [
+        "--dataset",
+        "folder",
+        "--name",
+        "folder",
+        "--train_path",
+        photos / "train",
+        "--val_path",
+        photos / "val",
+        "--out",
+        out,
+    ]
     return script.main([*shlex.split(f"{COMMON} {line}"), *map(str, paths)])
 
 
@@ -37,23 +49,6 @@ def assert_same_weights(first, second):
     assert all(torch.equal(value, second["state_dict"][key]) for key, value in first["state_dict"].items())
 
 
-@pytest.fixture
-def epochs_trained(monkeypatch):
-    """Epochs that were trained, in order, and the numbers of those at which the run is to be interrupted."""
-    trained: list[int] = []
-    stop_at: list[int] = []
-
-    def train(*args, epoch, **kwargs):
-        if len(trained) in stop_at:
-            raise KeyboardInterrupt
-        trained.append(epoch)
-        return original(*args, epoch=epoch, **kwargs)
-
-    original = BornAgain.train_one_epoch
-    monkeypatch.setattr(BornAgain, "train_one_epoch", train)
-    return trained, stop_at
-
-
 @pytest.fixture(scope="module")
 def series(photos, tmp_path_factory):
     """Generations 0 and 1 of two epochs each."""
@@ -66,11 +61,12 @@ def test_a_series_writes_a_checkpoint_and_a_log_for_each_generation(series):
     files = sorted(path.name for path in (series / "model_checkpoints").iterdir())
     assert files == [f"checkpoint_folder_resnet18_s_gen{g}.pth.tar" for g in (0, 1)]
     first, second = saved(series, "s_gen0"), saved(series, "s_gen1")
-    assert (first["seed"], second["seed"]) == (13, 23)
-    assert first["born_again"]["teacher"] is None
-    assert second["born_again"]["teacher"] == sha256(series / "model_checkpoints" / files[0])
+    assert (first["settings"]["seed"], second["settings"]["seed"]) == (13, 23)
+    assert first["settings"]["teacher"] is None
+    assert second["settings"]["teacher"] == sha256(series / "model_checkpoints" / files[0])
     assert second["data"] == {
         "dataset": "folder",
+        "name": "folder",
         "sample_num": "",
         "classes": ["blue", "green", "red"],
         "image_size": 32,
@@ -95,24 +91,23 @@ def test_generation_0_is_a_classifier_as_training_makes_it(series, photos, tmp_p
     assert_same_weights(saved(series, "s_gen0"), saved(tmp_path, "t"))
 
 
-def test_the_same_command_again_trains_nothing(series, photos, epochs_trained, capsys):
+def test_the_same_command_again_trains_nothing(series, photos, epochs, capsys):
     before = {path: path.read_bytes() for path in (series / "model_checkpoints").iterdir()}
     run(BornAgain, photos, series, SERIES)
-    assert epochs_trained[0] == []
+    assert epochs.trained == []
     assert {path: path.read_bytes() for path in before} == before
     assert "generation 1 is trained already" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("stop", [1, 3])
-def test_a_stopped_series_goes_on_to_the_same_weights(series, photos, tmp_path, epochs_trained, stop, capsys):
-    trained, stop_at = epochs_trained
-    stop_at.append(stop)
+def test_a_stopped_series_goes_on_to_the_same_weights(series, photos, tmp_path, epochs, stop):
+    epochs.stop_at.append(stop)
     with pytest.raises(SystemExit) as stopped:
         run(BornAgain, photos, tmp_path, SERIES)
     assert stopped.value.code == 130
-    stop_at.clear()
+    epochs.stop_at.clear()
     run(BornAgain, photos, tmp_path, SERIES)
-    assert trained == [0, 1, 0, 1]  # of both generations, none twice
+    assert epochs.trained == [0, 1, 0, 1]  # of both generations, none twice
     for generation in ("s_gen0", "s_gen1"):
         resumed, uninterrupted = saved(tmp_path, generation), saved(series, generation)
         assert_same_weights(resumed, uninterrupted)
@@ -126,9 +121,32 @@ def test_a_stopped_series_goes_on_to_the_same_weights(series, photos, tmp_path, 
 @pytest.mark.parametrize(
     ("other", "named"), [("--lr 0.5", "lr 0.02 instead of 0.5"), ("--epochs 3", "epochs 2 instead of 3")]
 )
-def test_a_series_of_other_options_is_not_continued(series, photos, other, named):
-    with pytest.raises(SystemExit, match=f"of another run, with {named}; .* choose another --suffix"):
+def test_a_series_of_other_options_is_not_continued(series, photos, epochs, other, named):
+    what_to_do = "choose another --suffix, or --restart to replace it"
+    with pytest.raises(SystemExit, match=f"gen0\.pth\.tar is of another run, with {named}; {what_to_do}"):
         run(BornAgain, photos, series, f"{SERIES} {other}")
+    assert epochs.trained == []
+
+
+def test_a_longer_series_keeps_its_first_generations(photos, tmp_path, epochs):
+    """More epochs by steps go on; rates or a λ that change over all epochs do not (above)."""
+    run(BornAgain, photos, tmp_path, "-a resnet18 -g 1 --epochs 1")
+    run(BornAgain, photos, tmp_path, "-a resnet18 -g 2 --epochs 1")
+    assert epochs.trained == [0, 0]
+    run(BornAgain, photos, tmp_path, "-a resnet18 -g 1 --epochs 2")
+    assert epochs.trained == [0, 0, 1]
+    with pytest.raises(SystemExit, match="of another run, with teacher [0-9a-f]{64} instead of [0-9a-f]{64}"):
+        run(BornAgain, photos, tmp_path, "-a resnet18 -g 2 --epochs 2")
+
+
+def test_a_damaged_generation_is_replaced_by_restart(photos, tmp_path, epochs):
+    line = "-a resnet18 -g 1 --epochs 1"
+    run(BornAgain, photos, tmp_path, line)
+    truncate(tmp_path / "model_checkpoints/checkpoint_folder_resnet18_gen0.pth.tar")
+    with pytest.raises(SystemExit, match=r"is truncated or not a checkpoint; .* or add --restart to replace it"):
+        run(BornAgain, photos, tmp_path, line)
+    run(BornAgain, photos, tmp_path, f"{line} --restart")
+    assert epochs.trained == [0, 0] and saved(tmp_path, "gen0")["epoch"] == 1
 
 
 def test_start_gen_1_takes_the_teacher_as_generation_0(series, photos, tmp_path):
@@ -138,16 +156,16 @@ def test_start_gen_1_takes_the_teacher_as_generation_0(series, photos, tmp_path)
     files = sorted(path.name for path in (tmp_path / "model_checkpoints").iterdir())
     assert files == ["checkpoint_folder_resnet18_gen1.pth.tar", "checkpoint_folder_resnet18_gen2.pth.tar"]
     first, second = saved(tmp_path, "gen1"), saved(tmp_path, "gen2")
-    assert (first["seed"], second["seed"]) == (20, 30)
-    assert first["born_again"]["teacher"] == sha256(teacher)
-    assert second["born_again"]["teacher"] == sha256(tmp_path / "model_checkpoints" / files[0])
+    assert (first["settings"]["seed"], second["settings"]["seed"]) == (20, 30)
+    assert first["settings"]["teacher"] == sha256(teacher)
+    assert second["settings"]["teacher"] == sha256(tmp_path / "model_checkpoints" / files[0])
 
 
 def test_start_gen_0_with_a_teacher_trains_a_generation_0_that_it_teaches(series, photos, tmp_path):
     teacher = series / "model_checkpoints" / "checkpoint_folder_resnet18_s_gen1.pth.tar"
     run(BornAgain, photos, tmp_path, f"-g 1 --epochs 1 --resume {teacher}")
     first = saved(tmp_path, "gen0")
-    assert (first["seed"], first["born_again"]["teacher"]) == (10, sha256(teacher))
+    assert (first["settings"]["seed"], first["settings"]["teacher"]) == (10, sha256(teacher))
     assert "KD" in lines_of(tmp_path, "gen0")[0]
 
 
@@ -155,7 +173,7 @@ def test_a_later_start_without_a_teacher_takes_the_generation_before(photos, tmp
     run(BornAgain, photos, tmp_path, "-a resnet18 -g 1 --epochs 1")
     run(BornAgain, photos, tmp_path, "-a resnet18 --start_gen 1 -g 2 --epochs 1 --resume auto")
     before = tmp_path / "model_checkpoints" / "checkpoint_folder_resnet18_gen0.pth.tar"
-    assert saved(tmp_path, "gen1")["born_again"]["teacher"] == sha256(before)
+    assert saved(tmp_path, "gen1")["settings"]["teacher"] == sha256(before)
     with pytest.raises(SystemExit, match=r"no checkpoint at .*checkpoint_folder_resnet18_gen2.*that folder has"):
         run(BornAgain, photos, tmp_path, "-a resnet18 --start_gen 3 -g 4 --epochs 1")
 
@@ -207,7 +225,7 @@ def test_a_teacher_of_other_classes_is_refused(series, photos, tmp_path):
     ("line", "sentence"),
     [
         ("--start_gen 5", "--start_gen 5 is not in the series of generations 0 to 4"),
-        ("--tau 0", "--tau must be positive, not 0.0"),
+        ("--tau 0", "argument --tau: expected a number above 0, got '0'"),
         ("--lambd 0", "--lambd and --lambd_end must both be positive where they differ"),
     ],
 )

@@ -22,7 +22,7 @@ NAME = "checkpoint_folder_resnet18_sd0_pruned0.5-1"
 def source(photos, tmp_path_factory):
     """A trained classifier's checkpoint."""
     out = tmp_path_factory.mktemp("source")
-    line = f"-a resnet18 --dataset folder --image_size 32 --batch_size 8 --epochs 1 --seed 4 --out {out}"
+    line = f"-a resnet18 --dataset folder --name folder --image_size 32 --batch_size 8 --epochs 1 --seed 4 --out {out}"
     Training.main([*line.split(), "--train_path", str(photos / "train"), "--val_path", str(photos / "val")])
     return out / "model_checkpoints" / "checkpoint_folder_resnet18.pth.tar"
 
@@ -38,23 +38,6 @@ def compressed(source, photos, tmp_path_factory):
     out = tmp_path_factory.mktemp("compressed")
     compress(source, photos, out, f"{PRUNING} --share_bits 2")
     return out
-
-
-@pytest.fixture
-def epochs_trained(monkeypatch):
-    """Epochs that were trained, in order, and the numbers of those at which the run is to be interrupted."""
-    trained: list[int] = []
-    stop_at: list[int] = []
-
-    def train(*args, epoch, **kwargs):
-        if len(trained) in stop_at:
-            raise KeyboardInterrupt
-        trained.append(epoch)
-        return original(*args, epoch=epoch, **kwargs)
-
-    original = Pruning.train_one_epoch
-    monkeypatch.setattr(Pruning, "train_one_epoch", train)
-    return trained, stop_at
 
 
 def weights(path):
@@ -115,15 +98,14 @@ def test_shared_weights_have_few_values_and_keep_their_zeros(source, photos, com
 
 
 @pytest.mark.parametrize("stop", [1, 2, 3])
-def test_a_stopped_run_goes_on_to_the_same_weights(source, photos, compressed, tmp_path, epochs_trained, stop):
-    trained, stop_at = epochs_trained
-    stop_at.append(stop)
+def test_a_stopped_run_goes_on_to_the_same_weights(source, photos, compressed, tmp_path, epochs, stop):
+    epochs.stop_at.append(stop)
     with pytest.raises(SystemExit) as stopped:
         compress(source, photos, tmp_path, f"{PRUNING} --share_bits 2")
     assert stopped.value.code == 130
-    stop_at.clear()
+    epochs.stop_at.clear()
     (report,) = compress(source, photos, tmp_path, f"{PRUNING} --share_bits 2")
-    assert trained == [0, 1, 2, 3]
+    assert epochs.trained == [0, 1, 2, 3]
     resumed, uninterrupted = (
         checkpoint.load(out / "model_checkpoints" / f"{NAME}-2bit.pth.tar") for out in (tmp_path, compressed)
     )
@@ -133,14 +115,27 @@ def test_a_stopped_run_goes_on_to_the_same_weights(source, photos, compressed, t
     assert report == json.loads((compressed / "model_checkpoints" / f"{NAME}-2bit.json").read_text())
 
 
-def test_the_same_command_again_trains_nothing_and_another_is_refused(source, photos, compressed, epochs_trained):
+def test_the_same_command_again_trains_nothing_and_another_is_refused(source, photos, compressed, epochs):
     path = compressed / "model_checkpoints" / f"{NAME}-2bit.pth.tar"
     before = path.read_bytes()
     compress(source, photos, compressed, f"{PRUNING} --share_bits 2")
-    assert epochs_trained[0] == []
+    assert epochs.trained == []
     assert path.read_bytes() == before
-    with pytest.raises(SystemExit, match=r"of another run, with lr 0\.01 instead of 0\.5"):
+    with pytest.raises(SystemExit, match=r"of another run, with lr 0\.01 instead of 0\.5; .* --restart to replace it"):
         compress(source, photos, compressed, f"{PRUNING} --share_bits 2 --lr 0.5")
+    assert epochs.trained == [] and path.read_bytes() == before
+
+
+def test_another_source_is_another_run_and_restart_replaces_it(source, photos, tmp_path, epochs):
+    line = "--s_conv 0.5 --s_fc 1 --epochs 1 --batch_size 8"
+    own = tmp_path / "out/model_checkpoints/checkpoint_folder_resnet18_pruned0.5-1.pth.tar"
+    compress(source, photos, tmp_path / "out", line)
+    other = tmp_path / "other.pth.tar"
+    checkpoint.save(other, checkpoint.load(source) | {"acc1": 0.0})
+    with pytest.raises(SystemExit, match=f"with compressed {sha256(source)} instead of {sha256(other)}; "):
+        compress(other, photos, tmp_path / "out", line)
+    compress(other, photos, tmp_path / "out", f"{line} --restart")
+    assert epochs.trained == [0, 0] and checkpoint.load(own)["settings"]["compressed"] == sha256(other)
 
 
 def test_a_sweep_makes_one_net_for_each_factor_and_a_table(source, photos, tmp_path, capsys):
@@ -163,7 +158,7 @@ def test_a_sweep_makes_one_net_for_each_factor_and_a_table(source, photos, tmp_p
 
 
 def test_a_weight_that_comes_back_is_noticed(source, photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(Pruning, "zero_removed", lambda _layers: None)
+    monkeypatch.setattr(torch.optim.Optimizer, "register_step_post_hook", lambda *_: None)
     with pytest.raises(RuntimeError, match=r"a removed weight of .* is no longer zero"):
         compress(source, photos, tmp_path, "--s_conv 0.5 --epochs 1 --batch_size 8 --lr 0.01")
 
@@ -185,9 +180,9 @@ def test_a_layer_that_lost_everything_is_named(source, photos, tmp_path, capsys)
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
-        ("--sweep -1", "must not be negative"),
-        ("--s_conv -0.1", "must not be negative"),
-        ("--share_bits 9", "--share_bits takes 1 to 8 bits"),
+        ("--sweep -1", "argument --sweep: expected a list such as [1,1], got '-1': expected a number of at least 0"),
+        ("--s_conv -0.1", "argument --s_conv: expected a number of at least 0, got '-0.1'"),
+        ("--share_bits 9", "argument --share_bits: invalid choice: 9"),
         ("--share_bits 2 --epochs 0", "needs --epochs to train the shared weights"),
     ],
 )

@@ -9,18 +9,22 @@ from torch import nn
 
 import transClassifier
 from models.classifiers import build, classifier_record
+from models.frozen_feature import FrozenFeature
 from models.split import split
 from models.trans_net import TransNet
-from utils import checkpoint
+from tests.e2e.road import truncate
+from utils import checkpoint, runs
 from utils.data.images import ImageData, load_images
 from utils.data.loaders import make_loader
 from utils.files import sha256
-from utils.training.classification import classify, data_record
+from utils.training import classification
+from utils.training.classification import classify
 from utils.training.engine import evaluate
 
 pytestmark = pytest.mark.e2e
 ARCH, LAYER, CHANNELS, SIZE = "mobilenet_v3_small", "features.4", 40, 32
 CLASSES = ["blue", "green", "red"]
+FOLDER = {"dataset": "folder", "name": "folder", "sample_num": "", "classes": CLASSES, "image_size": SIZE}
 
 
 def make_classifier(path, seed, num_classes=3):
@@ -36,14 +40,14 @@ def make_classifier(path, seed, num_classes=3):
         path,
         {
             "epoch": 1, "arch": ARCH, "model": classifier_record(ARCH, num_classes), "state_dict": model.state_dict(),
-            "data": data_record("folder", "", CLASSES[:num_classes], SIZE),
+            "data": FOLDER | {"classes": CLASSES[:num_classes]},
         },
     )  # fmt: skip
     return model.eval()
 
 
-def make_trans_net(path, source, channels=(CHANNELS, CHANNELS)):
-    torch.manual_seed(1)
+def make_trans_net(path, source, channels=(CHANNELS, CHANNELS), seed=1):
+    torch.manual_seed(seed)
     trans_net = TransNet(*channels).eval()
     checkpoint.save(path, {"trans_net": trans_net.config, "state_dict": trans_net.state_dict(), "source": source})
     return trans_net
@@ -61,6 +65,7 @@ def trained(tmp_path_factory):
     make_trans_net(folder / "reversed.pth", source | swapped)
     make_trans_net(folder / "other_layer.pth", source | {"layer_b": "features.5"})
     make_trans_net(folder / "other_net.pth", source | {"checkpoint_b": "0" * 64})
+    make_trans_net(folder / "second.pth", source, seed=2)
     make_trans_net(folder / "narrow.pth", source, channels=(24, CHANNELS))
     return folder, models
 
@@ -70,12 +75,13 @@ def refine(photos, trained, tmp_path, monkeypatch):
     """A function that runs the script in a folder of its own and gives what each validation measured."""
     validated = []
 
-    def validate(*args):
-        validated.append(original(*args))
-        return validated[-1]
+    def describe(metrics):  # as all that is measured is, in the terminal and in the log
+        if "val_Loss" in metrics:
+            validated.append(metrics)
+        return original(metrics)
 
-    original = transClassifier.validate
-    monkeypatch.setattr(transClassifier, "validate", validate)
+    original = runs.describe
+    monkeypatch.setattr(runs, "describe", describe)
     folder, _ = trained
     options = {
         "--net_A": folder / "A.pth", "--net_B": folder / "B.pth", "--resume_Ys": folder / "g.pth", "--layer": LAYER,
@@ -162,13 +168,12 @@ def test_only_the_tail_is_tuned(trained, refine, tmp_path, monkeypatch):
     folder, models = trained
     frozen_parts = []
 
-    def freeze(*args):
-        frozen, shape = original(*args)
+    def make(frozen, *args):
+        original(frozen, *args)
         frozen_parts.append((frozen, copy.deepcopy(frozen.state_dict())))
-        return frozen, shape
 
-    original = transClassifier.freeze
-    monkeypatch.setattr(transClassifier, "freeze", freeze)
+    original = FrozenFeature.__init__
+    monkeypatch.setattr(FrozenFeature, "__init__", make)
     files = {path.name: sha256(path) for path in folder.iterdir()}
     validated = refine("--input", "residual_added", epochs=3, val_epoch=2, save_epoch=2, suffix="s")
 
@@ -188,8 +193,12 @@ def test_only_the_tail_is_tuned(trained, refine, tmp_path, monkeypatch):
     state = checkpoint.load(path)
     assert (state["epoch"], state["arch"], state["model"]["num_classes"]) == (3, ARCH, 3)
     assert state["source"] == {
-        "checkpoint_a": files["A.pth"], "checkpoint_b": files["B.pth"], "transnet": files["g.pth"],
-        "layer_a": LAYER, "layer_b": LAYER, "input": "residual_added", "in_mode": [1, 1, 1], "tail": "B",
+        "checkpoint_a": files["A.pth"], "checkpoint_b": files["B.pth"], "layer_a": LAYER, "layer_b": LAYER,
+        "arch_a": ARCH, "arch_b": ARCH, "path_a": str(folder / "A.pth"), "path_b": str(folder / "B.pth"),
+    }  # fmt: skip
+    chosen = {name: state["settings"][name] for name in ("transnet", "input", "in_mode", "tail")}
+    assert chosen == {
+        "transnet": files["g.pth"], "input": "residual_added", "in_mode": [1, 1, 1], "tail": "B",
     }  # fmt: skip
     assert state["acc1"] == validated[-1]["val_top1_prec"]
     losses = [line["Loss"] for line in lines(tmp_path, name)]
@@ -235,7 +244,37 @@ def test_a_resumed_run_equals_an_uninterrupted_one(refine, tmp_path, capsys):
     assert "after 4 epochs of tuning" in said and "train features" not in said
 
 
-def test_auto_begins_anew_where_the_nets_are_others_and_a_path_is_refused(trained, refine, tmp_path):
+@pytest.mark.parametrize("resume", [(), ("--resume", "auto")])
+def test_a_tail_of_another_run_is_left_alone_but_for_restart(trained, refine, tmp_path, resume):
+    folder, _ = trained
+    refine(epochs=1)
+    path = tmp_path / "check" / f"folder_{ARCH}" / f"checkpoint_111_L{LAYER}.pth.tar"
+    before = path.read_bytes()
+    second, first = (sha256(folder / f"{name}.pth") for name in ("second", "g"))
+    what_to_do = "; choose another --suffix, or --restart to replace it"
+    for others, said in (
+        ({"lr": 0.002}, "lr 0.001 instead of 0.002"),
+        ({"wd": 0.1}, "weight_decay 0.0001 instead of 0.1"),
+        ({"seed": 3}, "seed 0 instead of 3"),
+        ({"resume_Ys": folder / "second.pth"}, f"transnet {first} instead of {second}"),
+    ):
+        with pytest.raises(SystemExit, match=f"{path} is of another run, with {said}{what_to_do}"):
+            refine(*resume, **{"epochs": 1} | others)
+    assert path.read_bytes() == before
+    refine(*resume, "--restart", resume_Ys=folder / "second.pth", epochs=1)
+    assert tuned(tmp_path)["settings"]["transnet"] == second
+
+
+def test_a_damaged_tail_is_replaced_by_restart(refine, tmp_path):
+    refine(epochs=1)
+    truncate(tmp_path / "check" / f"folder_{ARCH}" / f"checkpoint_111_L{LAYER}.pth.tar")
+    with pytest.raises(SystemExit, match=r"is truncated or not a checkpoint; .* or add --restart to replace it"):
+        refine("--resume", "auto", epochs=1)
+    refine("--resume", "auto", "--restart", epochs=1)
+    assert tuned(tmp_path)["epoch"] == 1
+
+
+def test_a_path_is_gone_on_from_only_if_its_tail_reads_the_same(trained, refine, tmp_path):
     folder, _ = trained
     refine(epochs=1)
     path = tmp_path / "check" / f"folder_{ARCH}" / f"checkpoint_111_L{LAYER}.pth.tar"
@@ -243,8 +282,6 @@ def test_auto_begins_anew_where_the_nets_are_others_and_a_path_is_refused(traine
         refine("--in_mode", "[1,0,0]", "--resume", path, epochs=2)
     with pytest.raises(SystemExit, match="no tail that was tuned"):
         refine("--resume", folder / "B.pth", epochs=2)
-    refine("--resume", "auto", resume_Ys=folder / "other_net.pth", epochs=1)
-    assert tuned(tmp_path)["source"]["transnet"] == sha256(folder / "other_net.pth")
 
 
 def test_stored_features_train_the_tail_as_recomputed_ones(refine, tmp_path, monkeypatch, capsys):
@@ -267,8 +304,8 @@ def test_augmented_images_are_computed_anew_in_every_epoch(refine, photos, capsy
             batches.append(features[indices.argsort()])
         return original(net, features, targets, indices)
 
-    original = transClassifier.classify_features
-    monkeypatch.setattr(transClassifier, "classify_features", classify_features)
+    original = classification.classify_features
+    monkeypatch.setattr(classification, "classify_features", classify_features)
     refine(dataset="ilsvrc", epochs=2, **{"batch_size": 24}, without=["-b"])
     assert "train features" not in capsys.readouterr().out
     assert len(batches) == 2 and not torch.allclose(*batches)
@@ -307,8 +344,13 @@ def test_wrong_options_are_explained_by_the_parser(refine, capsys, words, withou
         ({"net_A": "nowhere.pth"}, r"no checkpoint at nowhere\.pth"),
         ({"net_B": "{}/g.pth"}, "holds a Trans-Net, a classifier is expected"),
         ({"resume_Ys": "{}/A.pth"}, "A.pth holds no Trans-Net"),
-        ({"resume_Ys": "{}/reversed.pth"}, "exchange --net_A and --net_B"),
-        ({"resume_Ys": "{}/other_layer.pth"}, f"fitted at features.5 of net B, this run names {LAYER}"),
+        (
+            {"resume_Ys": "{}/reversed.pth"},
+            r"reversed\.pth was made with nets A and B exchanged \(the direction of --reverse\)",
+        ),
+        ({"resume_Ys": "{}/other_layer.pth"}, f"made with layer features.5 of net B instead of {LAYER}"),
+        ({"resume_Ys": "{}/other_net.pth"}, r"made with another net B: .* \(00000000\) instead of .*B\.pth"),
+        ({"image_size": 48}, "was trained at 32 pixels, --image_size says 48; leave the option out"),
         ({"resume_Ys": "{}/narrow.pth"}, "the Trans-Net maps 24 channels to"),
         ({"input": "raw_A", "tail": "B", "layer2": "features.3"}, r"\(40, 2, 2\), which the tail of net B does not"),
         ({"arch_B": "resnet18"}, f"holds a {ARCH}"),
@@ -335,14 +377,14 @@ def test_nets_of_other_classes_are_refused(refine, tmp_path):
         refine("--input", "raw_A", net_A=tmp_path / "two.pth", dataset="folder", image_size=SIZE, epochs=1)
 
 
-def test_another_net_than_the_trans_nets_is_noted(trained, refine, capsys):
-    refine(epochs=0, resume_Ys=trained[0] / "other_net.pth")
-    assert "was fitted on another net B than this one" in capsys.readouterr().out
+def test_the_layer_is_the_trans_nets_where_no_option_says_another(refine):
+    (with_option,), (without,) = refine(epochs=0), refine(epochs=0, without=["--layer"])
+    assert with_option == without
 
 
 def test_a_baseline_needs_its_own_net_alone(refine, tmp_path):
     refine("--input", "raw_A", epochs=1, without=["--net_B", "--resume_Ys"])
-    assert tuned(tmp_path, f"raw_A_L{LAYER}")["source"]["in_mode"] == []
+    assert tuned(tmp_path, f"raw_A_L{LAYER}")["settings"]["in_mode"] is None
 
 
 def test_the_documented_command_line_is_understood():
@@ -354,4 +396,4 @@ def test_the_documented_command_line_is_understood():
     assert (args.conv_layer, args.epochs, args.lr, args.logspace) == (30, 100, 1e-5, 2)
     defaults = transClassifier.build_parser().parse_args([])
     names = ("conv_layer", "epochs", "lr", "logspace", "optim", "batch_size", "val_epoch", "save_epoch", "input")
-    assert [getattr(defaults, name) for name in names] == [30, 1000, 1e-5, 2, "Adam", 64, 10, 100, "components"]
+    assert [getattr(defaults, name) for name in names] == [None, 1000, 1e-5, 2, "Adam", 64, 10, 100, "components"]

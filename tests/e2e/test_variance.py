@@ -105,11 +105,11 @@ def of_features(road):
         ({"layer_b": "layer3.0.add"}, "layer layer3.0.add of net B instead of layer3.1.add"),
         (
             {"checkpoint_a": "0" * 64},
-            r"another net A: .*sd0\.pth\.tar \(00000000\) instead of .*sd0\.pth\.tar \([0-9a-f]{8}\)",
+            r"another net A: .*0\.pth\.tar \(00000000\) instead of .*sd0\.pth\.tar \(\w{8}\)",
         ),
         (
             {"checkpoint_b": "0" * 64},
-            r"another net B: .*sd5\.pth\.tar \(00000000\) instead of .*sd5\.pth\.tar \([0-9a-f]{8}\)",
+            r"another net B: .*5\.pth\.tar \(00000000\) instead of .*sd5\.pth\.tar \(\w{8}\)",
         ),
         ({"arch_b": "resnet34"}, "arch resnet34 of net B instead of resnet18"),
         ({"dataset": "CUB200"}, "dataset CUB200 instead of folder"),

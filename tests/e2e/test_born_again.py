@@ -123,7 +123,7 @@ def test_a_stopped_series_goes_on_to_the_same_weights(series, photos, tmp_path, 
 )
 def test_a_series_of_other_options_is_not_continued(series, photos, epochs, other, named):
     what_to_do = "choose another --suffix, or --restart to replace it"
-    with pytest.raises(SystemExit, match=f"gen0\.pth\.tar is of another run, with {named}; {what_to_do}"):
+    with pytest.raises(SystemExit, match=rf"gen0\.pth\.tar is of another run, with {named}; {what_to_do}"):
         run(BornAgain, photos, series, f"{SERIES} {other}")
     assert epochs.trained == []
 

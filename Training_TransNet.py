@@ -21,10 +21,9 @@ from utils.parser import Namespace, Parser, plain_name, real, some_path
 from utils.provenance import Provenance
 from utils.report.maps import decomposition_figure
 from utils.runtime import command
-from utils.training import reconstruction, resume
-from utils.training.engine import train_one_epoch
+from utils.training import closed_form, reconstruction, resume
 from utils.training.family import Family, Member, of_member, restore
-from utils.training.schedules import due, set_learning_rate
+from utils.training.schedules import due
 
 # Options that change nothing of the fit, or say what the features say themselves.
 NOT_RECORDED = ["convOut_path", "arch", "dataset", "sample_num", "conv_layer", "layer"]
@@ -147,10 +146,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     linear = between(features.shape_a, features.shape_b, layers=1, fc=args.fc, standardise=True).to(runtime.device)
     reconstruction.set_standards([linear] if start_epoch else [linear, *nets], in_order, read_stored, runtime)
-    reference = reconstruction.linear_reference(linear, in_order, unseen_loader, read_stored, runtime)
-    closed_form = partial(reconstruction.closed_form, nets, reference, in_order, read_stored, runtime)
+    reference = closed_form.linear_reference(linear, in_order, unseen_loader, read_stored, runtime)
+    solve = partial(closed_form.solve_or_linear, nets, reference, in_order, read_stored, runtime)
     if args.solve is not None and start_epoch == 0:
-        closed_form(last=not args.epochs)
+        solve(last=not args.epochs)
     source = features.provenance.to_record()
     facts: dict[str, Any] = {"arch": source.get("arch"), "source": source, "linear_reference": reference.record()}
     alphas = [member.alpha.to(runtime.device) for member in members]
@@ -162,11 +161,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             left = reconstruction.instabilities(nets, unseen_loader, read_stored, runtime)
             for i, member in enumerate(members):
                 member.save(fit, 0, held_out=left[i] if left else None, **facts)
-        for epoch in range(start_epoch, args.epochs):
-            set_learning_rate(fit.optimizer, rates[epoch])
-            metrics = train_one_epoch(fit, loader, step, epoch)
-            if args.solve is not None and due(epoch, args.solve or args.epochs, args.epochs):
-                closed_form(last=epoch + 1 == args.epochs)
+        for epoch, metrics in reconstruction.epochs(
+            fit, loader, step, rates, start_epoch=start_epoch, solve_every=args.solve, solve=solve
+        ):
             measured = due(epoch, args.val_epoch, args.epochs)
             left = reconstruction.instabilities(nets, unseen_loader, read_stored, runtime) if measured else []
             for i, (member, log) in enumerate(zip(members, logs)):

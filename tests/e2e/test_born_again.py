@@ -135,7 +135,7 @@ def test_a_longer_series_keeps_its_first_generations(photos, tmp_path, epochs):
     assert epochs.trained == [0, 0]
     run(BornAgain, photos, tmp_path, "-a resnet18 -g 1 --epochs 2")
     assert epochs.trained == [0, 0, 1]
-    with pytest.raises(SystemExit, match="of another run, with teacher [0-9a-f]{64} instead of [0-9a-f]{64}"):
+    with pytest.raises(SystemExit, match=r"of another run, with teacher [0-9a-f]{64} instead of [0-9a-f]{64}"):
         run(BornAgain, photos, tmp_path, "-a resnet18 -g 2 --epochs 2")
 
 

@@ -1,30 +1,27 @@
-"""Fit Trans-Nets to pairs of features: the loss, the last layer in closed form, and what is left unexplained.
+"""Fit Trans-Nets to pairs of features: the loss, the epochs, and what is left unexplained.
 
 Several Trans-Nets that read the same features share each pass over them. A pass is a loader and a function `read` that
 makes of its batch, on the device, x (N, C, H, W) and the target (N, C', H', W') as maps.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from utils.data.storage import free_bytes
-from utils.measures.conjugate_gradients import PassesOverData
 from utils.measures.moments import FeatureMoments
-from utils.measures.ridge import NormalEquations, RidgeSolution, bytes_needed
 from utils.progress import Progress
 from utils.runtime import Runtime
+from utils.training.engine import Fit, Step, train_one_epoch
 from utils.training.family import Family
 from utils.training.losses import order_penalty
+from utils.training.schedules import due, set_learning_rate
 
 Read = Callable[..., tuple[Tensor, Tensor]]
 Loader = DataLoader[Any]
-MEMORY_SHARE = 0.5  # of what is free, for the sums of a closed form
-NOTEWORTHY_BYTES = 1e8
 FLAT = 0.01  # relative differences below this are none: of an error over the last tenth of the epochs, of two fits
 
 
@@ -80,66 +77,6 @@ def set_standards(members: Sequence[Any], loader: Loader, read: Read, runtime: R
 
 
 @torch.no_grad()
-def solve(members: Sequence[Any], loader: Loader, read: Read, runtime: Runtime) -> list[RidgeSolution]:
-    """Set W(0) of every member to its ridge solution, given everything below it.
-
-    The sums of all members come from one pass; where memory is short for them, conjugate gradients make many passes.
-
-    Args:
-        members: `TransNet`s; put into evaluation mode.
-        loader: an unshuffled one of the images that are fitted; its batches end with their indices.
-        read: see above.
-        runtime: device and processes.
-
-    Returns:
-        The solutions, one a member; their errors are cross-validated over images.
-    """
-    shapes = [tuple(member.eval().linear[0].weight.shape) for member in members]
-    needed_bytes = sum(bytes_needed(shape[1], shape[0], shape[2]) for shape in shapes)
-    if needed_bytes > NOTEWORTHY_BYTES:
-        runtime.say(f"the closed form takes {needed_bytes / 1e9:.1f} GB of memory")
-    if needed_bytes > MEMORY_SHARE * free_bytes(runtime.device):
-        runtime.say("which is not there: conjugate gradients read the features again and again instead")
-        solutions = [_solve_by_passes(member, loader, read, runtime) for member in members]
-    else:
-        solutions = _solve_by_sums(members, loader, read, runtime)
-    for member, solution in zip(members, solutions):
-        member.set_last_weight(solution.weight, solution.constant)
-    return solutions
-
-
-def _solve_by_sums(members: Sequence[Any], loader: Loader, read: Read, runtime: Runtime) -> list[RidgeSolution]:
-    """Solve every member from the sums of one pass."""
-    systems = []
-    for member in members:
-        out_channels, in_channels, size, _ = member.linear[0].weight.shape
-        systems.append(NormalEquations(in_channels, out_channels, size, device=runtime.device))
-    for batch in Progress(loader, "normal equations", quiet=not runtime.is_main):
-        on_device = runtime.to_device(batch)
-        x, target = read(*on_device)
-        for member, system in zip(members, systems):
-            system.add(member.last_input(x), member.standard_target(target), on_device[-1])
-    for system in systems:
-        for total in system.sums():
-            runtime.sum(total)
-    return [system.solve(constant=member.standardise) for member, system in zip(members, systems)]
-
-
-def _solve_by_passes(member: Any, loader: Loader, read: Read, runtime: Runtime) -> RidgeSolution:
-    """Solve one member from many passes."""
-
-    def batches() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        for batch in loader:
-            on_device = runtime.to_device(batch)
-            x, target = read(*on_device)
-            yield member.last_input(x), member.standard_target(target), on_device[-1]
-
-    shape = tuple(member.linear[0].weight.shape)
-    passes = PassesOverData(batches, shape, device=runtime.device, all_reduce=runtime.sum)
-    return passes.solve(constant=member.standardise)
-
-
-@torch.no_grad()
 def instabilities(members: Sequence[Any], loader: Loader | None, read: Read, runtime: Runtime) -> list[float]:
     """Measure Var(x_Δ)/Var(x*) of every member, each channel about its own mean, over one pass.
 
@@ -172,60 +109,36 @@ def merged(moments: FeatureMoments, runtime: Runtime) -> FeatureMoments:
     return first
 
 
-class Reference(NamedTuple):
-    """The best single linear layer on standardised features: what a Trans-Net is held against.
-
-    Attributes:
-        solution: its weights, in the standardised features' units, and its cross-validated error.
-        instability: what it leaves unexplained of images that were not fitted; cross-validated where there are none.
-        measured_on: "held-out images" or "cross-validation".
-    """
-
-    solution: RidgeSolution
-    instability: float
-    measured_on: str
-
-    def record(self) -> dict[str, Any]:
-        """Give what checkpoints and reports say of it."""
-        return {
-            "instability": self.instability, "ridge": self.solution.ridge, "measured_on": self.measured_on,
-        }  # fmt: skip
-
-
-def linear_reference(linear: Any, fitted: Loader, unseen: Loader | None, read: Read, runtime: Runtime) -> Reference:
-    """Fit the linear reference in closed form and measure it.
+def epochs(
+    fit: Fit,
+    loader: Loader,
+    step: Step,
+    rates: Sequence[float],
+    *,
+    start_epoch: int = 0,
+    solve_every: int | None = None,
+    solve: Callable[..., None],
+) -> Iterator[tuple[int, dict[str, float]]]:
+    """Train epoch by epoch, with the closed form where it is due.
 
     Args:
-        linear: a `TransNet` of one layer that standardises; its standards are set.
-        fitted: an unshuffled loader of the images that are fitted.
-        unseen: one of other images; None: there are none.
-        read: see above.
-        runtime: device and processes.
+        fit: of a family.
+        loader: a shuffled one.
+        step: `reconstruct` with its arguments.
+        rates: the learning rate of every epoch.
+        start_epoch: the first, counted from 0.
+        solve_every: epochs between closed forms; 0: after the last alone; None: never.
+        solve: called with `last`.
+
+    Yields:
+        The epoch and its metrics.
     """
-    (solution,) = solve([linear], fitted, read, runtime)
-    if held_out := instabilities([linear], unseen, read, runtime):
-        return Reference(solution, held_out[0], "held-out images")
-    return Reference(solution, solution.error, "cross-validation")
-
-
-def closed_form(
-    members: Sequence[Any], reference: Reference, loader: Loader, read: Read, runtime: Runtime, *, last: bool
-) -> None:
-    """Solve W(0) of every member; the last time, take the linear layer alone where its error is smaller.
-
-    A fit that cannot beat it has put nothing into its branches but noise, which W(0) cannot take out again.
-
-    Args:
-        members: `TransNet`s.
-        reference: on the same images.
-        loader: see `solve`.
-        read: see above.
-        runtime: device and processes.
-        last: no epoch follows.
-    """
-    for member, solution in zip(members, solve(members, loader, read, runtime)):
-        if last and member.standardise and member.order and reference.solution.error < solution.error:
-            member.set_linear(reference.solution.weight, reference.solution.constant)
+    for epoch in range(start_epoch, len(rates)):
+        set_learning_rate(fit.optimizer, rates[epoch])
+        metrics = train_one_epoch(fit, loader, step, epoch)
+        if solve_every is not None and due(epoch, solve_every or len(rates), len(rates)):
+            solve(last=epoch + 1 == len(rates))
+        yield epoch, metrics
 
 
 def closing_words(errors: Sequence[float], instability: float | None, reference: Mapping[str, Any]) -> str:

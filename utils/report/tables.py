@@ -53,3 +53,24 @@ def sweep_table(reports: Sequence[Mapping[str, Any]]) -> str:
         percents = [report["removed_percent"], *report["accuracy_percent"].values()]
         lines.append(factors + "".join(f"{value:>12.2f}" for value in percents) + f"  {report['checkpoint']}")
     return "\n".join(lines)
+
+
+def calibration_table(report: Mapping[str, Any]) -> str:
+    """Lay out a calibration: every kind of pairs with its interval, the consistency, other similarities."""
+    lines = [f"{report['images']:,} held-out images, {report['epochs']} epochs", ""]
+    lines.append(f"{'pairs':<34}{'instability':>12}{'95 % interval':>20}{'linear':>10}")
+    for row in report["rows"]:
+        linear = "" if row["linear_reference"] is None else f"{row['linear_reference']:.4f}"
+        lines.append(f"{row['pairs']:<34}{row['value']:>12.4f}{interval_text(row):>20}{linear:>10}")
+    consistency = report["consistency"]
+    value = "undefined" if consistency["value"] is None else f"{consistency['value']:.4f}"
+    lines += ["", f"normalised consistency (null within the class → A → A): {value}  {interval_text(consistency)}", ""]
+    for score in report["baselines"]:
+        number = f"undefined: {score['reason']}" if score["value"] is None else f"{score['value']:.4f}"
+        lines.append(f"{score['name']:<12}{number:>10}  a {score['kind']}")
+    return "\n".join(lines)
+
+
+def interval_text(interval: Mapping[str, Any]) -> str:
+    """Write an interval's ends: "[0.0851, 0.0970]"; nothing where there is none."""
+    return "" if interval["low"] is None else f"[{interval['low']:.4f}, {interval['high']:.4f}]"

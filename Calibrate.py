@@ -25,7 +25,7 @@ from utils import checkpoint, opening, options
 from utils.errors import InputError
 from utils.files import sha256, write_csv, write_json
 from utils.measures.bootstrap import bootstrap
-from utils.measures.calibration import consistency_interval
+from utils.measures.calibration import consistency_interval, shuffled_within_class
 from utils.measures.image_moments import ImageMoments
 from utils.measures.pair_sums import PairSums
 from utils.measures.similarity import linear_cka, procrustes, ridge_r2, svcca
@@ -66,7 +66,7 @@ class Pairing(Dataset[Any]):
 
 
 class Fitted(NamedTuple):
-    """One kind of pairs after its fit: sums per held-out image, and what the linear reference leaves."""
+    """Sums of every held-out image after a fit, and what the linear reference leaves."""
 
     moments: ImageMoments
     linear: float | None
@@ -76,9 +76,7 @@ def build_parser() -> Parser:
     """Declare this step's options."""
     parser = Parser(__doc__, "python Calibrate.py --convOut_path convOuts/… --transnet G.pth.tar")
     group = parser.add_argument_group("what is calibrated")
-    group.add_argument(
-        "--convOut_path", required=True, type=some_path, metavar="FOLDER", help="train and val features of both nets"
-    )
+    group.add_argument("--convOut_path", required=True, type=some_path, metavar="FOLDER", help="train and val features")
     group.add_argument("--transnet", required=True, type=some_path, metavar="FILE", help="the Trans-Net, one of ours")
     group.add_argument("--reverse", action="store_true", help="it reconstructs A's features from B's")
     group.add_argument("--epochs", type=whole(0), help="of the other fits; default: the Trans-Net's own")
@@ -92,7 +90,7 @@ def build_parser() -> Parser:
 
 
 def budget_of(args: Namespace, state: checkpoint.State) -> Namespace:
-    """Give the options of the Trans-Net's own fit, with this run's devices and number of epochs."""
+    """Give the options of the Trans-Net's own fit, with this run's devices."""
     settings = state.get("settings")
     if not settings:
         raise InputError(f"{args.transnet} does not say how it was fitted; fit it anew with Training_TransNet.py")

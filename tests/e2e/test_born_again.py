@@ -11,6 +11,7 @@ import Training
 from models.classifiers import load_classifier
 from tests.e2e.road import truncate
 from utils import checkpoint
+from utils.data.batches import NORMALISATIONS
 from utils.data.images import ImageData
 from utils.files import sha256
 
@@ -70,6 +71,7 @@ def test_a_series_writes_a_checkpoint_and_a_log_for_each_generation(series):
         "sample_num": "",
         "classes": ["blue", "green", "red"],
         "image_size": 32,
+        "normalisation": NORMALISATIONS["imagenet"],
     }
     assert load_classifier(series / "model_checkpoints" / files[1])(torch.zeros(1, 3, 32, 32)).shape == (1, 3)
     assert not torch.equal(first["state_dict"]["fc.weight"], second["state_dict"]["fc.weight"])

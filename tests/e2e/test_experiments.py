@@ -114,9 +114,9 @@ def _resolve(target, name):
 
 def read_by(options):
     names = ("resume1", "resume2", "net_in", "net_tar", "transnet", "net_A", "net_B", "resume_Ys", "convOut_path")
-    paths = [getattr(options, name, None) for name in names]
-    resume = getattr(options, "resume", "")
-    return [Path(path) for path in (*paths, resume) if path and path != "auto"]
+    values = [getattr(options, name, None) for name in (*names, "resume")]
+    paths = [path for value in values for path in (value if isinstance(value, list) else [value])]
+    return [Path(path) for path in paths if path and path != "auto"]
 
 
 @pytest.mark.parametrize("section", SECTIONS)
@@ -147,7 +147,7 @@ def test_the_defaults_are_the_papers(section):
     assert fits
     for fit in fits:
         alpha = 8.0 if section == "stability" and "alexnet" in fit.convOut_path else 0.1
-        assert (fit.lr, fit.logspace, fit.epochs, fit.layers, fit.alpha) == (1e-4, 2, 1000, 3, [alpha, alpha])
+        assert (fit.lr, fit.logspace, fit.epochs, fit.layers, fit.alpha) == (1e-4, 2, 1000, [3], [alpha, alpha])
         assert fit.resume == "auto"
     for tail in only(found, "transClassifier"):
         assert (tail.epochs, tail.lr, tail.logspace) == (100, 1e-4 if section == "diagnosis" else 1e-5, 2)

@@ -8,7 +8,7 @@ import Training
 from models.classifiers import load_classifier
 from tests.e2e.road import NETS, assert_same, board, data, files, lines_of, run
 from utils import checkpoint
-from utils.data.batches import normalise
+from utils.data.batches import NORMALISATIONS, normalise
 from utils.data.images import load_images
 
 pytestmark = pytest.mark.e2e
@@ -20,6 +20,7 @@ def test_a_classifiers_checkpoint_says_what_it_is(road, photos):
     assert (state["epoch"], state["arch"], state["settings"]["seed"]) == (2, "resnet18", 0)
     assert state["data"] == {
         "dataset": "folder", "name": "folder", "sample_num": "", "classes": ["blue", "green", "red"], "image_size": 64,
+        "normalisation": NORMALISATIONS["imagenet"],
     }  # fmt: skip
     assert state["acc1"] == last["val_top1_prec"] <= state["best_acc1"]
     images = load_images("folder", "val", data_root="nowhere", path=photos / "val", image_size=64)

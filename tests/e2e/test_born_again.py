@@ -123,7 +123,7 @@ def test_a_stopped_series_goes_on_to_the_same_weights(series, photos, tmp_path, 
 )
 def test_a_series_of_other_options_is_not_continued(series, photos, epochs, other, named):
     what_to_do = "choose another --suffix, or --restart to replace it"
-    with pytest.raises(SystemExit, match=f"gen0\.pth\.tar is of another run, with {named}; {what_to_do}"):
+    with pytest.raises(SystemExit, match=rf"gen0\.pth\.tar is of another run, with {named}; {what_to_do}"):
         run(BornAgain, photos, series, f"{SERIES} {other}")
     assert epochs.trained == []
 
@@ -135,7 +135,7 @@ def test_a_longer_series_keeps_its_first_generations(photos, tmp_path, epochs):
     assert epochs.trained == [0, 0]
     run(BornAgain, photos, tmp_path, "-a resnet18 -g 1 --epochs 2")
     assert epochs.trained == [0, 0, 1]
-    with pytest.raises(SystemExit, match="of another run, with teacher [0-9a-f]{64} instead of [0-9a-f]{64}"):
+    with pytest.raises(SystemExit, match=r"of another run, with teacher [0-9a-f]{64} instead of [0-9a-f]{64}"):
         run(BornAgain, photos, tmp_path, "-a resnet18 -g 2 --epochs 2")
 
 

@@ -7,7 +7,7 @@ the labels alone, and a later --start_gen takes the net before it from model_che
 the generations that are whole and goes on where the series stopped.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,8 +16,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from models.classifiers import build, classifier_record, read_classifier
+from models.frozen import freeze_for_inference
 from utils import checkpoint, opening, options, runs
-from utils.data.batches import normalise
 from utils.data.images import ImageData
 from utils.distillation.born_again import distillation_loss
 from utils.distillation.teacher import Teacher, teacher_logits
@@ -82,12 +82,21 @@ def first_teacher(args: Namespace) -> Path | None:
 
 
 def distil(
-    net: nn.Module, pixels: Tensor, targets: Tensor, indices: Tensor, *, teacher: Teacher, lambd: float, tau: float
+    net: nn.Module,
+    pixels: Tensor,
+    targets: Tensor,
+    indices: Tensor,
+    *,
+    preprocess: Callable[[Tensor, Tensor], Tensor],
+    teacher: Teacher,
+    lambd: float,
+    tau: float,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """CE + λ·τ²·mean over samples of −Σ softmax(teacher/τ)·log_softmax(student/τ), for a batch of photos."""
-    logits = net(normalise(pixels))
+    prepared = preprocess(pixels, indices)
+    logits = net(prepared)
     task = classification_loss(logits, targets)
-    imitation = distillation_loss(logits, teacher(pixels, indices), tau)
+    imitation = distillation_loss(logits, teacher(prepared, indices), tau)
     return task + lambd * imitation, {"CE": task, "KD": imitation, **accuracies_percent(logits, targets)}
 
 
@@ -121,7 +130,7 @@ def train_generation(
 
     teacher = None
     if teacher_path:
-        taught_by, _ = read_classifier(teacher_path, arch, len(classes))
+        taught_by = freeze_for_inference(read_classifier(teacher_path, arch, len(classes))[0], runtime.device)
         loader = opening.image_loader(args, images, runtime)
         teacher = teacher_logits(taught_by, loader, len(classes), runtime, folder=args.out, gpu=args.gpu_teacher)
     seed_everything(seed)
@@ -129,25 +138,29 @@ def train_generation(
     start_epoch = opening.first_epoch(args, fit, state, resumed)
     train_loader = opening.image_loader(args, images, runtime, shuffle=True)
     rates, past = opening.rates(args), resume.history(state, settings)
+    preprocess = images.preprocessing(seed)
     lambdas = geometric(args.lambd, args.lambd_end, args.epochs)
     runtime.say(f"generation {generation}, seed {seed}, taught by {teacher_path or 'the labels alone'}")
     log_folder = runs.log_folder(args.out, runs.join(options.data_name(args), arch, args.suffix, f"gen{generation}"))
     with runs.RunLog(log_folder, args.epochs, start_epoch=start_epoch, active=runtime.is_main) as log:
         for epoch in range(start_epoch, args.epochs):
             set_learning_rate(fit.optimizer, rates[epoch])
-            step = partial(distil, teacher=teacher, lambd=lambdas[epoch], tau=args.tau) if teacher else classify
+            step = partial(classify, preprocess=partial(preprocess, epoch=epoch))
+            if teacher:
+                step = partial(distil, **step.keywords, teacher=teacher, lambd=lambdas[epoch], tau=args.tau)
             metrics = train_one_epoch(fit, train_loader, step, epoch)
             if due(epoch, args.val_epoch, args.epochs):
-                metrics |= validate(fit.net, val_loaders, runtime)
+                metrics |= validate(fit.net, val_loaders, runtime, partial(classify, preprocess=preprocess))
                 acc1 = main_accuracy(metrics, "val_")
                 best_acc1 = max(acc1, best_acc1)
             log.write(epoch, metrics | {"lr": rates[epoch]} | ({"lambda": lambdas[epoch]} if teacher else {}))
             if runtime.is_main and due(epoch, args.save_epoch, args.epochs):
                 state = fit.state(
-                    epoch + 1, arch=arch, model=record, data=opening.data_record(args, classes), settings=settings,
+                    epoch + 1, arch=arch, model=record, data=opening.data_record(args, images), settings=settings,
                     history=past, versions=resume.VERSIONS, acc1=acc1, best_acc1=best_acc1,
                 )  # fmt: skip
                 checkpoint.save(own, state)
+                log.saved(own, epoch + 1)
     runtime.barrier()  # the next generation's teacher is read by every process
     return own, acc1
 
@@ -162,7 +175,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     teacher = first_teacher(args)
     state = read_classifier(teacher, args.arch)[1] if teacher else {}
     options.fill(args, state.get("data", {}))
-    images, val_images = opening.both_splits(args, state.get("data", {}).get("classes"))
+    images, val_images = opening.both_splits(args, state.get("data"))
     record = state.get("model") or classifier_record(args.arch or options.ARCH, len(images.classes))
     images, val_images = (opening.decoded(args, data, runtime) for data in (images, val_images))
     val_loaders = opening.validation_loaders(args, val_images, runtime)

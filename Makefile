@@ -5,7 +5,8 @@ NET := --dataset digits --arch resnet18 --image_size 64 --data_root $(OUT)/data 
 A := $(OUT)/model_checkpoints/checkpoint_digits_resnet18_sd0.pth.tar
 B := $(OUT)/model_checkpoints/checkpoint_digits_resnet18_sd5.pth.tar
 FEATURES := $(OUT)/convOuts/digits_resnet18/digits_L2
-TRANSNET := $(OUT)/model_checkpoints/digits_resnet18/checkpoint_L2.pth.tar
+TRANSNET := $(OUT)/model_checkpoints/digits_resnet18/checkpoint_L2
+FIT := --convOut_path $(FEATURES) --standardise --solve --lr 3e-4 --logspace 1 --epochs 10 --out $(OUT) --resume auto
 
 .PHONY: demo test lint bench clean
 
@@ -14,12 +15,12 @@ demo: .venv/.installed
 	$(PY) PrepareData.py digits --out $(OUT)/data
 	$(PY) Training.py $(NET) --seed 0 --suffix sd0 --epochs 3 -b 64 --lr 0.02 --logspace 1 --resume auto
 	$(PY) Training.py $(NET) --seed 5 --suffix sd5 --epochs 3 -b 64 --lr 0.02 --logspace 1 --resume auto
-	$(PY) ConvOutput.py --resume1 $(A) --resume2 $(B) --conv_layer 2 --data_root $(OUT)/data --out $(OUT)
-	$(PY) Training_TransNet.py --convOut_path $(FEATURES) --alpha [0.1,0.1] --lr 0.001 --epochs 15 --out $(OUT) --resume auto
-	$(PY) Training_TransNet.py --convOut_path $(FEATURES) --reverse --suffix reverse --alpha [0.1,0.1] --lr 0.001 \
-		--epochs 15 --out $(OUT) --resume auto
-	$(PY) Variance.py --net_in $(A) --net_tar $(B) --transnet $(TRANSNET) --conv_layer 2 --data_root $(OUT)/data \
-		--json $(OUT)/variance.json --csv $(OUT)/variance.csv --figure $(OUT)/components.png
+	$(PY) ConvOutput.py --resume1 $(A) --resume2 $(B) --conv_layer 2 --t_or_v both --data_root $(OUT)/data --out $(OUT)
+	$(PY) Training_TransNet.py $(FIT) --layers 1,2,3 --alpha 0.1
+	$(PY) Training_TransNet.py $(FIT) --alpha [0.1,0.1] --reverse --suffix reverse
+	$(PY) Variance.py --net_in $(A) --net_tar $(B) --transnet $(TRANSNET)_layers3.pth.tar $(TRANSNET)_layers1.pth.tar \
+		$(TRANSNET)_layers2.pth.tar --data_root $(OUT)/data --json $(OUT)/variance.json --csv $(OUT)/variance.csv \
+		--figure $(OUT)/components.png --spectrum $(OUT)/spectrum.png
 
 test: lint
 	$(PY) -m pytest

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from models.classifiers import read_classifier
-from models.pruning import PrunedWeight, cluster, count_removed, prune, sum_gradients, tie, zero_removed
+from models.pruning import PrunedWeight, cluster, count_removed, prune, train_centroids, zero_removed
 from utils import checkpoint, opening, options, runs
 from utils.data.images import ImageData
 from utils.files import sha256, write_json
@@ -44,7 +44,7 @@ def build_parser() -> Parser:
         "--share_bits", type=int, choices=range(9), default=0, metavar="N",
         help="share at most 2^N weights in each layer, N up to 8; 0: none",
     )  # fmt: skip
-    group.add_argument("--share_lr", type=real(), default=1e-4, help="first learning rate of the shared weights")
+    group.add_argument("--share_lr", type=real(), default=1e-6, help="first learning rate of the centroids")
     options.add_data_options(parser, batch_size=128)
     options.add_training_options(parser, optim="SGD", lr=1e-4, epochs=20, fewest_epochs=0)
     options.add_run_options(parser)
@@ -65,11 +65,8 @@ def keep_removed(fit: Fit, layers: Sequence[PrunedWeight]) -> None:
 
 def share(args: Namespace, fit: Fit, layers: Sequence[PrunedWeight]) -> Fit:
     """Cluster the weights and give the centroids an optimiser of their own, which remembers nothing of the weights."""
-    labels = cluster(layers, args.share_bits)
-    tie(layers, labels)
     fit = replace(fit, optimizer=opening.optimizer(args, fit.model))
-    fit.optimizer.register_step_pre_hook(lambda *_: sum_gradients(layers, labels))
-    fit.optimizer.register_step_post_hook(lambda *_: tie(layers, labels))
+    train_centroids(fit.optimizer, layers, cluster(layers, args.share_bits), args.share_lr)
     return fit
 
 
@@ -108,6 +105,7 @@ def compress(
     layers = prune(model, s_conv, s_fc)
     keep_removed(fit, layers)
     epochs = args.epochs * (2 if args.share_bits else 1)
+    rates, share_rates = opening.rates(args), opening.rates(args, args.share_lr)
     if resumed:
         model.load_state_dict(state["state_dict"])
         fit = share(args, fit, layers) if state["epoch"] > args.epochs else fit
@@ -117,7 +115,7 @@ def compress(
     runtime.say(f"thresholds {s_conv:g} std of convolutions and {s_fc:g} std of linear layers: {own}")
     train_loader = opening.image_loader(args, images, runtime, shuffle=True)
     facts = {
-        "arch": arch, "model": record, "data": opening.data_record(args, images.classes), "settings": settings,
+        "arch": arch, "model": record, "data": opening.data_record(args, images), "settings": settings,
         "history": resume.history(state, settings), "versions": resume.VERSIONS, "accuracy_percent": accuracy,
     }  # fmt: skip
     log_folder = runs.log_folder(args.out, runs.join(dataset, arch, args.suffix, label))
@@ -129,8 +127,8 @@ def compress(
             if epoch == args.epochs:
                 fit = share(args, fit, layers)
                 accuracy["shared"] = measure(fit, val_loaders)
-            lr = (opening.rates(args, args.share_lr) if sharing else opening.rates(args))[stage_epoch]
-            set_learning_rate(fit.optimizer, lr)
+            lr = rates[stage_epoch]  # the second group are the centroids
+            set_learning_rate(fit.optimizer, *([lr, share_rates[stage_epoch]] if sharing else [lr]))
             metrics = train_one_epoch(fit, train_loader, classify, epoch)
             if due(stage_epoch, args.val_epoch, args.epochs):
                 metrics |= validate(fit.net, val_loaders, runtime)
@@ -139,6 +137,7 @@ def compress(
             if runtime.is_main and due(stage_epoch, args.save_epoch, args.epochs):
                 acc1 = list(accuracy.values())[-1]
                 checkpoint.save(own, fit.state(epoch + 1, acc1=acc1, best_acc1=acc1, **facts))
+                log.saved(own, epoch + 1)
 
     if any(layer.weight[layer.removed].any() for layer in layers):
         raise RuntimeError(f"a removed weight of {own} is no longer zero")
@@ -163,9 +162,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     model, state = read_classifier(args.resume, args.arch)
     data = state.get("data", {})
     options.fill(args, data)
-    images, val_images = (
-        opening.decoded(args, data, runtime) for data in opening.both_splits(args, data.get("classes"))
-    )
+    images, val_images = (opening.decoded(args, data, runtime) for data in opening.both_splits(args, data))
     val_loaders = opening.validation_loaders(args, val_images, runtime)
     before = main_accuracy(validate(runtime.parallel(model), val_loaders, runtime), "val_")
     del model

@@ -1,10 +1,11 @@
 """Train a classifier: the nets A and B that the other steps compare (paper Sec. 4)."""
 
 from collections.abc import Sequence
+from functools import partial
 
 from models.classifiers import build, classifier_record, fix_batch_norm, read_classifier
+from models.split import feature_shape
 from utils import checkpoint, opening, options, runs
-from utils.data.images import check_classes
 from utils.errors import InputError
 from utils.files import sha256
 from utils.parser import Namespace, Parser, some_path, whole
@@ -24,7 +25,7 @@ def build_parser() -> Parser:
     group.add_argument("--pretrained", action="store_true", help="start from torchvision's ImageNet weights")
     group.add_argument("--weights", type=some_path, metavar="FILE", help="start from the weights in a file")
     group.add_argument("--train_layer", type=whole(0), default=34, help="of *_ft networks: first layer that is trained")
-    group.add_argument("--fix_bn", action="store_true", help="keep BatchNorm as it is loaded")
+    group.add_argument("--fix_bn", action="store_true", help="keep BatchNorm's running statistics as loaded")
     group.add_argument("-e", "--evaluate", action="store_true", help="only measure the accuracy of --resume")
     options.add_data_options(parser, batch_size=128)
     options.add_training_options(parser, optim="SGD", lr=0.01, epochs=300)
@@ -51,14 +52,15 @@ def evaluate(args: Namespace, runtime: opening.Runtime) -> None:
     """Measure a network's accuracy on the validation images."""
     if args.resume:
         model, state = read_classifier(args.resume, args.arch)
-        val_images = opening.images(args, "val", state.get("data", {}).get("classes"))
+        val_images = opening.images(args, "val", state.get("data"))
     elif args.pretrained or args.weights:
         val_images = opening.images(args, "val")
         model = build(args.arch, len(val_images.classes), pretrained=args.pretrained, weights=args.weights)
     else:
         raise InputError("--evaluate needs a trained network: name one with --resume")
     loaders = opening.validation_loaders(args, opening.decoded(args, val_images, runtime), runtime)
-    runtime.say(runs.describe(validate(runtime.parallel(model), loaders, runtime)))
+    step = partial(classify, preprocess=val_images.preprocessing())
+    runtime.say(runs.describe(validate(runtime.parallel(model), loaders, runtime, step)))
 
 
 @command
@@ -77,17 +79,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     settings = options.settings(args, but=["evaluate"], weights=sha256(args.weights) if args.weights else None)
     resumed = resume.find(args.resume, own, settings, restart=args.restart, extendable=not args.logspace)
-    train_images, val_images = opening.both_splits(args)
+    model, state = read_classifier(resumed, args.arch) if resumed else (None, {})
+    train_images, val_images = opening.both_splits(args, state.get("data"))
     classes = train_images.classes
-    if resumed:
-        model, state = read_classifier(resumed, args.arch, len(classes))
-        record = state["model"]
-        check_classes(state.get("data", {}).get("classes", classes), classes, "the training images")
-    else:
-        state, record = {}, classifier_record(args.arch, len(classes), train_layer=args.train_layer)
-        model = build(**record, pretrained=args.pretrained, weights=args.weights)
+    record = state.get("model") or classifier_record(args.arch, len(classes), train_layer=args.train_layer)
+    model = model or build(**record, pretrained=args.pretrained, weights=args.weights)
     if args.fix_bn:
         fix_batch_norm(model)
+    feature_shape(model, args.image_size)  # refuses a size that the network does not take, before images are decoded
     fit = opening.fit(args, model, runtime)
     start_epoch = opening.first_epoch(args, fit, state, resumed)
     acc1, best_acc1 = float(state.get("acc1") or 0), float(state.get("best_acc1") or 0)
@@ -98,7 +97,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     train_images, val_images = (opening.decoded(args, data, runtime) for data in (train_images, val_images))
     loader = opening.image_loader(args, train_images, runtime, shuffle=True)
     val_loaders = opening.validation_loaders(args, val_images, runtime)
-    rates, past = opening.rates(args), resume.history(state, settings)
+    rates, past, preprocess = (
+        opening.rates(args),
+        resume.history(state, settings),
+        train_images.preprocessing(args.seed),
+    )
     runtime.say(
         f"{args.arch}: {len(train_images):,} training and {len(val_images):,} validation images, {len(classes)} classes"
     )
@@ -106,22 +109,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     with runs.RunLog(log_folder, args.epochs, start_epoch=start_epoch, active=runtime.is_main) as log:
         for epoch in range(start_epoch, args.epochs):
             set_learning_rate(fit.optimizer, rates[epoch])
-            metrics = train_one_epoch(fit, loader, classify, epoch)
+            step = partial(classify, preprocess=partial(preprocess, epoch=epoch))
+            metrics = train_one_epoch(fit, loader, step, epoch)
             validated = due(epoch, args.val_epoch, args.epochs)
             if validated:
-                metrics |= validate(fit.net, val_loaders, runtime)
+                metrics |= validate(fit.net, val_loaders, runtime, partial(classify, preprocess=preprocess))
                 acc1 = main_accuracy(metrics, "val_")
             log.write(epoch, metrics | {"lr": rates[epoch]})
             is_best, best_acc1 = validated and acc1 > best_acc1, max(acc1, best_acc1)
             state = fit.state(
-                epoch + 1, arch=args.arch, model=record, data=opening.data_record(args, classes),
+                epoch + 1, arch=args.arch, model=record, data=opening.data_record(args, train_images),
                 settings=settings, history=past, versions=resume.VERSIONS, acc1=acc1, best_acc1=best_acc1,
             )  # fmt: skip
             if runtime.is_main and due(epoch, args.save_epoch, args.epochs):
                 checkpoint.save(own, state)
+                log.saved(own, epoch + 1)
             if runtime.is_main and is_best:
                 checkpoint.save(runs.classifier_path(args.out, dataset, args.arch, args.suffix, best=True), state)
-    runtime.say(f"saved {own}, best accuracy {best_acc1:.2f} %")
+    runtime.say(f"saved {own}, best accuracy {best_acc1:.2f} %; the log is {log.path}")
+    runtime.say_next("ConvOutput.py", "--resume1", own, "--resume2", "B.pth.tar", "--t_or_v", "both", "--out", args.out)
 
 
 if __name__ == "__main__":

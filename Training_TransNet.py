@@ -1,32 +1,33 @@
-"""Fit a Trans-Net that reconstructs net B's features from net A's (paper Sec. 3)."""
+"""Fit Trans-Nets that reconstruct net B's features from net A's (paper Sec. 3).
 
+Beside every Trans-Net stands the linear reference: the best single linear layer, in closed form. What leaves more than
+that unexplained was not fitted to its end.
+"""
+
+import contextlib
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from matplotlib.figure import Figure
-from torch import Tensor, nn
 
-from models.split import Layer, as_maps
-from models.trans_net import TransNet, between, fill_trans_net
+from models.fitting import between, fill_trans_net
+from models.layers import Layer
+from models.pair import read_stored
 from utils import checkpoint, opening, options, runs
-from utils.features.cache import FeatureCache, OldFeatureFolder, open_features
-from utils.parser import Namespace, Parser, list_of, plain_name, real, some_path, whole
+from utils.errors import InputError
+from utils.parser import Namespace, Parser, plain_name, real, some_path
 from utils.provenance import Provenance
-from utils.report.figures import component_figure
+from utils.report.maps import decomposition_figure
 from utils.runtime import command
-from utils.training import resume
-from utils.training.engine import evaluate, train_one_epoch
-from utils.training.losses import order_penalty
-from utils.training.schedules import due, set_learning_rate
+from utils.training import closed_form, reconstruction, resume
+from utils.training.family import Family, Member, of_member, restore
+from utils.training.schedules import due
 
-Features = FeatureCache | OldFeatureFolder
 # Options that change nothing of the fit, or say what the features say themselves.
-NOT_RECORDED = (
-    "convOut_path", "arch", "dataset", "sample_num", "conv_layer", "layer", "validate", "draw", "save_per_epoch",
-)  # fmt: skip
+NOT_RECORDED = ["convOut_path", "arch", "dataset", "sample_num", "conv_layer", "layer"]
+NOT_RECORDED += ["validate", "draw", "save_per_epoch"]
 
 
 def build_parser() -> Parser:
@@ -42,80 +43,78 @@ def build_parser() -> Parser:
         "--sample_num", type=plain_name, default="", metavar="NAME", help="sub-sampler that chose the images"
     )
     group.add_argument("--reverse", action="store_true", help="reconstruct A's features from B's")
-    group.add_argument("--validate", action="store_true", help="also measure the error on the val features")
+    group.add_argument(
+        "--validate", action="store_true", help="insist on val features; where they lie there, they are measured anyway"
+    )
+    group.add_argument(
+        "--hold_out", type=real(below=1), default=0, metavar="SHARE",
+        help="where no val features are: measure on this share of the images, which is not fitted",
+    )  # fmt: skip
     options.add_batch_option(group, 64)
     options.add_layer_options(parser, default="the features'")
-    group = parser.add_argument_group("Trans-Net")
-    group.add_argument("--layers", type=whole(1), default=3, help="linear layers, highest order + 1")
-    group.add_argument(
-        "--alpha", "--alphas", type=list_of(real(), empty=True), metavar="[0.5,0.5]",
-        help="weight of p² in the loss, from the highest order down (default: 0.5 for each)",
-    )  # fmt: skip
-    group.add_argument("--L2", action="store_true", help="no penalty on p at all")
-    group.add_argument("--fix_p", action="store_true", help="keep every p at 0.5")
-    group.add_argument(
-        "--norm", choices=["instance", "batch"], default="instance", help="Σ: of each map, or over images"
-    )
-    group.add_argument(
-        "--modified_norm", dest="norm", action="store_const", const="batch", help="old name of --norm batch"
-    )
-    group.add_argument("--bn", action="store_true", help="input through Instance/BatchNorm instead of scaling alone")
-    group.add_argument("--affine", action="store_true", help="with learned weights in that norm")
+    options.add_trans_net_options(parser)
     options.add_training_options(
-        parser, optim="Adam", lr=1e-4, epochs=800, logspace=2, decay_factor=0.2, save_epoch=100, val_epoch=10
-    )
+        parser, optim="Adam", lr=1e-4, epochs=800, fewest_epochs=0, logspace=2, decay_factor=0.2, save_epoch=100,
+        val_epoch=10,
+    )  # fmt: skip
     options.add_resume_options(parser)
     options.add_run_options(parser)
     options.add_output_options(parser)
     group = parser.add_argument_group("what else is kept")
     group.add_argument("--save_per_epoch", action="store_true", help="every saved epoch in a file of its own")
-    group.add_argument(
-        "--draw", "--images", action="store_true",
-        help="one image's components in TensorBoard, every --val_epoch epochs",
-    )  # fmt: skip
+    group.add_argument("--draw", "--images", action="store_true", help="an image's components, in TensorBoard")
     options.add_ignored_options(parser, "--topk", "--channels")
     return parser
 
 
-def find_features(args: Namespace, split: str) -> Features:
+def find_features(args: Namespace, split: str) -> opening.Features:
     """Open the features that the options mean, and check what the options say of them."""
     layer = Layer(args.layer, args.conv_layer, args.fc, default=40)
-    label = layer.label if layer.is_named else None
     folder = args.convOut_path or runs.features_folder(
         args.out, options.data_name(args), args.sample_num, args.arch or options.ARCH, layer.label, args.suffix, split
     )
-    said = {"dataset": args.dataset, "arch": args.arch, "sample_num": args.sample_num, "layer": label}
-    expected = {key: value for key, value in said.items() if value}
-    return open_features(folder, split=split, reverse=args.reverse, expected=expected)
+    said = {"arch": args.arch, "sample_num": args.sample_num or None, "layer": layer.label if layer.is_named else None}
+    return opening.stored_features(args, folder, split, said)
 
 
-def place(provenance: Provenance, args: Namespace) -> Path:
-    """Say where the Trans-Net is saved; what the authors' features do not say of themselves, the options say."""
+def place(provenance: Provenance, args: Namespace, layers: int) -> Path:
+    """Say where a Trans-Net is saved; what the authors' features do not say of themselves, the options say."""
     layer = Layer(args.layer, args.conv_layer, args.fc, default=40)
     known = provenance.completed(
         dataset=options.data_name(args), arch=args.arch or options.ARCH, label=layer.label, sample_num=args.sample_num
     )
-    dataset = known.name or known.dataset
-    return runs.trans_net_path(args.out, dataset, known.arch, known.label, known.sample_num, args.suffix)
+    suffix = runs.join(args.suffix, f"layers{layers}" if len(args.layers) > 1 else "")
+    return runs.trans_net_path(args.out, known.name or known.dataset, known.arch, known.label, known.sample_num, suffix)
 
 
-def reconstruct(
-    net: nn.Module, x: Tensor, target: Tensor, _targets: Tensor, _indices: Tensor, *, trans_net: TransNet, alpha: Tensor
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """MSE(g(x), x*) + Σ alpha_k p(k)² (paper Eq. 2), for a batch of cached features (N, …)."""
-    mse = F.mse_loss(net(as_maps(x)).float(), as_maps(target))
-    penalty = order_penalty(trans_net.p, alpha)
-    orders = {f"p{k}": p for k, p in enumerate(trans_net.p, start=1)}
-    return mse + penalty, {"MSE": mse, "L2_loss": penalty, **orders}
+def check_options(parser: Parser, args: Namespace) -> None:
+    """Refuse options that contradict each other."""
+    depths, orders, weights = len(args.layers), args.layers[0] - 1, len(args.alpha or [])
+    if depths == 1 and args.alpha is not None and weights != orders:
+        parser.error(f"--alpha has {weights} entries, --layers {orders + 1} needs {orders}, highest order first")
+    if depths > 1 and args.alpha is not None and weights != 1:
+        parser.error("with several --layers, --alpha has one entry, for every order of every depth")
+    if not args.epochs and args.solve is None:
+        parser.error("--epochs 0 leaves the Trans-Net as it is initialised, unless --solve solves its last layer")
 
 
-@torch.no_grad()
-def draw(trans_net: TransNet, features: Features, device: torch.device) -> Figure:
-    """Draw what the first image's feature splits into, in the four channels that vary most on it."""
-    x, target = (as_maps(feature).to(device) for feature in features.__getitems__([0])[:2])
-    _, components = trans_net.eval().decompose(x)
-    channels = target[0].flatten(1).std(1, correction=0).topk(min(4, target.shape[1])).indices
-    return component_figure(None, x[0], target[0], components[:, 0], channels.tolist())
+def open_member(args: Namespace, features: opening.Features, layers: int) -> Member:
+    """Make one Trans-Net, or find it where an earlier run left it."""
+    own = place(features.provenance, args, layers)
+    alpha = args.alpha or [0.5]
+    alpha = alpha * (layers - 1) if len(alpha) == 1 else alpha
+    settings = options.settings(args, but=NOT_RECORDED, layers=layers, alpha=alpha)
+    source, extendable = features.provenance, not args.logspace
+    resumed = resume.find(args.resume, own, settings, source=source, restart=args.restart, extendable=extendable)
+    trans_net = between(
+        features.shape_a, features.shape_b, layers=layers, fc=args.fc, norm=args.norm, bn=args.bn, affine=args.affine,
+        fix_p=args.fix_p, standardise=args.standardise,
+    )  # fmt: skip
+    state = checkpoint.load(resumed) if resumed else {}
+    if resumed:
+        fill_trans_net(trans_net, state, resumed)
+    by_order = torch.zeros(len(alpha)) if args.L2 else torch.tensor(alpha).flip(0)  # as p is
+    return Member(trans_net, own, settings, by_order, resumed, state)
 
 
 @command
@@ -123,61 +122,74 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the step."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    orders = args.layers - 1
-    args.alpha = [0.5] * orders if args.alpha is None else args.alpha
-    if len(args.alpha) != orders:
-        parser.error(
-            f"--alpha has {len(args.alpha)} entries, --layers {args.layers} needs {orders}, highest order first"
-        )
+    check_options(parser, args)
     runtime = opening.start(args)
-    features = find_features(args, "train")
-    val_features = find_features(args, "val") if args.validate else None
-    source = features.provenance
-    own = place(source, args)
-    settings = options.settings(args, but=NOT_RECORDED)
-    resumed = resume.find(args.resume, own, settings, source=source, restart=args.restart, extendable=not args.logspace)
-    trans_net = between(
-        features.shape_a, features.shape_b, layers=args.layers, fc=args.fc, norm=args.norm, bn=args.bn,
-        affine=args.affine, fix_p=args.fix_p,
-    )  # fmt: skip
-    state = checkpoint.load(resumed) if resumed else {}
-    if resumed:
-        fill_trans_net(trans_net, state, resumed)
-    fit = opening.fit(args, trans_net, runtime)
-    start_epoch = opening.first_epoch(args, fit, state, resumed)
-    if start_epoch >= args.epochs:
-        runtime.say(f"{resumed} is fitted for {start_epoch} epochs already")
+    features, val_features = find_features(args, "train"), None
+    with contextlib.nullcontext() if args.validate else contextlib.suppress(InputError):
+        val_features = find_features(args, "val")  # which lie beside the train features, or not
+    members = [open_member(args, features, layers) for layers in args.layers]
+    nets = [member.trans_net for member in members]
+    family = Family(nets)
+    fit = opening.fit(args, family, runtime)
+    start_epoch = restore(members, fit) if args.start_epoch is None else args.start_epoch
+    if members[0].resumed and start_epoch >= args.epochs:
+        runtime.say(f"{members[0].path} is fitted for {start_epoch} epochs already")
         return
 
-    alpha = torch.zeros(len(args.alpha)) if args.L2 else torch.tensor(args.alpha).flip(0)  # by order, as p is
-    step = partial(reconstruct, trans_net=trans_net, alpha=alpha.to(runtime.device))
-    loader = opening.feature_loader(args, features, runtime, shuffle=True)
-    rates, past = opening.rates(args), resume.history(state, settings)
-    name = own.name.removeprefix("checkpoint_").removesuffix(".pth.tar")
-    direction = "B → A" if args.reverse else "A → B"
+    fitted, held_out = opening.hold_out(features, 0 if val_features else args.hold_out)
+    unseen = val_features or held_out
+    loader = opening.feature_loader(args, fitted, runtime, shuffle=True)
+    in_order = opening.feature_loader(args, fitted, runtime)
+    unseen_loader = opening.feature_loader(args, unseen, runtime) if unseen else None
     runtime.say(
-        f"{direction}, {features.shape_a} → {features.shape_b}, {args.layers} layers, {len(features):,} images: {own}"
+        f"{features.shape_a} → {features.shape_b}, layers {args.layers}, {len(fitted):,} images: {members[0].path}"
     )
-    log_folder = runs.log_folder(args.out, own.parent.name, name)
-    with runs.RunLog(log_folder, args.epochs, start_epoch=start_epoch, active=runtime.is_main) as log:
-        for epoch in range(start_epoch, args.epochs):
-            set_learning_rate(fit.optimizer, rates[epoch])
-            metrics = train_one_epoch(fit, loader, step, epoch)
-            if val_features and due(epoch, args.val_epoch, args.epochs):
-                val_loader = opening.feature_loader(args, val_features, runtime)
-                metrics["val_MSE"] = evaluate(fit.net, val_loader, step, runtime)["MSE"]
-            log.write(epoch, metrics | {"lr": rates[epoch]})
-            if args.draw and due(epoch, args.val_epoch, args.epochs):
-                log.figure(epoch, "components", draw(trans_net, features, runtime.device))
-            if runtime.is_main and due(epoch, args.save_epoch, args.epochs):
-                state = fit.state(
-                    epoch + 1, arch=source.arch, trans_net=trans_net.config, source=source.to_record(),
-                    settings=settings, history=past, versions=resume.VERSIONS, mse=metrics["MSE"],
-                )  # fmt: skip
-                checkpoint.save(own, state)
-                if args.save_per_epoch:
-                    checkpoint.save(own.with_name(f"checkpoint_{name}_epoch{epoch + 1}.pth.tar"), state)
-    runtime.say(f"saved {own}")
+    linear = between(features.shape_a, features.shape_b, layers=1, fc=args.fc, standardise=True).to(runtime.device)
+    reconstruction.set_standards([linear] if start_epoch else [linear, *nets], in_order, read_stored, runtime)
+    reference = closed_form.linear_reference(linear, in_order, unseen_loader, read_stored, runtime)
+    solve = partial(closed_form.solve_or_linear, nets, reference, in_order, read_stored, runtime)
+    if args.solve is not None and start_epoch == 0:
+        solve(last=not args.epochs)
+    source = features.provenance.to_record()
+    facts: dict[str, Any] = {"arch": source.get("arch"), "source": source, "linear_reference": reference.record()}
+    alphas = [member.alpha.to(runtime.device) for member in members]
+    step = partial(reconstruction.reconstruct, family=family, alphas=alphas, read=read_stored)
+    rates, left = opening.rates(args), list[float]()
+    with contextlib.ExitStack() as stack:
+        logs = [stack.enter_context(member.log(args.out, args.epochs, start_epoch, runtime)) for member in members]
+        if not args.epochs:
+            left = reconstruction.instabilities(nets, unseen_loader, read_stored, runtime)
+            for i, member in enumerate(members):
+                member.save(fit, 0, held_out=left[i] if left else None, **facts)
+        for epoch, metrics in reconstruction.epochs(
+            fit, loader, step, rates, start_epoch=start_epoch, solve_every=args.solve, solve=solve
+        ):
+            measured = due(epoch, args.val_epoch, args.epochs)
+            left = reconstruction.instabilities(nets, unseen_loader, read_stored, runtime) if measured else []
+            for i, (member, log) in enumerate(zip(members, logs)):
+                own = of_member(metrics, i) | {"lr": rates[epoch], "linear_reference": reference.instability}
+                own |= {"val_instability": left[i]} if left else {}
+                log.write(epoch, own)
+                if args.draw and measured:
+                    x, target = read_stored(*runtime.to_device(features.__getitems__([0])[:2]))
+                    log.figure(epoch, "components", decomposition_figure(member.trans_net.eval(), x, target))
+                if due(epoch, args.save_epoch, args.epochs) or log.overdue:
+                    member.save(
+                        fit,
+                        epoch + 1,
+                        keep=args.save_per_epoch,
+                        mse=own["MSE"],
+                        held_out=own.get("val_instability"),
+                        **facts,
+                    )
+                    log.saved(member.path, epoch + 1)
+    for i, (member, log) in enumerate(zip(members, logs)):
+        errors = [line["MSE"] for line in runs.read_metrics(log.path)]
+        words = reconstruction.closing_words(errors, left[i] if left else None, reference.record())
+        runtime.say(f"saved {member.path}; {words}; the log is {log.path}")
+    if val_features:
+        where = ["--convOut_path", features.folder.parent] + (["--reverse"] if args.reverse else [])
+        runtime.say_next("Variance.py", *where, "--transnet", *(member.path for member in members))
 
 
 if __name__ == "__main__":

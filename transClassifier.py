@@ -8,8 +8,8 @@ from typing import Any
 from torch import nn
 
 from models.frozen_feature import INPUTS, RAW, freeze
+from models.layers import Layer
 from models.pair import Net, open_net
-from models.split import Layer
 from models.trans_net import TransNet, build_from_state
 from utils import checkpoint, opening, options, runs
 from utils.errors import InputError
@@ -24,9 +24,8 @@ from utils.training.metrics import main_accuracy
 from utils.training.schedules import due, set_learning_rate
 
 # Options that say what the files say themselves; in their place stand the files' hashes and layers.
-NOT_RECORDED = (
-    "arch", "arch_A", "arch_B", "net_A", "net_B", "resume_Ys", "conv_layer", "layer", "fc", "conv_layer2", "layer2",
-)  # fmt: skip
+NOT_RECORDED = ["arch", "arch_A", "arch_B", "net_A", "net_B", "resume_Ys"]
+NOT_RECORDED += ["conv_layer", "layer", "fc", "conv_layer2", "layer2"]
 
 
 def build_parser() -> Parser:
@@ -36,12 +35,8 @@ def build_parser() -> Parser:
     group.add_argument("-a", "--arch", help="architecture of both nets; default: the checkpoints'")
     group.add_argument("--arch_A", help="architecture of net A; overrides --arch")
     group.add_argument("--arch_B", help="architecture of net B; overrides --arch")
-    group.add_argument(
-        "--net_A", type=some_path, metavar="A", help="checkpoint of the net whose feature the Trans-Net reads"
-    )
-    group.add_argument(
-        "--net_B", type=some_path, metavar="B", help="checkpoint of the net whose feature it reconstructs"
-    )
+    group.add_argument("--net_A", type=some_path, metavar="A", help="checkpoint of the net that the Trans-Net reads")
+    group.add_argument("--net_B", type=some_path, metavar="B", help="checkpoint of the net that it reconstructs")
     group.add_argument("--resume_Ys", type=some_path, metavar="FILE", help="the Trans-Net, ours or the authors'")
     options.add_layer_options(parser, default="the Trans-Net's")
     options.add_second_layer_options(parser)
@@ -86,11 +81,11 @@ def usual_tail(name: str) -> str:
 def open_nets(args: Namespace, fitted: Provenance) -> dict[str, Net]:
     """Read the nets that are named, cut where the options say or else where the Trans-Net was fitted."""
     first, second = (Layer(*layer) for layer in options.both_layers(args))
-    nets = {}
+    nets, hint = {}, options.second_layer_hint(args)
     if args.net_A:
         nets["A"] = open_net(args.net_A, args.arch_A or args.arch, first.or_node(fitted.a.layer))
     if args.net_B:
-        nets["B"] = open_net(args.net_B, args.arch_B or args.arch, second.or_node(fitted.b.layer))
+        nets["B"] = open_net(args.net_B, args.arch_B or args.arch, second.or_node(fitted.b.layer), hint)
     return nets
 
 
@@ -148,11 +143,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     fitted.check(source, args.resume_Ys)
     frozen, shape = freeze(args.input, nets, trans_net, args.in_mode or [], args.tail, args.image_size)
 
+    if args.input == "residual_added" and all(args.in_mode or []):
+        runtime.say("note: all components and x_Δ add up to x_B, so this is the feature of --input raw_B")
     own = result_path(args, nets, fitted)
-    trans_net_hash = sha256(args.resume_Ys) if trans_net else None
-    settings = options.settings(args, but=NOT_RECORDED, transnet=trans_net_hash)
+    settings = options.settings(args, but=NOT_RECORDED, transnet=sha256(args.resume_Ys) if trans_net else None)
     resumed = resume.find(args.resume, own, settings, source=source, restart=args.restart, extendable=not args.logspace)
-    train_images, val_images = opening.both_splits(args, tail_state.get("data", {}).get("classes"))
+    train_images, val_images = opening.both_splits(args, tail_state.get("data"))
     classes, model_record = train_images.classes, tail_state["model"]
     if model_record["num_classes"] != len(classes):
         raise InputError(
@@ -166,13 +162,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     frozen_net = runtime.parallel(frozen)
     features = partial(opening.with_features, args, frozen=frozen_net, shape=shape, runtime=runtime, folder=own.parent)
     val_loaders = opening.validation_loaders(args, features(val_images), runtime)
-    name = own.name.removeprefix("checkpoint_").removesuffix(".pth.tar")
+    name = runs.stem(own)
     metrics = validate(fit.net, val_loaders, runtime, classify_features)
     runtime.say(f"{name} after {start_epoch} epochs of tuning: {runs.describe(metrics)}")
     if start_epoch >= args.epochs:
         return
 
-    step = partial(classify, frozen=frozen_net) if train_images.augments else classify_features
+    step, preprocess = classify_features, train_images.preprocessing(args.seed)
     train_data = opening.decoded(args, train_images, runtime) if train_images.augments else features(train_images)
     loader = opening.image_loader(args, train_data, runtime, shuffle=True)
     rates, past = opening.rates(args), resume.history(state, settings)
@@ -181,6 +177,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with runs.RunLog(log_folder, args.epochs, start_epoch=start_epoch, active=runtime.is_main) as log:
         for epoch in range(start_epoch, args.epochs):
             set_learning_rate(fit.optimizer, rates[epoch])
+            if train_images.augments:
+                step = partial(classify, preprocess=partial(preprocess, epoch=epoch), frozen=frozen_net)
             metrics = train_one_epoch(fit, loader, step, epoch)
             if due(epoch, args.val_epoch, args.epochs):
                 metrics |= validate(fit.net, val_loaders, runtime, classify_features)
@@ -190,11 +188,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             if runtime.is_main and due(epoch, args.save_epoch, args.epochs):
                 state = fit.state(
                     epoch + 1, arch=model_record["arch"], model=model_record, source=source.to_record(),
-                    data=opening.data_record(args, classes), settings=settings, history=past,
+                    data=opening.data_record(args, train_images), settings=settings, history=past,
                     versions=resume.VERSIONS, acc1=acc1, best_acc1=best_acc1,
                 )  # fmt: skip
                 checkpoint.save(own, state)
-    runtime.say(f"saved {own}, accuracy {acc1:.2f} %, best {best_acc1:.2f} %")
+                log.saved(own, epoch + 1)
+    runtime.say(f"saved {own}, accuracy {acc1:.2f} %, best {best_acc1:.2f} %; the log is {log.path}")
 
 
 if __name__ == "__main__":

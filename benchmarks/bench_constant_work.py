@@ -31,9 +31,9 @@ from models.trans_net import TransNet
 from utils.data.batches import normalise
 from utils.data.computed_once import compute_once
 from utils.data.datasets import ImageList
-from utils.data.image_cache import StoredPixels
 from utils.data.images import ImageData
 from utils.data.loaders import make_loader
+from utils.data.storage import TensorStore
 from utils.distillation.born_again import distillation_loss
 from utils.distillation.teacher import Teacher, live_logits, teacher_logits
 from utils.provenance import NetSource
@@ -146,17 +146,17 @@ def born_again(arch: str, images: ImageData, batch_size: int, runtime: Runtime) 
     fit = Fit(runtime.parallel(student), student, optimizer, runtime.grad_scaler(), runtime)
 
     def distil(net: nn.Module, pixels: Tensor, targets: Tensor, indices: Tensor, *, teacher: Teacher) -> StepResult:
-        logits = net(normalise(pixels))
-        task, imitation = classification_loss(logits, targets), distillation_loss(logits, teacher(pixels, indices), 1.0)
+        images = normalise(pixels)
+        logits = net(images)
+        task, imitation = classification_loss(logits, targets), distillation_loss(logits, teacher(images, indices), 1.0)
         return task + 0.5 * imitation, {"CE": task, "KD": imitation}
 
     def epoch_with(teacher: Teacher) -> Epoch:
         return functools.partial(train_one_epoch, fit, loader, functools.partial(distil, teacher=teacher))
 
     live = functools.partial(live_logits, model)
-    return Prepared(
-        epoch_with(live), epoch_with(stored), once_seconds, largest_difference(live, stored, loader, runtime)
-    )
+    difference = largest_difference(lambda pixels, i: live(normalise(pixels), i), stored, loader, runtime)
+    return Prepared(epoch_with(live), epoch_with(stored), once_seconds, difference)
 
 
 @torch.no_grad()
@@ -179,7 +179,7 @@ def random_images(count: int, image_size: int) -> ImageData:
     images = ImageData(
         ImageList(Path(), names, targets, classes, {}), name="folder", split="train", image_size=image_size
     )
-    return images.with_stored(StoredPixels(pixels))
+    return images.with_stored(TensorStore(pixels))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Photos into batches: decoded in every epoch against decoded once, and what that costs in memory.
+"""Photos into batches: decoded in every epoch against decoded once, what that costs in memory, and augmentation.
 
     python -m benchmarks.bench_input --images data/CUB200/train
 
@@ -26,7 +26,7 @@ import torchvision
 from PIL import Image
 from torch.nn import functional as F
 
-from utils.data.batches import normalise
+from utils.data.batches import AUGMENTATIONS, Preprocessing, normalise
 from utils.data.datasets import list_images
 from utils.data.image_cache import cache_images
 from utils.data.images import ImageData
@@ -59,6 +59,7 @@ def main(argv: list[str] | None = None) -> None:
         f"{cached_seconds / step_seconds:.2%} of its share of a ResNet-18 training step on this machine "
         f"({step_seconds * 1e3:.1f} ms, batches of 32)."
     )
+    augmentation_table(args.rounds)
     print(
         f"\n{platform.machine()} CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads, "
         f"load average {load:.1f} before the run; "
@@ -136,6 +137,30 @@ def build_bytes(folder: Path, image_size: int, count: int, workers: int) -> int:
     before = resident_bytes("VmRSS")
     cache_images(data, "ram", cache_dir=".", workers=workers, quiet=True)
     return resident_bytes("VmHWM") - before
+
+
+def augmentation_table(rounds: int, batch_size: int = 128, image_size: int = 32) -> None:
+    """Print what preparing a batch costs, plain and augmented, beside a training step of that size."""
+    images = torch.randint(0, 256, (batch_size, 3, image_size, image_size), dtype=torch.uint8)
+    indices = torch.arange(batch_size)
+    kinds = {"normalised": Preprocessing()} | {
+        f"augmented ({name}) and normalised": Preprocessing(augmentation=augmentation)
+        for name, augmentation in AUGMENTATIONS.items()
+    }
+    seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
+    for epoch in range(1 + 10 * rounds):
+        for kind, preprocess in kinds.items():
+            began = time.perf_counter()
+            preprocess(images, indices, epoch)
+            seconds[kind].append(time.perf_counter() - began)
+    step_seconds = training_step_seconds(image_size, batch_size)
+    print(
+        f"\n| batch of {batch_size} × {image_size} × {image_size} pixels | µs an image | of a ResNet-18 training step |"
+    )
+    print("|---|---:|---:|")
+    for kind, values in seconds.items():
+        an_image = statistics.median(values[1:]) / batch_size  # the first one sets up
+        print(f"| {kind} | {an_image * 1e6:.1f} | {an_image / step_seconds:.2%} |")
 
 
 def training_step_seconds(image_size: int, batch_size: int = 32, steps: int = 5) -> float:

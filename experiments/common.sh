@@ -47,10 +47,12 @@ train() {
     --image_size "$IMAGE_SIZE" --data_root "$DATA" --out "$OUT" --resume auto
 }
 
-# fit NAME FEATURES SUFFIX OPTION…: a Trans-Net, learning rate 1e-4 → 1e-6.
+# fit NAME FEATURES SUFFIX OPTION…: a Trans-Net, learning rate 1e-4 → 1e-6; FIT="--standardise --solve" fits to the end.
 fit() {
+  local more
+  read -ra more <<<"${FIT:-}"
   step "fit_$1" Training_TransNet.py --convOut_path "$2" --lr "$TRANS_LR" --logspace 2 --epochs "$TRANS_EPOCHS" \
-    --batch_size "${BATCH:-64}" --suffix "$3" "${@:4}" --out "$OUT" --resume auto
+    --batch_size "${BATCH:-64}" --suffix "$3" "${@:4}" "${more[@]}" --out "$OUT" --resume auto
 }
 
 # tune NAME DATASET SUFFIX OPTION…: the layers above a feature, learning rate 1e-5 → 1e-7.

@@ -22,7 +22,8 @@ from utils.data.images import load_images
 from utils.errors import InputError
 from utils.files import read_json, replacing
 from utils.parser import Parser
-from utils.report.figures import curve_figure, overlay_figure, variance_figure
+from utils.report.charts import curve_figure, variance_figure
+from utils.report.maps import overlay_figure
 from utils.runtime import command
 
 # Figures of maps: the row in RUN/results, and what x_Δ is there.
@@ -67,8 +68,8 @@ def draw_maps(results: Results, cell: str, residual: str, data_root: Path, photo
     images = load_images(source["dataset"], "val", data_root=data_root, image_size=image_size)
     chosen = torch.linspace(0, len(images) - 1, photos).long().tolist()
     pixels = images.__getitems__(chosen)[0]
-    _, target, components = pair(normalise(pixels))
-    figure = overlay_figure(pixels, target, components, residual)
+    _, target, output, _ = pair(normalise(pixels))
+    figure = overlay_figure(pixels, target, output, residual)
     given, wanted = (f"{source[f'arch_{net}']} {source[f'layer_{net}']}" for net in "ab")
     figure.suptitle(f"features of {wanted}, reconstructed from {given}", fontsize=9)
     return figure

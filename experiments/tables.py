@@ -165,17 +165,17 @@ def settings(facts: Facts) -> Iterator[tuple[str, float | str]]:
         of = "Trans-Nets"
     elif "input" in recorded:
         of = "tails"
-    elif "s_conv" in recorded:
-        of = "compressed nets"
     else:
         of = f"nets on {data['dataset']}" if data else "nets"
-    if "epoch" in facts:
-        yield f"epochs of {of}", facts["epoch"]
-        yield f"last rate of {of}", facts["lr"]
-    for option, title in RECORDED.items():
-        if option in recorded:
-            value = recorded[option]
-            yield f"{title} of {of}", value if isinstance(value, int | float | str) else str(value)
+    if "s_conv" not in recorded:  # the paper does not say how compressed nets are trained again
+        if "epoch" in facts:
+            yield f"epochs of {of}", facts["epoch"]
+            if of in ("Trans-Nets", "tails"):  # whose rates fall from epoch to epoch
+                yield f"last rate of {of}", facts["lr"]
+        for option, title in RECORDED.items():
+            if option in recorded:
+                value = recorded[option]
+                yield f"{title} of {of}", value if isinstance(value, int | float | str) else str(value)
     if data:
         yield f"classes of {data['dataset']}", len(data["classes"])
         yield "pixels to a side", data["image_size"]
@@ -191,9 +191,8 @@ def differences(used: Sequence[Facts], expected: Mapping[str, float | str]) -> l
     for name, values in sorted(ours.items()):
         theirs = expected.get(name)
         if not all(agree(value, theirs) for value in values):
-            said = ", ".join(
-                f"{value:g}" if isinstance(value, int | float) else value for value in sorted(values, key=str)
-            )
+            ordered = sorted(values, key=lambda value: (isinstance(value, str), value))
+            said = ", ".join(value if isinstance(value, str) else f"{value:g}" for value in ordered)
             parts.append(f"{name} {said}" + ("" if theirs is None else f" ({theirs})"))
     return [f"Settings that differ from the paper's (in brackets): {'; '.join(parts)}."] if parts else []
 

@@ -1,4 +1,4 @@
-"""Classifiers by name: torchvision's networks, their fine-tuning forms, and the checkpoints that hold them."""
+"""Classifiers by name: torchvision's and the small networks, fine-tuning forms, and the checkpoints that hold them."""
 
 import difflib
 from collections.abc import Mapping
@@ -12,6 +12,9 @@ from torchvision.models import AlexNet, ResNet
 from torchvision.models.vgg import VGG
 
 from models.author_keys import fold_masks, is_authors_trans_net, strip_module
+from models.small import names
+from models.small.author_keys import bare_state
+from models.small.auxiliary import build_bare
 from utils import checkpoint
 from utils.errors import InputError
 
@@ -19,6 +22,8 @@ from utils.errors import InputError
 # checkpoint need not say whether its network began with those weights.
 _INCEPTION_OPTIONS = {"aux_logits": False, "transform_input": True}
 _OPTIONS = {"googlenet": _INCEPTION_OPTIONS, "inception_v3": _INCEPTION_OPTIONS}
+# Under which key a file has its state dict: ours and the Trans-Net's authors', DCM's, HSAKD's.
+_STATE_DICTS = ("state_dict", "params", "net", "model")
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")  # their auxiliary classifiers, in ImageNet weights only
 
 
@@ -33,17 +38,18 @@ def build(
     """Build a classifier, images (N, 3, S, S) → logits (N, num_classes), on the CPU.
 
     A name that ends in `_ft` (VGG, AlexNet and ResNets) is a fine-tuning form: its layers below `train_layer` hold
-    ImageNet weights and are frozen, the rest is initialised anew. A frozen layer is a fixed function: its
-    parameters have no gradient and its BatchNorm keeps ImageNet's statistics also in training mode.
+    ImageNet weights and are frozen, the rest is initialised anew. As in the authors' release, frozen parameters have
+    no gradient, while frozen BatchNorms follow the network's mode (`fix_batch_norm` holds them).
 
     Args:
-        arch: a torchvision classification model, or one with `_ft` appended.
+        arch: a torchvision classification model, or one with `_ft` appended, or a network of `models.small.names`.
         num_classes: the length of the logits.
         pretrained: begin with torchvision's IMAGENET1K_V1 weights (`_ft` always does).
         weights: begin with this file instead: a state dict or a checkpoint, ours or the authors'. If it is for
             another number of classes, the last layer is initialised anew; all else must fit.
-        train_layer: for `_ft`, the first layer of `features` (VGG, AlexNet) that is trained; the ResNets are
-            always trained from layer3 on.
+        train_layer: for `_ft`, the first layer of `features` (VGG, AlexNet) that is trained. A VGG that has no such
+            layer, as vgg16 with the default, trains its last seven, the last block; the ResNets always train from
+            layer3 on.
 
     Raises:
         InputError: an unknown name, weights that do not fit or cannot be had.
@@ -51,14 +57,14 @@ def build(
     model = _structure(arch, num_classes, train_layer)
     base = arch.removesuffix("_ft")
     if weights is not None:
-        state, source = _state_dict(checkpoint.load(weights), weights), str(weights)
+        state, source = bare_state(base, _state_dict(checkpoint.load(weights), weights)[0]), str(weights)
     elif pretrained or arch != base:
         state, source = _imagenet_weights(base), f"torchvision's {base}"
     else:
         return model
 
     initial = model.state_dict()
-    last = f"{_last_layer(model)}."
+    last = f"{last_layer(model)}."
     if arch != base:
         frozen = tuple(f"{name}." for name in _frozen_layers(model, train_layer))
         anew = [key for key in initial if not key.startswith(frozen)]
@@ -79,16 +85,16 @@ class FixedBatchNorm2d(nn.BatchNorm2d):
 
 
 def fix_batch_norm(model: nn.Module) -> None:
-    """Fix all BatchNorm layers of a model in place: running statistics, scale and shift stay as they are.
+    """Fix the running statistics of all BatchNorm layers of a model, in place; scale and shift are trained on.
 
     The layers become `FixedBatchNorm2d` and so stay in evaluation mode after `model.train()`, in copies and under
-    DataParallel; their parameters have no gradient. Names in the state dict do not change.
+    DataParallel. Names in the state dict do not change.
     """
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             # Not a new module in its place: whoever already holds this one, as a head or tail does, sees it fixed.
             module.__class__ = FixedBatchNorm2d
-            module.eval().requires_grad_(False)
+            module.eval()
 
 
 def classifier_record(arch: str, num_classes: int, train_layer: int = 34) -> dict[str, Any]:
@@ -107,7 +113,8 @@ def read_classifier(
     """Read a checkpoint and rebuild its classifier on the CPU, in evaluation mode and float32.
 
     The file is a checkpoint of ours or of the authors (`epoch`, `arch`, `state_dict`, …; keys with `module` pieces,
-    masks of a compressed net, which are folded into the weights), or a bare state dict.
+    masks of a compressed net, which are folded into the weights), a file of DCM (`params`) or HSAKD (`net`, `model`),
+    whose heads are dropped, or a bare state dict. Of HSAKD's online pair net 1 is taken.
 
     Args:
         path: the file.
@@ -122,10 +129,9 @@ def read_classifier(
         InputError: the file is missing, damaged, holds something else, or not what is expected.
     """
     stored = checkpoint.load(path)
-    state = _state_dict(stored, path)
+    state, rest = _state_dict(stored, path)
     if is_authors_trans_net(state) or "trans_net" in stored:
         raise InputError(f"{path} holds a Trans-Net, a classifier is expected")
-    rest = {key: value for key, value in stored.items() if key != "state_dict"} if "state_dict" in stored else {}
     record = {"arch": rest.get("arch"), **rest.get("model", {})}
     held = record["arch"] or arch
     if held is None:
@@ -133,8 +139,9 @@ def read_classifier(
     if arch is not None and arch.removesuffix("_ft") != held.removesuffix("_ft"):
         raise InputError(f"checkpoint {path} holds a {held}, --arch says {arch}")
 
+    state = bare_state(held, state)
     train_layer = record.get("train_layer", 34)
-    last = f"{_last_layer(_uninitialised(held, 1, train_layer))}.weight"
+    last = f"{last_layer(_uninitialised(held, 1, train_layer))}.weight"
     if last not in state:
         raise InputError(f"{path} does not fit {held}: it has no {last}")
     found = len(state[last])
@@ -147,19 +154,20 @@ def read_classifier(
 
 
 def _structure(arch: str, num_classes: int, train_layer: int) -> nn.Module:
-    """Build a torchvision classifier with random weights; for `_ft`, freeze what is not trained."""
-    base = arch.removesuffix("_ft")
+    """Build a classifier with random weights; for `_ft`, freeze what is not trained."""
+    base = names.torchvision_name(arch.removesuffix("_ft"))
     known = torchvision.models.list_models(module=torchvision.models)
-    if base not in known:
-        near = difflib.get_close_matches(base, known, n=1, cutoff=0)[0]
+    if names.is_small(base):
+        model: nn.Module = build_bare(base, num_classes)
+    elif base in known:
+        options = {**_OPTIONS[base], "init_weights": True} if base in _OPTIONS else {}
+        model = torchvision.models.get_model(base, num_classes=num_classes, **options)
+    else:
+        near = difflib.get_close_matches(base, [*known, *names.NAMES], n=1, cutoff=0)[0]
         raise InputError(f"there is no architecture {arch!r}; the nearest name is {near}")
-    options = {**_OPTIONS[base], "init_weights": True} if base in _OPTIONS else {}
-    model = torchvision.models.get_model(base, num_classes=num_classes, **options)
     if arch != base:
         for name in _frozen_layers(model, train_layer):
-            layer = model.get_submodule(name)
-            layer.requires_grad_(False)
-            fix_batch_norm(layer)
+            model.get_submodule(name).requires_grad_(False)
     return model
 
 
@@ -175,27 +183,35 @@ def _uninitialised(arch: str, num_classes: int, train_layer: int) -> nn.Module:
 def _frozen_layers(model: nn.Module, train_layer: int) -> list[str]:
     """Name the modules that a fine-tuning form freezes."""
     if isinstance(model, VGG | AlexNet):
-        return [f"features.{index}" for index in range(min(train_layer, len(model.features)))]
+        count = len(model.features)
+        # The last seven modules hold the last block of every VGG that is so short
+        first = count - 7 if isinstance(model, VGG) and train_layer >= count else min(train_layer, count)
+        return [f"features.{index}" for index in range(first)]
     if isinstance(model, ResNet):
         return ["conv1", "bn1", "layer1", "layer2"]
     raise InputError(f"only VGG, AlexNet and ResNets have a fine-tuning form (_ft), a {type(model).__name__} has none")
 
 
-def _last_layer(model: nn.Module) -> str:
-    """Name the layer that gives the logits: in every torchvision classifier the last one with weights."""
+def last_layer(model: nn.Module) -> str:
+    """Name the layer that gives the logits: in every classifier the last one with weights."""
     return [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
 
 
-def _state_dict(stored: Mapping[str, Any], path: str | Path) -> dict[str, Tensor]:
-    """Take the state dict out of what a file holds, under torchvision's names and with masks folded."""
-    state = stored.get("state_dict", stored)
+def _state_dict(stored: Mapping[str, Any], path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Take the state dict out of what a file holds, masks folded, no `module` pieces; give the rest too."""
+    held = next((key for key in _STATE_DICTS if isinstance(stored.get(key), Mapping)), None)
+    state = stored if held is None else stored[held]
     if not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(f"{path} holds neither a state_dict nor weights alone, but {', '.join(list(stored)[:4])}")
-    return fold_masks(strip_module(state))
+    rest = {} if held is None else {key: value for key, value in stored.items() if key != held}
+    return fold_masks(strip_module(state)), rest
 
 
-def _imagenet_weights(base: str) -> dict[str, Tensor]:
+def _imagenet_weights(arch: str) -> dict[str, Tensor]:
     """Give torchvision's IMAGENET1K_V1 weights, from its cache or the network."""
+    base = names.torchvision_name(arch)
+    if names.is_small(base):
+        raise InputError(f"there are no ImageNet weights of {base}; give a local file with --weights FILE")
     choices = torchvision.models.get_model_weights(base).__members__
     if "IMAGENET1K_V1" not in choices:
         raise InputError(f"torchvision has no IMAGENET1K_V1 weights of {base}; give a local file with --weights FILE")

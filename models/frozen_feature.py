@@ -5,9 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from models.fitting import check_fit
+from models.frozen import freeze_for_inference
 from models.pair import Net
 from models.split import as_maps, feature_shape, from_maps
-from models.trans_net import TransNet, check_fit
+from models.trans_net import TransNet
 from utils.errors import InputError
 
 RAW = {"raw_A": "A", "raw_B": "B"}  # --input: the net whose feature it is
@@ -19,7 +21,8 @@ class FrozenFeature(nn.Module):
 
     What it gives, by `name`:
 
-        components      Σ x(k) over `orders`: knowledge of A that is consistent with B's; of all orders, g(x_A)
+        components      Σ x(k) over `orders`: knowledge of A that is consistent with B's; of all orders, g(x_A).
+                        The constant of a Trans-Net that standardises belongs to no order and is always there
         residual_added  the same + x_Δ = x_B − g(x_A), A's blind spots
         raw_A, raw_B    x_A, x_B, the baselines
 
@@ -61,7 +64,7 @@ class FrozenFeature(nn.Module):
             (maps,) = features.values()
         else:
             output, components = self.trans_net.decompose(features["A"])
-            maps = components[self.orders].sum(0)
+            maps = components[self.orders].sum(0) + self.trans_net.constant[:, None, None]
             if self.name == "residual_added":
                 maps = maps + (features["B"] - output)
         return from_maps(maps, self.tail_shape).float()
@@ -91,7 +94,8 @@ def freeze(
         x, target = (as_maps(torch.empty(1, *shapes[net], device="meta")) for net in "AB")
         check_fit(trans_net, x, target)
     orders = [k for k, chosen in enumerate(in_mode) if chosen]
-    frozen = FrozenFeature(name, {net: nets[net].head for net in nets}, trans_net, orders, shapes[tail])
+    heads: dict[str, nn.Module] = {net: freeze_for_inference(nets[net].head, torch.device("cpu")) for net in nets}
+    frozen = FrozenFeature(name, heads, trans_net, orders, shapes[tail])
     shape = tuple(feature_shape(frozen, image_size))
     try:
         with torch.no_grad():

@@ -7,7 +7,8 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from models.classifiers import read_classifier
-from models.split import Layer, as_maps, split
+from models.layers import Layer
+from models.split import as_maps, split
 from models.trans_net import TransNet, build_from_state
 from utils import checkpoint
 from utils.errors import InputError
@@ -31,21 +32,47 @@ class Net(NamedTuple):
     tail: nn.Module
 
 
-def open_net(path: str | Path, arch: str | None, layer: Layer) -> Net:
+def open_net(path: str | Path, arch: str | None, layer: Layer, hint: str = "") -> Net:
     """Read a classifier's checkpoint and cut the network at a layer.
 
     Args:
         path: the checkpoint.
         arch: the architecture that is expected, if any; see `read_classifier`.
         layer: where.
+        hint: what to say behind the sentence that there is no such layer.
 
     Raises:
         InputError: the file holds no such classifier, or it has no such layer.
     """
     model, state = read_classifier(path, arch)
-    node = layer.node(model)
-    head, tail = split(model, node)
+    try:
+        node = layer.node(model)
+        head, tail = split(model, node)
+    except InputError as error:
+        raise InputError(f"{error}{hint}") from None
     return Net(state, NetSource(state["model"]["arch"], node, str(path), sha256(path)), head, tail)
+
+
+class MapHead(nn.Module):
+    """A head whose feature comes as maps, float32 (N, C, H, W), whatever its kind.
+
+    Args:
+        head: images (N, 3, S, S) → feature (N, *shape).
+    """
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+        self.requires_grad_(False).eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Give the feature of normalised images."""
+        return as_maps(self.head(images)).float()
+
+
+def read_stored(x: Tensor, target: Tensor, *_: Tensor) -> tuple[Tensor, Tensor]:
+    """Give x and the target of a batch of stored features as maps."""
+    return as_maps(x), as_maps(target)
 
 
 class Pair(nn.Module):
@@ -62,17 +89,17 @@ class Pair(nn.Module):
         super().__init__()
         self.head_a, self.head_b, self.trans_net, self.provenance = head_a, head_b, trans_net, provenance
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Give x, x* and the components x(0) … x(K) of g(x) (paper Eq. 3); x_Δ is x* less their sum.
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Give x, x*, g(x) and its components x(0) … x(K) (paper Eq. 3); x_Δ is x* less g(x).
 
         Args:
             images: normalised, float32 (N, 3, S, S).
 
         Returns:
-            x (N, C_in, H, W), x* (N, C, H', W'), components (K+1, N, C, H', W').
+            x (N, C_in, H, W), x* and g(x) (N, C, H', W'), components (K+1, N, C, H', W').
         """
         x, target = as_maps(self.head_a(images)), as_maps(self.head_b(images))
-        return x, target, self.trans_net.decompose(x)[1]
+        return x, target, *self.trans_net.decompose(x)
 
 
 class Decomposition(nn.Module):

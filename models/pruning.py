@@ -1,8 +1,8 @@
 """Magnitude pruning and weight sharing (Han et al. 2016), by moving the weights of an ordinary network in place.
 
-While a pruned network is trained, every step of the optimiser is followed by `zero_removed`. Where weights are shared,
-it stands between `sum_gradients` and `tie` instead. The hooks of torch.nn.utils.prune would act in the layer's own
-forward, which attention layers (ViT, Swin) never call.
+While a pruned network is trained, every step of the optimiser is followed by `zero_removed`, or stands between
+`sum_gradients` and `tie` once weights are shared (`train_centroids`). The hooks of torch.nn.utils.prune would act in
+the layer's own forward, which attention layers (ViT, Swin) never call.
 """
 
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from sklearn.cluster import KMeans
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 BINS = 2**14  # k-means sees a layer's histogram: far finer than any clusters, and soon done for 100 million weights
 
@@ -101,18 +102,41 @@ def tie(layers: Sequence[PrunedWeight], labels: Sequence[Tensor]) -> None:
         layer.weight.copy_(centroids[label])
 
 
+def train_centroids(optimizer: Optimizer, layers: Sequence[PrunedWeight], labels: Sequence[Tensor], lr: float) -> None:
+    """Share the weights of each cluster from now on, and let the optimiser train their centroids.
+
+    Before every step the weights of a cluster get the gradient of their centroid, after it they are tied. An
+    elementwise optimiser such as SGD or Adam so treats them as the one parameter that they are: momentum and Adam's
+    averages are the centroid's, weight decay adds weight_decay · centroid once and not once for each member.
+
+    Args:
+        optimizer: a new one with one parameter group, of the whole network: what one that has taken steps remembers
+            differs between the members of a cluster. The shared weights become its second group.
+        layers: from `prune`.
+        labels: from `cluster`.
+        lr: the second group's learning rate. As its gradients are sums over up to millions of members, far below
+            that of single weights.
+    """
+    if optimizer.state:
+        raise ValueError("the optimiser has taken steps; shared weights need a new one")
+    (group,) = optimizer.param_groups
+    shared = [layer.weight for layer in layers if layer.weight.requires_grad]
+    shared_ids = {id(weight) for weight in shared}
+    group["params"] = [parameter for parameter in group["params"] if id(parameter) not in shared_ids]
+    optimizer.add_param_group({"params": shared, "lr": lr})
+    tie(layers, labels)
+    optimizer.register_step_pre_hook(lambda *_: sum_gradients(layers, labels))
+    optimizer.register_step_post_hook(lambda *_: tie(layers, labels))
+
+
 @torch.no_grad()
 def sum_gradients(layers: Sequence[PrunedWeight], labels: Sequence[Tensor]) -> None:
     """Give every weight of a cluster the gradient of its centroid and the removed ones zero, in place in `.grad`.
 
-    A centroid c is in the place of all its members w_i, so ∂L/∂c = Σ_i ∂L/∂w_i (Han et al., Sec. 3.3). Called before
-    every step, it makes an elementwise optimiser such as SGD or Adam treat the members as the one parameter c: momentum
-    and Adam's averages are those of the sum, weight decay adds weight_decay · c once and not once for each member.
-    For that the optimiser is a new one when the weights are shared, since what an earlier one remembers differs between
-    members. `tie` after every step takes away what rounding may make of equal numbers.
+    The centroid c stands in the place of all its members w_i, so ∂L/∂c = Σ_i ∂L/∂w_i (Han et al., Sec. 3.3).
 
     Args:
-        layers: from `prune`, tied; a layer without a gradient is left alone.
+        layers: from `prune`; a layer without a gradient is left alone.
         labels: from `cluster`.
     """
     for layer, label in zip(layers, labels):

@@ -8,63 +8,23 @@ import difflib
 import math
 from collections.abc import Callable, Iterable
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
 
 import torch
 import torchvision
 from torch import Tensor, fx, nn
-from torchvision.models import AlexNet, ResNet
+from torch.fx.passes.shape_prop import ShapeProp
 from torchvision.models.feature_extraction import NodePathTracer
-from torchvision.models.vgg import VGG
 
 from utils.errors import InputError
 
-# Modules that are one node each, beside those of torch.nn: torchvision's own layers (StochasticDepth, …), and
-# the BatchNorms that `classifiers.fix_batch_norm` makes.
-_LEAVES = [item for item in vars(torchvision.ops).values() if isinstance(item, type) and issubclass(item, nn.Module)]
+# Modules that are one node each, beside those of torch.nn: torchvision's own layers (StochasticDepth, …) but not its
+# sequences of layers (Conv2dNormActivation, …), and the BatchNorms that `classifiers.fix_batch_norm` makes.
+_LEAVES = [
+    item
+    for item in vars(torchvision.ops).values()
+    if isinstance(item, type) and issubclass(item, nn.Module) and not issubclass(item, nn.Sequential)
+]
 _LEAVES.append(nn.BatchNorm2d)
-
-
-@dataclass(frozen=True)
-class Layer:
-    """Where features are taken, as the options say it.
-
-    Attributes:
-        name: of any node of the traced network (`--layer`).
-        conv_layer: the documented number instead (`--conv_layer`); see `layer_name`.
-        fc: the number counts in the classifier.
-        default: the number that is meant of a VGG where no option says a layer.
-    """
-
-    name: str | None = None
-    conv_layer: int | None = None
-    fc: bool = False
-    default: int = 30
-
-    @property
-    def is_named(self) -> bool:
-        """Whether an option says the layer."""
-        return self.name is not None or self.conv_layer is not None
-
-    def or_node(self, node: str | None) -> "Layer":
-        """Give the layer of a node that a file knows, where no option says another."""
-        return self if self.is_named or node is None else Layer(node)
-
-    @property
-    def label(self) -> str:
-        """Name the layer in file names: "30", "fc3", or the node's own name."""
-        number = self.default if self.conv_layer is None else self.conv_layer
-        return self.name or f"{'fc' if self.fc else ''}{number}"
-
-    def node(self, model: nn.Module) -> str:
-        """Name the node of a model that is meant."""
-        if self.name is not None:
-            return self.name
-        if self.conv_layer is not None:
-            return layer_name(model, self.conv_layer, self.fc)
-        if isinstance(model, VGG):
-            return layer_name(model, self.default, self.fc)
-        raise InputError(f"no option says at which layer of this {_kind(model)}: name it by --conv_layer or --layer")
 
 
 class HeadTail(nn.Module):
@@ -86,32 +46,6 @@ class HeadTail(nn.Module):
         return feature, self.tail(feature)
 
 
-def layer_name(model: nn.Module, conv_layer: int, fc: bool = False) -> str:
-    """Name the layer that the documented `--conv_layer N` (with `--fc`: of the classifier) means.
-
-    Args:
-        model: a VGG or AlexNet (`features[N]`, `classifier[N]`) or a ResNet (output of stage N, 1 to 4, before
-            the last ReLU).
-        conv_layer: N.
-        fc: N counts in the fully-connected part, which only VGG and AlexNet have.
-
-    Raises:
-        InputError: the model has no such layer, or is of another family.
-    """
-    if isinstance(model, VGG | AlexNet):
-        part = "classifier" if fc else "features"
-        length = len(getattr(model, part))
-        if not 0 <= conv_layer < length:
-            raise InputError(f"{part} of this {_kind(model)} has layers 0 to {length - 1}, not {conv_layer}")
-        return f"{part}.{conv_layer}"
-    if isinstance(model, ResNet) and not fc:
-        if not 1 <= conv_layer <= 4:
-            raise InputError(f"the layers of a ResNet are 1 to 4 (3: the last 14×14 feature map), not {conv_layer}")
-        return f"layer{conv_layer}.{len(getattr(model, f'layer{conv_layer}')) - 1}.add"
-    flag = "--fc" if isinstance(model, ResNet) else "--conv_layer"
-    raise InputError(f"{flag} has no meaning for a {_kind(model)}; name the layer with --layer NAME")
-
-
 def split(model: nn.Module, layer: str) -> tuple[fx.GraphModule, fx.GraphModule]:
     """Cut a model at a layer; `tail(head(images))` equals `model(images)`.
 
@@ -130,8 +64,7 @@ def split(model: nn.Module, layer: str) -> tuple[fx.GraphModule, fx.GraphModule]
     Raises:
         InputError: there is no such layer, or it is no cut because other values flow around it.
     """
-    names = _trace(model)
-    graph = next(iter(names)).graph
+    graph, names = trace(model)
     cut = _find(names, layer, model)
     if around := _flow_around(graph, cut):
         later = list(graph.nodes)[list(graph.nodes).index(cut) + 1 :]
@@ -153,6 +86,48 @@ def split(model: nn.Module, layer: str) -> tuple[fx.GraphModule, fx.GraphModule]
     return fx.GraphModule(model, head_graph, "Head"), fx.GraphModule(model, tail_graph, "Tail")
 
 
+def cuts(model: nn.Module, image_size: int) -> dict[str, tuple[int, ...]]:
+    """List every layer at which a model can be cut, in order, with the shape of one image's feature there.
+
+    Args:
+        model: images (N, 3, S, S) → logits (N, C).
+        image_size: S, pixels.
+    """
+    graph, names = trace(model)
+    modes = _modes(model)
+    model.eval()
+    try:
+        with torch.no_grad():
+            ShapeProp(fx.GraphModule(model, graph)).propagate(torch.zeros(1, 3, image_size, image_size))
+    finally:
+        _restore(modes)
+    shapes = {node: getattr(node.meta.get("tensor_meta"), "shape", None) for node in names}
+    return {
+        names[node]: tuple(shape[1:])
+        for node, shape in shapes.items()
+        if node.op != "placeholder" and shape is not None and not _flow_around(graph, node)
+    }
+
+
+def trace(model: nn.Module) -> tuple[fx.Graph, dict[fx.Node, str]]:
+    """Trace a model's forward pass in evaluation mode; its modules' modes are left as they are.
+
+    Returns:
+        The graph, whose nodes name the model's own modules and parameters, and each node's readable name, in order.
+    """
+    tracer = NodePathTracer(autowrap_modules=(math, torchvision.ops), leaf_modules=_LEAVES)
+    tracer.proxy_buffer_attributes = True  # else what is computed from a buffer becomes a constant of the graph
+    # A functional dropout keeps the flag that it was traced with: in evaluation mode it can never make features
+    # random. (torchvision's dropouts of non-zero rate are modules, which follow train() and eval().)
+    modes = _modes(model)
+    model.eval()
+    try:
+        graph = tracer.trace(model)
+    finally:
+        _restore(modes)
+    return graph, dict(tracer.node_to_qualname)
+
+
 def feature_shape(head: nn.Module, image_size: int) -> tuple[int, ...]:
     """Measure the shape of a head's feature, without the batch axis, on one blank image.
 
@@ -171,9 +146,9 @@ def feature_shape(head: nn.Module, image_size: int) -> tuple[int, ...]:
             feature = head(torch.zeros(1, 3, image_size, image_size, device=device))
     except (RuntimeError, ValueError, AssertionError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(
-            f"the network does not take {image_size}×{image_size} images ({reason}); choose another --image_size"
-        ) from None
+        only = getattr(head, "image_size", None)  # a vision transformer's
+        instead = f"it takes --image_size {only}" if only else "choose another --image_size"
+        raise InputError(f"the network does not take {image_size}×{image_size} images ({reason}); {instead}") from None
     finally:
         _restore(modes)
     if not isinstance(feature, Tensor):
@@ -207,21 +182,6 @@ def from_maps(maps: Tensor, shape: tuple[int, ...]) -> Tensor:
     if len(shape) == 2:
         return maps.squeeze(3).transpose(1, 2)
     return maps
-
-
-def _trace(model: nn.Module) -> dict[fx.Node, str]:
-    """Trace a model's forward pass; give its nodes, in order, with their readable names."""
-    tracer = NodePathTracer(autowrap_modules=(math, torchvision.ops), leaf_modules=_LEAVES)
-    tracer.proxy_buffer_attributes = True  # else what is computed from a buffer becomes a constant of the graph
-    # A functional dropout keeps the flag that it was traced with: in evaluation mode it can never make features
-    # random. (torchvision's dropouts of non-zero rate are modules, which follow train() and eval().)
-    modes = _modes(model)
-    model.eval()
-    try:
-        tracer.trace(model)
-    finally:
-        _restore(modes)
-    return dict(tracer.node_to_qualname)
 
 
 def _modes(model: nn.Module) -> dict[nn.Module, bool]:

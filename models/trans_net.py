@@ -6,7 +6,8 @@ Symbols, used with these meanings everywhere:
     target      B's feature x*, (N, C_out, H', W')
     order k     the number of non-linear layers that a component passed, 0 … K
     p           p[k-1] = p(k) = sigmoid(logit_p[k-1]), the weight of what comes from order k
-    components  x(0) … x(K), their sum is g(x)
+    components  x(0) … x(K), their sum is g(x), but for the constant
+    constant    what g(x) has in each channel beside them, of no order; 0 where nothing is standardised
     residual    x_Δ = target − g(x), what A cannot reconstruct
 
     h(K) = W(K) x,    h(k) = W(k) [ x + p(k+1) · ReLU( Σ(k+1)^(-1/2) h(k+1) ) ],    g(x) = h(0)    (paper Eq. 1)
@@ -20,50 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.author_keys import trans_net_from_authors
-from models.split import as_maps
+from models.divisors import BatchScale, InstanceScale
 from utils import checkpoint
 from utils.errors import InputError
-
-EPS = 1e-5  # added to a standard deviation, outside the root, as in the released code
-
-
-class InstanceScale(nn.Module):
-    """Standard deviation of each sample and channel over H×W, unbiased, plus EPS; 1 where H×W = 1."""
-
-    def forward(self, h: Tensor) -> Tensor:
-        """Give the divisor (N, C, 1, 1) in float32 of a feature (N, C, H, W); no gradient flows through it."""
-        if h.shape[2] * h.shape[3] == 1:
-            return torch.ones_like(h, dtype=torch.float32)
-        return h.detach().float().std((2, 3), keepdim=True) + EPS
-
-
-class BatchScale(nn.Module):
-    """Standard deviation of each channel over the images and H×W, as the paper defines Σ.
-
-    The statistics are those of the batch in training and their running average (momentum 0.1) in
-    evaluation; the first batch sets the average, so it never starts from an arbitrary value.
-    """
-
-    running_std: Tensor
-    batches: Tensor
-
-    def __init__(self, channels: int, momentum: float = 0.1) -> None:
-        super().__init__()
-        self.momentum = momentum
-        self.register_buffer("running_std", torch.ones(channels))
-        self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
-
-    def forward(self, h: Tensor) -> Tensor:
-        """Give the divisor (1, C, 1, 1) in float32 of a feature (N, C, H, W); in training the gradient knows it."""
-        if self.training and h.numel() > h.shape[1]:  # one vector, as a last batch may be, has no deviation
-            std = h.float().std((0, 2, 3))
-            # In place: a DataParallel replica shares this buffer with the module that is saved.
-            self.running_std.lerp_(std.detach(), torch.where(self.batches == 0, 1.0, self.momentum))
-            self.batches += 1
-            divisor = std + EPS
-        else:
-            divisor = self.running_std.clamp_min(EPS)  # no EPS on top in evaluation, as in the released code
-        return divisor[None, :, None, None]
 
 
 class TransNet(nn.Module):
@@ -80,7 +40,16 @@ class TransNet(nn.Module):
         bn: normalise the input by Instance- or BatchNorm (mean removed) instead of scaling it by Σ.
         affine: that norm has learned weights.
         fix_p: p stays at its initial 0.5.
+        standardise: shift x and x* by the mean of each channel and divide them by one standard deviation of the
+            whole layer (paper, footnote 2), instead of scaling x by Σ. The numbers come by `set_standards` and
+            travel with the weights; `forward` and `decompose` take and give features in their own units. What a
+            ReLU gives is never negative, so the constant is the target's mean and a learned shift from there.
     """
+
+    x_mean: Tensor
+    x_std: Tensor
+    target_mean: Tensor
+    target_std: Tensor
 
     def __init__(
         self,
@@ -94,27 +63,30 @@ class TransNet(nn.Module):
         bn: bool = False,
         affine: bool = False,
         fix_p: bool = False,
+        standardise: bool = False,
     ) -> None:
         super().__init__()
         if norm not in ("instance", "batch"):
             raise ValueError(f"norm is 'instance' or 'batch', not {norm!r}")
         if layers < 1:
             raise ValueError(f"a Trans-Net has at least one linear layer, not {layers}")
+        if bn and standardise:
+            raise ValueError("bn and standardise are two normalisations of the same input; choose one")
         # What rebuilds this module; it travels in the checkpoint.
         self.config: dict[str, Any] = {
             "in_channels": in_channels, "out_channels": out_channels, "layers": layers, "kernel_size": kernel_size,
             "norm": norm, "out_size": out_size, "bn": bn, "affine": affine, "fix_p": fix_p,
+            "standardise": standardise,
         }  # fmt: skip
-        self.out_size = out_size
-        self.linear = nn.ModuleList(  # linear[k] is W(k)
+        self.out_size, self.standardise = out_size, standardise
+        self.linear = nn.ModuleList(  # linear[k] is W(k), initialised as the framework does: uniform in ±1/√fan_in
             nn.Conv2d(
                 in_channels, in_channels if k else out_channels, kernel_size, padding=kernel_size // 2, bias=False
             )
             for k in range(layers)
         )
-        for weight in self.linear.parameters():
-            nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu")
         self.logit_p = nn.Parameter(torch.zeros(layers - 1), requires_grad=not fix_p)
+        self.shift = nn.Parameter(torch.zeros(out_channels)) if standardise else None
 
         def scale() -> nn.Module:
             return BatchScale(in_channels) if norm == "batch" else InstanceScale()
@@ -124,8 +96,12 @@ class TransNet(nn.Module):
         if bn:
             norm_class = nn.BatchNorm2d if norm == "batch" else nn.InstanceNorm2d
             self.input_norm = norm_class(in_channels, affine=affine)
-        else:
+        elif not standardise:
             self.input_scale = scale()
+        for name, channels in (("x", in_channels), ("target", out_channels)):
+            # Without `standardise` they change nothing, and checkpoints do not hold them.
+            self.register_buffer(f"{name}_mean", torch.zeros(channels), persistent=standardise)
+            self.register_buffer(f"{name}_std", torch.ones(()), persistent=standardise)
 
     @property
     def order(self) -> int:
@@ -137,22 +113,99 @@ class TransNet(nn.Module):
         """The weights of orders 1 … K, shape (K,), each in (0, 1)."""
         return self.logit_p.sigmoid()
 
-    def _prepare(self, x: Tensor) -> Tensor:
-        """Resize x to the target's size and normalise its magnitude, (N, C_in, H, W) → (N, C_in, H', W')."""
+    @property
+    def constant(self) -> Tensor:
+        """The part of g(x) that belongs to no order, shape (C_out,): g(x) = Σ components + constant."""
+        return self.target_mean if self.shift is None else self.target_mean + self.target_std * self.shift
+
+    @torch.no_grad()
+    def set_standards(self, x_mean: Tensor, x_std: float, target_mean: Tensor, target_std: float) -> None:
+        """Set the numbers of `standardise`, taken over the training images; of x after `resize`.
+
+        Args:
+            x_mean: mean of each channel of x, (C_in,).
+            x_std: standard deviation of the whole layer about these means, > 0; 0, of a dead layer, counts as 1.
+            target_mean: the same of the target, (C_out,).
+            target_std: the same of the target.
+
+        Raises:
+            ValueError: this Trans-Net does not standardise.
+        """
+        if not self.standardise:
+            raise ValueError("only a Trans-Net with standardise=True has standards to set")
+        for name, mean, std in (("x", x_mean, x_std), ("target", target_mean, target_std)):
+            self.get_buffer(f"{name}_mean").copy_(mean)
+            self.get_buffer(f"{name}_std").fill_(float(std) or 1.0)
+
+    def standard_target(self, target: Tensor) -> Tensor:
+        """Give a target (N, C_out, H', W') in the units in which W(0) works: (x* − mean) / std, or unchanged.
+
+        Training divides its mean squared error by `target_std`², which comes to the same.
+        """
+        return (target - self.target_mean[:, None, None]) / self.target_std if self.standardise else target
+
+    def resize(self, x: Tensor) -> Tensor:
+        """Bring x to the target's size, (N, C_in, H, W) → (N, C_in, H', W'), bilinearly."""
         if self.out_size is not None and x.shape[2:] != self.out_size:
             x = F.interpolate(x, self.out_size, mode="bilinear", align_corners=False)
+        return x
+
+    def _prepare(self, x: Tensor) -> Tensor:
+        """Resize x to the target's size and normalise its magnitude, (N, C_in, H, W) → (N, C_in, H', W')."""
+        x = self.resize(x)
+        if self.standardise:
+            return (x - self.x_mean[:, None, None]) / self.x_std
         if self.input_norm is not None:
             return self.input_norm(x)
         return x / self.input_scale(x)
 
+    def last_input(self, x: Tensor) -> Tensor:
+        """Give what W(0) reads: u, of which `standard_target`(g(x)) is W(0) u + shift.
+
+        Args:
+            x: A's feature, (N, C_in, H, W).
+
+        Returns:
+            x + p(1) · ReLU( Σ(1)^(-1/2) h(1) ), (N, C_in, H', W'); of one layer the standardised x itself.
+        """
+        x, p = self._prepare(x), self.p
+        u = x
+        for k in range(self.order, 0, -1):
+            h = self.linear[k](u)
+            # ReLU(h/σ) = ReLU(h)/σ for σ > 0: one fused pass over the map instead of three.
+            u = torch.addcmul(x, h.relu(), p[k - 1] / self.scale[k - 1](h))
+        return u
+
+    @torch.no_grad()
+    def set_last_weight(self, weight: Tensor, shift: Tensor | None = None) -> None:
+        """Set W(0), (C_out, C_in, k, k), and the shift, (C_out,), as solved from `last_input` and `standard_target`."""
+        self.linear[0].get_parameter("weight").copy_(weight)
+        if shift is not None and self.shift is not None:
+            self.shift.copy_(shift)
+
+    @torch.no_grad()
+    def set_linear(self, weight: Tensor, shift: Tensor | None = None) -> None:
+        """Make g the linear map that was solved for `linear_reference`: p(1) = 0, nothing comes from above order 0.
+
+        What random or badly fitted branches add to x, W(0) cannot take out again: where the linear map alone leaves
+        less on held-out images, it is the better g. It ends a fit, for no gradient reaches p(1) any more.
+        """
+        self.set_last_weight(weight, shift)
+        self.logit_p[:1] = -1e4  # the sigmoid of it is 0
+
+    def linear_reference(self) -> "TransNet":
+        """Make the Trans-Net of one layer between the same features, standardised, whose W(0) is yet to be solved.
+
+        It has the standards of this one; where this one has none, they are yet to be set.
+        """
+        reference = TransNet(**(self.config | {"layers": 1, "bn": False, "standardise": True}))
+        reference.set_standards(self.x_mean, float(self.x_std), self.target_mean, float(self.target_std))
+        return reference.to(self.x_mean.device)
+
     def forward(self, x: Tensor) -> Tensor:
         """Map A's feature x, (N, C_in, H, W), to its reconstruction of B's, (N, C_out, H', W')."""
-        x, p = self._prepare(x), self.p
-        h = self.linear[self.order](x)
-        for k in range(self.order, 0, -1):
-            # ReLU(h/σ) = ReLU(h)/σ for σ > 0: one fused pass over the map instead of three.
-            h = self.linear[k - 1](torch.addcmul(x, h.relu(), p[k - 1] / self.scale[k - 1](h)))
-        return h
+        h = self.linear[0](self.last_input(x))
+        return h * self.target_std + self.constant[:, None, None] if self.standardise else h
 
     def decompose(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Split the forward pass exactly into its orders (paper Eq. 3 and 4) by (K+1)(K+2)/2 convolutions.
@@ -167,7 +220,7 @@ class TransNet(nn.Module):
 
         Returns:
             g(x), (N, C_out, H', W'), and the components, (K+1, N, C_out, H', W'), component k first
-            axis index k; they sum to g(x) up to rounding.
+            axis index k; with `constant` they sum to g(x) up to rounding.
         """
         x, p = self._prepare(x), self.p
         contributions = x[None]  # axis 0: the number of non-linear layers passed so far
@@ -177,7 +230,10 @@ class TransNet(nn.Module):
             passed = mapped * ((h > 0) * (p[k - 1] / self.scale[k - 1](h)))
             contributions = torch.cat([x[None], passed])
         components = _apply_stacked(self.linear[0], contributions)
-        return components.sum(0), components
+        if not self.standardise:
+            return components.sum(0), components
+        components = components * self.target_std
+        return components.sum(0) + self.constant[:, None, None], components
 
 
 def _apply_stacked(linear: nn.Module, stacked: Tensor) -> Tensor:
@@ -206,47 +262,6 @@ def build_from_state(state: dict[str, Any], path: str | Path) -> TransNet:
     except (RuntimeError, TypeError, ValueError) as error:
         raise InputError(f"{path} does not hold a whole Trans-Net: {str(error).splitlines()[-1].strip()}") from None
     return trans_net.eval()
-
-
-def between(
-    shape_a: tuple[int, ...], shape_b: tuple[int, ...], *, layers: int, fc: bool = False, **config: Any
-) -> TransNet:
-    """Make the Trans-Net that maps one image's feature of shape_a to one of shape_b.
-
-    Args:
-        shape_a: of x: maps (C, H, W), tokens (T, C) or a vector (C,).
-        shape_b: of x*: the same kind.
-        layers: K + 1.
-        fc: 1×1 convolutions also on maps.
-        config: the other arguments of `TransNet`.
-
-    Raises:
-        InputError: the shapes are of different kinds, or leave nothing of single values.
-    """
-    if len(shape_a) != len(shape_b):
-        raise InputError(
-            f"A's features have shape {shape_a} and B's {shape_b}: "
-            "a Trans-Net maps feature maps to feature maps, vectors to vectors, tokens to tokens"
-        )
-    x, target = (as_maps(torch.empty(1, *shape, device="meta")).shape for shape in (shape_a, shape_b))
-    if config.get("bn") and config.get("norm") == "instance" and x[2:].numel() == 1:
-        raise InputError("--bn removes the mean of each map, and these features are single values; add --norm batch")
-    size = (target[2], target[3])
-    return TransNet(x[1], target[1], layers, 1 if fc or len(shape_a) < 3 else 3, out_size=size, **config)
-
-
-def fill_trans_net(trans_net: TransNet, state: dict[str, Any], path: str | Path) -> None:
-    """Give a Trans-Net the weights of a checkpoint that was read from `path`, which must be built alike.
-
-    Raises:
-        InputError: it is not.
-    """
-    stored = build_from_state(state, path)
-    if stored.config != trans_net.config:
-        raise InputError(
-            f"{path} holds a Trans-Net of other options or shapes: {stored.config}, now {trans_net.config}"
-        )
-    trans_net.load_state_dict(stored.state_dict())
 
 
 def check_fit(trans_net: TransNet, x: Tensor, target: Tensor) -> None:

@@ -17,9 +17,21 @@ State = dict[str, Any]
 
 
 def save(path: str | Path, state: State) -> None:
-    """Save `state` to `path` atomically; an interrupted save leaves the previous file as it was."""
+    """Save `state` to `path` atomically; an interrupted save leaves the previous file as it was.
+
+    Raises:
+        InputError: there is no room for it.
+    """
     with replacing(path) as temporary:
-        torch.save(state, temporary)
+        try:
+            torch.save(state, temporary)
+        except RuntimeError as error:  # PyTorch's writer has no other word for a full disk
+            if "writ" not in str(error):
+                raise
+            raise InputError(
+                f"{path} cannot be written: the disk is full or a quota is used up; make room, the file that was there "
+                "before is whole"
+            ) from None
 
 
 def load(path: str | Path, *, mmap: bool = False) -> State:

@@ -36,6 +36,19 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def check_writable(folder: str | Path) -> None:
+    """Refuse a folder in which nothing could be made, before anything is computed for it.
+
+    Raises:
+        InputError: it lies below a file, or may not be written to.
+    """
+    existing = next(place for place in (Path(folder).absolute(), *Path(folder).absolute().parents) if place.exists())
+    if not existing.is_dir():
+        raise InputError(f"nothing can be written to {folder}: {existing} is a file")
+    if not os.access(existing, os.W_OK):
+        raise InputError(f"nothing can be written to {folder}: {existing} may not be written to")
+
+
 @contextlib.contextmanager
 def claim(folder: str | Path) -> Iterator[None]:
     """Keep other runs from writing into a folder meanwhile; a lock that a crash left behind holds nobody up.

@@ -1,6 +1,6 @@
 """What the options of a step mean, opened: the run, images and their loaders, the optimiser and its rates."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from utils import checkpoint
-from utils.data.batches import normalise
+from utils.data.batches import AUGMENTATIONS, NORMALISATIONS, Preprocessing
 from utils.data.computed_once import compute_once
 from utils.data.image_cache import cache_images
 from utils.data.images import ImageData, check_classes, load_images
 from utils.data.loaders import make_loader
 from utils.errors import InputError
+from utils.features.cache import FeatureCache, OldFeatureFolder, open_features
+from utils.files import check_writable
 from utils.options import Namespace
 from utils.runtime import Runtime
 from utils.runtime import start as start_runtime
@@ -24,10 +26,13 @@ from utils.training.schedules import learning_rates
 
 Loader = DataLoader[tuple[Tensor, ...]]
 Loaders = dict[str, Loader]
+Features = FeatureCache | OldFeatureFolder
 
 
 def start(args: Namespace) -> Runtime:
-    """Choose devices, join other processes, seed."""
+    """Choose devices, join other processes, seed; refuse an --out that cannot be written to."""
+    if "out" in args:
+        check_writable(args.out)
     return start_runtime(args.device_ids, args.gpu, args.seed, args.amp, args.compile)
 
 
@@ -81,13 +86,15 @@ def first_epoch(args: Namespace, fit: Fit, state: checkpoint.State, path: Path |
     return done
 
 
-def images(args: Namespace, split: str, classes: Sequence[str] | None = None) -> ImageData:
+def images(args: Namespace, split: str, known: Mapping[str, Any] | None = None, *, augment: bool = False) -> ImageData:
     """List the "train" or "val" images that the data options name; none is decoded yet.
 
     Args:
         args: the options, filled in.
         split: "train" or "val".
-        classes: those that the network has, if it is known.
+        known: what a network's checkpoint says of its images under "data": its `classes`, which these must have, and
+            its `normalisation`, which is taken.
+        augment: as --augment says, if there is such an option.
 
     Raises:
         InputError: a folder is missing, or its classes are others.
@@ -99,18 +106,26 @@ def images(args: Namespace, split: str, classes: Sequence[str] | None = None) ->
         image_size=args.image_size,
         path=args.train_path if split == "train" else args.val_path,
         sample_num=args.sample_num or None,
-        sub_sampler_split=args.sub_sampler_split or "first",
+        sub_sampler_split=args.sub_sampler_split,
         seed=args.seed,
+        normalisation=NORMALISATIONS.get(args.normalisation) or (known or {}).get("normalisation"),
+        augmentation=AUGMENTATIONS.get(args.augment) if augment else None,
     )
-    if classes is not None:
-        check_classes(list(classes), data.classes, f"the {'training' if split == 'train' else 'validation'} images")
+    if known and "classes" in known:
+        check_classes(known["classes"], data.classes, f"the {'training' if split == 'train' else 'validation'} images")
     return data
 
 
-def both_splits(args: Namespace, classes: Sequence[str] | None = None) -> tuple[ImageData, ImageData]:
-    """List the training and the validation images, which must have the same classes."""
-    train_images = images(args, "train", classes)
-    return train_images, images(args, "val", train_images.classes)
+def both_splits(args: Namespace, known: Mapping[str, Any] | None = None) -> tuple[ImageData, ImageData]:
+    """List the training and the validation images, which must have the same classes; see `images`."""
+    train_images = images(args, "train", known, augment=True)
+    if len(train_images.classes) < 2:
+        raise InputError(
+            f"{train_images.root} has one class, {train_images.classes[0]}, and nothing can be learned from one; name "
+            "the folder above the class folders"
+        )
+    record = {"classes": train_images.classes, "normalisation": train_images.normalisation}
+    return train_images, images(args, "val", record)
 
 
 def decoded(args: Namespace, data: ImageData, runtime: Runtime) -> ImageData:
@@ -146,12 +161,12 @@ def with_features(
     """
     data = decoded(args, data, runtime)
     loader, label = image_loader(args, data, runtime), f"{data.split} features {shape}"
-    function = partial(_features_of, frozen)
+    function = partial(_features_of, frozen, data.preprocessing())
     return data.with_stored(compute_once(function, loader, shape, runtime, folder=folder, label=label))
 
 
-def _features_of(frozen: nn.Module, images: Tensor) -> Tensor:
-    return frozen(normalise(images))
+def _features_of(frozen: nn.Module, preprocess: Preprocessing, images: Tensor) -> Tensor:
+    return frozen(preprocess(images))
 
 
 def image_loader(
@@ -168,6 +183,32 @@ def image_loader(
         world_size=runtime.world_size,
         pin=runtime.device.type == "cuda" and data.device.type == "cpu",
     )
+
+
+def stored_features(args: Namespace, folder: str | Path, split: str, said: Mapping[str, str | None]) -> Features:
+    """Open features that ConvOutput.py stored.
+
+    Args:
+        args: the options: data set, and with `reverse` the direction.
+        folder: that it wrote, or the one of the split in it.
+        split: "train" or "val".
+        said: what other options say of them, by the names of their record; None: nothing.
+
+    Raises:
+        InputError: there are none, or they are others than the options say.
+    """
+    expected = {name: value for name, value in {"dataset": args.dataset, **said}.items() if value is not None}
+    return open_features(folder, split=split, reverse=args.reverse, expected=expected)
+
+
+def hold_out(features: Features, share: float) -> tuple[Features | Subset[Any], Subset[Any] | None]:
+    """Set every so many-th image aside: the images to fit and those to measure on (None for a share of 0)."""
+    if not share:
+        return features, None
+    every = max(2, round(1 / share))
+    count = len(features)
+    held = range(every - 1, count, every)
+    return Subset(features, sorted(set(range(count)) - set(held))), Subset(features, list(held))
 
 
 def feature_loader(args: Namespace, features: Dataset[Any], runtime: Runtime, *, shuffle: bool = False) -> Loader:
@@ -192,8 +233,8 @@ def validation_loaders(args: Namespace, data: ImageData, runtime: Runtime) -> Lo
     return {name: image_loader(args, data, runtime, part=part) for name, part in data.parts.items()}
 
 
-def data_record(args: Namespace, classes: Sequence[str]) -> dict[str, Any]:
+def data_record(args: Namespace, data: ImageData) -> dict[str, Any]:
     """Give what a classifier's checkpoint says of its training images, under "data"."""
-    record = {"dataset": args.dataset, "sample_num": args.sample_num, "classes": list(classes)}
-    record["image_size"] = args.image_size
+    record = {"dataset": args.dataset, "sample_num": args.sample_num, "classes": data.classes}
+    record |= {"image_size": args.image_size, "normalisation": data.normalisation}
     return record | ({"name": args.name} if args.dataset == "folder" else {})

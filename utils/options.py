@@ -73,6 +73,14 @@ def add_data_options(parser: argparse.ArgumentParser, *, batch_size: int) -> Non
         help="how a missing NNpar_A/B is made: the first images of each class (default), or random ones by --seed",
     )  # fmt: skip
     group.add_argument(
+        "--augment", choices=["none", "reflect4", "zero4"], default="none",
+        help="of training images, anew in every epoch: padded by 4 pixels, cropped and flipped at random",
+    )  # fmt: skip
+    group.add_argument(
+        "--normalisation", choices=["imagenet", "cifar", "dcm", "half"],
+        help="mean and deviation of the channels; default: the checkpoint's, or the data set's",
+    )  # fmt: skip
+    group.add_argument(
         "--cache_images", choices=["auto", "ram", "disk", "off"], default="auto", help="decode every image once"
     )
     add_batch_option(group, batch_size)
@@ -145,6 +153,38 @@ def add_layer_options(parser: argparse.ArgumentParser, *, default: str) -> None:
     )
 
 
+def add_trans_net_options(parser: argparse.ArgumentParser) -> None:
+    """What a Trans-Net is made of, and its loss."""
+    group = parser.add_argument_group("Trans-Net")
+    group.add_argument(
+        "--layers", type=list_of(whole(1)), default=[3], metavar="3",
+        help="linear layers, highest order + 1; 1,2,3: a Trans-Net of each depth, from one reading",
+    )  # fmt: skip
+    normalised = group.add_mutually_exclusive_group()
+    normalised.add_argument(
+        "--standardise", action="store_true",
+        help="x and x* about the mean of each channel, in units of the layer's deviation (paper, footnote 2)",
+    )  # fmt: skip
+    group.add_argument(
+        "--solve", type=whole(1), nargs="?", const=0, metavar="EVERY",
+        help="solve W(0) in closed form before the first epoch and after the last, and after every EVERY epochs",
+    )  # fmt: skip
+    group.add_argument(
+        "--alpha", "--alphas", type=list_of(real(), empty=True), metavar="[0.5,0.5]",
+        help="weight of p² in the loss, from the highest order down (default: 0.5 for each)",
+    )  # fmt: skip
+    group.add_argument("--L2", action="store_true", help="no penalty on p at all")
+    group.add_argument("--fix_p", action="store_true", help="keep every p at 0.5")
+    group.add_argument(
+        "--norm", choices=["instance", "batch"], default="instance", help="Σ: of each map, or over images"
+    )
+    group.add_argument(
+        "--modified_norm", dest="norm", action="store_const", const="batch", help="old name of --norm batch"
+    )
+    normalised.add_argument("--bn", action="store_true", help="x through Instance/BatchNorm instead of scaling alone")
+    group.add_argument("--affine", action="store_true", help="with learned weights in that norm")
+
+
 def add_second_layer_options(parser: argparse.ArgumentParser) -> None:
     """Where net B's features are taken, if not at net A's layer."""
     group = parser.add_argument_group("layer of net B, where it differs")
@@ -158,6 +198,11 @@ def both_layers(args: Namespace) -> tuple[LayerOptions, LayerOptions]:
     if args.layer2 is None and args.conv_layer2 is None:
         return first, first
     return first, (args.layer2, args.conv_layer if args.conv_layer2 is None else args.conv_layer2, args.fc)
+
+
+def second_layer_hint(args: Namespace) -> str:
+    """Say how net B's layer is named, where none is and net A's is tried."""
+    return "" if args.layer2 or args.conv_layer2 is not None else "; net B's own layer is named by --layer2"
 
 
 def fill(args: Namespace, *records: Mapping[str, Any]) -> None:

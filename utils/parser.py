@@ -6,9 +6,11 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 Namespace = argparse.Namespace
+PICTURES = (".png", ".svg", ".pdf")
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -72,16 +74,18 @@ def whole(at_least: int) -> Callable[[str], int]:
     return parse
 
 
-def real(at_least: float = 0, *, above: float | None = None) -> Callable[[str], float]:
-    """Make an argparse type for finite numbers of at least `at_least`, or above `above`."""
+def real(at_least: float = 0, *, above: float | None = None, below: float = math.inf) -> Callable[[str], float]:
+    """Make an argparse type for finite numbers of at least `at_least`, or above `above`, and below `below`."""
     wanted = f"of at least {at_least:g}" if above is None else f"above {above:g}"
+    wanted += f" and below {below:g}" if below < math.inf else ""
 
     def parse(text: str) -> float:
         try:
             value = float(text)
         except ValueError:
             value = math.nan
-        if not math.isfinite(value) or (value < at_least if above is None else value <= above):
+        high_enough = value >= at_least if above is None else value > above
+        if not (high_enough and value < below and math.isfinite(value)):
             raise argparse.ArgumentTypeError(f"expected a number {wanted}, got {text!r}")
         return value
 
@@ -110,6 +114,19 @@ def some_path(text: str) -> str:
     if not text.strip():
         raise argparse.ArgumentTypeError("expected a path, got nothing")
     return text
+
+
+def result_file(*endings: str) -> Callable[[str], str]:
+    """Make an argparse type for files to be written, with one of these endings if there are any."""
+
+    def parse(text: str) -> str:
+        if Path(some_path(text)).is_dir():
+            raise argparse.ArgumentTypeError(f"expected a file, and {text} is a folder")
+        if endings and not text.lower().endswith(endings):
+            raise argparse.ArgumentTypeError(f"expected a name that ends in {', '.join(endings)}, got {text!r}")
+        return text
+
+    return parse
 
 
 def plain_name(text: str) -> str:

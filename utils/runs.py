@@ -11,6 +11,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from utils.files import claim, replacing
 
+SECONDS_BETWEEN_SAVES = 600.0
+
 
 def join(*parts: str | int | None) -> str:
     """Join the parts of a name that say something: ("CUB200", "", "alexnet") → "CUB200_alexnet"."""
@@ -50,6 +52,11 @@ def refined_path(out: str, dataset: str, sample_num: str, arch: str, feature: st
     return Path(out, "check", join(dataset, sample_num, arch), name + ".pth.tar")
 
 
+def stem(path: Path) -> str:
+    """Give what of a checkpoint's name says which run it is."""
+    return path.name.removeprefix("checkpoint_").removesuffix(".pth.tar")
+
+
 def log_folder(out: str, *parts: str) -> Path:
     """`logs/…`, one folder a run."""
     return Path(out, "logs", *parts)
@@ -75,6 +82,8 @@ class RunLog:
         self.epochs, self.start_epoch, self.active = epochs, start_epoch, active
         self._last_write = time.monotonic()
         self._open = contextlib.ExitStack()
+        self._saved = "nothing was saved yet"
+        self._last_saved = time.monotonic()
 
     def __enter__(self) -> "RunLog":
         if self.active:
@@ -86,8 +95,20 @@ class RunLog:
             self._open.callback(self.board.close)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._open.close()
+        if self.active and kind is not None and issubclass(kind, KeyboardInterrupt):
+            print(f"interrupted: {self._saved}", flush=True)
+
+    def saved(self, path: Path, epoch: int) -> None:
+        """Remember what an interrupted run leaves, and when."""
+        self._saved = f"{path} holds the first {epoch} of {self.epochs} epochs; --resume auto goes on with it"
+        self._last_saved = time.monotonic()
+
+    @property
+    def overdue(self) -> bool:
+        """Whether more would be lost by now than anybody wants to compute again."""
+        return time.monotonic() - self._last_saved > SECONDS_BETWEEN_SAVES
 
     def write(self, epoch: int, metrics: dict[str, float]) -> None:
         """Add one epoch, with the seconds since the one before. In JSON, what is no finite number becomes null."""

@@ -5,7 +5,10 @@ import errno
 import functools
 import os
 import random
+import shlex
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +32,8 @@ def command(main: Callable[[Sequence[str] | None], Result]) -> Callable[..., Res
     @functools.wraps(main)
     def run(argv: Sequence[str] | None = None) -> Result:
         name = Path(sys.modules[main.__module__].__file__ or main.__module__).name
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, _interrupt)  # a cluster's way to say Ctrl-C
         try:
             result = main(argv)
             if dist.is_initialized():
@@ -50,6 +55,10 @@ def command(main: Callable[[Sequence[str] | None], Result]) -> Callable[..., Res
                 dist.destroy_process_group()
 
     return run
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 @dataclass(frozen=True)
@@ -83,6 +92,10 @@ class Runtime:
         """Print a line once for the whole run."""
         if self.is_main:
             print(line, flush=True)
+
+    def say_next(self, script: str, *words: object) -> None:
+        """Print the command of the step that comes next, ready to paste."""
+        self.say(f"next: python {script} {shlex.join(str(word) for word in words)}")
 
     def parallel(self, model: nn.Module) -> nn.Module:
         """Move a model to its device(s) and wrap it; keep the argument as the unwrapped handle.
@@ -165,7 +178,8 @@ def start(device_ids: Sequence[int], gpu: int | None, seed: int, amp: str = "off
     Raises:
         InputError: a device is named that this machine does not have.
     """
-    wanted = [gpu] if gpu is not None else list(dict.fromkeys(device_ids)) or [0]
+    asked = [gpu] if gpu is not None else list(dict.fromkeys(device_ids))
+    wanted = asked or [0]
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     cuda = torch.cuda.is_available()
     if world_size > 1:
@@ -184,7 +198,7 @@ def start(device_ids: Sequence[int], gpu: int | None, seed: int, amp: str = "off
     device = torch.device("cuda", wanted[0]) if cuda else torch.device("cpu")
     runtime = Runtime(device, tuple(wanted) if cuda else (), rank, world_size, AMP_DTYPES[amp], compiled, seed)
     seed_everything(seed)
-    runtime.say(_describe(runtime, amp))
+    runtime.say(_describe(runtime, amp, asked))
     return runtime
 
 
@@ -195,12 +209,14 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def _describe(runtime: Runtime, amp: str) -> str:
+def _describe(runtime: Runtime, amp: str, asked: Sequence[int]) -> str:
     if runtime.device.type == "cuda":
         names = [f"cuda:{index} ({torch.cuda.get_device_name(index)})" for index in runtime.device_ids]
         where = "running on " + ", ".join(names)
     else:
-        where = f"no CUDA device: running on the CPU with {torch.get_num_threads()} threads"
+        named = f"{' and '.join(map(str, asked))} {'was' if len(asked) == 1 else 'were'} asked for"
+        missing = f", though {named}" if asked else ""
+        where = f"no CUDA device{missing}: running on the CPU with {torch.get_num_threads()} threads"
     processes = f", {runtime.world_size} processes" if runtime.world_size > 1 else ""
     precision = "" if amp == "off" else f", {amp}"
     return f"{where}{processes}{precision}, seed {runtime.seed}, torch {torch.__version__}"

@@ -6,7 +6,8 @@ import torch
 import ConvOutput
 import Training_TransNet
 from models.classifiers import load_classifier
-from models.split import layer_name, split
+from models.layers import layer_name
+from models.split import split
 from tests.e2e.road import FIT, files, run
 from utils import checkpoint
 from utils.data.batches import normalise

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.stats import kstest
 
-from models import load_trans_net
+from models import TransNet, load_trans_net
 from utils.training.losses import order_penalty
 
 pytestmark = pytest.mark.golden
@@ -41,6 +42,25 @@ def loss_of(trans_net, golden):
     alpha = golden["alphas"].flip(0)  # theirs starts at the highest order
     mse = F.mse_loss(trans_net(golden["x"]), golden["target"])
     return mse, mse + order_penalty(trans_net.p, alpha)
+
+
+def in_bounds(weight):
+    """A convolution's weights as shares of the bound 1/√fan_in, (n,)."""
+    return (weight.detach() * weight[0].numel() ** 0.5).flatten()
+
+
+@pytest.mark.parametrize("golden", FILES, indirect=True)
+def test_the_initial_weights_are_drawn_from_the_same_distribution(golden):
+    """Uniform within ±1/√fan_in, the framework's default, in their files and in a fresh Trans-Net of the same shape."""
+    theirs = {name: value for name, value in golden.items() if name.startswith("init/linearLayers_conv")}
+    torch.manual_seed(0)
+    ours = TransNet(golden["x"].shape[1], golden["target"].shape[1], len(theirs))
+    for weights in (list(theirs.values()), list(ours.linear.parameters())):
+        shares = torch.cat([in_bounds(weight) for weight in weights])
+        assert all(0.98 < in_bounds(weight).abs().max() <= 1 for weight in weights)
+        assert float(shares.std()) == pytest.approx(3**-0.5, rel=0.05)
+        assert kstest(shares.double().numpy(), "uniform", (-1, 2)).pvalue > 0.01
+    assert {weight.shape for weight in theirs.values()} == {weight.shape for weight in ours.linear.parameters()}
 
 
 @pytest.mark.parametrize("golden", FILES, indirect=True)

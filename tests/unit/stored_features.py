@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from utils.features.writer import FeatureWriter
+from utils.provenance import Provenance
 
 SHAPE_A, SHAPE_B, TOP_K, COUNT = (3, 4, 4), (2, 5, 5), (1, 3), 11
 RECORD = {
@@ -31,7 +32,13 @@ def samples(count=COUNT):
 
 
 def writer(folder, dtype=torch.float32, **changes):
-    options = {"record": RECORD, "paths": PATHS, "shape_a": SHAPE_A, "shape_b": SHAPE_B, "top_k": TOP_K}
+    options = {
+        "provenance": Provenance.from_record(RECORD),
+        "paths": PATHS,
+        "shape_a": SHAPE_A,
+        "shape_b": SHAPE_B,
+        "top_k": TOP_K,
+    }
     return FeatureWriter(folder, dtype=dtype, **{**options, **changes})
 
 

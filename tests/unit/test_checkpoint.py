@@ -1,4 +1,3 @@
-import functools
 import os
 import pickle
 from pathlib import Path
@@ -11,18 +10,6 @@ from utils import checkpoint
 from utils.errors import InputError
 
 
-def trained(optim=torch.optim.SGD, **options):
-    """A small network after two steps, with its optimiser and scaler."""
-    torch.manual_seed(0)
-    net = nn.Linear(3, 2)
-    optimizer = optim(net.parameters(), lr=0.1, **options)
-    for _ in range(2):
-        optimizer.zero_grad()
-        net(torch.ones(4, 3)).square().mean().backward()
-        optimizer.step()
-    return net, optimizer, torch.amp.GradScaler("cpu", enabled=False)
-
-
 @pytest.mark.parametrize("zipped", [True, False], ids=["today", "PyTorch 1.0"])
 def test_both_formats_are_read(tmp_path, zipped):
     state = {"epoch": 3, "arch": "alexnet", "best_acc1": torch.tensor(57.5), "state_dict": {"w": torch.arange(6.0)}}
@@ -31,6 +18,27 @@ def test_both_formats_are_read(tmp_path, zipped):
     loaded = checkpoint.load(str(path))
     assert torch.equal(loaded.pop("state_dict")["w"], torch.arange(6.0))
     assert loaded == {"epoch": 3, "arch": "alexnet", "best_acc1": torch.tensor(57.5)}
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["today", "PyTorch 1.0"])
+def test_tensors_may_stay_in_the_file_where_the_format_lets_them(tmp_path, zipped):
+    path = tmp_path / "big.pth.tar"
+    torch.save({"w": torch.arange(100_000.0)}, path, _use_new_zipfile_serialization=zipped)
+    weights = checkpoint.load(path, mmap=True)["w"]
+    assert torch.equal(weights, torch.arange(100_000.0))
+    maps = Path("/proc/self/maps")
+    if maps.exists():
+        assert (str(path) in maps.read_text()) == zipped
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["today", "PyTorch 1.0"])
+@pytest.mark.parametrize("share", [0, 0.3, 0.5, 0.999])
+def test_a_truncated_file_is_named_also_where_it_is_mapped(tmp_path, zipped, share):
+    path = tmp_path / "cut.pth.tar"
+    torch.save({"w": torch.randn(50, 50)}, path, _use_new_zipfile_serialization=zipped)
+    os.truncate(path, int(share * path.stat().st_size))
+    with pytest.raises(InputError, match=r"cut\.pth\.tar is truncated or not a checkpoint"):
+        checkpoint.load(path, mmap=True)
 
 
 def test_a_failed_save_leaves_the_file_before(tmp_path):
@@ -98,80 +106,3 @@ def test_a_missing_file_names_its_neighbours(tmp_path):
         checkpoint.load(tmp_path / "a.pth.tar")
     with pytest.raises(InputError, match="no checkpoint at"):
         checkpoint.load(tmp_path)
-
-
-@pytest.mark.parametrize(("optim", "options"), [(torch.optim.SGD, {"momentum": 0.9}), (torch.optim.Adam, {})])
-def test_training_goes_on_where_it_stopped(tmp_path, optim, options):
-    net, optimizer, scaler = trained(optim, **options)
-    state = checkpoint.training_state(net, optimizer, scaler, 7, arch="linear", acc1=3.5)
-    assert (state["epoch"], state["arch"], state["acc1"]) == (7, "linear", 3.5)
-    checkpoint.save(tmp_path / "c.pth.tar", state)
-    loaded = checkpoint.load(tmp_path / "c.pth.tar")
-    again = nn.Linear(3, 2)
-    again.load_state_dict(loaded["state_dict"])
-    fresh = optim(again.parameters(), lr=9.0, **options)
-    assert checkpoint.restore_training(loaded, "c.pth.tar", fresh, scaler) == 7
-    for model, used in ((net, optimizer), (again, fresh)):
-        used.zero_grad()
-        model(torch.arange(3.0)[None]).sum().backward()
-        used.step()
-    assert torch.equal(again.weight, net.weight)
-
-
-def test_weights_alone_and_another_optimiser_cannot_be_resumed():
-    net, optimizer, scaler = trained(momentum=0.9)
-    state = checkpoint.training_state(net, optimizer, scaler, 1)
-    other = torch.optim.SGD([*net.parameters(), nn.Parameter(torch.ones(1))], lr=0.1)
-    with pytest.raises(InputError, match=r"w\.pth was trained with another optimiser or other"):
-        checkpoint.restore_training(state, "w.pth", other, scaler)
-    for missing in ("optimizer", "epoch"):
-        rest = {key: value for key, value in state.items() if key != missing}
-        with pytest.raises(InputError, match=r"w\.pth holds weights but no training state.*use it as --weights"):
-            checkpoint.restore_training(rest, "w.pth", optimizer, scaler)
-
-
-@pytest.mark.parametrize("momentum", [0, 0.9])
-@pytest.mark.parametrize("adam_first", [True, False])
-def test_another_kind_of_optimiser_cannot_be_resumed(adam_first, momentum):
-    sgd, adam = functools.partial(torch.optim.SGD, momentum=momentum), torch.optim.Adam
-    first, second = (adam, sgd) if adam_first else (sgd, adam)
-    net, optimizer, scaler = trained(first)
-    state = checkpoint.training_state(net, optimizer, scaler, 1)
-    with pytest.raises(InputError, match="was trained with another optimiser"):
-        checkpoint.restore_training(state, "w.pth", second(net.parameters(), lr=0.1), scaler)
-
-
-@pytest.mark.parametrize("optim", [torch.optim.SGD, torch.optim.Adam])
-def test_the_optimiser_of_an_older_pytorch_is_resumed(optim):
-    net, optimizer, scaler = trained(optim)
-    state = checkpoint.training_state(net, optimizer, scaler, 4)
-    known = {"params", "lr", "betas", "eps", "weight_decay", "amsgrad", "momentum", "dampening", "nesterov"}
-    state["optimizer"]["param_groups"] = [
-        {key: value for key, value in group.items() if key in known} for group in state["optimizer"]["param_groups"]
-    ]
-    fresh = optim(net.parameters(), lr=0.5)
-    assert checkpoint.restore_training({**state, "scaler": None}, "w.pth", fresh, scaler) == 4
-    net(torch.ones(1, 3)).sum().backward()
-    fresh.step()
-
-
-def test_what_resume_means(tmp_path):
-    own = tmp_path / "own.pth.tar"
-    assert checkpoint.to_resume("", own) is None
-    assert checkpoint.to_resume("auto", own) is None
-    assert checkpoint.to_resume("other.pth.tar", own) == Path("other.pth.tar")
-    own.touch()
-    assert checkpoint.to_resume("auto", own) == own
-    assert checkpoint.to_resume("", own) is None
-
-
-def test_own_progress_is_of_the_same_command(tmp_path):
-    own, facts = tmp_path / "own.pth.tar", {"lr": 0.1, "teacher": None, "sweep": [1, 2]}
-    assert checkpoint.own_progress(own, "pruning", facts) == {}
-    state = {"epoch": 3, "pruning": facts}
-    checkpoint.save(own, state)
-    assert checkpoint.own_progress(own, "pruning", dict(facts)) == state
-    with pytest.raises(InputError, match=r"own\.pth\.tar is of another run, with lr 0\.1 instead of 0\.2; repeat that"):
-        checkpoint.own_progress(own, "pruning", facts | {"lr": 0.2})
-    with pytest.raises(InputError, match=r"with lr None instead of 0\.1; .* choose another --suffix"):
-        checkpoint.own_progress(own, "born_again", facts)

@@ -1,12 +1,19 @@
+import csv
 import hashlib
 import json
 import os
+import socket
 import stat
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from utils.errors import InputError
-from utils.files import read_json, replacing, sha256, write_json
+from utils.files import claim, read_json, replacing, sha256, write_csv, write_json
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_a_whole_file_replaces_the_one_before(tmp_path):
@@ -61,3 +68,84 @@ def test_the_hash_is_of_all_bytes(tmp_path, size):
     content = os.urandom(size)
     (tmp_path / "f").write_bytes(content)
     assert sha256(tmp_path / "f") == hashlib.sha256(content).hexdigest()
+
+
+# --- tables
+
+
+def test_rows_come_back(tmp_path):
+    write_csv(tmp_path / "new" / "t.csv", [("component", "variance"), ("x(0), x(1)", 0.25), ("Kühe", None)])
+    with (tmp_path / "new" / "t.csv").open(newline="", encoding="utf-8") as file:
+        assert list(csv.reader(file)) == [["component", "variance"], ["x(0), x(1)", "0.25"], ["Kühe", ""]]
+
+
+def test_half_a_table_replaces_nothing(tmp_path):
+    def rows():
+        yield "head", "of"
+        raise KeyError
+
+    write_csv(tmp_path / "t.csv", [["before"]])
+    with pytest.raises(KeyError):
+        write_csv(tmp_path / "t.csv", rows())
+    assert (tmp_path / "t.csv").read_text().strip() == "before"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["t.csv"]
+
+
+# --- one run a folder
+
+
+def claimant(folder, then):
+    """A process that claims a folder, says so, and does something."""
+    program = f"import os, sys\nfrom utils.files import claim\nwith claim({str(folder)!r}):\n"
+    program += f"    print('mine', flush=True)\n    {then}\n"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, **pipes)
+    assert process.stdout.readline() == "mine\n", process.stderr.read()
+    return process
+
+
+def test_a_folder_is_claimed_and_let_go(tmp_path):
+    folder = tmp_path / "new" / "run"
+    for _ in range(2):
+        with claim(folder):
+            (folder / "written").touch()
+        assert [entry.name for entry in folder.iterdir()] == ["written"]
+
+
+def test_a_second_run_is_refused_and_the_first_is_named(tmp_path):
+    other = claimant(tmp_path, "sys.stdin.read()")
+    who = rf"another run \(pid {other.pid} on {socket.gethostname()}, since 2\d\d\d-\d\d-\d\d \d\d:\d\d:\d\d\)"
+    for _ in range(2):  # who is refused takes nothing away
+        with pytest.raises(InputError, match=who + " is writing in .*; wait for it, or choose another --suffix"):
+            claim(tmp_path).__enter__()
+    other.communicate("done")
+    assert other.returncode == 0
+    assert list(tmp_path.iterdir()) == []
+    with claim(tmp_path):
+        pass
+
+
+def test_one_process_does_not_claim_a_folder_twice(tmp_path):
+    with claim(tmp_path):
+        with pytest.raises(InputError, match=rf"another run \(pid {os.getpid()} on "):
+            claim(tmp_path).__enter__()
+        with claim(tmp_path / "below"):
+            pass
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_run_that_fails_lets_its_folder_go(tmp_path, error):
+    with pytest.raises(error), claim(tmp_path):
+        raise error
+    assert list(tmp_path.iterdir()) == []
+    with claim(tmp_path):
+        pass
+
+
+def test_a_lock_that_a_crash_left_behind_holds_nobody_up(tmp_path):
+    dead = claimant(tmp_path, "os.kill(os.getpid(), 9)")
+    dead.communicate()
+    assert f"pid {dead.pid} on" in (tmp_path / ".lock").read_text()
+    with claim(tmp_path):
+        assert f"pid {os.getpid()} on" in (tmp_path / ".lock").read_text()
+    assert list(tmp_path.iterdir()) == []

@@ -1,13 +1,11 @@
-import dataclasses
 import importlib
 import shlex
 
 import pytest
-import torch
-from torch.utils.data import Subset
 
 from utils import options
-from utils.options import Parser, list_of
+from utils.errors import InputError
+from utils.parser import Parser
 
 # The command lines of the authors' README, with file names where it has brackets, and what they must come to.
 DOCUMENTED = [
@@ -25,7 +23,7 @@ DOCUMENTED = [
         "--dataset CUB200 --conv_layer 30",
         {
             "arch": "vgg16_bn", "batch_size": 128, "resume1": "A.pth.tar", "resume2": "B.pth.tar",
-            "dataset": "CUB200", "conv_layer": 30, "t_or_v": "train", "topk": [1, 3], "dtype": "float32",
+            "dataset": "CUB200", "conv_layer": 30, "t_or_v": "train", "topk": None, "dtype": "float32",
         },
     ),
     (
@@ -34,7 +32,7 @@ DOCUMENTED = [
         {
             "arch": "vgg16_bn", "device_ids": [0, 0], "dataset": "CUB200", "conv_layer": 30,
             "convOut_path": "features", "lr": 1e-4, "alpha": [0.1, 0.1], "epochs": 1000, "suffix": "a0.1_lr-4",
-            "layers": 3, "optim": "Adam", "weight_decay": 1e-4, "batch_size": 64, "logspace": 2, "L2": False,
+            "layers": [3], "optim": "Adam", "weight_decay": 1e-4, "batch_size": 64, "logspace": 2, "L2": False,
             "norm": "instance", "fix_p": False,
         },
     ),
@@ -62,7 +60,7 @@ DOCUMENTED = [
         "--transnet g.pth.tar --dataset CUB200 --gpu 0 --conv_layer 30",
         {
             "arch_in": "vgg16_bn", "arch_tar": "vgg16_bn", "net_in": "A.pth.tar", "net_tar": "B.pth.tar",
-            "transnet": "g.pth.tar", "dataset": "CUB200", "gpu": 0, "conv_layer": 30, "t_or_v": "val",
+            "transnet": ["g.pth.tar"], "dataset": "CUB200", "gpu": 0, "conv_layer": 30, "t_or_v": "val",
             "mean": "channel", "batch_size": 64,
         },
     ),
@@ -81,26 +79,23 @@ def test_the_documented_command_lines_parse(line, expected, capsys):
 @pytest.fixture
 def parser():
     parser = Parser("A step.")
-    parser.add_argument("--note")
     options.add_data_options(parser, batch_size=7)
-    options.add_layer_options(parser, conv_layer=30)
+    options.add_layer_options(parser, default="30")
     options.add_second_layer_options(parser)
     options.add_training_options(parser, optim="SGD", lr=0.5, epochs=3)
+    options.add_resume_options(parser)
     options.add_run_options(parser)
+    options.add_output_options(parser)
     options.add_ignored_options(parser, "--fine_tune")
     return parser
 
 
-@pytest.mark.parametrize(
-    "words", [["--batch-size", "9"], ["--batch_size", "9"], ["--batch-size=9"], ["--batch_size=9"], ["-b", "9"]]
-)
-def test_dashes_and_underscores_are_one(parser, words):
-    assert parser.parse_args(words).batch_size == 9
-
-
-def test_values_keep_their_dashes(parser):
-    args = parser.parse_args(["--note=my-own-note", "--train-path", "a-b/c-d", "--suffix", "lr-2_sd0", "--wd=1e-3"])
-    assert (args.note, args.train_path, args.suffix, args.weight_decay) == ("my-own-note", "a-b/c-d", "lr-2_sd0", 1e-3)
+def refused(parser, words, capsys):
+    """What a parser says of words that it refuses."""
+    with pytest.raises(SystemExit) as exit_:
+        parser.parse_args(words)
+    assert exit_.value.code == 2
+    return capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -108,59 +103,61 @@ def test_values_keep_their_dashes(parser):
     [
         (["--learning-rate", "0.25"], "lr", 0.25),
         (["--weight-decay", "0.25"], "weight_decay", 0.25),
+        (["--wd=1e-3"], "weight_decay", 1e-3),
         (["--logspace"], "logspace", 2.0),
         (["--logspace", "0.5"], "logspace", 0.5),
         (["-j", "0"], "workers", 0),
         (["-p", "3"], "print_freq", 3),
+        (["--batch-size=9"], "batch_size", 9),
+        (["-b", "9"], "batch_size", 9),
         (["--resume", "auto"], "resume", "auto"),
+        (["--restart"], "restart", True),
+        (["--split", "random"], "sub_sampler_split", "random"),
+        (["--device_ids", "[]"], "device_ids", []),
+        (["--train-path", "a-b/c-d"], "train_path", "a-b/c-d"),
+        (["--suffix", "lr-2_sd0"], "suffix", "lr-2_sd0"),
     ],
 )
 def test_documented_spellings(parser, words, name, value):
     assert getattr(parser.parse_args(words), name) == value
 
 
-@pytest.mark.parametrize("words", [["--batch"], ["--bat", "3"], ["--nonsense"], ["--epochs", "many"]])
-def test_what_is_unknown_or_cut_short_is_an_error(parser, words, capsys):
-    with pytest.raises(SystemExit) as exit_:
-        parser.parse_args(words)
-    assert exit_.value.code == 2
-    assert words[0] in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--epochs", "0"], "argument --epochs: expected a whole number of at least 1, got '0'"),
+        (["--lr", "-0.1"], "argument --lr/--learning_rate: expected a number of at least 0, got '-0.1'"),
+        (["--lr", "nan"], "expected a number of at least 0, got 'nan'"),
+        (["--decay_factor", "0"], "argument --decay_factor: expected a number above 0, got '0'"),
+        (["--batch_size", "0"], "argument -b/--batch_size: expected a whole number of at least 1"),
+        (["--image_size", "7"], "argument --image_size: expected a whole number of at least 8, got '7'"),
+        (["--conv_layer", "-1"], "argument --conv_layer: expected a whole number of at least 0, got '-1'"),
+        (["--device_ids", "[-1]"], "expected a list such as [1,1], got '[-1]': expected a whole number of at least 0"),
+        (["--device_ids", "[0.5,1]"], "expected a list such as [1,1], got '[0.5,1]'"),
+        (["--suffix", "a/b"], "argument --suffix: expected a name, not a path, got 'a/b'"),
+        (["--dataset", "../x"], "argument --dataset: expected a name, not a path"),
+        (["--out", ""], "argument --out: expected a path, got nothing"),
+        (["--seed", "-1"], "argument --seed: expected a whole number of at least 0"),
+        (["--split", "last"], "argument --split: invalid choice: 'last'"),
+        (["--workers", "many"], "argument -j/--workers: expected a whole number of at least 0, got 'many'"),
+    ],
+)
+def test_what_is_out_of_range_is_named_with_its_option(parser, words, message, capsys):
+    assert message in refused(parser, words, capsys)
 
 
-@pytest.mark.parametrize("text", ["[0.1,8.0]", "0.1,8.0", "[0.1, 8.0]", " [0.1,8]", "[0.1,8.0,]"])
-def test_lists_with_and_without_brackets(text):
-    assert list_of(float)(text) == [0.1, 8.0]
-
-
-def test_other_lists():
-    assert list_of(int)("[0,1]") == [0, 1]
-    assert list_of(int)("3") == [3]
-    assert list_of(float)("[]") == []
-
-
-@pytest.mark.parametrize("text", ["[0.5,1]", "[a]", "0;1"])
-def test_a_list_of_something_else_is_an_error(parser, text, capsys):
-    with pytest.raises(SystemExit) as exit_:
-        parser.parse_args(["--device_ids", text])
-    assert exit_.value.code == 2
-    assert f"expected a list such as [1,1], got {text!r}" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("words", [["--fine-tune"], ["--world-size", "4"], ["--dist-url=tcp://localhost"], ["--model"]])
-def test_old_switches_are_accepted_and_say_so_in_one_line(parser, words, capsys):
-    args = parser.parse_args([*words, "--epochs", "5"])
-    assert args.epochs == 5
-    name = words[0].partition("=")[0].replace("-", "_").replace("__", "--", 1)
-    assert capsys.readouterr() == (f"{name} has no effect any more and is ignored\n", "")
-    assert not {"fine_tune", "world_size", "dist_url", "model"} & set(vars(args))
+def test_a_step_may_allow_no_epochs():
+    parser = Parser("")
+    options.add_training_options(parser, optim="Adam", lr=1e-5, epochs=5, fewest_epochs=0)
+    assert parser.parse_args(["--epochs", "0"]).epochs == 0
 
 
 def test_help_is_grouped_and_shows_defaults(parser):
     text = " ".join(parser.format_help().split())
-    for group in ("data:", "training:", "layer:", "run:"):
+    for group in ("data:", "training:", "layer:", "run:", "output:", "going on:"):
         assert group in text
     assert "images of a step, over all GPUs (default: 7)" in text
-    assert "(default: None)" not in text and "(default: False)" not in text
+    assert "(default: None)" not in text and "(default: False)" not in text and "(default: )" not in text
     assert "--fine_tune" not in text
 
 
@@ -173,66 +170,141 @@ def test_the_data_folder_comes_from_the_environment(monkeypatch):
     assert data_root() == "data"
     monkeypatch.setenv("KC_DATA", "/somewhere")
     assert data_root() == "/somewhere"
+    monkeypatch.setenv("KC_DATA", "")
+    assert data_root() == "data"
 
 
 @pytest.mark.parametrize(
     ("words", "first", "second"),
     [
-        ([], (None, 30, False), (None, 30, False)),
+        ([], (None, None, False), (None, None, False)),
         (["--conv_layer", "8", "--fc"], (None, 8, True), (None, 8, True)),
+        (["--conv_layer", "0"], (None, 0, False), (None, 0, False)),
         (["--conv_layer", "8", "--conv_layer2", "3"], (None, 8, False), (None, 3, False)),
-        (["--layer", "a.1", "--layer2", "b.2"], ("a.1", 30, False), ("b.2", 30, False)),
-        (["--layer", "a.1"], ("a.1", 30, False), ("a.1", 30, False)),
-        (["--layer", "a.1", "--conv_layer2", "3"], ("a.1", 30, False), (None, 3, False)),
+        (["--conv_layer", "8", "--conv_layer2", "0"], (None, 8, False), (None, 0, False)),
+        (["--layer", "a.1", "--layer2", "b.2"], ("a.1", None, False), ("b.2", None, False)),
+        (["--layer", "a.1"], ("a.1", None, False), ("a.1", None, False)),
+        (["--layer", "a.1", "--conv_layer2", "3"], ("a.1", None, False), (None, 3, False)),
     ],
 )
 def test_the_layers_of_both_nets(parser, words, first, second):
+    assert options.both_layers(parser.parse_args(words)) == (first, second)
+
+
+# --- what no option says
+
+
+@pytest.mark.parametrize(
+    ("words", "records", "expected"),
+    [
+        ([], [{"dataset": "digits", "image_size": 64}], ("digits", 64)),
+        ([], [{}, {"dataset": "digits", "image_size": 64}], ("digits", 64)),
+        ([], [{"dataset": "digits"}, {"dataset": "mix320", "image_size": 64}], ("digits", 64)),
+        (["--dataset", "mix320"], [{"dataset": "digits", "image_size": 64}], ("mix320", 64)),
+        (["--image_size", "64"], [{"dataset": "digits", "image_size": 64}], ("digits", 64)),
+        (["--image_size", "32"], [{"image_size": 64}, {"image_size": 32}], ("CUB200", 32)),
+        (["--image_size", "32"], [{}], ("CUB200", 32)),
+        ([], [{}], ("CUB200", 224)),
+        ([], [], ("CUB200", 224)),
+    ],
+)
+def test_what_no_option_says_comes_from_the_checkpoints(parser, words, records, expected):
     args = parser.parse_args(words)
-    assert options.first_layer(args) == first
-    assert options.second_layer(args) == second
+    options.fill(args, *records)
+    assert (args.dataset, args.image_size) == expected
 
 
-def test_what_no_option_says_comes_from_the_checkpoint(parser):
-    for words, data, expected in (
-        ([], {"dataset": "digits", "image_size": 64}, ("digits", 64)),
-        (["--dataset", "folder", "--image_size", "32"], {"dataset": "digits", "image_size": 64}, ("folder", 32)),
-        ([], {}, ("CUB200", 224)),
-    ):
-        args = parser.parse_args(words)
-        options.fill_from_checkpoint(args, {"data": data} if data else {})
-        assert (args.dataset, args.image_size) == expected
+@pytest.mark.parametrize(
+    ("records", "said"), [([{"image_size": 64}], "64"), ([{"image_size": 64}, {}, {"image_size": 48}], "48 and 64")]
+)
+def test_a_size_that_no_network_was_trained_at_is_refused(parser, records, said):
+    args = parser.parse_args(["--image_size", "32"])
+    message = f"the network was trained at {said} pixels, --image_size says 32; leave the option out"
+    with pytest.raises(InputError, match=message):
+        options.fill(args, *records)
 
 
-def open_photos(parser, photos, cpu, *words, split="train"):
-    paths = ["--train_path", str(photos / "train"), "--val_path", str(photos / "val")]
-    args = parser.parse_args(["--dataset", "folder", *paths, "--image_size", "32", "-b", "10", *words])
-    return args, options.open_images(args, split, cpu)
+def test_networks_of_several_sizes_need_a_choice(parser):
+    args = parser.parse_args([])
+    with pytest.raises(InputError, match="trained at 32 and 64 pixels, and images have one size: choose"):
+        options.fill(args, {"image_size": 64}, {"image_size": 32})
 
 
-@pytest.mark.parametrize("split", ["train", "val"])
-@pytest.mark.parametrize(("cache", "stored", "workers"), [("off", False, 1), ("ram", True, 0)])
-def test_images_and_their_loader(parser, photos, cpu, split, cache, stored, workers):
-    args, images = open_photos(parser, photos, cpu, "--cache_images", cache, "-j", "1", split=split)
-    assert images.root == photos / split
-    assert (len(images), images.classes) == (24, ["blue", "green", "red"])
-    assert (images.stored is not None) == stored
-    loader = options.image_loader(args, images, cpu)
-    assert loader.num_workers == workers
-    assert [len(indices) for _, _, indices in loader] == [10, 10, 4]
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["--train_path", "pets/train", "--val_path", "x"], "pets"),
+        (["--train_path", "pets/val/"], "pets"),
+        (["--train_path", "pets/test"], "pets"),
+        (["--train_path", "pets"], "pets"),
+        (["--train_path", "pets/training"], "training"),
+        (["--val_path", "farm/val"], "farm"),
+        (["--train_path", "pets/train", "--name", "cows"], "cows"),
+        (["--name", "cows"], "cows"),
+        ([], "folder"),
+    ],
+)
+def test_a_folder_is_called_by_its_name_or_as_it_is(parser, words, name):
+    args = parser.parse_args(["--dataset", "folder", *words])
+    assert options.data_name(args) == name
+    options.fill(args)
+    assert args.name == name
+    assert options.data_name(args) == name
 
 
-def test_a_mixed_set_is_validated_in_parts(parser, photos, cpu):
-    args, images = open_photos(parser, photos, cpu)
-    assert list(options.validation_loaders(args, images, cpu)) == [""]
-    images.parts = {"cub": torch.tensor([0, 5, 7]), "dog": torch.tensor([1, 2])}
-    loaders = options.validation_loaders(args, images, cpu)
-    indices = {name: [int(index) for batch in loader for index in batch[2]] for name, loader in loaders.items()}
-    assert indices == {"cub": [0, 5, 7], "dog": [1, 2]}
-    assert isinstance(loaders["cub"].dataset, Subset)
+def test_a_folder_in_the_folder_that_one_is_in_has_that_ones_name(parser, tmp_path, monkeypatch):
+    (tmp_path / "pets").mkdir()
+    monkeypatch.chdir(tmp_path / "pets")
+    assert options.data_name(parser.parse_args(["--dataset", "folder", "--train_path", "train"])) == "pets"
 
 
-def test_the_batch_is_shared_by_the_processes(parser, photos, cpu):
-    args, images = open_photos(parser, photos, cpu)
-    for world_size, expected in ((1, 10), (2, 5), (4, 2), (24, 1)):
-        loader = options.image_loader(args, images, dataclasses.replace(cpu, world_size=world_size))
-        assert len(next(iter(loader))[0]) == expected
+def test_a_folder_is_called_as_its_checkpoint_says(parser):
+    args = parser.parse_args(["--train_path", "elsewhere/train"])
+    options.fill(args, {"dataset": "folder", "name": "cows"})
+    assert (args.dataset, args.name, options.data_name(args)) == ("folder", "cows", "cows")
+
+
+def test_a_named_data_set_has_its_own_name(parser):
+    args = parser.parse_args(["--train_path", "pets/train"])
+    assert options.data_name(args) == "CUB200"
+    options.fill(args, {"dataset": "digits"})
+    assert (options.data_name(args), args.name) == ("digits", None)
+
+
+# --- what is recorded
+
+
+def test_settings_are_what_changes_the_result(parser):
+    words = ["--lr", "0.25", "--seed", "3", "--device_ids", "[0,1]", "--suffix", "x", "--resume", "auto", "-j", "1"]
+    args = parser.parse_args(words)
+    found = options.settings(args)
+    assert set(found) == {
+        "dataset", "name", "image_size", "sample_num", "sub_sampler_split", "batch_size", "conv_layer", "layer", "fc",
+        "conv_layer2", "layer2", "optim", "lr", "momentum", "weight_decay", "epochs", "logspace", "epoch_step",
+        "decay_factor", "seed", "amp", "augment", "normalisation",
+    }  # fmt: skip
+    assert (found["lr"], found["seed"], found["batch_size"]) == (0.25, 3, 7)
+    assert options.settings(parser.parse_args(["--lr", "0.25", "--seed", "3"])) == found
+
+
+@pytest.mark.parametrize("words", [["--out", "b"], ["--restart"], ["--save_epoch", "9"], ["--gpu", "1"], ["--compile"]])
+def test_options_that_change_nothing_are_not_recorded(parser, words):
+    assert options.settings(parser.parse_args(words)) == options.settings(parser.parse_args([]))
+
+
+def test_a_step_leaves_out_and_replaces_settings_of_its_own(parser):
+    args = parser.parse_args([])
+    found = options.settings(args, but=["layer", "layer2"], weights="cafe", lr=9)
+    assert found["weights"] == "cafe" and found["lr"] == 9
+    assert not {"layer", "layer2"} & set(found)
+    assert found | {"layer": None, "layer2": None} == options.settings(args) | {"weights": "cafe", "lr": 9}
+    assert args.lr == 0.5
+
+
+@pytest.mark.parametrize("words", [["--fine-tune"], ["--world-size", "4"], ["--dist-url=tcp://localhost"], ["--model"]])
+def test_old_switches_are_accepted_and_say_so_in_one_line(parser, words, capsys):
+    args = parser.parse_args([*words, "--epochs", "5"])
+    assert args.epochs == 5
+    name = words[0].partition("=")[0].replace("-", "_").replace("__", "--", 1)
+    assert capsys.readouterr() == (f"{name} has no effect any more and is ignored\n", "")
+    assert not {"fine_tune", "world_size", "dist_url", "model"} & set(vars(args))

@@ -73,9 +73,25 @@ def test_without_a_gpu_one_line_says_so_and_it_runs(monkeypatch, capsys):
     assert found == Runtime(torch.device("cpu"), (), 0, 1, None, False, 7)
     assert found.is_main
     output = capsys.readouterr().out
-    assert output.startswith("no CUDA device: running on the CPU with ")
+    assert output.startswith("no CUDA device, though 0 and 1 were asked for: running on the CPU with ")
     assert output.count("\n") == 1 and ", seed 7, torch " in output
     assert start([], 3, 0, "bf16").amp_dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("device_ids", "gpu", "expected"),
+    [
+        ([], None, ""),
+        ([9], None, ", though 9 was asked for"),
+        ([0], None, ", though 0 was asked for"),
+        ([0, 0], None, ", though 0 was asked for"),
+        ([0, 1], 2, ", though 2 was asked for"),
+    ],
+)
+def test_devices_that_were_asked_for_in_vain_are_named(monkeypatch, capsys, device_ids, gpu, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    start(device_ids, gpu, 0)
+    assert capsys.readouterr().out.startswith(f"no CUDA device{expected}: running on the CPU with ")
 
 
 def test_fp16_needs_a_gpu(monkeypatch):
@@ -149,6 +165,13 @@ def test_alone_nothing_is_wrapped_summed_or_waited_for(cpu, capsys):
     assert capsys.readouterr().out == "once\n"
 
 
+def test_the_main_process_does_not_wait_for_itself(cpu):
+    order = []
+    with cpu.main_first():
+        order.append("block")
+    assert order == ["block"]
+
+
 def test_precision(cpu):
     model, x = nn.Linear(2, 2), torch.ones(1, 2)
     with cpu.autocast():
@@ -163,9 +186,9 @@ def test_precision(cpu):
 
 
 TWO_PROCESSES = """
-import copy, dataclasses, json, sys, torch
+import copy, dataclasses, json, os, sys, time, torch
 from torch import nn
-from utils.training.engine import evaluate, make_optimizer, train_one_epoch
+from utils.training.engine import Fit, evaluate, make_optimizer, train_one_epoch
 from utils.data.loaders import make_loader
 from utils.runtime import command, start
 
@@ -192,14 +215,19 @@ def main(argv=None):
     optimizer = make_optimizer("SGD", model.parameters(), lr=0.05, momentum=0.9, weight_decay=0)
     rows = loader(shuffle=True, seed=3)
     rows.batch_sampler.length = 12  # as many for both, so that one process takes the same steps
-    train = train_one_epoch(net, rows, step, optimizer, runtime.grad_scaler(), runtime, epoch=2)
+    train = train_one_epoch(Fit(net, model, optimizer, runtime.grad_scaler(), runtime), rows, step, 2)
     frozen = runtime.parallel(nn.Linear(1, 1).requires_grad_(False))
     # BatchNorm sees other samples in every process; what is measured is what the first one would save.
     normed = nn.Sequential(nn.Linear(1, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
     net_normed = runtime.parallel(normed)
     sgd = make_optimizer("SGD", normed.parameters(), lr=0.05, momentum=0, weight_decay=0)
-    train_one_epoch(net_normed, rows, step, sgd, runtime.grad_scaler(), runtime, epoch=0)
+    train_one_epoch(Fit(net_normed, normed, sgd, runtime.grad_scaler(), runtime), rows, step, 0)
     saved = copy.deepcopy(normed)
+    with runtime.main_first():
+        if runtime.is_main:
+            time.sleep(0.5)  # the others would be here long before
+            open(f"{argv[0]}.made", "w").close()
+        main_was_first = os.path.exists(f"{argv[0]}.made")
     alone = dataclasses.replace(runtime, rank=0, world_size=1)
     found = {
         "normed": evaluate(net_normed, loader(), step, runtime),
@@ -209,6 +237,7 @@ def main(argv=None):
         "sum": runtime.sum(torch.tensor([float(runtime.rank), 1.0])).tolist(),
         "gather": runtime.gather(("rank", runtime.rank)),
         "wrapped": [type(net).__name__, type(frozen).__name__],
+        "main_was_first": main_was_first,
         "drawn": float(torch.rand(())),
     }
     runtime.barrier()
@@ -241,6 +270,7 @@ def test_two_processes_find_what_one_finds(tmp_path, monkeypatch, capsys):
     assert first["gather"] == second["gather"] == [["rank", 0], ["rank", 1]]
     assert first["wrapped"] == ["DistributedDataParallel", "Linear"]
     assert first["drawn"] != second["drawn"]
+    assert one["main_was_first"] and first["main_was_first"] and second["main_was_first"]
     assert first["weights"] == second["weights"]
     assert first["normed"] == second["normed"]
     assert first["normed"] == pytest.approx(first["saved"], rel=1e-5)

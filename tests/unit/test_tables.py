@@ -10,6 +10,8 @@ from experiments import tables
 from experiments.tables import PAPER, Results, read_table
 from utils import checkpoint
 from utils.files import read_json, write_json
+from utils.runtime import Runtime
+from utils.training.engine import Fit
 
 LAYOUT = read_json(PAPER)
 DATA = {"dataset": "CUB200", "sample_num": "", "classes": [str(label) for label in range(10)], "image_size": 64}
@@ -19,8 +21,8 @@ def save(path, epoch, lr=0.01, **facts):
     """Write a checkpoint with an optimiser, as the scripts do."""
     net = nn.Linear(1, 1)
     optimizer = torch.optim.SGD(net.parameters(), lr=lr)
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    checkpoint.save(path, checkpoint.training_state(net, optimizer, scaler, epoch, **facts))
+    cpu = Runtime(torch.device("cpu"), (), 0, 1, None, False, 0)
+    checkpoint.save(path, Fit(net, net, optimizer, cpu.grad_scaler(), cpu).state(epoch, **facts))
     return str(path)
 
 
@@ -91,7 +93,7 @@ def test_accuracies_come_through_links_and_settings_are_no_row(tmp_path):
     net = save(tmp_path / "model_checkpoints/net.pth.tar", 15, acc1=41.0, data=DATA)
     tail = save(
         tmp_path / "check/a/tail.pth.tar", 20, 1e-7, acc1=44.5, best_acc1=60.0, data=DATA,
-        source={"input": "components", "in_mode": [1, 0, 0]},
+        settings={"input": "components", "in_mode": [1, 0, 0]},
     )  # fmt: skip
     for cell, target in (("100/resnet18_L3", tail), ("settings/resnet18_L3", net)):
         folder = tmp_path / "results/table3" / cell
@@ -102,7 +104,7 @@ def test_accuracies_come_through_links_and_settings_are_no_row(tmp_path):
     assert list(table.rows) == ["A", "B", "100", "110", "111"]
     (note,) = table.notes
     for said in (
-        "classes of CUB200 10 (200)", "epochs on CUB200 15 (300)", "epochs of tails 20 (100)",
+        "classes of CUB200 10 (200)", "epochs of nets on CUB200 15 (300)", "epochs of tails 20 (100)",
         "pixels to a side 64 (224)",
     ):  # fmt: skip
         assert said in note
@@ -113,7 +115,7 @@ def test_settings_of_the_paper_are_not_mentioned(tmp_path):
     data = DATA | {"classes": [str(label) for label in range(200)], "image_size": 224}
     paths = {
         "path_a": save(tmp_path / "a.pth.tar", 300, acc1=1.0, data=data),
-        "path_b": save(tmp_path / "b.pth.tar", 20, acc1=1.0, data=data, pruning={}),
+        "path_b": save(tmp_path / "b.pth.tar", 20, acc1=1.0, data=data, settings={"s_conv": 1.0}),
         "transnet_path": save(tmp_path / "g.pth.tar", 1000, 1e-6, trans_net={}),
     }
     variance(tmp_path / "results/table1/case1/alexnet_L8/a.json", source=paths)
@@ -124,6 +126,28 @@ def test_settings_of_the_paper_are_not_mentioned(tmp_path):
     assert "epochs of Trans-Nets 30, 1000 (1000); last rate of Trans-Nets 1e-06, 1e-05 (1e-06)." in note
 
 
+def test_what_the_files_record_is_held_against_the_paper(tmp_path):
+    paper = {"batch_size": 128, "optim": "SGD", "lr": 0.01, "momentum": 0.9, "weight_decay": 1e-4}
+    fit = {"optim": "Adam", "lr": 1e-4, "alpha": [0.1, 0.1], "batch_size": 64}
+    data = DATA | {"classes": [str(label) for label in range(200)], "image_size": 224}
+
+    def notes(of_nets, of_trans_nets):
+        paths = {
+            "path_a": save(tmp_path / "a.pth.tar", 300, data=data, settings=of_nets),
+            "transnet_path": save(tmp_path / "g.pth.tar", 1000, 1e-6, trans_net={}, settings=of_trans_nets),
+        }
+        variance(tmp_path / "results/table1/case1/alexnet_L8/a.json", source=paths)
+        return fill(tmp_path, "table1").notes
+
+    assert notes(paper, fit) == []
+    (note,) = notes(paper | {"batch_size": 32, "lr": 0.1}, fit | {"optim": "SGD", "alpha": [0.5, 8.0]})
+    assert note == (
+        "Settings that differ from the paper's (in brackets): alpha of Trans-Nets [0.5, 8.0] ([0.1, 0.1]); "
+        "batch size of nets on CUB200 32 (128); first rate of nets on CUB200 0.1 (0.01); "
+        "optimiser of Trans-Nets SGD (Adam)."
+    )
+
+
 def test_diagnosis_reads_the_nets_and_subtracts(tmp_path):
     column, results = "alexnet_L10-resnet34_L3", tmp_path / "results/diagnosis"
     paths = {
@@ -132,7 +156,7 @@ def test_diagnosis_reads_the_nets_and_subtracts(tmp_path):
     }
     variance(results / f"blind_spots/{column}/variance.json", 0.4, paths)
     for row, accuracy in (("raw", 52.0), ("blind_spots_added", 66.5)):
-        save(results / row / column / "tail.pth.tar", 100, acc1=accuracy, source={"input": row})
+        save(results / row / column / "tail.pth.tar", 100, acc1=accuracy, settings={"input": row})
     _, rows = by_title(fill(tmp_path, "diagnosis"))
     assert {title: (row[1], row[2]) for title, row in rows.items()} == {
         "weak net, as trained": ("50.00", "56.97"),

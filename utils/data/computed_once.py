@@ -12,31 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from utils.data.image_cache import choose_place
+from utils.data.storage import TensorStore, choose_place
 from utils.errors import InputError
 from utils.progress import Progress
 from utils.runtime import Runtime
-
-
-class StoredTensors:
-    """One tensor for each image of a data set, by the image's index, as `compute_once` gives them.
-
-    `images.with_stored(stored)` is the data set whose batches hold these tensors in place of pixels.
-
-    Attributes:
-        values: float32 (N, …), row i of image i.
-        device: where the rows are, and so where `gather` gives them.
-    """
-
-    def __init__(self, values: Tensor) -> None:
-        self.values, self.device = values, values.device
-
-    def gather(self, index: Tensor) -> Tensor:
-        """Return the rows at `index`, int64 (n,) on any device: float32 (n, …) on `self.device`."""
-        if self.device.type == "cpu":
-            # torch's gather waits for a thread on each core, which a busy machine does not give it
-            return torch.from_numpy(self.values.numpy()[index.cpu().numpy()])
-        return self.values.index_select(0, index.to(self.device))
 
 
 @torch.no_grad()
@@ -48,7 +27,7 @@ def compute_once(
     *,
     folder: str | Path,
     label: str,
-) -> StoredTensors:
+) -> TensorStore:
     """Compute what a frozen network makes of every image, and keep it: on the GPU, in memory or in a file.
 
     The first of the three that has room to spare is taken; one line says which. The file has no name once it is
@@ -83,7 +62,7 @@ def compute_once(
         f"{label} of {images_count:,} images ready {where}: {values.nbytes / 1e9:.2f} GB, "
         f"{time.monotonic() - began:.1f} s"
     )
-    return StoredTensors(values)
+    return TensorStore(values)
 
 
 def _allocate(shape: tuple[int, ...], runtime: Runtime, folder: Path, label: str) -> tuple[Tensor, str]:

@@ -34,6 +34,7 @@ class DatasetSpec:
             labels, the position in the sorted list of folders.
         multi_label: targets are 0/1 vectors read from VOC annotations instead of class folders.
         train_view, val_view: which of `utils.data.images.VIEWS` makes an image square.
+        normalisation: which of `utils.data.batches.NORMALISATIONS` the networks are used to.
     """
 
     folders: tuple[str, ...]
@@ -43,6 +44,7 @@ class DatasetSpec:
     multi_label: bool = False
     train_view: str = "resize"
     val_view: str = "resize"
+    normalisation: str = "imagenet"
 
 
 _MIX = DatasetSpec(("CUB200", "DOG120"), parts=("cub", "dog"))
@@ -58,6 +60,10 @@ DATASETS = {
     "mix320-dog": replace(_MIX, only="dog"),
     "ilsvrc": DatasetSpec(("ilsvrc",), train_view="random_crop", val_view="center_crop"),
     "digits": DatasetSpec(("digits",)),
+    "CIFAR100": DatasetSpec(("CIFAR100",), normalisation="cifar"),
+    "CIFAR10": DatasetSpec(("CIFAR10",), normalisation="cifar"),
+    "STL10": DatasetSpec(("STL10",), train_view="random_crop", normalisation="half"),
+    "TinyImageNet": DatasetSpec(("TinyImageNet",), train_view="random_crop"),
     "folder": DatasetSpec(()),
 }
 

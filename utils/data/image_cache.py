@@ -3,8 +3,6 @@
 import hashlib
 import math
 import os
-import re
-import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,28 +13,13 @@ from torch import Tensor
 
 from utils.data.datasets import printable
 from utils.data.image_file import open_image_file
-from utils.data.images import ImageData, Pixels
+from utils.data.images import ImageData
+from utils.data.storage import TensorStore, available_memory_bytes, choose_place
 from utils.errors import InputError
 from utils.progress import Progress
 
-# What "auto" leaves free is for the model and its activations, and for everybody else on the machine.
-GPU_SHARE, RAM_SHARE, DISK_SHARE = 0.4, 0.5, 0.9
 CHUNK = 32  # images that a thread decodes at a time: all that the build holds beside the result
 NAMED_PROBLEMS = 10
-
-
-class StoredPixels:
-    """Decoded images in memory or on a GPU, (n, 3, S, S) uint8; loader workers share them."""
-
-    def __init__(self, images: Tensor) -> None:
-        self.images, self.device = images, images.device
-
-    def gather(self, index: Tensor) -> Tensor:
-        """Return the images at `index` (n,)."""
-        if self.device.type == "cpu":
-            # torch's gather waits for a thread on each core; on a busy machine NumPy's single one is 50 times as fast
-            return torch.from_numpy(self.images.numpy()[index.numpy()])
-        return self.images.index_select(0, index.to(self.device))
 
 
 def cache_images(
@@ -54,7 +37,7 @@ def cache_images(
     without loader workers; `result.device` says where its batches arrive.
 
     Args:
-        data: images of one split; already stored or augmented ones are returned as they are.
+        data: images of one split; already stored ones, and those that decoding augments, are returned as they are.
         mode: "off" decodes in every epoch; "ram" keeps one array that forked workers share; "disk" a file
             that later runs find again, checked against name, size and time of every image; "auto" takes the
             GPU, memory or disk, the first that has room to spare.
@@ -69,8 +52,8 @@ def cache_images(
     if data.stored is not None or mode == "off":
         return data
     say = (lambda _: None) if quiet else print
-    if data.augments:
-        say(f"the {data.split} images of {data.name} are augmented anew in every epoch and are not cached")
+    if data.augments_while_decoding:
+        say(f"the {data.split} images of {data.name} are augmented anew whenever they are decoded and are not cached")
         return data
     shape = (len(data), 3, data.image_size, data.image_size)
     needed_bytes, path = math.prod(shape), Path(cache_dir, _file_name(data))
@@ -82,13 +65,12 @@ def cache_images(
         )
         return data
     began = time.monotonic()
-    pixels: Pixels
     if place == "disk":
-        pixels = open_image_file(path, data, lambda pixels: _fill(pixels, data, workers, quiet), say)
+        store = open_image_file(path, data, lambda pixels: _fill(pixels, data, workers, quiet), say)
     elif place == "gpu":
         on_gpu = torch.empty(shape, dtype=torch.uint8, device=device)
         _fill(on_gpu, data, workers, quiet)
-        pixels = StoredPixels(on_gpu)
+        store = TensorStore(on_gpu)
     else:
         if needed_bytes > available_memory_bytes():
             raise InputError(
@@ -97,47 +79,13 @@ def cache_images(
             )
         in_memory = np.empty(shape, dtype=np.uint8)
         _fill(in_memory, data, workers, quiet)
-        pixels = StoredPixels(torch.from_numpy(in_memory))
+        store = TensorStore(torch.from_numpy(in_memory))
     where = {"gpu": f"on {device}", "ram": "in memory", "disk": f"in {printable(path)}"}[place]
     say(
         f"{len(data)} {data.split} images of {data.name} ready {where}: {_gigabytes(needed_bytes)}, "
         f"{time.monotonic() - began:.1f} s"
     )
-    return data.with_stored(pixels)
-
-
-def choose_place(needed_bytes: int, path: Path, device: torch.device | None) -> str:
-    """Choose where what is computed once is kept: the first that has room to spare.
-
-    Args:
-        needed_bytes: how much there is to keep.
-        path: the file that would hold it on disk.
-        device: where the model computes; only a GPU counts.
-
-    Returns:
-        "gpu", "ram", "disk", or "off" where there is no room.
-    """
-    if device is not None and device.type == "cuda" and needed_bytes < GPU_SHARE * torch.cuda.mem_get_info(device)[0]:
-        return "gpu"
-    if needed_bytes < RAM_SHARE * available_memory_bytes():
-        return "ram"
-    existing = next(folder for folder in path.absolute().parents if folder.is_dir())
-    has_space = path.is_file() or needed_bytes < DISK_SHARE * shutil.disk_usage(existing).free
-    if has_space and os.access(existing, os.W_OK):
-        return "disk"
-    return "off"
-
-
-def available_memory_bytes() -> int:
-    """Memory that this process may take: what is available here or to its container, shared with torchrun's others."""
-    meminfo, container = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
-    if meminfo.is_file() and (found := re.search(r"MemAvailable: *(\d+) kB", meminfo.read_text(encoding="ascii"))):
-        available = int(found[1]) * 1024
-    else:
-        available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if container.is_file() and (limit := container.read_text(encoding="ascii").strip()).isdigit():
-        available = min(available, int(limit))
-    return available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return data.with_stored(store)
 
 
 def _fill(pixels: np.ndarray | Tensor, data: ImageData, workers: int, quiet: bool) -> None:

@@ -11,38 +11,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from utils.data.datasets import printable
 from utils.data.images import ImageData
+from utils.data.storage import TensorStore
 from utils.errors import InputError
 from utils.files import read_json, replacing, write_json
 
-
-class MappedPixels:
-    """Decoded images in a .npy file, (n, 3, S, S) uint8; the pages that are read are shared by all processes."""
-
-    device = torch.device("cpu")
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.array = np.asarray(np.load(path, mmap_mode="r"))
-
-    def gather(self, index: Tensor) -> Tensor:
-        """Return the images at `index` (n,)."""
-        return torch.from_numpy(self.array[index.numpy()])
-
-    def __reduce__(self) -> tuple[type["MappedPixels"], tuple[Path]]:
-        return MappedPixels, (self.path,)  # a spawned worker maps the file; pickling the array would copy it
+FORMAT = 2  # of the record
 
 
 def open_image_file(
     path: Path, data: ImageData, fill: Callable[[np.ndarray], None], say: Callable[[str], object]
-) -> MappedPixels:
+) -> TensorStore:
     """Map the .npy file at `path`; build it first where it is missing, incomplete or of other images.
 
-    Beside it lies a .json record, written last: name, size and time of every image as one hash, and the
-    transform. Of processes that start together one builds and the others wait.
+    Beside it lies a .json record, written last: name, size and time of every image as one hash, and how
+    they are decoded. Of processes that start together one builds and the others wait.
 
     Args:
         path: the .npy file.
@@ -57,7 +42,7 @@ def open_image_file(
         if complaint := _complaint(path, data):
             say(complaint)
             _build(path, data, fill)
-        return MappedPixels(path)
+        return TensorStore.mapped(path)
 
 
 def _build(path: Path, data: ImageData, fill: Callable[[np.ndarray], None]) -> None:
@@ -88,18 +73,21 @@ def _complaint(path: Path, data: ImageData) -> str | None:
         return f"decoding the {data.split} images of {data.name} once, into {printable(path)}"
     try:
         found = read_json(_record_path(path))
-        pixels = MappedPixels(path).array
-    except (InputError, ValueError, OSError, EOFError):
+        pixels = TensorStore.mapped(path).values
+    except (InputError, ValueError, OSError, EOFError, TypeError):
         return f"{printable(path)} is incomplete; decoding the images again"
-    if found != _record(data):
+    record = _record(data)
+    if not isinstance(found, dict) or found.get("format") != record["format"]:
+        return f"{printable(path)} is of another version of the suite; decoding the images again"
+    if found != record:
         return f"the images in {printable(data.root)} changed since {printable(path)} was made; decoding them again"
-    if pixels.shape != _shape(data) or pixels.dtype != np.uint8:
+    if pixels.shape != _shape(data) or pixels.dtype != torch.uint8:
         return f"{printable(path)} has other contents than its record says; decoding the images again"
     return None
 
 
 def _record(data: ImageData) -> dict[str, Any]:
-    """What the pixels were made of: every file's name, size and time as one hash, and the transform."""
+    """What the pixels were made of: every file's name, size and time as one hash, and how they were decoded."""
     digest = hashlib.sha256()
     for index, name in enumerate(data.paths):
         try:
@@ -108,10 +96,10 @@ def _record(data: ImageData) -> dict[str, Any]:
         except OSError:  # named when it is decoded
             digest.update(f"{name}\0missing\n".encode())
     return {
-        "format": 1,
+        "format": FORMAT,
         "images": len(data),
         "root": printable(data.root),
-        "transform": data.transform_record,
+        "decoding": data.decoding_record,
         "files_sha256": digest.hexdigest(),
     }
 

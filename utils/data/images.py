@@ -1,9 +1,10 @@
 """The photos of one split: decoded and made square."""
 
 import copy
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,8 +13,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import transforms
 
-from utils.data.batches import IMAGENET_MEAN, IMAGENET_STD
+from utils.data.batches import NORMALISATIONS, Augmentation, Normalisation, Preprocessing
 from utils.data.datasets import ImageList, dataset_spec, list_images, printable
+from utils.data.storage import TensorStore
 from utils.data.sub_samplers import read_sub_sampler
 from utils.errors import InputError
 
@@ -29,16 +31,6 @@ VIEWS: dict[str, Callable[[int], Callable[[Image.Image], Image.Image]]] = {
 }
 
 
-class Pixels(Protocol):
-    """Decoded images: (n, 3, S, S) uint8, kept by `utils.data.image_cache`."""
-
-    device: torch.device
-
-    def gather(self, index: Tensor) -> Tensor:
-        """Return the images at `index` (n,) on the CPU, on `device`."""
-        ...
-
-
 class ImageData(Dataset):
     """The photos of one split; a batch is (images uint8 (n, 3, S, S), targets, indices int64 (n,)).
 
@@ -51,12 +43,21 @@ class ImageData(Dataset):
         classes: one name for each output of the network.
         parts: for the halves of a mixed set the positions of their images; empty otherwise.
         image_size: S, pixels.
-        augments: whether an image differs from epoch to epoch.
-        stored: the decoded images where `utils.data.image_cache` keeps them, else None.
+        normalisation: mean and standard deviation of the channels, plain tuples.
+        augmentation: what is drawn anew in every epoch on batches of training images (`preprocessing`), or None.
+        stored: what batches begin with in place of images that are decoded in every epoch, or None.
     """
 
     def __init__(
-        self, images: ImageList, *, name: str, split: str, image_size: int = 224, sample_num: str | None = None
+        self,
+        images: ImageList,
+        *,
+        name: str,
+        split: str,
+        image_size: int = 224,
+        sample_num: str | None = None,
+        normalisation: Normalisation | None = None,
+        augmentation: Augmentation | None = None,
     ):
         spec = dataset_spec(name)
         self.name, self.split, self.sample_num = name, split, sample_num
@@ -64,25 +65,40 @@ class ImageData(Dataset):
         self.paths = [printable(file) for file in images.files]
         self.image_size = image_size
         self.multi_label = spec.multi_label
-        self.stored: Pixels | None = None
+        self.normalisation = normalisation or NORMALISATIONS[spec.normalisation]
+        self.augmentation = augmentation if split == "train" else None
+        self.stored: TensorStore | None = None
         self._files = images.files
         self._view = spec.train_view if split == "train" else spec.val_view
 
     @property
-    def augments(self) -> bool:
-        """Whether the view is drawn at random, so that decoding once would change the training."""
+    def augments_while_decoding(self) -> bool:
+        """Whether decoding draws at random: the pixels differ from epoch to epoch and must not be kept."""
         return self._view == "random_crop"
+
+    @property
+    def augments(self) -> bool:
+        """Whether a network sees another image in every epoch: nothing that it makes of one must be kept.
+
+        The pixels may be kept even so, where the augmentation runs on batches of them.
+        """
+        return self.augments_while_decoding or self.augmentation is not None
+
+    @property
+    def decoding_record(self) -> dict[str, Any]:
+        """What turns a file into pixels, for the record beside those that are kept."""
+        return {"view": self._view, "image_size": self.image_size, "interpolation": "bilinear"}
 
     @property
     def transform_record(self) -> dict[str, Any]:
         """What turns a file into the network's input, for records beside results."""
-        return {
-            "view": self._view,
-            "image_size": self.image_size,
-            "interpolation": "bilinear",
-            "mean": list(IMAGENET_MEAN),
-            "std": list(IMAGENET_STD),
-        }
+        mean, std = self.normalisation
+        record = self.decoding_record | {"mean": list(mean), "std": list(std)}
+        return record | ({"augmentation": dataclasses.asdict(self.augmentation)} if self.augmentation else {})
+
+    def preprocessing(self, seed: int = 0) -> Preprocessing:
+        """Give what makes the network's input of a batch; `seed` is the augmentation's."""
+        return Preprocessing(*self.normalisation, augmentation=self.augmentation, seed=seed)
 
     @property
     def device(self) -> torch.device:
@@ -93,13 +109,14 @@ class ImageData(Dataset):
         """Return the path that opens image `index`."""
         return self.root / self._files[index]
 
-    def with_stored(self, pixels: Pixels) -> "ImageData":
-        """Return the same data set that gathers its images from `pixels` (len(self), 3, S, S) uint8.
+    def with_stored(self, store: TensorStore) -> "ImageData":
+        """Return the same data set whose batches begin with the rows of `store`, one for each image.
 
-        Or what a frozen network made of them (`utils.data.computed_once`): the batches then begin with those tensors.
+        They are the decoded images, (len(self), 3, S, S) uint8, or what a frozen network made of them
+        (`utils.data.computed_once`).
         """
         stored = copy.copy(self)
-        stored.stored = pixels
+        stored.stored = store
         return stored
 
     def decode(self, indices: Sequence[int]) -> Tensor:
@@ -137,8 +154,10 @@ def load_images(
     image_size: int = 224,
     path: str | Path | None = None,
     sample_num: str | None = None,
-    sub_sampler_split: str = "first",
+    sub_sampler_split: str | None = None,
     seed: int = 0,
+    normalisation: Normalisation | None = None,
+    augmentation: Augmentation | None = None,
 ) -> ImageData:
     """Open one split of a data set.
 
@@ -149,8 +168,10 @@ def load_images(
         image_size: S, pixels.
         path: the folder itself instead (--train_path, --val_path); see `utils.data.datasets.list_images`.
         sample_num: name of a sub-sampler. It chooses training images only; validation stays whole.
-        sub_sampler_split: "first" or "random", how a missing `{percent}par_{A,B}` is made.
+        sub_sampler_split: "first" or "random", how `{percent}par_{A,B}` is made; None: as the file that is there.
         seed: of the "random" split.
+        normalisation: mean and standard deviation; None: the data set's own.
+        augmentation: of batches of training images; validation has none.
 
     Raises:
         InputError: the name is unknown, the folder or the sub-sampler cannot be used.
@@ -160,7 +181,15 @@ def load_images(
     if sample_num is not None:
         keep = read_sub_sampler(dataset, sample_num, images, data_root=data_root, split=sub_sampler_split, seed=seed)
         images = images.subset(keep)
-    return ImageData(images, name=dataset, split=split, image_size=image_size, sample_num=sample_num)
+    return ImageData(
+        images,
+        name=dataset,
+        split=split,
+        image_size=image_size,
+        sample_num=sample_num,
+        normalisation=normalisation,
+        augmentation=augmentation,
+    )
 
 
 def check_classes(expected: list[str], found: list[str], what: str) -> None:

@@ -20,7 +20,7 @@ _HALF = re.compile(r"(\d{1,2})par_([AB])")
 
 
 def read_sub_sampler(
-    dataset: str, name: str, images: ImageList, *, data_root: str | Path, split: str = "first", seed: int = 0
+    dataset: str, name: str, images: ImageList, *, data_root: str | Path, split: str | None = None, seed: int = 0
 ) -> Tensor:
     """Read `sub_sampler_{dataset}_{name}.{pt,npy,json}` from `data_root` or its folder `dataset`.
 
@@ -32,19 +32,23 @@ def read_sub_sampler(
         name: name of the sub-sampler.
         images: the whole list that the indices point into.
         data_root: folder that is searched and written.
-        split: of what is made: "first" puts the first percent of each class into A (rounded down, as
-            the authors' lists) and the rest into B; "random" draws them.
+        split: how the halves are to be made: "first" puts the first percent of each class into A (rounded down,
+            as the authors' lists) and the rest into B; "random" draws them. None: as a file that is there was
+            made, else "first".
         seed: of the "random" split.
 
     Returns:
         Positions in `images`, int64, without duplicates.
 
     Raises:
-        InputError: there is no such file, or it is no list of different indices below len(images.files).
+        InputError: there is no such file, it was made in another way than `split` asks for (one that does not
+            record how is taken), or it is no list of different indices below len(images.files).
     """
     path = _find(Path(data_root), dataset, name)
     if path is not None:
-        return _read(path, images)
+        indices, made = _read(path, images)
+        _check_origin(path, made, split, seed)
+        return indices
     half = _HALF.fullmatch(name)
     if half is None or int(half[1]) == 0:
         raise InputError(
@@ -55,16 +59,18 @@ def read_sub_sampler(
     other = "B" if letter == "A" else "A"
     other_path = _find(Path(data_root), dataset, f"{percent}par_{other}")
     if other_path is not None:  # the halves must not overlap, whoever made the first
-        kept = _without(_read(other_path, images), len(images.files))
-        halves = {letter: kept}
+        kept, made = _read(other_path, images)
+        _check_origin(other_path, made, split, seed)
+        halves = {letter: _without(kept, len(images.files))}
     else:
-        first = split_classes(images.targets, percent, split, seed)
+        made = {"split": split or "first", "seed": seed}
+        first = split_classes(images.targets, percent, made["split"], seed)
         halves = {"A": first, "B": _without(first, len(images.files))}
     for key, indices in halves.items():
         if len(indices) == 0:
             raise InputError(f"{percent}par_{key} of {dataset} would have no images; its classes are too small")
     for key, indices in halves.items():
-        value = {"images": len(images.files), "files_sha256": _fingerprint(images), "split": split, "seed": seed}
+        value = {"images": len(images.files), "files_sha256": _fingerprint(images), **made}
         write_json(
             Path(data_root, f"sub_sampler_{dataset}_{percent}par_{key}.json"), value | {"indices": indices.tolist()}
         )
@@ -103,12 +109,13 @@ def _find(data_root: Path, dataset: str, name: str) -> Path | None:
     return next((path for path in candidates if path.is_file()), None)
 
 
-def _read(path: Path, images: ImageList) -> Tensor:
-    """Read and check one file."""
-    value = _READERS[path.suffix](path)
+def _read(path: Path, images: ImageList) -> tuple[Tensor, dict[str, Any]]:
+    """Read and check one file: its indices, and `split` and `seed` where it records them."""
+    value, made = _READERS[path.suffix](path), {}
     if isinstance(value, dict):  # one of ours: it knows which images it was made for
         if value.get("files_sha256") != _fingerprint(images):
             raise InputError(f"{printable(path)} was made for another list of images; remove it to make it anew")
+        made = {key: value[key] for key in ("split", "seed") if key in value}
         value = value.get("indices")
     if isinstance(value, list):
         if not all(type(index) is int for index in value):
@@ -119,7 +126,20 @@ def _read(path: Path, images: ImageList) -> Tensor:
     value = np.asarray(value)
     if value.dtype.kind not in "iu":
         raise InputError(f"{printable(path)} is not a list of whole numbers but of {value.dtype}")
-    return _checked(torch.from_numpy(value.astype(np.int64)), len(images.files), path)
+    return _checked(torch.from_numpy(value.astype(np.int64)), len(images.files), path), made
+
+
+def _check_origin(path: Path, made: dict[str, Any], split: str | None, seed: int) -> None:
+    """Refuse a file that records another split, or another seed of a random one, than was asked for."""
+    if split is None or "split" not in made:
+        return
+    wanted = {"split": split, "seed": seed} if split == "random" else {"split": split}
+    for key, value in wanted.items():
+        if made.get(key) != value:
+            raise InputError(
+                f"{printable(path)} was made with --{key} {made.get(key)}, not {value}; leave out --split to take it "
+                "as it is, or remove it and its other half to make both anew"
+            )
 
 
 def _checked(indices: Tensor, images: int, path: Path) -> Tensor:

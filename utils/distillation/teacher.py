@@ -8,12 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from utils.data.batches import normalise
 from utils.data.computed_once import compute_once
 from utils.errors import InputError
 from utils.runtime import Runtime
 
-Teacher = Callable[[Tensor, Tensor], Tensor]  # images uint8 (N, 3, S, S), indices int64 (N,) → logits (N, C)
+Teacher = Callable[[Tensor, Tensor], Tensor]  # what the student sees (N, 3, S, S), indices int64 (N,) → logits (N, C)
 
 
 def teacher_logits(
@@ -58,14 +57,20 @@ def teacher_logits(
     if gpu is not None:
         runtime.say("the teacher's logits are computed once, so --gpu_teacher has no effect")
     net = runtime.parallel(model).eval()
+    preprocess = loader.dataset.preprocessing()  # type: ignore[attr-defined]
     stored = compute_once(
-        lambda images: net(normalise(images)), loader, (classes,), runtime, folder=folder, label="logits of the teacher"
+        lambda pixels: net(preprocess(pixels)),
+        loader,
+        (classes,),
+        runtime,
+        folder=folder,
+        label="logits of the teacher",
     )
     return lambda _images, indices: stored.gather(indices).to(indices.device)
 
 
 @torch.no_grad()
 def live_logits(teacher: nn.Module, images: Tensor, _indices: Tensor) -> Tensor:
-    """Ask a frozen teacher, on a device of its own perhaps: uint8 (N, 3, S, S) → (N, C) on the images' device."""
+    """Ask a frozen teacher, on a device of its own perhaps: float32 (N, 3, S, S) → (N, C) on the images' device."""
     device = next(teacher.parameters()).device
-    return teacher(normalise(images.to(device))).to(images.device)
+    return teacher(images.to(device)).to(images.device)

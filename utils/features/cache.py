@@ -131,6 +131,7 @@ class FeatureCache(Dataset):
     """
 
     def __init__(self, folder: Path, *, reverse: bool = False):
+        self.folder = folder
         index = read_json(folder / INDEX)
         layout = _checked_layout(folder, index)
         written = folder / "written.npy"

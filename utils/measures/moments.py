@@ -1,27 +1,76 @@
-"""Variances and covariances of feature components: exact over the whole set, from one pass, in float64."""
+"""Means and variances of features and of their components: exact over the whole set, from one pass, in float64."""
 
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 CHUNK_BYTES = 1 << 26  # float64 copies are made in slices of about this size, whatever the batch is
 
 
+class FeatureMoments:
+    """Accumulate the mean of each channel and one standard deviation of the whole layer.
+
+    Attributes:
+        count: values per channel so far, images × H × W.
+        mean: of each channel, float64 (C,).
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean = torch.zeros(())
+        self._squares = torch.zeros(())  # (C,): Σ (v − mean)²
+
+    def update(self, features: Tensor) -> None:
+        """Add a batch (N, C, H, W) of any floating dtype."""
+        for part in features.split(max(1, CHUNK_BYTES // (8 * features[0].numel()))):
+            values = part.double().transpose(0, 1).flatten(1)  # (C, N·H·W)
+            mean = values.mean(1)
+            self._merge(values.shape[1], mean, (values - mean[:, None]).square().sum(1))
+
+    def cpu(self) -> "FeatureMoments":
+        """Bring the sums to the CPU, so that another process can read them."""
+        self.mean, self._squares = self.mean.cpu(), self._squares.cpu()
+        return self
+
+    def merge(self, other: "FeatureMoments") -> None:
+        """Add what another accumulator saw, for instance in another process."""
+        self._merge(other.count, other.mean, other._squares)
+
+    def _merge(self, count: int, mean: Tensor, squares: Tensor) -> None:
+        """Chan's update; it begins with the weight of this set in the whole."""
+        self.count += count
+        share = count / max(1, self.count)
+        shift = mean - self.mean
+        self._squares = self._squares + squares + shift.square() * (self.count - count) * share
+        self.mean = self.mean + shift * share
+
+    @property
+    def std(self) -> float:
+        """√ of the mean of the channels' variances: how far values lie from their channel's mean."""
+        return float((self._squares / max(1, self.count)).mean().sqrt())
+
+
 class ComponentMoments:
     """Accumulate means and co-moments of x(0) … x(K) and x_Δ, per channel.
 
-    Everything else follows from these: g(x) = Σ x(k) and x* = g(x) + x_Δ are linear in them. Batches are
-    merged by Chan's update of centred moments, so nothing cancels, and batches may have any size.
+    Everything else follows from these: g(x) = Σ x(k) + constant and x* = g(x) + x_Δ are linear in them. Batches
+    are merged by Chan's update of centred moments, so nothing cancels, and batches may have any size.
 
         Var(v) = E over images and units of (v − mean)²    (paper Sec. 4.2)
+
+    Args:
+        constant: what g(x) has in each channel beside its components, (C,); None: nothing. It moves means alone, so
+            it shows where the mean is "global", as a row of its own.
 
     Attributes:
         images: how many images were seen.
         count: values per channel so far, images × H × W.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, constant: Tensor | None = None) -> None:
+        self._constant = constant.detach().double().cpu() if constant is not None and constant.any() else None
         self.images = 0
         self.count = 0
         self._mean = torch.zeros(0)  # (M, C): component m, channel c
@@ -67,27 +116,35 @@ class ComponentMoments:
         self._mean = self._mean + shift * (count / total)
         self.count = total
 
-    def names(self) -> list[str]:
-        """Name the rows of the tables: target, order0 … orderK, output, residual."""
+    def names(self, mean: str = "channel") -> list[str]:
+        """Name the rows of the tables: target, order0 … orderK, output, residual.
+
+        With mean "global", a constant that is not 0 varies between the channels, and is the last row.
+        """
         orders = [f"order{k}" for k in range(len(self._mean) - 1)]
-        return ["target", *orders, "output", "residual"]
+        constant = ["constant"] if mean == "global" and self._constant is not None else []
+        return ["target", *orders, "output", "residual", *constant]
 
     def covariance(self, mean: str = "channel") -> Tensor:
-        """Give the covariances between all named vectors, float64 (M+2, M+2), their variances on the diagonal.
+        """Give the covariances between all named vectors, float64 (R, R), their variances on the diagonal.
 
         Args:
             mean: "channel", every channel has its own mean (released code), or "global", one mean over all
                 (the paper's formula).
         """
-        comoment = self._comoment.sum(0)
-        channels = self._mean.shape[1]
+        mixing = self._mixing()
+        comoment = mixing @ self._comoment.sum(0) @ mixing.T
         if mean == "global":
-            offset = self._mean - self._mean.mean(1, keepdim=True)
+            means = mixing @ self._mean
+            if self._constant is not None:
+                constant = self._constant.to(means.device)
+                means[[0, -2]] += constant  # target and output
+                means, comoment = torch.cat([means, constant[None]]), F.pad(comoment, (0, 1, 0, 1))
+            offset = means - means.mean(1, keepdim=True)
             comoment = comoment + self.count * offset @ offset.T
         elif mean != "channel":
             raise ValueError(f"mean is 'channel' or 'global', not {mean!r}")
-        mixing = self._mixing()
-        return mixing @ (comoment / (self.count * channels)) @ mixing.T
+        return comoment / (self.count * self._mean.shape[1])
 
     def channel_variances(self) -> Tensor:
         """Give the variance of every named vector in every channel, float64 (M+2, C)."""
@@ -122,7 +179,7 @@ class ComponentMoments:
 
     def report(self, mean: str = "channel") -> dict[str, Any]:
         """Summarise as plain numbers: images, mean convention, var, instability, covariance."""
-        names, matrix = self.names(), self.covariance(mean).cpu()
+        names, matrix = self.names(mean), self.covariance(mean).cpu()
         variance = dict(zip(names, matrix.diagonal().tolist()))
         return {
             "images": self.images,

@@ -22,7 +22,7 @@ def read_cub(folders: list[Path], limit: int | None = None) -> Listing:
 
     Args:
         folders: where images/, images.txt, bounding_boxes.txt and train_test_split.txt are.
-        limit: only the first so many classes.
+        limit: only the first so many classes that have a folder.
 
     Raises:
         InputError: a list is missing or malformed.
@@ -30,8 +30,8 @@ def read_cub(folders: list[Path], limit: int | None = None) -> Listing:
     root = find(folders, "images.txt", CUB_PARTS["images.txt"]).parent
     paths = {number: path for number, (path,) in _table(root / "images.txt", 1).items()}
     boxes, splits = _table(root / "bounding_boxes.txt", 4), _table(root / "train_test_split.txt", 1)
-    listing = Listing(_class_folders(paths.values())[:limit])
-    present = _present(listing, root / "images", paths.values())
+    listing = Listing(_class_folders(paths.values()))
+    present = _present(listing, root / "images", paths.values(), limit)
     for number, path in paths.items():
         if path not in present:
             continue
@@ -52,7 +52,7 @@ def read_dogs(folders: list[Path], limit: int | None = None) -> Listing:
 
     Args:
         folders: where Images, Annotation, train_list.mat and test_list.mat are.
-        limit: only the first so many classes.
+        limit: only the first so many classes that have a folder.
 
     Raises:
         InputError: a folder or list is missing, or a list is malformed.
@@ -60,8 +60,8 @@ def read_dogs(folders: list[Path], limit: int | None = None) -> Listing:
     images, annotations = (find(folders, name, DOG_PARTS[name]) for name in ("Images", "Annotation"))
     lists = find(folders, "train_list.mat", DOG_PARTS["train_list.mat"]).parent
     splits = {path: split for split in ("train", "test") for path in _file_list(lists / f"{split}_list.mat")}
-    listing = Listing(_class_folders(splits)[:limit])
-    present = _present(listing, images, splits)
+    listing = Listing(_class_folders(splits))
+    present = _present(listing, images, splits, limit)
     for path, split in splits.items():
         if path not in present:
             continue
@@ -87,24 +87,29 @@ def _class_folders(paths: Iterable[str]) -> list[str]:
     return sorted({path.partition("/")[0] for path in paths})
 
 
-def _present(listing: Listing, images: Path, paths: Iterable[str]) -> set[str]:
-    """Those listed photos of the listing's classes whose class has a folder; tells of the rest.
+def _present(listing: Listing, images: Path, paths: Iterable[str], limit: int | None) -> set[str]:
+    """Cut the listing's classes to the first `limit` that have a folder; return their listed photos, tell of the rest.
 
     A class without a folder is a smaller data set, told in one note; a file that no list names is a problem.
     """
     photos: dict[str, set[str]] = defaultdict(set)
     for path in paths:
         photos[path.partition("/")[0]].add(path)
-    absent = [folder for folder in listing.classes if not (images / folder).is_dir()]
+    present: list[str] = []
+    absent: list[str] = []
+    for folder in listing.classes:
+        if len(present) == limit:
+            break
+        (present if (images / folder).is_dir() else absent).append(folder)
     if absent:
         number = sum(len(photos[folder]) for folder in absent)
         listing.notes.append(f"{number:,} listed photos of {len(absent)} classes are not in {printable(images)}")
-        listing.classes = [folder for folder in listing.classes if folder not in absent]
-    for folder in listing.classes:
+    listing.classes = present
+    for folder in present:
         for file in sorted((images / folder).iterdir()):
             if f"{folder}/{file.name}" not in photos[folder] and not file.name.startswith("."):
                 listing.problem("file that no list names", file)
-    return {path for folder in listing.classes for path in photos[folder]}
+    return {path for folder in present for path in photos[folder]}
 
 
 def _table(path: Path, columns: int) -> dict[str, list[str]]:

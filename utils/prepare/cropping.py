@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -53,12 +54,14 @@ class Listing:
     Attributes:
         classes: names of the folders to make; their order when sorted is that of the official class ids.
         crops: to make.
-        problems: entries that cannot become a crop.
+        files: images to write as they are: for each output as of a crop the function that gives its bytes.
+        problems: entries that cannot become an image.
         notes: lines to tell, none of them an error.
     """
 
     classes: list[str]
     crops: list[Crop] = field(default_factory=list)
+    files: dict[str, Callable[[], bytes]] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 

@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import shutil
 import tarfile
+import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,13 +21,13 @@ def unpacked(sources: list[Path], parts: dict[str, str], scratch: Path) -> Itera
     removed afterwards, and what a killed run left there before.
 
     Args:
-        sources: folders and tar archives, compressed or not.
+        sources: folders, tar archives, compressed or not, and zip archives.
         parts: names that the folders must hold, and the official archive of each: it is unpacked where a folder
             holds that in place of the part.
         scratch: a folder that is not there.
 
     Raises:
-        InputError: a source is missing, no tar archive, damaged, or would write outside `scratch`.
+        InputError: a source is missing, no archive, damaged, or would write outside `scratch`.
     """
     for source in sources:
         if not source.exists():
@@ -49,13 +50,20 @@ def unpacked(sources: list[Path], parts: dict[str, str], scratch: Path) -> Itera
 def _unpack(archive: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with tarfile.open(archive) as tar:
-            tar.extractall(folder, filter="data")
+        if zipfile.is_zipfile(archive):
+            with zipfile.ZipFile(archive) as members:
+                for name in members.namelist():
+                    if not (folder / name).resolve().is_relative_to(folder.resolve()):
+                        raise InputError(f"{archive} is refused, because it would write outside its folder: {name!r}")
+                members.extractall(folder)
+        else:
+            with tarfile.open(archive) as tar:
+                tar.extractall(folder, filter="data")
     except tarfile.FilterError as error:
         raise InputError(f"{archive} is refused, because it would write outside its folder: {error}") from None
-    except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error) as error:
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, gzip.BadGzipFile, zlib.error, RuntimeError) as error:
         reason = str(error).partition(":\n")[0]
-        raise InputError(f"{archive} is no whole tar archive ({reason}); download it again") from None
+        raise InputError(f"{archive} is no whole tar or zip archive ({reason}); download it again") from None
 
 
 def _places(folder: Path, name: str) -> list[Path]:

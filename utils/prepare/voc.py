@@ -25,13 +25,13 @@ def read_voc(folders: list[Path], names: list[str], limit: int | None = None) ->
     Args:
         folders: where JPEGImages, Annotations and, if at all, ImageSets/Main are.
         names: of `VOC_CLASSES`, the objects to crop.
-        limit: only the first so many classes of `VOC_CLASSES`.
+        limit: only the first so many of them, in the order of `VOC_CLASSES`, that have an object.
 
     Raises:
         InputError: there is no JPEGImages folder.
     """
     root = find(folders, "JPEGImages", VOC_PARTS["JPEGImages"]).parent
-    listing = Listing(_voc_folders(names, limit))
+    listing = Listing(_voc_folders(names))
     lists = root / "ImageSets" / "Main"
     if (lists / "train.txt").is_file():
         photos = {"train": lines_of(lists / "train.txt"), "test": lines_of(lists / "val.txt")}
@@ -46,7 +46,7 @@ def read_voc(folders: list[Path], names: list[str], limit: int | None = None) ->
         for stem in stems:
             objects = read_objects(listing, root / "Annotations" / f"{stem}.xml")
             _add_objects(listing, split, root, stem, objects or [])
-    return listing
+    return _first_classes(listing, limit)
 
 
 def read_voc_lists(folders: list[Path], lists: list[Path], names: list[str], limit: int | None = None) -> Listing:
@@ -58,13 +58,13 @@ def read_voc_lists(folders: list[Path], lists: list[Path], names: list[str], lim
         folders: where JPEGImages is.
         lists: pickled lists of dicts `source, category, class, bndbox{xmin,ymin,xmax,ymax}`.
         names: of `VOC_CLASSES`, the objects to crop.
-        limit: only the first so many classes of `VOC_CLASSES`.
+        limit: only the first so many of them, in the order of `VOC_CLASSES`, that have an object.
 
     Raises:
         InputError: there is no JPEGImages folder, or a list is not of this form.
     """
     root = find(folders, "JPEGImages", VOC_PARTS["JPEGImages"]).parent
-    listing = Listing(_voc_folders(names, limit))
+    listing = Listing(_voc_folders(names))
     classes = dict(enumerate(VOC_CLASSES))
     for split, path in zip(("train", "test"), lists):
         photos: dict[str, list[tuple[str, Box]]] = defaultdict(list)
@@ -79,11 +79,19 @@ def read_voc_lists(folders: list[Path], lists: list[Path], names: list[str], lim
             ) from None
         for stem, objects in photos.items():
             _add_objects(listing, split, root, stem, objects)
+    return _first_classes(listing, limit)
+
+
+def _voc_folders(names: Iterable[str]) -> list[str]:
+    return [folder for name, folder in zip(VOC_CLASSES, VOC_FOLDERS) if name in names]
+
+
+def _first_classes(listing: Listing, limit: int | None) -> Listing:
+    """Keep the first `limit` of the classes that have an object."""
+    if limit is not None:
+        listing.classes = sorted({PurePosixPath(crop.output).parts[1] for crop in listing.crops})[:limit]
+        listing.crops = [crop for crop in listing.crops if PurePosixPath(crop.output).parts[1] in listing.classes]
     return listing
-
-
-def _voc_folders(names: Iterable[str], limit: int | None) -> list[str]:
-    return [folder for name, folder in zip(VOC_CLASSES[:limit], VOC_FOLDERS) if name in names]
 
 
 def _add_objects(listing: Listing, split: str, root: Path, stem: str, objects: Iterable[tuple[str, Box]]) -> None:

@@ -4,17 +4,29 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 
-def variance_table(report: dict[str, Any]) -> str:
-    """Lay the variances out for reading, each with its share of the target's."""
+def variance_table(report: Mapping[str, Any]) -> str:
+    """Lay the variances out for reading, each with its share of the target's, and what they are to be held against."""
     total = report["var"]["target"]
-    titles = {"target": "x*", "output": "g(x)", "residual": "x_Δ = x* - g(x)"}
+    titles = {"target": "x*", "output": "g(x)", "residual": "x_Δ = x* - g(x)", "constant": "constant"}
     lines = [f"{'component':<18}{'variance':>14}{'share of x*':>14}"]
     for name, value in report["var"].items():
         title = titles.get(name, name.replace("order", "x(") + ")")
         share = f"{100 * value / total:.2f} %" if total > 0 else "-"
         lines.append(f"{title:<18}{value:>14.6g}{share:>14}")
-    instability = "undefined: x* is constant" if report["instability"] is None else f"{report['instability']:.4f}"
-    return "\n".join([*lines, f"instability Var(x_Δ)/Var(x*) = {instability}"])
+    instability, reference = report["instability"], report.get("linear_reference")
+    if instability is None:
+        return "\n".join([*lines, "instability Var(x_Δ)/Var(x*) = undefined: x* is constant"])
+    lines.append(f"instability Var(x_Δ)/Var(x*) = {instability:.4f}")
+    if reference:
+        lines.append(f"of the linear reference        {reference['instability']:.4f} ({reference['measured_on']})")
+    if instability > 1:
+        lines.append(
+            "above 1: g(x) is further from x* than x*'s own mean is, so this measures a failed fit (usual causes: too "
+            "few epochs, a feature that hardly varies, other data or another scale than it was fitted on)"
+        )
+    for row in report.get("spectrum", ()):
+        lines.append(f"{row['layers']} layers: R² {row['r2']:.4f}, {row['gain']:+.4f} over the depth before")
+    return "\n".join(lines)
 
 
 def compression_table(report: Mapping[str, Any]) -> str:
@@ -41,3 +53,24 @@ def sweep_table(reports: Sequence[Mapping[str, Any]]) -> str:
         percents = [report["removed_percent"], *report["accuracy_percent"].values()]
         lines.append(factors + "".join(f"{value:>12.2f}" for value in percents) + f"  {report['checkpoint']}")
     return "\n".join(lines)
+
+
+def calibration_table(report: Mapping[str, Any]) -> str:
+    """Lay out a calibration: every kind of pairs with its interval, the consistency, other similarities."""
+    lines = [f"{report['images']:,} held-out images, {report['epochs']} epochs", ""]
+    lines.append(f"{'pairs':<34}{'instability':>12}{'95 % interval':>20}{'linear':>10}")
+    for row in report["rows"]:
+        linear = "" if row["linear_reference"] is None else f"{row['linear_reference']:.4f}"
+        lines.append(f"{row['pairs']:<34}{row['value']:>12.4f}{interval_text(row):>20}{linear:>10}")
+    consistency = report["consistency"]
+    value = "undefined" if consistency["value"] is None else f"{consistency['value']:.4f}"
+    lines += ["", f"normalised consistency (null within the class → A → A): {value}  {interval_text(consistency)}", ""]
+    for score in report["baselines"]:
+        number = f"undefined: {score['reason']}" if score["value"] is None else f"{score['value']:.4f}"
+        lines.append(f"{score['name']:<12}{number:>10}  a {score['kind']}")
+    return "\n".join(lines)
+
+
+def interval_text(interval: Mapping[str, Any]) -> str:
+    """Write an interval's ends: "[0.0851, 0.0970]"; nothing where there is none."""
+    return "" if interval["low"] is None else f"[{interval['low']:.4f}, {interval['high']:.4f}]"

@@ -1,21 +1,28 @@
 """What every step that trains a classifier shares: its batch, its validation, its checkpoint."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from utils.data.batches import normalise
+from utils.data.batches import Preprocessing
 from utils.runtime import Runtime
 from utils.training.engine import Step, evaluate
 from utils.training.losses import classification_loss
 from utils.training.metrics import accuracies_percent
 
+NOT_AUGMENTED = Preprocessing()
 Loader = DataLoader[tuple[Tensor, ...]]
 
 
 def classify(
-    net: nn.Module, images: Tensor, targets: Tensor, indices: Tensor, *, frozen: nn.Module | None = None
+    net: nn.Module,
+    images: Tensor,
+    targets: Tensor,
+    indices: Tensor,
+    *,
+    preprocess: Callable[[Tensor, Tensor], Tensor] = NOT_AUGMENTED,
+    frozen: nn.Module | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Classify a batch: a step of the engine.
 
@@ -24,13 +31,14 @@ def classify(
         images: uint8 (N, 3, S, S).
         targets: class ids int64 (N,), or multi-label float (N, C).
         indices: of the images.
-        frozen: a fixed network between the normalised images and the net.
+        preprocess: images, indices → float32 (N, 3, S, S): augmented, normalised.
+        frozen: a fixed network between these and the net.
 
     Returns:
         The loss and the accuracies in percent.
     """
-    normalised = normalise(images)
-    return classify_features(net, frozen(normalised) if frozen else normalised, targets, indices)
+    prepared = preprocess(images, indices)
+    return classify_features(net, frozen(prepared) if frozen else prepared, targets, indices)
 
 
 def classify_features(

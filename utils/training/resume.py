@@ -37,13 +37,15 @@ def find(
         The checkpoint, or None to begin anew.
 
     Raises:
-        InputError: `own` is another run's, or cannot be read; or there is no file at the path.
+        InputError: `own` is another run's, or cannot be read; or at the path is none, or one of other features.
     """
     path = None if resume in ("", "auto") else Path(resume)
     if own.exists() and not restart:
         check(own, settings, source=source, extendable=extendable)
     if path is not None:
-        checkpoint.load(path, mmap=True)  # says now what is there instead
+        state = checkpoint.load(path, mmap=True)  # says now what is there instead
+        if source:
+            Provenance.from_record(state.get("source", {})).check(source, path)
         return path
     return own if resume and own.exists() and not restart else None
 

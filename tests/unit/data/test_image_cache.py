@@ -1,20 +1,16 @@
-import multiprocessing
-import os
-import pickle
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from photos import make_folder, make_photo, real_data
 from torch.utils.data import DataLoader
 
-from utils.data import image_cache
-from utils.data.image_cache import StoredPixels, cache_images
-from utils.data.image_file import MappedPixels
+from tests.unit.photos import make_folder, make_photo, real_data
+from utils.data import image_cache, storage
+from utils.data.batches import AUGMENTATIONS
+from utils.data.image_cache import cache_images
 from utils.data.images import ImageData, load_images
 from utils.errors import InputError
 
@@ -69,133 +65,12 @@ def test_off_and_stored_data_come_back_as_they_are(photos, cache, tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["auto", "ram", "disk"])
-def test_augmented_images_are_not_cached(photos, tmp_path, capsys, mode):
+def test_images_that_decoding_augments_are_not_cached(photos, tmp_path, capsys, mode):
     data = load(photos, dataset="ilsvrc")
     assert cache_images(data, mode, cache_dir=tmp_path / "cache", workers=1) is data
     assert "augmented anew" in capsys.readouterr().out and not (tmp_path / "cache").exists()
     val = cache_images(load(photos, dataset="ilsvrc", split="val"), mode, cache_dir=tmp_path / "cache", workers=1)
     assert val.stored is not None
-
-
-def decoded_in(run, monkeypatch) -> int:
-    """Count the images that `run` decodes."""
-    decode = ImageData.decode
-    decoded: list[int] = []
-
-    def counting(self, indices):
-        decoded.extend(indices)
-        return decode(self, indices)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(ImageData, "decode", counting)
-        run()
-    return len(decoded)
-
-
-def test_a_file_is_found_by_the_next_run(cache, monkeypatch, capsys):
-    assert decoded_in(lambda: cache("disk"), monkeypatch) == 45
-    assert "decoding the train images of folder once, into" in capsys.readouterr().out
-    assert decoded_in(lambda: cache("disk"), monkeypatch) == 0
-    assert "decoding" not in capsys.readouterr().out
-    assert decoded_in(lambda: cache("ram"), monkeypatch) == 45
-
-
-def change_content(folder: Path) -> None:
-    make_photo(folder / "a" / "03.jpg", 99)
-
-
-def change_time(folder: Path) -> None:
-    os.utime(folder / "a" / "03.jpg", ns=(1, 1))
-
-
-def change_name(folder: Path) -> None:
-    (folder / "a" / "03.jpg").rename(folder / "a" / "03x.jpg")
-
-
-def change_number(folder: Path) -> None:
-    make_photo(folder / "b" / "new.jpg", 98)
-
-
-def change_class(folder: Path) -> None:
-    (folder / "a" / "39.jpg").rename(folder / "b" / "39.jpg")
-
-
-@pytest.mark.parametrize("change", [change_content, change_time, change_name, change_number, change_class])
-def test_changed_images_are_noticed_and_decoded_again(cache, photos, capsys, change):
-    cache("disk")
-    change(photos)
-    capsys.readouterr()
-    again = cache("disk")
-    assert "photos changed since" in (said := capsys.readouterr().out) and "decoding them again" in said
-    assert torch.equal(everything(again)[0], everything(load(photos))[0])
-    cache("disk")
-    assert "photos changed" not in capsys.readouterr().out
-
-
-def test_sizes_and_splits_have_files_of_their_own(photos, tmp_path):
-    for size, split in ((16, "train"), (8, "train"), (16, "val")):
-        data = load(photos, size, split=split)
-        cached = cache_images(data, "disk", cache_dir=tmp_path / "cache", workers=1, quiet=True)
-        assert torch.equal(everything(cached)[0], everything(data)[0])
-    assert len(list((tmp_path / "cache").glob("*.npy"))) == 3
-
-
-def only_file(folder: Path, pattern: str) -> Path:
-    (path,) = folder.glob(pattern)
-    return path
-
-
-@pytest.mark.parametrize("damage", ["no record", "bad record", "truncated", "other shape", "not npy"])
-def test_an_incomplete_file_is_built_again(cache, photos, tmp_path, capsys, damage):
-    cache("disk")
-    pixels, record = only_file(tmp_path / "cache", "*.npy"), only_file(tmp_path / "cache", "*.json")
-    if damage == "no record":
-        record.unlink()
-    elif damage == "bad record":
-        record.write_text("{")
-    elif damage == "truncated":
-        os.truncate(pixels, pixels.stat().st_size - 1)
-    elif damage == "other shape":
-        np.save(pixels, np.zeros((45, 3, 8, 8), np.uint8))
-    else:
-        pixels.write_bytes(b"junk")
-    capsys.readouterr()
-    assert torch.equal(everything(cache("disk"))[0], everything(load(photos))[0])
-    assert "again" in capsys.readouterr().out
-
-
-class Interrupted(BaseException):
-    """As a KeyboardInterrupt, but no signal to the test run."""
-
-
-def test_an_interrupted_build_is_not_taken_for_complete(cache, photos, tmp_path, monkeypatch):
-    cache("disk")
-    change_content(photos)
-    decode = ImageData.decode
-
-    def fail(self, indices):
-        if 40 in indices:
-            raise Interrupted
-        return decode(self, indices)
-
-    monkeypatch.setattr(ImageData, "decode", fail)
-    with pytest.raises(Interrupted):
-        cache("disk")
-    monkeypatch.undo()
-    assert not list((tmp_path / "cache").glob("*.json")) and not list((tmp_path / "cache").glob(".*part*"))
-    assert torch.equal(everything(cache("disk"))[0], everything(load(photos))[0])
-
-
-def test_what_a_killed_build_left_is_removed(cache, tmp_path):
-    cache("disk")
-    pixels = only_file(tmp_path / "cache", "*.npy")
-    only_file(tmp_path / "cache", "*.json").unlink()
-    left = pixels.with_name(f".{pixels.name}.abc.part.npy")
-    left.write_bytes(b"half")
-    other = pixels.with_name(".other.npy.abc.part.npy")
-    other.write_bytes(b"of another build")
-    cache("disk")
-    assert not left.exists() and other.exists()
 
 
 @pytest.mark.parametrize("mode", ["ram", "disk"])
@@ -225,23 +100,31 @@ def first_part(batch):
     return batch[0]
 
 
-def test_a_mapped_file_is_pickled_by_name(cache):
-    stored = cache("disk").stored
-    assert isinstance(stored, MappedPixels) and len(pickle.dumps(stored)) < 1000
-    index = torch.tensor([2])
-    assert torch.equal(pickle.loads(pickle.dumps(stored)).gather(index), stored.gather(index))
-
-
 def test_auto_takes_memory_then_disk_then_nothing(cache, photos, tmp_path, monkeypatch, capsys):
     needed = 45 * 3 * 16 * 16
-    monkeypatch.setattr(image_cache, "available_memory_bytes", lambda: 2 * needed + 2)
-    assert isinstance(cache("auto").stored, StoredPixels)
-    monkeypatch.setattr(image_cache, "available_memory_bytes", lambda: 2 * needed)
-    assert isinstance(cache("auto").stored, MappedPixels)
+    monkeypatch.setattr(storage, "available_memory_bytes", lambda: 2 * needed + 2)
+    assert (in_memory := cache("auto").stored) is not None and in_memory.path is None
+    assert not (tmp_path / "cache").exists()
+    monkeypatch.setattr(storage, "available_memory_bytes", lambda: 2 * needed)
+    assert (mapped := cache("auto").stored) is not None and mapped.path is not None and mapped.path.is_file()
     shutil.rmtree(tmp_path / "cache")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, needed))
     assert cache("auto").stored is None
     assert "no room to cache the train images of folder (0.00 GB); decoding in every epoch" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("mode", ["auto", "ram", "disk"])
+def test_images_are_decoded_once_where_batches_are_augmented(photos, tmp_path, mode):
+    options = {"data_root": "nowhere", "path": photos, "image_size": 16, "augmentation": AUGMENTATIONS["reflect4"]}
+    data = load_images("folder", "train", **options)
+    cached = cache_images(data, mode, cache_dir=tmp_path / "cache", workers=1)
+    assert cached.stored is not None and cached.augments
+    expected = [data.preprocessing(7)(*everything(data)[::2], epoch) for epoch in range(2)]
+    shutil.rmtree(photos)
+    for epoch in range(2):
+        images, _, indices = everything(cached)
+        assert torch.equal(cached.preprocessing(7)(images, indices, epoch), expected[epoch])
+    assert not torch.equal(*expected)
 
 
 def test_more_than_the_memory_is_refused(cache, monkeypatch):
@@ -250,53 +133,10 @@ def test_more_than_the_memory_is_refused(cache, monkeypatch):
         cache("ram")
 
 
-def test_processes_of_one_machine_share_its_memory(monkeypatch):
-    alone = image_cache.available_memory_bytes()
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert 0.2 < image_cache.available_memory_bytes() / alone < 0.3
-    assert alone > 10**8
-
-
-def test_a_full_disk_is_one_sentence(cache, tmp_path, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(InputError, match=r"cannot be written \(No space left on device; it takes .* GB\); free some"):
-        cache("disk")
-    assert not list((tmp_path / "cache").glob("*.npy"))
-
-
-def test_a_cache_folder_that_cannot_be_made_is_one_sentence(cache, tmp_path):
-    (tmp_path / "cache").write_text("a file")
-    with pytest.raises(InputError, match=r"image cache .* cannot be written \(.*\); use --cache_images off"):
-        cache("disk")
-
-
 def test_quiet_processes_say_nothing(cache, capfd):
     for mode in ("disk", "disk", "ram"):
         cache(mode, quiet=True)
     assert capfd.readouterr() == ("", "")
-
-
-def in_a_process(target, *arguments):
-    def run() -> None:
-        torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
-        target(*arguments)
-
-    process = multiprocessing.get_context("fork").Process(target=run)
-    process.start()
-    return process
-
-
-def test_processes_that_start_together_build_once(cache, photos, capfd):
-    processes = [in_a_process(cache, "disk") for _ in range(3)]
-    for process in processes:
-        process.join()
-    said = capfd.readouterr().out
-    assert [process.exitcode for process in processes] == [0, 0, 0]
-    assert said.count("once, into") == 1 and said.count("ready in") == 3
-    assert torch.equal(everything(cache("disk"))[0], everything(load(photos))[0])
 
 
 # In an interpreter of its own: a fork of this one reuses memory that other tests have freed.
@@ -304,6 +144,7 @@ GROWN_BY = """
 import sys
 from pathlib import Path
 from utils.data.images import load_images
+from utils.data.batches import AUGMENTATIONS
 from utils.data.image_cache import cache_images
 
 def status_bytes(name):

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from photos import real_data
 
+from tests.unit.photos import real_data
 from utils.data.datasets import ImageList
 from utils.data.sub_samplers import read_sub_sampler, split_classes
 from utils.errors import InputError
@@ -64,7 +64,7 @@ def test_both_halves_are_made_and_saved_and_then_stand(tmp_path, ten):
     saved = sorted(path.name for path in tmp_path.iterdir())
     assert saved == ["sub_sampler_birds_50par_A.json", "sub_sampler_birds_50par_B.json"]
     before = [path.stat().st_mtime_ns for path in sorted(tmp_path.iterdir())]
-    assert read(tmp_path, "50par_A", ten, split="random", seed=9) == theirs  # what is saved stands
+    assert read(tmp_path, "50par_A", ten, seed=9) == theirs  # what is saved stands
     assert [path.stat().st_mtime_ns for path in sorted(tmp_path.iterdir())] == before
 
 
@@ -98,6 +98,47 @@ def test_a_missing_half_is_what_the_given_one_leaves(tmp_path, ten):
     assert read(tmp_path, "50par_B", ten) == [0, 1, 3, 5, 6, 7, 8]
     assert read(tmp_path, "50par_A", ten) == [9, 2, 4]
     assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("made", "asked", "difference"),
+    [
+        ({}, {"split": "random", "seed": 7}, "--split first, not random"),
+        ({"split": "first", "seed": 3}, {"split": "random", "seed": 3}, "--split first, not random"),
+        ({"split": "random", "seed": 7}, {"split": "first"}, "--split random, not first"),
+        ({"split": "random", "seed": 7}, {"split": "random", "seed": 8}, "--seed 7, not 8"),
+        ({"split": "random"}, {"split": "random", "seed": 8}, "--seed 0, not 8"),
+    ],
+)
+def test_halves_that_were_made_in_another_way_are_refused(tmp_path, ten, made, asked, difference):
+    read(tmp_path, "50par_A", ten, **made)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for half in "AB":
+        with pytest.raises(InputError, match=rf"50par_{half}\.json was made with {difference}; leave out --split"):
+            read(tmp_path, f"50par_{half}", ten, **asked)
+    (tmp_path / "sub_sampler_birds_50par_B.json").unlink()  # of the two, A alone can tell
+    with pytest.raises(InputError, match=rf"50par_A\.json was made with {difference}"):
+        read(tmp_path, "50par_B", ten, **asked)
+    kept = tmp_path / "sub_sampler_birds_50par_A.json"
+    assert {kept.name: before[kept.name]} == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+
+def test_halves_are_taken_as_they_were_made(tmp_path, ten):
+    drawn = read(tmp_path, "50par_A", ten, split="random", seed=7)
+    assert read(tmp_path, "50par_A", ten, split="random", seed=7) == read(tmp_path, "50par_A", ten, seed=8) == drawn
+    (tmp_path / "sub_sampler_birds_50par_B.json").unlink()
+    rest = read(tmp_path, "50par_B", ten, seed=8)  # made anew, as A's rest: it records how A was made
+    assert sorted(drawn + rest) == list(range(10))
+    assert read(tmp_path, "50par_B", ten, split="random", seed=7) == rest
+    first = read(tmp_path / "first", "50par_A", ten, split="first", seed=1)
+    assert read(tmp_path / "first", "50par_A", ten, split="first", seed=2) == first  # the seed drew nothing
+
+
+def test_lists_that_do_not_record_how_they_were_made_are_taken(tmp_path, ten):
+    torch.save([9, 2, 4], tmp_path / "sub_sampler_birds_50par_A.pt")
+    for split in ("first", "random"):
+        assert read(tmp_path, "50par_A", ten, split=split, seed=3) == [9, 2, 4]
+        assert read(tmp_path, "50par_B", ten, split=split, seed=3) == [0, 1, 3, 5, 6, 7, 8]
 
 
 def test_images_with_several_labels_are_split_as_one_class():

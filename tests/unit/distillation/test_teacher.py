@@ -47,12 +47,13 @@ def test_stored_logits_are_those_of_asking_every_time(loader, make_teacher, augm
     live = make_teacher()
     means = []
     for pixels, _targets, indices in loader:
-        assert torch.equal(stored(pixels, indices), live(pixels, indices))
-        means.append(live(pixels, indices).mean(0))
-        assert not live(pixels, indices).requires_grad
+        images = normalise(pixels)
+        assert torch.equal(stored(images, indices), live(images, indices))
+        means.append(live(images, indices).mean(0))
+        assert not live(images, indices).requires_grad
     assert not torch.equal(means[0], means[1])
     shuffled = torch.tensor([5, 0, 23])
-    by_index = torch.cat([live(batch[0], batch[2]) for batch in loader])[shuffled]
+    by_index = torch.cat([live(normalise(batch[0]), batch[2]) for batch in loader])[shuffled]
     assert torch.equal(stored(torch.empty(0), shuffled), by_index)
 
 
@@ -67,6 +68,7 @@ def test_a_stored_teacher_looks_at_every_image_once_and_a_live_one_at_what_it_is
             return super().forward(images.mean((2, 3)))
 
     pixels, _targets, indices = next(iter(loader))
+    pixels = normalise(pixels)
     stored = teacher_logits(Watched(3, CLASSES), loader, CLASSES, cpu, folder=tmp_path)
     for _ in range(2):
         assert stored(pixels, indices).shape == (8, CLASSES)
@@ -86,17 +88,17 @@ def test_the_teacher_is_frozen_in_evaluation_mode(loader, cpu, tmp_path, augment
     model = nn.Sequential(norm, nn.Flatten(), nn.Linear(3 * 32 * 32, CLASSES)).train()
     teacher = teacher_logits(model, loader, CLASSES, cpu, folder=tmp_path)
     for pixels, _targets, indices in loader:
-        teacher(pixels, indices)
+        teacher(normalise(pixels), indices)
     assert not any(module.training for module in model.modules())
     assert not any(parameter.requires_grad for parameter in model.parameters())
     assert norm.running_mean is not None and not norm.running_mean.any()
 
 
-def test_live_logits_are_those_of_normalised_pixels():
+def test_live_logits_are_those_of_what_the_student_sees():
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 4, CLASSES))
-    pixels = torch.randint(256, (2, 3, 4, 4), dtype=torch.uint8)
-    logits = live_logits(model, pixels, torch.tensor([7, 1]))
-    assert torch.equal(logits, model(normalise(pixels)))
+    images = torch.randn(2, 3, 4, 4)
+    logits = live_logits(model, images, torch.tensor([7, 1]))
+    assert torch.equal(logits, model(images))
     assert not logits.requires_grad
 
 

@@ -32,7 +32,7 @@ def test_everything_comes_back_in_order(tmp_path, dtype):
     features_a, features_b, targets, hits_a, hits_b = samples()
     assert isinstance(cache, FeatureCache) and len(cache) == COUNT
     assert (cache.shape_a, cache.shape_b) == (SHAPE_A, SHAPE_B)
-    assert cache.record == RECORD
+    assert cache.provenance.to_record() == RECORD
     assert cache.facts["dtype"] == str(dtype).removeprefix("torch.") and cache.facts["top_k"] == [1, 3]
     assert cache.paths == PATHS and os.fsencode(cache.paths[0]).endswith(b"\xff.jpg")
     assert torch.equal(cache.targets, targets)
@@ -55,8 +55,9 @@ def test_reverse_swaps_the_networks_everywhere(tmp_path):
     cache = open_features(complete(tmp_path), reverse=True, expected={"layer_a": "layer3", "shape_a": SHAPE_B})
     features_a, features_b, _, hits_a, hits_b = samples()
     assert (cache.shape_a, cache.shape_b) == (SHAPE_B, SHAPE_A)
-    assert cache.record["checkpoint_a"] == "bb22" and cache.record["checkpoint_b"] == "aa11"
-    assert cache.record["dataset"] == "digits"
+    assert (cache.provenance.a.sha256, cache.provenance.b.sha256) == ("bb22", "aa11")
+    assert (cache.provenance.a.layer, cache.provenance.b.layer) == ("layer3", "features.30")
+    assert cache.provenance.dataset == "digits"
     batch_a, batch_b, *_ = cache.__getitems__([4, 2])
     assert torch.equal(batch_a, features_b[[4, 2]]) and torch.equal(batch_b, features_a[[4, 2]])
     assert torch.equal(cache.hits_a, hits_b) and torch.equal(cache.hits_b, hits_a)

@@ -8,6 +8,7 @@ from tests.unit.stored_features import SHAPE_A, SHAPE_B, old_folder, samples
 from utils.errors import InputError
 from utils.features.cache import open_features
 from utils.features.old_folder import OldFeatureFolder
+from utils.provenance import Provenance
 
 
 @pytest.mark.parametrize("as_numpy", [False, True])
@@ -29,7 +30,7 @@ def test_old_files_read_like_a_cache(tmp_path, as_numpy):
 
 def test_old_files_say_nothing_of_their_origin(tmp_path):
     features = OldFeatureFolder(old_folder(tmp_path))
-    assert features.record == {}
+    assert features.provenance == Provenance() and features.provenance.to_record() == {}
     assert features.facts == {"shape_a": [*SHAPE_A], "shape_b": [*SHAPE_B], "count": 5}
     assert features.paths == [f"{i:06d}.pkl" for i in range(5)]
     assert features.hits_a.shape == features.hits_b.shape == (5, 0)

@@ -89,3 +89,26 @@ def test_rows_may_come_in_any_order_and_again(tmp_path):
         fill(target, rows)
     target.finish()
     assert torch.equal(open_features(tmp_path).__getitems__(range(COUNT))[0], values[0])
+
+
+def test_two_runs_do_not_fill_one_cache(tmp_path):
+    with writer(tmp_path) as target:
+        fill(target, [0, 1])
+        with pytest.raises(InputError, match=r"another run \(pid .* is writing in .*; wait for it, or choose another"):
+            writer(tmp_path)
+        fill(target, list(range(2, COUNT)))
+        target.finish()
+    assert torch.equal(open_features(tmp_path).__getitems__(range(COUNT))[0], samples()[0])
+    with writer(tmp_path):
+        pass
+
+
+def test_a_writer_that_fails_lets_the_folder_go(tmp_path):
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(InputError, match="holds other files"):
+        writer(tmp_path)
+    (tmp_path / "thesis.tex").unlink()
+    with pytest.raises(ZeroDivisionError), writer(tmp_path):
+        raise ZeroDivisionError
+    with writer(tmp_path):
+        pass

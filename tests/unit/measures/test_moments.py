@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from utils.measures import moments
-from utils.measures.moments import ComponentMoments
+from utils.measures.moments import ComponentMoments, FeatureMoments
 
 RAGGED = [5, 1, 7, 3]
 NAMES = ["target", "order0", "order1", "order2", "output", "residual"]
@@ -76,6 +76,33 @@ def test_the_table_adds_up(mean):
     torch.testing.assert_close(table[parts][:, parts].sum(), table[0, 0], rtol=1e-12, atol=0)
     torch.testing.assert_close(table[1:4, 1:4].sum(), table[4, 4], rtol=1e-12, atol=0)
     torch.testing.assert_close(table, table.T, rtol=0, atol=1e-14)
+
+
+def test_a_constant_counts_where_the_mean_is_global_and_only_there():
+    """g(x) = Σ x(k) + constant: as if the constant were one more component."""
+    components, residual = pieces(dtype=torch.float64)
+    constant = torch.tensor([3.0, -1.0, 0.5, 0.0, 2.0], dtype=torch.float64)
+    moments = ComponentMoments(constant)
+    for part, rest in zip(components.split(RAGGED, dim=1), residual.split(RAGGED)):
+        moments.update(part, rest)
+    without = accumulated(components, residual)
+    assert moments.report("channel") == without.report("channel")
+    assert torch.equal(moments.channel_variances(), without.channel_variances())
+
+    as_component = torch.cat([components, constant[:, None, None].expand(1, *residual.shape)])
+    covariance, _ = by_definition(as_component, residual, "global")
+    order = [0, 1, 2, 3, 5, 6, 4]  # the constant's row comes last
+    np.testing.assert_allclose(moments.covariance("global"), covariance[order][:, order], rtol=1e-10, atol=1e-12)
+    assert moments.report("global")["covariance"]["names"] == [*NAMES, "constant"]
+    assert moments.report("global")["var"]["constant"] == pytest.approx(float(constant.var(unbiased=False)))
+    assert pickle.loads(pickle.dumps(moments.cpu())).report("global") == moments.report("global")
+
+
+def test_a_constant_of_zeros_is_no_row():
+    components, residual = pieces()
+    moments = ComponentMoments(torch.zeros(5))
+    moments.update(components, residual)
+    assert moments.report("global") == accumulated(components, residual, 16).report("global")
 
 
 def test_a_large_mean_does_not_cancel():
@@ -148,3 +175,47 @@ def test_channels_are_ranked_and_dead_ones_left_out():
 def test_an_unknown_mean_is_refused():
     with pytest.raises(ValueError, match="'pixel'"):
         accumulated(*pieces()).covariance("pixel")
+
+
+# --- one feature
+
+
+def features(images=16, offset=0.0):
+    """Maps (N, C, H, W), float64, whose channels differ in mean and size."""
+    generator = torch.Generator().manual_seed(3)
+    sizes = torch.linspace(0.5, 2, 5, dtype=torch.float64)[:, None, None]
+    return offset + sizes * (1 + torch.randn(images, 5, 4, 3, generator=generator, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("offset", [0, 1e5])
+def test_a_layer_has_a_mean_of_each_channel_and_one_deviation(offset, monkeypatch):
+    x = features(offset=offset)
+    monkeypatch.setattr(moments, "CHUNK_BYTES", 8 * x[0].numel() * 2)  # two images
+    found = FeatureMoments()
+    for part in x.split(RAGGED):
+        found.update(part)
+    values = x.numpy()
+    assert found.count == 16 * 12
+    np.testing.assert_allclose(found.mean, values.mean((0, 2, 3)), rtol=1e-12)
+    assert found.std == pytest.approx(np.sqrt(values.var((0, 2, 3)).mean()), rel=1e-9)
+
+
+def test_the_moments_of_a_layer_merge():
+    x = features()
+    one, merged = FeatureMoments(), FeatureMoments()
+    one.update(x)
+    for part in x.split([9, 7]):
+        other = FeatureMoments()
+        other.update(part)
+        merged.merge(pickle.loads(pickle.dumps(other.cpu())))  # as from another process
+        merged.merge(FeatureMoments())  # a process that saw nothing
+    assert merged.count == one.count
+    torch.testing.assert_close(merged.mean, one.mean, rtol=1e-12, atol=0)
+    assert merged.std == pytest.approx(one.std, rel=1e-12)
+
+
+def test_a_dead_layer_has_no_deviation():
+    found = FeatureMoments()
+    found.update(torch.ones(3, 2, 4, 4).half())
+    assert found.mean.tolist() == [1, 1]
+    assert found.std == 0

@@ -8,7 +8,9 @@ import torchvision
 from torch import nn
 
 import models
-from models.classifiers import build, classifier_record, fix_batch_norm, load_classifier, read_classifier
+from models.classifiers import build, classifier_record, fix_batch_norm, last_layer, load_classifier, read_classifier
+from models.small.author_keys import authors_state
+from models.small.stages import SmallNet
 from utils import checkpoint
 from utils.errors import InputError
 
@@ -154,6 +156,23 @@ def test_a_fine_tuned_vgg_trains_from_train_layer_on(tmp_path):
             assert (value == 0.5).all() == frozen, name  # the rest is initialised anew
 
 
+@pytest.mark.parametrize(
+    ("arch", "train_layer", "layers"),
+    [
+        ("vgg16_bn", 34, [34, 35, 37, 38, 40, 41]),
+        ("vgg16", 34, [24, 26, 28]),  # it has no layer 34
+        ("vgg16", 28, [28]),
+        ("vgg16", 30, []),
+        ("vgg11", 34, [16, 18]),
+    ],
+)
+def test_the_default_train_layer_trains_the_last_block_of_a_vgg(tmp_path, arch, train_layer, layers):
+    record = classifier_record(f"{arch}_ft", 3, train_layer)
+    path = save(tmp_path / "c.pth.tar", {"model": record, "state_dict": thin_state(arch, 3)})
+    names = {name.split(".")[1] for name in trained(load_classifier(path)) if name.startswith("features")}
+    assert names == {str(layer) for layer in layers}
+
+
 def test_the_default_train_layer_freezes_all_of_alexnets_features(tmp_path):
     model: Any = build("alexnet_ft", 1000, weights=save(tmp_path / "w.pth", thin_state("alexnet", 1000, 0.5)))
     assert {name.split(".")[0] for name in trained(model)} == {"classifier"}
@@ -168,13 +187,19 @@ def test_a_fine_tuned_resnet_trains_from_layer3_on_and_fetches_imagenet_weights(
     assert model.layer3[0].conv1.weight.std() > 0
 
 
-def test_frozen_batch_norm_is_a_fixed_function_and_the_rest_learns(torch_home):
+def test_frozen_batch_norm_follows_the_mode_of_the_network(torch_home):
     save(torch_home / "resnet18-f37072fd.pth", thin_state("resnet18", 1000, 0.5))
     model: Any = build("resnet18_ft", 7).train()
+    assert not model.bn1.weight.requires_grad and not model.layer2[1].bn2.bias.requires_grad
     model(torch.randn(2, 3, 64, 64))
-    assert not model.bn1.training and (model.bn1.running_mean == 0.5).all()
-    assert not model.layer2[1].bn2.training and model.layer2[1].bn2.num_batches_tracked == 0
-    assert model.layer3[0].bn1.training and model.layer3[0].bn1.num_batches_tracked == 1
+    for norm in (model.bn1, model.layer2[1].bn2, model.layer3[0].bn1):
+        assert norm.training and norm.num_batches_tracked == 1
+    fix_batch_norm(model)
+    model.train()(torch.randn(2, 3, 64, 64))
+    for norm in (model.bn1, model.layer2[1].bn2, model.layer3[0].bn1):
+        assert not norm.training and norm.num_batches_tracked == 1
+    assert trained(model) == {name for name in trained(model) if name.startswith(("layer3.", "layer4.", "fc."))}
+    assert "layer3.0.bn1.weight" in trained(model)
 
 
 def test_other_families_have_no_fine_tuning_form():
@@ -182,7 +207,7 @@ def test_other_families_have_no_fine_tuning_form():
         build("squeezenet1_1_ft", 2)
 
 
-def test_fixed_batch_norm_survives_train_and_copies():
+def test_fixed_batch_norm_keeps_its_statistics_and_survives_train_and_copies():
     model: Any = build("resnet18", 2)
     keys = list(model.state_dict())
     fix_batch_norm(model)
@@ -194,8 +219,8 @@ def test_fixed_batch_norm_survives_train_and_copies():
         assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
         norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
         assert len(norms) == 20
-        assert not any(norm.training or norm.weight.requires_grad or norm.bias.requires_grad for norm in norms)
-        assert net.conv1.weight.grad is not None
+        assert not any(norm.training for norm in norms)
+        assert all(norm.weight.grad is not None and norm.bias.grad is not None for norm in norms)
 
 
 # checkpoints
@@ -224,8 +249,6 @@ def test_a_fine_tuning_form_is_rebuilt_frozen_and_without_imagenet_weights(tmp_p
     checkpoint.save(path, {"model": classifier_record("vgg11_bn_ft", 7, train_layer=18), "state_dict": state})
     model: Any = load_classifier(path, "vgg11_bn")
     assert not model.features[15].weight.requires_grad and model.features[18].weight.requires_grad
-    model.train()
-    assert not model.features[1].training and model.features[19].training
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -315,3 +338,86 @@ def test_a_file_with_neither_says_what_it_holds(tmp_path):
     path = save(tmp_path / "odd.pth", {"optimizer": {}, "epoch": 3})
     with pytest.raises(InputError, match="neither a state_dict nor weights alone, but optimizer, epoch"):
         load_classifier(path, "resnet18")
+
+
+# small networks
+
+
+@pytest.mark.parametrize(
+    ("arch", "parameters"), [("wrn_28_10", 36_536_884), ("resnet8x4", 1_233_540), ("mobilenet", 3_309_476)]
+)
+def test_small_networks_are_built_by_name(arch, parameters):
+    with torch.device("meta"):
+        model: Any = models.build(arch, 100)
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+    assert last_layer(model) in ("fc", "linear") and all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_names_that_torchvision_has_stay_torchvisions():
+    with torch.device("meta"):
+        assert isinstance(build("vgg13_bn", 10), torchvision.models.VGG)
+        assert isinstance(build("resnet18_imagenet", 10), torchvision.models.ResNet)
+        assert isinstance(build("vgg13_bn_32", 10), SmallNet) and isinstance(build("ResNet50", 10), SmallNet)
+
+
+@pytest.mark.parametrize(
+    ("arch", "near"), [("wrn_28_x", "wrn_28_10"), ("resnet9x4", "resnet8x4"), ("mobilenetV3", "mobilenetV2")]
+)
+def test_small_networks_are_among_the_nearest_names(arch, near):
+    with pytest.raises(InputError, match=f"no architecture '{arch}'; the nearest name is {near}"):
+        build(arch, 2)
+
+
+def test_small_networks_have_no_imagenet_weights_and_no_fine_tuning_form():
+    with pytest.raises(InputError, match="no ImageNet weights of resnet8; give a local file with --weights FILE"):
+        build("resnet8", 7, pretrained=True)
+    with pytest.raises(InputError, match=r"only VGG, AlexNet and ResNets have a fine-tuning form \(_ft\)"):
+        build("resnet8_ft", 7)
+
+
+def test_an_imagenet_form_takes_torchvisions_weights(torch_home):
+    save(torch_home / "resnet18-f37072fd.pth", thin_state("resnet18", 1000, 0.5))
+    model: Any = build("resnet18_imagenet", 7, pretrained=True)
+    assert (model.layer4[1].conv2.weight == 0.5).all()
+
+
+@pytest.mark.parametrize("method", ["dcm", "hsakd"])
+def test_files_of_dcm_and_hsakd_load_as_the_bare_net(tmp_path, method):
+    net: Any = models.build_with_heads("wrn_16_1", 7, method)
+    state = authors_state(net)
+    contents: dict[str, Any] = (
+        {"params": state, "epoch": 3, "optimizer": {"state": {}}}
+        if method == "dcm"
+        else {"net": state, "acc": 0.5, "epoch": 3, "optimizer": {"state": {}}}
+    )
+    path = save(tmp_path / "model.pt7", contents, zipped=method == "hsakd")
+    model, rest = read_classifier(path, "wrn_16_1", 7)
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(model(images), net.eval().backbone(images))
+    assert rest["epoch"] == 3 and rest["model"] == classifier_record("wrn_16_1", 7)
+    other: Any = build("wrn_16_1", 9, weights=path)  # the last layer anew
+    assert torch.equal(other.group2[1].conv2.weight, net.backbone.group2[1].conv2.weight)
+    assert other.fc.out_features == 9
+    with pytest.raises(InputError, match="does not fit SmallNet: "):
+        load_classifier(path, "resnet8")
+    with pytest.raises(InputError, match="does not say its architecture"):
+        load_classifier(path)
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model", "net"])
+def test_hsakds_backbone_files_load(tmp_path, key):
+    backbone = {
+        name.removeprefix("backbone."): value
+        for name, value in authors_state(models.build_with_heads("resnet8", 7, "hsakd", heads=False)).items()
+    }
+    model: Any = load_classifier(save(tmp_path / "b.pth", {key: backbone, "epoch": 3, "acc": 0.7}), "resnet8")
+    assert torch.equal(model.fc.weight, backbone["fc.weight"])
+
+
+def test_our_checkpoint_of_a_small_network_needs_no_flags(tmp_path):
+    model = build("wrn_10_0.5", 7).eval()
+    path = tmp_path / "c.pth.tar"
+    checkpoint.save(path, {"model": classifier_record("wrn_10_0.5", 7), "state_dict": model.state_dict()})
+    images = torch.randn(1, 3, 32, 32)
+    assert torch.equal(load_classifier(path)(images), model(images))

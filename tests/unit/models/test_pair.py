@@ -4,11 +4,14 @@ import pytest
 import torch
 
 from models.classifiers import load_classifier
-from models.pair import find_reverse, open_pair
+from models.layers import Layer
+from models.pair import Decomposition, find_reverse, open_net, open_pair
 from models.split import split
 from models.trans_net import load_trans_net
 from utils import checkpoint
 from utils.errors import InputError
+from utils.files import sha256
+from utils.provenance import NetSource
 
 LAYER = "layer2.1.add"
 
@@ -33,7 +36,7 @@ def test_images_become_both_features_and_components(nets, forth, back, reverse):
     pair = open_pair(back if reverse else forth)
     torch.manual_seed(0)
     images = torch.randn(3, 3, 32, 32)
-    x, target, components = pair(images)
+    x, target, *_, components = pair(images)
     with torch.no_grad():
         expected_x, expected_target = (split(load_classifier(net), LAYER)[0](images) for net in nets)
         if reverse:
@@ -43,16 +46,59 @@ def test_images_become_both_features_and_components(nets, forth, back, reverse):
     assert components.shape == (3, 3, 128, 4, 4)
     torch.testing.assert_close(components.sum(0), output, rtol=1e-4, atol=1e-5)
     assert not pair.training and not components.requires_grad
-    assert pair.source["layer_a"] == LAYER and pair.source["path_a"] == str(nets[1 if reverse else 0])
+    assert pair.provenance.a.layer == LAYER and pair.provenance.a.path == str(nets[1 if reverse else 0])
+    assert pair.provenance.dataset == "digits" and pair.provenance.image_size == 32
 
 
-def test_what_is_named_replaces_what_is_recorded(nets, forth):
-    pair = open_pair(forth, net_a=nets[1], layer_a="layer2.0.add")
-    assert pair.source["path_a"] == pair.source["path_b"] == str(nets[1])
-    assert (pair.source["layer_a"], pair.source["layer_b"]) == ("layer2.0.add", LAYER)
+def test_a_net_that_is_not_the_fitted_one_is_refused(nets, forth):
+    with pytest.raises(
+        InputError, match=r"checkpoint_L2\.pth\.tar was made with another net B: .*sd5\.pth\.tar \(\w{8}\) in"
+    ):
+        open_pair(forth, net_b=nets[0])
+    with pytest.raises(InputError, match=r"was made with nets A and B exchanged \(the direction of --reverse\);"):
+        open_pair(forth, net_a=nets[1], net_b=nets[0])
+
+
+@pytest.mark.parametrize("role", ["a", "b"])
+def test_a_layer_that_is_not_the_fitted_one_is_refused(forth, role):
+    message = rf"was made with layer {LAYER} of net {role.upper()} instead of layer2\.0\.add; name what it was made of"
+    with pytest.raises(InputError, match=message):
+        open_pair(forth, **{f"layer_{role}": "layer2.0.add"})
+
+
+def test_a_moved_copy_is_the_same_net(nets, forth, tmp_path):
+    moved = tmp_path / "moved.pth.tar"
+    shutil.copy(nets[1], moved)
+    pair = open_pair(forth, net_b=moved)
+    assert (pair.provenance.a.path, pair.provenance.b.path) == (str(nets[0]), str(moved))
     images = torch.ones(1, 3, 32, 32)
+    assert torch.equal(pair(images)[1], open_pair(forth)(images)[1])
+
+
+def test_a_net_opens_cut_at_its_layer_with_what_it_is(nets, tmp_path):
+    net = open_net(nets[0], None, Layer(None, 2))
+    assert net.source == NetSource("resnet18", LAYER, str(nets[0]), sha256(nets[0]))
+    assert net.source.path == str(nets[0])
+    assert net.state["model"]["arch"] == "resnet18" and "state_dict" not in net.state
+    model, images = load_classifier(nets[0]), torch.randn(2, 3, 32, 32)
     with torch.no_grad():
-        assert torch.equal(pair(images)[0], split(load_classifier(nets[1]), "layer2.0.add")[0](images))
+        assert torch.equal(net.tail.eval()(net.head.eval()(images)), model(images))
+    with pytest.raises(InputError, match="layers of a ResNet are 1 to 4"):
+        open_net(nets[0], None, Layer(None, 30))
+    with pytest.raises(InputError, match="no option names the layer of this ResNet"):
+        open_net(nets[0], None, Layer())
+    with pytest.raises(InputError, match="vgg16"):
+        open_net(nets[0], "vgg16", Layer(None, 2))
+
+
+@torch.no_grad()
+def test_a_decomposition_has_the_batch_first(forth):
+    torch.manual_seed(0)
+    trans_net, x, target = load_trans_net(forth), *torch.randn(2, 5, 128, 4, 4)
+    components, residual = Decomposition(trans_net)(x, target)
+    assert components.shape == (5, 3, 128, 4, 4)
+    torch.testing.assert_close(components.transpose(0, 1), trans_net.decompose(x)[1])
+    torch.testing.assert_close(residual + trans_net(x), target, rtol=1e-4, atol=1e-5)
 
 
 def test_a_file_that_does_not_say_its_nets_needs_them(nets, forth, tmp_path):
@@ -62,7 +108,7 @@ def test_a_file_that_does_not_say_its_nets_needs_them(nets, forth, tmp_path):
         open_pair(bare)
     with pytest.raises(InputError, match="name net_b and layer_b"):
         open_pair(bare, net_a=nets[0], layer_a=LAYER, net_b=nets[1])
-    assert open_pair(bare, *nets, LAYER, LAYER).source["path_b"] == str(nets[1])
+    assert open_pair(bare, *nets, LAYER, LAYER).provenance.b.path == str(nets[1])
     assert find_reverse(bare) is None
 
 
@@ -71,9 +117,12 @@ def test_a_net_that_was_trained_on_is_refused(nets, forth, tmp_path):
     shutil.copy(nets[0], moved)
     state = checkpoint.load(forth)
     checkpoint.save(fit, state | {"source": state["source"] | {"path_a": str(moved)}})
-    assert open_pair(fit).source["path_a"] == str(moved)
-    shutil.copy(nets[1], moved)
-    with pytest.raises(InputError, match=r"a\.pth\.tar has changed since .*g\.pth\.tar was fitted on it; fit a new"):
+    assert open_pair(fit).provenance.a.path == str(moved)
+    trained_on = checkpoint.load(moved)
+    trained_on["state_dict"]["fc.bias"] += 1
+    checkpoint.save(moved, trained_on)
+    message = r"g\.pth\.tar was made with another net A: .*a\.pth\.tar \(\w{8}\) instead of .*a\.pth\.tar \(\w{8}\)"
+    with pytest.raises(InputError, match=message):
         open_pair(fit)
 
 

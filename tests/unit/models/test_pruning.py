@@ -7,7 +7,7 @@ from torch.nn.utils import prune as torch_prune
 from torchvision.models.swin_transformer import ShiftedWindowAttention
 
 from models.classifiers import build, load_classifier
-from models.pruning import cluster, count_removed, prunable_weights, prune, sum_gradients, tie, zero_removed
+from models.pruning import cluster, count_removed, prunable_weights, prune, tie, train_centroids, zero_removed
 
 
 class SmallNet(nn.Module):
@@ -165,15 +165,10 @@ def test_few_values_are_grouped_by_value(net):
 
 
 def share(net, layers, bits, optimizer_class, lr, **options):
-    """Tie the weights of each cluster and train centroids with a rate of their own, ten times that of the rest."""
+    """Share the weights and train their centroids at ten times the rate of the rest."""
     labels = cluster(layers, bits)
-    tie(layers, labels)
-    shared = [layer.weight for layer in layers]
-    rest = [parameter for parameter in net.parameters() if all(parameter is not weight for weight in shared)]
-    groups = [{"params": rest, "lr": lr}] if rest else []
-    optimizer = optimizer_class([*groups, {"params": shared, "lr": 10 * lr}], **options)
-    optimizer.register_step_pre_hook(lambda *_: sum_gradients(layers, labels))
-    optimizer.register_step_post_hook(lambda *_: tie(layers, labels))
+    optimizer = optimizer_class(net.parameters(), lr, **options)
+    train_centroids(optimizer, layers, labels, 10 * lr)
     return labels, optimizer
 
 
@@ -239,17 +234,38 @@ def test_shared_weights_are_trained_as_a_codebook_of_parameters(net, optimizer_c
     assert (net.fc.weight - before).abs().max() > 1e-2
 
 
+def test_members_stay_equal_where_the_optimiser_rounds_them_differently():
+    """A fused step computes whole vectors and what remains of a layer by instructions that round differently."""
+    torch.manual_seed(29)
+    net = nn.Linear(37, 52)
+    layers = prune(net, 0.5, 0.5)
+    _, optimizer = share(net, layers, 3, torch.optim.SGD, 1e-4, momentum=0.9, weight_decay=0.1, fused=True)
+    for _ in range(20):
+        optimizer.zero_grad()
+        net(torch.randn(4, 37)).square().sum().backward()
+        optimizer.step()
+        assert len(values_of(layers[0])) == 8
+
+
 def test_a_frozen_layer_is_shared_and_does_not_move(net):
     net.conv.weight.requires_grad_(False)
     layers = prune(net, 0.5, 0.5)
-    labels = cluster(layers, 2)
-    tie(layers, labels)
-    before = net.conv.weight.clone()
+    _, optimizer = share(net, layers, 2, torch.optim.SGD, 0.1)
+    before = copy.deepcopy(net.state_dict())
+    assert len(values_of(layers[0])) == 4
     net(torch.randn(2, 3, 8, 8)).square().sum().backward()
-    sum_gradients(layers, labels)
-    tie(layers, labels)
-    assert torch.equal(net.conv.weight, before) and net.conv.weight.grad is None
-    assert len(net.fc.weight.grad.unique()) <= 5
+    optimizer.step()
+    assert torch.equal(net.conv.weight, before["conv.weight"])
+    assert not torch.equal(net.fc.weight, before["fc.weight"])
+
+
+def test_an_optimiser_that_remembers_single_weights_is_refused(net):
+    layers = prune(net, 0.5, 0.5)
+    optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
+    net(torch.randn(2, 3, 8, 8)).square().sum().backward()
+    optimizer.step()
+    with pytest.raises(ValueError, match="has taken steps"):
+        train_centroids(optimizer, layers, cluster(layers, 2), 0.1)
 
 
 def test_a_layer_that_lost_everything_can_be_shared(net):

@@ -6,7 +6,7 @@ import torchvision
 from torch import nn
 
 from models.classifiers import fix_batch_norm
-from models.split import HeadTail, as_maps, feature_shape, find_layer, from_maps, layer_name, split
+from models.split import HeadTail, as_maps, cuts, feature_shape, from_maps, split
 from utils.errors import InputError
 
 CUTS = [
@@ -16,6 +16,7 @@ CUTS = [
     ("resnet18", "layer3.1.add", 64),  # an in-place ReLU follows
     ("resnet34", "layer4.2.add", 64),
     ("densenet121", "features.denseblock3.cat", 64),
+    ("mobilenet_v2", "features.0.0", 64),  # a convolution inside one of torchvision's sequences of layers
     ("swin_t", "features.3", 64),
     ("vit_b_16", "encoder.layers.encoder_layer_5.add_1", 224),
 ]
@@ -246,68 +247,16 @@ def test_feature_shape_refuses_what_is_no_size_or_no_feature():
         feature_shape(halves, 64)
 
 
-@pytest.mark.parametrize(
-    ("arch", "conv_layer", "fc", "name", "kind"),
-    [
-        ("vgg16_bn", 24, False, "features.24", nn.Conv2d),
-        ("vgg16_bn", 27, False, "features.27", nn.Conv2d),
-        ("vgg16_bn", 30, False, "features.30", nn.Conv2d),
-        ("vgg16_bn", 34, False, "features.34", nn.Conv2d),
-        ("vgg16_bn", 37, False, "features.37", nn.Conv2d),
-        ("vgg16_bn", 40, False, "features.40", nn.Conv2d),
-        ("vgg16_bn", 0, True, "classifier.0", nn.Linear),
-        ("vgg16", 3, True, "classifier.3", nn.Linear),
-        ("alexnet", 8, False, "features.8", nn.Conv2d),
-        ("alexnet", 10, False, "features.10", nn.Conv2d),
-        ("alexnet", 1, True, "classifier.1", nn.Linear),
-        ("alexnet", 4, True, "classifier.4", nn.Linear),
-    ],
-)
-def test_conv_layer_of_vgg_and_alexnet_counts_modules(arch, conv_layer, fc, name, kind):
-    with torch.device("meta"):
-        model = torchvision.models.get_model(arch)
-    assert layer_name(model, conv_layer, fc) == name
-    assert isinstance(model.get_submodule(name), kind)
-
-
-@pytest.mark.parametrize(
-    ("arch", "name", "shape"),
-    [
-        ("resnet18", "layer3.1.add", (256, 14, 14)),
-        ("resnet34", "layer3.5.add", (256, 14, 14)),
-        ("resnet50", "layer3.5.add", (1024, 14, 14)),
-        ("resnext50_32x4d", "layer3.5.add", (1024, 14, 14)),
-    ],
-)
-def test_conv_layer_3_of_a_resnet_is_its_last_14x14_map(arch, name, shape):
-    with torch.device("meta"):
-        model = torchvision.models.get_model(arch)
-        assert layer_name(model, 3) == name
-        head, _ = split(model, name)
-        assert feature_shape(head, 224) == shape
-        assert layer_name(model, 4).startswith("layer4.")
-
-
-@pytest.mark.parametrize(
-    ("arch", "conv_layer", "fc", "message"),
-    [
-        ("alexnet", 40, False, "features of this AlexNet has layers 0 to 12, not 40"),
-        ("vgg11", 7, True, "classifier of this VGG has layers 0 to 6, not 7"),
-        ("resnet18", 30, False, "layers of a ResNet are 1 to 4 .*, not 30"),
-        ("resnet18", 3, True, "--fc has no meaning for a ResNet; name the layer with --layer NAME"),
-        ("squeezenet1_1", 3, False, "--conv_layer has no meaning for a SqueezeNet; name the layer with --layer NAME"),
-    ],
-)
-def test_a_conv_layer_that_there_is_not(arch, conv_layer, fc, message):
-    with torch.device("meta"):
-        model = torchvision.models.get_model(arch)
-    with pytest.raises(InputError, match=message):
-        layer_name(model, conv_layer, fc)
-
-
-def test_a_layers_own_name_goes_before_its_number(resnet18):
-    assert find_layer(resnet18, None, 3) == "layer3.1.add"
-    assert find_layer(resnet18, "layer2.0.add", 3) == "layer2.0.add"
+def test_the_layers_that_are_listed_are_the_cuts(resnet18):
+    listed = cuts(resnet18, 64)
+    assert listed["layer3.1.add"] == (256, 4, 4) and listed["fc"] == (5,)
+    assert list(listed).index("layer1.0.add") < list(listed).index("layer3.1.add")
+    assert "layer3.1.conv1" not in listed  # the shortcut flows around it
+    for layer in ("maxpool", "layer2.0.relu_1", "avgpool"):
+        head, tail = split(resnet18, layer)
+        images = torch.randn(2, 3, 64, 64)
+        assert tuple(head(images).shape[1:]) == listed[layer]
+        torch.testing.assert_close(tail(head(images)), resnet18(images))
 
 
 @pytest.mark.parametrize("shape", [(2, 5), (2, 7, 5), (2, 5, 3, 4)])

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import models
-from models.trans_net import EPS, BatchScale, InstanceScale, TransNet, load_trans_net
+from models.divisors import EPS, BatchScale
+from models.trans_net import TransNet, load_trans_net
 from utils import checkpoint
 from utils.errors import InputError
 from utils.measures.moments import ComponentMoments
@@ -36,6 +37,9 @@ def lively(*shape, seed=0, **options) -> Any:
     net: Any = TransNet(*shape, **options)
     with torch.no_grad():
         net.logit_p.copy_(torch.linspace(-1, 2, net.order))
+        if net.standardise:
+            net.set_standards(torch.linspace(-1, 2, shape[0]), 2.5, torch.linspace(3, -1, shape[1]), 0.7)
+            net.shift.copy_(torch.linspace(0, 0.5, shape[1]))
         if net.input_norm is not None and options.get("affine"):
             net.input_norm.weight.uniform_(0.5, 2)
             net.input_norm.bias.uniform_(-1, 1)
@@ -124,7 +128,9 @@ def test_forward_and_every_component_are_the_papers_equations(norm, shape, size,
 
 @pytest.mark.parametrize("layers", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("options", [{}, {"bn": True}, {"bn": True, "affine": True}, {"fix_p": True}])
+@pytest.mark.parametrize(
+    "options", [{}, {"bn": True}, {"bn": True, "affine": True}, {"fix_p": True}, {"standardise": True}]
+)
 @pytest.mark.parametrize(
     ("channels", "size", "changes"),
     [
@@ -143,7 +149,8 @@ def test_components_sum_to_the_forward_pass(layers, norm, options, channels, siz
     assert forward.shape == (3, channels[1], *changes.get("out_size", x.shape[2:]))
     assert components.shape == (layers, *forward.shape)
     assert (output - forward).abs().max() <= 1e-5 * forward.abs().max()
-    assert (components.sum(0) - forward).abs().max() <= 1e-5 * forward.abs().max()
+    summed = components.sum(0) + net.constant[:, None, None]
+    assert (summed - forward).abs().max() <= 1e-5 * forward.abs().max()
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -187,37 +194,20 @@ def test_p_is_indexed_by_order():
     assert without_second[2].abs().max() < 1e-6 < without_second[1].abs().max()
 
 
-def test_weights_begin_with_kaimings_fan_out():
-    torch.manual_seed(0)
-    net: Any = TransNet(32, 64, 2)
-    for layer, out_channels in zip(net.linear, (64, 32)):
-        expected = (2 / (out_channels * 9)) ** 0.5
-        assert float(layer.weight.detach().std()) == pytest.approx(expected, rel=0.03)
-        assert layer.bias is None
-    assert net.p.tolist() == [0.5]
-
-
-@pytest.mark.parametrize(("options", "message"), [({"norm": "layer"}, "'layer'"), ({"layers": 0}, "at least one")])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"norm": "layer"}, "'layer'"),
+        ({"layers": 0}, "at least one"),
+        ({"bn": True, "standardise": True}, "choose one"),
+    ],
+)
 def test_impossible_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         TransNet(3, 3, **options)
 
 
 # --- the divisors
-
-
-def test_the_instance_divisor_is_each_maps_unbiased_deviation():
-    h = maps(3, 4, (2, 5))
-    divisor = InstanceScale()(h)
-    assert divisor.shape == (3, 4, 1, 1)
-    one = h[1, 2].double()
-    expected = ((one - one.mean()).square().sum() / 9).sqrt() + 1e-5
-    assert float(divisor[1, 2]) == pytest.approx(float(expected), rel=1e-6)
-    assert InstanceScale()(h.bfloat16()).dtype == torch.float32
-
-
-def test_the_instance_divisor_of_a_single_value_is_one():
-    assert torch.equal(InstanceScale()(torch.tensor([[[[5.0]]], [[[-3.0]]]])), torch.ones(2, 1, 1, 1))
 
 
 def test_a_constant_map_does_not_explode():
@@ -245,19 +235,6 @@ def test_batch_statistics_know_the_gradient_in_training():
     total = net(x).sum()
     (gradient,) = torch.autograd.grad(total, x)
     assert abs((gradient * x).sum().item()) < 1e-2 * abs(total.item())
-
-
-def test_batch_statistics_begin_with_the_first_batch_and_then_follow_slowly():
-    scale, first, second = BatchScale(4), maps(5, 4, seed=1), 3 * maps(5, 4, seed=2)
-    std = [batch.std((0, 2, 3)) for batch in (first, second)]
-    torch.testing.assert_close(scale.train()(first)[0, :, 0, 0], std[0] + EPS)
-    torch.testing.assert_close(scale.running_std, std[0])
-    torch.testing.assert_close(scale(second)[0, :, 0, 0], std[1] + EPS)
-    torch.testing.assert_close(scale.running_std, 0.9 * std[0] + 0.1 * std[1])
-    assert int(scale.batches) == 2
-    running = scale.running_std.clone()
-    torch.testing.assert_close(scale.eval()(first)[0, :, 0, 0], running, rtol=0, atol=0)
-    assert torch.equal(scale.running_std, running)
 
 
 def test_a_batch_of_one_vector_leaves_batch_statistics_alone():
@@ -313,6 +290,84 @@ def test_fix_p_takes_no_part_in_training():
         assert (net.logit_p.grad is None) == fixed
         optimizer.step()
         assert (net.p.tolist() == [0.5, 0.5]) == fixed
+
+
+# --- standardised features
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("norm", NORMS)
+def test_standardising_is_the_papers_equations_on_shifted_and_scaled_features(norm):
+    net = lively(4, 3, norm=norm, standardise=True)
+    x = maps(3, 4)
+    torch.manual_seed(0)
+    bare: Any = TransNet(4, 3, norm=norm).eval()
+    bare.load_state_dict(net.state_dict(), strict=False)
+    constant = torch.linspace(3, -1, 3) + 0.7 * torch.linspace(0, 0.5, 3)
+    del bare.input_scale
+    bare.input_scale = lambda _: 1.0
+    mean = torch.linspace(-1, 2, 4)[:, None, None]
+    inside, inside_components = bare.decompose((x - mean) / 2.5)
+    output, components = net.decompose(x)
+    torch.testing.assert_close(components, 0.7 * inside_components)
+    torch.testing.assert_close(output, 0.7 * inside + constant[:, None, None])
+    torch.testing.assert_close(net(x), output)
+    torch.testing.assert_close(net.constant, constant)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("options", [{}, {"layers": 1}, {"bn": True}, {"standardise": True}, {"out_size": (3, 4)}])
+def test_the_last_layer_maps_its_input_onto_the_standard_target(options):
+    net = lively(4, 3, **options)
+    x = maps(3, 4)
+    u = net.last_input(x)
+    shift = torch.tensor([0.5, -1, 2]) if net.standardise else torch.zeros(3)
+    weight = torch.randn(3, 4, 3, 3)
+    net.set_last_weight(weight, shift)
+    expected = F.conv2d(u, weight, shift, padding=1)
+    torch.testing.assert_close(net.standard_target(net(x)), expected, rtol=1e-4, atol=1e-4)
+    assert torch.equal(net.last_input(x), u)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_a_deep_net_can_be_made_its_linear_reference(layers):
+    net = lively(4, 3, layers, standardise=True)
+    x, weight, shift = maps(3, 4), torch.randn(3, 4, 3, 3), torch.randn(3)
+    reference = net.linear_reference()
+    for one in (net, reference):
+        one.set_linear(weight, shift)
+    output, components = net.decompose(x)
+    assert torch.equal(net(x), reference(x))
+    assert not components[1:].any()
+    assert net.p[:1].tolist() == [0] * min(1, net.order)
+    torch.testing.assert_close(output, reference(x))
+
+
+@torch.no_grad()
+def test_one_layer_reads_the_standardised_input_itself():
+    net = lively(4, 3, 1, standardise=True)
+    x = maps(3, 4)
+    assert torch.equal(net.last_input(x), (x - net.x_mean[:, None, None]) / 2.5)
+
+
+def test_the_loss_in_own_units_divided_by_the_variance_is_the_standard_one():
+    net = lively(4, 3, standardise=True)
+    x, target = maps(3, 4), maps(3, 3, seed=1)
+    own = F.mse_loss(net(x), target) / net.target_std.square()
+    torch.testing.assert_close(own, F.mse_loss(net.standard_target(net(x)), net.standard_target(target)))
+
+
+def test_standards_need_a_net_that_standardises():
+    with pytest.raises(ValueError, match="standardise=True"):
+        TransNet(2, 2).set_standards(torch.zeros(2), 1.0, torch.zeros(2), 1.0)
+
+
+def test_a_dead_layer_has_no_deviation_to_divide_by():
+    net = TransNet(2, 2, standardise=True)
+    net.set_standards(torch.ones(2), 0.0, torch.ones(2), 0.0)
+    assert net(torch.ones(1, 2, 3, 3)).isfinite().all()
+    assert torch.equal(net.standard_target(torch.ones(1, 2, 3, 3)), torch.zeros(1, 2, 3, 3))
 
 
 # --- known answers
@@ -416,7 +471,14 @@ def test_an_even_function_is_beyond_order_0_and_found_at_order_1():
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"layers": 1}, {"norm": "batch", "bn": True, "affine": True}, {"out_size": (3, 5), "fix_p": True}],
+    [
+        {},
+        {"layers": 1},
+        {"norm": "batch", "bn": True, "affine": True},
+        {"out_size": (3, 5), "fix_p": True},
+        {"standardise": True},
+        {"standardise": True, "norm": "batch"},
+    ],
 )
 def test_a_checkpoint_rebuilds_the_same_net(tmp_path, options):
     net = lively(4, 6, **options)
@@ -428,6 +490,16 @@ def test_a_checkpoint_rebuilds_the_same_net(tmp_path, options):
     with torch.no_grad():
         x = maps(2, 4)
         assert torch.equal(loaded(x), net(x))
+
+
+def test_a_checkpoint_from_before_there_were_standards_loads(tmp_path):
+    net = lively(4, 6)
+    config = {name: value for name, value in net.config.items() if name != "standardise"}
+    checkpoint.save(tmp_path / "g.pth.tar", {"trans_net": config, "state_dict": net.state_dict()})
+    loaded = load_trans_net(tmp_path / "g.pth.tar")
+    assert loaded.config == net.config
+    assert not any(name.endswith(("_mean", "_std")) for name in net.state_dict())
+    assert torch.equal(loaded.constant, torch.zeros(6))
 
 
 def test_what_is_no_whole_trans_net_is_refused(tmp_path):

@@ -42,10 +42,25 @@ def test_cub_can_be_cut_to_the_first_classes(cub):
     assert {crop.output.split("/")[1] for crop in listing.crops} == {"001.Albatross", "002.Ani"}
 
 
-def test_a_class_without_a_folder_is_a_note_and_a_missing_photo_a_crop_that_fails(cub):
-    for photo in (cub / "images/002.Ani").iterdir():
+def remove_class(folder):
+    for photo in folder.iterdir():
         photo.unlink()
-    (cub / "images/002.Ani").rmdir()
+    folder.rmdir()
+
+
+def test_the_first_classes_are_the_first_that_have_a_folder(cub, dogs):
+    remove_class(cub / "images/001.Albatross")
+    listing = read_cub([cub], 1)
+    assert listing.classes == ["002.Ani"]
+    assert {crop.output.split("/")[1] for crop in listing.crops} == {"002.Ani"} and len(listing.crops) == 3
+    assert listing.notes == [f"4 listed photos of 1 classes are not in {cub}/images"]
+    assert read_cub([cub], 9).classes == ["002.Ani", "003.Auklet"]
+    remove_class(dogs / "Images/n02085620-Chihuahua")
+    assert read_dogs([dogs], 1).classes == ["n02085782-Japanese_spaniel"]
+
+
+def test_a_class_without_a_folder_is_a_note_and_a_missing_photo_a_crop_that_fails(cub):
+    remove_class(cub / "images/002.Ani")
     (cub / "images/001.Albatross/bird_1.jpg").unlink()
     listing = read_cub([cub])
     assert listing.notes == [f"3 listed photos of 1 classes are not in {cub}/images"]

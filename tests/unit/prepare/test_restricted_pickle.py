@@ -3,11 +3,13 @@ import os
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.unit.photos import real_data
+from tests.unit.prepare.array_layouts import python2_pickle
 from utils.errors import InputError
-from utils.prepare.restricted_pickle import load_plain
+from utils.prepare.restricted_pickle import load_arrays, load_plain
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
@@ -63,3 +65,75 @@ def test_the_authors_lists():
     assert counts == {
         "VOC_traindata": 13609, "VOC_valdata": 13841, "VOC_Animal_traindata": 2961, "VOC_Animal_valdata": 3001,
     }  # fmt: skip
+
+
+ARRAYS = [
+    np.arange(12, dtype=np.uint8).reshape(3, 4),
+    np.arange(12, dtype=">i4").reshape(2, 2, 3),
+    np.asfortranarray(np.arange(6, dtype=np.float32).reshape(2, 3)),
+    np.array([True, False]),
+    np.empty((0, 5)),
+    np.array(7),
+]
+
+
+@pytest.mark.parametrize("array", ARRAYS, ids=str)
+@pytest.mark.parametrize("dump", [python2_pickle, lambda value: pickle.dumps(value, 4)], ids=["Python 2", "Python 3"])
+def test_arrays_of_plain_numbers_come_back(tmp_path, array, dump):
+    (tmp_path / "batch").write_bytes(dump({"data": array, "labels": [1, 2], "name": "word"}))
+    found = load_arrays(tmp_path / "batch")
+    assert list(found) == ["data", "labels", "name"]
+    assert found["data"].dtype == array.dtype and np.array_equal(found["data"], array)
+    assert found["labels"] == [1, 2] and found["name"] in (b"word", "word")
+
+
+def test_arrays_are_no_plain_data(tmp_path):
+    (tmp_path / "list.pkl").write_bytes(pickle.dumps([np.zeros(2)], 2))
+    with pytest.raises(InputError, match=r"asks for numpy\.?_?core\.multiarray\._reconstruct"):
+        load_plain(tmp_path / "list.pkl")
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.array(["text", {}], dtype=object), np.array(["word"]), np.array([1j]), np.zeros(2, dtype=[("a", "u1")])],
+    ids=["objects", "words", "complex", "record"],
+)
+def test_arrays_of_anything_else_are_refused(tmp_path, array):
+    (tmp_path / "batch").write_bytes(python2_pickle({"data": array}))
+    with pytest.raises(InputError, match=r"batch is refused: it holds an array of '.*'; only arrays of plain numbers"):
+        load_arrays(tmp_path / "batch")
+
+
+def test_code_beside_arrays_is_refused_and_not_run(tmp_path):
+    (tmp_path / "batch").write_bytes(python2_pickle({"data": np.zeros(2), "more": Runs(tmp_path / "ran")}))
+    with pytest.raises(InputError, match=r"batch is refused: it asks for posix\.mkdir, which may run code"):
+        load_arrays(tmp_path / "batch")
+    assert not (tmp_path / "ran").exists()
+
+
+RECONSTRUCT = b"cnumpy.core.multiarray\n_reconstruct\n"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x80\x02}U\x01a" + RECONSTRUCT + b"}U\x06valuesK\x01sbs.",  # attributes for the stand-in itself
+        b"\x80\x02}U\x01a" + RECONSTRUCT + b")R(K\x01K\x05K\x05K\x00U\x04abcdtbs.",  # a state of wrong types
+        b"\x80\x02}U\x01acnumpy\ndtype\n(U\x02u1tR(K\x03U\x01?tbs.",  # a byte order that is none
+    ],
+)
+def test_forged_states_are_refused(tmp_path, content):
+    (tmp_path / "batch").write_bytes(content)
+    with pytest.raises(InputError, match="batch is not a whole pickle file"):
+        load_arrays(tmp_path / "batch")
+
+
+def test_an_array_that_was_never_filled_is_nothing(tmp_path):
+    (tmp_path / "batch").write_bytes(b"\x80\x02}U\x04data" + RECONSTRUCT + b")Rs.")
+    assert load_arrays(tmp_path / "batch") == {"data": None}
+
+
+def test_arrays_come_in_a_dict(tmp_path):
+    (tmp_path / "batch").write_bytes(python2_pickle([1]))
+    with pytest.raises(InputError, match="batch should hold a dict of arrays, but holds a list"):
+        load_arrays(tmp_path / "batch")

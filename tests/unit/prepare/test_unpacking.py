@@ -1,5 +1,6 @@
 import io
 import tarfile
+import zipfile
 
 import pytest
 
@@ -16,9 +17,23 @@ def make_tar(path, names, mode="w"):
     return path
 
 
-@pytest.mark.parametrize(("name", "mode"), [("images.tar", "w"), ("CUB.tgz", "w:gz")])
-def test_an_archive_is_there_during_the_run_only(tmp_path, name, mode):
-    archive = make_tar(tmp_path / name, ["Images/a/1.jpg"], mode)
+def make_zip(path, names):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in names:
+            archive.writestr(name, b"content")
+    return path
+
+
+def make_archive(path, names):
+    """Make what the suffix says."""
+    if path.suffix == ".zip":
+        return make_zip(path, names)
+    return make_tar(path, names, "w:gz" if path.suffix == ".tgz" else "w")
+
+
+@pytest.mark.parametrize("name", ["images.tar", "CUB.tgz", "tiny.zip"])
+def test_an_archive_is_there_during_the_run_only(tmp_path, name):
+    archive = make_archive(tmp_path / name, ["Images/a/1.jpg"])
     with unpacked([archive], {}, tmp_path / "scratch") as folders:
         assert find(folders, "Images", name) == tmp_path / "scratch" / "Images"
         assert (tmp_path / "scratch/Images/a/1.jpg").read_bytes() == b"content"
@@ -50,11 +65,12 @@ def test_an_archive_beside_its_content_is_left_packed(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", ["../outside.txt", "a/../../outside.txt"])
-def test_an_archive_cannot_write_outside(tmp_path, name):
-    archive = make_tar(tmp_path / "evil.tar", [name])
+@pytest.mark.parametrize("archive", ["evil.tar", "evil.zip"])
+def test_an_archive_cannot_write_outside(tmp_path, archive, name):
+    archive = make_archive(tmp_path / archive, [name])
     work = tmp_path / "work"
     with (
-        pytest.raises(InputError, match=r"evil\.tar is refused, because it would write outside its folder"),
+        pytest.raises(InputError, match=r"evil\.(tar|zip) is refused, because it would write outside its folder"),
         unpacked([archive], {}, work / "scratch"),
     ):
         pass
@@ -66,9 +82,12 @@ def test_damaged_archives_are_named(tmp_path):
     (tmp_path / "text.tgz").write_text("no archive")
     whole = make_tar(tmp_path / "whole.tgz", [f"{n}.jpg" for n in range(100)], "w:gz").read_bytes()
     (tmp_path / "cut.tgz").write_bytes(whole[: len(whole) // 2])
-    for name in ("text.tgz", "cut.tgz"):
+    packed = make_zip(tmp_path / "whole.zip", ["1.jpg", "2.jpg"]).read_bytes()
+    (tmp_path / "cut.zip").write_bytes(packed[: len(packed) // 2])
+    (tmp_path / "spoilt.zip").write_bytes(packed.replace(b"content", b"other!!", 1))
+    for name in ("text.tgz", "cut.tgz", "cut.zip", "spoilt.zip"):
         with (
-            pytest.raises(InputError, match=f"{name} is no whole tar archive .*download it again"),
+            pytest.raises(InputError, match=f"{name} is no whole tar or zip archive .*download it again"),
             unpacked([tmp_path / name], {}, tmp_path / "scratch"),
         ):
             pass

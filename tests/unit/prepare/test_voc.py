@@ -47,6 +47,14 @@ def test_animals_are_six_classes_with_the_ids_of_the_twenty(voc):
     assert {name.split("/")[1] for name in outputs(listing)} == {"00_cow", "02_cat", "13_sheep"}
 
 
+def test_the_first_classes_are_the_first_that_have_an_object(voc, tmp_path):
+    assert read_voc([voc], VOC_CLASSES, 2).classes == ["00_cow", "02_cat"]
+    assert {name.split("/")[1] for name in outputs(read_voc([voc], VOC_CLASSES, 2))} == {"00_cow", "02_cat"}
+    assert {name.split("/")[1] for name in outputs(read_voc([voc], VOC_ANIMALS, 3))} == {"00_cow", "02_cat", "13_sheep"}
+    lists = [write_list(tmp_path / "a.pkl", [entry("2008_04", 13), entry("2008_01", 2), entry("2008_03", 19)])]
+    assert set(outputs(read_voc_lists([voc], lists, VOC_CLASSES, 1))) == {"train/02_cat/2008_01_0.jpg"}
+
+
 def test_without_image_sets_every_second_photo_is_for_test(tmp_path):
     listing = read_voc([make_voc(tmp_path, image_sets=False)], VOC_CLASSES)
     splits = {name.split("/")[2][:7]: name.split("/")[0] for name in outputs(listing)}

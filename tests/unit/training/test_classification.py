@@ -5,7 +5,7 @@ from torch.utils.data import Dataset
 
 from utils.data.batches import normalise
 from utils.data.loaders import make_loader
-from utils.training.classification import classify, classify_features, data_record, validate
+from utils.training.classification import classify, classify_features, validate
 from utils.training.losses import classification_loss
 from utils.training.metrics import accuracies_percent
 
@@ -83,17 +83,17 @@ def test_a_batch_is_classified_by_its_normalised_pixels(several):
     assert all(torch.equal(metrics[name], value) for name, value in expected.items())
 
 
+def test_a_fixed_network_may_stand_before_the_net():
+    torch.manual_seed(0)
+    frozen = nn.Sequential(nn.Flatten(), nn.Linear(3 * 2 * 2, 6)).requires_grad_(False)
+    net = nn.Linear(6, 4)
+    pixels, targets = torch.randint(256, (5, 3, 2, 2), dtype=torch.uint8), torch.tensor([0, 3, 1, 1, 2])
+    loss, _ = classify(net, pixels, targets, torch.arange(5), frozen=frozen)
+    assert torch.equal(loss, classification_loss(net(frozen(normalise(pixels))), targets))
+
+
 def test_features_are_taken_as_they_are():
     net = nn.Linear(6, 4)
     features, targets = torch.randn(3, 6), torch.tensor([2, 0, 1])
     loss, _ = classify_features(net, features, targets, torch.arange(3))
     assert torch.equal(loss, classification_loss(net(features), targets))
-
-
-def test_a_checkpoint_says_what_it_was_trained_on():
-    assert data_record("mix320", "50par_A", ["cat", "dog"], 64) == {
-        "dataset": "mix320",
-        "sample_num": "50par_A",
-        "classes": ["cat", "dog"],
-        "image_size": 64,
-    }

@@ -1,3 +1,4 @@
+import functools
 import itertools
 import math
 
@@ -6,9 +7,10 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
+from utils import checkpoint
 from utils.data.loaders import make_loader
 from utils.errors import InputError
-from utils.training.engine import evaluate, make_optimizer, train_one_epoch
+from utils.training.engine import Fit, evaluate, make_optimizer, train_one_epoch
 
 
 class Numbers(Dataset):
@@ -44,7 +46,7 @@ def mean_output(net, x, _indices):
 
 def train(net, loader, cpu, *, lr=0.0, epoch=0, step=mean_output, **options):
     optimizer = make_optimizer("SGD", net.parameters(), lr=lr, momentum=0, weight_decay=0)
-    return train_one_epoch(net, loader, step, optimizer, cpu.grad_scaler(), cpu, epoch=epoch, **options)
+    return train_one_epoch(Fit(net, net, optimizer, cpu.grad_scaler(), cpu, **options), loader, step, epoch)
 
 
 def test_means_are_over_samples_and_not_over_batches(cpu):
@@ -63,7 +65,7 @@ def test_training_takes_one_step_of_the_optimiser_a_batch(cpu):
     assert means["Loss"] == pytest.approx((3 * 2 * 1.0 + 10 * 0.8) / 4)
 
 
-def test_modes_and_frozen_modules(cpu):
+def test_modes_and_gradients(cpu):
     net, loader = Scale(), make_loader(Numbers([1.0, 2.0]), 1)
     seen = []
 
@@ -71,9 +73,9 @@ def test_modes_and_frozen_modules(cpu):
         seen.append((net.training, net.dropout.training, net.norm.training, torch.is_grad_enabled()))
         return net(x).mean(), {}
 
-    train(net, loader, cpu, step=step, frozen=[net.norm])
+    train(net, loader, cpu, step=step)
     evaluate(net, loader, step, cpu)
-    assert seen == [(True, True, False, True)] * 2 + [(False, False, False, False)] * 2
+    assert seen == [(True, True, True, True)] * 2 + [(False, False, False, False)] * 2
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -86,10 +88,10 @@ def test_a_loss_that_is_not_finite_ends_the_epoch(cpu, bad):
         taken.extend(indices.tolist())
         return mean_output(net, x, indices)
 
-    with pytest.raises(InputError, match=r"the loss became (nan|inf) in epoch 7: lower --lr or switch --amp off"):
+    with pytest.raises(InputError, match=r"the loss became (nan|inf) in epoch 8: lower --lr or switch --amp off"):
         train(Scale(), make_loader(Numbers(values), 1), cpu, epoch=7, step=step, print_freq=5)
     assert len(taken) == 5  # at the first reading after it
-    with pytest.raises(InputError, match="in epoch 0"):
+    with pytest.raises(InputError, match="in epoch 1"):
         train(Scale(), make_loader(Numbers(values), 1), cpu, print_freq=1000)
 
 
@@ -141,3 +143,95 @@ def test_optimisers_take_what_is_trained():
     assert (adam.defaults["lr"], adam.defaults["weight_decay"]) == (0.3, 0.4)
     with pytest.raises(ValueError, match="'LION' is neither"):
         make_optimizer("LION", net.parameters(), lr=1, momentum=0, weight_decay=0)
+
+
+# --- going on
+
+
+def fit_of(net, optimizer, cpu, *, amp="off"):
+    scaler = torch.amp.GradScaler("cpu", init_scale=64.0, enabled=amp == "fp16")
+    return Fit(net, net, optimizer, scaler, cpu)
+
+
+def trained(cpu, optim=torch.optim.SGD, **options):
+    """A small network after two steps, and what moved it."""
+    torch.manual_seed(0)
+    net = nn.Linear(3, 2)
+    optimizer = optim(net.parameters(), lr=0.1, **options)
+    for _ in range(2):
+        optimizer.zero_grad()
+        net(torch.ones(4, 3)).square().mean().backward()
+        optimizer.step()
+    return fit_of(net, optimizer, cpu)
+
+
+@pytest.mark.parametrize(("optim", "options"), [(torch.optim.SGD, {"momentum": 0.9}), (torch.optim.Adam, {})])
+def test_training_goes_on_where_it_stopped(tmp_path, cpu, optim, options):
+    fit = trained(cpu, optim, **options)
+    state = fit.state(7, arch="linear", acc1=3.5)
+    assert (state["epoch"], state["arch"], state["acc1"]) == (7, "linear", 3.5)
+    checkpoint.save(tmp_path / "c.pth.tar", state)
+    loaded = checkpoint.load(tmp_path / "c.pth.tar")
+    model = nn.Linear(3, 2)
+    model.load_state_dict(loaded["state_dict"])
+    again = fit_of(model, optim(model.parameters(), lr=9.0, **options), cpu)
+    assert again.restore(loaded, "c.pth.tar") == 7
+    for used in (fit, again):
+        used.optimizer.zero_grad()
+        used.net(torch.arange(3.0)[None]).sum().backward()
+        used.optimizer.step()
+    assert torch.equal(again.model.weight, fit.model.weight)
+
+
+def test_what_is_saved_is_the_network_and_not_its_wrapper(cpu):
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    state = Fit(nn.Sequential(model), model, optimizer, cpu.grad_scaler(), cpu).state(1)
+    assert list(state["state_dict"]) == ["weight", "bias"]
+
+
+def test_the_loss_scale_of_fp16_comes_back(cpu):
+    net = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    fit = fit_of(net, optimizer, cpu, amp="fp16")
+    state = fit.state(1)
+    assert state["scaler"]["scale"] == 64
+    fit.restore(state | {"scaler": state["scaler"] | {"scale": 8.0}}, "c.pth.tar")
+    assert fit.scaler.get_scale() == 8
+
+
+def test_weights_alone_and_other_parameters_cannot_be_resumed(cpu):
+    fit = trained(cpu, momentum=0.9)
+    state = fit.state(1)
+    other = torch.optim.SGD([*fit.model.parameters(), nn.Parameter(torch.ones(1))], lr=0.1)
+    with pytest.raises(InputError, match=r"w\.pth was trained with another optimiser or other"):
+        fit_of(fit.model, other, cpu).restore(state, "w.pth")
+    for missing in ("optimizer", "epoch"):
+        rest = {key: value for key, value in state.items() if key != missing}
+        with pytest.raises(InputError, match=r"w\.pth holds weights but no training state.*use it as --weights"):
+            fit.restore(rest, "w.pth")
+
+
+@pytest.mark.parametrize("momentum", [0, 0.9])
+@pytest.mark.parametrize("adam_first", [True, False])
+def test_another_kind_of_optimiser_cannot_be_resumed(cpu, adam_first, momentum):
+    sgd, adam = functools.partial(torch.optim.SGD, momentum=momentum), torch.optim.Adam
+    first, second = (adam, sgd) if adam_first else (sgd, adam)
+    fit = trained(cpu, first)
+    other = fit_of(fit.model, second(fit.model.parameters(), lr=0.1), cpu)
+    with pytest.raises(InputError, match="was trained with another optimiser"):
+        other.restore(fit.state(1), "w.pth")
+
+
+@pytest.mark.parametrize("optim", [torch.optim.SGD, torch.optim.Adam])
+def test_the_optimiser_of_an_older_pytorch_is_resumed(cpu, optim):
+    fit = trained(cpu, optim)
+    state = fit.state(4)
+    known = {"params", "lr", "betas", "eps", "weight_decay", "amsgrad", "momentum", "dampening", "nesterov"}
+    state["optimizer"]["param_groups"] = [
+        {key: value for key, value in group.items() if key in known} for group in state["optimizer"]["param_groups"]
+    ]
+    fresh = fit_of(fit.model, optim(fit.model.parameters(), lr=0.5), cpu)
+    assert fresh.restore({**state, "scaler": None}, "w.pth") == 4
+    fresh.net(torch.ones(1, 3)).sum().backward()
+    fresh.optimizer.step()

@@ -1,26 +1,11 @@
 import io
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from matplotlib import _pylab_helpers
 
-from utils.report.figures import (
-    CURVES,
-    HEAT,
-    component_figure,
-    curve_figure,
-    overlay_figure,
-    strength,
-    symbol,
-    variance_figure,
-)
-
-REPORT: dict[str, Any] = {
-    "var": {"target": 4.0, "order0": 3.0, "order1": 0.5, "order2": 0.25, "output": 3.5, "residual": 0.45},
-    "instability": 0.1125,
-}
+from utils.report.maps import HEAT, as_pictures, component_figure, overlay_figure, save_figure, strength, symbol
 
 
 @pytest.fixture
@@ -60,7 +45,9 @@ def test_symbols_are_the_papers():
 def test_components_stand_in_rows_of_channels(maps):
     x, target, components = maps
     photo = torch.arange(3 * 8 * 8, dtype=torch.uint8).reshape(3, 8, 8)
-    figure = component_figure(photo, x, target, components, [4, 1], ["instability 0.10", "instability 0.90"])
+    figure = component_figure(
+        photo, x, target, components.sum(0), components, [4, 1], ["instability 0.10", "instability 0.90"]
+    )
     grid = pictures(figure, 2)
     assert grid.shape == (2, 8)
     titles = [axis.get_title() for axis in grid[0]]
@@ -86,9 +73,9 @@ def test_components_stand_in_rows_of_channels(maps):
 
 def test_components_without_photo_and_notes_and_of_nothing(maps):
     x, target, components = (values.bfloat16() for values in maps)
-    assert pictures(component_figure(None, x, target, components, [2]), 1).shape == (1, 7)
+    assert pictures(component_figure(None, x, target, components.sum(0), components, [2]), 1).shape == (1, 7)
     zeros = torch.zeros(1, 2, 2)
-    figure = component_figure(None, zeros, zeros, zeros[None], [0])
+    figure = component_figure(None, zeros, zeros, zeros, zeros[None], [0])
     assert pictures(figure, 1)[0, 1].images[0].get_clim() == (-1, 1)
 
 
@@ -102,30 +89,30 @@ def test_strength_sums_magnitudes_and_is_enlarged():
 
 
 @pytest.mark.parametrize("channel", [None, 2])
-def test_overlays_lie_on_grey_photos_on_a_scale_a_column(channel):
+def test_overlays_lie_on_grey_photos_on_one_scale(channel):
     torch.manual_seed(0)
     photos = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
-    target, components = torch.randn(2, 3, 4, 4), torch.randn(3, 2, 3, 4, 4)
-    figure = overlay_figure(photos, target, components, "blind spots", channel)
+    target, output = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
+    figure = overlay_figure(photos, target, output, "blind spots", channel)
     *rows, scales = grid_of(figure, 3)
-    output = components.sum(0)
     columns = {
         "features $x^*$": target, "reconstructed $g(x)$": output, r"blind spots $x_\Delta$": target - output,
     }  # fmt: skip
     assert [axis.get_title() for axis in rows[0]] == ["photo", *columns]
     assert {axis.get_title() for axis in rows[1]} == {""}
+    everything = torch.stack([strength(values, 16, channel) for values in columns.values()])
+    limits = float(everything.min()), float(everything.max())
     for row in range(2):
         np.testing.assert_array_equal(shown(rows[row][0]), photos[row].permute(1, 2, 0))
         for axis, values in zip(rows[row][1:], columns.values()):
             heats = strength(values, 16, channel)
             np.testing.assert_allclose(shown(axis), photos[row].float().mean(0), rtol=1e-6)
             np.testing.assert_array_equal(shown(axis, 1), heats[row])
-            assert axis.images[1].get_clim() == (float(heats.min()), float(heats.max()))
+            assert axis.images[1].get_clim() == limits
     quantity = "sum of |value| over channels" if channel is None else "|value| in channel 2"
     assert [axis.get_xlabel() for axis in scales[1:]] == [quantity] * 3
-    for axis, values in zip(scales[1:], columns.values()):
-        heats = strength(values, 16, channel)
-        assert axis.get_xlim() == pytest.approx((float(heats.min()), float(heats.max())))
+    for axis in scales[1:]:
+        assert axis.get_xlim() == pytest.approx(limits)
     assert is_drawn(figure)
 
 
@@ -136,66 +123,36 @@ def test_the_weakest_point_of_an_overlay_leaves_the_photo_bare():
 
 def test_an_overlay_of_nothing_is_drawn():
     photos = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
-    assert is_drawn(overlay_figure(photos, torch.zeros(1, 2, 1, 1), torch.zeros(1, 1, 2, 1, 1)))
+    assert is_drawn(overlay_figure(photos, torch.zeros(1, 2, 1, 1), torch.zeros(1, 2, 1, 1)))
 
 
-def test_variances_are_shares_of_the_targets():
-    figure: Any = variance_figure({"A to B": REPORT, "B to A": REPORT}, [0.25, 0.75])
-    panels = [axis for axis in figure.axes if axis.patches]
-    assert len(panels) == 3
-    widths = [bar.get_width() for bar in panels[0].patches]
-    assert widths == pytest.approx([75, 12.5, 6.25, 11.25, 100 - 105])  # the last: what covariances take off
-    assert [bar.get_width() for bar in panels[2].patches] == [0.25, 0.75]
-    assert "A to B" in panels[0].get_title() and "B to A" in panels[1].get_title()
-    assert is_drawn(figure)
+def test_a_constant_of_no_order_is_part_of_what_is_reconstructed(maps):
+    x, target, components = maps
+    figure = component_figure(None, x, target, components.sum(0) + 7, components, [1])
+    residual = pictures(figure, 1)[0, -1]
+    np.testing.assert_allclose(shown(residual), target[1] - components.sum(0)[1] - 7, rtol=1e-5)
 
 
-def test_variances_of_a_constant_target():
-    constant = {"var": dict.fromkeys(REPORT["var"], 0.0), "instability": None}
-    figure: Any = variance_figure({"nothing": constant})
-    assert {bar.get_width() for bar in figure.axes[0].patches} == {0}
-    assert is_drawn(figure)
+def test_tokens_lie_on_their_grid_without_the_class_token():
+    grid = torch.arange(9.0).view(3, 3)
+    tokens = torch.stack([grid.flatten(), -grid.flatten()])[..., None]  # (C, T, 1)
+    assert torch.equal(as_pictures(tokens), torch.stack([grid, -grid]))
+    with_class = torch.cat([torch.full((2, 1, 1), 99.0), tokens], 1)
+    assert torch.equal(as_pictures(with_class), torch.stack([grid, -grid]))
+    assert torch.equal(as_pictures(with_class[None])[0], as_pictures(with_class))
 
 
-def test_a_panel_of_other_bars_names_its_own():
-    shallow = {"var": {"target": 1.0, "order0": 0.5, "output": 0.5, "residual": 0.5}}
-    panels: Any = variance_figure({"three": REPORT, "again": REPORT, "one": shallow}).axes
-    labelled = [[label.get_text() for label in axis.get_yticklabels() if label.get_visible()] for axis in panels]
-    assert labelled[0] == [*map(symbol, ("order0", "order1", "order2", "residual")), "2 Σ covariances"]
-    assert labelled[2] == [symbol("order0"), symbol("residual"), "2 Σ covariances"]
-    assert panels[0].yaxis.get_tick_params()["labelleft"] and panels[2].yaxis.get_tick_params()["labelleft"]
-    assert not panels[1].yaxis.get_tick_params()["labelleft"]
+def test_other_tokens_are_one_picture_and_maps_and_vectors_stay():
+    tokens = torch.randn(4, 7, 1)
+    assert torch.equal(as_pictures(tokens), tokens[..., 0].T[None])
+    for maps in (torch.randn(4, 5, 6), torch.randn(4, 1, 1)):
+        assert torch.equal(as_pictures(maps), maps)
+    assert is_drawn(component_figure(None, tokens, tokens, tokens, tokens[None], [3]))
 
 
-def test_the_text_of_a_negative_bar_stands_right_of_zero():
-    (axis,) = variance_figure({"A to B": REPORT}).axes
-    texts = {text.get_text(): text.xy for text in axis.texts}  # type: ignore[attr-defined]
-    assert texts["-0.2  (-5 %)"] == (0, 4)
-    assert texts["3  (75 %)"] == (75, 0)
-
-
-def test_curves_join_their_points_in_the_order_given():
-    figure = curve_figure(
-        {"conv4_3": [(2, 0.5), (0, 0.1), (1, 0.2)], "conv5_2": [(0, 1)]},
-        "generation",
-        "Var",
-        {"conv4_3": ["third", "first", "second"]},
-    )
-    axis: Any = figure.axes[0]
-    assert [line.get_label() for line in axis.lines] == ["conv4_3", "conv5_2"]
-    assert axis.lines[0].get_xydata().tolist() == [[2, 0.5], [0, 0.1], [1, 0.2]]
-    notes = {text.get_text(): text.xy for text in axis.texts}
-    assert notes == {"third": (2, 0.5), "first": (0, 0.1), "second": (1, 0.2)}
-    assert (axis.get_xlabel(), axis.get_ylabel()) == ("generation", "Var")
-    assert all(tick == int(tick) for tick in axis.get_xticks())
-    assert axis.get_legend() is not None
-    (alone,) = curve_figure({"one": [(0, 1)]}, "", "").axes
-    assert alone.get_legend() is None and alone.get_title() == "one"
-    assert is_drawn(figure)
-
-
-def test_curves_differ_in_colour_and_marker():
-    names = [f"curve {number}" for number in range(len(CURVES))]
-    lines = curve_figure({name: [(0.0, 1.0), (0.5, 2.0)] for name in names}, "x", "y").axes[0].lines
-    assert [line.get_label() for line in lines] == names
-    assert len({line.get_color() for line in lines}) == len({line.get_marker() for line in lines}) == len(names)
+def test_a_figure_is_saved_whole_and_named(tmp_path, capsys, maps):
+    x, target, components = maps
+    save_figure(tmp_path / "a.png", component_figure(None, x, target, components.sum(0), components, [0]))
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    assert capsys.readouterr().out == f"saved {tmp_path / 'a.png'}\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]

@@ -1,0 +1,217 @@
+import functools
+import multiprocessing
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.unit.photos import make_folder, make_photo
+from utils.data.batches import AUGMENTATIONS, NORMALISATIONS
+from utils.data.image_cache import cache_images
+from utils.data.images import ImageData, load_images
+from utils.errors import InputError
+from utils.files import read_json, write_json
+
+
+def load(root, image_size=16, dataset="folder", split="train") -> ImageData:
+    return load_images(dataset, split, data_root="nowhere", path=root, image_size=image_size)
+
+
+def everything(data):
+    return data.__getitems__(list(range(len(data))))
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    """Photos of two classes, more than one chunk of them."""
+    return make_folder(tmp_path / "photos", {"a": 40, "b": 5})
+
+
+@pytest.fixture
+def cache(photos, tmp_path):
+    """A function that caches the photos, in a folder that stays."""
+    return lambda mode, **options: cache_images(load(photos), mode, cache_dir=tmp_path / "cache", workers=2, **options)
+
+
+def decoded_in(run, monkeypatch) -> int:
+    """Count the images that `run` decodes."""
+    decode = ImageData.decode
+    decoded: list[int] = []
+
+    def counting(self, indices):
+        decoded.extend(indices)
+        return decode(self, indices)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ImageData, "decode", counting)
+        run()
+    return len(decoded)
+
+
+def test_a_file_is_found_by_the_next_run(cache, monkeypatch, capsys):
+    assert decoded_in(lambda: cache("disk"), monkeypatch) == 45
+    assert "decoding the train images of folder once, into" in capsys.readouterr().out
+    assert decoded_in(lambda: cache("disk"), monkeypatch) == 0
+    assert "decoding" not in capsys.readouterr().out
+    assert decoded_in(lambda: cache("ram"), monkeypatch) == 45
+
+
+def change_content(folder: Path) -> None:
+    make_photo(folder / "a" / "03.jpg", 99)
+
+
+def change_time(folder: Path) -> None:
+    os.utime(folder / "a" / "03.jpg", ns=(1, 1))
+
+
+def change_name(folder: Path) -> None:
+    (folder / "a" / "03.jpg").rename(folder / "a" / "03x.jpg")
+
+
+def change_number(folder: Path) -> None:
+    make_photo(folder / "b" / "new.jpg", 98)
+
+
+def change_class(folder: Path) -> None:
+    (folder / "a" / "39.jpg").rename(folder / "b" / "39.jpg")
+
+
+@pytest.mark.parametrize("change", [change_content, change_time, change_name, change_number, change_class])
+def test_changed_images_are_noticed_and_decoded_again(cache, photos, capsys, change):
+    cache("disk")
+    change(photos)
+    capsys.readouterr()
+    again = cache("disk")
+    assert "photos changed since" in (said := capsys.readouterr().out) and "decoding them again" in said
+    assert torch.equal(everything(again)[0], everything(load(photos))[0])
+    cache("disk")
+    assert "photos changed" not in capsys.readouterr().out
+
+
+def test_a_file_serves_every_normalisation_and_augmentation(cache, photos, tmp_path, monkeypatch):
+    cache("disk")
+    options = {"normalisation": NORMALISATIONS["dcm"], "augmentation": AUGMENTATIONS["zero4"]}
+    data = load_images("folder", "train", data_root="nowhere", path=photos, image_size=16, **options)
+    again = functools.partial(cache_images, data, "disk", cache_dir=tmp_path / "cache", workers=2)
+    assert decoded_in(again, monkeypatch) == 0
+
+
+def test_a_file_of_an_earlier_format_is_built_again(cache, photos, tmp_path, capsys):
+    cache("disk")
+    path = only_file(tmp_path / "cache", "*.json")
+    for record in (read_json(path) | {"format": 1}, [1]):
+        write_json(path, record)
+        capsys.readouterr()
+        assert torch.equal(everything(cache("disk"))[0], everything(load(photos))[0])
+        assert "is of another version of the suite; decoding the images again" in capsys.readouterr().out
+
+
+def test_sizes_and_splits_have_files_of_their_own(photos, tmp_path):
+    for size, split in ((16, "train"), (8, "train"), (16, "val")):
+        data = load(photos, size, split=split)
+        cached = cache_images(data, "disk", cache_dir=tmp_path / "cache", workers=1, quiet=True)
+        assert torch.equal(everything(cached)[0], everything(data)[0])
+    assert len(list((tmp_path / "cache").glob("*.npy"))) == 3
+
+
+def only_file(folder: Path, pattern: str) -> Path:
+    (path,) = folder.glob(pattern)
+    return path
+
+
+@pytest.mark.parametrize("damage", ["no record", "bad record", "truncated", "other shape", "not npy"])
+def test_an_incomplete_file_is_built_again(cache, photos, tmp_path, capsys, damage):
+    cache("disk")
+    pixels, record = only_file(tmp_path / "cache", "*.npy"), only_file(tmp_path / "cache", "*.json")
+    if damage == "no record":
+        record.unlink()
+    elif damage == "bad record":
+        record.write_text("{")
+    elif damage == "truncated":
+        os.truncate(pixels, pixels.stat().st_size - 1)
+    elif damage == "other shape":
+        np.save(pixels, np.zeros((45, 3, 8, 8), np.uint8))
+    else:
+        pixels.write_bytes(b"junk")
+    capsys.readouterr()
+    assert torch.equal(everything(cache("disk"))[0], everything(load(photos))[0])
+    assert "again" in capsys.readouterr().out
+
+
+class Interrupted(BaseException):
+    """As a KeyboardInterrupt, but no signal to the test run."""
+
+
+def test_an_interrupted_build_is_not_taken_for_complete(cache, photos, tmp_path, monkeypatch):
+    cache("disk")
+    change_content(photos)
+    decode = ImageData.decode
+
+    def fail(self, indices):
+        if 40 in indices:
+            raise Interrupted
+        return decode(self, indices)
+
+    monkeypatch.setattr(ImageData, "decode", fail)
+    with pytest.raises(Interrupted):
+        cache("disk")
+    monkeypatch.undo()
+    assert not list((tmp_path / "cache").glob("*.json")) and not list((tmp_path / "cache").glob(".*part*"))
+    assert torch.equal(everything(cache("disk"))[0], everything(load(photos))[0])
+
+
+def test_what_a_killed_build_left_is_removed(cache, tmp_path):
+    cache("disk")
+    pixels = only_file(tmp_path / "cache", "*.npy")
+    only_file(tmp_path / "cache", "*.json").unlink()
+    left = pixels.with_name(f".{pixels.name}.abc.part.npy")
+    left.write_bytes(b"half")
+    other = pixels.with_name(".other.npy.abc.part.npy")
+    other.write_bytes(b"of another build")
+    cache("disk")
+    assert not left.exists() and other.exists()
+
+
+def test_a_full_disk_is_one_sentence(cache, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(InputError, match=r"cannot be written \(No space left on device; it takes .* GB\); free some"):
+        cache("disk")
+    assert not list((tmp_path / "cache").glob("*.npy"))
+
+
+def test_a_cache_folder_that_cannot_be_made_is_one_sentence(cache, tmp_path):
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(InputError, match=r"image cache .* cannot be written \(.*\); use --cache_images off"):
+        cache("disk")
+
+
+def in_a_process(target, *arguments):
+    def run() -> None:
+        torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
+        target(*arguments)
+
+    process = multiprocessing.get_context("fork").Process(target=run)
+    process.start()
+    return process
+
+
+def test_processes_that_start_together_build_once(cache, photos, capfd):
+    processes = [in_a_process(cache, "disk") for _ in range(3)]
+    for process in processes:
+        process.join()
+    said = capfd.readouterr().out
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert said.count("once, into") == 1 and said.count("ready in") == 3
+    assert torch.equal(everything(cache("disk"))[0], everything(load(photos))[0])
+
+
+def test_the_stored_images_are_the_pages_of_the_file(cache, tmp_path):
+    stored = cache("disk").stored
+    assert stored is not None and stored.path == only_file(tmp_path / "cache", "*.npy")
+    assert len(pickle.dumps(stored)) < 1000  # a loader's spawned worker maps the file too

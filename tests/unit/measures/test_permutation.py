@@ -1,0 +1,122 @@
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from utils.errors import InputError
+from utils.measures import permutation
+from utils.measures.calibration import permutations
+from utils.measures.permutation import permuted_errors
+
+
+def features(images=(30, 12), channels=4, seed=0):
+    """x and a target that is partly a 3×3 convolution of x, for fitting and held-out images; float64."""
+    generator = torch.Generator().manual_seed(seed)
+    kernel = torch.randn(5, channels, 3, 3, generator=generator, dtype=torch.float64)
+    found = []
+    for count in images:
+        x = torch.randn(count, channels, 3, 2, generator=generator, dtype=torch.float64) + 1
+        noise = torch.randn(count, 5, 3, 2, generator=generator, dtype=torch.float64)
+        found += [x, F.conv2d(x - 1, kernel, padding=1) + 2 * noise + 3]
+    return found
+
+
+def orders(draws=3, images=(30, 12), seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [permutations(torch.zeros(count, dtype=torch.int64), draws, generator) for count in images]
+
+
+def by_definition(x_fit, target_fit, x_held, target_held, kernel_size, weight):
+    """Squared errors of one pairing per held-out image, by a solver over all rows."""
+
+    def rows(x):
+        return F.unfold(x - x_fit.mean((0, 2, 3), keepdim=True), kernel_size, padding=kernel_size // 2).mT.flatten(0, 1)
+
+    mean = target_fit.mean((0, 2, 3))
+    patches = rows(x_fit)
+    penalty = weight * patches.square().sum() / patches.shape[1]
+    gram = patches.T @ patches + penalty * torch.eye(patches.shape[1], dtype=torch.float64)
+    solution = torch.linalg.solve(gram, patches.T @ (target_fit.flatten(2).mT.flatten(0, 1) - mean))
+    error = target_held.flatten(2).mT.flatten(0, 1) - mean - rows(x_held) @ solution
+    return error.unflatten(0, (len(x_held), -1))  # (N', U, D)
+
+
+@pytest.mark.parametrize(("kernel_size", "images"), [(1, (30, 12)), (3, (30, 12)), (3, (5, 12))])  # the last is dual
+def test_every_pairing_has_the_errors_of_its_own_regression(kernel_size, images):
+    parts = features(images)
+    pairings = orders(images=images)
+    found = permuted_errors(*parts, *pairings, kernel_size=kernel_size, weight=0.3)
+    x_fit, target_fit, x_held, target_held = parts
+    pairs = [(torch.arange(images[0]), torch.arange(images[1])), *zip(*pairings)]
+    for errors, (fit, held) in zip([found.observed, *found.draws], pairs):
+        expected = by_definition(x_fit[fit], target_fit, x_held[held], target_held, kernel_size, 0.3)
+        total = (expected - expected.mean((0, 1))).square().sum()
+        assert errors.sum() == pytest.approx(total.item(), rel=1e-10)
+        by_image = expected.square().sum((1, 2)) - expected.mean((0, 1)).square().sum() * 6
+        np.testing.assert_allclose(errors, by_image, rtol=1e-9)
+    centred = target_held - target_held.mean((0, 2, 3), keepdim=True)
+    np.testing.assert_allclose(found.target, centred.square().sum((1, 2, 3)), rtol=1e-10)
+    null = found.null()
+    assert null.observed == pytest.approx(found.observed.sum() / found.target.sum())
+    assert null.draws.shape == (3,) and null.draws[1] == pytest.approx(found.draws[1].sum() / found.target.sum())
+
+
+def test_both_forms_meet_where_rows_equal_columns(monkeypatch):
+    parts, pairings = features((6, 12)), orders(images=(6, 12))  # 36 rows and 36 columns: primal
+    primal = permuted_errors(*parts, *pairings, kernel_size=3)
+    wider = [F.pad(parts[index], (0, 0, 0, 0, 0, 1)) if index in (0, 2) else parts[index] for index in range(4)]
+    dual = permuted_errors(*wider, *pairings, kernel_size=3, weight=0.1 * 45 / 36)  # a dead channel: the same penalty
+    np.testing.assert_allclose(dual.draws, primal.draws, rtol=1e-9)
+    np.testing.assert_allclose(dual.observed, primal.observed, rtol=1e-9)
+
+
+@pytest.mark.parametrize("images", [(30, 12), (5, 12)])
+def test_chunks_and_memory_maps_change_nothing(monkeypatch, tmp_path, images):
+    parts, pairings = features(images), orders(draws=5, images=images)
+    whole = permuted_errors(*parts, *pairings, kernel_size=3)
+    monkeypatch.setattr(permutation, "CHUNK_BYTES", 8 * 6 * 36 * 4)
+    monkeypatch.setattr(permutation, "BLOCK_BYTES", 8 * 36 * 5 * 2)  # two pairings
+    mapped = []
+    for index, part in enumerate(parts):
+        np.save(tmp_path / f"{index}.npy", part.numpy())
+        mapped.append(np.load(tmp_path / f"{index}.npy", mmap_mode="r"))
+    chunked = permuted_errors(*mapped, *pairings, kernel_size=3)
+    for name in ("target", "observed", "draws"):
+        np.testing.assert_allclose(getattr(chunked, name), getattr(whole, name), rtol=1e-10)
+
+
+def test_the_true_pairs_of_a_planted_map_stand_out_of_their_null():
+    null = permuted_errors(*features((200, 80)), *orders(draws=39, images=(200, 80)), kernel_size=3).null()
+    assert null.observed < 0.4
+    assert null.draws.min() > 0.95
+    assert null.p_value == 1 / 40
+
+
+@pytest.mark.parametrize("images", [(30, 12), (6, 12)])
+def test_pairs_without_a_connection_have_uniform_p_values(images):
+    p_values = []
+    for seed in range(60):
+        x_fit, _, x_held, _ = features(images, seed=seed)
+        _, target_fit, _, target_held = features(images, seed=1000 + seed)
+        drawn = orders(draws=19, images=images, seed=seed)
+        p_values.append(permuted_errors(x_fit, target_fit, x_held, target_held, *drawn).null().p_value)
+    assert 0.35 < np.mean(p_values) < 0.65
+    assert 5 <= sum(p <= 0.25 for p in p_values) <= 25
+
+
+def test_a_feature_predicts_itself():
+    x_fit, _, x_held, _ = features()
+    none = torch.empty(0, 30, dtype=torch.int64), torch.empty(0, 12, dtype=torch.int64)
+    found = permuted_errors(x_fit, x_fit, x_held, x_held, *none, weight=1e-9)
+    assert found.draws.shape == (0, 12)
+    assert found.observed.sum() < 1e-10 * found.target.sum()
+
+
+def test_what_cannot_be_paired_is_refused():
+    x_fit, target_fit, x_held, target_held = features()
+    with pytest.raises(InputError, match="one size"):
+        permuted_errors(x_fit[..., :1], target_fit, x_held, target_held, *orders())
+    with pytest.raises(InputError, match="same images"):
+        permuted_errors(x_fit[1:], target_fit, x_held, target_held, *orders())
+    with pytest.raises(InputError, match="constant on the held-out"):
+        permuted_errors(x_fit, target_fit, x_held, torch.ones_like(target_held), *orders())

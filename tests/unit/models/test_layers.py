@@ -1,0 +1,115 @@
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from models.layers import Layer, layer_name
+from models.split import feature_shape, split
+from utils.errors import InputError
+
+
+@pytest.mark.parametrize(
+    ("arch", "conv_layer", "fc", "name", "kind"),
+    [
+        ("vgg16_bn", 24, False, "features.24", nn.Conv2d),
+        ("vgg16_bn", 27, False, "features.27", nn.Conv2d),
+        ("vgg16_bn", 30, False, "features.30", nn.Conv2d),
+        ("vgg16_bn", 34, False, "features.34", nn.Conv2d),
+        ("vgg16_bn", 37, False, "features.37", nn.Conv2d),
+        ("vgg16_bn", 40, False, "features.40", nn.Conv2d),
+        ("vgg16_bn", 0, True, "classifier.0", nn.Linear),
+        ("vgg16", 3, True, "classifier.3", nn.Linear),
+        ("alexnet", 8, False, "features.8", nn.Conv2d),
+        ("alexnet", 10, False, "features.10", nn.Conv2d),
+        ("alexnet", 1, True, "classifier.1", nn.Linear),
+        ("alexnet", 4, True, "classifier.4", nn.Linear),
+    ],
+)
+def test_conv_layer_of_vgg_and_alexnet_counts_modules(arch, conv_layer, fc, name, kind):
+    with torch.device("meta"):
+        model = torchvision.models.get_model(arch)
+    assert layer_name(model, conv_layer, fc) == name
+    assert isinstance(model.get_submodule(name), kind)
+
+
+@pytest.mark.parametrize(
+    ("arch", "name", "shape"),
+    [
+        ("resnet18", "layer3.1.add", (256, 14, 14)),
+        ("resnet34", "layer3.5.add", (256, 14, 14)),
+        ("resnet50", "layer3.5.add", (1024, 14, 14)),
+        ("resnext50_32x4d", "layer3.5.add", (1024, 14, 14)),
+    ],
+)
+def test_conv_layer_3_of_a_resnet_is_its_last_14x14_map(arch, name, shape):
+    with torch.device("meta"):
+        model = torchvision.models.get_model(arch)
+        assert layer_name(model, 3) == name
+        head, _ = split(model, name)
+        assert feature_shape(head, 224) == shape
+        assert layer_name(model, 4).startswith("layer4.")
+
+
+@pytest.mark.parametrize(
+    ("arch", "conv_layer", "fc", "message"),
+    [
+        ("alexnet", 40, False, "features of this AlexNet has layers 0 to 12, not 40"),
+        ("vgg11", 7, True, "classifier of this VGG has layers 0 to 6, not 7"),
+        ("resnet18", 30, False, "layers of a ResNet are 1 to 4 .*, not 30"),
+        ("resnet18", 3, True, "--fc has no meaning for a ResNet; name the layer with --layer NAME"),
+        ("squeezenet1_1", 3, False, "--conv_layer has no meaning for a SqueezeNet; name the layer with --layer NAME"),
+    ],
+)
+def test_a_conv_layer_that_there_is_not(arch, conv_layer, fc, message):
+    with torch.device("meta"):
+        model = torchvision.models.get_model(arch)
+    with pytest.raises(InputError, match=message):
+        layer_name(model, conv_layer, fc)
+
+
+def test_a_layers_own_name_goes_before_its_number():
+    with torch.device("meta"):
+        resnet18 = torchvision.models.get_model("resnet18")
+    assert Layer(None, 3).node(resnet18) == "layer3.1.add"
+    assert Layer("layer2.0.add", 3).node(resnet18) == "layer2.0.add"
+
+
+@pytest.mark.parametrize(
+    ("layer", "label"),
+    [
+        (Layer(None, 30), "30"),
+        (Layer(None, 0), "0"),
+        (Layer(None, 3, fc=True), "fc3"),
+        (Layer("layer3.5.add", 30), "layer3.5.add"),
+        (Layer("classifier.3", 3, fc=True), "classifier.3"),
+        (Layer(), "30"),
+        (Layer(default=40), "40"),
+        (Layer(fc=True, default=3), "fc3"),
+        (Layer(None, 0, default=40), "0"),
+    ],
+)
+def test_a_layers_label_is_its_name_or_number(layer, label):
+    assert layer.label == label
+
+
+def test_without_an_option_only_a_vgg_has_a_layer():
+    with torch.device("meta"):
+        vgg, alexnet, resnet18 = map(torchvision.models.get_model, ("vgg16_bn", "alexnet", "resnet18"))
+    assert Layer().node(vgg) == "features.30"
+    assert Layer(default=40).node(vgg) == "features.40"
+    assert Layer(fc=True, default=3).node(vgg) == "classifier.3"
+    assert Layer(None, 0, default=40).node(vgg) == "features.0"
+    for model, kind in ((alexnet, "AlexNet"), (resnet18, "ResNet")):
+        with pytest.raises(InputError, match=f"no option names the layer of this {kind}: use --conv_layer"):
+            Layer().node(model)
+
+
+def test_a_files_layer_stands_where_no_option_says_another():
+    assert Layer().or_node("layer2.1.add") == Layer("layer2.1.add")
+    assert Layer(fc=True).or_node("layer2.1.add").label == "layer2.1.add"
+    assert Layer(None, 0).or_node("layer2.1.add") == Layer(None, 0)
+    assert Layer("layer1").or_node("layer2.1.add") == Layer("layer1")
+    assert Layer(default=40).or_node(None) == Layer(default=40)
+    assert [layer.is_named for layer in (Layer(), Layer(fc=True), Layer(None, 0), Layer("a"))] == [
+        False, False, True, True,
+    ]  # fmt: skip

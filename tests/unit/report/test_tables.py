@@ -1,0 +1,72 @@
+"""Tables for reading, to the character."""
+
+from utils.report.tables import compression_table, sweep_table, variance_table
+
+REPORT = {
+    "var": {"order0": 6.0, "order1": 1.25, "order2": 0.5, "residual": 0.25, "output": 7.75, "target": 8.0},
+    "instability": 0.03125,
+}
+PRUNED = {
+    "layers": [
+        {"layer": "features.0", "weights": 1728, "kept": 432, "removed_percent": 75.0},
+        {"layer": "classifier.6", "weights": 819200, "kept": 0, "removed_percent": 100.0},
+    ],
+    "parameters": 821000, "removed": 820496, "removed_percent": 99.93861,
+    "accuracy_percent": {"before": 61.25, "pruned": 0.5, "retrained": 60.0},
+    "options": {"s_conv": 0.4, "s_fc": 1.25}, "checkpoint": "pruned/a.pth.tar",
+}  # fmt: skip
+
+
+def test_variances_stand_beside_their_share_of_the_target():
+    assert variance_table(REPORT).splitlines() == [
+        "component               variance   share of x*",
+        "x(0)                           6       75.00 %",
+        "x(1)                        1.25       15.62 %",
+        "x(2)                         0.5        6.25 %",
+        "x_Δ = x* - g(x)             0.25        3.12 %",
+        "g(x)                        7.75       96.88 %",
+        "x*                             8      100.00 %",
+        "instability Var(x_Δ)/Var(x*) = 0.0312",
+    ]
+
+
+def test_a_constant_target_has_no_shares():
+    table = variance_table({"var": {"order0": 0.0, "residual": 0.0, "target": 0.0}, "instability": None})
+    assert [line.split()[-1] for line in table.splitlines()[1:4]] == ["-", "-", "-"]
+    assert table.endswith("instability Var(x_Δ)/Var(x*) = undefined: x* is constant")
+
+
+def test_a_compressed_net_has_a_line_a_layer_and_one_for_all():
+    assert compression_table(PRUNED).splitlines() == [
+        "layer               weights         kept  removed, %",
+        "features.0            1,728          432       75.00",
+        "classifier.6        819,200            0      100.00",
+        "all parameters      821,000          504       99.94",
+        "nothing is left of classifier.6: its threshold is too high",
+        "accuracy, %: before 61.25, pruned 0.50, retrained 60.00",
+    ]
+
+
+def test_a_net_that_keeps_something_of_every_layer_is_not_warned_of():
+    assert "threshold" not in compression_table(PRUNED | {"layers": PRUNED["layers"][:1]})
+
+
+def test_the_table_is_as_wide_as_the_longest_name():
+    name = "features.denseblock3.denselayer24.conv2"
+    row = {"layer": name, "weights": 1, "kept": 1, "removed_percent": 0.0}
+    head, first, *_ = compression_table(PRUNED | {"layers": [row]}).splitlines()
+    assert first == f"{name}              1            1        0.00"
+    assert len(head) == len(first)
+
+
+def test_a_sweep_has_a_line_a_net():
+    other = PRUNED | {
+        "options": {"s_conv": 1.2, "s_fc": 2.0},
+        "removed_percent": 93.3,
+        "checkpoint": "b.pth.tar",
+    }
+    assert sweep_table([PRUNED, other]).splitlines() == [
+        "      s_conv        s_fc  removed, %      before      pruned   retrained  checkpoint",
+        "         0.4        1.25       99.94       61.25        0.50       60.00  pruned/a.pth.tar",
+        "         1.2           2       93.30       61.25        0.50       60.00  b.pth.tar",
+    ]

@@ -1,0 +1,197 @@
+import argparse
+import math
+
+import pytest
+
+from utils.parser import Ignored, Parser, list_of, plain_name, real, some_path, whole
+
+
+@pytest.fixture
+def parser():
+    parser = Parser("A step.\n\nOf two paragraphs.", "python Step.py --size 3")
+    parser.prog = "Step.py"
+    parser.add_argument("--note", default="", help="what to say")
+    parser.add_argument("--batch_size", "-b", type=whole(1), default=7, help="images of a step")
+    parser.add_argument("--layer2", type=whole(0), help="of net B")
+    parser.add_argument("--alpha", type=list_of(real()), default=[0.5, 0.5])
+    parser.add_argument("--reverse", action="store_true", help="the other way")
+    parser.add_argument("--old", action=Ignored)
+    return parser
+
+
+def refused(parser, words, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        parser.parse_args(words)
+    assert exit_.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    return err
+
+
+# --- the parser
+
+
+@pytest.mark.parametrize(
+    "words", [["--batch-size", "9"], ["--batch_size", "9"], ["--batch-size=9"], ["--batch_size=9"], ["-b", "9"]]
+)
+def test_dashes_and_underscores_are_one(parser, words):
+    assert parser.parse_args(words).batch_size == 9
+
+
+def test_the_command_line_is_read_by_default(parser, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["Step.py", "--batch-size", "9"])
+    assert parser.parse_args().batch_size == 9
+
+
+@pytest.mark.parametrize("words", [["--note", "my-own-note"], ["--note=my-own-note"]])
+def test_values_keep_their_dashes(parser, words):
+    assert parser.parse_args(words).note == "my-own-note"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--batch"], "unrecognized arguments: --batch"),  # no abbreviations: they change when options are added
+        (["--nonsense"], "unrecognized arguments: --nonsense"),
+        (["--batch_size", "many"], "argument --batch_size/-b: expected a whole number of at least 1, got 'many'"),
+        (["--batch_size"], "argument --batch_size/-b: expected one argument"),
+    ],
+)
+def test_a_mistake_is_one_line(parser, words, said, capsys):
+    assert refused(parser, words, capsys) == f"Step.py: error: {said} (--help shows all options)\n"
+
+
+def test_help_shows_defaults_that_say_something_the_example_and_the_lines(parser):
+    text = parser.format_help()
+    assert "A step.\n\nOf two paragraphs.\n" in text
+    assert text.endswith("example:\n  python Step.py --size 3\n")
+    assert "images of a step (default: 7)" in text
+    for said in ("of net B", "the other way", "what to say"):
+        assert f"{said}\n" in text
+    assert "--old" not in text
+    assert "example" not in Parser("A step.").format_help()
+
+
+def test_old_options_are_accepted_and_said_to_be_ignored(parser, capsys):
+    for words in (["--old"], ["--old", "3"], ["--old=3"]):
+        assert "old" not in parser.parse_args(words)
+        assert capsys.readouterr() == ("--old has no effect any more and is ignored\n", "")
+    assert "old" not in parser.parse_args([])
+
+
+# --- options without effect
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["--note", "x"], "note"),
+        (["--layer2", "0"], "layer2"),  # 0 is given, though it is as false as nothing
+        (["--reverse"], "reverse"),
+        (["--alpha", "[0.5]"], "alpha"),
+        (["--reverse", "--layer2", "3"], "layer2"),
+    ],
+)
+def test_an_option_without_effect_is_refused_with_the_reason(parser, words, name, capsys):
+    args = parser.parse_args(words)
+    names = ["note", "layer2", "alpha", "reverse"]
+    with pytest.raises(SystemExit) as exit_:
+        parser.refuse_without_effect(args, names, "beside --convOut_path: it is stored already")
+    assert exit_.value.code == 2
+    said = f"--{name} has no effect beside --convOut_path: it is stored already (--help shows all options)"
+    assert capsys.readouterr().err == f"Step.py: error: {said}\n"
+
+
+def test_what_was_not_given_is_not_refused(parser):
+    parser.refuse_without_effect(parser.parse_args([]), ["note", "layer2", "alpha", "reverse"], "here")
+    parser.refuse_without_effect(parser.parse_args(["--reverse"]), ["note", "layer2", "alpha"], "here")
+
+
+# --- types
+
+
+@pytest.mark.parametrize(("text", "value"), [("3", 3), ("+4", 4), (" 5 ", 5), ("007", 7)])
+def test_whole_numbers(text, value):
+    assert whole(3)(text) == value
+
+
+def test_whole_numbers_may_be_negative():
+    assert whole(-1)("-1") == -1
+
+
+@pytest.mark.parametrize("text", ["2", "-3", "3.0", "3e2", "three", "", "1_000", "0x10"])
+def test_what_is_no_whole_number_of_the_range(text):
+    with pytest.raises(argparse.ArgumentTypeError) as error:
+        whole(3)(text)
+    assert str(error.value) == f"expected a whole number of at least 3, got {text!r}"
+
+
+@pytest.mark.parametrize(("text", "value"), [("0", 0.0), ("1e-3", 1e-3), ("2", 2.0), (" .5 ", 0.5)])
+def test_real_numbers(text, value):
+    assert real()(text) == value
+    assert type(real()(text)) is float
+
+
+@pytest.mark.parametrize("text", ["-1e-9", "nan", "inf", "-inf", "1e999", "one", ""])
+def test_what_is_no_real_number_of_the_range(text):
+    with pytest.raises(argparse.ArgumentTypeError) as error:
+        real()(text)
+    assert str(error.value) == f"expected a number of at least 0, got {text!r}"
+
+
+def test_a_bound_may_be_excluded():
+    assert real(above=0)("1e-9") == 1e-9
+    assert real(above=1.5)("2") == 2
+    for text in ("0", "-1"):
+        with pytest.raises(argparse.ArgumentTypeError) as error:
+            real(above=0)(text)
+        assert str(error.value) == f"expected a number above 0, got {text!r}"
+    with pytest.raises(argparse.ArgumentTypeError, match=r"of at least 0\.5"):
+        real(0.5)("0.4")
+    assert real(-math.pi)("-3") == -3
+
+
+@pytest.mark.parametrize("text", ["[0.1,8.0]", "0.1,8.0", "[0.1, 8.0]", " [0.1,8]", "[0.1,8.0,]"])
+def test_lists_with_and_without_brackets(text):
+    assert list_of(float)(text) == [0.1, 8.0]
+
+
+def test_other_lists():
+    assert list_of(whole(0))("[0,1]") == [0, 1]
+    assert list_of(whole(0))("3") == [3]
+    assert list_of(str)("[a,b]") == ["a", "b"]
+
+
+@pytest.mark.parametrize("text", ["[]", "", ","])
+def test_a_list_is_empty_only_where_it_may_be(text):
+    assert list_of(float, empty=True)(text) == []
+    with pytest.raises(argparse.ArgumentTypeError) as error:
+        list_of(float)(text)
+    assert str(error.value) == f"expected a list such as [1,1], got {text!r}, which is empty"
+
+
+@pytest.mark.parametrize("text", ["[0.5,1]", "[a]", "0;1", "[1,-1]"])
+def test_a_list_of_something_else_says_what_its_entries_are(text):
+    with pytest.raises(argparse.ArgumentTypeError) as error:
+        list_of(whole(0))(text)
+    said = f"expected a list such as [1,1], got {text!r}: expected a whole number of at least 0, got "
+    assert str(error.value).startswith(said)
+    with pytest.raises(argparse.ArgumentTypeError) as error:
+        list_of(int)("[x]")
+    assert str(error.value) == "expected a list such as [1,1], got '[x]'"
+
+
+def test_paths_are_anything_but_nothing():
+    assert some_path("../a b") == "../a b"
+    for text in ("", "  "):
+        with pytest.raises(argparse.ArgumentTypeError, match="expected a path, got nothing"):
+            some_path(text)
+
+
+def test_names_are_no_paths():
+    for text in ("lr-2_sd0", "", "a.b", "..a"):
+        assert plain_name(text) == text
+    for text in ("a/b", "/", "..", ".", "../x"):
+        with pytest.raises(argparse.ArgumentTypeError) as error:
+            plain_name(text)
+        assert str(error.value) == f"expected a name, not a path, got {text!r}"

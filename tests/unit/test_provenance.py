@@ -1,0 +1,183 @@
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from utils.errors import InputError
+from utils.provenance import NetSource, Provenance
+
+A = NetSource("alexnet", "features.10", "nets/a.pth.tar", "aaaaaaaa11")
+B = NetSource("resnet34", "layer3.5.add", "nets/b.pth.tar", "bbbbbbbb22")
+WHOLE = Provenance(
+    A,
+    B,
+    dataset="folder",
+    name="cows",
+    split="train",
+    sample_num="50par_A",
+    classes=["calf", "cow"],
+    transform={"image_size": 64, "view": "resize", "mean": [0.5]},
+    arch="alexnet-resnet34",
+    label="10-3",
+)
+RECORD = {
+    "dataset": "folder", "name": "cows", "split": "train", "sample_num": "50par_A", "classes": ["calf", "cow"],
+    "transform": {"image_size": 64, "view": "resize", "mean": [0.5]}, "arch": "alexnet-resnet34", "layer": "10-3",
+    "arch_a": "alexnet", "layer_a": "features.10", "path_a": "nets/a.pth.tar", "checkpoint_a": "aaaaaaaa11",
+    "arch_b": "resnet34", "layer_b": "layer3.5.add", "path_b": "nets/b.pth.tar", "checkpoint_b": "bbbbbbbb22",
+}  # fmt: skip
+
+
+def with_net(role: str, **changes: Any) -> Provenance:
+    return replace(WHOLE, **{role: replace(getattr(WHOLE, role), **changes)})
+
+
+def unequal(found: Provenance, other: Provenance) -> bool:
+    """Compare all fields, also those that `==` leaves out."""
+    return found.to_record() != other.to_record()
+
+
+# --- records
+
+
+def test_the_stored_record_is_flat_and_comes_back():
+    assert WHOLE.to_record() == RECORD
+    again = Provenance.from_record(RECORD)
+    assert again == WHOLE and again.to_record() == RECORD
+    assert (again.a.path, again.b.path, again.arch, again.label) == (A.path, B.path, WHOLE.arch, WHOLE.label)
+
+
+def test_what_is_unknown_is_left_out_and_stays_unknown():
+    assert Provenance().to_record() == {}
+    assert Provenance.from_record({}) == Provenance()
+    record = {"dataset": "CUB200", "layer_b": "features.30", "sample_num": ""}
+    assert Provenance.from_record(record) == Provenance(
+        b=NetSource(layer="features.30"), dataset="CUB200", sample_num=""
+    )
+    assert Provenance.from_record(record).to_record() == record
+
+
+def test_keys_of_other_programs_are_passed_over():
+    assert Provenance.from_record(RECORD | {"input": "components", "in_mode": [1]}).to_record() == RECORD
+
+
+def test_the_image_size_is_the_transforms_or_the_authors():
+    assert WHOLE.image_size == 64
+    assert Provenance().image_size == Provenance(transform={}).image_size == 224
+
+
+# --- changes
+
+
+def test_reversed_exchanges_the_nets_alone():
+    found = WHOLE.reversed()
+    exchanged = dict(RECORD)
+    for key in ("arch", "layer", "path", "checkpoint"):
+        exchanged[f"{key}_a"], exchanged[f"{key}_b"] = RECORD[f"{key}_b"], RECORD[f"{key}_a"]
+    assert found.to_record() == exchanged
+    assert not unequal(found.reversed(), WHOLE)
+
+
+def test_completed_fills_in_what_is_unknown_only():
+    half = Provenance(dataset="CUB200", sample_num="")
+    found = half.completed(dataset="VOC", sample_num="50par_A", label="30", split="val")
+    assert found == Provenance(dataset="CUB200", sample_num="", split="val")
+    assert found.label == "30"
+    assert half.split is None
+
+
+# --- comparisons
+
+
+def test_equal_origins_do_not_differ():
+    assert WHOLE.differs(WHOLE) is None
+    WHOLE.check(Provenance.from_record(RECORD), "g.pth.tar")
+
+
+@pytest.mark.parametrize("key", RECORD)
+def test_what_one_of_two_does_not_know_is_not_compared(key):
+    less = Provenance.from_record({name: value for name, value in RECORD.items() if name != key})
+    assert WHOLE.differs(less) is None and less.differs(WHOLE) is None
+    assert WHOLE.differs(Provenance()) is None and Provenance().differs(WHOLE) is None
+
+
+@pytest.mark.parametrize(
+    ("other", "difference"),
+    [
+        (with_net("a", arch="vgg16"), "arch alexnet of net A instead of vgg16"),
+        (with_net("b", layer="layer2"), "layer layer3.5.add of net B instead of layer2"),
+        (
+            with_net("b", path="c.pth.tar", sha256="cccccccc33"),
+            "another net B: nets/b.pth.tar (bbbbbbbb) instead of c.pth.tar (cccccccc)",
+        ),
+        (replace(WHOLE, dataset="CUB200"), "dataset folder instead of CUB200"),
+        (replace(WHOLE, name="sheep"), "name cows instead of sheep"),
+        (replace(WHOLE, split="val"), "split train instead of val"),
+        (replace(WHOLE, sample_num=""), "sample_num 50par_A instead of "),
+        (replace(WHOLE, classes=["bull", "calf", "cow"]), "2 other classes than these 3"),
+        (replace(WHOLE, classes=["bull", "cow"]), "2 other classes than these 2"),
+        (replace(WHOLE, transform={"image_size": 32, "mean": [0.4]}), "image_size 64 instead of 32"),
+        (replace(WHOLE, transform={"image_size": 64, "mean": [0.4]}), "mean [0.5] instead of [0.4]"),
+    ],
+)
+def test_a_difference_is_said_with_both_values(other, difference):
+    assert WHOLE.differs(other) == difference
+    assert other.differs(WHOLE)
+    with pytest.raises(InputError) as error:
+        WHOLE.check(other, "g.pth.tar")
+    assert str(error.value) == f"g.pth.tar was made with {difference}; name what it was made of, or make another one"
+
+
+def test_the_first_difference_is_the_nets():
+    other = replace(with_net("b", layer="layer2"), dataset="CUB200")
+    assert WHOLE.differs(other) == "layer layer3.5.add of net B instead of layer2"
+
+
+@pytest.mark.parametrize("changes", [{"arch": "other"}, {"label": "other"}])
+def test_parts_of_file_names_are_not_compared(changes):
+    assert WHOLE.differs(replace(WHOLE, **changes)) is None
+
+
+@pytest.mark.parametrize("role", ["a", "b"])
+def test_a_moved_file_of_the_same_content_is_the_same_net(role):
+    assert WHOLE.differs(with_net(role, path="elsewhere.pth.tar")) is None
+    assert with_net(role, path="elsewhere.pth.tar") == WHOLE
+
+
+@pytest.mark.parametrize(
+    "transform", [{"image_size": 64, "view": "crop", "mean": [0.5]}, {"image_size": 64}, {"colours": 3}]
+)
+def test_of_the_transform_what_both_know_is_compared_but_for_the_view(transform):
+    assert WHOLE.differs(replace(WHOLE, transform=transform)) is None
+
+
+def test_exchanged_nets_are_named_as_such():
+    message = "nets A and B exchanged (the direction of --reverse)"
+    assert WHOLE.differs(WHOLE.reversed()) == message
+    assert WHOLE.reversed().differs(replace(WHOLE, dataset="CUB200")) == message
+
+
+def test_a_net_beside_itself_is_exchanged_with_nothing():
+    both = Provenance(A, replace(A, layer="features.8"))
+    assert both.differs(both.reversed()) == "layer features.10 of net A instead of features.8"
+    assert Provenance(A, A).differs(Provenance(A, A).reversed()) is None
+
+
+def test_unknown_nets_are_exchanged_with_nothing():
+    unknown = Provenance(NetSource(layer="x"), NetSource(layer="y"))
+    assert unknown.differs(unknown.reversed()) == "layer x of net A instead of y"
+    half = Provenance(A, NetSource(layer="y"))
+    assert half.differs(half.reversed()) == "layer features.10 of net A instead of y"
+
+
+def test_fields_may_be_left_out_of_the_comparison():
+    other = replace(WHOLE, split="val", sample_num="")
+    assert WHOLE.differs(other, but=("split", "sample_num")) is None
+    assert WHOLE.differs(other, but=("split",)) == "sample_num 50par_A instead of "
+    WHOLE.check(other, "g.pth.tar", but=("split", "sample_num"))
+    with pytest.raises(InputError, match="split train instead of val"):
+        WHOLE.check(other, "g.pth.tar", but=("sample_num",))
+    # What may differ of the images must not hide a net.
+    assert WHOLE.differs(replace(with_net("a", layer="x"), split="val"), but=("split",)) == (
+        "layer features.10 of net A instead of x"
+    )

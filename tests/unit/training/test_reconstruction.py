@@ -1,0 +1,58 @@
+import functools
+
+import pytest
+import torch
+
+from models.pair import read_stored
+from models.trans_net import TransNet
+from tests.unit.training.pairs import loader_of, maps
+from utils.training.family import Family
+from utils.training.reconstruction import closing_words, instabilities, reconstruct, set_standards
+
+
+def test_instability_is_the_variance_left_about_each_channels_mean(cpu):
+    x, target = maps(40), maps(40, seed=1)
+    net = TransNet(6, 6, 2).eval()
+    with torch.no_grad():
+        residual = (target - net(x)).double()
+    axes = (0, 2, 3)
+    expected = residual.var(axes, correction=0).mean() / target.double().var(axes, correction=0).mean()
+    (left,) = instabilities([net.train()], loader_of(x, target), read_stored, cpu)
+    assert left == pytest.approx(float(expected), rel=1e-6)
+    assert instabilities([net], None, read_stored, cpu) == []
+
+
+@pytest.mark.parametrize("standardise", [False, True])
+def test_the_loss_is_the_sum_of_the_members(standardise, cpu):
+    x, target = maps(8), 10 * maps(8, seed=1)
+    nets = [TransNet(6, 6, layers, standardise=standardise) for layers in (1, 3)]
+    set_standards(nets, loader_of(x, target), read_stored, cpu)
+    alphas = [torch.zeros(0), torch.tensor([0.1, 0.3])]
+    family = Family(nets)
+    step = functools.partial(reconstruct, family=family, alphas=alphas, read=read_stored)
+    loss, metrics = step(family, x, target, torch.zeros(8), torch.arange(8))
+    unit = nets[0].target_std ** 2 if standardise else 1.0
+    by_hand = [((net(x) - target) ** 2).mean() for net in nets]
+    penalty = 0.1 * 0.25 + 0.3 * 0.25
+    torch.testing.assert_close(loss, by_hand[0] / unit + by_hand[1] / unit + penalty)
+    torch.testing.assert_close(metrics["1.MSE"], by_hand[1])
+    assert metrics["1.L2_loss"].item() == pytest.approx(penalty)
+    assert {name for name in metrics if name.startswith("0.")} == {"0.Loss", "0.MSE", "0.L2_loss"}
+    assert {"1.p1", "1.p2"} <= set(metrics)
+
+
+REFERENCE = {"instability": 0.1, "ridge": 0.1, "measured_on": "held-out images"}
+
+
+@pytest.mark.parametrize(
+    ("errors", "instability", "said"),
+    [
+        ([1.0, 0.5], 0.2, ["50 % lower", "not flat yet", "WORSE than one linear layer"]),
+        ([1.0] * 20 + [0.999], 0.1004, ["flat", "0.1004 on held-out images, of the linear reference 0.1000"]),
+        ([], None, ["linear reference 0.1000 by cross-validation"]),
+    ],
+)
+def test_a_fit_says_how_far_it_got(errors, instability, said):
+    words = closing_words(errors, instability, REFERENCE)
+    assert all(part in words for part in said)
+    assert ("WORSE" in words) == ("WORSE than one linear layer" in said)

@@ -1,0 +1,175 @@
+import copy
+import os
+
+import pytest
+import torch
+
+from utils import checkpoint
+from utils.errors import InputError
+from utils.provenance import NetSource, Provenance
+from utils.training import resume
+
+SETTINGS = {"arch": "alexnet", "lr": 0.1, "epochs": 3, "alpha": [0.1, 0.1], "weights": None, "weight_decay": 1e-4}
+SOURCE = Provenance(NetSource(sha256="aaaaaaaa11"), NetSource(sha256="bbbbbbbb22"), dataset="CUB200", split="train")
+
+
+@pytest.fixture
+def own(tmp_path):
+    return tmp_path / "checkpoint_own.pth.tar"
+
+
+@pytest.fixture
+def stored(own):
+    """The run's own checkpoint, of two epochs."""
+    checkpoint.save(own, {"epoch": 2, "settings": SETTINGS, "source": SOURCE.to_record(), "state_dict": {}})
+    return own
+
+
+def find(resumed, own, settings=SETTINGS, **options):
+    return resume.find(resumed, own, copy.deepcopy(settings), source=SOURCE, **options)
+
+
+# --- which checkpoint
+
+
+@pytest.mark.parametrize("resumed", ["", "auto"])
+@pytest.mark.parametrize("restart", [False, True])
+def test_without_a_checkpoint_a_run_begins_anew(own, resumed, restart):
+    assert find(resumed, own, restart=restart) is None
+
+
+def test_auto_goes_on_with_the_runs_own(stored):
+    assert find("auto", stored) == stored
+
+
+def test_no_resume_begins_the_same_run_anew(stored):
+    assert find("", stored) is None
+
+
+@pytest.mark.parametrize("resumed", ["", "auto"])
+def test_restart_begins_anew(stored, resumed):
+    assert find(resumed, stored, restart=True) is None
+
+
+def test_a_path_names_the_checkpoint(own, stored, tmp_path):
+    other = tmp_path / "other.pth.tar"
+    checkpoint.save(other, {"epoch": 1, "settings": SETTINGS | {"lr": 9.0}})
+    assert find(str(other), own) == other
+    assert find(str(other), own, restart=True) == other
+    assert find(str(stored), stored) == stored
+
+
+def test_a_path_without_a_file_is_named_at_once(own, tmp_path):
+    with pytest.raises(InputError, match=r"no checkpoint at .*nowhere\.pth\.tar"):
+        find(str(tmp_path / "nowhere.pth.tar"), own)
+    (tmp_path / "page.pth.tar").write_text("<html>")
+    with pytest.raises(InputError, match=r"page\.pth\.tar is truncated or not a checkpoint; .* again$"):
+        find(str(tmp_path / "page.pth.tar"), own)
+
+
+def test_a_path_to_what_was_made_of_other_features_is_refused(own, tmp_path):
+    other = tmp_path / "other.pth.tar"
+    checkpoint.save(other, {"epoch": 1, "source": SOURCE.reversed().to_record()})
+    with pytest.raises(InputError, match=r"other\.pth\.tar was made with nets A and B exchanged .*; name what"):
+        find(str(other), own)
+    assert resume.find(str(other), own, SETTINGS) == other  # a run that reads no features
+
+
+# --- whether it is this run's
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("lr", 0.9, "lr 0.1 instead of 0.9"),
+        ("arch", "vgg16", "arch alexnet instead of vgg16"),
+        ("alpha", [0.1, 0.2], r"alpha \[0.1, 0.1\] instead of \[0.1, 0.2\]"),
+        ("weights", "cccccccc33", "weights None instead of cccccccc33"),
+        ("epochs", 4, "epochs 3 instead of 4"),
+        ("weight_decay", 0.0, "weight_decay 0.0001 instead of 0.0"),
+    ],
+)
+@pytest.mark.parametrize("resumed", ["", "auto"])
+def test_another_setting_is_refused_with_both_values(stored, resumed, name, value, said):
+    before = stored.read_bytes()
+    message = rf"own\.pth\.tar is of another run, with {said}; choose another --suffix, or --restart to replace it$"
+    with pytest.raises(InputError, match=message):
+        find(resumed, stored, SETTINGS | {name: value})
+    assert find(resumed, stored, SETTINGS | {name: value}, restart=True) is None
+    assert stored.read_bytes() == before
+
+
+def test_the_first_that_differs_is_named(stored):
+    with pytest.raises(InputError, match=r"with arch alexnet instead of vgg16; choose"):
+        find("auto", stored, SETTINGS | {"lr": 0.9, "arch": "vgg16"})
+
+
+def test_a_run_from_a_path_does_not_replace_another_runs_checkpoint_either(stored, tmp_path):
+    other = tmp_path / "other.pth.tar"
+    checkpoint.save(other, {"epoch": 1})
+    with pytest.raises(InputError, match="is of another run, with lr"):
+        find(str(other), stored, SETTINGS | {"lr": 0.9})
+
+
+@pytest.mark.parametrize("resumed", ["", "auto"])
+def test_other_features_are_refused_before_other_settings(stored, resumed):
+    checkpoint.save(stored, checkpoint.load(stored) | {"source": SOURCE.reversed().to_record()})
+    with pytest.raises(InputError, match=r"is of another run, with nets A and B exchanged .*; choose another --suffix"):
+        find(resumed, stored, SETTINGS | {"lr": 0.9})
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 5])
+def test_a_run_may_be_extended_where_its_rates_do_not_depend_on_its_end(stored, epochs):
+    assert find("auto", stored, SETTINGS | {"epochs": epochs}, extendable=True) == stored
+    with pytest.raises(InputError, match=r"lr 0\.1 instead of 0\.9"):
+        find("auto", stored, SETTINGS | {"epochs": epochs, "lr": 0.9}, extendable=True)
+
+
+def test_what_is_not_recorded_is_not_compared(stored):
+    assert find("auto", stored, SETTINGS | {"momentum": 0.5}) == stored
+    checkpoint.save(stored, {"epoch": 2, "state_dict": {}})  # as earlier versions and the authors saved
+    assert find("auto", stored, SETTINGS | {"lr": 0.9}) == stored
+
+
+def test_what_only_the_file_records_is_not_compared(stored):
+    less = {name: value for name, value in SETTINGS.items() if name != "lr"}
+    assert find("auto", stored, less) == stored
+
+
+@pytest.mark.parametrize("resumed", ["", "auto"])
+@pytest.mark.parametrize("size", [0, 100])
+def test_a_damaged_checkpoint_of_its_own_needs_no_deleting(stored, resumed, size):
+    os.truncate(stored, size)
+    message = r"own\.pth\.tar is truncated or not a checkpoint; .* again, or add --restart to replace it$"
+    with pytest.raises(InputError, match=message):
+        find(resumed, stored)
+    assert find(resumed, stored, restart=True) is None
+
+
+# --- what came before
+
+
+def test_epochs_of_other_settings_stay_on_record():
+    present = SETTINGS | {"epochs": 6}
+    first = resume.history({"epoch": 3, "settings": SETTINGS}, present)
+    assert first == [{"epoch": 3, "settings": SETTINGS}]
+    longer = SETTINGS | {"epochs": 9}
+    second = resume.history({"epoch": 5, "settings": present, "history": first}, longer)
+    assert second == [*first, {"epoch": 5, "settings": present}]
+    assert first == [{"epoch": 3, "settings": SETTINGS}]
+
+
+def test_equal_settings_add_no_history():
+    assert resume.history({}, SETTINGS) == []
+    assert resume.history({"epoch": 2, "settings": dict(SETTINGS)}, SETTINGS) == []
+    before = [{"epoch": 1, "settings": {"lr": 1.0}}]
+    assert resume.history({"epoch": 2, "settings": SETTINGS, "history": before}, SETTINGS) == before
+    assert resume.history({"epoch": 2, "history": before}, SETTINGS) == before
+
+
+def test_what_a_checkpoint_records_can_be_read_again(own):
+    checkpoint.save(own, {"epoch": 1, "settings": SETTINGS, "versions": resume.VERSIONS, "history": []})
+    state = checkpoint.load(own)
+    assert state["versions"]["torch"] == torch.__version__
+    assert {type(version) for version in state["versions"].values()} == {str}
+    assert state["settings"] == SETTINGS

@@ -1,0 +1,179 @@
+"""The linear reference under permutations of the images: one factorisation serves all of them.
+
+A ridge regression from patches P of A's feature (one row for each image and position) to B's feature Y solves
+(PᵀP + λ) W = PᵀY. To pair the targets with other images' x leaves PᵀP as it is, so that its Cholesky factor is
+computed once, and a permutation costs one pass of products PᵀY and PW. Where there are fewer rows than columns, the
+same W comes from the dual form Pᵀ(PPᵀ + λ)⁻¹Y.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from utils.errors import InputError
+from utils.measures.calibration import Null
+
+BLOCK_BYTES = 1 << 28  # of the solutions W that are in memory at one time
+CHUNK_BYTES = 1 << 26  # of the rows that are, in float64
+
+Maps = Tensor | NDArray[np.floating]  # (N, C, H, W), in memory or memory-mapped
+
+
+@dataclass(frozen=True)
+class PermutedErrors:
+    """Squared errors of regressions on held-out images, one sum for each target's image.
+
+    Attributes:
+        target: Σ |y − mean y|² over an image's positions and channels, float64 (N,).
+        observed: Σ |y − ŷ − mean(y − ŷ)|² of the true pairs, (N,).
+        draws: of the permuted pairs, (B, N).
+    """
+
+    target: NDArray[np.float64]
+    observed: NDArray[np.float64]
+    draws: NDArray[np.float64]
+
+    def null(self) -> Null:
+        """Give the instabilities Var(x_Δ)/Var(x*) of the true and of the permuted pairs."""
+        total = self.target.sum()
+        return Null(float(self.observed.sum() / total), self.draws.sum(1) / total)
+
+
+def permuted_errors(
+    x_fit: Maps, target_fit: Maps, x_held: Maps, target_held: Maps, fit_orders: Tensor, held_orders: Tensor,
+    *, weight: float = 0.1, kernel_size: int = 1, device: str | torch.device = "cpu",
+) -> PermutedErrors:  # fmt: skip
+    """Fit the linear reference to the true and to permuted pairs of some images, and judge it on such pairs of others.
+
+    x and x* are shifted by their channels' means over the fitting images; x is padded with zeros, as by a convolution.
+    The ridge weight is the same for all pairings, and must not have been chosen by the true one: then a permutation
+    would have a handicap, and p would be too small.
+
+    Memory: the features, 8·p² bytes for the factor (p = C·kernel_size²; dual: 16·rows·p), and the two constants above
+    (at least one W of 8·p·D bytes and one image). Time: 4·p·D multiplications a row and permutation.
+
+    Args:
+        x_fit: A's features of the images that are fitted to, (N, C, H, W).
+        target_fit: B's of the same images, (N, D, H, W).
+        x_held: A's of those that it is judged on, (N', C, H, W).
+        target_held: B's, (N', D, H, W).
+        fit_orders: (B, N), see `calibration`: the target of image i stands beside x of image order[i].
+        held_orders: (B, N').
+        weight: of the penalty, as a multiple of the mean of PᵀP's diagonal, above 0.
+        kernel_size: of the convolution, odd.
+        device: that computes, in float64.
+
+    Raises:
+        InputError: Maps of different sizes or numbers, or a constant target.
+    """
+    if not (x_fit.shape[2:] == target_fit.shape[2:] == x_held.shape[2:] == target_held.shape[2:]):
+        raise InputError(f"x and x* must have one size, not {x_fit.shape[2:]} and {target_fit.shape[2:]}; resize x.")
+    if len(x_fit) != len(target_fit) or len(x_held) != len(target_held):
+        raise InputError("x and x* must be of the same images, but their numbers differ.")
+    orders = [torch.cat([torch.arange(part.shape[1])[None], part]) for part in (fit_orders, held_orders)]
+    inverses = [part.argsort(1) for part in orders]  # x of image j stands beside the target of inverse[j]
+    x_mean, target_mean = (channel_means(part, device) for part in (x_fit, target_fit))
+    reference = Reference(x_fit, x_mean, weight, kernel_size)
+    targets_fit, targets_held = Targets(target_fit, target_mean), Targets(target_held, target_mean)
+    total = targets_held.squares()
+    if not total.sum() > 0:
+        raise InputError("x* is constant on the held-out images, so that nothing can be explained; look at net B.")
+    block = max(1, BLOCK_BYTES // (8 * reference.columns * target_fit.shape[1]))
+    errors = [
+        reference.errors(reference.solve(targets_fit, fit), x_held, targets_held, held)
+        for fit, held in zip(inverses[0].split(block), inverses[1].split(block))
+    ]
+    found = torch.cat(errors).cpu().numpy()
+    return PermutedErrors(total.cpu().numpy(), found[0], found[1:])
+
+
+class Targets:
+    """B's features, of which images are taken in any order, shifted, as float64 rows."""
+
+    def __init__(self, maps: Maps, mean: Tensor) -> None:
+        self.maps, self.mean = maps, mean
+        self.bytes_per_image = 8 * int(np.prod(maps.shape[1:]))
+
+    def rows(self, images: Tensor) -> Tensor:
+        """Give images (b, n) as rows (n·H·W, b·D)."""
+        maps = take(self.maps, images.flatten().numpy()).flatten(2).unflatten(0, images.shape)  # (b, n, D, U)
+        rows = self.mean.new_empty([maps.shape[axis] for axis in (1, 3, 0, 2)])
+        rows.copy_(maps.permute(1, 3, 0, 2))  # to float64, to the device, into place
+        return rows.sub_(self.mean).flatten(2).flatten(0, 1)
+
+    def squares(self) -> Tensor:
+        """Sum the squares about the channels' means over these images: (N,)."""
+        mean = channel_means(self.maps, self.mean.device)
+        size = max(1, CHUNK_BYTES // self.bytes_per_image)
+        return torch.cat([
+            (take(self.maps, slice(start, start + size)).to(mean).flatten(2) - mean[:, None]).square().sum((1, 2))
+            for start in range(0, len(self.maps), size)
+        ])  # fmt: skip
+
+
+class Reference:
+    """The regression from one feature, factorised."""
+
+    def __init__(self, x: Maps, mean: Tensor, weight: float, kernel_size: int) -> None:
+        self.x, self.mean, self.kernel_size = x, mean, kernel_size
+        self.columns = x.shape[1] * kernel_size**2
+        self.positions = int(np.prod(x.shape[2:]))
+        self.dual = len(x) * self.positions < self.columns
+        if self.dual:
+            rows = torch.cat([part for _, part in self.patches(x, 0)])
+            gram = rows @ rows.mT
+        else:
+            gram = mean.new_zeros(self.columns, self.columns)
+            for _, rows in self.patches(x, 0):
+                gram += rows.mT @ rows
+        gram.diagonal().add_(weight * gram.trace() / self.columns)
+        self.factor = torch.linalg.cholesky(gram)
+        self.solved = torch.cholesky_solve(rows, self.factor) if self.dual else rows[:0]
+
+    def patches(self, x: Maps, bytes_beside: int) -> Iterator[tuple[slice, Tensor]]:
+        """Yield images and their rows (n·H·W, p), n so that they and `bytes_beside` an image fit a chunk."""
+        size = max(1, CHUNK_BYTES // (8 * self.positions * self.columns + bytes_beside))
+        for start in range(0, len(x), size):
+            part = take(x, slice(start, start + size)).to(self.mean) - self.mean[:, None, None]
+            rows = F.unfold(part, self.kernel_size, padding=self.kernel_size // 2)  # (n, p, U)
+            yield slice(start, start + len(part)), rows.mT.flatten(0, 1)
+
+    def solve(self, targets: Targets, inverses: Tensor) -> Tensor:
+        """Give W of each pairing, (p, b·D)."""
+        cross = self.mean.new_zeros(self.columns, len(inverses) * len(targets.mean))
+        for images, patches in self.patches(self.x, targets.bytes_per_image * len(inverses)):
+            places = slice(images.start * self.positions, images.stop * self.positions)
+            rows = self.solved[places] if self.dual else patches
+            cross += rows.mT @ targets.rows(inverses[:, images])
+        return cross if self.dual else torch.cholesky_solve(cross, self.factor)
+
+    def errors(self, solution: Tensor, x: Maps, targets: Targets, inverses: Tensor) -> Tensor:
+        """Sum the squared errors of each target's image, (b, N); they add up to those about the channels' means."""
+        pairings, images = inverses.shape
+        found = solution.new_zeros(pairings, images)
+        channel_sums = solution.new_zeros(pairings, len(targets.mean))
+        for part, rows in self.patches(x, targets.bytes_per_image * pairings):
+            error = targets.rows(inverses[:, part]) - rows @ solution
+            error = error.unflatten(1, (pairings, -1)).unflatten(0, (-1, self.positions))  # (n, U, b, D)
+            found.scatter_(1, inverses[:, part].to(found.device), error.square().sum((1, 3)).mT)
+            channel_sums += error.sum((0, 1))
+        return found - channel_sums.square().sum(1, keepdim=True) / (images * self.positions) / images
+
+
+def channel_means(maps: Maps, device: str | torch.device) -> Tensor:
+    """Average each channel over images and positions, float64 (C,)."""
+    size = max(1, CHUNK_BYTES // (8 * int(np.prod(maps.shape[1:]))))
+    total = torch.zeros(maps.shape[1], dtype=torch.float64, device=device)
+    for start in range(0, len(maps), size):
+        total += take(maps, slice(start, start + size)).to(total).mean((2, 3)).sum(0)
+    return total / len(maps)
+
+
+def take(maps: Maps, images: slice | NDArray[np.int64]) -> Tensor:
+    """Read some images; those of a memory-mapped file are copied."""
+    return maps[images] if isinstance(maps, Tensor) else torch.from_numpy(np.array(maps[images]))

@@ -1,0 +1,247 @@
+"""The best convolution in closed form: ridge regression of maps on patches, from sums over one pass.
+
+A convolution without bias is a linear map of patches. With the patches u(q) of an image around every position q, zero
+beyond the border, and the targets y(q), the weights that minimise Σ ‖y − W u‖² + λ ‖W‖² solve
+
+    (Σ u uᵀ + λ I) Wᵀ = Σ u yᵀ
+
+and everything in it is a sum over images. A constant, where one is fitted, is one more entry 1 of every patch, whose
+weight costs nothing. The sums are kept apart in folds of images. So the error on a fold of the
+weights that were fitted on all others follows from the sums alone, and λ is chosen by it.
+
+Patches of one map are shifts of each other. The block of Σ u uᵀ that pairs offset d of the patch with offset e is the
+correlation of the maps at lag e − d, less what the border cuts off: the pairs in the first rows or columns where both
+offsets point down or right, in the last ones where both point up or left. For 3×3, 13 correlations of whole maps and
+16 of border strips stand for 81 blocks.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import combinations_with_replacement, product
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from utils.errors import InputError
+
+RIDGES = tuple(10.0**exponent for exponent in range(-8, 4))  # λ, as shares of the mean diagonal of Σ u uᵀ
+FOLDS = 5
+
+Shift = tuple[int, int]  # along one axis: a lag, and which pairs are meant: 0 all, m the first m, −m the last m
+Strip = tuple[Shift, Shift]  # the same along rows and columns
+
+
+class RidgeSolution(NamedTuple):
+    """Fitted weights and how they were chosen.
+
+    Attributes:
+        weight: W, float64 (C', C, k, k), fitted on all images.
+        constant: what is added to W u, float64 (C',); zeros unless it was asked for.
+        ridge: the chosen λ, as a share of the mean diagonal.
+        error: Σ ‖y − W u‖² / Σ ‖y‖² on images that W was not fitted on, ≥ 0; with a constant 1 − R².
+        errors: the same for every λ that was tried.
+    """
+
+    weight: Tensor
+    constant: Tensor
+    ridge: float
+    error: float
+    errors: dict[float, float]
+
+
+class NormalEquations:
+    """Accumulate what a fit needs in float64, in folds: image i belongs to fold i mod `folds`.
+
+    Kept are the strips' correlations that make Σ u uᵀ, then Σ u yᵀ and Σ y of targets with one more channel of ones,
+    and Σ ‖y‖².
+
+    Args:
+        in_channels: C.
+        out_channels: C'.
+        kernel_size: k, odd.
+        folds: at least 2. Two take the least memory, and fit each time on half of the images.
+        device: where the sums are kept; batches must be there too.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        folds: int = FOLDS,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if kernel_size % 2 == 0 or folds < 2:
+            raise ValueError(f"an odd kernel and at least 2 folds are needed, not {kernel_size} and {folds}")
+        self.kernel_size, self.folds = kernel_size, folds
+        self._blocks = _blocks(kernel_size)
+        self._strips = _strips(kernel_size)
+
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(folds, *shape, dtype=torch.float64, device=device)
+
+        self.lags = zeros(len(self._strips), in_channels, in_channels)
+        self.cross = zeros(kernel_size**2, in_channels, out_channels + 1)
+        self.totals = zeros(out_channels + 1)
+        self.energy = zeros()
+
+    @torch.no_grad()
+    def add(self, inputs: Tensor, targets: Tensor, indices: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            inputs: (N, C, H, W), any floating dtype.
+            targets: (N, C', H, W), the same.
+            indices: the images' numbers in the data set, int64 (N,), which say their folds.
+        """
+        folds = indices.to(inputs.device) % self.folds
+        for fold in folds.unique().tolist():
+            x, y = (maps[folds == fold].double().permute(0, 2, 3, 1).contiguous() for maps in (inputs, targets))
+            for total, strip in zip(self.lags[fold], self._strips):
+                total.addmm_(*_pairs(x, strip))
+            self.energy[fold] += y.square().sum()
+            height, width = x.shape[1:3]
+            border = self.kernel_size // 2
+            padded, y = F.pad(x, (0, 0, border, border, border, border)), F.pad(y.flatten(0, 2), (0, 1), value=1.0)
+            for total, (row, column) in zip(self.cross[fold], product(range(self.kernel_size), repeat=2)):
+                total.addmm_(padded[:, row : row + height, column : column + width].flatten(0, 2).T, y)
+            self.totals[fold] += y.sum(0)
+
+    def sums(self) -> list[Tensor]:
+        """Give the sums themselves: added up in place over processes, they are those of all."""
+        return [self.lags, self.cross, self.totals, self.energy]
+
+    def merge(self, other: "NormalEquations") -> None:
+        """Add what another accumulator of the same shape saw."""
+        for own, more in zip(self.sums(), other.sums()):
+            own.add_(more.to(own.device))
+
+    def solve(self, ridges: Sequence[float] = RIDGES, *, constant: bool = False) -> RidgeSolution:
+        """Choose λ by the error on held-out folds and fit on all images.
+
+        Args:
+            ridges: the λ to choose from, as shares of the mean diagonal, each > 0; see `descend`.
+            constant: fit a constant beside W.
+
+        Raises:
+            InputError: the sums are not finite.
+        """
+        if not all(total.isfinite().all() for total in self.sums()):
+            raise InputError("the features hold values that are not finite: train the nets again, or store them anew")
+        all_folds = torch.arange(self.folds, device=self.energy.device)
+        whole = float(self.energy.sum())
+        if constant:
+            *totals, count = self.totals.sum(0).tolist()
+            whole -= sum(total**2 for total in totals) / (count or 1.0)
+
+        def fit(folds: Tensor, ridge: float) -> Tensor:
+            return _solve(self._gram(folds, constant), self._cross(folds, constant), ridge, penalised)
+
+        def held_out(ridge: float) -> float:
+            left = 0.0
+            for fold in all_folds:
+                held = all_folds[all_folds == fold]
+                weight = fit(all_folds[all_folds != fold], ridge)
+                change = weight * (self._gram(held, constant) @ weight - 2 * self._cross(held, constant))
+                left += max(0.0, float(self.energy[fold] + change.sum()))  # rounding alone makes it negative
+            return left / (whole or 1.0)
+
+        penalised = self.kernel_size**2 * self.lags.shape[-1]
+        ridge, errors = descend(held_out, ridges)
+        weight, rest = fit(all_folds, ridge).T.tensor_split([penalised], dim=1)
+        weight = weight.unflatten(1, (self.kernel_size, self.kernel_size, -1)).permute(0, 3, 1, 2).contiguous()
+        return RidgeSolution(weight, rest.sum(1), ridge, errors[ridge], errors)
+
+    def _cross(self, folds: Tensor, constant: bool) -> Tensor:
+        """Σ u yᵀ over the chosen folds, (k²·C, C'), the patch's offsets first; with a constant one row more."""
+        cross, totals = self.cross[folds].sum(0).flatten(0, 1), self.totals[folds].sum(0)
+        return torch.cat([cross, totals[None]])[:, :-1] if constant else cross[:, :-1]
+
+    def _gram(self, folds: Tensor, constant: bool) -> Tensor:
+        """Σ u uᵀ over the chosen folds, (k²·C, k²·C): every block is a lag's sum less the border's."""
+        sums = dict(zip(self._strips, self.lags[folds].sum(0)))
+        offsets, channels = self.kernel_size**2, self.lags.shape[-1]
+        size = offsets * channels
+        gram = self.lags.new_empty(size + constant, size + constant)
+        blocks = gram[:size, :size].unflatten(1, (offsets, channels)).unflatten(0, (offsets, channels))
+        for (i, j), terms in self._blocks.items():
+            block = torch.stack([sign * sums[strip] for sign, strip in terms]).sum(0)
+            blocks[i, :, j], blocks[j, :, i] = block, block.T
+        if constant:
+            gram[size, :size] = gram[:size, size] = self.cross[folds, ..., -1].sum(0).flatten()
+            gram[size, size] = self.totals[folds, -1].sum()
+        return gram
+
+
+def bytes_needed(in_channels: int, out_channels: int, kernel_size: int, folds: int = FOLDS) -> int:
+    """Say how much memory `NormalEquations` and its `solve` take together at most, beside the batches.
+
+    The sums are what grows with the folds: for 3×3, 29 C² + 9 C·C' numbers each. Solving takes three matrices of
+    (k²·C)², whatever the folds.
+    """
+    unknowns = kernel_size**2 * in_channels
+    sums = folds * (len(_strips(kernel_size)) * in_channels**2 + unknowns * (out_channels + 1))
+    return 8 * (sums + sums // folds + 3 * unknowns**2 + 3 * unknowns * out_channels)
+
+
+def descend(error_of: Callable[[float], float], ridges: Sequence[float]) -> tuple[float, dict[float, float]]:
+    """Walk downhill over the grid of λ, from its middle to the first one that is no worse than its neighbours.
+
+    Returns:
+        The λ of the smallest error, and the error of every λ that was tried.
+    """
+    grid, errors = sorted(ridges), dict[float, float]()
+    middle = len(grid) // 2
+    while True:
+        near = grid[max(0, middle - 1) : middle + 2]
+        errors |= {ridge: error_of(ridge) for ridge in near if ridge not in errors}
+        best = grid.index(min(near, key=errors.__getitem__))
+        if errors[grid[best]] == errors[grid[middle]]:
+            return grid[middle], errors
+        middle = best
+
+
+def _solve(gram: Tensor, cross: Tensor, ridge: float, penalised: int) -> Tensor:
+    """Solve (gram + λ I) W = cross, λ on the first `penalised` unknowns; gram is used up.
+
+    A diagonal of zeros counts as ones, so features that are all 0 get weights of 0.
+    """
+    diagonal = gram.diagonal()
+    diagonal[:penalised] += ridge * (float(diagonal[:penalised].mean()) or 1.0)
+    diagonal[penalised:].clamp_(min=1.0)  # how many positions there were
+    return torch.cholesky_solve(cross, torch.linalg.cholesky(gram))
+
+
+def _blocks(kernel_size: int) -> dict[tuple[int, int], list[tuple[int, Strip]]]:
+    """Say which sums make the block of offsets i ≤ j (numbered row by row): ± strips, the whole maps first."""
+    border = kernel_size // 2
+    offsets = list(product(range(-border, border + 1), repeat=2))
+
+    def along(first: int, second: int) -> list[tuple[int, Shift]]:
+        cut = max(0, min(first, second)) + min(0, max(first, second))
+        return [(1, (second - first, 0))] + ([(-1, (second - first, cut))] if cut else [])
+
+    return {
+        (i, j): [(a * b, (row, column)) for (a, row), (b, column) in product(*map(along, offsets[i], offsets[j]))]
+        for i, j in combinations_with_replacement(range(len(offsets)), 2)
+    }
+
+
+def _strips(kernel_size: int) -> list[Strip]:
+    """List the sums that all blocks are made of."""
+    return sorted({strip for terms in _blocks(kernel_size).values() for _, strip in terms})
+
+
+def _pairs(maps: Tensor, strip: Strip) -> tuple[Tensor, Tensor]:
+    """Give the values at q, (C, M), and at q + lag, (M, C), for all pairs of a strip of maps (N, H, W, C)."""
+    (rows, rows_on), (columns, columns_on) = map(_span, maps.shape[1:3], strip)
+    return maps[:, rows, columns].flatten(0, 2).T, maps[:, rows_on, columns_on].flatten(0, 2)
+
+
+def _span(size: int, shift: Shift) -> tuple[slice, slice]:
+    """Say where, along an axis of `size` values, the first and the second ones of the pairs lie."""
+    lag, cut = shift
+    start, stop, _ = slice(min(cut, 0) or None, max(cut, 0) or None).indices(max(0, size - abs(lag)))
+    before, after = max(0, -lag), max(0, lag)
+    return slice(start + before, stop + before), slice(start + after, stop + after)

@@ -1,0 +1,127 @@
+"""Charts of numbers, as functions that give a matplotlib figure: variances by order, spectra, curves."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
+
+from utils.report.maps import symbol, tight_figure
+
+RESIDUAL, REMAINDER = "#d55e00", "#999999"
+# Okabe and Ito's colours, which colour-blind people tell apart; every curve also has a marker of its own.
+CURVES = (("#0072b2", "o"), ("#d55e00", "s"), ("#009e73", "^"), ("#cc79a7", "D"), ("#e69f00", "v"), ("#56b4e9", "P"))
+
+
+def variance_figure(reports: Mapping[str, Mapping[str, Any]], p: Sequence[float] = ()) -> Figure:
+    """Draw the variances of the components as shares of Var(x*), a panel for each report (paper Table 2).
+
+    Components are not orthogonal: what is missing from, or exceeds, 100 % is twice the sum of their covariances.
+
+    Args:
+        reports: by title, what `ComponentMoments.report` gives or `Variance.py --json` wrote.
+        p: p(1) … p(K), drawn in a last panel.
+    """
+    rows = max(len(report["var"]) for report in reports.values()) - 1
+    panels = len(reports) + (len(p) > 0)
+    figure = tight_figure(2.5 * panels + 0.8, 0.28 * rows + 1.0, between=0.06)
+    axes = figure.subplots(1, panels, squeeze=False)[0]
+    for axis, (title, report) in zip(axes, reports.items()):
+        total = report["var"]["target"]
+        parts = {name: value for name, value in report["var"].items() if name not in ("target", "output")}
+        values = [*parts.values(), total - sum(parts.values())]
+        shares = [100 * value / total if total > 0 else 0.0 for value in values]
+        names = [*map(symbol, parts), "2 Σ covariances"]
+        blues = matplotlib.colormaps["Blues"](np.linspace(0.9, 0.45, len(parts) - 1))
+        texts = [f"{value:.3g}  ({share:.3g} %)" for value, share in zip(values, shares)]
+        _bars(axis, names, shares, [*blues, RESIDUAL, REMAINDER], texts, [max(share, 0) for share in shares])
+        if axis is not axes[0] and len(names) == len(axes[0].get_yticks()):
+            axis.tick_params(labelleft=False)
+        axis.set_xlim(min(-5, *shares), max(100, *shares) * 1.7)
+        axis.set_xticks(range(0, 101, 25))
+        axis.set_xlabel("% of Var($x^*$)", fontsize=8)
+        axis.set_title(f"{title}\nVar($x^*$) = {total:.3g}", fontsize=9)
+    if len(p):
+        names = [f"$p^{{({k})}}$" for k in range(1, len(p) + 1)]
+        _bars(axes[-1], names, p, [CURVES[2][0]] * len(p), [f"{weight:.3f}" for weight in p], [1] * len(p))
+        axes[-1].set(xlim=(0, 1.3), ylim=(rows - 0.5, -0.5), xticks=(0, 0.5, 1))
+        axes[-1].axvline(0.5, color="black", linewidth=0.8, linestyle="--")
+        axes[-1].set_xlabel("weight (dashed: where it began)", fontsize=8)
+        axes[-1].set_title("learned weights\nof the orders", fontsize=9)
+    return figure
+
+
+def curve_figure(
+    curves: Mapping[str, Sequence[tuple[float, float]]],
+    x_label: str,
+    y_label: str,
+    notes: Mapping[str, Sequence[str]] | None = None,
+) -> Figure:
+    """Draw one curve a name through its points (paper Fig. 4).
+
+    Args:
+        curves: points (x, y) by name, joined in their order; at least one curve.
+        x_label: quantity and unit.
+        y_label: the same.
+        notes: a text beside each point, by the curve's name.
+    """
+    figure = Figure(figsize=(4.4, 3.3), layout="constrained")
+    axis = figure.subplots()
+    for (name, points), (colour, marker) in zip(curves.items(), CURVES):
+        axis.plot(*zip(*points), color=colour, marker=marker, markersize=5, linewidth=1.5, label=name)
+        for (x, y), note in zip(points, (notes or {}).get(name, ())):
+            text = axis.annotate(note, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=7, color=colour)
+            text.set_path_effects([withStroke(linewidth=2, foreground="white")])
+    axis.margins(x=0.08)
+    if all(float(x).is_integer() for points in curves.values() for x, _ in points):
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.set_xlabel(x_label, fontsize=9)
+    axis.set_ylabel(y_label, fontsize=9)
+    axis.tick_params(labelsize=8)
+    axis.grid(alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+    if len(curves) > 1:
+        axis.legend(fontsize=8, frameon=False)
+    else:
+        axis.set_title(next(iter(curves)), fontsize=9)
+    return figure
+
+
+def spectrum_figure(spectrum: Sequence[Mapping[str, float]]) -> Figure:
+    """Draw the fuzziness spectrum: how much more of Var(x*) each depth explains on images that were not fitted.
+
+    Args:
+        spectrum: a row a depth, the shallowest first, with `layers`, `r2` = 1 − instability, and `gain`, the R² beyond
+            that of the depth before.
+    """
+    figure = Figure(figsize=(4.2, 0.42 * len(spectrum) + 1.1), layout="constrained")
+    axis = figure.subplots()
+    names = [f"{row['layers']} layer{'s' if row['layers'] > 1 else ''}" for row in spectrum]
+    gains = [100 * row["gain"] for row in spectrum]
+    blues = matplotlib.colormaps["Blues"](np.linspace(0.9, 0.45, len(spectrum)))
+    texts = [f"{gain:+.2f} %  (together {100 * row['r2']:.2f} %)" for gain, row in zip(gains, spectrum)]
+    _bars(axis, names, gains, list(blues), texts, [max(gain, 0) for gain in gains])
+    axis.set_xlim(min(0, *gains) * 1.1, max(*gains, 1) * 1.9)
+    axis.set_xlabel("held-out R² gained over the depth before, % of Var($x^*$)", fontsize=8)
+    return figure
+
+
+def _bars(
+    axis: Axes,
+    names: Sequence[str],
+    values: Sequence[float],
+    colours: Sequence[Any],
+    texts: Sequence[str],
+    text_at: Sequence[float],
+) -> None:
+    """Draw horizontal bars from top to bottom, each with a text right of its `text_at`."""
+    axis.barh(names, values, color=colours, height=0.75)
+    for row, (text, place) in enumerate(zip(texts, text_at)):
+        axis.annotate(text, (place, row), xytext=(3, 0), textcoords="offset points", va="center", fontsize=7)
+    axis.invert_yaxis()
+    axis.tick_params(labelsize=8)
+    axis.spines[["top", "right"]].set_visible(False)

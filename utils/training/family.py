@@ -1,0 +1,115 @@
+"""Trans-Nets that are fitted together: they read the same batches, and each has its own checkpoint and log."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from utils import checkpoint, runs
+from utils.errors import InputError
+from utils.runtime import Runtime
+from utils.training import resume
+from utils.training.engine import Fit
+
+
+class Family(nn.Module):
+    """Trans-Nets that read the same features.
+
+    Args:
+        members: each maps x (N, C, H, W) to its reconstruction of the target.
+    """
+
+    def __init__(self, members: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Give every member's reconstruction."""
+        return tuple(member(x) for member in self.members)
+
+
+@dataclass(frozen=True)
+class Member:
+    """One Trans-Net of a run.
+
+    Attributes:
+        trans_net: itself.
+        path: where it is saved.
+        settings: what is recorded of how it is fitted.
+        alpha: the weights of p(1) … p(K) in the loss, (K,).
+        resumed: the checkpoint that it goes on from.
+        state: what that holds, or nothing.
+    """
+
+    trans_net: Any
+    path: Path
+    settings: dict[str, Any]
+    alpha: Tensor
+    resumed: Path | None
+    state: checkpoint.State
+
+    @property
+    def name(self) -> str:
+        """Name it as its file is called."""
+        return runs.stem(self.path)
+
+    def log(self, out: str, epochs: int, start_epoch: int, runtime: Runtime) -> runs.RunLog:
+        """Make its log."""
+        folder = runs.log_folder(out, self.path.parent.name, self.name)
+        return runs.RunLog(folder, epochs, start_epoch=start_epoch, active=runtime.is_main)
+
+    def restore(self, fit: Fit) -> int:
+        """Put its share of the optimiser where its checkpoint left it; give the number of epochs that were trained."""
+        if self.resumed is None:
+            return 0
+        part = part_of(fit, self.trans_net)
+        epoch = part.restore(self.state, self.resumed)
+        fit.optimizer.state.update(part.optimizer.state)
+        return epoch
+
+    def save(self, fit: Fit, epoch: int, *, keep: bool = False, **facts: Any) -> None:
+        """Save it, once for all processes, with its share of the optimiser; `keep`: and a copy named by the epoch."""
+        if not fit.runtime.is_main:
+            return
+        state = part_of(fit, self.trans_net).state(
+            epoch, trans_net=self.trans_net.config, settings=self.settings,
+            history=resume.history(self.state, self.settings), versions=resume.VERSIONS, **facts,
+        )  # fmt: skip
+        checkpoint.save(self.path, state)
+        if keep:
+            checkpoint.save(self.path.with_name(f"checkpoint_{self.name}_epoch{epoch}.pth.tar"), state)
+
+
+def restore(members: Sequence[Member], fit: Fit) -> int:
+    """Put every member where its checkpoint left it.
+
+    Returns:
+        The number of epochs that were trained.
+
+    Raises:
+        InputError: the members were left at different epochs.
+    """
+    epochs = {member.restore(fit) for member in members}
+    if len(epochs) > 1:
+        raise InputError(
+            f"the Trans-Nets in {members[0].path.parent} were left after different epochs ({sorted(epochs)}); fit them "
+            "one by one, or add --restart"
+        )
+    return epochs.pop()
+
+
+def of_member(metrics: Mapping[str, float], number: int) -> dict[str, float]:
+    """Give what an epoch measured of one member, under the plain names: "0.MSE" of member 0 is its "MSE"."""
+    split = {tuple(name.split(".", 1)): value for name, value in metrics.items() if "." in name}
+    return {name: value for (member, name), value in split.items() if member == str(number)}
+
+
+def part_of(fit: Fit, member: nn.Module) -> Fit:
+    """Give a member's share of a family's fit, as a fit of its own with the same weights and optimiser state."""
+    options = {name: value for name, value in fit.optimizer.param_groups[0].items() if name != "params"}
+    trained = [parameter for parameter in member.parameters() if parameter.requires_grad]
+    optimizer = type(fit.optimizer)([{**options, "params": trained}])  # type: ignore[call-arg]
+    optimizer.state.update({p: fit.optimizer.state[p] for p in trained if p in fit.optimizer.state})
+    return replace(fit, net=member, model=member, optimizer=optimizer)

@@ -1,0 +1,164 @@
+"""Fit Trans-Nets to pairs of features: the loss, the epochs, and what is left unexplained.
+
+Several Trans-Nets that read the same features share each pass over them. A pass is a loader and a function `read` that
+makes of its batch, on the device, x (N, C, H, W) and the target (N, C', H', W') as maps.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from utils.measures.moments import FeatureMoments
+from utils.progress import Progress
+from utils.runtime import Runtime
+from utils.training.engine import Fit, Step, train_one_epoch
+from utils.training.family import Family
+from utils.training.losses import order_penalty
+from utils.training.schedules import due, set_learning_rate
+
+Read = Callable[..., tuple[Tensor, Tensor]]
+Loader = DataLoader[Any]
+FLAT = 0.01  # relative differences below this are none: of an error over the last tenth of the epochs, of two fits
+
+
+def reconstruct(
+    net: nn.Module, *batch: Tensor, family: Family, alphas: Sequence[Tensor], read: Read
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Sum over the members of MSE(g(x), x*) + Σ alpha_k p(k)² (paper Eq. 2): a step of the engine.
+
+    Args:
+        net: from `runtime.parallel(family)`.
+        batch: of the loader.
+        family: the Trans-Nets; the error of one that standardises counts in units of its target's variance.
+        alphas: for each member the weights of p(1) … p(K), (K,).
+        read: see above.
+
+    Returns:
+        The loss, and of member i the metrics `{i}.Loss`, `{i}.MSE` (in the features' units), `{i}.L2_loss`,
+        `{i}.p1`, ….
+    """
+    x, target = read(*batch)
+    total, metrics = torch.zeros((), device=target.device), dict[str, Tensor]()
+    members: Sequence[Any] = list(family.members)
+    for i, (member, alpha, output) in enumerate(zip(members, alphas, net(x))):
+        mse, penalty = F.mse_loss(output.float(), target), order_penalty(member.p, alpha)
+        loss = mse / member.target_std.square() + penalty
+        total = total + loss
+        metrics |= {f"{i}.Loss": loss, f"{i}.MSE": mse, f"{i}.L2_loss": penalty}
+        metrics |= {f"{i}.p{k}": p for k, p in enumerate(member.p, start=1)}
+    return total, metrics
+
+
+@torch.no_grad()
+def set_standards(members: Sequence[Any], loader: Loader, read: Read, runtime: Runtime) -> None:
+    """Give the members that standardise the means and deviations of the features, over one pass.
+
+    Args:
+        members: `TransNet`s of one pair of shapes.
+        loader: an unshuffled one of the images that are fitted.
+        read: see above.
+        runtime: device and processes.
+    """
+    standardising = [member for member in members if member.standardise]
+    if not standardising:
+        return
+    x_moments, target_moments = FeatureMoments(), FeatureMoments()
+    for batch in Progress(loader, "means", quiet=not runtime.is_main):
+        x, target = read(*runtime.to_device(batch))
+        x_moments.update(standardising[0].resize(x))
+        target_moments.update(target)
+    x_moments, target_moments = (merged(moments, runtime) for moments in (x_moments, target_moments))
+    for member in standardising:
+        member.set_standards(x_moments.mean, x_moments.std, target_moments.mean, target_moments.std)
+
+
+@torch.no_grad()
+def instabilities(members: Sequence[Any], loader: Loader | None, read: Read, runtime: Runtime) -> list[float]:
+    """Measure Var(x_Δ)/Var(x*) of every member, each channel about its own mean, over one pass.
+
+    Args:
+        members: `TransNet`s; put into evaluation mode.
+        loader: an unshuffled one of images that were not fitted; None: there are none.
+        read: see above.
+        runtime: device and processes.
+
+    Returns:
+        One number a member, NaN where the target is constant; nothing without a loader.
+    """
+    if loader is None:
+        return []
+    left, whole = [FeatureMoments() for _ in members], FeatureMoments()
+    for batch in Progress(loader, "held-out error", quiet=not runtime.is_main):
+        x, target = read(*runtime.to_device(batch))
+        whole.update(target)
+        for member, moments in zip(members, left):
+            moments.update(target - member.eval()(x))
+    variance = merged(whole, runtime).std ** 2
+    return [merged(moments, runtime).std ** 2 / variance if variance else float("nan") for moments in left]
+
+
+def merged(moments: FeatureMoments, runtime: Runtime) -> FeatureMoments:
+    """Add up what all processes saw, on the CPU."""
+    first, *others = runtime.gather(moments.cpu())
+    for other in others:
+        first.merge(other)
+    return first
+
+
+def epochs(
+    fit: Fit,
+    loader: Loader,
+    step: Step,
+    rates: Sequence[float],
+    *,
+    start_epoch: int = 0,
+    solve_every: int | None = None,
+    solve: Callable[..., None],
+) -> Iterator[tuple[int, dict[str, float]]]:
+    """Train epoch by epoch, with the closed form where it is due.
+
+    Args:
+        fit: of a family.
+        loader: a shuffled one.
+        step: `reconstruct` with its arguments.
+        rates: the learning rate of every epoch.
+        start_epoch: the first, counted from 0.
+        solve_every: epochs between closed forms; 0: after the last alone; None: never.
+        solve: called with `last`.
+
+    Yields:
+        The epoch and its metrics.
+    """
+    for epoch in range(start_epoch, len(rates)):
+        set_learning_rate(fit.optimizer, rates[epoch])
+        metrics = train_one_epoch(fit, loader, step, epoch)
+        if solve_every is not None and due(epoch, solve_every or len(rates), len(rates)):
+            solve(last=epoch + 1 == len(rates))
+        yield epoch, metrics
+
+
+def closing_words(errors: Sequence[float], instability: float | None, reference: Mapping[str, Any]) -> str:
+    """Say how far a fit got: whether its error still falls, and how it compares with the linear reference.
+
+    Args:
+        errors: the mean squared error of every epoch.
+        instability: on held-out images, if there are any.
+        reference: what is recorded of the linear reference.
+    """
+    words, linear = [], reference["instability"]
+    if len(errors) > 1:
+        before = errors[-1 - max(1, len(errors) // 10)]
+        change = 1 - errors[-1] / before if before else 0.0
+        state = "flat" if abs(change) < FLAT else "not flat yet"
+        words.append(f"error {100 * change:.2g} % lower over the last tenth of the epochs: {state}")
+    if instability is None:
+        words.append(f"linear reference {linear:.4f} by cross-validation; no held-out images to compare it on")
+        return "; ".join(words)
+    words.append(f"instability {instability:.4f} on held-out images, of the linear reference {linear:.4f}")
+    if instability > (1 + FLAT) * linear:
+        words.append("WORSE than one linear layer, so it measures this fit and not the nets: try --solve, more epochs")
+    return "; ".join(words)

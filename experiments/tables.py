@@ -114,7 +114,7 @@ def read_table(name: str, layout: Mapping[str, Any], results: Results, expected:
         layout: its entry in paper.json. `cells` and `value` are patterns with {row} and {column}; an entry of `rows` or
             `columns` is a title, or has patterns of its own; `minus` is a cell whose number is subtracted.
         results: of the run.
-        expected: the paper's settings, by the names of `settings`.
+        expected: the paper's settings, by the names of `settings`; a table of another paper has its own.
     """
     axes = {"row": dict(layout["rows"]), "column": dict(layout["columns"])}
     pattern = layout["cells"]
@@ -242,7 +242,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if unknown := set(args.tables) - set(paper["tables"]):
         raise InputError(f"there is no table {unknown.pop()!r}; known are {', '.join(paper['tables'])}")
     chosen = {name: layout for name, layout in paper["tables"].items() if name in args.tables or not args.tables}
-    tables = [read_table(name, layout, results, paper["settings"]) for name, layout in chosen.items()]
+    tables = [
+        read_table(name, layout, results, layout.get("settings", paper["settings"])) for name, layout in chosen.items()
+    ]
     tables = [table for table in tables if table.ours]
     if not tables:
         raise InputError(f"{results.folder} has no number of these tables; run the scripts in experiments/ first")

@@ -10,7 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 STEPS = {
-    "BornAgain", "Calibrate", "ConvOutput", "PrepareData", "Pruning", "Training", "Training_TransNet", "Variance",
+    "BornAgain", "Calibrate", "ConvOutput", "DCM", "PrepareData", "Pruning", "Training", "Training_TransNet", "Variance",
+    "transClassifier",
     "transClassifier",
 }  # fmt: skip
 SCRIPTS = sorted(ROOT.glob("*.py"))

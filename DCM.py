@@ -1,0 +1,197 @@
+"""Train two networks that teach each other across layers (DCM, Yao and Sun 2020), from scratch.
+
+Both have two heads on earlier stages. Every head learns from the labels and from every head of the other network, and
+one backward pass moves both. --method dml: the final layers alone teach each other (Zhang et al. 2018); alone: none
+does. --save receives checkpoint.pth.tar, which a run goes on from; net1.pth.tar and net2.pth.tar, classifiers without
+heads for the other steps; and what the authors' script writes, model.pt7 (network 1) and log.txt.
+"""
+
+import time
+from argparse import SUPPRESS
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from models.classifiers import classifier_record
+from models.small.author_keys import authors_state
+from models.small.couple import Couple, build_couple
+from models.small.names import bare_name
+from utils import checkpoint, opening, options, runs
+from utils.distillation import dcm_log
+from utils.distillation.dcm import METHODS, mutual_terms
+from utils.errors import InputError
+from utils.parser import Namespace, Parser, list_of, plain_name, real, some_path, whole
+from utils.runtime import command
+from utils.training import resume
+from utils.training.classification import validate
+from utils.training.engine import Fit, train_one_epoch
+from utils.training.metrics import accuracies_percent
+from utils.training.schedules import due, set_learning_rate
+
+CHECKPOINT = "checkpoint.pth.tar"
+NOT_RECORDED = ("depth", "width", "ngpu", "dtype", "note")  # net1 and net2 say what the first two mean
+AUTHORS_NAMES = {"save": "out", "dataroot": "data_root", "nthread": "workers", "gpu_id": "device_ids"}
+
+
+def build_parser() -> Parser:
+    """Declare this step's options."""
+    parser = Parser(__doc__, "python DCM.py --save ./logs/wrn-28-10 --depth 28 --width 10 --dataroot data")
+    group = parser.add_argument_group("networks")
+    group.add_argument("--depth", type=whole(1), default=28, help="of the WRN that a network is where none is named")
+    group.add_argument("--width", type=real(above=0), default=10, help="of that WRN, may be fractional")
+    group.add_argument("--net1", type=plain_name, metavar="ARCH", help="a network with heads; default: wrn_DEPTH_WIDTH")
+    group.add_argument("--net2", type=plain_name, metavar="ARCH", help="the same, such as mobilenet")
+    group.add_argument("--method", choices=METHODS, default="dcm", help="who learns from whom")
+    group.add_argument(
+        "--batch_statistics", type=int, choices=[1, 2], nargs="+", default=[], metavar="N",
+        help="test these networks (1, 2) in training mode, as the authors do with MobileNet",
+    )  # fmt: skip
+    group = parser.add_argument_group("training")
+    group.add_argument("--lr", type=real(), default=0.1, help="first learning rate")
+    group.add_argument("--wd", "--weight_decay", dest="weight_decay", type=real(), default=5e-4, help="weight decay")
+    group.add_argument("--epochs", type=whole(1), default=200, help="epochs in all")
+    group.add_argument(
+        "--epoch_step", type=list_of(whole(1), empty=True), default=[60, 120, 160], metavar="[60,120,160]",
+        help="epochs, counted from 1, before which the learning rate falls and the optimiser begins anew",
+    )  # fmt: skip
+    group.add_argument("--lr_decay_ratio", type=real(above=0), default=0.2, help="of such a fall")
+    group.add_argument("--keep_momentum", action="store_true", help="let only the learning rate fall there")
+    group.add_argument("--save_epoch", type=whole(1), default=1, help="epochs between checkpoints")
+    group.add_argument("-p", "--print_freq", type=whole(1), default=10, help="batches between readings of the loss")
+    options.add_data_options(parser, batch_size=128)
+    options.add_resume_options(parser)
+    options.add_run_options(parser)
+    group = parser.add_argument_group("the authors' names")
+    group.add_argument("--save", dest="out", type=some_path, required=True, metavar="FOLDER", help="what is written")
+    group.add_argument("--dataroot", dest="data_root", type=some_path, default=SUPPRESS, help="--data_root")
+    group.add_argument("--nthread", dest="workers", type=whole(0), default=SUPPRESS, help="--workers")
+    group.add_argument("--gpu_id", dest="device_ids", type=list_of(whole(0)), default=SUPPRESS, help="--device_ids")
+    group.add_argument("--ngpu", type=whole(1), help="only the first so many of --gpu_id")
+    group.add_argument("--dtype", choices=["float"], default="float", help="of images; mixed precision: --amp")
+    group.add_argument("--note", default="", help="a remark for log.txt")
+    options.add_ignored_options(parser, "--groups", "--cuda")
+    parser.set_defaults(
+        dataset="CIFAR100", image_size=32, augment="reflect4", normalisation="dcm", seed=1, optim="SGD", momentum=0.9  # SGD: not Nesterov's
+    )  # fmt: skip
+    return parser
+
+
+def fill(args: Namespace, parser: Parser) -> None:
+    """Name the networks and the GPUs that the authors' options mean."""
+    if args.net1 and args.net2:
+        parser.refuse_without_effect(args, ["depth", "width"], "beside --net1 and --net2")
+    args.net1, args.net2 = (bare_name(net or f"wrn_{args.depth}_{args.width:g}") for net in (args.net1, args.net2))
+    if args.ngpu:
+        args.device_ids = (args.device_ids or list(range(args.ngpu)))[: args.ngpu]
+        if len(args.device_ids) < args.ngpu:
+            parser.error(f"--ngpu {args.ngpu} needs as many GPUs in --gpu_id, which has {len(args.device_ids)}")
+
+
+def find_images(args: Namespace, state: checkpoint.State) -> tuple[opening.ImageData, opening.ImageData]:
+    """List both splits; the authors' --dataroot was the official archive, which PrepareData.py makes images of."""
+    root = Path(args.data_root)
+    archives = [place for pattern in ("cifar-10*", "meta", "batches.meta") for place in root.glob(pattern)]
+    if archives and not args.train_path and not (root / args.dataset).exists():
+        raise InputError(
+            f"{root} holds the official archive; make its images first: python PrepareData.py {args.dataset} "
+            f"--src {root} --out {root}"
+        )
+    images, test_images = opening.both_splits(args, state.get("data"))
+    if images.targets.ndim == 2:
+        raise InputError(f"{args.dataset} has several labels an image, and DCM's losses are for one; take another one")
+    return images, test_images
+
+
+def teach(
+    net: nn.Module,
+    pixels: Tensor,
+    targets: Tensor,
+    indices: Tensor,
+    *,
+    preprocess: Callable[[Tensor, Tensor], Tensor],
+    method: str,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Take both networks' common loss of a batch (24 terms, all of weight 1, for DCM), and every head's accuracy."""
+    first, second = net(preprocess(pixels, indices))
+    terms = mutual_terms(first, second, targets, method)
+    metrics = {"CE": terms.ce.sum(), "KL": terms.kl.sum()}
+    for number, (final, heads) in enumerate((first, second), start=1):
+        for place, logits in {"": final, **{f"ep{ep}_": head for ep, head in enumerate(heads, start=1)}}.items():
+            metrics[f"net{number}_{place}top1_prec"] = accuracies_percent(logits, targets)["top1_prec"]
+    return terms.total, metrics
+
+
+def save(folder: Path, fit: Fit, couple: Couple, epoch: int, metrics: dict[str, float], facts: dict[str, Any]) -> None:
+    """Save what the run goes on from, each network as a classifier of the suite, and network 1 as the authors do."""
+    own, accuracies = [], [metrics[f"val_net{number}_top1_prec"] for number in (1, 2)]
+    for net, acc1 in zip((couple.net1, couple.net2), accuracies):
+        record = classifier_record(net.backbone.arch, len(facts["data"]["classes"]))
+        own.append({**facts, "epoch": epoch, "arch": record["arch"], "model": record, "acc1": acc1})
+        checkpoint.save(folder / f"net{len(own)}.pth.tar", {**own[-1], "state_dict": net.backbone.state_dict()})
+    theirs = {"params": authors_state(couple.net1), "epoch": epoch, "optimizer": fit.optimizer.state_dict()}
+    checkpoint.save(folder / "model.pt7", theirs)
+    errors = {f"net{number}": 100 - acc1 for number, acc1 in enumerate(accuracies, start=1)}
+    checkpoint.save(folder / CHECKPOINT, own[0] | fit.state(epoch, test_error=errors))
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the step."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    fill(args, parser)
+    runtime = opening.start(args)
+    folder, settings = Path(args.out), options.settings(args, but=NOT_RECORDED)
+    resumed = resume.find(args.resume, folder / CHECKPOINT, settings, restart=args.restart, extendable=True)
+    state = checkpoint.load(resumed) if resumed else {}
+    images, test_images = find_images(args, state)
+    num_classes, heads = len(images.classes), args.method == "dcm"
+    couple = build_couple(
+        (args.net1, args.net2), num_classes, heads=heads, in_training=args.batch_statistics,
+        state=state.get("state_dict", {}) if resumed else None,
+    )  # fmt: skip
+    fit = opening.fit(args, couple, runtime)
+    start_epoch = opening.first_epoch(args, fit, state, resumed)
+    if start_epoch >= args.epochs:
+        runtime.say(f"{resumed} is trained for {start_epoch} epochs already")
+        return
+
+    images, test_images = (opening.decoded(args, data, runtime) for data in (images, test_images))
+    loader = opening.image_loader(args, images, runtime, shuffle=True)
+    test_loaders = opening.validation_loaders(args, test_images, runtime)
+    preprocess, step = images.preprocessing(args.seed), partial(teach, method=args.method)
+    falls = [sum(first <= epoch + 1 for first in args.epoch_step) for epoch in range(args.epochs)]
+    rates = [args.lr * args.lr_decay_ratio**count for count in falls]
+    counts = {"num_classes": num_classes, "n_parameters": sum(parameter.numel() for parameter in couple.parameters())}
+    facts: dict[str, Any] = {
+        "data": opening.data_record(args, images), "settings": settings, "history": resume.history(state, settings),
+        "versions": resume.VERSIONS,
+    }  # fmt: skip
+    runtime.say(f"{args.method}: {args.net1} and {args.net2}, {len(images):,} training images of {num_classes} classes")
+    with runs.RunLog(folder, args.epochs, start_epoch=start_epoch, active=runtime.is_main) as log:
+        for epoch in range(start_epoch, args.epochs):
+            set_learning_rate(fit.optimizer, rates[epoch])
+            if epoch + 1 in args.epoch_step and not args.keep_momentum:
+                fit.optimizer.state.clear()  # the authors make a new optimiser
+            began = time.perf_counter()
+            metrics = train_one_epoch(fit, loader, partial(step, preprocess=partial(preprocess, epoch=epoch)), epoch)
+            trained = time.perf_counter()
+            metrics |= validate(fit.net, test_loaders, runtime, partial(step, preprocess=preprocess))
+            seconds = {"train_time": trained - began, "test_time": time.perf_counter() - trained}
+            log.write(epoch, metrics | {"lr": rates[epoch]})
+            if not runtime.is_main:
+                continue
+            named = vars(args) | {theirs: getattr(args, ours) for theirs, ours in AUTHORS_NAMES.items()}
+            dcm_log.write(folder / "log.txt", dcm_log.stats(named, metrics, epoch=epoch + 1, **counts, **seconds))
+            if due(epoch, args.save_epoch, args.epochs):
+                save(folder, fit, couple, epoch + 1, metrics, facts)
+                log.saved(folder / CHECKPOINT, epoch + 1)
+    said = " and ".join(f"{metrics[f'val_net{number}_top1_prec']:.2f} %" for number in (1, 2))
+    runtime.say(f"saved {folder}; {said} of the test images are right")
+
+
+if __name__ == "__main__":
+    main()

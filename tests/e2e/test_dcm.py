@@ -1,0 +1,380 @@
+"""DCM.py: two small networks on a small data set in CIFAR's layout, and the command lines of its experiments."""
+
+import json
+import shlex
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import DCM
+import PrepareData
+from experiments import tables
+from models.classifiers import load_classifier, read_classifier
+from models.small.author_keys import load_authors_state
+from models.small.auxiliary import build_with_heads
+from models.small.couple import build_couple
+from tests.e2e.test_experiments import commands, only
+from tests.golden.authors_nets import part, read, tensor
+from utils import checkpoint, opening, runs
+from utils.data.batches import NORMALISATIONS
+from utils.files import read_json
+
+pytestmark = pytest.mark.e2e
+CLASSES = ("apple", "bear", "clock")
+SMALL = "--net1 wrn_16_0.5 --net2 mobilenet32 --batch_size 4 --nthread 0"
+DCM_RUN = f"{SMALL} --epochs 3 --epoch_step [2,3]"
+FILES = {"checkpoint.pth.tar", "net1.pth.tar", "net2.pth.tar", "model.pt7", "log.txt", "metrics.jsonl"}
+DOCUMENTED = (
+    "--save ./logs/wrn-28-10 --depth 28 --width 10 --dataroot PATH",
+    "--save ./logs/wrn-28-10_mobilenet --dataroot PATH --net2 mobilenet",
+)
+
+
+@pytest.fixture(scope="module")
+def dataroot(tmp_path_factory):
+    """`CIFAR100/{train,test}/{class}/*.png`: noise of 32 × 32 pixels, six and three images a class."""
+    root, noise = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
+    for split, count in (("train", 6), ("test", 3)):
+        for name in CLASSES:
+            folder = root / "CIFAR100" / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                Image.fromarray(noise.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+    return root
+
+
+def run(dataroot, save, line):
+    DCM.main(shlex.split(f"{line} --dataroot {dataroot} --save {save}"))
+    return save
+
+
+def lines_of(save):
+    """The epochs of log.txt."""
+    return [json.loads(line.removeprefix("json_stats: ")) for line in (save / "log.txt").read_text().splitlines()]
+
+
+def assert_same(first, second):
+    """Compare nested states bit for bit."""
+    if isinstance(first, torch.Tensor):
+        assert torch.equal(first, second)
+    elif isinstance(first, dict):
+        assert first.keys() == second.keys()
+        for key in first:
+            assert_same(first[key], second[key])
+    elif isinstance(first, list | tuple):
+        assert len(first) == len(second)
+        for ours, theirs in zip(first, second):
+            assert_same(ours, theirs)
+    else:
+        assert first == second
+
+
+@pytest.fixture(scope="module")
+def whole(dataroot, tmp_path_factory):
+    """Three epochs, the optimiser anew before the second and the third."""
+    return run(dataroot, tmp_path_factory.mktemp("out") / "logs" / "whole", DCM_RUN)
+
+
+def test_what_a_run_leaves(whole):
+    names = {path.name for path in whole.iterdir() if "tfevents" not in path.name}
+    assert names == FILES
+    assert any("tfevents" in path.name for path in whole.iterdir())
+    state = checkpoint.load(whole / "checkpoint.pth.tar")
+    settings = state["settings"]
+    assert (settings["net1"], settings["net2"], settings["method"]) == ("wrn_16_0.5", "mobilenet32", "dcm")
+    assert (settings["weight_decay"], settings["momentum"], settings["seed"]) == (5e-4, 0.9, 1)
+    assert not {"depth", "note", "out", "workers"} & settings.keys()
+    assert state["data"]["normalisation"] == NORMALISATIONS["dcm"]
+    assert settings["augment"] == "reflect4"
+    (group,) = state["optimizer"]["param_groups"]
+    assert (group["nesterov"], group["weight_decay"], group["momentum"]) == (False, 5e-4, 0.9)
+    assert len(group["params"]) == len([key for key in state["state_dict"] if key.endswith(("weight", "bias"))])
+
+
+def test_the_authors_log(whole):
+    first, second, third = lines_of(whole)
+    options = {
+        "depth", "width", "dataset", "dataroot", "dtype", "nthread", "seed", "batch_size", "lr", "epochs",
+        "weight_decay", "epoch_step", "lr_decay_ratio", "resume", "note", "save", "ngpu", "gpu_id",
+    }  # fmt: skip
+    names = ("loss", "acc", "acc_ep1", "acc_ep2", "acc_another")
+    measured = {f"{split}_{name}" for split in ("train", "test") for name in names}
+    facts = {"epoch", "num_classes", "n_parameters", "train_time", "test_time"}
+    assert options | measured | facts <= first.keys()
+    assert [line["epoch"] for line in (first, second, third)] == [1, 2, 3]
+    assert (first["num_classes"], first["save"]) == (3, str(whole))
+    nets = [build_with_heads(arch, 3, "dcm") for arch in ("wrn_16_0.5", "mobilenet32")]
+    assert first["n_parameters"] == sum(p.numel() for net in nets for p in net.parameters())
+    suite = runs.read_metrics(whole / "metrics.jsonl")
+    assert [line["train_loss"] for line in (first, second, third)] == [line["Loss"] for line in suite]
+    assert third["test_acc_another"] == suite[-1]["val_net2_top1_prec"]
+    assert [line["lr"] for line in suite] == pytest.approx([0.1, 0.02, 0.004])
+    assert suite[0]["Loss"] == pytest.approx(suite[0]["CE"] + suite[0]["KL"])
+    assert suite[0]["KL"] > 0
+
+
+@pytest.mark.parametrize(("number", "arch"), [(1, "wrn_16_0.5"), (2, "mobilenet32")])
+def test_both_networks_are_classifiers_of_the_suite(whole, number, arch):
+    net, state = read_classifier(whole / f"net{number}.pth.tar")
+    held = checkpoint.load(whole / "checkpoint.pth.tar")
+    prefix = f"net{number}.backbone."
+    assert_same(
+        dict(net.state_dict()),
+        {key.removeprefix(prefix): value for key, value in held["state_dict"].items() if key.startswith(prefix)},
+    )
+    assert state["model"] == {"arch": arch, "num_classes": 3, "train_layer": 34}
+    assert state["data"]["classes"] == list(CLASSES)
+    assert state["settings"] == held["settings"]
+    assert state["acc1"] == pytest.approx(100 - held["test_error"][f"net{number}"])
+    name = "test_acc" if number == 1 else "test_acc_another"
+    assert state["acc1"] == lines_of(whole)[-1][name]
+    assert net(torch.zeros(1, 3, 32, 32)).shape == (1, 3)
+
+
+def test_the_checkpoint_and_the_authors_file_are_network_1(whole):
+    expected = load_classifier(whole / "net1.pth.tar")
+    for path, arch in (("checkpoint.pth.tar", None), ("model.pt7", "wrn_16_0.5")):
+        assert_same(
+            dict(load_classifier(whole / path, arch).state_dict()) | _counters(expected), dict(expected.state_dict())
+        )
+    theirs = checkpoint.load(whole / "model.pt7")
+    assert theirs.keys() == {"params", "epoch", "optimizer"}
+    assert theirs["epoch"] == 3
+    net = build_with_heads("wrn_16_0.5", 3, "dcm")
+    load_authors_state(net, theirs["params"])
+    held = checkpoint.load(whole / "checkpoint.pth.tar")
+    for key, value in net.named_parameters():
+        assert torch.equal(value, held["state_dict"][f"net1.{key}"])
+    assert_same(theirs["optimizer"], held["optimizer"])
+
+
+def _counters(net):
+    """The batch counters, which the authors' WRN does not have."""
+    return {key: value for key, value in net.state_dict().items() if key.endswith("num_batches_tracked")}
+
+
+@pytest.mark.parametrize("stop", [1, 2])
+def test_a_run_that_goes_on_equals_one_that_was_not_stopped(dataroot, whole, tmp_path, monkeypatch, stop):
+    """Before both optimisers that begin anew."""
+    run(dataroot, tmp_path / "run", DCM_RUN.replace("--epochs 3", f"--epochs {stop}"))
+    trained = []
+    monkeypatch.setattr(DCM, "train_one_epoch", _counting(trained))
+    run(dataroot, tmp_path / "run", f"{DCM_RUN} --resume auto")
+    assert trained == list(range(stop, 3))
+    ours, theirs = (checkpoint.load(folder / "checkpoint.pth.tar") for folder in (tmp_path / "run", whole))
+    for key in ("state_dict", "optimizer", "epoch", "test_error", "data"):
+        assert_same(ours[key], theirs[key])
+    assert [entry["epoch"] for entry in ours["history"]] == [stop]
+    assert [line["epoch"] for line in lines_of(tmp_path / "run")] == [1, 2, 3]
+    for ours_line, theirs_line in zip(lines_of(tmp_path / "run"), lines_of(whole)):
+        assert ours_line["train_loss"] == theirs_line["train_loss"]
+        assert ours_line["test_loss"] == theirs_line["test_loss"]
+
+
+def _counting(trained):
+    original = DCM.train_one_epoch
+
+    def train(fit, loader, step, epoch):
+        trained.append(epoch)
+        return original(fit, loader, step, epoch)
+
+    return train
+
+
+def test_the_optimiser_begins_anew_unless_momentum_is_kept(dataroot, tmp_path, monkeypatch):
+    began = []
+
+    def train(fit, loader, step, epoch):
+        began.append((fit.optimizer.param_groups[0]["lr"], len(fit.optimizer.state)))
+        return original(fit, loader, step, epoch)
+
+    original = DCM.train_one_epoch
+    monkeypatch.setattr(DCM, "train_one_epoch", train)
+    line = f"{SMALL} --method alone --epochs 3 --epoch_step [3] --lr_decay_ratio 0.5"
+    run(dataroot, tmp_path / "anew", line)
+    run(dataroot, tmp_path / "kept", f"{line} --keep_momentum")
+    parameters = began[1][1]
+    assert parameters > 0
+    assert began == [(0.1, 0), (0.1, parameters), (0.05, 0), (0.1, 0), (0.1, parameters), (0.05, parameters)]
+    states = [checkpoint.load(tmp_path / name / "checkpoint.pth.tar")["state_dict"] for name in ("anew", "kept")]
+    assert any(not torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+@pytest.mark.parametrize(("method", "terms"), [("dml", 2), ("alone", 0)])
+def test_the_papers_baselines_have_no_heads(dataroot, tmp_path, method, terms):
+    run(dataroot, tmp_path, f"{SMALL} --method {method} --epochs 1")
+    (line,) = lines_of(tmp_path)
+    assert "test_acc_ep1" not in line
+    assert "test_acc_another" in line
+    (suite,) = runs.read_metrics(tmp_path / "metrics.jsonl")
+    assert (suite["KL"] > 0) == (terms > 0)
+    for number in (1, 2):
+        assert load_classifier(tmp_path / f"net{number}.pth.tar")(torch.zeros(1, 3, 32, 32)).shape == (1, 3)
+
+
+def test_alone_a_network_is_what_it_is_beside_any_other(dataroot, tmp_path):
+    """The same first network beside another second one ends with the same weights."""
+    for second in ("mobilenet32", "wrn_16_0.5"):
+        run(dataroot, tmp_path / second, f"{SMALL.replace('mobilenet32', second)} --method alone --epochs 1")
+    states = [load_classifier(tmp_path / name / "net1.pth.tar").state_dict() for name in ("mobilenet32", "wrn_16_0.5")]
+    for key, value in states[0].items():
+        torch.testing.assert_close(value, states[1][key])
+
+
+def test_mobilenet_is_tested_by_batch_statistics_on_request(dataroot, tmp_path):
+    line = f"{SMALL} --method alone --epochs 1"
+    run(dataroot, tmp_path / "running", line)
+    run(dataroot, tmp_path / "batch", f"{line} --batch_statistics 2")
+    states = [checkpoint.load(tmp_path / name / "checkpoint.pth.tar")["state_dict"] for name in ("running", "batch")]
+    differ = [key for key, value in states[0].items() if not torch.equal(value, states[1][key])]
+    assert differ
+    assert all(key.startswith("net2.") and ("running" in key or "num_batches" in key) for key in differ)
+
+
+def test_another_run_is_not_replaced(dataroot, whole, capsys):
+    before = (whole / "checkpoint.pth.tar").read_bytes()
+    with pytest.raises(SystemExit, match="is of another run, with method dcm instead of dml;"):
+        run(dataroot, whole, f"{DCM_RUN} --method dml")
+    run(dataroot, whole, f"{DCM_RUN} --resume auto --note again")
+    assert "is trained for 3 epochs already" in capsys.readouterr().out
+    assert (whole / "checkpoint.pth.tar").read_bytes() == before
+
+
+@pytest.mark.parametrize("line", DOCUMENTED)
+def test_documented_command_lines(line, capsys):
+    parser = DCM.build_parser()
+    args = parser.parse_args(shlex.split(line))
+    DCM.fill(args, parser)
+    assert args.net1 == "wrn_28_10"
+    assert args.net2 == ("mobilenet" if "mobilenet" in line else "wrn_28_10")
+    assert (args.dataset, args.data_root, args.batch_size, args.epochs, args.lr) == ("CIFAR100", "PATH", 128, 200, 0.1)
+    assert (args.epoch_step, args.lr_decay_ratio, args.weight_decay, args.seed) == ([60, 120, 160], 0.2, 5e-4, 1)
+    assert (args.augment, args.normalisation, args.method, args.image_size) == ("reflect4", "dcm", "dcm", 32)
+    assert capsys.readouterr().out == ""
+
+
+def test_every_documented_option(capsys):
+    parser = DCM.build_parser()
+    line = (
+        "--model resnet --depth 16 --width 0.5 --dataset CIFAR10 --dataroot d --dtype float --groups 1 --nthread 3 "
+        "--seed 2 --batch_size 64 --lr 0.2 --epochs 9 --weight_decay 1e-4 --epoch_step '[60, 120]' "
+        "--lr_decay_ratio 0.1 --resume auto --note 'a note' --cuda --save s --ngpu 2 --gpu_id 3,1,2"
+    )
+    args = parser.parse_args(shlex.split(line))
+    DCM.fill(args, parser)
+    assert (args.net1, args.net2, args.dataset, args.workers) == ("wrn_16_0.5", "wrn_16_0.5", "CIFAR10", 3)
+    assert (args.epoch_step, args.device_ids, args.out, args.note) == ([60, 120], [3, 1], "s", "a note")
+    said = capsys.readouterr().out
+    assert [option for option in ("--model", "--groups", "--cuda") if f"{option} has no effect" in said] == [
+        "--model", "--groups", "--cuda"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("", "the following arguments are required: --save"),
+        ("--save ''", "--save: expected a path, got nothing"),
+        ("--save s --net1 wrn_16_1 --net2 mobilenet --depth 16", "--depth has no effect beside --net1 and --net2"),
+        ("--save s --ngpu 3 --gpu_id 0,1", "--ngpu 3 needs as many GPUs in --gpu_id, which has 2"),
+        ("--save s --epoch_step [60,x]", "expected a list such as [1,1]"),
+        ("--save s --batch_statistics 3", "invalid choice: 3"),
+    ],
+)
+def test_usage_errors_are_one_line(line, sentence, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        DCM.main(shlex.split(line))
+    assert stopped.value.code == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert sentence in said
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("--depth 10 --width 0.5", "wrn_10_0.5 is too shallow for DCM: .* take depth 16 or more"),
+        ("--depth 17 --width 0.5", "the depth of a WRN is 6n"),
+        ("--net2 alexnet", "there is no architecture 'alexnet' with heads; the nearest name is"),
+        ("--dataset CIFAR10", "there is no folder .*CIFAR10.train for the train images"),
+    ],
+)
+def test_mistakes_are_one_sentence(dataroot, tmp_path, line, sentence):
+    with pytest.raises(SystemExit, match=sentence):
+        run(dataroot, tmp_path / "run", line)
+    assert not (tmp_path / "run" / "checkpoint.pth.tar").exists()
+
+
+@pytest.mark.parametrize("name", ["cifar-100-python/meta", "cifar-100-python.tar.gz", "meta"])
+def test_the_official_archive_is_to_be_prepared_first(tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(SystemExit, match="holds the official archive; make its images first") as refused:
+        run(tmp_path, tmp_path / "run", SMALL)
+    command = shlex.split(str(refused.value).partition("python ")[2])
+    args = PrepareData.build_parser().parse_args(command[1:])
+    assert (command[0], args.dataset, args.src, args.out) == ("PrepareData.py", "CIFAR100", [tmp_path], tmp_path)
+
+
+def test_a_checkpoint_of_other_networks_is_not_gone_on_from(dataroot, whole, tmp_path):
+    with pytest.raises(SystemExit, match=r"does not hold wrn_16_0\.5 and wrn_16_0\.5 with heads"):
+        run(dataroot, tmp_path, f"--depth 16 --width 0.5 --epochs 1 --resume {whole / 'checkpoint.pth.tar'}")
+
+
+def test_the_first_steps_are_the_authors():
+    """The script's own step and optimiser, on the golden batches."""
+    golden = read("dcm_wrn16_wrn16")
+    args = DCM.build_parser().parse_args(["--save", "unused"])
+    couple = build_couple(("wrn_16_1", "wrn_16_1"), 10)
+    for number, net in enumerate((couple.net1, couple.net2), start=1):
+        load_authors_state(net, part(golden, f"net{number}/"))
+    optimizer = opening.optimizer(args, couple.train())
+    for step, rows in ((1, slice(0, 4)), (2, slice(4, 8))):
+        images, labels = (tensor(golden, name)[rows] for name in ("input", "labels"))
+        loss, metrics = DCM.teach(couple, images, labels, labels, preprocess=lambda batch, _: batch, method="dcm")
+        assert loss.item() == pytest.approx(float(golden[f"step{step}/total"]), rel=1e-4)
+        assert metrics["CE"].item() == pytest.approx(float(golden[f"step{step}/ce"].sum()), rel=1e-4)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+def test_the_table_has_both_networks_and_the_papers_settings(tmp_path):
+    cell = tmp_path / "results/distil_cifar/dcm/wrn_28_10-mobilenet"
+    data = {"dataset": "CIFAR100", "image_size": 32, "classes": [str(label) for label in range(100)]}
+    facts = {
+        "epoch": 200,
+        "data": data,
+        "optimizer": {"param_groups": [{"lr": 0.0008}]},
+        "settings": {"batch_size": 64},
+    }
+    for seed, errors in ((1, (17.0, 21.0)), (2, (18.0, 22.0))):
+        state = facts | {"optimizer": {"param_groups": [{"lr": 0.0008}]}}
+        state["test_error"] = dict(zip(("net1", "net2"), errors))
+        checkpoint.save(cell / f"sd{seed}.pth.tar", state)
+    layout = read_json(tables.PAPER)["tables"]["distil_cifar"]
+    table = tables.read_table("distil_cifar", layout, tables.Results(tmp_path), layout["settings"])
+    assert table.ours == {("dcm", "wrn_28_10-mobilenet"): 17.5, ("dcm", "mobilenet"): 21.5}
+    assert table.paper["dcm", "mobilenet"] == 21.43
+    (note,) = table.notes
+    assert note.endswith("(in brackets): batch size of nets on CIFAR100 64 (128).")
+
+
+def test_the_experiments_are_the_papers():
+    found = commands("distil_cifar")
+    (table,) = only(found, "experiments.tables")
+    assert table.tables == ["distil_cifar"]
+    lines = only(found, "DCM")
+    assert len(lines) == 2 * 3 * 5
+    for args in lines:
+        DCM.fill(args, DCM.build_parser())
+    assert {(args.net1, args.net2, args.method, args.seed) for args in lines} == {
+        ("wrn_28_10", second, method, seed)
+        for second in ("wrn_28_10", "mobilenet") for method in ("alone", "dml", "dcm") for seed in (1, 2, 3, 4, 5)
+    }  # fmt: skip
+    assert {(args.epochs, args.batch_size, args.resume) for args in lines} == {(200, 128, "auto")}
+    saved = {f"{args.out}/checkpoint.pth.tar" for args in lines}
+    assert len(saved) == len(lines)
+    links = only(found, "ln")
+    assert len({name for _, name in links}) == len(lines)

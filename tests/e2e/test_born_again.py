@@ -11,7 +11,7 @@ import Training
 from models.classifiers import load_classifier
 from tests.e2e.road import truncate
 from utils import checkpoint
-from utils.data.batches import NORMALISATIONS
+from utils.data.batches import NORMALISATIONS, Preprocessing
 from utils.data.images import ImageData
 from utils.files import sha256
 
@@ -206,7 +206,14 @@ def test_the_loss_is_cross_entropy_plus_lambda_times_the_teachers():
     logits, taught = torch.tensor([[1.0, -1.0], [0.5, 2.0]]), torch.tensor([[0.0, 0.0], [3.0, -1.0]])
     pixels, targets, indices = torch.zeros(2, 3, 2, 2, dtype=torch.uint8), torch.tensor([0, 1]), torch.tensor([1, 0])
     loss, metrics = BornAgain.distil(
-        Always(logits), pixels, targets, indices, teacher=lambda _, i: taught[i], lambd=0.25, tau=4.0
+        Always(logits),
+        pixels,
+        targets,
+        indices,
+        preprocess=Preprocessing(),
+        teacher=lambda _, i: taught[i],
+        lambd=0.25,
+        tau=4.0,
     )
     task = torch.nn.functional.cross_entropy(logits, targets)
     soft = -((taught[indices] / 4).softmax(1) * (logits / 4).log_softmax(1)).sum(1).mean()

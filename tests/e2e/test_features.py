@@ -31,7 +31,8 @@ def test_features_are_the_nets_own_at_that_layer(road, photos):
         head, _ = split(model, layer_name(model, 3))
         with torch.no_grad():
             expected, logits = head(normalise(pixels)), model(normalise(pixels))
-        torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5)
+        # BatchNorm is folded into the convolutions before it: equal up to rounding of the largest.
+        torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
         assert features.shape == (24, 256, 4, 4) and features.min() < 0
         assert torch.equal(hits[:, 0], logits.argmax(1) == targets) and hits[:, 1].all()
     known = stored.provenance

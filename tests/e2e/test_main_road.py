@@ -41,7 +41,7 @@ def test_the_later_steps_write_these_files(road):
     ("log", "names"),
     [
         ("folder_resnet18_sd0", {"Loss", "top1_prec", "top5_prec", "val_Loss", "val_top1_prec", "val_top5_prec"}),
-        ("folder_resnet18/L3_a0.1", {"Loss", "MSE", "L2_loss", "p1", "p2", "val_MSE"}),
+        ("folder_resnet18/L3_a0.1", {"Loss", "MSE", "L2_loss", "p1", "p2", "val_instability", "linear_reference"}),
     ],
 )
 def test_metrics_of_every_epoch_are_on_the_board_and_in_a_json_line(road, log, names):

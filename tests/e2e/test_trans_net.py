@@ -4,7 +4,6 @@ import shutil
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 import ConvOutput
 import Training_TransNet
@@ -24,7 +23,10 @@ def test_the_trans_nets_losses_are_eq_2(road):
     net = load_trans_net(road.trans_net)
     x, target, *_ = open_features(road.features, split="val").__getitems__(list(range(24)))
     with torch.no_grad():
-        assert F.mse_loss(net(x), target).item() == pytest.approx(last["val_MSE"], rel=1e-5)
+        left, whole = (part.double().var((0, 2, 3), correction=0).mean() for part in (target - net(x), target))
+    assert float(left / whole) == pytest.approx(last["val_instability"], rel=1e-5)
+    assert state["linear_reference"]["instability"] == last["linear_reference"]
+    assert state["linear_reference"]["measured_on"] == "held-out images"
     assert last["Loss"] == pytest.approx(last["MSE"] + last["L2_loss"], rel=1e-6)
     assert last["L2_loss"] == pytest.approx(0.1 * (last["p1"] ** 2 + last["p2"] ** 2), rel=1e-3)
     assert (state["epoch"], state["settings"]["alpha"], state["arch"]) == (2, [0.1, 0.1], "resnet18")

@@ -12,7 +12,6 @@ ROOT = Path(__file__).parents[2]
 STEPS = {
     "BornAgain", "Calibrate", "ConvOutput", "DCM", "PrepareData", "Pruning", "Training", "Training_TransNet", "Variance",
     "transClassifier",
-    "transClassifier",
 }  # fmt: skip
 SCRIPTS = sorted(ROOT.glob("*.py"))
 MODELS = sorted((ROOT / "models").rglob("*.py"))

@@ -74,7 +74,8 @@ def build_parser() -> Parser:
     group.add_argument("--note", default="", help="a remark for log.txt")
     options.add_ignored_options(parser, "--groups", "--cuda")
     parser.set_defaults(
-        dataset="CIFAR100", image_size=32, augment="reflect4", normalisation="dcm", seed=1, optim="SGD", momentum=0.9  # SGD: not Nesterov's
+        dataset="CIFAR100", image_size=32, augment="reflect4", normalisation="dcm", seed=1, optim="SGD",
+        momentum=0.9,  # not Nesterov's
     )  # fmt: skip
     return parser
 

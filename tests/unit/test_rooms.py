@@ -10,8 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 STEPS = {
-    "BornAgain", "Calibrate", "ConvOutput", "DCM", "PrepareData", "Pruning", "Training", "Training_TransNet", "Variance",
-    "transClassifier",
+    "BornAgain", "Calibrate", "ConvOutput", "DCM", "PrepareData", "Pruning", "Training", "Training_TransNet",
+    "Variance", "transClassifier",
 }  # fmt: skip
 SCRIPTS = sorted(ROOT.glob("*.py"))
 MODELS = sorted((ROOT / "models").rglob("*.py"))

@@ -107,6 +107,13 @@ def find_own(args: Namespace, own: Path, settings: Mapping[str, Any]) -> Path | 
     return resume.find(args.resume, own, settings, restart=args.restart, extendable=args.lr_type == "multistep")
 
 
+def rates_of_epochs(args: Namespace) -> list[float]:
+    """Give the learning rate of every epoch after the warm-up."""
+    if args.lr_type == "SGDR":
+        return schedules.warm_restarts(args.lr, args.epochs, args.sgdr_t)
+    return schedules.multistep(args.lr, args.epochs, args.milestones)
+
+
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the step."""
@@ -153,9 +160,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if teacher is not None and not resumed:
         taught = evaluate(by_name["teacher"], loaders, runtime, measure)
     loader, held_out = open_loaders(args, train_images, runtime)
-    rates = schedules.multistep(args.lr, args.epochs, args.milestones)
-    if args.lr_type == "SGDR":
-        rates = schedules.warm_restarts(args.lr, args.epochs, args.sgdr_t)
+    trained_on = len(loader.dataset)  # type: ignore[arg-type]
+    runtime.say(f"{name}: {trained_on:,} training and {len(test_images):,} test images, {classes} classes")
+    rates = rates_of_epochs(args)
     facts = {
         "model": classifier_record(hsakd_nets.bare_arch(model), classes), "settings": settings,
         "data": opening.data_record(args, train_images), "history": resume.history(state, settings),

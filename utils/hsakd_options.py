@@ -1,6 +1,7 @@
 """The options of HSAKD.py: the authors' names and defaults, by command and data set."""
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,7 @@ def fill(parser: Parser, args: Namespace) -> None:
     for name, value in recipe.items():
         if getattr(args, name, None) is None:
             setattr(args, name, value)
+    args.workers = min(args.workers, os.cpu_count() or 1)
     args.name, args.dataset = args.dataset, DATASETS.get(args.dataset, args.dataset)
     own = Path(args.data_root)
     args.train_path = args.val_path = None

@@ -1,7 +1,9 @@
 """HSAKD.py: every command on 24 photos of 32 pixels, with the smallest networks."""
 
 import json
+import os
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -67,7 +69,7 @@ def assert_same(first, second):
 
 @pytest.fixture(scope="module")
 def done(photos, tmp_path_factory):
-    """One run of each command; the online pair is of the smallest networks that there are, not of those it is called."""
+    """One run of each command; the online pair is of the smallest networks, not of those it is called."""
     out = tmp_path_factory.mktemp("hsakd")
     run(photos, out, "baseline --arch resnet8 --manual 0")
     run(photos, out, f"{TEACHER} --manual 1 --epochs 2 --warmup-epoch 1")
@@ -283,8 +285,8 @@ IMAGENET = (
 DOCUMENTED = {
     "baseline --arch wrn_16_2 --data ./data/ --gpu 0": {"lr": 0.05, "milestones": [150, 180, 210], "device_ids": [0]},
     "baseline --arch ShuffleV1 --data ./data/ --init-lr 0.01 --gpu 0": {"lr": 0.01, "nesterov": True},
-    "teacher --arch wrn_40_2_aux --milestones 30 60 90 --epochs 100 --checkpoint-dir ./checkpoint --data ./data --gpu 2 "
-    "--manual 0 --pretrained-backbone ./pretrained_backbones/wrn_40_2.pth --freezed": {
+    "teacher --arch wrn_40_2_aux --milestones 30 60 90 --epochs 100 --checkpoint-dir ./checkpoint --data ./data "
+    "--gpu 2 --manual 0 --pretrained-backbone ./pretrained_backbones/wrn_40_2.pth --freezed": {
         "milestones": [30, 60, 90], "epochs": 100, "device_ids": [2], "seed": 0, "freezed": True,
     },
     "teacher --arch wrn_40_2_aux --checkpoint-dir ./checkpoint --data ./data --gpu 2 --manual 1": {
@@ -307,7 +309,7 @@ DOCUMENTED = {
         "lr": 0.1, "weight_decay": 1e-4, "batch_size": 256, "image_size": 224,
     },
     f"student {IMAGENET} --arch resnet18_imagenet_aux --tarch resnet34_imagenet_aux --tcheckpoint T.pth.tar "
-    "--gpu-id 0,1 --manual_seed 1": {"seed": 1, "epochs": 100, "workers": 16},
+    "--gpu-id 0,1 --manual_seed 1": {"seed": 1, "epochs": 100},
     f"online {IMAGENET} --arch resnet18_resnet18 --gpu-id 0,1": {"arch": "resnet18_resnet18"},
 }  # fmt: skip
 NAMES = [
@@ -326,7 +328,7 @@ NAMES = [
 ]
 
 
-@pytest.mark.parametrize(("line", "name"), zip(DOCUMENTED, NAMES), ids=NAMES)
+@pytest.mark.parametrize(("line", "name"), list(zip(DOCUMENTED, NAMES)), ids=NAMES)
 def test_documented_command_lines(line, name):
     parser = HSAKD.build_parser()
     args = parser.parse_args(shlex.split(line))
@@ -335,10 +337,11 @@ def test_documented_command_lines(line, name):
     assert HSAKD.hsakd_options.run_name(args) == name
 
 
-COMMON = (
-    "--data --dataset --arch --init-lr --weight-decay --milestones --warmup-epoch --epochs --batch-size --num-workers "
-    "--gpu-id --manual_seed --kd_T -r --resume -e --evaluate --checkpoint-dir"
-).split()
+COMMON = [
+    "--data", "--dataset", "--arch", "--init-lr", "--weight-decay", "--milestones", "--warmup-epoch", "--epochs",
+    "--batch-size", "--num-workers", "--gpu-id", "--manual_seed", "--kd_T", "-r", "--resume", "-e", "--evaluate",
+    "--checkpoint-dir",
+]  # fmt: skip
 RATES, TAUGHT = ["--lr-type", "--sgdr-t"], ["--tarch", "--tcheckpoint"]
 LAUNCH = ["--world-size", "--rank", "--dist-url", "--dist-backend", "--multiprocessing-distributed"]
 
@@ -371,3 +374,22 @@ def test_the_documented_folder_of_imagenet_teachers_is_found(tmp_path):
     checkpoint.save(written, {"net": {}})
     documented = str(written).replace("resnet34_imagenet_aux_dataset", "resnet34_aux_dataset")
     assert HSAKD.documented_file(documented) == Path(written)
+
+
+def test_the_experiment_is_made_of_runs_that_find_one_another(tmp_path):
+    script = Path(HSAKD.__file__).parent / "experiments" / "hsakd.sh"
+    done = subprocess.run(
+        ["bash", script, "--dry-run"], env=os.environ | {"PYTHON": "python", "OUT": "o", "IMAGENET": "i", "EPOCHS": ""},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    written, lines = set(), done.stdout.splitlines()
+    for line in lines:
+        parser = HSAKD.build_parser()
+        args = parser.parse_args(shlex.split(line)[2:])
+        HSAKD.hsakd_options.fill(parser, args)
+        read = [path for path in HSAKD.hsakd_options.files(args).values() if "333f7ec4" not in path]
+        assert written.issuperset(read), line
+        folder = f"o/checkpoint/{HSAKD.hsakd_options.run_name(args)}"
+        assert f"{folder}/{args.arch}.pth.tar" not in written, line
+        written |= {f"{folder}/{args.arch}{best}.pth.tar" for best in ("", "_best")}
+    assert len(lines) == 56

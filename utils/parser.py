@@ -28,11 +28,12 @@ class Parser(argparse.ArgumentParser):
     Args:
         description: what the step does.
         example: a command line, shown at the end of --help.
+        prog: the name in messages, which a sub-command gets from its step; None: the script's.
     """
 
-    def __init__(self, description: str | None, example: str = "") -> None:
+    def __init__(self, description: str | None, example: str = "", prog: str | None = None) -> None:
         epilog = f"example:\n  {example}" if example else None
-        super().__init__(description=description, epilog=epilog, formatter_class=_Formatter, allow_abbrev=False)
+        super().__init__(prog, None, description, epilog, formatter_class=_Formatter, allow_abbrev=False)
 
     def parse_known_args(self, args=None, namespace=None):
         """Parse with dashes inside option names read as underscores."""

@@ -9,6 +9,9 @@ z are the class logits, z⁰ those of the unrotated images, τ the temperature:
     KD(t → s) = τ² · KL(softmax(t/τ) ‖ softmax(s/τ)), mean over all rotated images; t is not differentiated
 """
 
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -105,6 +108,19 @@ def branch_accuracies_percent(branches: list[Tensor], labels: Tensor) -> dict[st
     return accuracies
 
 
+def check_branches(student: int, teacher: int) -> None:
+    """Refuse networks that do not teach each other branch by branch.
+
+    Raises:
+        InputError: the two have different numbers of branches.
+    """
+    if student != teacher:
+        raise InputError(
+            f"the teacher has {teacher} branches and the student {student}; "
+            "HSAKD needs equally many (WRN, ResNet and ShuffleNet have 3, the others 4)"
+        )
+
+
 def few_shot_indices(labels: np.ndarray, ratio: float) -> np.ndarray:
     """Choose the training images of the few-shot experiment: the same share of every class.
 
@@ -129,6 +145,38 @@ def few_shot_indices(labels: np.ndarray, ratio: float) -> np.ndarray:
         raise InputError(f"--few-ratio {ratio:g} does not split these {len(labels)} images: {error}") from None
 
 
+def split_training(
+    paths: Sequence[str], labels: np.ndarray, ratio: float, hold_out: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Choose the images that are trained on and those that are held out of them, the same share of every class.
+
+    Args:
+        paths: of the images; the order of the files' names, which is the archive's, decides what is chosen.
+        labels: class ids, integers (M,).
+        ratio: share of the images that are used at all, as of `few_shot_indices`.
+        hold_out: share of these that is held out, in [0, 1).
+
+    Returns:
+        Positions of both, int64; none are held out for a share of 0.
+
+    Raises:
+        InputError: a share leaves a class without images, or images have several classes.
+    """
+    if labels.ndim > 1:
+        raise InputError("HSAKD needs images of one class each, and these have several; choose another --dataset")
+    order = np.array(sorted(range(len(paths)), key=lambda i: (PurePosixPath(paths[i]).name, paths[i])))
+    few = order[few_shot_indices(labels[order], ratio)]
+    if not hold_out:
+        return few, few[:0]
+    try:
+        kept = few_shot_indices(labels[few], 1 - hold_out)
+    except InputError:
+        raise InputError(
+            f"--hold_out {hold_out:g} of {len(few)} images leaves a class without images; choose another share"
+        ) from None
+    return few[kept], few[np.setdiff1d(np.arange(len(few)), kept)]
+
+
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), labels)
 
@@ -140,11 +188,7 @@ def _class_loss(outputs: Outputs, labels: Tensor) -> Tensor:
 
 def _distilled(outputs: Outputs, teacher: Outputs, tau: float) -> Terms:
     """KD of every branch, `aux1`, …, and of the class logits, `class`."""
-    if len(outputs[1]) != len(teacher[1]):
-        raise InputError(
-            f"the teacher has {len(teacher[1])} branches and the student {len(outputs[1])}; "
-            "HSAKD needs equally many (WRN, ResNet and ShuffleNet have 3, the others 4)"
-        )
+    check_branches(len(outputs[1]), len(teacher[1]))
     pairs = {f"aux{number}": pair for number, pair in enumerate(zip(outputs[1], teacher[1]), start=1)}
     pairs["class"] = (outputs[0], teacher[0])
     return {name: distillation(learner, taught, tau) for name, (learner, taught) in pairs.items()}

@@ -1,4 +1,8 @@
-"""Learning rates as plain lists: one number an epoch, so resuming needs no state."""
+"""Learning rates as plain lists: one number an epoch, so resuming needs no state; in a warm-up one number a step."""
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from torch.optim import Optimizer
@@ -19,6 +23,50 @@ def learning_rates(
     if logspace:
         return (lr * np.logspace(0, -logspace, epochs)).tolist()
     return [lr * decay_factor ** (epoch // epoch_step) for epoch in range(epochs)]
+
+
+def multistep(lr: float, epochs: int, milestones: Sequence[int], factor: float = 0.1) -> list[float]:
+    """Multiply the rate by `factor` in each of the epochs `milestones`, counted from 0."""
+    return [lr * factor ** sum(epoch >= milestone for milestone in milestones) for epoch in range(epochs)]
+
+
+def warm_restarts(lr: float, epochs: int, first: int) -> list[float]:
+    """Go down half a cosine from `lr` towards 0 in cycles of `first`, 2·`first`, 4·`first`, … epochs (SGDR, 2017)."""
+    rates: list[float] = []
+    length = first
+    while len(rates) < epochs:
+        rates += [lr / 2 * (1 + math.cos(math.pi * epoch / length)) for epoch in range(length)]
+        length *= 2
+    return rates[:epochs]
+
+
+def warm_up(lr: float, epoch: int, epochs: int, steps: int) -> list[float]:
+    """Give the rate of every step of an epoch of a linear warm-up, lr·(1 + step + epoch·steps) / (epochs·steps).
+
+    Args:
+        lr: the rate of the warm-up's last step.
+        epoch: counted from 0.
+        epochs: how many the warm-up has.
+        steps: of an epoch.
+
+    Returns:
+        One rate a step; none after the warm-up.
+    """
+    if epoch >= epochs:
+        return []
+    return [lr * (1 + step + epoch * steps) / (epochs * steps) for step in range(steps)]
+
+
+@contextlib.contextmanager
+def each_step(optimizer: Optimizer, rates: Sequence[float]) -> Iterator[None]:
+    """Give every step that an optimiser takes meanwhile the next rate; without any rates, leave its own."""
+    waiting = iter(rates)
+    hook = optimizer.register_step_pre_hook(lambda *_: set_learning_rate(optimizer, next(waiting))) if rates else None
+    try:
+        yield
+    finally:
+        if hook:
+            hook.remove()
 
 
 def geometric(start: float, end: float, epochs: int) -> list[float]:

@@ -13,6 +13,7 @@ from utils.distillation.hsakd import (
     joint_labels,
     online_terms,
     rotate,
+    split_training,
     student_terms,
     teacher_terms,
 )
@@ -126,3 +127,24 @@ def test_the_whole_set_and_impossible_shares():
             few_shot_indices(labels, ratio)
     with pytest.raises(InputError, match=r"--few-ratio 0.05 does not split these 40 images: .*train_size"):
         few_shot_indices(labels, 0.05)
+
+
+def test_training_images_are_chosen_by_the_archives_order_and_held_out_of_them():
+    """Files are named by their place in the archive; folders of classes put them in another order."""
+    labels_in_archive = np.arange(40) % 2
+    places = [*range(0, 40, 2), *range(1, 40, 2)]  # class by class
+    paths = [f"{place % 2}/{place:05d}.png" for place in places]
+    kept, held = split_training(paths, labels_in_archive[places], 0.5, 0)
+    assert [places[i] for i in kept] == few_shot_indices(labels_in_archive, 0.5).tolist() and len(held) == 0
+    fitted, held = split_training(paths, labels_in_archive[places], 0.5, 0.25)
+    assert sorted([*fitted, *held]) == sorted(kept) and len(held) == 5
+    everything, none = split_training(paths, labels_in_archive[places], 1, 0)
+    assert sorted(everything) == list(range(40)) and len(none) == 0
+
+
+def test_splits_that_cannot_be_are_refused():
+    paths, labels = ["a/1", "a/2", "b/1", "b/2"], np.array([0, 0, 1, 1])
+    with pytest.raises(InputError, match=r"--hold_out 0.1 of 4 images leaves a class without images"):
+        split_training(paths, labels, 1, 0.1)
+    with pytest.raises(InputError, match="images of one class each"):
+        split_training(paths, np.zeros((4, 2)), 1, 0)

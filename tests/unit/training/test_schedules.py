@@ -1,7 +1,16 @@
 import pytest
 import torch
 
-from utils.training.schedules import due, geometric, learning_rates, set_learning_rate
+from utils.training.schedules import (
+    due,
+    each_step,
+    geometric,
+    learning_rates,
+    multistep,
+    set_learning_rate,
+    warm_restarts,
+    warm_up,
+)
 
 
 def test_steps_by_default():
@@ -44,3 +53,35 @@ def test_every_group_gets_the_rate_or_its_own():
     assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.125]
     with pytest.raises(ValueError, match="longer"):
         set_learning_rate(optimizer, 1, 2, 3)
+
+
+def test_multistep_falls_at_its_milestones():
+    assert multistep(0.5, 6, [1, 4]) == pytest.approx([0.5, 0.05, 0.05, 0.05, 0.005, 0.005])
+    assert multistep(0.5, 2, [7]) == [0.5, 0.5]
+
+
+def test_warm_restarts_double_their_cycles():
+    rates = warm_restarts(0.2, 7, 2)
+    assert rates == pytest.approx([0.2, 0.1, 0.2, 0.1 * (1 + 0.5**0.5), 0.1, 0.1 * (1 - 0.5**0.5), 0.2])
+
+
+def test_a_warm_up_rises_from_step_to_step():
+    assert warm_up(0.8, 0, 2, 4) == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    assert warm_up(0.8, 1, 2, 4) == pytest.approx([0.5, 0.6, 0.7, 0.8])
+    assert warm_up(0.8, 2, 2, 4) == []
+
+
+def test_each_step_has_its_rate():
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    weight.grad = torch.ones(1)
+    with each_step(optimizer, [0.25, 0.5]):
+        optimizer.step()
+        assert weight.item() == -0.25
+        optimizer.step()
+        assert weight.item() == -0.75
+    optimizer.step()
+    assert weight.item() == -1.25  # the last rate stays, the hook does not
+    with each_step(optimizer, []):
+        optimizer.step()
+    assert weight.item() == -1.75

@@ -1,0 +1,91 @@
+"""HSAKD's files: the state of a bare network, one with branches or an online pair, by the authors' names."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from models.small.author_keys import authors_state, load_authors_state
+from models.small.auxiliary import NetWithHeads
+from models.small.online import OnlinePair
+from models.small.stages import SmallNet
+from utils import checkpoint
+from utils.errors import InputError
+
+_STATE_DICTS = ("net", "state_dict", "model")  # under which key a file has its state; a bare dict is the state itself
+
+
+def to_authors_state(model: nn.Module) -> dict[str, Tensor]:
+    """Give a network's state by the authors' names, as their files hold it under "net".
+
+    Args:
+        model: a `SmallNet` (names without prefix), `NetWithHeads` (`backbone.`, `auxiliary_classifier.`) or
+            `OnlinePair` (`net1.`, `net2.` before these).
+
+    Raises:
+        TypeError: any other network.
+    """
+    if isinstance(model, OnlinePair):
+        nets = {"net1.": model.net1, "net2.": model.net2}
+        return {f"{begin}{key}": value for begin, net in nets.items() for key, value in authors_state(net).items()}
+    if isinstance(model, NetWithHeads):
+        return authors_state(model)
+    if not isinstance(model, SmallNet):
+        raise TypeError(f"HSAKD has no names for a {type(model).__name__}")
+    named = authors_state(NetWithHeads(model, {}, "hsakd"))
+    return {key.removeprefix("backbone."): value for key, value in named.items()}
+
+
+def fill_from_file(model: nn.Module, path: str | Path) -> checkpoint.State:
+    """Fill a network from a file of HSAKD: ours, the authors', or a bare state dict.
+
+    Args:
+        model: as of `to_authors_state`; a bare network takes the backbone of a file with branches.
+        path: the file.
+
+    Returns:
+        The rest of the file.
+
+    Raises:
+        InputError: there is no such file, or it holds another network or other classes.
+    """
+    stored = checkpoint.load(path)
+    held = next((key for key in _STATE_DICTS if isinstance(stored.get(key), Mapping)), None)
+    state: Mapping[str, Any] = stored if held is None else stored[held]
+    nets = {"net1.": model.net1, "net2.": model.net2} if isinstance(model, OnlinePair) else {"": model}
+    for begin, net in nets.items():
+        part = {key.removeprefix(begin): value for key, value in state.items() if key.startswith(begin)}
+        if not all(isinstance(value, Tensor) for value in part.values()):
+            raise InputError(f"{path} holds no network but {', '.join(map(str, list(state)[:4]))}")
+        try:
+            load_authors_state(net, part)
+        except InputError as error:
+            raise InputError(f"{path} does not hold this network with as many classes: {error}") from None
+    return {key: value for key, value in stored.items() if key != held} if held else {}
+
+
+def documented_file(path: str | Path) -> Path:
+    """Give the file that is meant: the documented folders of ImageNet teachers lack the `imagenet_` of those written.
+
+    Raises:
+        InputError: there is no such file.
+    """
+    written = re.sub(r"arch_(resnet\d+)_aux_dataset_imagenet", r"arch_\1_imagenet_aux_dataset_imagenet", str(path))
+    meant = Path(written) if Path(written).is_file() else Path(path)
+    checkpoint.load(meant, mmap=True)  # says what is there instead
+    return meant
+
+
+def check_own(path: Path) -> None:
+    """Refuse to go on with or to replace a file of the authors': their optimiser counts parameters in another order.
+
+    Raises:
+        InputError: there is a file at the path that records no settings.
+    """
+    if path.exists() and "settings" not in checkpoint.load(path, mmap=True):
+        raise InputError(
+            f"{path} was not written by HSAKD.py, whose runs alone can go on; measure it by --evaluate, or choose "
+            "another --suffix, or --restart to replace it"
+        )

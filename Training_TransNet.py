@@ -27,7 +27,7 @@ from utils.training.schedules import due
 
 # Options that change nothing of the fit, or say what the features say themselves.
 NOT_RECORDED = ["convOut_path", "arch", "dataset", "sample_num", "conv_layer", "layer"]
-NOT_RECORDED += ["validate", "draw", "save_per_epoch"]
+NOT_RECORDED += ["validate", "draw", "save_per_epoch", "no_reference"]
 
 
 def build_parser() -> Parser:
@@ -146,12 +146,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     linear = between(features.shape_a, features.shape_b, layers=1, fc=args.fc, standardise=True).to(runtime.device)
     reconstruction.set_standards([linear] if start_epoch else [linear, *nets], in_order, read_stored, runtime)
-    reference = closed_form.linear_reference(linear, in_order, unseen_loader, read_stored, runtime)
+    reference = None
+    if not args.no_reference:
+        reference = closed_form.linear_reference(linear, in_order, unseen_loader, read_stored, runtime)
+    record = reference.record() if reference else None
     solve = partial(closed_form.solve_or_linear, nets, reference, in_order, read_stored, runtime)
     if args.solve is not None and start_epoch == 0:
         solve(last=not args.epochs)
     source = features.provenance.to_record()
-    facts: dict[str, Any] = {"arch": source.get("arch"), "source": source, "linear_reference": reference.record()}
+    facts: dict[str, Any] = {"arch": source.get("arch"), "source": source, "linear_reference": record}
     alphas = [member.alpha.to(runtime.device) for member in members]
     step = partial(reconstruction.reconstruct, family=family, alphas=alphas, read=read_stored)
     rates, left = opening.rates(args), list[float]()
@@ -167,7 +170,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             measured = due(epoch, args.val_epoch, args.epochs)
             left = reconstruction.instabilities(nets, unseen_loader, read_stored, runtime) if measured else []
             for i, (member, log) in enumerate(zip(members, logs)):
-                own = of_member(metrics, i) | {"lr": rates[epoch], "linear_reference": reference.instability}
+                own = of_member(metrics, i) | {"lr": rates[epoch]}
+                own |= {"linear_reference": record["instability"]} if record else {}
                 own |= {"val_instability": left[i]} if left else {}
                 log.write(epoch, own)
                 if args.draw and measured:
@@ -185,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     log.saved(member.path, epoch + 1)
     for i, (member, log) in enumerate(zip(members, logs)):
         errors = [line["MSE"] for line in runs.read_metrics(log.path)]
-        words = reconstruction.closing_words(errors, left[i] if left else None, reference.record())
+        words = reconstruction.closing_words(errors, left[i] if left else None, record)
         runtime.say(f"saved {member.path}; {words}; the log is {log.path}")
     if val_features:
         where = ["--convOut_path", features.folder.parent] + (["--reverse"] if args.reverse else [])

@@ -170,6 +170,9 @@ def add_trans_net_options(parser: argparse.ArgumentParser) -> None:
         help="solve W(0) in closed form before the first epoch and after the last, and after every EVERY epochs",
     )  # fmt: skip
     group.add_argument(
+        "--no_reference", action="store_true", help="save the time of the linear reference, which grows as channels³"
+    )
+    group.add_argument(
         "--alpha", "--alphas", type=list_of(real(), empty=True), metavar="[0.5,0.5]",
         help="weight of p² in the loss, from the highest order down (default: 0.5 for each)",
     )  # fmt: skip

@@ -22,8 +22,8 @@ def road(photos, tmp_path_factory):
     after_training = files(out)
     nets = ("--resume1", a, "--resume2", b, *data(photos), "--out", out)
     for split_name in ("train", "val"):
-        run(ConvOutput, f"--conv_layer 3 --t_or_v {split_name} --batch_size 7", *nets)
-    features = out / "convOuts/folder_resnet18/folder_L3"
+        run(ConvOutput, f"--conv_layer 1 --t_or_v {split_name} --batch_size 7", *nets)
+    features = out / "convOuts/folder_resnet18/folder_L1"
     run(Training_TransNet, f"{FIT} --validate --suffix a0.1", "--convOut_path", features, "--out", out)
     yield SimpleNamespace(
         out=out, a=a, b=b, nets=nets, features=features, trans_net=out / TRANS_NET,

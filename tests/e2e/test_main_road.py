@@ -29,19 +29,19 @@ def test_the_later_steps_write_these_files(road):
     written = set(road.after_all) - set(road.after_training)
     arrays = ["features_a", "features_b", "hits_a", "hits_b", "targets", "written"]
     expected = {
-        f"convOuts/folder_resnet18/folder_L3/{split_name}/{name}"
+        f"convOuts/folder_resnet18/folder_L1/{split_name}/{name}"
         for split_name in ("train", "val")
         for name in ["index.json", "paths.json", *(f"{array}.npy" for array in arrays)]
     }
-    expected |= {f"logs/folder_resnet18/L3_a0.1/{name}" for name in ("metrics.jsonl", "events.out.tfevents")}
-    assert written == expected | {"model_checkpoints/folder_resnet18/checkpoint_L3_a0.1.pth.tar"}
+    expected |= {f"logs/folder_resnet18/L1_a0.1/{name}" for name in ("metrics.jsonl", "events.out.tfevents")}
+    assert written == expected | {"model_checkpoints/folder_resnet18/checkpoint_L1_a0.1.pth.tar"}
 
 
 @pytest.mark.parametrize(
     ("log", "names"),
     [
         ("folder_resnet18_sd0", {"Loss", "top1_prec", "top5_prec", "val_Loss", "val_top1_prec", "val_top5_prec"}),
-        ("folder_resnet18/L3_a0.1", {"Loss", "MSE", "L2_loss", "p1", "p2", "val_instability", "linear_reference"}),
+        ("folder_resnet18/L1_a0.1", {"Loss", "MSE", "L2_loss", "p1", "p2", "val_instability", "linear_reference"}),
     ],
 )
 def test_metrics_of_every_epoch_are_on_the_board_and_in_a_json_line(road, log, names):
@@ -55,12 +55,12 @@ def test_metrics_of_every_epoch_are_on_the_board_and_in_a_json_line(road, log, n
 def test_two_processes_do_the_same(road, photos, tmp_path):
     """ConvOutput, Training_TransNet and Variance under torchrun."""
     script = tmp_path / "road.py"
-    features = tmp_path / "convOuts/folder_resnet18/folder_L3"
+    features = tmp_path / "convOuts/folder_resnet18/folder_L1"
     steps = {
-        "ConvOutput": ["--conv_layer", "3", "--t_or_v", "train", *road.nets[:-1], tmp_path],
+        "ConvOutput": ["--conv_layer", "1", "--t_or_v", "train", *road.nets[:-1], tmp_path],
         "Training_TransNet": [*shlex.split(f"{FIT} --suffix a0.1"), "--convOut_path", features, "--out", tmp_path],
         "Variance": [
-            "--conv_layer", "3", "--net_in", road.a, "--net_tar", road.b, *data(photos), "--transnet", road.trans_net,
+            "--conv_layer", "1", "--net_in", road.a, "--net_tar", road.b, *data(photos), "--transnet", road.trans_net,
             "--json", tmp_path / "v.json",
         ],
     }  # fmt: skip
@@ -79,7 +79,7 @@ def test_two_processes_do_the_same(road, photos, tmp_path):
     assert one.paths == two.paths
     for ours, theirs in zip(one.__getitems__(range(24)), two.__getitems__(range(24))):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
-    first, second = (lines_of(out / "logs/folder_resnet18/L3_a0.1") for out in (road.out, tmp_path))
+    first, second = (lines_of(out / "logs/folder_resnet18/L1_a0.1") for out in (road.out, tmp_path))
     for ours, theirs in zip(first, second):
         assert theirs["MSE"] == pytest.approx(ours["MSE"], rel=1e-3)
     alone = run(Variance, "", "--convOut_path", road.features, "--transnet", road.trans_net)

@@ -51,7 +51,7 @@ def trans_net_of_other_channels(road, tmp_path):
     return (
         Variance, "--conv_layer 2 --image_size 64", "--net_in", road.a, "--net_tar", road.b, *data(photos),
         "--transnet", tmp_path / "g.pth.tar",
-        r"maps 256 channels to \(256, 4, 4\), but these features are \(128, 8, 8\)",
+        r"maps 64 channels to \(64, 16, 16\), but these features are \(128, 8, 8\)",
     )  # fmt: skip
 
 
@@ -59,7 +59,7 @@ def nets_of_two_sizes(road, tmp_path):
     state = checkpoint.load(road.b)
     checkpoint.save(tmp_path / "b.pth.tar", state | {"data": state["data"] | {"image_size": 48}})
     return (
-        ConvOutput, "--conv_layer 3", "--resume1", road.a, "--resume2", tmp_path / "b.pth.tar", *road.nets[4:-1],
+        ConvOutput, "--conv_layer 1", "--resume1", road.a, "--resume2", tmp_path / "b.pth.tar", *road.nets[4:-1],
         tmp_path, "were trained at 48 and 64 pixels, and images have one size: choose by --image_size",
     )  # fmt: skip
 
@@ -81,11 +81,11 @@ MISTAKES = {
         Variance, "", "--convOut_path", road.features, "--transnet", road.a, "holds no Trans-Net",
     ),
     "a trans-net as classifier": lambda road, tmp_path: (
-        ConvOutput, "--conv_layer 3", "--resume1", road.a, "--resume2", road.trans_net,
+        ConvOutput, "--conv_layer 1", "--resume1", road.a, "--resume2", road.trans_net,
         "holds a Trans-Net, a classifier is expected",
     ),
     "no such layer": lambda road, tmp_path: (
-        ConvOutput, "--layer layer3.1.ad --image_size 64", *road.nets, r"no layer 'layer3\.1\.ad'.*layer3\.1\.add",
+        ConvOutput, "--layer layer1.1.ad --image_size 64", *road.nets, r"no layer 'layer1\.1\.ad'.*layer1\.1\.add",
     ),
     "no such stage": lambda road, tmp_path: (
         ConvOutput, "--conv_layer 7 --image_size 64", *road.nets, "the layers of a ResNet are 1 to 4 .*, not 7",
@@ -103,7 +103,7 @@ MISTAKES = {
     "incomplete features": incomplete,
     "a foreign folder as features": foreign,
     "features of another layer": lambda road, tmp_path: (
-        Training_TransNet, "--conv_layer 4", "--convOut_path", road.features, 'have layer = "3", expected "4"',
+        Training_TransNet, "--conv_layer 4", "--convOut_path", road.features, 'have layer = "1", expected "4"',
     ),
     "a trans-net of other channels": trans_net_of_other_channels,
     "a trans-net of other options": lambda road, tmp_path: (
@@ -115,7 +115,7 @@ MISTAKES = {
         "was trained with another optimiser",
     ),
     "features of another image size": lambda road, tmp_path: (
-        ConvOutput, "--conv_layer 3 --image_size 48", *road.nets, OTHER_SIZE,
+        ConvOutput, "--conv_layer 1 --image_size 48", *road.nets, OTHER_SIZE,
     ),
     "variances at another image size": lambda road, tmp_path: (
         Variance, "--image_size 48", "--net_in", road.a, "--net_tar", road.b, *road.nets[4:-2],

@@ -221,7 +221,7 @@ def test_a_finished_fit_of_other_options_is_left_alone(road, tmp_path, epochs, r
 
 def test_a_fit_of_steps_goes_on_and_a_damaged_one_is_replaced(road, tmp_path, epochs):
     words = ("--convOut_path", road.features, "--out", tmp_path)
-    own = tmp_path / "model_checkpoints/folder_resnet18/checkpoint_L3.pth.tar"
+    own = tmp_path / "model_checkpoints/folder_resnet18/checkpoint_L1.pth.tar"
     run(Training_TransNet, f"{FIT} --logspace 0 --epochs 1", *words)
     run(Training_TransNet, f"{FIT} --logspace 0 --resume auto", *words)
     assert epochs.trained == [0, 1]

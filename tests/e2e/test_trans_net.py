@@ -19,7 +19,7 @@ pytestmark = pytest.mark.e2e
 
 
 def test_the_trans_nets_losses_are_eq_2(road):
-    state, last = checkpoint.load(road.trans_net), lines_of(road.out / "logs/folder_resnet18/L3_a0.1")[-1]
+    state, last = checkpoint.load(road.trans_net), lines_of(road.out / "logs/folder_resnet18/L1_a0.1")[-1]
     net = load_trans_net(road.trans_net)
     x, target, *_ = open_features(road.features, split="val").__getitems__(list(range(24)))
     with torch.no_grad():
@@ -37,7 +37,7 @@ def test_alpha_begins_with_the_highest_order(road, tmp_path):
     """Entry 0 belongs to p(K): with [50,0] it is p2 that is pushed down, and the loss is 50·p2²."""
     line = "--alpha [50,0] --optim SGD --lr 0.05 --momentum 0 --logspace 0 --epochs 2 -b 24"
     run(Training_TransNet, line, "--convOut_path", road.features, "--out", tmp_path)
-    first, second = lines_of(tmp_path / "logs/folder_resnet18/L3")
+    first, second = lines_of(tmp_path / "logs/folder_resnet18/L1")
     assert (first["p1"], first["p2"], first["L2_loss"]) == (0.5, 0.5, 12.5)
     assert second["p2"] < 0.4 < second["p1"]
     assert second["L2_loss"] == pytest.approx(50 * second["p2"] ** 2, rel=1e-5)
@@ -47,7 +47,7 @@ def test_alpha_begins_with_the_highest_order(road, tmp_path):
 def test_switches_of_p(road, tmp_path, flag, penalised, moves):
     line = f"--optim SGD --lr 0.05 --momentum 0 --logspace 0 --epochs 2 -b 24 --alpha [5,5] {flag}"
     run(Training_TransNet, line, "--convOut_path", road.features, "--out", tmp_path)
-    first, second = lines_of(tmp_path / "logs/folder_resnet18/L3")
+    first, second = lines_of(tmp_path / "logs/folder_resnet18/L1")
     assert first["L2_loss"] == (2.5 if penalised else 0)
     assert (second["p1"] != 0.5) == moves
 
@@ -58,12 +58,12 @@ def test_a_resumed_fit_equals_an_uninterrupted_one(road, tmp_path, interrupt, op
     whole, torn = (("--convOut_path", road.features, "--out", tmp_path / name) for name in ("whole", "torn"))
     run(Training_TransNet, line, *whole)
     interrupt(Training_TransNet, line, *torn)
-    path = "model_checkpoints/folder_resnet18/checkpoint_L3.pth.tar"
+    path = "model_checkpoints/folder_resnet18/checkpoint_L1.pth.tar"
     assert checkpoint.load(tmp_path / "torn" / path)["epoch"] == 1
     resume = "auto" if options else tmp_path / "torn" / path
     run(Training_TransNet, line, *torn, "--resume", resume)
     assert_same(checkpoint.load(tmp_path / "torn" / path), checkpoint.load(tmp_path / "whole" / path))
-    logs = "logs/folder_resnet18/L3"
+    logs = "logs/folder_resnet18/L1"
     assert lines_of(tmp_path / "torn" / logs) == lines_of(tmp_path / "whole" / logs)
 
 
@@ -122,10 +122,11 @@ def test_an_authors_checkpoint_and_fully_connected_features(photos, tmp_path, ca
     features = tmp_path / "convOuts/folder_alexnet/folder_Lfc1"
     x, target, *_ = open_features(features, split="train").__getitems__([0, 9, 23])
     assert x.shape == (3, 4096) and torch.equal(x, target) and x.std() > 0.01
-    line = "--fc --conv_layer 1 --layers 1 --epochs 1 --optim SGD --momentum 0"
+    line = "--fc --conv_layer 1 --layers 1 --epochs 1 --optim SGD --momentum 0 --no_reference"
     run(Training_TransNet, line, "--convOut_path", features, "--out", tmp_path)
     path = tmp_path / "model_checkpoints/folder_alexnet/checkpoint_Lfc1.pth.tar"
     assert load_trans_net(path).linear[0].weight.shape == (4096, 4096, 1, 1)
+    assert checkpoint.load(path)["linear_reference"] is None
     report = run(Variance, "--t_or_v train", "--convOut_path", features, "--transnet", path)
     assert list(report["var"]) == ["target", "order0", "output", "residual"]
     shutil.rmtree(tmp_path)
@@ -147,12 +148,12 @@ def old_features(road, tmp_path):
 def test_features_that_the_authors_stored(road, old_features, tmp_path):
     """By the documented command line: the same fit as from our cache of these features."""
     line = "--lr 0.0001 --alpha [0.1,0.1] --epochs 1 --suffix a0.1_lr-4"
-    names = "--arch vgg16_bn --device_ids [0,0] --dataset CUB200 --conv_layer 30"
+    names = "--arch vgg16_bn --device_ids [0,0] --dataset CUB200 --conv_layer 10"
     run(Training_TransNet, f"{names} {line}", "--convOut_path", old_features, "--out", tmp_path)
     run(Training_TransNet, line, "--convOut_path", road.features, "--out", tmp_path)
     folder = tmp_path / "model_checkpoints"
     old = folder / "CUB200_vgg16_bn/checkpoint_L30_a0.1_lr-4.pth.tar"
-    new = folder / "folder_resnet18/checkpoint_L3_a0.1_lr-4.pth.tar"
+    new = folder / "folder_resnet18/checkpoint_L1_a0.1_lr-4.pth.tar"
     assert_same(checkpoint.load(old)["state_dict"], checkpoint.load(new)["state_dict"])
     reports = [
         run(Variance, "--t_or_v train", "--convOut_path", path, "--transnet", net)

@@ -23,7 +23,7 @@ VARIANCES = ["target", "order0", "order1", "order2", "output", "residual"]
 def test_variances_from_nets_and_from_stored_features_agree(road, photos, tmp_path, capsys):
     nets = ("--net_in", road.a, "--net_tar", road.b, *data(photos))
     live = run(
-        Variance, "--conv_layer 3 --batch_size 5", *nets, "--transnet", road.trans_net,
+        Variance, "--conv_layer 1 --batch_size 5", *nets, "--transnet", road.trans_net,
         "--json", tmp_path / "v.json", "--csv", tmp_path / "v.csv", "--figure", tmp_path / "v.png",
     )  # fmt: skip
     output = capsys.readouterr().out
@@ -40,7 +40,7 @@ def test_variances_from_nets_and_from_stored_features_agree(road, photos, tmp_pa
     for report in (live, stored):
         source = report["source"]
         assert (source["dataset"], source["split"]) == ("folder", "val")
-        assert source["layer_a"] == source["layer_b"] == "layer3.1.add"
+        assert source["layer_a"] == source["layer_b"] == "layer1.1.add"
         assert (source["checkpoint_a"], source["checkpoint_b"]) == (sha256(road.a), sha256(road.b))
         assert source["transnet"] == sha256(road.trans_net)
     assert "24 val images, mean per channel" in output
@@ -77,7 +77,7 @@ def test_under_mixed_precision_the_nets_alone_are_computed_in_it(road, photos):
     pixels = normalise(images.__getitems__(range(24))[0])
     with torch.no_grad():
         with torch.autocast("cpu", torch.bfloat16):
-            x, target = (split(load_classifier(net), "layer3.1.add")[0](pixels) for net in (road.a, road.b))
+            x, target = (split(load_classifier(net), "layer1.1.add")[0](pixels) for net in (road.a, road.b))
         assert x.dtype == target.dtype == torch.bfloat16
         output, components = load_trans_net(road.trans_net).decompose(x.float())
     for name, values in zip(VARIANCES, [target, *components, output, target - output]):
@@ -101,8 +101,8 @@ def of_features(road):
 @pytest.mark.parametrize(
     ("fitted", "said"),
     [
-        ({"layer_a": "layer3.0.add"}, "layer layer3.0.add of net A instead of layer3.1.add"),
-        ({"layer_b": "layer3.0.add"}, "layer layer3.0.add of net B instead of layer3.1.add"),
+        ({"layer_a": "layer1.0.add"}, "layer layer1.0.add of net A instead of layer1.1.add"),
+        ({"layer_b": "layer1.0.add"}, "layer layer1.0.add of net B instead of layer1.1.add"),
         (
             {"checkpoint_a": "0" * 64},
             r"another net A: .*0\.pth\.tar \(00000000\) instead of .*sd0\.pth\.tar \(\w{8}\)",
@@ -144,24 +144,24 @@ REFUSED = {
     ),
     "the other direction of stored features": lambda road: ("--reverse", *of_features(road), EXCHANGED),
     "another layer of the nets, with as many channels": lambda road: (
-        "--layer layer3.0.add", *of_nets(road), "layer layer3.1.add of net A instead of layer3.0.add",
+        "--layer layer1.0.add", *of_nets(road), "layer layer1.1.add of net A instead of layer1.0.add",
     ),
     "another layer of net B": lambda road: (
-        "--layer layer3.1.add --layer2 layer3.0.add", *of_nets(road),
-        "layer layer3.1.add of net B instead of layer3.0.add",
+        "--layer layer1.1.add --layer2 layer1.0.add", *of_nets(road),
+        "layer layer1.1.add of net B instead of layer1.0.add",
     ),
     "other data": lambda road: ("", *of_nets(road), "--name", "birds", "name folder instead of birds"),
     "another image size": lambda road: (
         "--image_size 48", *of_nets(road), "trained at 64 pixels, --image_size says 48; leave the option out",
     ),
     "another number of stored features": lambda road: (
-        "--conv_layer 4", *of_features(road), 'have layer = "3", expected "4"',
+        "--conv_layer 4", *of_features(road), 'have layer = "1", expected "4"',
     ),
     "another layer of stored features": lambda road: (
-        "--layer layer3.0.add", *of_features(road), r'have layer = "3", expected "layer3\.0\.add"',
+        "--layer layer1.0.add", *of_features(road), r'have layer = "1", expected "layer1\.0\.add"',
     ),
     "another layer of net B's stored features": lambda road: (
-        "--conv_layer 3 --conv_layer2 2", *of_features(road), 'have layer = "3", expected "3-2"',
+        "--conv_layer 1 --conv_layer2 2", *of_features(road), 'have layer = "1", expected "1-2"',
     ),
     "another data set of stored features": lambda road: (
         "--dataset CUB200", *of_features(road), 'have dataset = "folder", expected "CUB200"',
@@ -177,7 +177,7 @@ def test_options_that_disagree_with_the_files_are_refused(road, case):
 
 
 def test_options_that_agree_with_the_files_are_taken(road):
-    line = "--conv_layer 3 --conv_layer2 3 --dataset folder"
+    line = "--conv_layer 1 --conv_layer2 1 --dataset folder"
     said = run(Variance, line, *of_features(road), "--transnet", road.trans_net)
     assert said == run(Variance, "", *of_features(road), "--transnet", road.trans_net)
 

@@ -114,7 +114,7 @@ def linear_reference(linear: Any, fitted: Loader, unseen: Loader | None, read: R
 
 
 def solve_or_linear(
-    members: Sequence[Any], reference: Reference, loader: Loader, read: Read, runtime: Runtime, *, last: bool
+    members: Sequence[Any], reference: Reference | None, loader: Loader, read: Read, runtime: Runtime, *, last: bool
 ) -> None:
     """Solve W(0) of every member; the last time, take the linear layer alone where its error is smaller.
 
@@ -122,12 +122,14 @@ def solve_or_linear(
 
     Args:
         members: `TransNet`s.
-        reference: on the same images.
+        reference: on the same images; None: it is not known.
         loader: see `solve`.
         read: see above.
         runtime: device and processes.
         last: no epoch follows.
     """
     for member, solution in zip(members, solve(members, loader, read, runtime)):
-        if last and member.standardise and member.order and reference.solution.error < solution.error:
+        if not (last and reference and member.standardise and member.order):
+            continue
+        if reference.solution.error < solution.error:
             member.set_linear(reference.solution.weight, reference.solution.constant)

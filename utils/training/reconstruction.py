@@ -141,7 +141,7 @@ def epochs(
         yield epoch, metrics
 
 
-def closing_words(errors: Sequence[float], instability: float | None, reference: Mapping[str, Any]) -> str:
+def closing_words(errors: Sequence[float], instability: float | None, reference: Mapping[str, Any] | None) -> str:
     """Say how far a fit got: whether its error still falls, and how it compares with the linear reference.
 
     Args:
@@ -149,12 +149,15 @@ def closing_words(errors: Sequence[float], instability: float | None, reference:
         instability: on held-out images, if there are any.
         reference: what is recorded of the linear reference.
     """
-    words, linear = [], reference["instability"]
+    words = []
     if len(errors) > 1:
         before = errors[-1 - max(1, len(errors) // 10)]
         change = 1 - errors[-1] / before if before else 0.0
         state = "flat" if abs(change) < FLAT else "not flat yet"
         words.append(f"error {100 * change:.2g} % lower over the last tenth of the epochs: {state}")
+    if reference is None:
+        return "; ".join([*words, "the linear reference is not known"])
+    linear = reference["instability"]
     if instability is None:
         words.append(f"linear reference {linear:.4f} by cross-validation; no held-out images to compare it on")
         return "; ".join(words)

@@ -1,0 +1,89 @@
+"""Calibrate.py: floors and ceilings of planted pairs, and of a fitted Trans-Net."""
+
+import json
+
+import pytest
+import torch
+
+import Calibrate
+import Training_TransNet
+from tests.e2e.road import run
+from utils.features.writer import FeatureWriter
+from utils.provenance import NetSource, Provenance
+
+pytestmark = pytest.mark.e2e
+FIT = "--layers 1 --standardise --solve --epochs 0"
+NAMES = [
+    "this Trans-Net", "null: shuffled within the class", "null: shuffled over all images", "ceiling: A → A",
+    "the same pairs, another seed",
+]  # fmt: skip
+
+
+def store(folder, split, x, target, labels):
+    nets = [NetSource("net", "layer", f"{name}.pth.tar", name * 64) for name in "ab"]
+    provenance = Provenance(*nets, dataset="planted", split=split, arch="net", label="1")
+    hits = torch.ones(len(x), 1, dtype=torch.bool)
+    with FeatureWriter(
+        folder / split, provenance=provenance, paths=[f"{split}{i}.jpg" for i in range(len(x))], top_k=(1,),
+        shape_a=x.shape[1:], shape_b=target.shape[1:], dtype=torch.float32,
+    ) as writer:  # fmt: skip
+        writer.write(range(len(x)), x, target, labels, hits, hits)
+        writer.finish()
+
+
+def planted(folder, shared):
+    """Features of three classes; B's are a rotation of A's, or of another net's that saw the same classes alone."""
+    generator = torch.Generator().manual_seed(0)
+    means, rotation = torch.randn(3, 8, 1, 1, generator=generator), torch.linalg.qr(torch.randn(8, 8))[0]
+    for split, count in (("train", 90), ("val", 60)):
+        labels = torch.arange(count) % 3
+        x, other = (means[labels] + torch.randn(count, 8, 4, 4, generator=generator) for _ in range(2))
+        target = torch.einsum("dc,nchw->ndhw", rotation, x if shared else other)
+        store(folder, split, x, target, labels)
+    return folder
+
+
+def calibrate(features, out, *words):
+    run(Training_TransNet, FIT, "--convOut_path", features, "--out", out)
+    trans_net = out / "model_checkpoints/planted_net/checkpoint_L1.pth.tar"
+    return run(Calibrate, "", "--convOut_path", features, "--transnet", trans_net, *words)
+
+
+def test_pairs_that_share_all_are_at_the_ceiling(tmp_path, capsys):
+    report = calibrate(planted(tmp_path / "features", shared=True), tmp_path, "--json", tmp_path / "c.json")
+    assert [row["pairs"] for row in report["rows"]] == NAMES
+    values = {row["pairs"]: row["value"] for row in report["rows"]}
+    assert values["this Trans-Net"] < 1e-6 and values["ceiling: A → A"] < 1e-6
+    assert 0.3 < values["null: shuffled within the class"] < values["null: shuffled over all images"]
+    assert report["consistency"]["value"] == pytest.approx(1, abs=1e-3)
+    assert json.loads((tmp_path / "c.json").read_text())["rows"] == json.loads(json.dumps(report["rows"]))
+    scores = {score["name"]: score["value"] for score in report["baselines"]}
+    assert scores["CKA"] == pytest.approx(1, abs=0.02) and scores["ridge R2"] == pytest.approx(1, abs=1e-3)
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in NAMES) and "normalised consistency" in printed and "a similarity" in printed
+
+
+def test_pairs_that_share_their_class_alone_are_at_the_floor(tmp_path):
+    report = calibrate(planted(tmp_path / "features", shared=False), tmp_path)
+    consistency = report["consistency"]
+    assert consistency["low"] < 0 < consistency["high"] and consistency["high"] < 0.2
+    assert all(row["low"] <= row["value"] <= row["high"] for row in report["rows"])
+
+
+def test_a_fit_is_repeated_with_its_own_budget(road, tmp_path):
+    report = run(Calibrate, "--bootstrap 100", "--convOut_path", road.features, "--transnet", road.trans_net)
+    assert (report["epochs"], report["images"]) == (2, 24)
+    again = run(
+        Calibrate, "--epochs 1 --bootstrap 100", "--convOut_path", road.features, "--transnet", road.trans_net,
+        "--csv", tmp_path / "c.csv",
+    )  # fmt: skip
+    first, second = ({row["pairs"]: row["value"] for row in one["rows"]} for one in (report, again))
+    assert first["this Trans-Net"] == second["this Trans-Net"]
+    assert first["the same pairs, another seed"] < second["the same pairs, another seed"]
+    assert (tmp_path / "c.csv").read_text().startswith("pairs,linear_reference,value,low,high")
+
+
+def test_a_trans_net_of_other_features_is_refused(road, tmp_path):
+    features = planted(tmp_path / "features", shared=True)
+    with pytest.raises(SystemExit, match="was made with"):
+        run(Calibrate, "", "--convOut_path", features, "--transnet", road.trans_net)

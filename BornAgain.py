@@ -185,6 +185,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         teacher, acc1 = train_generation(generation, teacher, record, images, val_loaders, args, runtime)
         lines.append(f"{generation:>10}{acc1:>13.2f}  {teacher}")
     runtime.say("\n".join([f"{'generation':>10}{'accuracy, %':>13}  checkpoint", *lines]))
+    of_two = ("--resume1", generation_path(args, record["arch"], args.start_gen), "--resume2", teacher)
+    runtime.say_next("ConvOutput.py", *of_two, "--t_or_v", "both", "--out", args.out)
 
 
 if __name__ == "__main__":

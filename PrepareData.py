@@ -7,13 +7,15 @@ cannot be used is named; the exit code is then 1, with --skip_bad 0.
 """
 
 import os
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from utils.data.datasets import VOC_CLASSES
 from utils.errors import InputError
-from utils.parser import Parser
+from utils.files import check_writable
+from utils.parser import Parser, some_path, whole
 from utils.prepare import arrays
 from utils.prepare.archives import CUB_PARTS, DOG_PARTS, read_cub, read_dogs
 from utils.prepare.cropping import Listing, Problem, clear_target, crop_all
@@ -47,28 +49,33 @@ READERS = {
 
 def build_parser() -> Parser:
     """The command line."""
-    parser = Parser(__doc__)
-    parser.add_argument("dataset", choices=PARTS, help="digits needs no --src")
-    parser.add_argument(
-        "--src", nargs="+", action="extend", type=Path, default=[], metavar="PATH",
+    parser = Parser(__doc__, "python PrepareData.py CUB200 --src CUB_200_2011.tgz --out data")
+    group = parser.add_argument_group("images")
+    group.add_argument("dataset", choices=PARTS, help="digits needs no --src")
+    group.add_argument(
+        "--src", nargs="+", action="extend", type=_path, default=[], metavar="PATH",
         help="official archives (.tar, .tgz, .zip) or folders with their content; mix320: those of CUB200 and DOG120",
     )  # fmt: skip
-    parser.add_argument(
-        "--out", type=Path, default=Path(os.environ.get("KC_DATA", "data")),
+    group.add_argument(
+        "--out", type=_path, default=Path(os.environ.get("KC_DATA", "data")),
         help="folder of the data sets; default from KC_DATA",
     )  # fmt: skip
-    parser.add_argument("--classes", type=int, metavar="N", help="only the first N classes that there are")
-    parser.add_argument("--skip_bad", action="store_true", help="end well although some photos cannot be cropped")
-    parser.add_argument(
-        "-j", "--workers", type=int, default=os.cpu_count() or 1, help="processes that crop or threads that write"
+    group.add_argument("--classes", type=whole(1), metavar="N", help="only the first N classes that there are")
+    group.add_argument("--skip_bad", action="store_true", help="end well although some photos cannot be cropped")
+    group.add_argument(
+        "-j", "--workers", type=whole(1), default=os.cpu_count() or 1, help="processes that crop or threads that write"
     )
     voc = parser.add_argument_group("VOC2012_crop, VOC2012_animal")
     voc.add_argument(
-        "--list", nargs="+", action="extend", type=Path, default=[], metavar="FILE",
+        "--list", nargs="+", action="extend", type=_path, default=[], metavar="FILE",
         help="crop exactly the objects of the authors' pickled list for train; a second one is for test",
     )  # fmt: skip
-    voc.add_argument("--val_list", type=Path, metavar="FILE", help="the list for test")
+    voc.add_argument("--val_list", type=_path, metavar="FILE", help="the list for test")
     return parser
+
+
+def _path(text: str) -> Path:
+    return Path(some_path(text))
 
 
 @command
@@ -81,8 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error("VOC lists are one --list for train and at most one for test")
     if lists and not args.dataset.startswith("VOC"):
         parser.error(f"--list is for VOC2012_crop and VOC2012_animal, not for {args.dataset}")
-    if args.classes is not None and args.classes < 1:
-        parser.error("--classes needs at least 1")
+    check_writable(args.out)
     datasets = ["CUB200", "DOG120"] if args.dataset == "mix320" else [args.dataset]
     # Without --src mix320 only checks that both halves are there, and the digits come with scikit-learn.
     there = args.dataset == "mix320" and all((args.out / name).is_dir() for name in datasets)
@@ -98,6 +104,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     skipped = sum(map(len, problems.values()))
     if skipped and not args.skip_bad:
         raise InputError(f"{skipped:,} entries, named above, could not be used; mend them or accept that by --skip_bad")
+    print(f"next: python Training.py --dataset {args.dataset} --data_root {shlex.quote(str(args.out))}")
 
 
 def read(dataset: str, folders: list[Path], lists: list[Path], limit: int | None) -> Listing:

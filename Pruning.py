@@ -145,9 +145,11 @@ def compress(
         "checkpoint": own.name, "source": {"path": args.resume, "sha256": settings["compressed"]}, "arch": arch,
         "dataset": dataset, "accuracy_percent": accuracy, "options": settings, **count_removed(model, layers),
     }  # fmt: skip
+    report_path = own.with_name(own.name.removesuffix(".pth.tar") + ".json")
     if runtime.is_main:
-        write_json(own.with_name(own.name.removesuffix(".pth.tar") + ".json"), report)
-    runtime.say(compression_table(report))
+        write_json(report_path, report)
+    runtime.say(f"{compression_table(report)}\nsaved {own} and {report_path}; the log is {log.path}")
+    runtime.say_next("ConvOutput.py", "--resume1", own, "--resume2", args.resume, "--t_or_v", "both", "--out", args.out)
     return report
 
 

@@ -175,9 +175,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         parser.error(f"--figure_image {args.figure_image} is not among the {len(source.data)} images")
 
     moments = measure(trans_net, source, runtime)
-    made_of = {
-        key: value for key, value in source.provenance.to_record().items() if key not in ("classes", "transform")
-    }
+    record = source.provenance.to_record()
+    made_of = {key: value for key, value in record.items() if key not in ("classes", "transform")}
     made_of |= {"transnet_path": args.transnet[0], "transnet": sha256(args.transnet[0]), "p": trans_net.p.tolist()}
     report = moments.report(args.mean) | {"source": made_of, "linear_reference": states[0].get("linear_reference")}
     if others:
@@ -192,6 +191,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             save_figure(args.spectrum, spectrum_figure(report["spectrum"]))
         if args.figure:
             draw(args.figure, trans_net, moments, source, args.figure_image, runtime)
+        for file in filter(None, (args.json, args.csv, args.spectrum, args.figure)):
+            print(f"saved {file}")
     return report
 
 

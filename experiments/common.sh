@@ -26,6 +26,7 @@ case ${1:-} in
 --dry-run) dry_run=yes ;;
 *) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "experiments/$section.sh" && [[ $1 == --help ]] && exit 0 || exit 2 ;;
 esac
+command -v "$PYTHON" >/dev/null || { echo "$section: there is no $PYTHON; name the one with torch by PYTHON" >&2 && exit 1; }
 
 # layers_of ARCH: the paper's layers, as --conv_layer numbers them.
 layers_of() {
@@ -34,8 +35,19 @@ layers_of() {
   vgg11_bn) echo 18 25 ;; # conv4_2, conv5_2
   alexnet) echo 8 10 ;;   # conv4, conv5
   resnet*) echo 3 ;;      # the last 14×14 map
-  *) echo "${LAYERS:?names the --conv_layer of other architectures}" ;;
+  *) other_layers "$1" ;;
   esac
+}
+
+other_layers() { # ARCH
+  [[ ${LAYERS:-} ]] || { echo "$section: the paper has no layer of $1; name its --conv_layer by LAYERS" >&2 && exit 2; }
+  echo "$LAYERS"
+}
+
+# check_archs: end before anything is done where the layers of one of $ARCHS are not known.
+check_archs() {
+  local arch
+  for arch in $ARCHS; do layers_of "$arch" >/dev/null; done
 }
 
 # train DATASET ARCH SUFFIX OPTION…: a classifier from scratch for $EPOCHS, learning rate 1e-2 → about 1e-4.
@@ -61,7 +73,7 @@ tune() {
     --epochs "$REFINE_EPOCHS" --batch_size "${BATCH:-64}" "${@:4}" --data_root "$DATA" --out "$OUT" --resume auto
 }
 
-# step NAME SCRIPT OPTION…: run a script. Its output goes to a log, whose end is shown if it fails; that stops all.
+# step NAME SCRIPT OPTION…: run a script. Its output is added to a log, whose end is shown if it fails; that stops all.
 step() {
   local log=$OUT/steps/$section/$1.log command=("$PYTHON" "${@:2}" "${device[@]}")
   if [[ $dry_run ]]; then
@@ -70,7 +82,7 @@ step() {
   fi
   echo "$section: $1"
   mkdir -p "$(dirname "$log")"
-  "${command[@]}" >"$log" 2>&1 && return
+  "${command[@]}" >>"$log" 2>&1 && return
   tail -n 20 "$log" >&2
   printf '%s\n' "$section: $1 failed; its log is $log, its command was" "$(show "${command[@]}")" >&2
   exit 1

@@ -10,6 +10,7 @@
 source "$(dirname "$0")/common.sh"
 ARCHS=${ARCHS:-vgg16_bn} EPOCHS=${EPOCHS:-300} PRUNE_EPOCHS=${PRUNE_EPOCHS:-20}
 THRESHOLDS=${THRESHOLDS:-0.2-1 0.4-1.25 0.6-1.5 0.9-1.75 1.2-2}
+check_archs
 
 compress() { # ARCH THRESHOLD
   local layers layer name=checkpoint_CUB200_$1_sd0 original pruned

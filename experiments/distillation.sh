@@ -8,6 +8,7 @@
 # The paper does not name the layer; the documented command lines use conv4_3.
 source "$(dirname "$0")/common.sh"
 ARCHS=${ARCHS:-vgg16_bn} EPOCHS=${EPOCHS:-300} GENERATIONS=${GENERATIONS:-5}
+check_archs
 
 distil() { # ARCH
   train CUB200 "$1" sd0 --seed 0

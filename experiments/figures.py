@@ -20,8 +20,8 @@ from models.pair import open_pair
 from utils.data.batches import normalise
 from utils.data.images import load_images
 from utils.errors import InputError
-from utils.files import read_json, replacing
-from utils.parser import Parser
+from utils.files import check_writable, read_json, replacing
+from utils.parser import Parser, some_path, whole
 from utils.report.charts import curve_figure, variance_figure
 from utils.report.maps import overlay_figure
 from utils.runtime import command
@@ -135,13 +135,14 @@ def draw_distillation(results: Results, layout: dict[str, Any]) -> Figure:
 
 def build_parser() -> Parser:
     """Declare the options."""
-    parser = Parser(__doc__)
-    parser.add_argument("run", type=Path, help="what OUT was when the sections' scripts ran")
-    parser.add_argument(
-        "--data_root", type=Path, default=Path(os.environ.get("KC_DATA", "data")),
+    parser = Parser(__doc__, "python -m experiments.figures runs --data_root data")
+    group = parser.add_argument_group("figures")
+    group.add_argument("run", type=some_path, help="what OUT was when the sections' scripts ran")
+    group.add_argument(
+        "--data_root", type=some_path, default=os.environ.get("KC_DATA") or "data",
         help="folder of the data sets; default from KC_DATA. Fig. 5 uses RUN/mix, which tasks.sh makes",
     )  # fmt: skip
-    parser.add_argument("--photos", type=int, default=4, help="photos of a figure of maps")
+    group.add_argument("--photos", type=whole(1), default=4, help="photos of a figure of maps")
     return parser
 
 
@@ -149,10 +150,14 @@ def build_parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Draw what there is."""
     args = build_parser().parse_args(argv)
-    results, layout = Results(args.run), read_json(PAPER)["tables"]
+    run = Path(args.run)
+    check_writable(run / "figures")
+    results, layout = Results(run), read_json(PAPER)["tables"]
+    if not results.cells():
+        raise InputError(f"{results.folder} has no results; run the scripts in experiments/ first")
     figures: dict[str, Callable[[], Figure]] = {}
     for name, (row, residual) in MAPS.items():
-        data_root = args.run / "mix" if name.startswith("fig5") else args.data_root
+        data_root = run / "mix" if name.startswith("fig5") else Path(args.data_root)
         cells = cells_of(results, row)
         for cell in cells or [row]:
             full_name = f"{name}_{cell.rsplit('/', 1)[1]}" if len(cells) > 1 else name
@@ -163,17 +168,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         "fig5_variances": partial(draw_tasks, results, layout),
         "table2": partial(draw_table2, results, layout),
     }
+    left_out: dict[str, list[str]] = {}
     for name, draw in sorted(figures.items()):
         try:
             figure = draw()
         except InputError as error:
-            print(f"{name} is left out: {error}")
+            left_out.setdefault(str(error), []).append(name)
             continue
         for ending in ("png", "svg"):
-            path = args.run / "figures" / f"{name}.{ending}"
+            path = run / "figures" / f"{name}.{ending}"
             with replacing(path) as temporary:
                 figure.savefig(temporary, dpi=150)
         print(f"saved {path.with_suffix('')}.png and .svg")
+    if left_out:
+        print("left out: " + "; ".join(f"{', '.join(names)} ({why})" for why, names in left_out.items()))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@
 source "$(dirname "$0")/common.sh"
 ARCHS=${ARCHS:-vgg16_bn resnet18 resnet34} TARGETS=${TARGETS:-VOC-animal Mix-CUB Mix-Dogs}
 data=$DATA epochs=${EPOCHS:-}
+check_archs
 
 choose() { # TARGET: what its nets were trained for, how, and the new task's images
   case $1 in

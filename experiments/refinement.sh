@@ -8,6 +8,7 @@
 # Needs $DATA/CUB200. Settings of its own: ARCHS="vgg16_bn resnet18 resnet34 resnet50" EPOCHS=300
 source "$(dirname "$0")/common.sh"
 ARCHS=${ARCHS:-vgg16_bn resnet18 resnet34 resnet50} EPOCHS=${EPOCHS:-300}
+check_archs
 
 refine() { # ARCH LAYER
   local net=$OUT/model_checkpoints/checkpoint_CUB200_$1 check=check/CUB200_$1/checkpoint end=_sd0-sd5_L$2.pth.tar

@@ -8,12 +8,17 @@
 # CUB_200_2011: the official archive or its folder. Only birds are needed: the dogs of Sec. 4.3 and 4.6 are played by
 # the second five of the ten classes, and the tables say so. Everything is written to $OUT, by default runs/small.
 set -euo pipefail
-cub=$(realpath -m "${1:?names the official archive of CUB200 or its folder}") dry_run=${2:-}
-cd "$(dirname "$0")/.."
-export OUT=${OUT:-runs/small} PYTHON=${PYTHON:-.venv/bin/python} JOBS=${JOBS:-2} OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+case ${1:-} in
+--help) ;;
+'' | -*) set -- --usage ;;
+*) cub=$(realpath -m "$1") && shift ;;
+esac
+export OUT=${OUT:-runs/small} JOBS=${JOBS:-2} OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 export DATA=$OUT/data BIRDS=$OUT/data/birds DOGS=$OUT/data/dogs IMAGE_SIZE=64 BATCH=16
 export EPOCHS=${EPOCHS:-15} PRUNE_EPOCHS=${PRUNE_EPOCHS:-5}
 export TRANS_EPOCHS=${TRANS_EPOCHS:-30} TRANS_LR=0.001 REFINE_EPOCHS=${REFINE_EPOCHS:-15} REFINE_LR=0.0001
+source "$(dirname "$0")/common.sh"
+export PYTHON
 
 stand_ins() { # bird classes 1 to 5 as $BIRDS, 6 to 10 as $DOGS
   local classes=("$DATA"/CUB200/train/*) class half split i
@@ -40,14 +45,14 @@ if [[ ! $dry_run ]]; then
 fi
 # AlexNet has no BatchNorm and was still at chance after two epochs of SGD; Adam begins to learn at once.
 export ALEXNET_OPTIM=Adam ALEXNET_LR=0.0002
-ARCHS='alexnet resnet18' experiments/stability.sh "$dry_run"
-ARCHS='alexnet resnet18' experiments/diagnosis.sh "$dry_run"
-ARCHS=resnet18 experiments/refinement.sh "$dry_run"
-ARCHS=resnet18 TARGETS='Mix-CUB Mix-Dogs' experiments/redundancy.sh "$dry_run"
-ARCHS=resnet18 experiments/compression.sh "$dry_run"
+ARCHS='alexnet resnet18' experiments/stability.sh "${dry_run:+--dry-run}"
+ARCHS='alexnet resnet18' experiments/diagnosis.sh "${dry_run:+--dry-run}"
+ARCHS=resnet18 experiments/refinement.sh "${dry_run:+--dry-run}"
+ARCHS=resnet18 TARGETS='Mix-CUB Mix-Dogs' experiments/redundancy.sh "${dry_run:+--dry-run}"
+ARCHS=resnet18 experiments/compression.sh "${dry_run:+--dry-run}"
 # Each generation waits for the one before it: one chain, on both cores.
-ARCHS=resnet18 JOBS=1 OMP_NUM_THREADS=2 experiments/distillation.sh "$dry_run"
-ARCHS=resnet18 experiments/tasks.sh "$dry_run"
+ARCHS=resnet18 JOBS=1 OMP_NUM_THREADS=2 experiments/distillation.sh "${dry_run:+--dry-run}"
+ARCHS=resnet18 experiments/tasks.sh "${dry_run:+--dry-run}"
 if [[ ! $dry_run ]]; then
   "$PYTHON" -m experiments.tables "$OUT" --markdown "$OUT/tables.md" --csv "$OUT/tables.csv" >"$OUT/tables.log"
   "$PYTHON" -m experiments.figures "$OUT" --data_root "$DATA"

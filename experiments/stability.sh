@@ -14,9 +14,10 @@ layers_of() {
   vgg16_bn) echo 30 40 ;; # conv4_3, conv5_3
   vgg11_bn) echo 18 25 ;; # conv4_2, conv5_2
   resnet*) echo 4 ;;      # last conv
-  *) echo "${LAYERS:?names the --conv_layer of other architectures}" ;;
+  *) other_layers "$1" ;;
   esac
 }
+check_archs
 
 compare() { # CASE ARCH LAYER A B
   local case=$1 arch=$2 layer=$3 a=$4 b=$5 alpha=0.1 direction

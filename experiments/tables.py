@@ -7,17 +7,17 @@ the paper's rows and columns (other networks) follows them. The row "settings" h
 RUN/results/TABLE/note.txt is a line of it.
 """
 
-import csv
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from utils import checkpoint
 from utils.errors import InputError
-from utils.files import read_json, replacing
-from utils.parser import Parser
+from utils.files import read_json, replacing, write_csv
+from utils.parser import Parser, result_file, some_path
 from utils.runtime import command
 
 PAPER = Path(__file__).with_name("paper.json")
@@ -204,6 +204,16 @@ def agree(value: float | str, theirs: float | str | None) -> bool:
     return value == theirs
 
 
+def with_numbers(table: Table) -> Table:
+    """Leave out the columns in which no number is ours, and say which."""
+    filled = {column for _, column in table.ours}
+    columns = {key: title for key, title in table.columns.items() if key in filled}
+    left_out = ", ".join(title for key, title in table.columns.items() if key not in filled)
+    note = [f"Left out, since this run has no number: {left_out} (--paper_columns all shows them)."] if left_out else []
+    paper = {key: number for key, number in table.paper.items() if key[1] in filled}
+    return replace(table, notes=table.notes + note, columns=columns, paper=paper)
+
+
 def lines(table: Table) -> list[list[str]]:
     """Lay a table out as text cells, the head first; beside a column that the paper has stands the paper's."""
     in_paper = {column for _, column in table.paper}
@@ -226,11 +236,18 @@ def markdown(table: Table) -> str:
 
 def build_parser() -> Parser:
     """Declare the options."""
-    parser = Parser(__doc__)
-    parser.add_argument("run", help="what OUT was when the sections' scripts ran")
-    parser.add_argument("tables", nargs="*", help="names in paper.json; default: all that have numbers")
-    parser.add_argument("--markdown", metavar="FILE", help="write the tables as Markdown")
-    parser.add_argument("--csv", metavar="FILE", help="write one line a number: table, row, column, ours, paper")
+    parser = Parser(__doc__, "python -m experiments.tables runs --markdown tables.md")
+    group = parser.add_argument_group("tables")
+    group.add_argument("run", type=some_path, help="what OUT was when the sections' scripts ran")
+    group.add_argument("tables", nargs="*", help="names in paper.json; default: all that have numbers")
+    group.add_argument(
+        "--paper_columns", choices=["ours", "all"], default="ours",
+        help="which of the paper's columns: those that this run has numbers in, or all",
+    )  # fmt: skip
+    group.add_argument("--markdown", type=result_file(), metavar="FILE", help="write the tables as Markdown")
+    group.add_argument(
+        "--csv", type=result_file(), metavar="FILE", help="write one line a number: table, row, column, ours, paper"
+    )
     return parser
 
 
@@ -248,18 +265,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     tables = [table for table in tables if table.ours]
     if not tables:
         raise InputError(f"{results.folder} has no number of these tables; run the scripts in experiments/ first")
-    text = "\n".join(markdown(table) for table in tables)
+    text = "\n".join(markdown(table if args.paper_columns == "all" else with_numbers(table)) for table in tables)
     print(text)
     if args.markdown:
         with replacing(args.markdown) as temporary:
             temporary.write_text(f"Paper: {paper['source']}.\n\n{text}", encoding="utf-8")
     if args.csv:
-        with replacing(args.csv) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["table", "row", "column", "ours", "paper"])
-            for table in tables:
-                keys = [(row, column) for row in table.rows for column in table.columns]
-                writer.writerows([table.name, *key, table.ours.get(key), table.paper.get(key)] for key in keys)
+        keys = [(table, key) for table in tables for key in product(table.rows, table.columns)]
+        numbers = [(table.name, *key, table.ours.get(key), table.paper.get(key)) for table, key in keys]
+        write_csv(args.csv, [("table", "row", "column", "ours", "paper"), *numbers])
+    for file in filter(None, (args.markdown, args.csv)):
+        print(f"saved {file}")
 
 
 if __name__ == "__main__":

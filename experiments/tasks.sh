@@ -9,6 +9,7 @@
 # The paper does not name the layer; the documented command lines use conv4_3.
 source "$(dirname "$0")/common.sh"
 ARCHS=${ARCHS:-vgg16_bn} EPOCHS=${EPOCHS:-300}
+check_archs
 mix_birds_and_dogs
 DATA=$mix
 

@@ -101,6 +101,11 @@ def read_json(path: str | Path) -> Any:
         raise InputError(f"{path} is not valid JSON ({error}); delete it and make it again") from None
 
 
+def in_words(count: int) -> str:
+    """Say a number of bytes in the unit that leaves digits: "9.44 MB", "12.04 GB"."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.2f} MB" if count >= 1e4 else f"{count} bytes"
+
+
 def sha256(path: str | Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes, read in pieces."""
     digest = hashlib.sha256()  # not hashlib.file_digest: Python 3.10 lacks it

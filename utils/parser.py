@@ -9,6 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from utils.errors import InputError
+from utils.files import check_writable
+
 Namespace = argparse.Namespace
 PICTURES = (".png", ".svg", ".pdf")
 
@@ -34,6 +37,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, description: str | None, example: str = "", prog: str | None = None) -> None:
         epilog = f"example:\n  {example}" if example else None
         super().__init__(prog, None, description, epilog, formatter_class=_Formatter, allow_abbrev=False)
+        self._optionals.title = "help"  # every other option stands in a group of its own
 
     def parse_known_args(self, args=None, namespace=None):
         """Parse with dashes inside option names read as underscores."""
@@ -123,6 +127,10 @@ def result_file(*endings: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if Path(some_path(text)).is_dir():
             raise argparse.ArgumentTypeError(f"expected a file, and {text} is a folder")
+        try:
+            check_writable(Path(text).parent)
+        except InputError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
         if endings and not text.lower().endswith(endings):
             raise argparse.ArgumentTypeError(f"expected a name that ends in {', '.join(endings)}, got {text!r}")
         return text

@@ -266,9 +266,10 @@ def test_the_environment_makes_it_smaller():
 
 
 def test_an_unknown_architecture_needs_layers():
-    result = run("refinement", "--dry-run", ARCHS="densenet121", PYTHON="python")
-    assert result.returncode != 0
-    assert "LAYERS" in result.stderr
+    why = "the paper has no layer of densenet121; name its --conv_layer by LAYERS\n"
+    for section in SECTIONS:
+        result = run(section, "--dry-run", ARCHS="resnet18 densenet121", PYTHON="python")
+        assert (result.returncode, result.stdout, result.stderr) == (2, "", f"{section}: {why}")
     found = commands("refinement", ARCHS="vgg13", LAYERS="17 24")
     assert {options.conv_layer for options in only(found, "ConvOutput")} == {17, 24}
 
@@ -321,6 +322,20 @@ def test_chains_side_by_side_do_all_and_stop_all(stub):
     assert all(line.startswith("Training.py") for line in calls.read_text().splitlines())
 
 
+def test_a_second_run_keeps_the_first_log_of_a_step(stub):
+    settings, _ = stub
+    for _ in range(2):
+        assert run("distillation", **settings).returncode == 0
+    log = Path(settings["OUT"], "steps/distillation/fit_vgg16_bn_gen1.log")
+    assert len(log.read_text().splitlines()) == 60
+
+
+def test_a_python_that_is_not_there_is_said(tmp_path):
+    result = run("tasks", "--dry-run", PYTHON=str(tmp_path / "python"))
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == f"tasks: there is no {tmp_path}/python; name the one with torch by PYTHON\n"
+
+
 def test_a_result_that_was_not_written_stops(stub):
     settings, _ = stub
     result = run("refinement", ARCHS="resnet18", **settings)
@@ -334,6 +349,11 @@ def test_help_is_the_head_of_the_script():
     assert result.returncode == 0
     assert result.stdout.startswith("Sec. 4.6")
     assert run("tasks", "--wrong").returncode == 2
+    small = run("small_run", "--help")
+    assert small.returncode == 0
+    assert small.stdout.startswith("All sections at a size for two CPU cores")
+    for words in ((), ("--wrong",)):
+        assert (run("small_run", *words).returncode, run("small_run", *words).stdout) == (2, small.stdout)
 
 
 def test_the_small_run_needs_no_dogs():

@@ -106,3 +106,19 @@ def test_a_missing_file_names_its_neighbours(tmp_path):
         checkpoint.load(tmp_path / "a.pth.tar")
     with pytest.raises(InputError, match="no checkpoint at"):
         checkpoint.load(tmp_path)
+
+
+@pytest.mark.parametrize("said", ["PytorchStreamWriter failed writing file data/0", "unexpected pos 64 vs 0; write"])
+def test_a_full_disk_is_one_sentence_and_leaves_what_was_there(tmp_path, monkeypatch, said):
+    path = tmp_path / "net.pth.tar"
+    checkpoint.save(path, {"epoch": 1})
+
+    def full(_, file):
+        Path(file).write_bytes(b"half of it")
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(InputError, match=r"net\.pth\.tar cannot be written: the disk is full"):
+        checkpoint.save(path, {"epoch": 2})
+    assert checkpoint.load(path) == {"epoch": 1}
+    assert [file.name for file in tmp_path.iterdir()] == ["net.pth.tar"]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from utils.errors import InputError
-from utils.files import claim, read_json, replacing, sha256, write_csv, write_json
+from utils.files import claim, in_words, read_json, replacing, sha256, write_csv, write_json
 
 ROOT = Path(__file__).parents[2]
 
@@ -149,3 +149,10 @@ def test_a_lock_that_a_crash_left_behind_holds_nobody_up(tmp_path):
     with claim(tmp_path):
         assert f"pid {os.getpid()} on" in (tmp_path / ".lock").read_text()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("count", "said"), [(0, "0 bytes"), (9_999, "9999 bytes"), (10_000, "0.01 MB"), (12_039_999_999, "12.04 GB")]
+)
+def test_bytes_are_said_in_the_unit_that_leaves_digits(count, said):
+    assert in_words(count) == said

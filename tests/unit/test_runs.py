@@ -157,3 +157,25 @@ def test_a_run_that_fails_keeps_its_lines_and_lets_the_folder_go(tmp_path):
     write(tmp_path, 3, [5.0], start_epoch=1)
     assert [line["Loss"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [1.0, 5.0]
     assert not (tmp_path / ".lock").exists()
+
+
+@pytest.mark.parametrize("saves", [0, 3])
+def test_an_interrupted_run_says_what_is_saved_and_how_it_goes_on(tmp_path, capsys, saves):
+    with pytest.raises(KeyboardInterrupt), RunLog(tmp_path, 9) as log:
+        if saves:
+            log.saved(Path("net.pth.tar"), saves)
+        raise KeyboardInterrupt
+    words = "net.pth.tar holds the first 3 of 9 epochs; --resume auto goes on with it"
+    assert capsys.readouterr().out == f"interrupted: {words if saves else 'nothing was saved yet'}\n"
+
+
+def test_a_run_is_saved_by_time_too(tmp_path, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(runs.time, "monotonic", lambda: now[0])
+    log = RunLog(tmp_path, 9)
+    now[0] += runs.SECONDS_BETWEEN_SAVES
+    assert not log.overdue
+    now[0] += 1
+    assert log.overdue
+    log.saved(Path("net.pth.tar"), 1)
+    assert not log.overdue

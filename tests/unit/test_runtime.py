@@ -3,6 +3,7 @@ import json
 import os
 import random
 import runpy
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +44,21 @@ def test_a_full_or_forbidden_disk_is_one_sentence(number):
 
 def test_an_interruption_says_what_is_safe(capsys):
     assert ends(KeyboardInterrupt()) == 130
+    assert capsys.readouterr().err == "test_runtime.py: interrupted; what was saved is whole\n"
+
+
+def test_a_clusters_signal_is_an_interruption(capsys):
+    @command
+    def main(_):
+        signal.raise_signal(signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as exit_:
+            main()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert exit_.value.code == 130
     assert capsys.readouterr().err == "test_runtime.py: interrupted; what was saved is whole\n"
 
 

@@ -66,6 +66,20 @@ def test_other_networks_follow_without_a_column_of_the_paper(tmp_path):
     assert head.count("paper") == 5
 
 
+def test_columns_without_a_number_of_ours_are_left_out_and_named(tmp_path):
+    for arch in ("vgg16_bn_L30", "resnet18_L4"):
+        variance(tmp_path / f"results/table1/case1/{arch}/pair.json", 0.25)
+    table = tables.with_numbers(fill(tmp_path, "table1"))
+    head, rows = by_title(table)
+    assert head == ["", "conv4_3 @ VGG-16", "paper", "resnet18_L4"]
+    assert rows["case 1: two initialisations"] == dict(
+        enumerate(["case 1: two initialisations", "0.250", "0.124", "0.250"])
+    )
+    assert table.notes[-1].startswith("Left out, since this run has no number: ")
+    assert "last conv @ ResNet-34" in table.notes[-1] and "conv4_3 @ VGG-16" not in table.notes[-1]
+    assert tables.with_numbers(table) == table
+
+
 def test_table_2_is_case_1_by_order(tmp_path):
     cell = tmp_path / "results/table1/case1/alexnet_L10"
     variance(cell / "a.json", order0=400, order1=70, order2=40, residual=80)
@@ -200,9 +214,11 @@ def test_the_command_prints_and_writes(tmp_path, capsys):
     assert "### Fig. 5" in printed
     assert "No dogs.\n" in printed
     assert "| fine-grained → binary | 0.25 |" in printed
-    assert "| case 1: two initialisations | 0.500 | 0.086 |  | 0.116 |" in printed
+    assert "| case 1: two initialisations | 0.500 | 0.086 |\n" in printed
     assert "Table 4" not in printed
-    assert printed.strip() in (tmp_path / "t.md").read_text(encoding="utf-8")
+    written, saved = printed.split("saved ", 1)
+    assert saved == f"{tmp_path}/t.md\nsaved {tmp_path}/t.csv\n"
+    assert written.strip() in (tmp_path / "t.md").read_text(encoding="utf-8")
     with (tmp_path / "t.csv").open(encoding="utf-8") as file:
         lines = list(csv.reader(file))
     assert lines[0] == ["table", "row", "column", "ours", "paper"]
@@ -210,6 +226,8 @@ def test_the_command_prints_and_writes(tmp_path, capsys):
     assert ["table1", "case2", "resnet34_L4", "", "0.275"] in lines
     assert ["tasks", "fine-binary", "vgg16_bn_L30", "0.25", ""] in lines
 
+    tables.main([str(tmp_path), "--paper_columns", "all"])
+    assert "| case 1: two initialisations | 0.500 | 0.086 |  | 0.116 |" in capsys.readouterr().out
     tables.main([str(tmp_path), "tasks"])
     assert "Table 1" not in capsys.readouterr().out
 

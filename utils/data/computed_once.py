@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from utils.data.storage import TensorStore, choose_place
 from utils.errors import InputError
+from utils.files import in_words
 from utils.progress import Progress
 from utils.runtime import Runtime
 
@@ -59,8 +60,7 @@ def compute_once(
         values[indices.to(values.device)] = rows.to(values.device, torch.float32)
     runtime.barrier()  # the others' rows are needed too
     runtime.say(
-        f"{label} of {images_count:,} images ready {where}: {values.nbytes / 1e9:.2f} GB, "
-        f"{time.monotonic() - began:.1f} s"
+        f"{label} of {images_count:,} images ready {where}: {in_words(values.nbytes)}, {time.monotonic() - began:.1f} s"
     )
     return TensorStore(values)
 
@@ -76,7 +76,7 @@ def _allocate(shape: tuple[int, ...], runtime: Runtime, folder: Path, label: str
     if place == "disk":
         return _mapped_file(shape, needed_bytes, runtime, folder), f"in a file in {folder}"
     raise InputError(
-        f"{label} of {shape[0]:,} images take {needed_bytes / 1e9:.2f} GB, for which there is no room on the device, "
+        f"{label} of {shape[0]:,} images take {in_words(needed_bytes)}, for which there is no room on the device, "
         f"in memory or in {folder}; free some, or name another --out"
     )
 
@@ -96,7 +96,7 @@ def _mapped_file(shape: tuple[int, ...], needed_bytes: int, runtime: Runtime, fo
         runtime.barrier()
     except OSError as error:
         raise InputError(
-            f"{needed_bytes / 1e9:.2f} GB cannot be written to {folder} ({error.strerror or error}); free some space "
+            f"{in_words(needed_bytes)} cannot be written to {folder} ({error.strerror or error}); free some space "
             "or name another --out"
         ) from None
     finally:

@@ -16,6 +16,7 @@ from utils.data.image_file import open_image_file
 from utils.data.images import ImageData
 from utils.data.storage import TensorStore, available_memory_bytes, choose_place
 from utils.errors import InputError
+from utils.files import in_words
 from utils.progress import Progress
 
 CHUNK = 32  # images that a thread decodes at a time: all that the build holds beside the result
@@ -60,7 +61,7 @@ def cache_images(
     place = choose_place(needed_bytes, path, device) if mode == "auto" else mode
     if place == "off":
         say(
-            f"no room to cache the {data.split} images of {data.name} ({_gigabytes(needed_bytes)}); "
+            f"no room to cache the {data.split} images of {data.name} ({in_words(needed_bytes)}); "
             "decoding in every epoch"
         )
         return data
@@ -74,15 +75,15 @@ def cache_images(
     else:
         if needed_bytes > available_memory_bytes():
             raise InputError(
-                f"the {data.split} images of {data.name} take {_gigabytes(needed_bytes)}, of memory "
-                f"{_gigabytes(available_memory_bytes())} are available; use --cache_images disk or off"
+                f"the {data.split} images of {data.name} take {in_words(needed_bytes)}, of memory "
+                f"{in_words(available_memory_bytes())} are available; use --cache_images disk or off"
             )
         in_memory = np.empty(shape, dtype=np.uint8)
         _fill(in_memory, data, workers, quiet)
         store = TensorStore(torch.from_numpy(in_memory))
     where = {"gpu": f"on {device}", "ram": "in memory", "disk": f"in {printable(path)}"}[place]
     say(
-        f"{len(data)} {data.split} images of {data.name} ready {where}: {_gigabytes(needed_bytes)}, "
+        f"{len(data)} {data.split} images of {data.name} ready {where}: {in_words(needed_bytes)}, "
         f"{time.monotonic() - began:.1f} s"
     )
     return data.with_stored(store)
@@ -126,7 +127,3 @@ def _file_name(data: ImageData) -> str:
     """One file for each folder, sub-sampler and size."""
     folder = hashlib.sha256(os.fsencode(data.root)).hexdigest()[:8]
     return f"{data.name}_{data.split}_{data.sample_num or 'all'}_{data.image_size}_{folder}.npy"
-
-
-def _gigabytes(count: int) -> str:
-    return f"{count / 1e9:.2f} GB"

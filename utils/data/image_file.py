@@ -16,7 +16,7 @@ from utils.data.datasets import printable
 from utils.data.images import ImageData
 from utils.data.storage import TensorStore
 from utils.errors import InputError
-from utils.files import read_json, replacing, write_json
+from utils.files import in_words, read_json, replacing, write_json
 
 FORMAT = 2  # of the record
 
@@ -63,7 +63,7 @@ def _build(path: Path, data: ImageData, fill: Callable[[np.ndarray], None]) -> N
     except OSError as error:
         raise InputError(
             f"{printable(path)} cannot be written ({error.strerror or error}; "
-            f"it takes {math.prod(_shape(data)) / 1e9:.2f} GB); free some space or use --cache_images off"
+            f"it takes {in_words(math.prod(_shape(data)))}); free some space or use --cache_images off"
         ) from None
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from utils.errors import InputError
 from utils.features.cache import FORMAT, INDEX, PATHS, STORED_TYPES, VERSION, array_layout
-from utils.files import claim, read_json, write_json
+from utils.files import claim, in_words, read_json, write_json
 from utils.provenance import Provenance
 
 
@@ -182,7 +182,7 @@ class FeatureWriter:
         free = shutil.disk_usage(self.folder).free
         if needed > free:
             raise InputError(
-                f"the features need {needed / 1e9:.1f} GB and the disk of {self.folder} has {free / 1e9:.1f} GB free; "
+                f"the features need {in_words(needed)} and the disk of {self.folder} has {in_words(free)} free; "
                 "make room or store them as float16"
             )
         write_json(self.folder / INDEX, self._index)

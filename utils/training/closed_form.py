@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from utils.data.storage import free_bytes
+from utils.files import in_words
 from utils.measures.conjugate_gradients import PassesOverData
 from utils.measures.ridge import NormalEquations, RidgeSolution, bytes_needed
 from utils.progress import Progress
@@ -35,7 +36,7 @@ def solve(members: Sequence[Any], loader: Loader, read: Read, runtime: Runtime) 
     shapes = [tuple(member.eval().linear[0].weight.shape) for member in members]
     needed_bytes = sum(bytes_needed(shape[1], shape[0], shape[2]) for shape in shapes)
     if needed_bytes > NOTEWORTHY_BYTES:
-        runtime.say(f"the closed form takes {needed_bytes / 1e9:.1f} GB of memory")
+        runtime.say(f"the closed form takes {in_words(needed_bytes)} of memory")
     if needed_bytes > MEMORY_SHARE * free_bytes(runtime.device):
         runtime.say("which is not there: conjugate gradients read the features again and again instead")
         solutions = [_solve_by_passes(member, loader, read, runtime) for member in members]

@@ -96,7 +96,7 @@ def test_a_data_set_gives_the_tensors_in_place_of_its_pixels(store, photos):
 
 def test_no_room_is_told(store, monkeypatch):
     place(monkeypatch, "off")
-    with pytest.raises(InputError, match=r"means of 24 images take 0\.04 GB, for which there is no room .* --out$"):
+    with pytest.raises(InputError, match=r"means of 24 images take 38\.40 MB, for which there is no room .* --out$"):
         store(shape=(400_000,))
 
 

@@ -153,10 +153,9 @@ def pairings(train: opening.Features, val: opening.Features, seed: int) -> dict[
     generator = torch.Generator().manual_seed(seed)
     labels = [part.targets if part.targets.ndim == 1 else torch.zeros(len(part)) for part in (train, val)]
     kinds = {}
-    anyone = [torch.zeros_like(part) for part in labels]
-    for name, classes in ((NULL, labels), ("null: shuffled over all images", anyone)):
-        orders = [shuffled_within_class(part, generator) for part in classes]
-        kinds[name] = (Pairing(train, orders[0]), Pairing(val, orders[1]))
+    for name, classes in ((NULL, labels), ("null: shuffled over all images", map(torch.zeros_like, labels))):
+        first, second = (shuffled_within_class(part, generator) for part in classes)
+        kinds[name] = (Pairing(train, first), Pairing(val, second))
     kinds[CEILING] = (Pairing(train, itself=True), Pairing(val, itself=True))
     kinds["the same pairs, another seed"] = (Pairing(train), Pairing(val))
     return kinds
@@ -179,9 +178,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         found[name] = fit(budget, trans_net.config, *pairs, seed=args.seed + 1, runtime=runtime)
     rows = []
     for name, fitted in found.items():
-        sums = fitted.moments.arrays()
-        interval = bootstrap(fitted.moments.statistic(), sums, resamples=args.bootstrap)["instability"]
-        rows.append({"pairs": name, "linear_reference": fitted.linear, **asdict(interval)})
+        intervals = bootstrap(fitted.moments.statistic(), fitted.moments.arrays(), resamples=args.bootstrap)
+        rows.append({"pairs": name, "linear_reference": fitted.linear, **asdict(intervals["instability"])})
     statistic = found["this Trans-Net"].moments.statistic()
     three = (found[name].moments.arrays() for name in ("this Trans-Net", NULL, CEILING))
     consistency = consistency_interval(statistic, *three, resamples=args.bootstrap)["consistency"]
@@ -191,9 +189,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "source": val.provenance.to_record(),
     }  # fmt: skip
     runtime.say(calibration_table(report))
-    if runtime.is_main and args.json:
+    if args.json and runtime.is_main:
         write_json(args.json, report)
-    if runtime.is_main and args.csv:
+    if args.csv and runtime.is_main:
         write_csv(args.csv, [list(rows[0]), *(list(row.values()) for row in rows)])
     return report
 

@@ -96,7 +96,7 @@ class Fit:
             if state.get("scaler"):
                 self.scaler.load_state_dict(state["scaler"])
         except (ValueError, KeyError, TypeError, RuntimeError) as error:
-            raise InputError(f"{path} was trained with another optimiser or other parameters ({error})") from None
+            raise InputError(f"{path} was trained with another optimiser or other parameters") from error
         return int(state["epoch"])
 
 

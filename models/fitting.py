@@ -46,9 +46,9 @@ def fill_trans_net(trans_net: TransNet, state: dict[str, Any], path: str | Path)
     """
     stored = build_from_state(state, path)
     if stored.config != trans_net.config:
-        raise InputError(
-            f"{path} holds a Trans-Net of other options or shapes: {stored.config}, now {trans_net.config}"
-        )
+        now = trans_net.config
+        others = [f"{key} {value}, now {now.get(key)}" for key, value in stored.config.items() if value != now.get(key)]
+        raise InputError(f"{path} holds a Trans-Net of other options or shapes: {'; '.join(others)}")
     trans_net.load_state_dict(stored.state_dict())
 
 

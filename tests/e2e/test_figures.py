@@ -122,6 +122,7 @@ def test_maps_are_those_of_the_named_checkpoints(fitted, tmp_path, capsys):
         words += ["--data_root", str(fitted / "data"), "--json", str(tmp_path / "results" / row / "net_L2/v.json")]
         Variance.main(words)
     (tmp_path / "mix").symlink_to(fitted / "data")
+    capsys.readouterr()
     figures.main([str(tmp_path), "--data_root", str(fitted / "data"), "--photos", "2"])
     said = capsys.readouterr().out.splitlines()
     assert [line for line in said if line.startswith("saved ")] == [

@@ -246,8 +246,8 @@ def test_runs_of_other_settings_are_not_replaced(photos, done):
 
 def test_mistakes_are_one_sentence(photos, done, tmp_path):
     teacher = path_of(done, "teacher")
-    assert "the teacher has 4 branches and the student 3" in refused(
-        photos, tmp_path, f"student --tarch mobilenetV2 --arch resnet8_aux --tcheckpoint {teacher}"
+    assert "the teacher has 3 branches and the student 4" in refused(
+        photos, tmp_path, f"{STUDENT} --arch mobilenetV2_aux --tcheckpoint {teacher}"
     )
     assert "no checkpoint at missing.pth.tar" in refused(photos, tmp_path, f"{STUDENT} --tcheckpoint missing.pth.tar")
     assert "does not hold this network" in refused(

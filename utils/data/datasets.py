@@ -107,8 +107,8 @@ def dataset_spec(name: str) -> DatasetSpec:
         return DATASETS[name]
     by_lower = {known.lower(): known for known in DATASETS}
     near = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.4)
-    hint = f"did you mean {by_lower[near[0]]}? " if near else ""
-    raise InputError(f"there is no data set {name!r}; {hint}known are {', '.join(DATASETS)}")
+    hint = f"did you mean {by_lower[near[0]]}?" if near else f"known are {', '.join(DATASETS)}"
+    raise InputError(f"there is no data set {name!r}; {hint}")
 
 
 def list_images(name: str, split: str, data_root: str | Path, path: str | Path | None = None) -> ImageList:

@@ -12,6 +12,7 @@ import pytest
 from experiments import tables
 from tests.unit.photos import make_folder
 from utils import runs
+from utils.options import data_name
 
 pytestmark = pytest.mark.e2e
 ROOT = Path(tables.__file__).parents[1]
@@ -70,7 +71,7 @@ def stub(tmp_path):
 def written_by(script, options, labels):
     """Name the checkpoints and folders that a command writes; `labels` remembers what feature folders are of."""
     if script == "Training":
-        return [runs.classifier_path(options.out, options.dataset, options.arch, options.suffix)]
+        return [runs.classifier_path(options.out, data_name(options), options.arch, options.suffix)]
     if script == "BornAgain":
         names = [f"{options.suffix}_gen{generation}" for generation in range(options.start_gen, options.generations)]
         return [runs.classifier_path(options.out, options.dataset, options.arch, name) for name in names]
@@ -114,7 +115,8 @@ def _resolve(target, name):
 
 def read_by(options):
     names = ("resume1", "resume2", "net_in", "net_tar", "transnet", "net_A", "net_B", "resume_Ys", "convOut_path")
-    paths = [getattr(options, name, None) for name in names]
+    named = [getattr(options, name, None) for name in names]
+    paths = [path for one in named for path in (one if isinstance(one, list) else [one])]  # Variance.py takes several
     resume = getattr(options, "resume", "")
     return [Path(path) for path in (*paths, resume) if path and path != "auto"]
 
@@ -147,7 +149,7 @@ def test_the_defaults_are_the_papers(section):
     assert fits
     for fit in fits:
         alpha = 8.0 if section == "stability" and "alexnet" in fit.convOut_path else 0.1
-        assert (fit.lr, fit.logspace, fit.epochs, fit.layers, fit.alpha) == (1e-4, 2, 1000, 3, [alpha, alpha])
+        assert (fit.lr, fit.logspace, fit.epochs, fit.layers, fit.alpha) == (1e-4, 2, 1000, [3], [alpha, alpha])
         assert fit.resume == "auto"
     for tail in only(found, "transClassifier"):
         assert (tail.epochs, tail.lr, tail.logspace) == (100, 1e-4 if section == "diagnosis" else 1e-5, 2)

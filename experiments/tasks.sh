@@ -15,7 +15,7 @@ DATA=$mix
 
 compare() { # ARCH LAYER
   local nets=$OUT/model_checkpoints/checkpoint features=$OUT/convOuts/mix320_$1/mix320_L$2_sd0
-  local fine=${nets}_mix320_$1_sd0.pth.tar binary=${nets}_folder_$1_bird_dog.pth.tar
+  local fine=${nets}_mix320_$1_sd0.pth.tar binary=${nets}_bird_dog_$1_sd0.pth.tar
   step "store_$1" ConvOutput.py --arch "$1" --batch_size "${BATCH:-128}" --resume1 "$fine" --resume2 "$binary" \
     --dataset mix320 --conv_layer "$2" --suffix sd0 --data_root "$DATA" --out "$OUT"
   fit "$1_fine-binary" "$features" fine-binary_a0.1 --alpha '[0.1,0.1]'
@@ -32,7 +32,7 @@ measure() { # ARCH LAYER DIRECTION NET_IN NET_TAR
 
 for arch in $ARCHS; do
   together train mix320 "$arch" sd0 --seed 0
-  together train folder "$arch" bird_dog --seed 0 --train_path "$mix/bird_dog/train" --val_path "$mix/bird_dog/test"
+  together train folder "$arch" sd0 --seed 0 --train_path "$mix/bird_dog/train" --val_path "$mix/bird_dog/test"
 done
 wait_all
 for arch in $ARCHS; do

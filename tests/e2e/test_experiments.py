@@ -12,6 +12,7 @@ import pytest
 from experiments import tables
 from tests.unit.photos import make_folder
 from utils import runs
+from utils.options import data_name
 
 pytestmark = pytest.mark.e2e
 ROOT = Path(tables.__file__).parents[1]
@@ -70,7 +71,7 @@ def stub(tmp_path):
 def written_by(script, options, labels):
     """Name the checkpoints and folders that a command writes; `labels` remembers what feature folders are of."""
     if script == "Training":
-        return [runs.classifier_path(options.out, options.dataset, options.arch, options.suffix)]
+        return [runs.classifier_path(options.out, data_name(options), options.arch, options.suffix)]
     if script == "BornAgain":
         names = [f"{options.suffix}_gen{generation}" for generation in range(options.start_gen, options.generations)]
         return [runs.classifier_path(options.out, options.dataset, options.arch, name) for name in names]

@@ -12,7 +12,10 @@ import pytest
 from filelock import FileLock
 
 import BornAgain
+import Calibrate
 import ConvOutput
+import DCM
+import HSAKD
 import PrepareData
 import Pruning
 import Training
@@ -191,6 +194,17 @@ MISTAKES = [
     (tables, "{road}", "has no number of these tables; run the scripts in experiments/ first", 1),
     (tables, "{road} table9", "there is no table 'table9'; known are", 1),
     (figures, "{road}", "has no results; run the scripts in experiments/ first", 1),
+    # Calibration and distillation.
+    (Calibrate, "{measure} --bootstrap 5", "--bootstrap: expected a whole number of at least 100, got '5'", 2),
+    (Calibrate, "--convOut_path {features} --transnet {tmp}/none.pth.tar", "no checkpoint at .*none", 1),
+    (Calibrate, "--convOut_path {tmp}/nowhere --transnet {g}", "nowhere", 1),
+    (DCM, "--save {tmp}/dcm --width 0", "--width: expected a number above 0, got '0'", 2),
+    (DCM, "--save {tmp}/dcm --method both", "--method: invalid choice: 'both'", 2),
+    (DCM, "--save {tmp}/dcm --dataroot {tmp}/nowhere", "nowhere", 1),
+    (HSAKD, "teacher --freezed", "--freezed and --pretrained_backbone FILE belong together", 2),
+    (HSAKD, "online", "online needs --arch, a pair such as", 2),
+    (HSAKD, "teacher --data {tmp}/nowhere", "nowhere", 1),
+    (HSAKD, "student --tcheckpoint {tmp}/none.pth.tar --data {tmp}/nowhere", "no checkpoint at .*none", 1),
 ]  # fmt: skip
 
 
@@ -303,7 +317,7 @@ def test_a_mistake_in_a_shell(tmp_path):
 
 
 PARSERS = (BornAgain, ConvOutput, PrepareData, Pruning, Training, Training_TransNet, Variance, transClassifier)
-PARSERS += (figures, tables)
+PARSERS += (Calibrate, DCM, figures, tables)
 
 
 @pytest.mark.parametrize("script", PARSERS)

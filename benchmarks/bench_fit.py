@@ -1,10 +1,10 @@
 """Held-out instability against seconds: the released procedure, the closed form, and the linear reference.
 
-    python -m benchmarks.bench_fit FEATURES [--out FILE.md]
+    python -m benchmarks.bench_fit [FEATURES] [--out FILE.md]
 
-FEATURES is what `ConvOutput.py --t_or_v both` wrote; the fits are those of Training_TransNet.py itself, run one after
-the other in folders of their own, K = 2. Seconds count from the start of the first pass over the features to the saved
-Trans-Net, without the start-up of Python and without measuring.
+FEATURES is what `ConvOutput.py --t_or_v both` wrote; default: those of `make demo`. The fits are those of
+Training_TransNet.py itself, run one after the other in folders of their own, K = 2. Seconds count the whole of its
+`main`, with one measuring at the end, without the start-up of Python and without the linear reference beside the fit.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def measure(fit: Fit, features: str) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as out:
         words = ["--convOut_path", features, *fit.options.split(), "--epochs", str(fit.epochs), "--out", out]
         began = time.perf_counter()
-        Training_TransNet.main([*words, "--val_epoch", str(max(1, fit.epochs)), "--validate"])
+        Training_TransNet.main([*words, "--no_reference", "--val_epoch", str(max(1, fit.epochs)), "--validate"])
         seconds = time.perf_counter() - began
         (path,) = Path(out).glob("model_checkpoints/*/*.pth.tar")
         (log,) = Path(out).glob("logs/*/*/metrics.jsonl")
@@ -64,7 +64,7 @@ def measure(fit: Fit, features: str) -> tuple[float, float]:
 def main(argv: list[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("features", metavar="FEATURES")
+    parser.add_argument("features", metavar="FEATURES", nargs="?", default="demo/convOuts/digits_resnet18/digits_L2")
     parser.add_argument("--out", type=Path, help="write the table as Markdown")
     args = parser.parse_args(argv)
     rows = ["| fit | held-out instability | seconds |", "|---|---:|---:|"]

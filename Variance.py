@@ -97,12 +97,12 @@ def open_live(args: Namespace, fitted: Provenance, runtime: Runtime) -> Source:
     net_tar = open_net(args.net_tar, args.arch_tar, second.or_node(fitted.b.layer), options.second_layer_hint(args))
     data_in = net_in.state.get("data", {})
     options.fill(args, data_in, net_tar.state.get("data", {}))
-    images = opening.images(args, args.t_or_v, data_in)
+    images = opening.images(args, args.t_or_v, data_in if fitted.classes is None else data_in | {"classes": None})
     provenance = Provenance(
         net_in.source, net_tar.source, dataset=args.dataset, name=args.name, split=args.t_or_v,
         sample_num=args.sample_num, classes=images.classes, transform=images.transform_record,
     )  # fmt: skip
-    fitted.check(provenance, args.transnet[0], but=NOT_OF_THE_FIT)  # before an image is decoded
+    fitted.check(provenance, args.transnet[0], but=NOT_OF_THE_FIT)  # its classes too, before an image is decoded
     images = opening.decoded(args, images, runtime)
     freeze = partial(freeze_for_inference, device=runtime.device)
     head_a, head_b = (runtime.parallel(MapHead(freeze(net.head))) for net in (net_in, net_tar))

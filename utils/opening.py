@@ -111,7 +111,7 @@ def images(args: Namespace, split: str, known: Mapping[str, Any] | None = None, 
         normalisation=NORMALISATIONS.get(args.normalisation) or (known or {}).get("normalisation"),
         augmentation=AUGMENTATIONS.get(args.augment) if augment else None,
     )
-    if known and "classes" in known:
+    if known and known.get("classes"):
         check_classes(known["classes"], data.classes, f"the {'training' if split == 'train' else 'validation'} images")
     return data
 

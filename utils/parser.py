@@ -47,6 +47,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """End with the one line that helps; the usage of fifty options would hide it."""
         message = re.sub(r"\(choose from .*\)", lambda choices: choices[0].replace("'", ""), message)
+        message = message.removeprefix("argument ")
         self.exit(2, f"{self.prog}: error: {message} (--help shows all options)\n")
 
     def refuse_without_effect(self, args: Namespace, names: Sequence[str], reason: str) -> None:

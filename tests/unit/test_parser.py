@@ -53,8 +53,8 @@ def test_values_keep_their_dashes(parser, words):
     [
         (["--batch"], "unrecognized arguments: --batch"),  # no abbreviations: they change when options are added
         (["--nonsense"], "unrecognized arguments: --nonsense"),
-        (["--batch_size", "many"], "argument --batch_size/-b: expected a whole number of at least 1, got 'many'"),
-        (["--batch_size"], "argument --batch_size/-b: expected one argument"),
+        (["--batch_size", "many"], "--batch_size/-b: expected a whole number of at least 1, got 'many'"),
+        (["--batch_size"], "--batch_size/-b: expected one argument"),
     ],
 )
 def test_a_mistake_is_one_line(parser, words, said, capsys):

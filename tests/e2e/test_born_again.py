@@ -234,7 +234,7 @@ def test_a_teacher_of_other_classes_is_refused(series, photos, tmp_path):
     ("line", "sentence"),
     [
         ("--start_gen 5", "--start_gen 5 is not in the series of generations 0 to 4"),
-        ("--tau 0", "argument --tau: expected a number above 0, got '0'"),
+        ("--tau 0", "--tau: expected a number above 0, got '0'"),
         ("--lambd 0", "--lambd and --lambd_end must both be positive where they differ"),
     ],
 )

@@ -180,9 +180,9 @@ def test_a_layer_that_lost_everything_is_named(source, photos, tmp_path, capsys)
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
-        ("--sweep -1", "argument --sweep: expected a list such as [1,1], got '-1': expected a number of at least 0"),
-        ("--s_conv -0.1", "argument --s_conv: expected a number of at least 0, got '-0.1'"),
-        ("--share_bits 9", "argument --share_bits: invalid choice: 9"),
+        ("--sweep -1", "--sweep: expected a list such as [1,1], got '-1': expected a number of at least 0"),
+        ("--s_conv -0.1", "--s_conv: expected a number of at least 0, got '-0.1'"),
+        ("--share_bits 9", "--share_bits: invalid choice: 9"),
         ("--share_bits 2 --epochs 0", "needs --epochs to train the shared weights"),
     ],
 )

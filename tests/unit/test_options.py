@@ -139,7 +139,7 @@ def test_documented_spellings(parser, words, name, value):
         (["--out", ""], "--out: expected a path, got nothing"),
         (["--seed", "-1"], "--seed: expected a whole number of at least 0"),
         (["--split", "last"], "--split: invalid choice: 'last'"),
-        (["--workers", "many"], "argument -j/--workers: expected a whole number of at least 0, got 'many'"),
+        (["--workers", "many"], "-j/--workers: expected a whole number of at least 0, got 'many'"),
     ],
 )
 def test_what_is_out_of_range_is_named_with_its_option(parser, words, message, capsys):

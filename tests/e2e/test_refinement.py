@@ -178,7 +178,7 @@ def test_only_the_tail_is_tuned(trained, refine, tmp_path, monkeypatch):
     validated = refine("--input", "residual_added", epochs=3, val_epoch=2, save_epoch=2, suffix="s")
 
     ((frozen, before),) = frozen_parts
-    assert any("running_mean" in key for key in before) and any("trans_net" in key for key in before)
+    assert any("trans_net" in key for key in before)
     assert all(torch.equal(value, before[key]) for key, value in frozen.state_dict().items())
     assert files == {path.name: sha256(path) for path in folder.iterdir()}
     assert len(validated) == 3  # untouched, after epochs 2 and 3
@@ -235,7 +235,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(refine, tmp_path, capsys):
     capsys.readouterr()
     refine("--resume", "auto", epochs=4, val_epoch=1)
     assert "epoch 3/4" in (said := capsys.readouterr().out) and "epoch 2/4" not in said
-    assert same(tuned(tmp_path), tuned(tmp_path / "whole"))
+    resumed, whole = tuned(tmp_path), tuned(tmp_path / "whole")
+    assert [key for key in whole if not same(resumed[key], whole[key])] == ["history"]
     parts = [[line | {"seconds": 0} for line in lines(folder)] for folder in (tmp_path, tmp_path / "whole")]
     assert parts[0] == parts[1]
     capsys.readouterr()
@@ -350,7 +351,7 @@ def test_wrong_options_are_explained_by_the_parser(refine, capsys, words, withou
         ),
         ({"resume_Ys": "{}/other_layer.pth"}, f"made with layer features.5 of net B instead of {LAYER}"),
         ({"resume_Ys": "{}/other_net.pth"}, r"made with another net B: .* \(00000000\) instead of .*B\.pth"),
-        ({"image_size": 48}, "was trained at 32 pixels, --image_size says 48; leave the option out"),
+        ({"image_size": "48"}, "was trained at 32 pixels, --image_size says 48; leave the option out"),
         ({"resume_Ys": "{}/narrow.pth"}, "the Trans-Net maps 24 channels to"),
         ({"input": "raw_A", "tail": "B", "layer2": "features.3"}, r"\(40, 2, 2\), which the tail of net B does not"),
         ({"arch_B": "resnet18"}, f"holds a {ARCH}"),
@@ -368,7 +369,7 @@ def test_input_that_does_not_fit_is_one_sentence(trained, refine, others, messag
 
 def test_nets_of_other_classes_are_refused(refine, tmp_path):
     make_classifier(tmp_path / "two.pth", 0, num_classes=2)
-    with pytest.raises(SystemExit, match="classes of the validation images are not the expected ones: 3 instead of 2"):
+    with pytest.raises(SystemExit, match="classes of the training images are not the expected ones: 3 instead of 2"):
         refine("--input", "raw_A", net_A=tmp_path / "two.pth", epochs=1)
     state = checkpoint.load(tmp_path / "two.pth")
     del state["data"]  # as in the authors' files

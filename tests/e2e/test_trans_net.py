@@ -148,7 +148,7 @@ def old_features(road, tmp_path):
 def test_features_that_the_authors_stored(road, old_features, tmp_path):
     """By the documented command line: the same fit as from our cache of these features."""
     line = "--lr 0.0001 --alpha [0.1,0.1] --epochs 1 --suffix a0.1_lr-4"
-    names = "--arch vgg16_bn --device_ids [0,0] --dataset CUB200 --conv_layer 10"
+    names = "--arch vgg16_bn --device_ids [0,0] --dataset CUB200 --conv_layer 30"
     run(Training_TransNet, f"{names} {line}", "--convOut_path", old_features, "--out", tmp_path)
     run(Training_TransNet, line, "--convOut_path", road.features, "--out", tmp_path)
     folder = tmp_path / "model_checkpoints"

@@ -316,7 +316,7 @@ def test_voc_lists(prepare, tmp_path, options):
         (["digits", "--list", "a.pkl"], 2, "--list is for VOC2012_crop and VOC2012_animal, not for digits"),
         (["VOC2012_crop", "--val_list", "a.pkl"], 2, "VOC lists are one --list for train and at most one for test"),
         (["VOC2012_crop", "--list", "a", "b", "c"], 2, "VOC lists are one --list for train and at most one for test"),
-        (["CUB200", "--classes", "0"], 2, "--classes needs at least 1"),
+        (["CUB200", "--classes", "0"], 2, "--classes: expected a whole number of at least 1"),
         (["cub"], 2, "invalid choice: 'cub' (choose from "),
     ],
 )

@@ -23,7 +23,7 @@ demo: .venv/.installed
 		--figure $(OUT)/components.png --spectrum $(OUT)/spectrum.png
 
 test: lint
-	$(PY) -m pytest
+	$(PY) -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 lint: .venv/.installed
 	$(PY) -m ruff check .

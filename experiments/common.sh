@@ -15,6 +15,11 @@ IMAGE_SIZE=${IMAGE_SIZE:-224} OPTIM=${OPTIM:-SGD} LR=${LR:-0.01}
 TRANS_EPOCHS=${TRANS_EPOCHS:-1000} TRANS_LR=${TRANS_LR:-0.0001}
 REFINE_EPOCHS=${REFINE_EPOCHS:-100} REFINE_LR=${REFINE_LR:-0.00001}
 
+# FIT="--standardise --solve": options of every Trans-Net; default: the released procedure. CALIBRATE=1: store the test
+# images' features too, and measure what every instability is worth (nulls, ceilings, other similarities).
+# PRETRAINED=1: nets begin with ImageNet weights, those of $WEIGHTS/ARCH.pth where WEIGHTS names a folder.
+FIT=${FIT:-} CALIBRATE=${CALIBRATE:-} PRETRAINED=${PRETRAINED:-} WEIGHTS=${WEIGHTS:-}
+
 # JOBS chains of steps run side by side. DEVICE_IDS=[0,1]: every step on both GPUs; with JOBS=2, each chain on one.
 JOBS=${JOBS:-1} DEVICE_IDS=${DEVICE_IDS:-}
 
@@ -26,11 +31,12 @@ case ${1:-} in
 --dry-run) dry_run=yes ;;
 *) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "experiments/$section.sh" && [[ $1 == --help ]] && exit 0 || exit 2 ;;
 esac
-command -v "$PYTHON" >/dev/null || { echo "$section: there is no $PYTHON; name the one with torch by PYTHON" >&2 && exit 1; }
+command -v "$PYTHON" >/dev/null ||
+  { echo "$section: there is no $PYTHON; name the one with torch by PYTHON" >&2 && exit 1; }
 
 # layers_of ARCH: the paper's layers, as --conv_layer numbers them.
 layers_of() {
-  case $1 in
+  case ${1%_ft} in
   vgg16_bn) echo 30 37 ;; # conv4_3, conv5_2
   vgg11_bn) echo 18 25 ;; # conv4_2, conv5_2
   alexnet) echo 8 10 ;;   # conv4, conv5
@@ -44,27 +50,56 @@ other_layers() { # ARCH
   echo "$LAYERS"
 }
 
+# layers ARCH: LAYERS_arch where it is set, else the section's own.
+layers() {
+  local named=LAYERS_$1
+  [[ ! ${!named:-} ]] || { echo "${!named}" && return; }
+  layers_of "$1"
+}
+
 # check_archs: end before anything is done where the layers of one of $ARCHS are not known.
 check_archs() {
   local arch
-  for arch in $ARCHS; do layers_of "$arch" >/dev/null; done
+  for arch in $ARCHS; do layers "$arch" >/dev/null; done
 }
 
-# train DATASET ARCH SUFFIX OPTION…: a classifier from scratch for $EPOCHS, learning rate 1e-2 → about 1e-4.
+# train DATASET ARCH SUFFIX OPTION…: a classifier for $EPOCHS, learning rate 1e-2 → about 1e-4; from scratch, or an _ft.
 train() {
-  local optim=$OPTIM lr=$LR
-  if [[ $2 == alexnet ]]; then optim=${ALEXNET_OPTIM:-$OPTIM} lr=${ALEXNET_LR:-$LR}; fi
-  step "train_$1_$2_$3" Training.py --arch "$2" --dataset "$1" --optim "$optim" --lr "$lr" --epochs "$EPOCHS" \
-    --epoch_step $(((EPOCHS + 4) / 5)) --batch_size "${BATCH:-128}" --save_epoch 50 --suffix "$3" "${@:4}" \
+  local optim=$OPTIM lr=$LR epochs=$EPOCHS start=()
+  if [[ $2 == alexnet ]]; then optim=${ALEXNET_OPTIM:-$OPTIM} lr=${ALEXNET_LR:-$LR} epochs=${ALEXNET_EPOCHS:-$EPOCHS}; fi
+  if [[ $2 == *_ft && $WEIGHTS ]]; then start=(--weights "$WEIGHTS/${2%_ft}.pth"); fi
+  step "train_$1_$2_$3" Training.py --arch "$2" --dataset "$1" --optim "$optim" --lr "$lr" --epochs "$epochs" \
+    --epoch_step $(((epochs + 4) / 5)) --batch_size "${BATCH:-128}" --save_epoch 50 --suffix "$3" "${@:4}" "${start[@]}" \
     --image_size "$IMAGE_SIZE" --data_root "$DATA" --out "$OUT" --resume auto
+}
+
+# pairs_of A B C: every two of them, one "A B" on a line.
+pairs_of() {
+  local i j all=("$@")
+  for ((i = 0; i < $#; i++)); do
+    for ((j = i + 1; j < $#; j++)); do echo "${all[i]} ${all[j]}"; done
+  done
 }
 
 # fit NAME FEATURES SUFFIX OPTION…: a Trans-Net, learning rate 1e-4 → 1e-6; FIT="--standardise --solve" fits to the end.
 fit() {
   local more
-  read -ra more <<<"${FIT:-}"
+  read -ra more <<<"$FIT"
   step "fit_$1" Training_TransNet.py --convOut_path "$2" --lr "$TRANS_LR" --logspace 2 --epochs "$TRANS_EPOCHS" \
     --batch_size "${BATCH:-64}" --suffix "$3" "${@:4}" "${more[@]}" --out "$OUT" --resume auto
+}
+
+# store NAME OPTION…: both nets' features of the training images; with CALIBRATE those of the test images too.
+store() {
+  step "store_$1" ConvOutput.py --batch_size "${BATCH:-128}" "${@:2}" ${CALIBRATE:+--t_or_v both} \
+    --data_root "$DATA" --out "$OUT"
+}
+
+# calibrate NAME FEATURES TRANSNET ROW PAIR OPTION…: with CALIBRATE, say what the Trans-Net's instability is worth.
+calibrate() {
+  [[ $CALIBRATE ]] || return 0
+  step "calibrate_$1" Calibrate.py --convOut_path "$2" --transnet "$3" "${@:6}" \
+    --json "$OUT/results/calibration/$4/calibrate/$5.json"
 }
 
 # tune NAME DATASET SUFFIX OPTION…: the layers above a feature, learning rate 1e-5 → 1e-7.

@@ -4,35 +4,45 @@
 #
 #   experiments/compression.sh [--dry-run]
 #
-# Needs $DATA/CUB200. Settings of its own: ARCHS=vgg16_bn EPOCHS=300 PRUNE_EPOCHS=20
+# Needs $DATA/CUB200. Settings of its own: ARCHS=vgg16_bn SEEDS=0 EPOCHS=300 PRUNE_EPOCHS=20 SHARE_BITS=0 (with
+# PRETRAINED, which the compressed net that the authors provide can only have been: 5)
 # THRESHOLDS="0.2-1 …": of convolutions and of linear layers, in standard deviations of a layer's weights. The paper
 # names none but says where they end: 93.3 % of the parameters removed, about what 1.2-2 removes of VGG-16.
 source "$(dirname "$0")/common.sh"
-ARCHS=${ARCHS:-vgg16_bn} EPOCHS=${EPOCHS:-300} PRUNE_EPOCHS=${PRUNE_EPOCHS:-20}
+ARCHS=${ARCHS:-vgg16_bn${PRETRAINED:+_ft}} SEEDS=${SEEDS:-0} EPOCHS=${EPOCHS:-300} PRUNE_EPOCHS=${PRUNE_EPOCHS:-20}
+SHARE_BITS=${SHARE_BITS:-$([[ $PRETRAINED ]] && echo 5 || echo 0)}
 THRESHOLDS=${THRESHOLDS:-0.2-1 0.4-1.25 0.6-1.5 0.9-1.75 1.2-2}
 check_archs
 
-compress() { # ARCH THRESHOLD
-  local layers layer name=checkpoint_CUB200_$1_sd0 original pruned
+compress() { # ARCH THRESHOLD SEED
+  local layers layer name=checkpoint_CUB200_$1_$3 original pruned features fitted
   original=$OUT/model_checkpoints/$name.pth.tar pruned=$OUT/model_checkpoints/${name}_pruned$2.pth.tar
-  step "prune_$1_$2" Pruning.py --resume "$original" --s_conv "${2%-*}" --s_fc "${2#*-}" --lr 0.0001 \
-    --epochs "$PRUNE_EPOCHS" --batch_size "${BATCH:-128}" --dataset CUB200 --suffix sd0 --data_root "$DATA" --out "$OUT"
+  step "prune_$1_$2_$3" Pruning.py --resume "$original" --s_conv "${2%-*}" --s_fc "${2#*-}" --lr 0.0001 \
+    --epochs "$PRUNE_EPOCHS" --share_bits "$SHARE_BITS" --batch_size "${BATCH:-128}" --dataset CUB200 --suffix "$3" \
+    --data_root "$DATA" --out "$OUT"
   keep "compression/$1_$2/pruning" "model_checkpoints/${name}_pruned$2.json"
-  layers=$(layers_of "$1")
+  layers=$(layers "$1")
   for layer in $layers; do
-    step "store_$1_L${layer}_$2" ConvOutput.py --arch "$1" --batch_size "${BATCH:-128}" --resume1 "$pruned" \
-      --resume2 "$original" --dataset CUB200 --conv_layer "$layer" --suffix "pruned$2" --data_root "$DATA" --out "$OUT"
-    fit "$1_L${layer}_$2" "$OUT/convOuts/CUB200_$1/CUB200_L${layer}_pruned$2" "pruned$2_a0.1" --alpha '[0.1,0.1]'
-    step "measure_$1_L${layer}_$2" Variance.py --arch_in "$1" --arch_tar "$1" --net_in "$pruned" --net_tar "$original" \
-      --transnet "$OUT/model_checkpoints/CUB200_$1/checkpoint_L${layer}_pruned$2_a0.1.pth.tar" --dataset CUB200 \
-      --conv_layer "$layer" --data_root "$DATA" --json "$OUT/results/compression/$1_$2/L$layer/variance.json"
+    features=$OUT/convOuts/CUB200_$1/CUB200_L${layer}_$3_pruned$2
+    fitted=$OUT/model_checkpoints/CUB200_$1/checkpoint_L${layer}_$3_pruned$2_a0.1.pth.tar
+    store "$1_L${layer}_$2_$3" --arch "$1" --resume1 "$pruned" --resume2 "$original" --dataset CUB200 \
+      --conv_layer "$layer" --suffix "$3_pruned$2"
+    fit "$1_L${layer}_$2_$3" "$features" "$3_pruned$2_a0.1" --alpha '[0.1,0.1]'
+    step "measure_$1_L${layer}_$2_$3" Variance.py --arch_in "$1" --arch_tar "$1" --net_in "$pruned" \
+      --net_tar "$original" --transnet "$fitted" --dataset CUB200 --conv_layer "$layer" --data_root "$DATA" \
+      --json "$OUT/results/compression/$1_$2/L$layer/$3.json"
+    calibrate "$1_L${layer}_$2_$3" "$features" "$fitted" "$1_L${layer}_pruned$2" "$3"
   done
 }
 
-for arch in $ARCHS; do together train CUB200 "$arch" sd0 --seed 0; done
+for arch in $ARCHS; do
+  for seed in $SEEDS; do together train CUB200 "$arch" "sd$seed" --seed "$seed"; done
+done
 wait_all
 for arch in $ARCHS; do
-  for threshold in $THRESHOLDS; do together compress "$arch" "$threshold"; done
+  for threshold in $THRESHOLDS; do
+    for seed in $SEEDS; do together compress "$arch" "$threshold" "sd$seed"; done
+  done
 done
 wait_all
 tables compression

@@ -20,7 +20,8 @@ SECTIONS = ("diagnosis", "stability", "refinement", "redundancy", "compression",
 SETTINGS = (
     "DATA", "OUT", "BIRDS", "DOGS", "PYTHON", "IMAGE_SIZE", "OPTIM", "LR", "TRANS_EPOCHS", "TRANS_LR", "REFINE_EPOCHS",
     "REFINE_LR", "PRUNE_EPOCHS", "BATCH", "JOBS", "DEVICE_IDS", "ARCHS", "EPOCHS", "SEEDS", "LAYERS", "TARGETS",
-    "THRESHOLDS", "GENERATIONS", "KC_DATA",
+    "THRESHOLDS", "GENERATIONS", "KC_DATA", "FIT", "CALIBRATE", "PRETRAINED", "WEIGHTS", "HALF_SEEDS",
+    "RELEASED_EPOCHS", "SHARE_BITS", "ALEXNET_OPTIM", "ALEXNET_LR", "ALEXNET_EPOCHS",
 )  # fmt: skip
 ARCHS = ("alexnet", "resnet18")  # those of the tests that compose names, since they have no underscore
 # It stands for Python: it notes what it is called with, and fails where FAIL is among its words.
@@ -120,9 +121,12 @@ def read_by(options):
     return [Path(path) for path in paths if path and path != "auto"]
 
 
+@pytest.mark.parametrize(
+    "settings", [{}, {"SEEDS": "0 5 7", "HALF_SEEDS": "0 5", "CALIBRATE": "1", "RELEASED_EPOCHS": "9"}]
+)
 @pytest.mark.parametrize("section", SECTIONS)
-def test_every_command_parses_and_reads_what_an_earlier_one_wrote(section):
-    found = commands(section, ARCHS=" ".join(ARCHS))
+def test_every_command_parses_and_reads_what_an_earlier_one_wrote(section, settings):
+    found = commands(section, ARCHS=" ".join(ARCHS), **settings)
     assert found[-1][0] == "experiments.tables"
     assert found[-1][1].tables
     written, labels = set(), {}
@@ -187,6 +191,50 @@ def test_stability_averages_over_all_pairs_of_seeds():
     measured = only(commands("stability", ARCHS="resnet34", SEEDS="0 5 7"), "Variance")
     names = {Path(options.json).stem for options in measured if "case1" in options.json}
     assert names == {f"sd{a}-sd{b}" for a in (0, 5, 7) for b in (0, 5, 7) if a != b}
+
+
+@pytest.mark.parametrize(
+    ("section", "one", "pairs"),
+    [
+        ("refinement", "0 5", 3),
+        ("redundancy", "0 5", 3),
+        ("diagnosis", "0", 3),
+        ("compression", "0", 3),
+        ("tasks", "0", 3),
+    ],
+)
+def test_three_seeds_are_three_pairs(section, one, pairs):
+    archs = "alexnet resnet18" if section == "diagnosis" else "resnet18"
+    once, all_pairs = (commands(section, ARCHS=archs, SEEDS=seeds, CALIBRATE="1") for seeds in (one, "0 5 7"))
+    for script in ("ConvOutput", "Training_TransNet", "transClassifier", "Variance", "Calibrate"):
+        assert len(only(all_pairs, script)) == pairs * len(only(once, script)), script
+    results = [options.json for script in ("Variance", "Calibrate") for options in only(all_pairs, script)]
+    assert len(results) == len(set(results))
+
+
+def test_fits_to_their_end_stand_beside_the_released_procedure():
+    found = commands("stability", ARCHS="resnet34", FIT="--standardise --solve", RELEASED_EPOCHS="60", CALIBRATE="1")
+    fits = [(fit.standardise, fit.solve is not None, fit.epochs) for fit in only(found, "Training_TransNet")]
+    assert fits == [(True, True, 1000)] * 2 + [(False, False, 60)] * 2 + [(True, True, 1000)] * 2
+    rows = [Path(options.json).parts[-3] for options in only(found, "Variance")]
+    assert rows == ["case1"] * 2 + ["case1_released"] * 2 + ["case2"] * 2
+    assert [Path(options.json).parts[-3:] for options in only(found, "Calibrate")] == [
+        ("resnet34_L4_case1", "calibrate", "sd0-sd5.json"),
+        ("resnet34_L4_case2", "calibrate", "sd0_50par_A-sd0_50par_B.json"),
+    ]
+    assert {options.t_or_v for options in only(found, "ConvOutput")} == {"both"}
+
+
+def test_pretrained_nets_begin_with_the_weights_of_a_folder():
+    settings = {"PRETRAINED": "1", "WEIGHTS": "/w"}
+    nets = only(commands("diagnosis", **settings), "Training")
+    assert [(net.arch, net.weights) for net in nets] == [
+        ("alexnet_ft", "/w/alexnet.pth"), ("resnet34_ft", "/w/resnet34.pth")
+    ]  # fmt: skip
+    compressed = commands("compression", **settings)
+    assert [net.arch for net in only(compressed, "Training")] == ["vgg16_bn_ft"]
+    assert {net.share_bits for net in only(compressed, "Pruning")} == {5}
+    assert {options.conv_layer for options in only(compressed, "ConvOutput")} == {30, 37}
 
 
 def test_refinement_tunes_five_inputs_as_long():
@@ -300,13 +348,13 @@ def test_a_failed_step_stops_and_shows_its_log(stub):
     settings, calls = stub
     result = run("distillation", FAIL="gen1_a0.1", **settings)
     assert result.returncode == 1
-    log = Path(settings["OUT"], "steps/distillation/fit_vgg16_bn_gen1.log")
+    log = Path(settings["OUT"], "steps/distillation/fit_vgg16_bn_sd0_gen1.log")
     assert str(log) in result.stderr
     assert "line 30 of Training_TransNet.py\n" in result.stderr
     assert "line 10 of Training_TransNet.py\n" not in result.stderr
     assert len(log.read_text().splitlines()) == 30
-    assert "--suffix gen1_a0.1 --alpha '[0.1,0.1]'" in result.stderr
-    assert "--suffix gen1_a0.1" in calls.read_text().splitlines()[-1]
+    assert "--suffix sd0_gen1_a0.1 --alpha '[0.1,0.1]'" in result.stderr
+    assert "--suffix sd0_gen1_a0.1" in calls.read_text().splitlines()[-1]
 
 
 def test_chains_side_by_side_do_all_and_stop_all(stub):
@@ -327,7 +375,7 @@ def test_a_second_run_keeps_the_first_log_of_a_step(stub):
     settings, _ = stub
     for _ in range(2):
         assert run("distillation", **settings).returncode == 0
-    log = Path(settings["OUT"], "steps/distillation/fit_vgg16_bn_gen1.log")
+    log = Path(settings["OUT"], "steps/distillation/fit_vgg16_bn_sd0_gen1.log")
     assert len(log.read_text().splitlines()) == 60
 
 
@@ -360,7 +408,7 @@ def test_help_is_the_head_of_the_script():
 def test_the_small_run_needs_no_dogs():
     result = run("small_run", "CUB_200_2011", "--dry-run", PYTHON="python")
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("-m experiments.tables") == len(SECTIONS)
+    assert result.stdout.count("-m experiments.tables") == len(SECTIONS) + 1  # stability is run for each architecture
     assert "--image_size 64" in result.stdout
     assert "runs/small/data/dogs runs/small/mix/DOG120" in result.stdout
 

@@ -116,6 +116,10 @@ def read_classifier(
     masks of a compressed net, which are folded into the weights), a file of DCM (`params`) or HSAKD (`net`, `model`),
     whose heads are dropped, or a bare state dict. Of HSAKD's online pair net 1 is taken.
 
+    Only what is used of the file is read, when it is used: its tensors stay mapped, the optimiser's too. Changes go to
+    memory, never to the file; the file may be replaced meanwhile, as `checkpoint.save` does, but not be overwritten in
+    place. PyTorch 1.0's format is read whole.
+
     Args:
         path: the file.
         arch: the architecture that is expected. Needed only where the file does not say its own. With and
@@ -128,7 +132,7 @@ def read_classifier(
     Raises:
         InputError: the file is missing, damaged, holds something else, or not what is expected.
     """
-    stored = checkpoint.load(path)
+    stored = checkpoint.load(path, mmap=True)
     state, rest = _state_dict(stored, path)
     if is_authors_trans_net(state) or "trans_net" in stored:
         raise InputError(f"{path} holds a Trans-Net, a classifier is expected")

@@ -1,5 +1,7 @@
 import copy
+import resource
 import urllib.error
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -241,6 +243,36 @@ def test_our_checkpoint_rebuilds_its_classifier_without_flags(tmp_path):
     assert rest == {"epoch": 3, "model": record, "classes": ["a", "b"]}
     as_expected: Any = models.load_classifier(path, "resnet18", 7)
     assert as_expected.fc.out_features == 7
+
+
+def test_a_loaded_classifier_and_its_file_leave_each_other_alone(tmp_path):
+    path = tmp_path / "c.pth.tar"
+    checkpoint.save(path, {"arch": "resnet18", "state_dict": build("resnet18", 7).state_dict()})
+    model: Any = load_classifier(path)
+    stored = path.read_bytes()
+    with torch.no_grad():
+        model.fc.weight.fill_(0.5)
+    assert path.read_bytes() == stored
+    before = copy.deepcopy(model.state_dict())
+    checkpoint.save(path, {"arch": "resnet18", "state_dict": build("resnet18", 7).state_dict()})
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from Linux's /proc")
+def test_an_optimisers_state_takes_no_memory_until_it_is_used(tmp_path):
+    momentum = torch.rand(1 << 24)  # 64 MiB, which no earlier test can have left free
+    contents = {"arch": "resnet18", "state_dict": thin_state("resnet18", 7), "optimizer": {"state": {0: momentum}}}
+    path = save(tmp_path / "c.pth.tar", contents)
+
+    def resident_bytes():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+    read_classifier(path)  # whatever is built the first time
+    before = resident_bytes()
+    _, rest = read_classifier(path)
+    assert resident_bytes() - before < momentum.nbytes / 4
+    assert torch.equal(rest["optimizer"]["state"][0], momentum)
+    assert resident_bytes() - before > momentum.nbytes / 2
 
 
 def test_a_fine_tuning_form_is_rebuilt_frozen_and_without_imagenet_weights(tmp_path, torch_home):

@@ -1,0 +1,119 @@
+"""A head as it is cut from its classifier, the frozen form of it, and its bare convolutions: seconds an image.
+
+    python -m benchmarks.bench_frozen
+
+The three take turns, and their medians count. The bare convolutions read inputs of the same shapes that lie ready in
+`channels_last` order, with nothing between them: what the frozen form cannot be faster than. Prints Markdown.
+"""
+
+import argparse
+import datetime
+import os
+import platform
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from models.classifiers import build
+from models.frozen import freeze_for_inference
+from models.split import split
+from utils.runtime import start
+
+HEADS = (("vgg16_bn", "features.30"), ("resnet18", "layer3.1.add"))
+CLASSES = 200
+
+
+class Row(NamedTuple):
+    """Medians in seconds an image, and the largest difference of the frozen feature over its largest entry."""
+
+    head: float
+    frozen: float
+    convolutions: float
+    difference: float
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--image_size", type=int, default=224)
+    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args(argv)
+    load = os.getloadavg()[0]  # of other programs: none of ours has begun
+    device = start([], None, seed=0).device
+    images = torch.randn(args.batch_size, 3, args.image_size, args.image_size, device=device)
+    print(
+        f"\nBatches of {args.batch_size} of {args.image_size} × {args.image_size} pixels, float32\n\n"
+        "| head | s an image, as cut | frozen | bare convolutions | as cut / frozen | convolutions / frozen "
+        "| largest difference |\n|---|---:|---:|---:|---:|---:|---:|"
+    )
+    for arch, layer in HEADS:
+        row = measure(arch, layer, images, args.rounds)
+        assert row.difference < 1e-5, "the frozen form must compute the same"
+        print(
+            f"| {arch} at {layer} | {row.head:.4f} | {row.frozen:.4f} | {row.convolutions:.4f} "
+            f"| {row.head / row.frozen:.2f} | {row.convolutions / row.frozen:.0%} | {row.difference:.1e} |",
+            flush=True,
+        )
+    name = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()} CPU"
+    print(f"\n{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, ")
+    print(f"load average {load:.1f} before the run; ")
+    print(f"Python {platform.python_version()}, torch {torch.__version__}, torchvision {torchvision.__version__}; ")
+    print(f"{datetime.date.today()}; `python -m benchmarks.bench_frozen {shlex.join(argv or sys.argv[1:])}`")
+
+
+@torch.inference_mode()
+def measure(arch: str, layer: str, images: Tensor, rounds: int) -> Row:
+    """Time one head in its three forms by turns, after one round that does not count."""
+    head = split(build(arch, CLASSES), layer)[0].to(images.device).eval()
+    frozen = freeze_for_inference(head, images.device)
+    expected = head(images)
+    difference = ((frozen(images) - expected).abs().max() / expected.abs().max()).item()
+    forms: tuple[Callable[[], object], ...] = (
+        lambda: head(images),
+        lambda: frozen(images),
+        bare_convolutions(frozen, images),
+    )
+    seconds: tuple[list[float], ...] = ([], [], [])
+    for _ in range(rounds + 1):
+        for form, measured in zip(forms, seconds):
+            began = time.perf_counter()
+            form()
+            if images.is_cuda:
+                torch.cuda.synchronize()
+            measured.append((time.perf_counter() - began) / len(images))
+    return Row(*(statistics.median(measured[1:]) for measured in seconds), difference)
+
+
+def bare_convolutions(net: nn.Module, images: Tensor) -> Callable[[], None]:
+    """Give a function that runs a network's convolutions alone, each on an input of the shape that it has there."""
+    convolutions: list[tuple[nn.Conv2d, torch.Size]] = []
+    handles = [
+        module.register_forward_pre_hook(lambda module, inputs: convolutions.append((module, inputs[0].shape)))
+        for module in net.modules()
+        if isinstance(module, nn.Conv2d)
+    ]
+    net(images)
+    for handle in handles:
+        handle.remove()
+    inputs = {
+        shape: torch.randn(shape, device=images.device).contiguous(memory_format=torch.channels_last)
+        for shape in {shape for _, shape in convolutions}
+    }
+
+    def run() -> None:
+        for convolution, shape in convolutions:
+            convolution(inputs[shape])
+
+    return run
+
+
+if __name__ == "__main__":
+    main()

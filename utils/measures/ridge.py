@@ -129,7 +129,7 @@ class NormalEquations:
         """
         if not all(total.isfinite().all() for total in self.sums()):
             raise InputError("the features hold values that are not finite: train the nets again, or store them anew")
-        all_folds = torch.arange(self.folds, device=self.energy.device)
+        all_folds = torch.ones_like(self.energy)
         whole = float(self.energy.sum())
         if constant:
             *totals, count = self.totals.sum(0).tolist()
@@ -140,11 +140,10 @@ class NormalEquations:
 
         def held_out(ridge: float) -> float:
             left = 0.0
-            for fold in all_folds:
-                held = all_folds[all_folds == fold]
-                weight = fit(all_folds[all_folds != fold], ridge)
+            for held in all_folds.diag():
+                weight = fit(all_folds - held, ridge)
                 change = weight * (self._gram(held, constant) @ weight - 2 * self._cross(held, constant))
-                left += max(0.0, float(self.energy[fold] + change.sum()))  # rounding alone makes it negative
+                left += max(0.0, float(held @ self.energy + change.sum()))  # rounding alone makes it negative
             return left / (whole or 1.0)
 
         penalised = self.kernel_size**2 * self.lags.shape[-1]
@@ -154,13 +153,13 @@ class NormalEquations:
         return RidgeSolution(weight, rest.sum(1), ridge, errors[ridge], errors)
 
     def _cross(self, folds: Tensor, constant: bool) -> Tensor:
-        """Σ u yᵀ over the chosen folds, (k²·C, C'), the patch's offsets first; with a constant one row more."""
-        cross, totals = self.cross[folds].sum(0).flatten(0, 1), self.totals[folds].sum(0)
+        """Σ u yᵀ, (k²·C, C') over the folds that are 1 in `folds`; the patch's offsets first, the constant last."""
+        cross, totals = torch.tensordot(folds, self.cross, 1).flatten(0, 1), folds @ self.totals
         return torch.cat([cross, totals[None]])[:, :-1] if constant else cross[:, :-1]
 
     def _gram(self, folds: Tensor, constant: bool) -> Tensor:
-        """Σ u uᵀ over the chosen folds, (k²·C, k²·C): every block is a lag's sum less the border's."""
-        sums = dict(zip(self._strips, self.lags[folds].sum(0)))
+        """Σ u uᵀ, (k²·C, k²·C), over the same folds: every block is a lag's sum less the border's."""
+        sums = dict(zip(self._strips, torch.tensordot(folds, self.lags, 1)))
         offsets, channels = self.kernel_size**2, self.lags.shape[-1]
         size = offsets * channels
         gram = self.lags.new_empty(size + constant, size + constant)
@@ -169,8 +168,8 @@ class NormalEquations:
             block = torch.stack([sign * sums[strip] for sign, strip in terms]).sum(0)
             blocks[i, :, j], blocks[j, :, i] = block, block.T
         if constant:
-            gram[size, :size] = gram[:size, size] = self.cross[folds, ..., -1].sum(0).flatten()
-            gram[size, size] = self.totals[folds, -1].sum()
+            gram[size, :size] = gram[:size, size] = torch.tensordot(folds, self.cross[..., -1], 1).flatten()
+            gram[size, size] = folds @ self.totals[:, -1]
         return gram
 
 

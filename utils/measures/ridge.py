@@ -177,11 +177,13 @@ def bytes_needed(in_channels: int, out_channels: int, kernel_size: int, folds: i
     """Say how much memory `NormalEquations` and its `solve` take together at most, beside the batches.
 
     The sums are what grows with the folds: for 3×3, 29 C² + 9 C·C' numbers each. Solving takes three matrices of
-    (k²·C)², whatever the folds.
+    (k²·C)² and, for a held-out error, seven of k²·C·C', whatever the folds. Counted are tensors: what an allocator and
+    the libraries need for themselves comes on top (tens of MB, which a process has once).
     """
     unknowns = kernel_size**2 * in_channels
-    sums = folds * (len(_strips(kernel_size)) * in_channels**2 + unknowns * (out_channels + 1))
-    return 8 * (sums + sums // folds + 3 * unknowns**2 + 3 * unknowns * out_channels)
+    outputs = unknowns * (out_channels + 1)
+    sums = folds * (len(_strips(kernel_size)) * in_channels**2 + outputs)
+    return 8 * (sums + 3 * unknowns**2 + 7 * outputs)
 
 
 def descend(error_of: Callable[[float], float], ridges: Sequence[float]) -> tuple[float, dict[float, float]]:

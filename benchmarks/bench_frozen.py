@@ -19,8 +19,9 @@ from typing import NamedTuple
 
 import torch
 import torchvision
-from torch import Tensor, nn
+from torch import Tensor
 
+from benchmarks.roofline import bare_convolutions
 from models.classifiers import build
 from models.frozen import freeze_for_inference
 from models.split import split
@@ -89,30 +90,8 @@ def measure(arch: str, layer: str, images: Tensor, rounds: int) -> Row:
             if images.is_cuda:
                 torch.cuda.synchronize()
             measured.append((time.perf_counter() - began) / len(images))
-    return Row(*(statistics.median(measured[1:]) for measured in seconds), difference)
-
-
-def bare_convolutions(net: nn.Module, images: Tensor) -> Callable[[], None]:
-    """Give a function that runs a network's convolutions alone, each on an input of the shape that it has there."""
-    convolutions: list[tuple[nn.Conv2d, torch.Size]] = []
-    handles = [
-        module.register_forward_pre_hook(lambda module, inputs: convolutions.append((module, inputs[0].shape)))
-        for module in net.modules()
-        if isinstance(module, nn.Conv2d)
-    ]
-    net(images)
-    for handle in handles:
-        handle.remove()
-    inputs = {
-        shape: torch.randn(shape, device=images.device).contiguous(memory_format=torch.channels_last)
-        for shape in {shape for _, shape in convolutions}
-    }
-
-    def run() -> None:
-        for convolution, shape in convolutions:
-            convolution(inputs[shape])
-
-    return run
+    as_cut, fast, bare = (statistics.median(measured[1:]) for measured in seconds)
+    return Row(as_cut, fast, bare, difference)
 
 
 if __name__ == "__main__":

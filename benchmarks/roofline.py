@@ -1,0 +1,48 @@
+"""The convolutions of a network alone, in `channels_last` order: what it cannot be faster than."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+Pass = tuple[nn.Conv2d, torch.Size]
+
+
+def _passes(net: nn.Module, function: Callable[[Tensor], object], images: Tensor) -> list[Pass]:
+    """List the convolutions that a function of a network runs, in order, with the shapes of their inputs."""
+    found: list[Pass] = []
+    handles = [
+        module.register_forward_pre_hook(lambda module, inputs: found.append((module, inputs[0].shape)))
+        for module in net.modules()
+        if isinstance(module, nn.Conv2d)
+    ]
+    with torch.no_grad():
+        function(images)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+def bare_convolutions(
+    net: nn.Module, images: Tensor, function: Callable[[Tensor], object] | None = None
+) -> Callable[[], None]:
+    """Give a function that runs a network's convolutions alone, without gradients.
+
+    Args:
+        net: whose convolutions; their weights are brought into `channels_last` order, so not one that is compared.
+        images: what it reads, (N, C, H, W).
+        function: of the network; None: its forward pass.
+    """
+    found = _passes(net.to(memory_format=torch.channels_last), function or net, images)
+    inputs = {shape: _values(shape, images) for _, shape in found}
+
+    @torch.inference_mode()
+    def run() -> None:
+        for convolution, shape in found:
+            convolution(inputs[shape])
+
+    return run
+
+
+def _values(shape: torch.Size, images: Tensor) -> Tensor:
+    return torch.randn(shape, device=images.device).contiguous(memory_format=torch.channels_last)

@@ -6,10 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor, nn
-from torchvision.models import AlexNet, ResNet
-from torchvision.models.vgg import VGG
 
 from models.author_keys import fold_masks, is_authors_trans_net, strip_module
 from models.small import names
@@ -17,6 +14,7 @@ from models.small.author_keys import bare_state
 from models.small.auxiliary import build_bare
 from utils import checkpoint
 from utils.errors import InputError
+from utils.later import torchvision
 
 # torchvision's ImageNet weights of these two expect inputs scaled to [-1, 1]. With `transform_input` always on, a
 # checkpoint need not say whether its network began with those weights.
@@ -186,12 +184,13 @@ def _uninitialised(arch: str, num_classes: int, train_layer: int) -> nn.Module:
 
 def _frozen_layers(model: nn.Module, train_layer: int) -> list[str]:
     """Name the modules that a fine-tuning form freezes."""
-    if isinstance(model, VGG | AlexNet):
+    if isinstance(model, torchvision.models.VGG | torchvision.models.AlexNet):
         count = len(model.features)
         # The last seven modules hold the last block of every VGG that is so short
-        first = count - 7 if isinstance(model, VGG) and train_layer >= count else min(train_layer, count)
+        is_short = isinstance(model, torchvision.models.VGG) and train_layer >= count
+        first = count - 7 if is_short else min(train_layer, count)
         return [f"features.{index}" for index in range(first)]
-    if isinstance(model, ResNet):
+    if isinstance(model, torchvision.models.ResNet):
         return ["conv1", "bn1", "layer1", "layer2"]
     raise InputError(f"only VGG, AlexNet and ResNets have a fine-tuning form (_ft), a {type(model).__name__} has none")
 

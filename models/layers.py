@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 
 from torch import nn
-from torchvision.models import AlexNet, ResNet
-from torchvision.models.vgg import VGG
 
 from utils.errors import InputError
+from utils.later import torchvision
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Layer:
             return self.name
         if self.conv_layer is not None:
             return layer_name(model, self.conv_layer, self.fc)
-        if isinstance(model, VGG):
+        if isinstance(model, torchvision.models.VGG):
             return layer_name(model, self.default, self.fc)
         raise InputError(f"no option names the layer of this {type(model).__name__}: use --conv_layer or --layer")
 
@@ -63,15 +62,15 @@ def layer_name(model: nn.Module, conv_layer: int, fc: bool = False) -> str:
     Raises:
         InputError: the model has no such layer, or is of another family.
     """
-    if isinstance(model, VGG | AlexNet):
+    if isinstance(model, torchvision.models.VGG | torchvision.models.AlexNet):
         part = "classifier" if fc else "features"
         length = len(getattr(model, part))
         if not 0 <= conv_layer < length:
             raise InputError(f"{part} of this {type(model).__name__} has layers 0 to {length - 1}, not {conv_layer}")
         return f"{part}.{conv_layer}"
-    if isinstance(model, ResNet) and not fc:
+    if isinstance(model, torchvision.models.ResNet) and not fc:
         if not 1 <= conv_layer <= 4:
             raise InputError(f"the layers of a ResNet are 1 to 4 (3: the last 14×14 feature map), not {conv_layer}")
         return f"layer{conv_layer}.{len(getattr(model, f'layer{conv_layer}')) - 1}.add"
-    flag = "--fc" if isinstance(model, ResNet) else "--conv_layer"
+    flag = "--fc" if isinstance(model, torchvision.models.ResNet) else "--conv_layer"
     raise InputError(f"{flag} has no meaning for a {type(model).__name__}; name the layer with --layer NAME")

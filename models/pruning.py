@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.cluster import KMeans
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from utils.later import sklearn
 
 BINS = 2**14  # k-means sees a layer's histogram: far finer than any clusters, and soon done for 100 million weights
 
@@ -184,7 +185,8 @@ def _cluster_layer(layer: PrunedWeight, clusters: int) -> Tensor:
         counts = torch.histc(kept, BINS, lowest, highest).cpu().numpy()
         middles, counts = np.linspace(lowest, highest, 2 * BINS + 1)[1::2][counts > 0], counts[counts > 0]
         first = np.linspace(lowest, highest, min(clusters, len(middles)))
-        fitted = KMeans(len(first), init=first[:, None], n_init=1, tol=1e-6).fit(middles[:, None], sample_weight=counts)
+        k_means = sklearn.cluster.KMeans(len(first), init=first[:, None], n_init=1, tol=1e-6)
+        fitted = k_means.fit(middles[:, None], sample_weight=counts)
         centroids = torch.from_numpy(np.sort(fitted.cluster_centers_[:, 0])).to(kept)
         groups = torch.bucketize(kept, (centroids[1:] + centroids[:-1]) / 2)
     labels = torch.zeros_like(layer.removed, dtype=torch.int32)

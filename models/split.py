@@ -5,26 +5,17 @@ readable names (`features.30`, `layer3.5.add`), and the graph is cut at the node
 """
 
 import difflib
+import functools
 import math
 from collections.abc import Callable, Iterable
 from collections.abc import Set as AbstractSet
 
 import torch
-import torchvision
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
-from torchvision.models.feature_extraction import NodePathTracer
 
 from utils.errors import InputError
-
-# Modules that are one node each, beside those of torch.nn: torchvision's own layers (StochasticDepth, …) but not its
-# sequences of layers (Conv2dNormActivation, …), and the BatchNorms that `classifiers.fix_batch_norm` makes.
-_LEAVES = [
-    item
-    for item in vars(torchvision.ops).values()
-    if isinstance(item, type) and issubclass(item, nn.Module) and not issubclass(item, nn.Sequential)
-]
-_LEAVES.append(nn.BatchNorm2d)
+from utils.later import feature_extraction, torchvision
 
 
 class HeadTail(nn.Module):
@@ -115,7 +106,7 @@ def trace(model: nn.Module) -> tuple[fx.Graph, dict[fx.Node, str]]:
     Returns:
         The graph, whose nodes name the model's own modules and parameters, and each node's readable name, in order.
     """
-    tracer = NodePathTracer(autowrap_modules=(math, torchvision.ops), leaf_modules=_LEAVES)
+    tracer = feature_extraction.NodePathTracer(autowrap_modules=(math, torchvision.ops), leaf_modules=_leaves())
     tracer.proxy_buffer_attributes = True  # else what is computed from a buffer becomes a constant of the graph
     # A functional dropout keeps the flag that it was traced with: in evaluation mode it can never make features
     # random. (torchvision's dropouts of non-zero rate are modules, which follow train() and eval().)
@@ -126,6 +117,17 @@ def trace(model: nn.Module) -> tuple[fx.Graph, dict[fx.Node, str]]:
     finally:
         _restore(modes)
     return graph, dict(tracer.node_to_qualname)
+
+
+@functools.cache
+def _leaves() -> list[type[nn.Module]]:
+    """List the modules that are one node each, beside those of torch.nn.
+
+    They are torchvision's own layers (StochasticDepth, …) but not its sequences of layers (Conv2dNormActivation, …),
+    and the BatchNorms that `classifiers.fix_batch_norm` makes.
+    """
+    own = [item for item in vars(torchvision.ops).values() if isinstance(item, type) and issubclass(item, nn.Module)]
+    return [item for item in own if not issubclass(item, nn.Sequential)] + [nn.BatchNorm2d]
 
 
 def feature_shape(head: nn.Module, image_size: int) -> tuple[int, ...]:

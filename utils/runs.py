@@ -5,11 +5,13 @@ import json
 import math
 import time
 from pathlib import Path
-
-from matplotlib.figure import Figure
-from torch.utils.tensorboard import SummaryWriter
+from typing import TYPE_CHECKING
 
 from utils.files import claim, replacing
+from utils.later import tensorboard
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SECONDS_BETWEEN_SAVES = 600.0
 
@@ -91,7 +93,7 @@ class RunLog:
             kept = [line for line in read_metrics(self.path) if line["epoch"] < self.start_epoch]
             with replacing(self.path) as temporary:
                 temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-            self.board = SummaryWriter(str(self.path.parent), purge_step=self.start_epoch)
+            self.board = tensorboard.SummaryWriter(str(self.path.parent), purge_step=self.start_epoch)
             self._open.callback(self.board.close)
         return self
 
@@ -124,7 +126,7 @@ class RunLog:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"epoch": epoch, **finite}) + "\n")
 
-    def figure(self, epoch: int, name: str, figure: Figure) -> None:
+    def figure(self, epoch: int, name: str, figure: "Figure") -> None:
         """Show a picture of this epoch in TensorBoard."""
         if self.active:
             self.board.add_figure(name, figure, epoch)

@@ -1,20 +1,21 @@
 """Residual networks of torchvision's blocks: three stages or four for 32×32 images, and the ImageNet forms."""
 
 from torch import nn
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from models.small.initialise import convolutions_by_fan_out, linear_bias_zero
 from models.small.stages import Block, Description, Stage, conv1x1, conv3x3, pooled_classifier
+from utils.later import torchvision
 
 
 def basic(channels: int, width: int, stride: int) -> nn.Module:
     """Two 3×3 convolutions around which the input flows."""
-    return BasicBlock(channels, width, stride, _projection(channels, width, stride))
+    return torchvision.models.resnet.BasicBlock(channels, width, stride, _projection(channels, width, stride))
 
 
 def bottleneck(channels: int, width: int, stride: int) -> nn.Module:
     """1×1, 3×3 (of width/4 channels, with the stride) and 1×1 convolutions around which the input flows."""
-    return Bottleneck(channels, width // Bottleneck.expansion, stride, _projection(channels, width, stride))
+    block = torchvision.models.resnet.Bottleneck
+    return block(channels, width // block.expansion, stride, _projection(channels, width, stride))
 
 
 def describe_resnet(depth: int, filters: tuple[int, int, int, int]) -> Description:

@@ -16,7 +16,7 @@ STEPS = {
 SCRIPTS = sorted(ROOT.glob("*.py"))
 MODELS = sorted((ROOT / "models").rglob("*.py"))
 UTILS = sorted((ROOT / "utils").rglob("*.py"))
-FROM_UTILS_IN_MODELS = {"utils.checkpoint", "utils.errors", "utils.files", "utils.provenance"}
+FROM_UTILS_IN_MODELS = {"utils.checkpoint", "utils.errors", "utils.files", "utils.later", "utils.provenance"}
 # What a wing may import of the other wings; the ground alone is open to all.
 WINGS = {
     "data": set(),
@@ -33,6 +33,10 @@ EFFECTS = {
     "read_text", "read_bytes", "read_json", "getLogger", "basicConfig", "set_num_threads", "simplefilter",
     "filterwarnings", "SummaryWriter", "system", "run", "Popen",
 }  # fmt: skip
+
+HEAVY = [
+    "torchvision", "matplotlib", "tensorboard", "scipy.linalg", "scipy.stats", "sklearn", "torch._dynamo", "torch.onnx",
+]  # fmt: skip
 
 
 def files(paths):
@@ -151,6 +155,18 @@ def test_imports_are_silent_and_ignore_the_command_line():
     words = [sys.executable, "-c", program, "--no-such-option"]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_parser_loads_no_library_but_pytorch():
+    """So --help and a wrong option take no longer than `import torch`, which most of the time goes to."""
+    program = (
+        "import importlib, sys\n"
+        f"for name in {sorted(STEPS)}: importlib.import_module(name).build_parser()\n"
+        f"print(*sorted(set({HEAVY}) & sys.modules.keys()))\n"
+    )
+    words = [sys.executable, "-c", program]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "", "")
 
 
 @files(MODELS + UTILS)

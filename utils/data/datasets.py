@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
 
 from utils.errors import InputError
+from utils.later import torchvision
 
 # The order is the label: the ids of the paper's VOC object lists, not the alphabet.
 VOC_CLASSES = [
@@ -181,10 +181,12 @@ def _split_folder(folder: Path, split: str) -> Path:
 
 def _list_class_folders(root: Path, class_ids: tuple[str, ...] | None) -> ImageList:
     """List `root/{class}/**/*.jpg` exactly as torchvision's ImageFolder orders it; links are followed."""
+    listing = torchvision.datasets.folder
+    endings = listing.IMG_EXTENSIONS
     try:
-        folders, labels = find_classes(str(root))
+        folders, labels = listing.find_classes(str(root))
     except (FileNotFoundError, PermissionError):
-        loose = sum(file.suffix.lower() in IMG_EXTENSIONS for file in root.iterdir()) if os.access(root, os.R_OK) else 0
+        loose = sum(file.suffix.lower() in endings for file in root.iterdir()) if os.access(root, os.R_OK) else 0
         raise InputError(
             f"{printable(root)} has no class folders{f' but {loose} loose images' if loose else ''}; "
             "expected are {class}/*.jpg in it"
@@ -196,14 +198,14 @@ def _list_class_folders(root: Path, class_ids: tuple[str, ...] | None) -> ImageL
                 f"{len(class_ids)} classes {class_ids[0]} … {class_ids[-1]}"
             )
         labels = {folder: class_ids.index(folder) for folder in folders}
-    samples = make_dataset(str(root), labels, extensions=IMG_EXTENSIONS, allow_empty=True)
+    samples = listing.make_dataset(str(root), labels, extensions=endings, allow_empty=True)
     filled = {label for _, label in samples}
     empty = [printable(folder) for folder in folders if labels[folder] not in filled]
     if empty and (class_ids is None or not filled):  # where the table has the ids, an empty folder shifts nothing
         others = f" and {len(empty) - 1} other class folders have" if len(empty) > 1 else " has"
         raise InputError(
             f"the class folder {printable(root / empty[0])}{others} no images "
-            f"({', '.join(IMG_EXTENSIONS)}); add some or remove it"
+            f"({', '.join(endings)}); add some or remove it"
         )
     return ImageList(
         root,

@@ -11,22 +11,22 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision import transforms
 
 from utils.data.batches import NORMALISATIONS, Augmentation, Normalisation, Preprocessing
 from utils.data.datasets import ImageList, dataset_spec, list_images, printable
 from utils.data.storage import TensorStore
 from utils.data.sub_samplers import read_sub_sampler
 from utils.errors import InputError
+from utils.later import torchvision
 
 # How a photo becomes S×S: the paper's plain resize, and ImageNet's usual pair.
 VIEWS: dict[str, Callable[[int], Callable[[Image.Image], Image.Image]]] = {
-    "resize": lambda size: transforms.Resize((size, size)),
-    "random_crop": lambda size: transforms.Compose(
-        [transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip()]
+    "resize": lambda size: torchvision.transforms.Resize((size, size)),
+    "random_crop": lambda size: torchvision.transforms.Compose(
+        [torchvision.transforms.RandomResizedCrop(size), torchvision.transforms.RandomHorizontalFlip()]
     ),
-    "center_crop": lambda size: transforms.Compose(
-        [transforms.Resize(round(size * 256 / 224)), transforms.CenterCrop(size)]
+    "center_crop": lambda size: torchvision.transforms.Compose(
+        [torchvision.transforms.Resize(round(size * 256 / 224)), torchvision.transforms.CenterCrop(size)]
     ),
 }
 

@@ -15,10 +15,10 @@ from pathlib import PurePosixPath
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.model_selection import StratifiedShuffleSplit
 from torch import Tensor
 
 from utils.errors import InputError
+from utils.later import sklearn
 
 ROTATIONS = 4
 TAU = 3.0
@@ -138,7 +138,7 @@ def few_shot_indices(labels: np.ndarray, ratio: float) -> np.ndarray:
         raise InputError(f"--few-ratio is a share of the training images, above 0 and up to 1, not {ratio:g}")
     if ratio == 1:
         return np.arange(len(labels))
-    splitter = StratifiedShuffleSplit(n_splits=1, test_size=1 - ratio, random_state=0)
+    splitter = sklearn.model_selection.StratifiedShuffleSplit(n_splits=1, test_size=1 - ratio, random_state=0)
     try:
         return next(splitter.split(np.zeros(len(labels)), labels))[0]
     except ValueError as error:

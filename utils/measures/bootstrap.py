@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import scipy.stats
 from numpy.typing import NDArray
 
 from utils.errors import InputError
+from utils.later import scipy
 
 BATCH_BYTES = 1 << 26  # of the resamples' indices, weights and sums that are in memory at one time
 

@@ -7,10 +7,10 @@ image are alike, and none of these scores knows that: their own corrections for 
 from dataclasses import dataclass
 from typing import Literal
 
-import scipy.linalg
 import torch
 
 from utils.errors import InputError
+from utils.later import scipy
 from utils.measures.pair_sums import ROUNDING, PairSums
 
 WEIGHTS = tuple(10.0**exponent for exponent in range(-4, 3))  # of ridge, as a multiple of the mean of X's variances

@@ -4,10 +4,9 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
-from scipy.io import loadmat
-
 from utils.data.datasets import printable
 from utils.errors import InputError
+from utils.later import scipy
 from utils.prepare.cropping import Listing
 from utils.prepare.unpacking import find
 from utils.prepare.voc import lines_of, read_objects
@@ -135,7 +134,7 @@ def _numbers(words: list[str], path: Path) -> list[float]:
 def _file_list(path: Path) -> list[str]:
     """The photos' paths in one of the Stanford Dogs lists."""
     try:
-        return [str(entry[0].item()) for entry in loadmat(path)["file_list"]]
+        return [str(entry[0].item()) for entry in scipy.io.loadmat(path)["file_list"]]
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; give --src the official lists.tar or its content") from None
     except Exception as error:  # a damaged file fails in many ways inside scipy

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sklearn.datasets import load_digits
 
 from utils.errors import InputError
+from utils.later import sklearn
 from utils.prepare.cropping import Listing
 from utils.prepare.restricted_pickle import load_arrays
 from utils.prepare.unpacking import find
@@ -94,7 +94,7 @@ def read_digits(limit: int | None = None) -> Listing:
     Args:
         limit: only the first so many digits.
     """
-    digits = load_digits()
+    digits = sklearn.datasets.load_digits()
     grey = (digits.images * 255 / 16).round().astype(np.uint8)  # 0 to 16 levels become 0 to 255
     listing = Listing([str(digit) for digit in range(10)][:limit])
     seen: Counter[str] = Counter()

@@ -1,23 +1,23 @@
 """Charts of numbers, as functions that give a matplotlib figure: variances by order, spectra, curves."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
-from matplotlib.ticker import MaxNLocator
 
+from utils.later import matplotlib
 from utils.report.maps import symbol, tight_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 RESIDUAL, REMAINDER = "#d55e00", "#999999"
 # Okabe and Ito's colours, which colour-blind people tell apart; every curve also has a marker of its own.
 CURVES = (("#0072b2", "o"), ("#d55e00", "s"), ("#009e73", "^"), ("#cc79a7", "D"), ("#e69f00", "v"), ("#56b4e9", "P"))
 
 
-def variance_figure(reports: Mapping[str, Mapping[str, Any]], p: Sequence[float] = ()) -> Figure:
+def variance_figure(reports: Mapping[str, Mapping[str, Any]], p: Sequence[float] = ()) -> "Figure":
     """Draw the variances of the components as shares of Var(x*), a panel for each report (paper Table 2).
 
     Components are not orthogonal: what is missing from, or exceeds, 100 % is twice the sum of their covariances.
@@ -60,7 +60,7 @@ def curve_figure(
     x_label: str,
     y_label: str,
     notes: Mapping[str, Sequence[str]] | None = None,
-) -> Figure:
+) -> "Figure":
     """Draw one curve a name through its points (paper Fig. 4).
 
     Args:
@@ -69,16 +69,16 @@ def curve_figure(
         y_label: the same.
         notes: a text beside each point, by the curve's name.
     """
-    figure = Figure(figsize=(4.4, 3.3), layout="constrained")
+    figure = matplotlib.figure.Figure(figsize=(4.4, 3.3), layout="constrained")
     axis = figure.subplots()
     for (name, points), (colour, marker) in zip(curves.items(), CURVES):
         axis.plot(*zip(*points), color=colour, marker=marker, markersize=5, linewidth=1.5, label=name)
         for (x, y), note in zip(points, (notes or {}).get(name, ())):
             text = axis.annotate(note, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=7, color=colour)
-            text.set_path_effects([withStroke(linewidth=2, foreground="white")])
+            text.set_path_effects([matplotlib.patheffects.withStroke(linewidth=2, foreground="white")])
     axis.margins(x=0.08)
     if all(float(x).is_integer() for points in curves.values() for x, _ in points):
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
     axis.set_xlabel(x_label, fontsize=9)
     axis.set_ylabel(y_label, fontsize=9)
     axis.tick_params(labelsize=8)
@@ -91,14 +91,14 @@ def curve_figure(
     return figure
 
 
-def spectrum_figure(spectrum: Sequence[Mapping[str, float]]) -> Figure:
+def spectrum_figure(spectrum: Sequence[Mapping[str, float]]) -> "Figure":
     """Draw the fuzziness spectrum: how much more of Var(x*) each depth explains on images that were not fitted.
 
     Args:
         spectrum: a row a depth, the shallowest first, with `layers`, `r2` = 1 − instability, and `gain`, the R² beyond
             that of the depth before.
     """
-    figure = Figure(figsize=(4.2, 0.42 * len(spectrum) + 1.1), layout="constrained")
+    figure = matplotlib.figure.Figure(figsize=(4.2, 0.42 * len(spectrum) + 1.1), layout="constrained")
     axis = figure.subplots()
     names = [f"{row['layers']} layer{'s' if row['layers'] > 1 else ''}" for row in spectrum]
     gains = [100 * row["gain"] for row in spectrum]
@@ -111,7 +111,7 @@ def spectrum_figure(spectrum: Sequence[Mapping[str, float]]) -> Figure:
 
 
 def _bars(
-    axis: Axes,
+    axis: "Axes",
     names: Sequence[str],
     values: Sequence[float],
     colours: Sequence[Any],

@@ -1,31 +1,35 @@
 """Pictures of feature maps, as functions that give a matplotlib figure: components, overlays on photos."""
 
+import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
-from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap
-from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
-from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from utils.files import replacing
+from utils.later import matplotlib
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.colors import ListedColormap
+    from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
 
 SIGNED = "RdBu_r"  # for components and residuals: zero is white, on one symmetric scale
 UNSIGNED = "viridis"
 SYMBOLS = {"target": "$x^*$", "output": "$g(x)$", "residual": r"$x_\Delta$"}
-# Laid over a photo: the weakest is transparent, the strongest nearly opaque. The colour bar has just these colours.
-HEAT = ListedColormap(
-    np.column_stack([matplotlib.colormaps["inferno"](np.linspace(0.3, 1, 256))[:, :3], np.linspace(0, 0.85, 256)])
-)
+
+
+@functools.cache
+def heat_colours() -> "ListedColormap":
+    """Give the colours of what lies over a photo and of its bar: weakest transparent, strongest nearly opaque."""
+    colours = matplotlib.colormaps["inferno"](np.linspace(0.3, 1, 256))[:, :3]
+    return matplotlib.colors.ListedColormap(np.column_stack([colours, np.linspace(0, 0.85, 256)]))
 
 
 def symbol(name: str) -> str:
@@ -41,7 +45,7 @@ def component_figure(
     components: Tensor,
     channels: Sequence[int],
     notes: Sequence[str] | None = None,
-) -> Figure:
+) -> "Figure":
     """Show, for some channels, a target's map and what it splits into (paper Eq. 3): one row a channel.
 
     All maps of a row share one symmetric colour scale, so that strengths compare; only x is on its own.
@@ -82,7 +86,7 @@ def component_figure(
     return figure
 
 
-def decomposition_figure(trans_net: Any, x: Tensor, target: Tensor) -> Figure:
+def decomposition_figure(trans_net: Any, x: Tensor, target: Tensor) -> "Figure":
     """Show what the first feature of a batch splits into, in the four channels that vary most on it.
 
     Args:
@@ -129,7 +133,7 @@ def strength(maps: Tensor, size: int, channel: int | None = None) -> Tensor:
 
 def overlay_figure(
     images: Tensor, target: Tensor, output: Tensor, residual: str = "not reconstructed", channel: int | None = None
-) -> Figure:
+) -> "Figure":
     """Lay x*, g(x) and x_Δ over the photos that they come from: one row a photo (paper Fig. 3 and 5).
 
     The columns are read against each other, so they share one colour scale, from the weakest point of all to the
@@ -158,8 +162,9 @@ def overlay_figure(
     for column, (title, heats) in enumerate(strengths.items(), start=1):
         for axis, image, heat in zip(axes[:, column], images, heats):
             _show(axis, image.float().mean(0), title, cmap="gray", vmin=0, vmax=255)
-            shown = axis.imshow(heat.cpu().numpy(), cmap=HEAT, vmin=weakest, vmax=strongest)
-        ticks = MaxNLocator(4, prune="both")  # a number at the end of the bar would push the columns apart
+            shown = axis.imshow(heat.cpu().numpy(), cmap=heat_colours(), vmin=weakest, vmax=strongest)
+        # A number at the end of the bar would push the columns apart.
+        ticks = matplotlib.ticker.MaxNLocator(4, prune="both")
         bar = figure.colorbar(shown, cax=axes[rows, column], orientation="horizontal", ticks=ticks)
         bar.set_label(
             "sum of |value| over channels" if channel is None else f"|value| in channel {channel}", fontsize=7
@@ -169,20 +174,20 @@ def overlay_figure(
     return figure
 
 
-def save_figure(file: str | Path, figure: Figure) -> None:
+def save_figure(file: str | Path, figure: "Figure") -> None:
     """Write a figure whole, in the format that its name ends with, and say so."""
     with replacing(file) as temporary:
         figure.savefig(temporary, dpi=150)
     print(f"saved {file}")
 
 
-def tight_figure(width: float, height: float, between: float = 0.02) -> Figure:
+def tight_figure(width: float, height: float, between: float = 0.02) -> "Figure":
     """Make a figure, inches, whose cells lie close together."""
-    layout = ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03, wspace=between, hspace=between)
-    return Figure(figsize=(width, height), layout=layout)
+    layout = matplotlib.layout_engine.ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03, wspace=between, hspace=between)
+    return matplotlib.figure.Figure(figsize=(width, height), layout=layout)
 
 
-def _show(axis: Axes, picture: Tensor, title: str, **style: Any) -> AxesImage:
+def _show(axis: "Axes", picture: Tensor, title: str, **style: Any) -> "AxesImage":
     """Draw one cell without ticks."""
     shown = axis.imshow(picture.cpu().numpy(), interpolation="nearest", **style)
     axis.set_title(title, fontsize=8)

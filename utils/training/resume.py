@@ -1,17 +1,17 @@
 """One meaning of --resume: go on with this run's own checkpoint if every option that changes the result agrees."""
 
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 
 from utils import checkpoint
 from utils.errors import InputError
 from utils.provenance import Provenance
 
-VERSIONS = {"torch": str(torch.__version__), "torchvision": str(torchvision.__version__)}  # recorded, not compared
+VERSIONS = {"torch": str(torch.__version__), "torchvision": version("torchvision")}  # recorded, not compared
 
 
 def find(

@@ -5,7 +5,7 @@ import pytest
 import torch
 from matplotlib import _pylab_helpers
 
-from utils.report.maps import HEAT, as_pictures, component_figure, overlay_figure, save_figure, strength, symbol
+from utils.report.maps import as_pictures, component_figure, heat_colours, overlay_figure, save_figure, strength, symbol
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def test_overlays_lie_on_grey_photos_on_one_scale(channel):
 
 
 def test_the_weakest_point_of_an_overlay_leaves_the_photo_bare():
-    alphas = HEAT(np.linspace(0, 1, 256))[:, 3]
+    alphas = heat_colours()(np.linspace(0, 1, 256))[:, 3]
     assert alphas[0] == 0 and (np.diff(alphas) > 0).all() and alphas[-1] < 1
 
 

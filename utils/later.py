@@ -1,0 +1,45 @@
+"""Libraries that are loaded by what first uses them, so that --help and a wrong option wait for none of them.
+
+torchvision alone takes as long to import as PyTorch, whose exporter it loads. A file takes it from here,
+
+    from utils.later import torchvision
+
+and names what it uses in full, inside of its functions: `torchvision.models.VGG`.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+
+class Later:
+    """Stands for a module and loads it when one of its names, or a module in it, is asked for."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, name: str) -> Any:
+        module = importlib.import_module(self._name)
+        return getattr(module, name) if hasattr(module, name) else importlib.import_module(f"{self._name}.{name}")
+
+
+if TYPE_CHECKING:
+    import matplotlib.axes
+    import matplotlib.colors
+    import matplotlib.figure
+    import matplotlib.layout_engine
+    import matplotlib.patheffects
+    import matplotlib.ticker
+    import scipy
+    import sklearn
+    import torchvision
+    from torch.utils import tensorboard
+    from torchvision.models import feature_extraction
+else:
+    matplotlib = Later("matplotlib")
+    scipy = Later("scipy")
+    sklearn = Later("sklearn")
+    torchvision = Later("torchvision")
+    feature_extraction = Later("torchvision.models.feature_extraction")
+    tensorboard = Later("torch.utils.tensorboard")
+
+__all__ = ["feature_extraction", "matplotlib", "scipy", "sklearn", "tensorboard", "torchvision"]

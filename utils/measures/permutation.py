@@ -6,8 +6,9 @@ computed once, and a permutation costs one pass of products PᵀY and PW. Where 
 same W comes from the dual form Pᵀ(PPᵀ + λ)⁻¹Y.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -16,12 +17,30 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from utils.errors import InputError
-from utils.measures.calibration import Null
+from utils.measures.bootstrap import Interval
+from utils.measures.calibration import (
+    Null,
+    consistency_interval,
+    normalised_consistency,
+    permutations,
+    shuffled_within_class,
+)
 
 BLOCK_BYTES = 1 << 28  # of the solutions W that are in memory at one time
 CHUNK_BYTES = 1 << 26  # of the rows that are, in float64
 
-Maps = Tensor | NDArray[np.floating]  # (N, C, H, W), in memory or memory-mapped
+
+class Rows(Protocol):
+    """Maps (N, C, H, W) that are read as they are asked for."""
+
+    shape: tuple[int, ...]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, images: slice | NDArray[np.int64]) -> Tensor: ...
+
+
+Maps = Tensor | NDArray[np.floating] | Rows  # (N, C, H, W), in memory, memory-mapped or read
 
 
 @dataclass(frozen=True)
@@ -92,6 +111,72 @@ def permuted_errors(
     return PermutedErrors(total.cpu().numpy(), found[0], found[1:])
 
 
+class LinearCalibration(NamedTuple):
+    """What the linear reference's instability is worth.
+
+    Attributes:
+        null: it and those of permuted pairs: a test.
+        intervals: "instability", "null" (the mean of shuffled pairs), "ceiling" (A → A) and the normalised
+            "consistency"; they hold every regression as it was fitted.
+    """
+
+    null: Null
+    intervals: dict[str, Interval]
+
+    def report(self) -> dict[str, Any]:
+        """Give the test and the intervals as plain values.
+
+        "p" and "zero" are of the test; "above_zero" is the consistency with the zero in the null's place: a pair whose
+        test does not reject has 0 or less.
+        """
+        zero, instability = self.null.zero(), self.null.observed
+        above = normalised_consistency(instability, zero, self.intervals["ceiling"].value or 0.0)
+        return {
+            "permutations": len(self.null.draws), "p": self.null.p_value, "zero": zero, "above_zero": float(above),
+            **{name: asdict(interval) for name, interval in self.intervals.items()},
+        }  # fmt: skip
+
+
+def calibrate_linear(
+    x: Sequence[Maps], target: Sequence[Maps], labels: Sequence[Tensor], generator: torch.Generator,
+    *, draws: int = 200, shuffles: int = 10, resamples: int = 1000, **options: Any,
+) -> LinearCalibration:  # fmt: skip
+    """Hold the linear reference against pairs that share nothing beyond their class, and against A → A.
+
+    Args:
+        x: A's features of fitting and of held-out images.
+        target: B's of both.
+        labels: the classes of both, integers (N,) and (N',); all equal: pairs are mixed over all images.
+        generator: of permutations, shuffled pairs and resamples; of the CPU.
+        draws: permutations for the test.
+        shuffles: pairings without a true pair; what they leave on average is the consistency's null.
+        resamples: of the held-out images, for the intervals.
+        options: of `permuted_errors`.
+
+    Raises:
+        InputError: see `permuted_errors` and `shuffled_within_class`.
+    """
+    orders = [
+        torch.cat([
+            permutations(part, draws, generator),
+            torch.stack([shuffled_within_class(part, generator) for _ in range(shuffles)]),
+        ])
+        for part in labels
+    ]  # fmt: skip
+    sides = x[0], target[0], x[1], target[1]
+    errors = permuted_errors(*sides, *orders, **options)
+    least = permuted_errors(x[0], x[0], x[1], x[1], *(order[:0] for order in orders), **options)
+    intervals = consistency_interval(
+        lambda error, total: {"instability": error / total},
+        [errors.observed, errors.target],
+        [errors.draws[draws:].mean(0), errors.target],
+        [least.observed, least.target],
+        resamples=resamples,
+        seed=int(torch.randint(1 << 31, (), generator=generator)),
+    )
+    return LinearCalibration(replace(errors, draws=errors.draws[:draws]).null(), intervals)
+
+
 class Targets:
     """B's features, of which images are taken in any order, shifted, as float64 rows."""
 
@@ -131,7 +216,7 @@ class Reference:
             gram = mean.new_zeros(self.columns, self.columns)
             for _, rows in self.patches(x, 0):
                 gram += rows.mT @ rows
-        gram.diagonal().add_(weight * gram.trace() / self.columns)
+        gram.diagonal().add_(weight * (float(gram.trace()) / self.columns or 1.0))  # a dead feature counts as ones
         self.factor = torch.linalg.cholesky(gram)
         self.solved = torch.cholesky_solve(rows, self.factor) if self.dual else rows[:0]
 
@@ -176,4 +261,5 @@ def channel_means(maps: Maps, device: str | torch.device) -> Tensor:
 
 def take(maps: Maps, images: slice | NDArray[np.int64]) -> Tensor:
     """Read some images; those of a memory-mapped file are copied."""
-    return maps[images] if isinstance(maps, Tensor) else torch.from_numpy(np.array(maps[images]))
+    part = maps[images]
+    return part if isinstance(part, Tensor) else torch.from_numpy(np.array(part))

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from utils.errors import InputError
 from utils.measures import permutation
 from utils.measures.calibration import permutations
-from utils.measures.permutation import permuted_errors
+from utils.measures.permutation import calibrate_linear, permuted_errors
 
 
 def features(images=(30, 12), channels=4, seed=0):
@@ -120,3 +120,52 @@ def test_what_cannot_be_paired_is_refused():
         permuted_errors(x_fit[1:], target_fit, x_held, target_held, *orders())
     with pytest.raises(InputError, match="constant on the held-out"):
         permuted_errors(x_fit, target_fit, x_held, torch.ones_like(target_held), *orders())
+
+
+def planted(kind):
+    """x and a target for fitting and held-out images: x itself, its channels in another order, or mixed and widened."""
+    x_fit, _, x_held, _ = features((60, 30))
+    rotation = torch.linalg.qr(torch.randn(9, 4, generator=torch.Generator().manual_seed(0)))[0]
+    mixing = {"itself": torch.eye(4), "permuted": torch.eye(4)[[2, 0, 3, 1]], "mixed": rotation}[kind]
+    x = x_fit, x_held
+    labels = [torch.arange(len(part)) % 3 for part in x]
+    return x, [torch.einsum("nchw,dc->ndhw", part, 5 * mixing.double()) for part in x], labels
+
+
+@pytest.mark.parametrize("kind", ["itself", "permuted", "mixed"])
+def test_what_is_shared_whole_is_at_the_ceiling(kind):
+    found = calibrate_linear(*planted(kind), torch.Generator().manual_seed(0), draws=39, resamples=100)
+    consistency = found.intervals["consistency"]
+    assert [consistency.value, consistency.low, consistency.high] == pytest.approx([1, 1, 1], abs=1e-9)
+    assert found.null.p_value == 1 / 40 and len(found.null.draws) == 39
+    report = found.report()
+    assert (report["permutations"], report["p"]) == (39, 1 / 40)
+    assert report["above_zero"] == pytest.approx(1, abs=1e-6)
+    assert report["zero"] == found.null.zero() < 1.1
+
+
+def test_half_of_the_variance_from_other_images_is_half_of_the_consistency():
+    x, target, labels = planted("mixed")
+    foreign = [5 * part for part in features((60, 30), seed=5)[::2]]
+    halves = [torch.cat(pair, dim=1) for pair in zip(target, foreign)]
+    found = calibrate_linear(x, halves, labels, torch.Generator().manual_seed(0), draws=0, shuffles=20)
+    consistency = found.intervals["consistency"]
+    assert consistency.low < 0.5 < consistency.high
+    assert consistency.value == pytest.approx(0.5, abs=0.05)
+
+
+def test_the_null_of_the_consistency_keeps_the_class():
+    x, target, labels = planted("itself")
+    means = 3 * torch.randn(3, 4, 1, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    x = target = [part + means[label] for part, label in zip(x, labels)]
+    nulls = [
+        calibrate_linear(x, target, kinds, torch.Generator().manual_seed(0), draws=0).intervals["null"].value
+        for kinds in (labels, [torch.zeros_like(part) for part in labels])
+    ]
+    assert nulls[0] < 0.5 and nulls[1] > 0.9
+
+
+def test_a_dead_feature_explains_nothing():
+    x_fit, target_fit, x_held, target_held = features()
+    found = permuted_errors(torch.zeros_like(x_fit), target_fit, torch.zeros_like(x_held), target_held, *orders())
+    assert found.null().observed == pytest.approx(1) and found.null().draws == pytest.approx([1, 1, 1])

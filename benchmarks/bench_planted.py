@@ -1,0 +1,238 @@
+"""Planted truth: does the calibrated consistency say what was planted, and is what shares nothing called consistent?
+
+    python -m benchmarks.bench_planted
+
+Images are latent vectors: a class's mean plus content. A net's channels mix them and add noise of their own. B has A's
+channels, with 1 − s of its variance, and another net's channels on *other* images (two nets on the same images share
+knowledge), with s of it; all are rotated and widened. Its variance is what the null leaves unexplained: over all images
+the whole; within the class what a regression from other images of the class leaves.
+
+The instability is the linear reference's, at one ridge weight; other images' x give the null, A → A the ceiling. Every
+repetition draws new classes, nets and images. Prints Markdown.
+"""
+
+import argparse
+import datetime
+import os
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy
+import torch
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.linear_model import LinearRegression
+from torch import Tensor
+
+from utils.measures.bootstrap import Interval
+from utils.measures.calibration import Null, best_of, permutations
+from utils.measures.permutation import calibrate_linear, permuted_errors
+
+CLASSES, LATENT, CHANNELS, WIDENED, SIDE = 10, 6, 12, 36, 2
+FIT_IMAGES, HELD_IMAGES = 320, 160
+WEIGHT = 0.1  # of ridge
+SHUFFLES, PERMUTATIONS = 5, 200
+NOISE = 0.5  # of a channel, beside contents of variance 1
+SHARES = [share / 10 for share in range(11)]
+NULL_PAIRS: dict[str, dict[str, Any]] = {  # B has seen other images: what else the pair is
+    "other images": {},
+    "other images of the same class, permuted within it": {"within": True},
+    "200 channels of 60 images": {"wide": True},
+    "best of 4 layers": {"layers": 4},
+    "best of 4 layers, 200 channels of 60 images, within the class": {"within": True, "wide": True, "layers": 4},
+}
+
+
+@dataclass(frozen=True)
+class Features:
+    """A's and B's features of fitting and of held-out images, and the images' classes."""
+
+    x: list[Tensor]
+    target: list[Tensor]
+    labels: list[Tensor]
+
+    def consistency(self, generator: torch.Generator, *, within: bool) -> Interval:
+        """Calibrate the linear reference; `within`: against pairs of the same class."""
+        labels = self.labels if within else [torch.zeros_like(part) for part in self.labels]
+        found = calibrate_linear(
+            self.x, self.target, labels, generator, draws=0, shuffles=SHUFFLES, weight=WEIGHT
+        )  # fmt: skip
+        return found.intervals["consistency"]
+
+
+class World:
+    """Classes of images, whose means are `spread` apart in units of the content, and what nets see in them."""
+
+    def __init__(self, generator: torch.Generator, spread: float = 1.0) -> None:
+        self.generator = generator
+        means = spread * self.normal(CLASSES, LATENT)
+        self.means = means - means.mean(0)
+
+    def normal(self, *shape: int) -> Tensor:
+        """Draw standard normal numbers."""
+        return torch.randn(*shape, generator=self.generator, dtype=torch.float64)
+
+    def net(self, channels: int = CHANNELS) -> Tensor:
+        """Draw a net: how its channels mix the latent dimensions, (Z, C)."""
+        return self.normal(LATENT, channels) / LATENT**0.5
+
+    def labels(self, images: int) -> Tensor:
+        """Draw classes (N,)."""
+        return torch.randint(CLASSES, (images,), generator=self.generator)
+
+    def images(self, labels: Tensor) -> Tensor:
+        """Draw images of these classes, (N, Z, H·W): half of the content belongs to the image, half to the position."""
+        content = self.normal(len(labels), LATENT, 1) + self.normal(len(labels), LATENT, SIDE**2)
+        return self.means[labels][..., None] + content / 2**0.5
+
+    def features(self, net: Tensor, images: Tensor) -> Tensor:
+        """Let a net see images: (N, C, H, W)."""
+        maps = torch.einsum("nzu,zc->ncu", images, net)
+        return (maps + NOISE * self.normal(*maps.shape)).unflatten(2, (SIDE, SIDE))
+
+    def unexplained(self, source: Tensor, target: Tensor, *, within: bool) -> float:
+        """Give the variance of the target that a ridge regression from other images' source leaves, per position."""
+        classes = self.means.T @ self.means / CLASSES
+        latent = classes + torch.eye(LATENT)
+        total = (target * (latent @ target)).sum() + NOISE**2 * target.shape[1]
+        if not within:
+            return total.item()
+        gram = source.T @ latent @ source + NOISE**2 * torch.eye(source.shape[1])
+        cross = source.T @ classes @ target
+        solution = torch.linalg.solve(gram + WEIGHT * gram.diagonal().mean() * torch.eye(len(gram)), cross)
+        return (total - 2 * (cross * solution).sum() + (solution * (gram @ solution)).sum()).item()
+
+
+def planted_pair(world: World, share: float, *, within: bool) -> Features:
+    """Draw a pair whose B has a share of its variance from another net on other images."""
+    net, other = world.net(), world.net()
+    sizes = [world.unexplained(net, part, within=within) for part in (net, other)]
+    rotation = torch.linalg.qr(world.normal(WIDENED, 2 * CHANNELS))[0]
+    found = Features([], [], [])
+    for count in (FIT_IMAGES, HELD_IMAGES):
+        labels = world.labels(count)
+        x = world.features(net, world.images(labels))
+        foreign = world.features(other, world.images(labels if within else world.labels(count)))
+        channels = torch.cat([((1 - share) / sizes[0]) ** 0.5 * x, (share / sizes[1]) ** 0.5 * foreign], dim=1)
+        found.x.append(x)
+        found.target.append(torch.einsum("nchw,dc->ndhw", channels, rotation))
+        found.labels.append(labels)
+    return found
+
+
+def planted_table(repetitions: int, *, within: bool) -> None:
+    """Print what was found of each planted share."""
+    print(f"\n## Null {'within the class' if within else 'over all images'}\n")
+    print("| planted 1 − s | mean found | sd | within ±0.03 | interval covers | interval's half width |")
+    print("|---:|---:|---:|---:|---:|---:|")
+    covered = []
+    for index, share in enumerate(SHARES):
+        found = []
+        for repetition in range(repetitions):
+            generator = torch.Generator().manual_seed(1_000_000 * index + 2 * repetition + within)
+            pair = planted_pair(World(generator), share, within=within)
+            found.append(pair.consistency(generator, within=within))
+        value, low, high = (np.array([getattr(one, name) for one in found]) for name in ("value", "low", "high"))
+        inside = (low <= 1 - share + 1e-9) & (high >= 1 - share - 1e-9)  # at s = 0 it is 1 but for rounding
+        covered.append(inside.mean())
+        near = abs(value - 1 + share) <= 0.03
+        print(
+            f"| {1 - share:.1f} | {value.mean():.4f} | {value.std():.4f} | {near.mean():.1%} "
+            f"| {covered[-1]:.1%} | {(high - low).mean() / 2:.4f} |", flush=True,
+        )  # fmt: skip
+    print(f"\nCovered over s = 0.1 … 1: {np.mean(covered[1:]):.1%}; at s = 0 both ends are 1, and so is what is found.")
+
+
+def null_pair(generator: torch.Generator, *, within: bool = False, wide: bool = False, layers: int = 1) -> Null:
+    """Draw nets that share nothing, or nothing beyond the class, and test the best of A's layers."""
+    world = World(generator)
+    sizes = (60, 40) if wide else (120, 60)
+    labels = [world.labels(count) for count in sizes]
+    seen = [world.images(part) for part in labels]
+    foreign = [world.images(part if within else world.labels(len(part))) for part in labels]
+    classes = labels if within else [torch.zeros_like(part) for part in labels]
+    orders = [permutations(part, PERMUTATIONS, generator) for part in classes]
+    target_fit, target_held = vectors(world, world.net(50 if wide else WIDENED), foreign)
+    nulls = []
+    for _ in range(layers):
+        x_fit, x_held = vectors(world, world.net(200 if wide else CHANNELS), seen)
+        nulls.append(permuted_errors(x_fit, target_fit, x_held, target_held, *orders, weight=WEIGHT).null())
+    return best_of(nulls)
+
+
+def vectors(world: World, net: Tensor, parts: Iterable[Tensor]) -> list[Tensor]:
+    """Let a net see some sets of images, its maps averaged: (N, C, 1, 1) each."""
+    return [world.features(net, images).mean((2, 3), keepdim=True) for images in parts]
+
+
+def null_table(repetitions: int) -> None:
+    """Print how often pairs that share nothing are called consistent."""
+    print(f"\n## Pairs that share nothing, {PERMUTATIONS} permutations\n")
+    print("| pair: B has seen other images | called consistent (p ≤ 0.05) |\n|---|---:|")
+    rates = []
+    for name, kind in NULL_PAIRS.items():
+        nulls = (null_pair(torch.Generator().manual_seed(7_000_000 + seed), **kind) for seed in range(repetitions))
+        rates.append(np.mean([null.p_value <= 0.05 for null in nulls]))
+        print(f"| {name} | {rates[-1]:.2%} |", flush=True)
+    print(f"| all | {np.mean(rates):.2%} |")
+
+
+def attack_table(repetitions: int) -> None:
+    """Print what a sender of class-clustered noise reaches, that has seen nothing of an image but its class."""
+    accuracies, scores = [], []
+    for seed in range(repetitions):
+        generator = torch.Generator().manual_seed(9_000_000 + seed)
+        world = World(generator, spread=4)  # a net that has learned the classes
+        clusters, net = 4 * world.normal(CLASSES, CHANNELS), world.net(WIDENED)
+        pair = Features([], [], [world.labels(count) for count in (FIT_IMAGES, HELD_IMAGES)])
+        for labels in pair.labels:
+            noise = world.normal(len(labels), CHANNELS, SIDE, SIDE)
+            pair.x.append(clusters[labels][..., None, None] + noise)
+            pair.target.append(world.features(net, world.images(labels)))
+        accuracies.append(tail_accuracies(pair))
+        scores.append([pair.consistency(generator, within=within) for within in (False, True)])
+    own, sent = 100 * np.mean(accuracies, axis=0)
+    over_all, inside = zip(*scores)
+    print("\n## A sender of class-clustered noise\n")
+    print(f"B's features through B's tail {own:.1f} %, the noise translated to them {sent:.1f} %.")
+    for name, found in (("over all images", over_all), ("within the class", inside)):
+        zero = np.mean([one.low <= 0 <= one.high for one in found])
+        mean = np.mean([one.value for one in found])
+        print(f"Consistency by the null {name}: {mean:.4f}; its interval contains 0 in {zero:.1%}.")
+
+
+def tail_accuracies(pair: Features) -> list[float]:
+    """Fit a linear tail to B's averaged features, and a linear g; give its accuracies on B's features and on g(x)."""
+    x_fit, x_held, target_fit, target_held = (part.mean((2, 3)).numpy() for part in (*pair.x, *pair.target))
+    tail = LinearDiscriminantAnalysis().fit(target_fit, pair.labels[0])
+    sent = LinearRegression().fit(x_fit, target_fit).predict(x_held)
+    return [tail.score(part, pair.labels[1]) for part in (target_held, sent)]
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure and print Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repetitions", type=int, default=400, help="of every line")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    began = time.process_time()
+    print(f"# Planted truth, {datetime.date.today()}\n")
+    print(f"{args.repetitions} repetitions of every line; {FIT_IMAGES} images fitted, {HELD_IMAGES} held out, ")
+    print(f"{CHANNELS} channels widened to {WIDENED}, maps of {SIDE} × {SIDE}; ridge weight {WEIGHT}, ")
+    print(f"{SHUFFLES} shuffled pairings.")
+    planted_table(args.repetitions, within=True)
+    null_table(args.repetitions)
+    attack_table(args.repetitions)
+    planted_table(args.repetitions, within=False)
+    print(f"\n{time.process_time() - began:.0f} s of one {platform.machine()} core ({os.cpu_count()} cores);")
+    print(f"Python {platform.python_version()}, torch {torch.__version__}, scipy {scipy.__version__};")
+    print(f"`python -m benchmarks.bench_planted {shlex.join(sys.argv[1:] if argv is None else argv)}`")
+
+
+if __name__ == "__main__":
+    main()

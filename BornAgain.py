@@ -38,7 +38,7 @@ def build_parser() -> Parser:
     """Declare this step's options."""
     parser = Parser(__doc__, "python BornAgain.py --start_gen 1 --resume TEACHER.pth.tar -a vgg16_bn --lr 0.01")
     group = parser.add_argument_group("series")
-    group.add_argument("-a", "--arch", help=f"a torchvision classifier; default: the teacher's, or {options.ARCH}")
+    group.add_argument("-a", "--arch", help=f"{options.ARCHS}; default: the teacher's, or {options.ARCH}")
     group.add_argument(
         "--resume", default="", metavar="T", help="teacher of the first generation; none or auto: the series' own"
     )
@@ -122,7 +122,7 @@ def train_generation(
     settings = options.settings(args, but=NOT_RECORDED, arch=arch, generation=generation, teacher=teacher_hash)
     extendable = not args.logspace and args.lambd == args.lambd_end
     resumed = resume.find("auto", own, settings, restart=args.restart, extendable=extendable)
-    model, state = read_classifier(resumed) if resumed else (None, {})
+    model, state = read_classifier(resumed, arch) if resumed else (None, {})
     acc1, best_acc1 = (state.get(name, 0) for name in ("acc1", "best_acc1"))
     if state.get("epoch", 0) >= args.epochs:
         runtime.say(f"generation {generation} is trained already: {own}")

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from models.classifiers import build, classifier_record, fix_batch_norm, read_classifier
+from models.own import refuse_unnamed
 from models.split import feature_shape
 from utils import checkpoint, opening, options, runs
 from utils.errors import InputError
@@ -21,7 +22,7 @@ def build_parser() -> Parser:
     """Declare this step's options."""
     parser = Parser(__doc__, "python Training.py --dataset CUB200 --arch vgg16_bn --seed 0 --suffix sd0")
     group = parser.add_argument_group("network")
-    group.add_argument("-a", "--arch", help=f"a torchvision classifier, or a *_ft name; default: {options.ARCH}")
+    group.add_argument("-a", "--arch", help=f"{options.ARCHS}; default: {options.ARCH}")
     group.add_argument("--pretrained", action="store_true", help="start from torchvision's ImageNet weights")
     group.add_argument("--weights", type=some_path, metavar="FILE", help="start from the weights in a file")
     group.add_argument("--train_layer", type=whole(0), default=34, help="of *_ft networks: first layer that is trained")
@@ -44,6 +45,7 @@ def fill(args: Namespace) -> None:
         state = checkpoint.load(args.resume, mmap=True)
     elif args.resume and own.exists() and not args.restart:
         state = resume.read_own(own)
+    refuse_unnamed(state.get("arch"), args.arch, own if args.resume == "auto" else args.resume)
     args.arch = args.arch or state.get("arch") or options.ARCH
     options.fill(args, state.get("data", {}))
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from models.author_keys import fold_masks, is_authors_trans_net, strip_module
+from models.own import build_own, is_own, refuse_unnamed
 from models.small import names
 from models.small.author_keys import bare_state
 from models.small.auxiliary import build_bare
@@ -40,7 +41,8 @@ def build(
     no gradient, while frozen BatchNorms follow the network's mode (`fix_batch_norm` holds them).
 
     Args:
-        arch: a torchvision classification model, or one with `_ft` appended, or a network of `models.small.names`.
+        arch: a torchvision classification model, or one with `_ft` appended, a network of `models.small.names`, or the
+            user's own, "package.module:factory" (`models.own`).
         num_classes: the length of the logits.
         pretrained: begin with torchvision's IMAGENET1K_V1 weights (`_ft` always does).
         weights: begin with this file instead: a state dict or a checkpoint, ours or the authors'. If it is for
@@ -53,7 +55,7 @@ def build(
         InputError: an unknown name, weights that do not fit or cannot be had.
     """
     model = _structure(arch, num_classes, train_layer)
-    base = arch.removesuffix("_ft")
+    base = _base(arch)
     if weights is not None:
         state, source = bare_state(base, _state_dict(checkpoint.load(weights), weights)[0]), str(weights)
     elif pretrained or arch != base:
@@ -138,15 +140,18 @@ def read_classifier(
     held = record["arch"] or arch
     if held is None:
         raise InputError(f"{path} does not say its architecture; give it with --arch")
-    if arch is not None and arch.removesuffix("_ft") != held.removesuffix("_ft"):
+    if arch is not None and _base(arch) != _base(held):
         raise InputError(f"checkpoint {path} holds a {held}, --arch says {arch}")
+    refuse_unnamed(held, arch, path)
 
     state = bare_state(held, state)
     train_layer = record.get("train_layer", 34)
-    last = f"{last_layer(_uninitialised(held, 1, train_layer))}.weight"
-    if last not in state:
-        raise InputError(f"{path} does not fit {held}: it has no {last}")
-    found = len(state[last])
+    found = record.get("num_classes") if is_own(held) else None  # whose last layer may stand anywhere
+    if found is None:
+        last = f"{last_layer(_uninitialised(held, 1, train_layer))}.weight"
+        if last not in state:
+            raise InputError(f"{path} does not fit {held}: it has no {last}")
+        found = len(state[last])
     if num_classes is not None and found != num_classes:
         raise InputError(f"{path} holds a classifier of {found} classes, {num_classes} are expected")
     model = _uninitialised(held, found, train_layer)
@@ -157,7 +162,9 @@ def read_classifier(
 
 def _structure(arch: str, num_classes: int, train_layer: int) -> nn.Module:
     """Build a classifier with random weights; for `_ft`, freeze what is not trained."""
-    base = names.torchvision_name(arch.removesuffix("_ft"))
+    base = names.torchvision_name(_base(arch))
+    if is_own(arch):
+        return build_own(arch, num_classes)
     known = torchvision.models.list_models(module=torchvision.models)
     if names.is_small(base):
         model: nn.Module = build_bare(base, num_classes)
@@ -173,8 +180,15 @@ def _structure(arch: str, num_classes: int, train_layer: int) -> nn.Module:
     return model
 
 
+def _base(arch: str) -> str:
+    """Give the architecture's name without what says how it is fine-tuned."""
+    return arch if is_own(arch) else arch.removesuffix("_ft")
+
+
 def _uninitialised(arch: str, num_classes: int, train_layer: int) -> nn.Module:
     """Give the structure without spending seconds (and random numbers) on weights that a file will replace."""
+    if is_own(arch):
+        return _structure(arch, num_classes, train_layer)
     try:
         with torch.device("meta"):
             return _structure(arch, num_classes, train_layer)
@@ -213,7 +227,7 @@ def _state_dict(stored: Mapping[str, Any], path: str | Path) -> tuple[dict[str, 
 def _imagenet_weights(arch: str) -> dict[str, Tensor]:
     """Give torchvision's IMAGENET1K_V1 weights, from its cache or the network."""
     base = names.torchvision_name(arch)
-    if names.is_small(base):
+    if names.is_small(base) or is_own(base):
         raise InputError(f"there are no ImageNet weights of {base}; give a local file with --weights FILE")
     choices = torchvision.models.get_model_weights(base).__members__
     if "IMAGENET1K_V1" not in choices:

@@ -7,7 +7,7 @@ import torch
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from models.split import trace
+from models.graph import trace
 
 
 def freeze_for_inference(module: nn.Module, device: torch.device) -> fx.GraphModule:

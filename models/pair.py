@@ -1,14 +1,16 @@
 """Two networks and the Trans-Net between them: each cut at its layer, or all three from a Trans-Net's checkpoint."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-from models.classifiers import read_classifier
+from models.classifiers import build, last_layer, read_classifier
 from models.layers import Layer
-from models.split import as_maps, split
+from models.own import refuse_unnamed
+from models.split import as_maps, before_last, from_maps, split, tap
 from models.trans_net import TransNet, build_from_state
 from utils import checkpoint
 from utils.errors import InputError
@@ -29,7 +31,7 @@ class Net(NamedTuple):
     state: checkpoint.State
     source: NetSource
     head: nn.Module
-    tail: nn.Module
+    tail: fx.GraphModule
 
 
 def open_net(path: str | Path, arch: str | None, layer: Layer, hint: str = "") -> Net:
@@ -51,6 +53,91 @@ def open_net(path: str | Path, arch: str | None, layer: Layer, hint: str = "") -
     except InputError as error:
         raise InputError(f"{error}{hint}") from None
     return Net(state, NetSource(state["model"]["arch"], node, str(path), sha256(path)), head, tail)
+
+
+def untrained_head(source: NetSource, classes: int, named: str | None = None) -> nn.Module:
+    """Build a net anew, as it is initialised before any training, and cut it where its features were taken.
+
+    Args:
+        source: says the architecture and the layer.
+        classes: of the data set, at least 1.
+        named: the architecture that an option says, without which a user's own is refused.
+
+    Returns:
+        Normalised images (N, 3, S, S) → feature, in evaluation mode and without gradients, on the CPU.
+
+    Raises:
+        InputError: the source does not say which net it was, or it is the user's own and no option names it.
+    """
+    if source.arch is None or source.layer is None or not classes:
+        raise InputError("the features do not say of which net, layer and classes they are; store them anew")
+    refuse_unnamed(source.arch, named, "the stored features' record")
+    head, _ = split(build(source.arch.removesuffix("_ft"), classes), source.layer)
+    return head.requires_grad_(False).eval()
+
+
+class Tapped(NamedTuple):
+    """A trained classifier that also gives its features at some layers.
+
+    Attributes:
+        state: its checkpoint without the weights; "model" says what rebuilds it.
+        sources: what it is, once for each layer.
+        net: images (N, 3, S, S) → (feature, …, logits (N, C)).
+    """
+
+    state: checkpoint.State
+    sources: list[NetSource]
+    net: nn.Module
+
+
+def open_tapped(path: str | Path, arch: str | None, layers: Sequence[Layer], hint: str = "") -> Tapped:
+    """Read a classifier's checkpoint and tap the network at some layers; see `open_net`."""
+    model, state = read_classifier(path, arch)
+    try:
+        nodes = [layer.node(model) for layer in layers]
+        net = tap(model, nodes)
+    except InputError as error:
+        raise InputError(f"{error}{hint}") from None
+    digest = sha256(path)
+    return Tapped(state, [NetSource(state["model"]["arch"], node, str(path), digest) for node in nodes], net)
+
+
+class Penultimate(nn.Module):
+    """What a net's frozen layers make of its feature at a cut: its penultimate feature, that of the last layer's input.
+
+    Args:
+        layers: feature (N, *shape) → penultimate feature.
+        shape: of one image's feature at the cut.
+    """
+
+    def __init__(self, layers: nn.Module, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.layers, self.shape = layers, shape
+        self.requires_grad_(False).eval()
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Give the penultimate feature of a feature that comes as maps (N, C, H, W)."""
+        return self.layers(from_maps(maps, self.shape))
+
+
+def open_penultimate(source: NetSource, arch: str | None, shape: tuple[int, ...]) -> Penultimate:
+    """Read a net that features were stored of, and give what follows them up to its last layer.
+
+    Args:
+        source: which net, and where it was cut.
+        arch: see `open_net`.
+        shape: of one image's feature.
+
+    Raises:
+        InputError: the features do not say which net it was, it is not there any more, or nothing follows.
+    """
+    if source.path is None or source.layer is None:
+        raise InputError("the features do not say of which net they are, whose layers are asked for; store them anew")
+    net = open_net(source.path, arch, Layer(source.layer))
+    if source.sha256 != net.source.sha256:
+        raise InputError(f"{source.path} is not the net any more that the features were stored of; store them anew")
+    model, _ = read_classifier(source.path, arch)
+    return Penultimate(before_last(net.tail, last_layer(model)), shape)
 
 
 class MapHead(nn.Module):

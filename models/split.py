@@ -4,37 +4,15 @@ One mechanism serves every torchvision classifier: its forward pass is traced in
 readable names (`features.30`, `layer3.5.add`), and the graph is cut at the node that the layer's name means.
 """
 
-import difflib
-import functools
-import math
-from collections.abc import Callable, Iterable
-from collections.abc import Set as AbstractSet
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
+from models.graph import copy_inputs, find_cut, flow_around, modes_of, reach, restore_modes, result_of, trace
 from utils.errors import InputError
-from utils.later import feature_extraction, torchvision
-
-
-class HeadTail(nn.Module):
-    """Run a head and its tail in one forward pass, so that DataParallel can split the images.
-
-    Args:
-        head: images (N, 3, S, S) → feature (N, …).
-        tail: feature → logits (N, C).
-    """
-
-    def __init__(self, head: nn.Module, tail: nn.Module) -> None:
-        super().__init__()
-        self.head = head
-        self.tail = tail
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Give the feature (N, …) and the logits (N, C) of images (N, 3, S, S)."""
-        feature = self.head(images)
-        return feature, self.tail(feature)
 
 
 def split(model: nn.Module, layer: str) -> tuple[fx.GraphModule, fx.GraphModule]:
@@ -56,25 +34,58 @@ def split(model: nn.Module, layer: str) -> tuple[fx.GraphModule, fx.GraphModule]
         InputError: there is no such layer, or it is no cut because other values flow around it.
     """
     graph, names = trace(model)
-    cut = _find(names, layer, model)
-    if around := _flow_around(graph, cut):
-        later = list(graph.nodes)[list(graph.nodes).index(cut) + 1 :]
-        nearest = next(names[node] for node in later if node in names and not _flow_around(graph, node))
-        flowing = ", ".join("the images" if node.op == "placeholder" else names[node] for node in around[:3])
-        raise InputError(
-            f"{layer} is no cut: {flowing} {'flow' if len(around) > 1 else 'flows'} around it; "
-            f"the next layer where everything meets is {nearest}"
-        )
+    cut = find_cut(graph, names, layer, model)
 
     head_graph = fx.Graph()
-    head_graph.output(_copy_inputs(head_graph, cut, {}))
+    head_graph.output(copy_inputs(head_graph, cut, {}))
 
     tail_graph = fx.Graph()
     feature = tail_graph.placeholder("feature")
     # VGG's and AlexNet's ReLUs work in place; the caller's feature is not theirs to overwrite.
     own = tail_graph.call_method("clone", (feature,))
-    tail_graph.output(_copy_inputs(tail_graph, _result(graph), {cut: own}))
+    tail_graph.output(copy_inputs(tail_graph, result_of(graph), {cut: own}))
     return fx.GraphModule(model, head_graph, "Head"), fx.GraphModule(model, tail_graph, "Tail")
+
+
+def tap(model: nn.Module, layers: Sequence[str]) -> fx.GraphModule:
+    """Make a model that also gives its features at some layers: images → (feature, …, logits), in one pass.
+
+    Args:
+        model: images (N, 3, S, S) → logits (N, C); its modules are shared.
+        layers: names, as `split` takes them.
+
+    Raises:
+        InputError: see `split`.
+    """
+    graph, names = trace(model)
+    found = [find_cut(graph, names, layer, model) for layer in layers]
+    tapped, copies, features = fx.Graph(), dict[fx.Node, fx.Node](), dict[fx.Node, fx.Node]()
+    needed = reach(result_of(graph), lambda node: node.all_input_nodes)
+    for original in graph.nodes:
+        if original in needed:
+            copies[original] = tapped.node_copy(original, copies.__getitem__)
+        if original in found:  # what follows may work in place
+            features[original] = tapped.call_method("clone", (copies[original],))
+    tapped.output((*(features[node] for node in found), copies[result_of(graph)]))
+    return fx.GraphModule(model, tapped, "Tapped")
+
+
+def before_last(tail: fx.GraphModule, layer: str) -> fx.GraphModule:
+    """Cut a tail before its last layer: feature → penultimate feature.
+
+    Args:
+        tail: of `split`; its modules are shared.
+        layer: the name of the last layer, a module.
+
+    Raises:
+        InputError: the tail does not have it.
+    """
+    last = next((node for node in tail.graph.nodes if node.op == "call_module" and node.target == layer), None)
+    if last is None:
+        raise InputError(f"the features are taken at or behind {layer}, the last layer; choose a --layer before it")
+    graph = fx.Graph()
+    graph.output(copy_inputs(graph, last.all_input_nodes[0], {}))
+    return fx.GraphModule(tail, graph, "Penultimate")
 
 
 def cuts(model: nn.Module, image_size: int) -> dict[str, tuple[int, ...]]:
@@ -85,49 +96,19 @@ def cuts(model: nn.Module, image_size: int) -> dict[str, tuple[int, ...]]:
         image_size: S, pixels.
     """
     graph, names = trace(model)
-    modes = _modes(model)
+    modes = modes_of(model)
     model.eval()
     try:
         with torch.no_grad():
             ShapeProp(fx.GraphModule(model, graph)).propagate(torch.zeros(1, 3, image_size, image_size))
     finally:
-        _restore(modes)
+        restore_modes(modes)
     shapes = {node: getattr(node.meta.get("tensor_meta"), "shape", None) for node in names}
     return {
         names[node]: tuple(shape[1:])
         for node, shape in shapes.items()
-        if node.op != "placeholder" and shape is not None and not _flow_around(graph, node)
+        if node.op != "placeholder" and shape is not None and not flow_around(graph, node)
     }
-
-
-def trace(model: nn.Module) -> tuple[fx.Graph, dict[fx.Node, str]]:
-    """Trace a model's forward pass in evaluation mode; its modules' modes are left as they are.
-
-    Returns:
-        The graph, whose nodes name the model's own modules and parameters, and each node's readable name, in order.
-    """
-    tracer = feature_extraction.NodePathTracer(autowrap_modules=(math, torchvision.ops), leaf_modules=_leaves())
-    tracer.proxy_buffer_attributes = True  # else what is computed from a buffer becomes a constant of the graph
-    # A functional dropout keeps the flag that it was traced with: in evaluation mode it can never make features
-    # random. (torchvision's dropouts of non-zero rate are modules, which follow train() and eval().)
-    modes = _modes(model)
-    model.eval()
-    try:
-        graph = tracer.trace(model)
-    finally:
-        _restore(modes)
-    return graph, dict(tracer.node_to_qualname)
-
-
-@functools.cache
-def _leaves() -> list[type[nn.Module]]:
-    """List the modules that are one node each, beside those of torch.nn.
-
-    They are torchvision's own layers (StochasticDepth, …) but not its sequences of layers (Conv2dNormActivation, …),
-    and the BatchNorms that `classifiers.fix_batch_norm` makes.
-    """
-    own = [item for item in vars(torchvision.ops).values() if isinstance(item, type) and issubclass(item, nn.Module)]
-    return [item for item in own if not issubclass(item, nn.Sequential)] + [nn.BatchNorm2d]
 
 
 def feature_shape(head: nn.Module, image_size: int) -> tuple[int, ...]:
@@ -140,22 +121,34 @@ def feature_shape(head: nn.Module, image_size: int) -> tuple[int, ...]:
     Raises:
         InputError: the network does not take images of this size, or the layer's value is no tensor.
     """
-    device = next((parameter.device for parameter in head.parameters()), torch.device("cpu"))
-    modes = _modes(head)
-    head.eval()
+    return _shape(_of_blank_image(head, image_size))
+
+
+def feature_shapes(tapped: nn.Module, image_size: int) -> list[tuple[int, ...]]:
+    """Measure the shapes of what `tap` gives but the logits; see `feature_shape`."""
+    return [_shape(feature) for feature in _of_blank_image(tapped, image_size)[:-1]]
+
+
+def _of_blank_image(net: nn.Module, image_size: int) -> Any:
+    device = next((parameter.device for parameter in net.parameters()), torch.device("cpu"))
+    modes = modes_of(net)
+    net.eval()
     try:
         with torch.no_grad():
-            feature = head(torch.zeros(1, 3, image_size, image_size, device=device))
+            return net(torch.zeros(1, 3, image_size, image_size, device=device))
     except (RuntimeError, ValueError, AssertionError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        only = getattr(head, "image_size", None)  # a vision transformer's
+        only = getattr(net, "image_size", None)  # a vision transformer's
         instead = f"it takes --image_size {only}" if only else "choose another --image_size"
         raise InputError(f"the network does not take {image_size}×{image_size} images ({reason}); {instead}") from None
     finally:
-        _restore(modes)
+        restore_modes(modes)
+
+
+def _shape(feature: Any) -> tuple[int, ...]:
     if not isinstance(feature, Tensor):
         raise InputError(f"the layer gives a {type(feature).__name__}, not a feature; choose another --layer")
-    return feature.shape[1:]
+    return tuple(feature.shape[1:])
 
 
 def as_maps(feature: Tensor) -> Tensor:
@@ -184,66 +177,3 @@ def from_maps(maps: Tensor, shape: tuple[int, ...]) -> Tensor:
     if len(shape) == 2:
         return maps.squeeze(3).transpose(1, 2)
     return maps
-
-
-def _modes(model: nn.Module) -> dict[nn.Module, bool]:
-    return {module: module.training for module in model.modules()}
-
-
-def _restore(modes: dict[nn.Module, bool]) -> None:
-    for module, training in modes.items():
-        module.training = training
-
-
-def _find(names: dict[fx.Node, str], layer: str, model: nn.Module) -> fx.Node:
-    """Find the node that a name means: its own, or the last one under a module's path."""
-    found = [node for node, name in names.items() if name == layer or name.startswith(f"{layer}.")]
-    if not found or found[-1].op == "placeholder":
-        near = difflib.get_close_matches(layer, names.values(), cutoff=0)
-        raise InputError(f"this {_kind(model)} has no layer {layer!r}; the nearest names are {', '.join(near)}")
-    return found[-1]
-
-
-def _result(graph: fx.Graph) -> fx.Node:
-    """Give the node whose value the graph returns."""
-    return graph.output_node().all_input_nodes[0]
-
-
-def _flow_around(graph: fx.Graph, cut: fx.Node) -> list[fx.Node]:
-    """Give the values that carry the images past `cut` to the result; empty for a cut."""
-    result = _result(graph)
-    behind = _reach(cut, lambda node: node.users)
-    beside = _reach(next(iter(graph.nodes)), lambda node: node.users) - behind
-    needed = _reach(result, lambda node: node.all_input_nodes, stop={cut})
-    return [
-        node
-        for node in graph.nodes
-        if node in needed & beside and (node is result or not (needed & behind).isdisjoint(node.users))
-    ]
-
-
-def _copy_inputs(target: fx.Graph, node: fx.Node, copies: dict[fx.Node, fx.Node]) -> fx.Node:
-    """Copy `node` and what it is computed from into `target`, up to the nodes that `copies` has; give its copy."""
-    needed = _reach(node, lambda current: current.all_input_nodes, stop=set(copies))
-    for original in node.graph.nodes:
-        if original in needed:
-            copies[original] = target.node_copy(original, copies.__getitem__)
-    return copies[node]
-
-
-def _reach(
-    start: fx.Node, neighbours: Callable[[fx.Node], Iterable[fx.Node]], stop: AbstractSet[fx.Node] = frozenset()
-) -> set[fx.Node]:
-    """Collect `start` and everything that can be reached from it without entering `stop`."""
-    reached: set[fx.Node] = set()
-    waiting = [start]
-    while waiting:
-        node = waiting.pop()
-        if node not in reached and node not in stop:
-            reached.add(node)
-            waiting.extend(neighbours(node))
-    return reached
-
-
-def _kind(model: nn.Module) -> str:
-    return type(model).__name__

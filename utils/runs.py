@@ -17,8 +17,11 @@ SECONDS_BETWEEN_SAVES = 600.0
 
 
 def join(*parts: str | int | None) -> str:
-    """Join the parts of a name that say something: ("CUB200", "", "alexnet") → "CUB200_alexnet"."""
-    return "_".join(str(part) for part in parts if part not in (None, ""))
+    """Join the parts of a name that say something: ("CUB200", "", "alexnet") → "CUB200_alexnet".
+
+    The colon of a user's own architecture, which not every file system takes, becomes a dot.
+    """
+    return "_".join(str(part).replace(":", ".") for part in parts if part not in (None, ""))
 
 
 def pair(first: str | None, second: str | None) -> str:

@@ -10,7 +10,7 @@ from torchvision.models.vgg import VGG, make_layers
 
 from models.classifiers import fix_batch_norm
 from models.frozen import freeze_for_inference
-from models.split import HeadTail, split
+from models.split import split, tap
 
 CPU = torch.device("cpu")
 CUTS = [
@@ -90,7 +90,7 @@ def test_in_float32_only_rounding_differs(arch, layer):
 @pytest.mark.parametrize("layer", ["features.4", "features.7", "classifier.0"])
 def test_in_place_layers_of_the_tail_leave_the_feature(layer):
     model = untrained("vgg_bn")
-    both = HeadTail(*split(model, layer))
+    both = tap(model, [layer])
     images = photos(size=32)
     feature, logits = both(images)
     frozen_feature, frozen_logits = freeze_for_inference(both, CPU)(images)

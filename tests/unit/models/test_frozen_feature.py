@@ -66,6 +66,20 @@ def test_all_components_with_the_residual_are_the_other_nets_feature(planted):
     torch.testing.assert_close(feature("residual_added", heads, trans_net, [0, 1, 2]), x_b)
 
 
+def test_noise_is_as_large_as_the_residual_and_drawn_again_alike():
+    torch.manual_seed(0)
+    x_a, x_b = torch.randn(2, 5, 4, 60, 60)
+    x_b = x_b * torch.linspace(0.1, 3, 20).reshape(5, 4, 1, 1)
+    trans_net = TransNet(4, 4, 1).eval()
+    heads = {"A": Planted(x_a), "B": Planted(x_b)}
+    first, second = (feature("noise_added", heads, trans_net, [0]) for _ in range(2))
+    assert torch.equal(first, second)
+    noise, residual = first - x_b, x_b - trans_net(x_a)
+    sizes = [part.square().mean((2, 3)) for part in (noise, residual)]
+    torch.testing.assert_close(*sizes, rtol=0.12, atol=0)  # five standard errors
+    assert abs((noise * residual).mean() / (noise.std() * residual.std())) < 0.04
+
+
 def test_the_residual_is_added_to_the_chosen_components(planted):
     x_a, x_b, heads, trans_net = planted
     output, components = trans_net.decompose(x_a)

@@ -1,11 +1,20 @@
+import dataclasses
 import shutil
 
 import pytest
 import torch
 
-from models.classifiers import load_classifier
+from models.classifiers import build, load_classifier
 from models.layers import Layer
-from models.pair import Decomposition, find_reverse, open_net, open_pair
+from models.pair import (
+    Decomposition,
+    find_reverse,
+    open_net,
+    open_pair,
+    open_penultimate,
+    open_tapped,
+    untrained_head,
+)
 from models.split import split
 from models.trans_net import load_trans_net
 from utils import checkpoint
@@ -137,3 +146,52 @@ def test_the_reverse_direction_is_found_by_what_it_was_fitted_on(forth, back, tm
     assert find_reverse(alone) is None
     shutil.copy(back, tmp_path / "checkpoint_any_name.pth.tar")
     assert find_reverse(alone) == tmp_path / "checkpoint_any_name.pth.tar"
+
+
+def test_an_untrained_head_is_the_net_as_it_is_initialised():
+    source = NetSource("resnet18", LAYER)
+    torch.manual_seed(3)
+    head = untrained_head(source, 5)
+    torch.manual_seed(3)
+    expected, _ = split(build("resnet18", 5).eval(), LAYER)
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(head(images), expected(images))
+    assert not head.training and not head(images).requires_grad
+    untrained_head(NetSource("resnet18_ft", LAYER), 5)  # asks for no ImageNet weights
+
+
+@pytest.mark.parametrize(("source", "classes"), [(NetSource(None, LAYER), 5), (NetSource("resnet18"), 5)])
+def test_a_net_that_nobody_recorded_cannot_be_built_anew(source, classes):
+    with pytest.raises(InputError, match="do not say of which net, layer and classes"):
+        untrained_head(source, classes)
+
+
+def test_the_penultimate_feature_is_what_follows_the_cut_up_to_the_last_layer(nets):
+    model = load_classifier(nets[1])
+    head, _ = split(model, LAYER)
+    source = open_net(nets[1], None, Layer(LAYER)).source
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        feature = head(images)
+        through = open_penultimate(source, None, tuple(feature.shape[1:]))
+        torch.testing.assert_close(model.fc(through(feature)), model(images))
+    assert not any(parameter.requires_grad for parameter in through.parameters()) and not through.training
+
+
+def test_the_net_must_be_the_one_that_was_stored(nets):
+    source = open_net(nets[1], None, Layer(LAYER)).source
+    with pytest.raises(InputError, match="is not the net any more that the features were stored of"):
+        open_penultimate(dataclasses.replace(source, sha256="0" * 64), None, (128, 4, 4))
+    with pytest.raises(InputError, match="do not say of which net they are"):
+        open_penultimate(NetSource(), None, (128, 4, 4))
+
+
+def test_a_tapped_net_knows_its_layers(nets):
+    tapped = open_tapped(nets[0], None, [Layer(conv_layer=1), Layer(LAYER)])
+    assert [source.layer for source in tapped.sources] == ["layer1.1.add", LAYER]
+    assert {source.sha256 for source in tapped.sources} == {sha256(nets[0])}
+    with torch.no_grad():
+        shapes = [part.shape[1:] for part in tapped.net(torch.zeros(1, 3, 32, 32))]
+    assert [len(shape) for shape in shapes] == [3, 3, 1]
+    with pytest.raises(InputError, match=r"has no layer 'layer9'.*; say more"):
+        open_tapped(nets[0], None, [Layer("layer9")], "; say more")

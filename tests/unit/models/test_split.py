@@ -6,7 +6,7 @@ import torchvision
 from torch import nn
 
 from models.classifiers import fix_batch_norm
-from models.split import HeadTail, as_maps, cuts, feature_shape, from_maps, split
+from models.split import as_maps, before_last, cuts, feature_shape, feature_shapes, from_maps, split, tap
 from utils.errors import InputError
 
 CUTS = [
@@ -218,16 +218,25 @@ def test_a_model_with_fixed_batch_norm_splits(resnet18):
         assert torch.equal(tail(head(images)), expected)
 
 
-def test_head_tail_gives_both(resnet18):
-    both = HeadTail(*split(resnet18, "layer3.1.add"))
+def test_a_tapped_model_gives_every_feature_and_the_logits(resnet18):
+    layers = ["layer3.1.add", "layer1", "layer3.1.add", "conv1"]
+    tapped = tap(resnet18, layers)
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
-        feature, logits = both(images)
-        assert torch.equal(feature, both.head(images))
+        *features, logits = tapped(images)
+        for layer, feature in zip(layers, features, strict=True):
+            assert torch.equal(feature, split(resnet18, layer)[0](images))
         assert torch.equal(logits, resnet18(images))
         # What DataParallel does on each device.
-        replica = both.head._replicate_for_data_parallel()
-        assert torch.equal(replica(images), feature)
+        replica = tapped._replicate_for_data_parallel()
+        assert torch.equal(replica(images)[0], features[0])
+    assert feature_shapes(tapped, 64) == [tuple(feature.shape[1:]) for feature in features]
+
+
+@pytest.mark.parametrize("layer", ["layer3.1.conv1", "layer9"])
+def test_a_tap_is_a_cut(resnet18, layer):
+    with pytest.raises(InputError, match=r"is no cut|has no layer"):
+        tap(resnet18, ["layer1", layer])
 
 
 def test_measuring_a_shape_leaves_running_statistics():
@@ -275,3 +284,19 @@ def test_tokens_become_positions_of_a_map():
 def test_five_axes_are_no_feature():
     with pytest.raises(InputError, match=r"2, 3 or 4 axes, not \(1, 2, 3, 4, 5\)"):
         as_maps(torch.zeros(1, 2, 3, 4, 5))
+
+
+def test_a_tail_can_be_cut_before_its_last_layer(resnet18):
+    head, tail = split(resnet18, "layer3.1.add")
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        penultimate = before_last(tail, "fc")(head(images))
+        assert penultimate.shape == (2, 512)
+        assert torch.equal(resnet18.fc(penultimate), resnet18(images))
+    for behind in ("fc", "flatten"):
+        _, rest = split(resnet18, behind)
+        if behind == "fc":
+            with pytest.raises(InputError, match="at or behind fc, the last layer"):
+                before_last(rest, "fc")
+        else:
+            assert torch.equal(before_last(rest, "fc")(penultimate), penultimate)

@@ -1,0 +1,124 @@
+import sys
+
+import pytest
+import torch
+
+from models.classifiers import build, classifier_record, load_classifier, read_classifier
+from models.own import build_own, is_own, refuse_unnamed
+from utils import checkpoint
+from utils.errors import InputError
+
+CODE = """
+import pathlib
+import torch
+from torch import nn
+
+pathlib.Path(__file__).with_name("was_run").touch()
+
+
+class Small(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.fc = nn.Linear(8, num_classes)  # the layer that gives the logits is not the last one here
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+
+    def forward(self, images):
+        return self.fc(self.conv(images).relu().mean((2, 3)))
+
+
+def small(num_classes):
+    return Small(num_classes)
+
+
+def number(num_classes):
+    return num_classes
+
+
+constant = 3
+"""
+ARCH = "mine.nets:small"
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    """A package of the user's own on PYTHONPATH; its folder."""
+    package = tmp_path / "here" / "mine"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "nets.py").write_text(CODE)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}/nowhere:{package.parent}")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield package
+    for name in [name for name in sys.modules if name.partition(".")[0] == "mine"]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def saved(mine, tmp_path):
+    """A checkpoint of such a net; its code has not been run since."""
+    torch.manual_seed(0)
+    model = build(ARCH, 4)
+    path = tmp_path / "net.pth.tar"
+    checkpoint.save(path, {"arch": ARCH, "model": classifier_record(ARCH, 4), "state_dict": model.state_dict()})
+    for name in ("mine", "mine.nets"):
+        del sys.modules[name]
+    (mine / "was_run").unlink()
+    return path, model
+
+
+def test_a_factory_on_pythonpath_is_called(mine):
+    model = build(ARCH, 5)
+    assert model(torch.zeros(2, 3, 8, 8)).shape == (2, 5) and is_own(ARCH) and not is_own("resnet18")
+
+
+def test_a_checkpoint_alone_runs_no_code(saved, mine):
+    path, model = saved
+    for named in (None, "mine.nets:number"):
+        with pytest.raises(InputError, match="--arch"):
+            load_classifier(path, named)
+    assert not (mine / "was_run").exists()
+    loaded, rest = read_classifier(path, ARCH)
+    assert (mine / "was_run").exists()
+    assert torch.equal(loaded.fc.weight, model.fc.weight) and rest["model"]["num_classes"] == 4
+
+
+def test_only_the_named_code_may_run():
+    refuse_unnamed("resnet18", None, "net.pth.tar")
+    refuse_unnamed(None, None, "net.pth.tar")
+    refuse_unnamed(ARCH, ARCH, "net.pth.tar")
+    with pytest.raises(InputError, match=rf"net\.pth\.tar holds a {ARCH}, .* add --arch {ARCH}"):
+        refuse_unnamed(ARCH, None, "net.pth.tar")
+
+
+@pytest.mark.parametrize(
+    ("arch", "said"),
+    [
+        ("mine.nets:large", "has no function 'large'"), ("mine.nets:constant", "has no function"),
+        ("mine.layers:small", "there is no module mine.layers"), ("yours.nets:small", "PYTHONPATH, which has no yours"),
+        (":small", "PYTHONPATH, which has no package"), ("mine.nets:number", "gives a int, a torch.nn.Module"),
+    ],
+)  # fmt: skip
+def test_what_is_not_there_is_named(mine, arch, said):
+    with pytest.raises(InputError, match=said):
+        build_own(arch, 3)
+
+
+def test_an_installed_package_is_not_on_pythonpath(monkeypatch, mine, saved):
+    with pytest.raises(InputError, match="PYTHONPATH, which has no torchvision"):
+        build_own("torchvision.models:resnet18", 3)
+    monkeypatch.setenv("PYTHONPATH", "")
+    with pytest.raises(InputError, match="PYTHONPATH, which has no mine"):
+        load_classifier(saved[0], ARCH)
+
+
+def test_another_package_of_that_name_is_not_taken(mine):
+    utils = mine.parent / "utils"
+    utils.mkdir()
+    (utils / "__init__.py").write_text("def small(num_classes): ...")
+    with pytest.raises(InputError, match="means another package here"):
+        build_own("utils:small", 3)
+
+
+def test_there_are_no_imagenet_weights_of_own_nets(mine):
+    with pytest.raises(InputError, match="no ImageNet weights"):
+        build(ARCH, 3, pretrained=True)

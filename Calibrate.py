@@ -1,11 +1,12 @@
 """Say what an instability is worth: what pairs that share nothing leave (nulls), what perfect ones do (ceilings).
 
 With the budget of a Trans-Net (its layers, epochs, rates, closed form) others are fitted: to pairs shuffled within the
-class, to pairs shuffled over all images, to A → A, and to the same pairs from another seed. The normalised consistency
-is 0 for pairs that share nothing beyond the class and 1 for what A → A reaches:
+class, to pairs shuffled over all images, to an untrained B, to A → A, and to the same pairs from another seed. The
+normalised consistency is 0 for pairs that share nothing beyond the class and 1 for what A → A reaches:
 
     (null − instability) / (null − ceiling)
 
+The linear reference is tested besides: under permutations within the class, at one ridge weight for all of them.
 Intervals are 95 % over the held-out images, and hold every Trans-Net as it was fitted.
 """
 
@@ -15,54 +16,32 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
-from torch.utils.data import Dataset
 
 from models.fitting import check_fit
-from models.pair import read_stored
+from models.pair import read_stored, untrained_head
+from models.split import as_maps
 from models.trans_net import TransNet, build_from_state
 from utils import checkpoint, opening, options
 from utils.errors import InputError
+from utils.features.nets import doubts
+from utils.features.pairing import Pairing, Side, classes_of
 from utils.files import sha256, write_csv, write_json
 from utils.measures.bootstrap import bootstrap
 from utils.measures.calibration import consistency_interval, shuffled_within_class
 from utils.measures.image_moments import ImageMoments
-from utils.measures.pair_sums import PairSums
+from utils.measures.permutation import calibrate_linear
 from utils.measures.similarity import linear_cka, procrustes, ridge_r2, svcca
 from utils.parser import Namespace, Parser, result_file, some_path, whole
-from utils.progress import Progress
 from utils.provenance import Provenance
 from utils.report.tables import calibration_table
 from utils.runtime import Runtime, command, seed_everything
 from utils.training import closed_form, reconstruction
 from utils.training.family import Family
 
-NULL, CEILING = "null: shuffled within the class", "ceiling: A → A"
+THIS, NULL, UNFITTED = "this Trans-Net", "null: shuffled within the class", "null: g untrained"
+CEILING = "ceiling: A → A"
 BUDGET = ("epochs", "lr", "logspace", "epoch_step", "decay_factor", "optim", "momentum", "weight_decay", "batch_size")
-
-
-class Pairing(Dataset[Any]):
-    """Stored features with x of image i beside the target of image order[i], or beside x itself.
-
-    Args:
-        features: of both nets.
-        order: int64 (N,); None: the true pairs.
-        itself: the target is x: A → A.
-    """
-
-    def __init__(self, features: opening.Features, order: Tensor | None = None, *, itself: bool = False) -> None:
-        self.features, self.order, self.itself = features, order, itself
-
-    def __len__(self) -> int:
-        return len(self.features)
-
-    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, ...]:
-        """Give x, target, labels, and the numbers of the targets' images."""
-        x, target, labels, rows = self.features.__getitems__(indices)
-        if self.order is not None:
-            rows = self.order[rows]
-            _, target, labels, _ = self.features.__getitems__(rows.tolist())
-        return x, x if self.itself else target, labels, rows
+Parts = tuple[Pairing, Pairing]  # pairs to fit, and held-out pairs of the same kind
 
 
 class Fitted(NamedTuple):
@@ -81,6 +60,10 @@ def build_parser() -> Parser:
     group.add_argument("--reverse", action="store_true", help="it reconstructs A's features from B's")
     group.add_argument("--epochs", type=whole(0), help="of the other fits; default: the Trans-Net's own")
     group.add_argument("--bootstrap", type=whole(100), default=1000, metavar="N", help="resamples of the images")
+    group.add_argument("--permutations", type=whole(0), default=200, metavar="N", help="of the test; 0: no test")
+    group = parser.add_argument_group("images, for the untrained net B")
+    options.add_image_folders(group)
+    group.add_argument("-a", "--arch", help="its architecture, needed where that is your own code")
     group = parser.add_argument_group("results")
     group.add_argument("--json", type=result_file(), metavar="FILE", help="write everything as JSON")
     group.add_argument("--csv", type=result_file(), metavar="FILE", help="write the table as CSV")
@@ -94,16 +77,19 @@ def budget_of(args: Namespace, state: checkpoint.State) -> Namespace:
     settings = state.get("settings")
     if not settings:
         raise InputError(f"{args.transnet} does not say how it was fitted; fit it anew with Training_TransNet.py")
+    if settings.get("match", "feature") != "feature":
+        raise InputError(f"{args.transnet} was fitted with --match {settings['match']}, which is not repeated here")
     known = {name: settings[name] for name in (*BUDGET, "solve", "alpha", "L2")}
     known["epochs"] = known["epochs"] if args.epochs is None else args.epochs
     return Namespace(**vars(args) | known)
 
 
 def fit(
-    budget: Namespace, config: dict[str, Any], train: Pairing, val: Pairing, *, seed: int, runtime: Runtime
+    budget: Namespace, config: dict[str, Any], parts: Parts, *, seed: int, runtime: Runtime, trained: bool = True
 ) -> Fitted:
-    """Fit a Trans-Net to some pairs with a given budget, and measure it on held-out pairs of the same kind."""
+    """Fit a Trans-Net to some pairs with a given budget, or leave it untrained, and measure it on held-out ones."""
     seed_everything(seed)
+    train, val = parts
     net = TransNet(**config | ({"out_channels": config["in_channels"], "out_size": None} if train.itself else {}))
     linear = net.linear_reference().to(runtime.device)
     family = Family([net])
@@ -111,6 +97,8 @@ def fit(
     loader, in_order = (opening.feature_loader(budget, train, runtime, shuffle=shuffle) for shuffle in (True, False))
     unseen = opening.feature_loader(budget, val, runtime)
     reconstruction.set_standards([linear, net], in_order, read_stored, runtime)
+    if not trained:
+        return Fitted(reconstruction.image_moments(net, unseen, read_stored, runtime), None)
     reference = closed_form.linear_reference(linear, in_order, unseen, read_stored, runtime)
     solve = partial(closed_form.solve_or_linear, [net], reference, in_order, read_stored, runtime)
     if budget.solve is not None:
@@ -119,46 +107,49 @@ def fit(
     step = partial(reconstruction.reconstruct, family=family, alphas=[alpha.to(runtime.device)], read=read_stored)
     for _ in reconstruction.epochs(running, loader, step, opening.rates(budget), solve_every=budget.solve, solve=solve):
         pass
-    return Fitted(measure(net, unseen, runtime), reference.instability)
+    return Fitted(reconstruction.image_moments(net, unseen, read_stored, runtime), reference.instability)
 
 
-@torch.no_grad()
-def measure(net: TransNet, loader: opening.Loader, runtime: Runtime) -> ImageMoments:
-    """Keep g(x) and x_Δ of every held-out image as sums."""
-    net.eval()
-    moments = ImageMoments()
-    for batch in Progress(loader, "held-out images", quiet=not runtime.is_main):
-        *_, rows = on_device = runtime.to_device(batch)
-        x, target = read_stored(*on_device)
-        check_fit(net, x, target)
-        output = net(x)
-        moments.update(output[None], target - output, rows)
-    return moments
+def beside_untrained(budget: Namespace, parts: Sequence[opening.Features], runtime: Runtime) -> Parts:
+    """Give stored x beside what B makes of the same images as it is initialised, before any training."""
+    source = parts[0].provenance
+    head = untrained_head(source.b, len(source.classes or ()), budget.arch).to(runtime.device)
+    train, val = (Pairing(part, target=opening.features_anew(budget, part, head, runtime)) for part in parts)
+    return train, val
 
 
-def baselines(train: Dataset[Any], val: Dataset[Any], budget: Namespace, runtime: Runtime) -> list[dict[str, Any]]:
-    """Measure other people's similarities on the same held-out features."""
-    sums = []
-    for data in (train, val):
-        sums.append(PairSums())
-        for batch in opening.feature_loader(budget, data, runtime):
-            sums[-1].update(*read_stored(*runtime.to_device(batch)))
-    fitted, held_out = (part.cpu() for part in sums)
-    scores = (linear_cka(held_out), svcca(held_out), procrustes(held_out), ridge_r2(fitted, held_out))
-    return [asdict(score) for score in scores]
-
-
-def pairings(train: opening.Features, val: opening.Features, seed: int) -> dict[str, tuple[Pairing, Pairing]]:
+def pairings(train: opening.Features, val: opening.Features, untrained: Parts | None, seed: int) -> dict[str, Parts]:
     """Name the kinds of pairs that other Trans-Nets are fitted to and measured on."""
     generator = torch.Generator().manual_seed(seed)
-    labels = [part.targets if part.targets.ndim == 1 else torch.zeros(len(part)) for part in (train, val)]
+    labels = [classes_of(part) for part in (train, val)]
     kinds = {}
     for name, classes in ((NULL, labels), ("null: shuffled over all images", map(torch.zeros_like, labels))):
         first, second = (shuffled_within_class(part, generator) for part in classes)
         kinds[name] = (Pairing(train, first), Pairing(val, second))
+    kinds |= {"null: B untrained": untrained} if untrained else {}
+    kinds[UNFITTED] = kinds["the same pairs, another seed"] = (Pairing(train), Pairing(val))
     kinds[CEILING] = (Pairing(train, itself=True), Pairing(val, itself=True))
-    kinds["the same pairs, another seed"] = (Pairing(train), Pairing(val))
     return kinds
+
+
+def linear_test(args: Namespace, parts: Sequence[opening.Features], net: TransNet, runtime: Runtime) -> dict[str, Any]:
+    """Hold the linear reference of one ridge weight against permutations of the images within their classes."""
+    views = (lambda feature: net.resize(as_maps(feature)), as_maps)
+    x, target = ([Side(part, which, view) for part in parts] for which, view in enumerate(views))
+    generator = torch.Generator().manual_seed(args.seed)
+    found = calibrate_linear(
+        x, target, [classes_of(part) for part in parts], generator, draws=args.permutations, resamples=args.bootstrap,
+        kernel_size=net.config["kernel_size"], device=runtime.device,
+    )  # fmt: skip
+    return found.report()
+
+
+def baselines(parts: Sequence[opening.Features], budget: Namespace, runtime: Runtime) -> list[dict[str, Any]]:
+    """Measure other people's similarities on the same held-out features."""
+    loaders = [opening.feature_loader(budget, part, runtime) for part in parts]
+    fitted, held_out = (reconstruction.pair_sums(loader, read_stored, runtime) for loader in loaders)
+    scores = (linear_cka(held_out), svcca(held_out), procrustes(held_out), ridge_r2(fitted, held_out))
+    return [asdict(score) for score in scores]
 
 
 @command
@@ -167,26 +158,33 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args = build_parser().parse_args(argv)
     runtime = opening.start(args)
     state = checkpoint.load(args.transnet)
-    trans_net, budget = build_from_state(state, args.transnet), budget_of(args, state)
+    trans_net, budget = build_from_state(state, args.transnet).to(runtime.device), budget_of(args, state)
     train, val = (opening.stored_features(args, args.convOut_path, split, {}) for split in ("train", "val"))
     Provenance.from_record(state.get("source", {})).check(val.provenance, args.transnet, but=("split", "sample_num"))
-    loader = opening.feature_loader(budget, Pairing(val), runtime)
-    reference = (state.get("linear_reference") or {}).get("instability")
-    found = {"this Trans-Net": Fitted(measure(trans_net.to(runtime.device), loader, runtime), reference)}
-    for name, pairs in pairings(train, val, args.seed).items():
+    check_fit(trans_net, *read_stored(*(part.to(runtime.device) for part in val.__getitems__([0])[:2])))
+    notes, untrained = doubts(val), None
+    try:
+        untrained = beside_untrained(budget, (train, val), runtime)
+    except InputError as error:
+        notes.append(f"the null of an untrained B is left out: {error}")
+    loader = opening.feature_loader(budget, val, runtime)
+    moments = reconstruction.image_moments(trans_net, loader, read_stored, runtime)
+    again = partial(fit, budget, trans_net.config, seed=args.seed + 1, runtime=runtime)
+    found = {THIS: Fitted(moments, (state.get("linear_reference") or {}).get("instability"))}
+    for name, parts in pairings(train, val, untrained, args.seed).items():
         runtime.say(name)
-        found[name] = fit(budget, trans_net.config, *pairs, seed=args.seed + 1, runtime=runtime)
+        found[name] = again(parts, trained=name != UNFITTED)
     rows = []
     for name, fitted in found.items():
         intervals = bootstrap(fitted.moments.statistic(), fitted.moments.arrays(), resamples=args.bootstrap)
         rows.append({"pairs": name, "linear_reference": fitted.linear, **asdict(intervals["instability"])})
-    statistic = found["this Trans-Net"].moments.statistic()
-    three = (found[name].moments.arrays() for name in ("this Trans-Net", NULL, CEILING))
-    consistency = consistency_interval(statistic, *three, resamples=args.bootstrap)["consistency"]
+    three = (found[name].moments.arrays() for name in (THIS, NULL, CEILING))
+    consistency = consistency_interval(moments.statistic(), *three, resamples=args.bootstrap)["consistency"]
     report = {
-        "rows": rows, "consistency": asdict(consistency), "baselines": baselines(train, val, budget, runtime),
-        "epochs": budget.epochs, "images": len(val), "transnet": sha256(args.transnet),
-        "source": val.provenance.to_record(),
+        "rows": rows, "consistency": asdict(consistency),
+        "linear": linear_test(args, (train, val), trans_net, runtime) if args.permutations else None,
+        "baselines": baselines((train, val), budget, runtime), "notes": notes, "epochs": budget.epochs,
+        "images": len(val), "transnet": sha256(args.transnet), "source": val.provenance.to_record(),
     }  # fmt: skip
     runtime.say(calibration_table(report))
     if args.json and runtime.is_main:

@@ -1,8 +1,10 @@
 """Store the features of nets A and B for every image of a data set, once, for all Trans-Nets that follow."""
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,15 +12,16 @@ from torch import nn
 from models.classifiers import read_classifier
 from models.frozen import freeze_for_inference
 from models.layers import Layer
-from models.pair import Net, open_net
-from models.split import HeadTail, cuts, feature_shape
+from models.pair import Tapped, open_tapped
+from models.split import cuts, feature_shapes
 from utils import opening, options, runs
 from utils.data.batches import Preprocessing
 from utils.data.images import ImageData
 from utils.errors import InputError
-from utils.features.cache import FeatureCache, OldFeatureFolder, open_features
-from utils.features.writer import FeatureWriter
-from utils.parser import Namespace, Parser, list_of, some_path, whole
+from utils.features.cache import open_features
+from utils.features.nets import accuracies, doubts
+from utils.features.writer import FeatureWriter, is_stored
+from utils.parser import Namespace, Parser, list_of, real, some_path, whole
 from utils.progress import Progress
 from utils.provenance import Provenance
 from utils.runtime import Runtime, command
@@ -36,17 +39,18 @@ def build_parser() -> Parser:
     group.add_argument("--resume2", required=True, type=some_path, metavar="B", help="checkpoint of net B")
     options.add_layer_options(parser, default="40")
     options.add_second_layer_options(parser)
+    group = parser.add_argument_group("several layers, in one pass")
+    group.add_argument(
+        "--layers", type=list_of(some_path), metavar="A,B,C", help="as --layer or --conv_layer, one folder each; or all"
+    )
+    group.add_argument("--below", type=real(above=0), default=500, metavar="MB", help="of all: layers that take less")
     group = parser.add_argument_group("features")
     group.add_argument("--t_or_v", choices=["train", "val", "both"], default="train", help="which images")
     group.add_argument("--topk", type=list_of(whole(1)), metavar="[1,3]", help="hits to record; default: [1,3]")
     group.add_argument(
         "--dtype", choices=["float32", "float16", "bfloat16"], default="float32", help="how features are stored"
     )
-    group.add_argument(
-        "--list_layers",
-        action="store_true",
-        help="only print net A's layers, with shape and bytes of their features",
-    )
+    group.add_argument("--list_layers", action="store_true", help="only print net A's layers, with shape and bytes")
     options.add_data_options(parser, batch_size=64)
     options.add_run_options(parser)
     options.add_output_options(parser)
@@ -59,100 +63,108 @@ def store(
     net_a: nn.Module,
     net_b: nn.Module,
     loader: opening.Loader,
-    features: FeatureWriter,
+    writers: Mapping[int, FeatureWriter],
     topk: Sequence[int],
     preprocess: Preprocessing,
     runtime: Runtime,
 ) -> None:
-    """Pass every image once through both nets and write features and hits, batch by batch."""
-    net_a.eval()
-    net_b.eval()
+    """Pass every image once through both nets and write the features of some layers and the hits, batch by batch."""
     for batch in Progress(loader, "features", quiet=not runtime.is_main):
         pixels, targets, indices = runtime.to_device(batch)
         with runtime.autocast():
             images = preprocess(pixels)
-            feature_a, logits_a = net_a(images)
-            feature_b, logits_b = net_b(images)
-        features.write(
-            indices.tolist(), feature_a, feature_b, targets,
-            topk_hits(logits_a, targets, topk), topk_hits(logits_b, targets, topk),
-        )  # fmt: skip
+            *features_a, logits_a = net_a(images)
+            *features_b, logits_b = net_b(images)
+        hits = [topk_hits(logits, targets, topk) for logits in (logits_a, logits_b)]
+        for i, writer in writers.items():
+            writer.write(indices.tolist(), features_a[i], features_b[i], targets, *hits)
 
 
-def is_stored(folder: Path, provenance: Provenance, facts: dict[str, object], paths: list[str]) -> bool:
-    """Say whether a complete cache of exactly these features is there already."""
-    try:
-        stored = open_features(folder, expected=facts)
-    except InputError:
-        return False
-    return stored.provenance == provenance and stored.paths == paths
-
-
-def summary(stored: FeatureCache | OldFeatureFolder, topk: Sequence[int], split: str) -> str:
-    """Say how often both nets were right."""
-    lines = []
-    for name, hits in (("A", stored.hits_a), ("B", stored.hits_b)):
-        tops = [f"top-{k} {100 * share:.2f} %" for k, share in zip(topk, hits.double().mean(0).tolist())]
-        lines.append(f"net {name}: {', '.join(tops)} of {len(stored):,} {split} images")
-    return "\n".join(lines)
+def layer_sizes(args: Namespace) -> dict[str, tuple[tuple[int, ...], float]]:
+    """Give every layer at which net A can be cut: the shape of its feature, and the MB that storing it takes."""
+    model, state = read_classifier(args.resume1, args.arch1 or args.arch)
+    filled = Namespace(**vars(args))
+    options.fill(filled, state.get("data", {}))
+    count = len(opening.images(filled, "val" if args.t_or_v == "val" else "train"))
+    bytes_each = count * getattr(torch, args.dtype).itemsize
+    shapes = cuts(model, filled.image_size)
+    return {name: (shape, math.prod(shape) * bytes_each / 1e6) for name, shape in shapes.items()}
 
 
 def list_layers(args: Namespace) -> None:
     """Print every layer at which net A can be cut, and what storing its features takes."""
-    model, state = read_classifier(args.resume1, args.arch1 or args.arch)
-    options.fill(args, state.get("data", {}))
-    count = len(opening.images(args, "val" if args.t_or_v == "val" else "train"))
-    size = getattr(torch, args.dtype).itemsize
-    print(f"{'--layer':<40}{'feature':>20}{f'{count:,} images':>20}")
-    for name, shape in cuts(model, args.image_size).items():
-        print(f"{name:<40}{shape!s:>20}{math.prod(shape) * size * count / 1e6:>17,.1f} MB")
+    print(f"{'--layer':<40}{'feature':>20}{'all images':>20}")
+    for name, (shape, megabytes) in layer_sizes(args).items():
+        print(f"{name:<40}{shape!s:>20}{megabytes:>17,.1f} MB")
+
+
+def chosen_layers(args: Namespace) -> list[tuple[Layer, Layer]]:
+    """Give the layers of net A and net B that are stored, B's as A's unless it has one of its own."""
+    first, second = (Layer(*layer, default=40) for layer in options.both_layers(args))
+    if args.layers is None:
+        return [(first, second)]
+    names = args.layers
+    if names == ["all"]:
+        names = [name for name, (_, megabytes) in layer_sizes(args).items() if megabytes <= args.below]
+    if not names:
+        raise InputError(f"no layer's features take less than --below {args.below:g} MB; --list_layers prints them all")
+    layers = [Layer(conv_layer=int(name), fc=args.fc) if name.isdigit() else Layer(name) for name in names]
+    own = args.layer2 is not None or args.conv_layer2 is not None
+    return [(layer, second if own else layer) for layer in layers]
 
 
 def store_split(
-    args: Namespace, nets: tuple[Net, Net], images: ImageData, topk: Sequence[int], label: str, runtime: Runtime
-) -> Path:
-    """Store one split, unless it is there already; give its folder.
+    args: Namespace, nets: tuple[Tapped, Tapped], images: ImageData, labels: Sequence[str], runtime: Runtime
+) -> list[Path]:
+    """Store one split, but for the layers that are there already; give their folders.
 
     Args:
         args: the options.
         nets: A and B.
         images: of the split.
-        topk: the k of the recorded hits.
-        label: of the layers, in file names.
+        labels: of the layers, in file names.
         runtime: device, processes, precision.
     """
     a, b = nets
-    arch, split = runs.pair(a.source.arch, b.source.arch), images.split
-    shape_a, shape_b = (tuple(feature_shape(net.head, args.image_size)) for net in nets)
-    provenance = Provenance(
-        a.source, b.source, dataset=args.dataset, name=args.name, split=split, sample_num=args.sample_num,
-        classes=images.classes, transform=images.transform_record, arch=arch, label=label,
-    )  # fmt: skip
-    folder = runs.features_folder(args.out, options.data_name(args), args.sample_num, arch, label, args.suffix, split)
-    facts = {"dtype": args.dtype, "count": len(images), "top_k": list(topk)}
-    facts |= {"shape_a": list(shape_a), "shape_b": list(shape_b)}
-    if is_stored(folder, provenance, facts, images.paths):
-        runtime.say(f"{folder} has these features already")
-        return folder
-    images = opening.decoded(args, images, runtime)
-    runtime.say(f"{arch} at {label}: features {shape_a} and {shape_b} of {len(images):,} images to {folder}")
-    with runtime.main_first():
-        features = FeatureWriter(
-            folder, provenance=provenance, paths=images.paths, shape_a=shape_a, shape_b=shape_b,
-            dtype=getattr(torch, args.dtype), top_k=topk, target_shape=images.targets.shape[1:], create=runtime.is_main,
+    arch, split, name = runs.pair(a.sources[0].arch, b.sources[0].arch), images.split, options.data_name(args)
+    folders, missing = [], dict[int, dict[str, Any]]()
+    shapes = (feature_shapes(net.net, args.image_size) for net in nets)
+    for i, (source_a, source_b, shape_a, shape_b) in enumerate(zip(a.sources, b.sources, *shapes)):
+        provenance = Provenance(
+            source_a, source_b, dataset=args.dataset, name=args.name, split=split, sample_num=args.sample_num,
+            classes=images.classes, transform=images.transform_record, arch=arch, label=labels[i],
         )  # fmt: skip
-    with features:
-        frozen = (freeze_for_inference(HeadTail(net.head, net.tail), runtime.device) for net in nets)
-        net_a, net_b = map(runtime.parallel, frozen)
-        store(
-            net_a, net_b, opening.image_loader(args, images, runtime), features, topk, images.preprocessing(), runtime
-        )
-        features.close()
+        folder = runs.features_folder(args.out, name, args.sample_num, arch, labels[i], args.suffix, split)
+        folders.append(folder)
+        facts = {"dtype": args.dtype, "count": len(images), "top_k": args.topk}
+        facts |= {"shape_a": list(shape_a), "shape_b": list(shape_b)}
+        if is_stored(folder, provenance, facts, images.paths):
+            runtime.say(f"{folder} has these features already")
+            continue
+        runtime.say(f"{arch} at {labels[i]}: features {shape_a} and {shape_b} of {len(images):,} images to {folder}")
+        missing[i] = {"folder": folder, "provenance": provenance, "shape_a": shape_a, "shape_b": shape_b}
+    if not missing:
+        return folders
+    images = opening.decoded(args, images, runtime)
+    same = {"paths": images.paths, "dtype": getattr(torch, args.dtype), "top_k": args.topk, "create": runtime.is_main}
+    same["target_shape"] = images.targets.shape[1:]
+    with contextlib.ExitStack() as stack:
+        with runtime.main_first():
+            writers = {i: FeatureWriter(**own, **same) for i, own in missing.items()}
+        for writer in writers.values():
+            stack.enter_context(writer)
+        net_a, net_b = (runtime.parallel(freeze_for_inference(net.net, runtime.device)) for net in nets)
+        loader, preprocess = opening.image_loader(args, images, runtime), images.preprocessing()
+        store(net_a, net_b, loader, writers, args.topk, preprocess, runtime)
+        for writer in writers.values():
+            writer.close()
         runtime.barrier()
         if runtime.is_main:
-            features.finish()
-            print(summary(open_features(folder), topk, split), f"saved {folder}", sep="\n")
-    return folder
+            for writer in writers.values():
+                writer.finish()
+                stored = open_features(writer.folder)
+                print(*accuracies(stored, split), *doubts(stored), f"saved {writer.folder}", sep="\n")
+    return folders
 
 
 @command
@@ -164,9 +176,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.list_layers:
         list_layers(args)
         return
-    first, second = (Layer(*layer, default=40) for layer in options.both_layers(args))
-    a = open_net(args.resume1, args.arch1 or args.arch, first)
-    b = open_net(args.resume2, args.arch2 or args.arch, second, hint=options.second_layer_hint(args))
+    firsts, seconds = zip(*chosen_layers(args))
+    a = open_tapped(args.resume1, args.arch1 or args.arch, firsts)
+    b = open_tapped(args.resume2, args.arch2 or args.arch, seconds, options.second_layer_hint(args))
     data_a, data_b = (net.state.get("data", {}) for net in (a, b))
     options.fill(args, data_a, data_b)
     splits = ["train", "val"] if args.t_or_v == "both" else [args.t_or_v]
@@ -174,13 +186,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     classes = listed[0].classes
     if data_b.get("classes", classes) != classes:  # nets of different tasks (paper Sec. 4.6)
         runtime.say(f"note: {args.resume2} was trained on other classes than net A, so its accuracy here means nothing")
-    topk = args.topk or [k for k in (1, 3) if k <= len(classes)]
-    if max(topk) > len(classes):
+    args.topk = args.topk or [k for k in (1, 3) if k <= len(classes)]
+    if max(args.topk) > len(classes):
         parser.error(f"--topk {args.topk} asks for more answers than the {len(classes)} classes")
-    label = runs.pair(first.label, second.label)
+    labels = [runs.pair(first.label, second.label) for first, second in zip(firsts, seconds)]
     for images in listed:
-        folder = store_split(args, (a, b), images, topk, label, runtime)
-    fit = ("--convOut_path", folder.parent, "--standardise", "--solve", "--epochs", 10, "--out", args.out)
+        folders = store_split(args, (a, b), images, labels, runtime)
+    fit = ("--convOut_path", folders[0].parent, "--standardise", "--solve", "--epochs", 10, "--out", args.out)
     runtime.say_next("Training_TransNet.py", *fit)
 
 

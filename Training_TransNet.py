@@ -14,7 +14,7 @@ import torch
 
 from models.fitting import between, fill_trans_net
 from models.layers import Layer
-from models.pair import read_stored
+from models.pair import open_penultimate, read_stored
 from utils import checkpoint, opening, options, runs
 from utils.errors import InputError
 from utils.parser import Namespace, Parser, plain_name, real, some_path
@@ -155,8 +155,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         solve(last=not args.epochs)
     source = features.provenance.to_record()
     facts: dict[str, Any] = {"arch": source.get("arch"), "source": source, "linear_reference": record}
-    alphas = [member.alpha.to(runtime.device) for member in members]
-    step = partial(reconstruction.reconstruct, family=family, alphas=alphas, read=read_stored)
+    alphas, through = [member.alpha.to(runtime.device) for member in members], None
+    if args.match == "penultimate":
+        through = open_penultimate(features.provenance.b, args.arch, features.shape_b).to(runtime.device)
+    step = partial(reconstruction.reconstruct, family=family, alphas=alphas, read=read_stored, through=through)
     rates, left = opening.rates(args), list[float]()
     with contextlib.ExitStack() as stack:
         logs = [stack.enter_context(member.log(args.out, args.epochs, start_epoch, runtime)) for member in members]
@@ -165,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             for i, member in enumerate(members):
                 member.save(fit, 0, held_out=left[i] if left else None, **facts)
         for epoch, metrics in reconstruction.epochs(
-            fit, loader, step, rates, start_epoch=start_epoch, solve_every=args.solve, solve=solve
+            fit, loader, step, rates, start_epoch=start_epoch, solve_every=None if through else args.solve, solve=solve
         ):
             measured = due(epoch, args.val_epoch, args.epochs)
             left = reconstruction.instabilities(nets, unseen_loader, read_stored, runtime) if measured else []
@@ -178,14 +180,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                     x, target = read_stored(*runtime.to_device(features.__getitems__([0])[:2]))
                     log.figure(epoch, "components", decomposition_figure(member.trans_net.eval(), x, target))
                 if due(epoch, args.save_epoch, args.epochs) or log.overdue:
-                    member.save(
-                        fit,
-                        epoch + 1,
-                        keep=args.save_per_epoch,
-                        mse=own["MSE"],
-                        held_out=own.get("val_instability"),
-                        **facts,
-                    )
+                    measures = {"mse": own["MSE"], "held_out": own.get("val_instability")}
+                    member.save(fit, epoch + 1, keep=args.save_per_epoch, **measures, **facts)
                     log.saved(member.path, epoch + 1)
     for i, (member, log) in enumerate(zip(members, logs)):
         errors = [line["MSE"] for line in runs.read_metrics(log.path)]

@@ -15,6 +15,7 @@ from utils.data.computed_once import compute_once
 from utils.data.image_cache import cache_images
 from utils.data.images import ImageData, check_classes, load_images
 from utils.data.loaders import make_loader
+from utils.data.storage import TensorStore
 from utils.errors import InputError
 from utils.features.cache import FeatureCache, OldFeatureFolder, open_features
 from utils.files import check_writable
@@ -33,7 +34,7 @@ def start(args: Namespace) -> Runtime:
     """Choose devices, join other processes, seed; refuse an --out that cannot be written to."""
     if "out" in args:
         check_writable(args.out)
-    return start_runtime(args.device_ids, args.gpu, args.seed, args.amp, args.compile)
+    return start_runtime(args.device_ids, args.gpu, args.seed, args.amp, args.compile, args.tf32)
 
 
 def optimizer(args: Namespace, model: nn.Module) -> torch.optim.Optimizer:
@@ -163,6 +164,42 @@ def with_features(
     loader, label = image_loader(args, data, runtime), f"{data.split} features {shape}"
     function = partial(_features_of, frozen, data.preprocessing())
     return data.with_stored(compute_once(function, loader, shape, runtime, folder=folder, label=label))
+
+
+def features_anew(args: Namespace, stored: Features, head: nn.Module, runtime: Runtime) -> TensorStore:
+    """Compute what another net of B's architecture makes of the images that stored features were made of.
+
+    Args:
+        args: where the images are, the batch size, the devices.
+        stored: the features.
+        head: normalised images → feature of B's shape.
+        runtime: device, processes, precision.
+
+    Returns:
+        In memory, a row for each image.
+
+    Raises:
+        InputError: the features do not say what they were made of, or those images are not there.
+    """
+    source = stored.provenance
+    if source.dataset is None or source.transform is None:
+        raise InputError(f"{stored.folder} does not say which images it was made of; store the features anew")
+    named = Namespace(**vars(args) | {
+        "dataset": source.dataset, "image_size": source.image_size, "sample_num": source.sample_num,
+        "sub_sampler_split": None, "normalisation": None, "cache_images": "off",
+    })  # fmt: skip
+    mean, std = (tuple(source.transform[name]) for name in ("mean", "std"))
+    data = images(named, source.split or "val", {"classes": source.classes, "normalisation": (mean, std)})
+    if data.paths != stored.paths:
+        raise InputError(
+            f"{data.root} has other images than those of {stored.folder}; name theirs by --data_root, --train_path and "
+            "--val_path"
+        )
+    computed = with_features(
+        named, data, frozen=head, shape=stored.shape_b, runtime=runtime, folder=stored.folder
+    ).stored  # fmt: skip
+    assert computed is not None
+    return TensorStore(computed.values.cpu())
 
 
 def _features_of(frozen: nn.Module, preprocess: Preprocessing, images: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from utils.parser import Ignored, Namespace, list_of, plain_name, real, some_pat
 
 LayerOptions = tuple[str | None, int | None, bool]  # --layer, --conv_layer, --fc
 ARCH, DATASET, IMAGE_SIZE = "vgg16_bn", "CUB200", 224  # where neither an option nor a checkpoint says another
+ARCHS = "a torchvision classifier, a *_ft name, or your own package.module:factory on PYTHONPATH"
 SMALLEST_IMAGE = 8  # pixels to a side
 # Options that say where, how fast or how often something happens, but do not change what comes out.
 NEUTRAL = {
@@ -34,6 +35,9 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--gpu", type=whole(0), help="one GPU; overrides --device_ids")
     group.add_argument("--seed", type=whole(0), default=0, help="for Python, NumPy and torch")
     group.add_argument("--amp", choices=["off", "bf16", "fp16"], default="off", help="mixed precision")
+    group.add_argument(
+        "--tf32", action="store_true", help="let GPUs round float32 products to 10 bits, which is faster"
+    )
     group.add_argument("--compile", action="store_true", help="run models through torch.compile")
     group.add_argument(
         "-j", "--workers", type=whole(0), default=min(4, os.cpu_count() or 1), help="processes that decode images"
@@ -47,17 +51,22 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--out", type=some_path, default=".", help="root of what is written")
 
 
-def add_data_options(parser: argparse.ArgumentParser, *, batch_size: int) -> None:
-    """Data set, image size, caching, batch size; what no option says comes from the checkpoint (`fill`)."""
-    group = parser.add_argument_group("data")
-    group.add_argument("--dataset", type=plain_name, help=f"its name; default: the checkpoint's, or {DATASET}")
-    group.add_argument("--name", type=plain_name, help="what --dataset folder is called; default: as its folder is")
+def add_image_folders(group: argparse._ActionsContainer) -> None:
+    """Where the images of a data set are."""
     group.add_argument(
         "--data_root", type=some_path, default=os.environ.get("KC_DATA") or "data",
         help="folder of the data sets; default from KC_DATA",
     )  # fmt: skip
     group.add_argument("--train_path", type=some_path, help="training images, a folder a class; overrides --data_root")
     group.add_argument("--val_path", type=some_path, help="validation images; overrides --data_root")
+
+
+def add_data_options(parser: argparse.ArgumentParser, *, batch_size: int) -> None:
+    """Data set, image size, caching, batch size; what no option says comes from the checkpoint (`fill`)."""
+    group = parser.add_argument_group("data")
+    group.add_argument("--dataset", type=plain_name, help=f"its name; default: the checkpoint's, or {DATASET}")
+    group.add_argument("--name", type=plain_name, help="what --dataset folder is called; default: as its folder is")
+    add_image_folders(group)
     group.add_argument(
         "--image_size", type=whole(SMALLEST_IMAGE), help=f"pixels to a side; default: the checkpoint's, or {IMAGE_SIZE}"
     )
@@ -168,6 +177,11 @@ def add_trans_net_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--solve", type=whole(1), nargs="?", const=0, metavar="EVERY",
         help="solve W(0) in closed form before the first epoch and after the last, and after every EVERY epochs",
+    )  # fmt: skip
+    group.add_argument(
+        "--match", choices=["feature", "penultimate"], default="feature",
+        help="what of B's is matched: its feature, or what its frozen layers up to the last make of it (--solve then "
+        "works before the first epoch alone)",
     )  # fmt: skip
     group.add_argument(
         "--no_reference", action="store_true", help="save the time of the linear reference, which grows as channels³"

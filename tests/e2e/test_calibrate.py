@@ -7,15 +7,16 @@ import torch
 
 import Calibrate
 import Training_TransNet
-from tests.e2e.road import run
+from tests.e2e.road import data, run
 from utils.features.writer import FeatureWriter
 from utils.provenance import NetSource, Provenance
 
 pytestmark = pytest.mark.e2e
 FIT = "--layers 1 --standardise --solve --epochs 0"
+UNTRAINED = "null: B untrained"
 NAMES = [
-    "this Trans-Net", "null: shuffled within the class", "null: shuffled over all images", "ceiling: A → A",
-    "the same pairs, another seed",
+    "this Trans-Net", "null: shuffled within the class", "null: shuffled over all images", "null: g untrained",
+    "the same pairs, another seed", "ceiling: A → A",
 ]  # fmt: skip
 
 
@@ -31,14 +32,15 @@ def store(folder, split, x, target, labels):
         writer.finish()
 
 
-def planted(folder, shared):
-    """Features of three classes; B's are a rotation of A's, or of another net's that saw the same classes alone."""
+def planted(folder, kind):
+    """Features of three classes; B's are A's, in another order or mixed, or of a net that saw the classes alone."""
     generator = torch.Generator().manual_seed(0)
     means, rotation = torch.randn(3, 8, 1, 1, generator=generator), torch.linalg.qr(torch.randn(8, 8))[0]
+    mixing = {"itself": torch.eye(8), "permuted": torch.eye(8).roll(3, 0)}.get(kind, rotation)
     for split, count in (("train", 90), ("val", 60)):
         labels = torch.arange(count) % 3
         x, other = (means[labels] + torch.randn(count, 8, 4, 4, generator=generator) for _ in range(2))
-        target = torch.einsum("dc,nchw->ndhw", rotation, x if shared else other)
+        target = torch.einsum("dc,nchw->ndhw", mixing, other if kind == "of the class alone" else x)
         store(folder, split, x, target, labels)
     return folder
 
@@ -46,44 +48,55 @@ def planted(folder, shared):
 def calibrate(features, out, *words):
     run(Training_TransNet, FIT, "--convOut_path", features, "--out", out)
     trans_net = out / "model_checkpoints/planted_net/checkpoint_L1.pth.tar"
-    return run(Calibrate, "", "--convOut_path", features, "--transnet", trans_net, *words)
+    return run(Calibrate, "--permutations 39", "--convOut_path", features, "--transnet", trans_net, *words)
 
 
-def test_pairs_that_share_all_are_at_the_ceiling(tmp_path, capsys):
-    report = calibrate(planted(tmp_path / "features", shared=True), tmp_path, "--json", tmp_path / "c.json")
+@pytest.mark.parametrize("kind", ["itself", "permuted", "mixed"])
+def test_pairs_that_share_all_are_at_the_ceiling(tmp_path, capsys, kind):
+    report = calibrate(planted(tmp_path / "features", kind), tmp_path, "--json", tmp_path / "c.json")
     assert [row["pairs"] for row in report["rows"]] == NAMES
     values = {row["pairs"]: row["value"] for row in report["rows"]}
     assert values["this Trans-Net"] < 1e-6 and values["ceiling: A → A"] < 1e-6
     assert 0.3 < values["null: shuffled within the class"] < values["null: shuffled over all images"]
+    assert values["null: g untrained"] > 1
     assert report["consistency"]["value"] == pytest.approx(1, abs=1e-3)
+    assert report["linear"]["consistency"]["value"] == pytest.approx(1, abs=1e-3)
+    assert (report["linear"]["p"], report["linear"]["permutations"]) == (1 / 40, 39)
     assert json.loads((tmp_path / "c.json").read_text())["rows"] == json.loads(json.dumps(report["rows"]))
     scores = {score["name"]: score["value"] for score in report["baselines"]}
     assert scores["CKA"] == pytest.approx(1, abs=0.02) and scores["ridge R2"] == pytest.approx(1, abs=1e-3)
     printed = capsys.readouterr().out
     assert all(name in printed for name in NAMES) and "normalised consistency" in printed and "a similarity" in printed
+    assert "under 39 permutations within the class: p = 0.0250" in printed
+    assert "note: the null of an untrained B is left out: the features do not say" in printed
 
 
 def test_pairs_that_share_their_class_alone_are_at_the_floor(tmp_path):
-    report = calibrate(planted(tmp_path / "features", shared=False), tmp_path)
-    consistency = report["consistency"]
-    assert consistency["low"] < 0 < consistency["high"] and consistency["high"] < 0.2
+    report = calibrate(planted(tmp_path / "features", "of the class alone"), tmp_path)
+    for consistency in (report["consistency"], report["linear"]["consistency"]):
+        assert consistency["low"] < 0 < consistency["high"] and consistency["high"] < 0.2
+    assert report["linear"]["p"] > 0.05 and report["linear"]["above_zero"] <= 0
     assert all(row["low"] <= row["value"] <= row["high"] for row in report["rows"])
 
 
-def test_a_fit_is_repeated_with_its_own_budget(road, tmp_path):
-    report = run(Calibrate, "--bootstrap 100", "--convOut_path", road.features, "--transnet", road.trans_net)
-    assert (report["epochs"], report["images"]) == (2, 24)
+def test_a_fit_is_repeated_with_its_own_budget(road, tmp_path, photos):
+    words = ["--convOut_path", road.features, "--transnet", road.trans_net]
+    report = run(Calibrate, "--bootstrap 100 --permutations 0", *words)
+    assert (report["epochs"], report["images"], report["linear"]) == (2, 24, None)
     again = run(
-        Calibrate, "--epochs 1 --bootstrap 100", "--convOut_path", road.features, "--transnet", road.trans_net,
+        Calibrate, "--epochs 1 --bootstrap 100 --permutations 19", *words, *data(photos)[4:],
         "--csv", tmp_path / "c.csv",
     )  # fmt: skip
     first, second = ({row["pairs"]: row["value"] for row in one["rows"]} for one in (report, again))
     assert first["this Trans-Net"] == second["this Trans-Net"]
     assert first["the same pairs, another seed"] < second["the same pairs, another seed"]
+    assert UNTRAINED in second and UNTRAINED not in first
+    assert second[UNTRAINED] != second["the same pairs, another seed"]
     assert (tmp_path / "c.csv").read_text().startswith("pairs,linear_reference,value,low,high")
+    assert again["linear"]["permutations"] == 19
 
 
 def test_a_trans_net_of_other_features_is_refused(road, tmp_path):
-    features = planted(tmp_path / "features", shared=True)
+    features = planted(tmp_path / "features", "mixed")
     with pytest.raises(SystemExit, match="was made with"):
         run(Calibrate, "", "--convOut_path", features, "--transnet", road.trans_net)

@@ -1,4 +1,6 @@
 import dataclasses
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from utils import checkpoint, opening, options
 from utils.data.batches import NORMALISATIONS, normalise
 from utils.errors import InputError
 from utils.parser import Parser
+from utils.provenance import Provenance
 from utils.runtime import Runtime
 
 
@@ -246,3 +249,33 @@ def test_stored_features_need_no_workers_on_the_cpu(args, cpu):
     assert opening.feature_loader(words, images, cpu).num_workers == 0
     on_gpu = dataclasses.replace(cpu, device=torch.device("cuda", 0))
     assert opening.feature_loader(words, images, on_gpu).num_workers == 2
+
+
+# --- what another net makes of stored images
+
+
+def folder_of(images, **changes):
+    """Stand for stored features of these images: what they say of themselves."""
+    provenance = Provenance(
+        dataset="folder", split=images.split, classes=images.classes, transform=images.transform_record
+    )  # fmt: skip
+    stored = SimpleNamespace(provenance=provenance, paths=images.paths, shape_b=(4, 30, 30), folder=Path("features"))
+    return SimpleNamespace(**vars(stored) | changes)
+
+
+def test_features_are_computed_anew_of_the_images_that_were_stored(args, cpu):
+    said = args("--normalisation", "half")
+    images = opening.images(said, "val")
+    head = nn.Conv2d(3, 4, 3).requires_grad_(False)
+    found = opening.features_anew(args(), folder_of(images), head, cpu)
+    rows = torch.tensor([5, 0])
+    pixels = images.__getitems__(rows.tolist())[0]
+    torch.testing.assert_close(found.gather(rows), head(images.preprocessing()(pixels)))
+
+
+def test_other_images_than_the_stored_ones_are_refused(args, cpu):
+    images, head = opening.images(args(), "val"), nn.Conv2d(3, 4, 3)
+    with pytest.raises(InputError, match=r"other images than those of features; name theirs by --data_root"):
+        opening.features_anew(args(), folder_of(images, paths=images.paths[1:]), head, cpu)
+    with pytest.raises(InputError, match="does not say which images it was made of"):
+        opening.features_anew(args(), folder_of(images, provenance=Provenance()), head, cpu)

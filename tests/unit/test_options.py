@@ -281,7 +281,7 @@ def test_settings_are_what_changes_the_result(parser):
     assert set(found) == {
         "dataset", "name", "image_size", "sample_num", "sub_sampler_split", "batch_size", "conv_layer", "layer", "fc",
         "conv_layer2", "layer2", "optim", "lr", "momentum", "weight_decay", "epochs", "logspace", "epoch_step",
-        "decay_factor", "seed", "amp", "augment", "normalisation",
+        "decay_factor", "seed", "amp", "tf32", "augment", "normalisation",
     }  # fmt: skip
     assert (found["lr"], found["seed"], found["batch_size"]) == (0.25, 3, 7)
     assert options.settings(parser.parse_args(["--lr", "0.25", "--seed", "3"])) == found

@@ -5,18 +5,27 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from utils.errors import InputError
-from utils.features.cache import FORMAT, INDEX, PATHS, STORED_TYPES, VERSION, array_layout
+from utils.features.cache import FORMAT, INDEX, PATHS, STORED_TYPES, VERSION, array_layout, open_features
 from utils.files import claim, in_words, read_json, write_json
 from utils.provenance import Provenance
+
+
+def is_stored(folder: Path, provenance: Provenance, facts: Mapping[str, Any], paths: Sequence[str]) -> bool:
+    """Say whether a complete cache of exactly these features is there already."""
+    try:
+        stored = open_features(folder, expected=facts)
+    except InputError:
+        return False
+    return stored.provenance == provenance and stored.paths == list(paths)
 
 
 class FeatureWriter:

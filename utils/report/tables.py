@@ -64,11 +64,26 @@ def calibration_table(report: Mapping[str, Any]) -> str:
         lines.append(f"{row['pairs']:<34}{row['value']:>12.4f}{interval_text(row):>20}{linear:>10}")
     consistency = report["consistency"]
     value = "undefined" if consistency["value"] is None else f"{consistency['value']:.4f}"
-    lines += ["", f"normalised consistency (null within the class → A → A): {value}  {interval_text(consistency)}", ""]
+    lines += ["", f"normalised consistency (null within the class → A → A): {value}  {interval_text(consistency)}"]
+    if test := report.get("linear"):
+        lines += linear_lines(test)
+    lines += [*(f"note: {note}" for note in report.get("notes", ())), ""]
     for score in report["baselines"]:
         number = f"undefined: {score['reason']}" if score["value"] is None else f"{score['value']:.4f}"
         lines.append(f"{score['name']:<12}{number:>10}  a {score['kind']}")
     return "\n".join(lines)
+
+
+def linear_lines(test: Mapping[str, Any]) -> list[str]:
+    """Lay out the linear reference's own calibration and its test."""
+    own, left = test["consistency"], test["instability"]["value"]
+    value = "undefined" if own["value"] is None else f"{own['value']:.4f}"
+    return [
+        f"the same of the linear reference, at one ridge weight:    {value}  {interval_text(own)}",
+        f"    under {test['permutations']} permutations within the class: p = {test['p']:.4f}; it leaves {left:.4f}, "
+        f"95 % of them more than {test['zero']:.4f}",
+        f"    consistency from that zero on: {test['above_zero']:.4f}",
+    ]
 
 
 def interval_text(interval: Mapping[str, Any]) -> str:

@@ -5,14 +5,16 @@ makes of its batch, on the device, x (N, C, H, W) and the target (N, C', H', W')
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from utils.measures.image_moments import ImageMoments
 from utils.measures.moments import FeatureMoments
+from utils.measures.pair_sums import PairSums
 from utils.progress import Progress
 from utils.runtime import Runtime
 from utils.training.engine import Fit, Step, train_one_epoch
@@ -22,11 +24,17 @@ from utils.training.schedules import due, set_learning_rate
 
 Read = Callable[..., tuple[Tensor, Tensor]]
 Loader = DataLoader[Any]
+Seen = TypeVar("Seen", FeatureMoments, ImageMoments, PairSums)
 FLAT = 0.01  # relative differences below this are none: of an error over the last tenth of the epochs, of two fits
 
 
 def reconstruct(
-    net: nn.Module, *batch: Tensor, family: Family, alphas: Sequence[Tensor], read: Read
+    net: nn.Module,
+    *batch: Tensor,
+    family: Family,
+    alphas: Sequence[Tensor],
+    read: Read,
+    through: nn.Module | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Sum over the members of MSE(g(x), x*) + Σ alpha_k p(k)² (paper Eq. 2): a step of the engine.
 
@@ -36,6 +44,8 @@ def reconstruct(
         family: the Trans-Nets; the error of one that standardises counts in units of its target's variance.
         alphas: for each member the weights of p(1) … p(K), (K,).
         read: see above.
+        through: what of x* and g(x) is compared: B's frozen layers from there on; its error counts in units of the
+            batch's variance. None: they themselves.
 
     Returns:
         The loss, and of member i the metrics `{i}.Loss`, `{i}.MSE` (in the features' units), `{i}.L2_loss`,
@@ -44,9 +54,11 @@ def reconstruct(
     x, target = read(*batch)
     total, metrics = torch.zeros((), device=target.device), dict[str, Tensor]()
     members: Sequence[Any] = list(family.members)
+    wanted = target if through is None else through(target).float()
     for i, (member, alpha, output) in enumerate(zip(members, alphas, net(x))):
-        mse, penalty = F.mse_loss(output.float(), target), order_penalty(member.p, alpha)
-        loss = mse / member.target_std.square() + penalty
+        found = output if through is None else through(output)
+        mse, penalty = F.mse_loss(found.float(), wanted), order_penalty(member.p, alpha)
+        loss = mse / (member.target_std.square() if through is None else wanted.var()) + penalty
         total = total + loss
         metrics |= {f"{i}.Loss": loss, f"{i}.MSE": mse, f"{i}.L2_loss": penalty}
         metrics |= {f"{i}.p{k}": p for k, p in enumerate(member.p, start=1)}
@@ -71,7 +83,7 @@ def set_standards(members: Sequence[Any], loader: Loader, read: Read, runtime: R
         x, target = read(*runtime.to_device(batch))
         x_moments.update(standardising[0].resize(x))
         target_moments.update(target)
-    x_moments, target_moments = (merged(moments, runtime) for moments in (x_moments, target_moments))
+    x_moments, target_moments = (merged(moments.cpu(), runtime) for moments in (x_moments, target_moments))
     for member in standardising:
         member.set_standards(x_moments.mean, x_moments.std, target_moments.mean, target_moments.std)
 
@@ -97,13 +109,41 @@ def instabilities(members: Sequence[Any], loader: Loader | None, read: Read, run
         whole.update(target)
         for member, moments in zip(members, left):
             moments.update(target - member.eval()(x))
-    variance = merged(whole, runtime).std ** 2
-    return [merged(moments, runtime).std ** 2 / variance if variance else float("nan") for moments in left]
+    variance = merged(whole.cpu(), runtime).std ** 2
+    return [merged(moments.cpu(), runtime).std ** 2 / variance if variance else float("nan") for moments in left]
 
 
-def merged(moments: FeatureMoments, runtime: Runtime) -> FeatureMoments:
-    """Add up what all processes saw, on the CPU."""
-    first, *others = runtime.gather(moments.cpu())
+@torch.no_grad()
+def image_moments(member: Any, loader: Loader, read: Read, runtime: Runtime) -> ImageMoments:
+    """Keep g(x) and x_Δ of every image as sums, over one pass; all processes get those of all images.
+
+    Args:
+        member: a `TransNet`; put into evaluation mode.
+        loader: an unshuffled one; its batches end with the images' indices.
+        read: see above.
+        runtime: device and processes.
+    """
+    member.eval()
+    moments = ImageMoments()
+    for batch in Progress(loader, "held-out images", quiet=not runtime.is_main):
+        on_device = runtime.to_device(batch)
+        x, target = read(*on_device)
+        output = member(x)
+        moments.update(output[None], target - output, on_device[-1])
+    return merged(moments, runtime)
+
+
+def pair_sums(loader: Loader, read: Read, runtime: Runtime) -> PairSums:
+    """Keep the sums that similarities of x and the target follow from, over one pass; see `image_moments`."""
+    sums = PairSums()
+    for batch in Progress(loader, "similarities", quiet=not runtime.is_main):
+        sums.update(*read(*runtime.to_device(batch)))
+    return merged(sums.cpu(), runtime)
+
+
+def merged(seen: Seen, runtime: Runtime) -> Seen:
+    """Add up what all processes saw; it is on the CPU."""
+    first, *others = runtime.gather(seen)
     for other in others:
         first.merge(other)
     return first

@@ -1,6 +1,6 @@
 """Tables for reading, to the character."""
 
-from utils.report.tables import compression_table, sweep_table, variance_table
+from utils.report.tables import calibration_table, compression_table, linear_lines, sweep_table, variance_table
 
 REPORT = {
     "var": {"order0": 6.0, "order1": 1.25, "order2": 0.5, "residual": 0.25, "output": 7.75, "target": 8.0},
@@ -70,3 +70,23 @@ def test_a_sweep_has_a_line_a_net():
         "         0.4        1.25       99.94       61.25        0.50       60.00  pruned/a.pth.tar",
         "         1.2           2       93.30       61.25        0.50       60.00  b.pth.tar",
     ]
+
+
+def test_a_calibration_has_its_nulls_test_and_notes():
+    interval = {"value": 0.8016, "low": 0.79, "high": 0.81}
+    row = {"pairs": "ceiling: A → A", "linear_reference": None, "value": 0.01, "low": 0.0, "high": 0.02}
+    test = {"permutations": 200, "p": 1 / 201, "zero": 0.46, "above_zero": 0.75, "consistency": interval}
+    test["instability"] = {"value": 0.1034}
+    report = {
+        "images": 355, "epochs": 10, "rows": [row], "consistency": interval, "linear": test, "notes": ["net B is odd"],
+        "baselines": [{"name": "CKA", "value": None, "reason": "x is constant", "kind": "similarity"}],
+    }  # fmt: skip
+    table = calibration_table(report)
+    assert "ceiling: A → A                          0.0100    [0.0000, 0.0200]" in table
+    assert "p = 0.0050; it leaves 0.1034, 95 % of them more than 0.4600" in table
+    assert "consistency from that zero on: 0.7500" in table
+    assert "note: net B is odd" in table and "undefined: x is constant  a similarity" in table
+    untested = calibration_table(report | {"linear": None, "notes": []})
+    assert "permutations" not in untested and "note" not in untested
+    unknown = test | {"consistency": {"value": None, "low": None, "high": None}}
+    assert "undefined" in linear_lines(unknown)[0]

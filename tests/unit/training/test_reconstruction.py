@@ -6,8 +6,18 @@ import torch
 from models.pair import read_stored
 from models.trans_net import TransNet
 from tests.unit.training.pairs import loader_of, maps
+from utils.measures.pair_sums import PairSums
+from utils.runtime import Runtime
 from utils.training.family import Family
-from utils.training.reconstruction import closing_words, instabilities, reconstruct, set_standards
+from utils.training.reconstruction import (
+    closing_words,
+    image_moments,
+    instabilities,
+    merged,
+    pair_sums,
+    reconstruct,
+    set_standards,
+)
 
 
 def test_instability_is_the_variance_left_about_each_channels_mean(cpu):
@@ -56,3 +66,42 @@ def test_a_fit_says_how_far_it_got(errors, instability, said):
     words = closing_words(errors, instability, REFERENCE)
     assert all(part in words for part in said)
     assert ("WORSE" in words) == ("WORSE than one linear layer" in said)
+
+
+def test_the_sums_of_every_image_give_the_instability(cpu):
+    x, target = maps(40), maps(40, seed=1)
+    net = TransNet(6, 6, 2)
+    moments = image_moments(net.train(), loader_of(x, target), read_stored, cpu)
+    numbers = moments.statistic()(*(part.sum(0) for part in moments.arrays()))
+    assert numbers["instability"] == pytest.approx(instabilities([net], loader_of(x, target), read_stored, cpu)[0])
+    assert moments.images == 40 and not net.training
+
+
+def test_similarities_see_every_pair(cpu):
+    x, target = maps(40), maps(40, seed=1)
+    whole = PairSums()
+    whole.update(x, target)
+    found = pair_sums(loader_of(x, target), read_stored, cpu)
+    assert found.images == 40
+    torch.testing.assert_close(found.centred().xy, whole.centred().xy)
+
+
+def test_what_other_processes_saw_is_added(cpu, monkeypatch):
+    first, second = PairSums(), PairSums()
+    for sums, seed in ((first, 0), (second, 1)):
+        sums.update(maps(10, seed=seed), maps(10, seed=seed + 2))
+    monkeypatch.setattr(Runtime, "gather", lambda _, value: [value, second])
+    assert merged(first, cpu).images == 20
+
+
+def test_what_follows_can_be_matched_in_place_of_the_feature(cpu):
+    x, target = maps(8), maps(8, seed=1)
+    net, through = TransNet(6, 6, 1), torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(4)).eval()
+    through(target)
+    step = functools.partial(reconstruct, family=Family([net]), alphas=[torch.zeros(0)], read=read_stored)
+    loss, metrics = step(Family([net]), x, target, torch.zeros(8), torch.arange(8), through=through)
+    wanted, found = through(target), through(net(x))
+    torch.testing.assert_close(metrics["0.MSE"], ((found - wanted) ** 2).mean())
+    torch.testing.assert_close(loss, metrics["0.MSE"] / wanted.var())
+    loss.backward()
+    assert net.linear[0].weight.grad.abs().sum() > 0

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from models.frozen_feature import INPUTS, RAW, freeze
+from models.frozen_feature import INPUTS, NOISE, RAW, freeze
 from models.layers import Layer
 from models.pair import Net, open_net
 from models.trans_net import TransNet, build_from_state
@@ -43,7 +43,7 @@ def build_parser() -> Parser:
     group = parser.add_argument_group("refinement")
     group.add_argument(
         "--input", choices=INPUTS, default="components",
-        help="what the tail reads: components x(k), a net's raw feature, or components + x_Δ (A's blind spots)",
+        help="what the tail reads: components x(k), a net's raw feature, those + x_Δ, or x_B + noise as large as x_Δ",
     )  # fmt: skip
     group.add_argument(
         "--in_mode", type=list_of(whole(0)), metavar="[1,1,1]",
@@ -69,7 +69,7 @@ def check_options(parser: Parser, args: Namespace) -> None:
     needed = [f"net_{raw}", f"net_{args.tail}"] if raw else ["net_A", "net_B", "resume_Ys"]
     if missing := [f"--{name}" for name in dict.fromkeys(needed) if getattr(args, name) is None]:
         parser.error(f"--input {args.input} with the tail of net {args.tail} needs {' and '.join(missing)}")
-    if raw and args.in_mode is not None:
+    if args.in_mode is not None and (raw or args.input == NOISE):
         parser.error(f"--in_mode chooses components of a Trans-Net, and --input {args.input} has none")
 
 

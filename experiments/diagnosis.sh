@@ -2,6 +2,8 @@
 # Sec. 4.1, Fig. 3: what is wrong with a weak net's features, seen from a strong one? Blind spots: what of the strong
 # net's they cannot reconstruct. Unreliable features: what of them the strong net's cannot reconstruct. Both are
 # tested: the weak net's upper layers are tuned with the blind spots added, and with the unreliable features removed.
+# With all blind spots added they read the strong net's feature; so beside it stand that feature itself, and the same
+# with noise as large as the blind spots in their place.
 # python -m experiments.figures $OUT draws both.
 #
 #   experiments/diagnosis.sh [--dry-run]
@@ -21,20 +23,22 @@ transnets=$OUT/model_checkpoints/CUB200_$weak-$strong/checkpoint_L$weak_layer-$s
 column=${weak}_L$weak_layer-${strong}_L$strong_layer
 
 blind_spots() { # SEED
-  local weak_net=${nets}_${weak}_sd$1.pth.tar strong_net=${nets}_${strong}_sd$1.pth.tar kind
+  local weak_net=${nets}_${weak}_sd$1.pth.tar strong_net=${nets}_${strong}_sd$1.pth.tar input
   local features=$OUT/convOuts/CUB200_$weak-$strong/CUB200_L$weak_layer-${strong_layer}_sd$1
-  local fitted=${transnets}_blind_spots_sd$1_a0.1.pth.tar
+  local fitted=${transnets}_blind_spots_sd$1_a0.1.pth.tar tails=check/CUB200_$weak-$strong/checkpoint
+  local pair=(--net_A "$weak_net" --net_B "$strong_net" --conv_layer "$weak_layer" --conv_layer2 "$strong_layer")
   fit "blind_spots_sd$1" "$features" "blind_spots_sd$1_a0.1" --alpha '[0.1,0.1]'
   step "measure_blind_spots_sd$1" Variance.py --net_in "$weak_net" --net_tar "$strong_net" --transnet "$fitted" \
     --conv_layer "$weak_layer" --conv_layer2 "$strong_layer" --data_root "$DATA" \
     --json "$OUT/results/diagnosis/blind_spots/$column/sd$1.json"
   calibrate "blind_spots_sd$1" "$features" "$fitted" diagnosis_blind_spots "sd$1"
-  for kind in residual_added; do
-    tune "${kind}_sd$1" CUB200 "sd$1" --net_A "$weak_net" --net_B "$strong_net" --resume_Ys "$fitted" \
-      --conv_layer "$weak_layer" --conv_layer2 "$strong_layer" --input $kind --tail A
-    keep "diagnosis/blind_spots_added/$column" \
-      "check/CUB200_$weak-$strong/checkpoint_${kind}_111_tailA_sd$1_L$weak_layer-$strong_layer.pth.tar"
+  for input in residual_added noise_added; do
+    tune "${input/residual/blind_spots}_sd$1" CUB200 "sd$1" "${pair[@]}" --resume_Ys "$fitted" --input "$input" --tail A
+    keep "diagnosis/${input/residual/blind_spots}/$column" \
+      "${tails}_${input}_111_tailA_sd$1_L$weak_layer-$strong_layer.pth.tar"
   done
+  tune "strong_raw_sd$1" CUB200 "sd$1" "${pair[@]}" --input raw_B --tail A
+  keep "diagnosis/strong_raw/$column" "${tails}_raw_B_tailA_sd$1_L$weak_layer-$strong_layer.pth.tar"
 }
 
 unreliable_features() { # SEED

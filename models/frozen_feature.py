@@ -13,7 +13,8 @@ from models.trans_net import TransNet
 from utils.errors import InputError
 
 RAW = {"raw_A": "A", "raw_B": "B"}  # --input: the net whose feature it is
-INPUTS = ("components", *RAW, "residual_added")
+NOISE = "noise_added"
+INPUTS = ("components", *RAW, "residual_added", NOISE)
 
 
 class FrozenFeature(nn.Module):
@@ -25,6 +26,9 @@ class FrozenFeature(nn.Module):
                         The constant of a Trans-Net that standardises belongs to no order and is always there
         residual_added  the same + x_Δ = x_B − g(x_A), A's blind spots
         raw_A, raw_B    x_A, x_B, the baselines
+        noise_added     x_B + Gaussian noise, whose variance in each image and channel is the mean square of x_Δ there:
+                        what is as large as the blind spots, and no knowledge. Drawn by a generator of its own, so that
+                        a run that is repeated or resumed sees the same
 
     With all orders, `residual_added` is x_B up to rounding: what g(x_A) lacks of x_B is added to g(x_A). So the
     paper's first experiment in Sec. 4.1 asks what modules like A's make of x_B; it is computed as it is defined.
@@ -47,10 +51,11 @@ class FrozenFeature(nn.Module):
         tail_shape: tuple[int, ...],
     ) -> None:
         super().__init__()
-        needed = [RAW[name]] if name in RAW else ["A", "B"] if name == "residual_added" else ["A"]
+        needed = [RAW[name]] if name in RAW else ["A", "B"] if name in ("residual_added", NOISE) else ["A"]
         self.name, self.orders, self.tail_shape = name, list(orders), tail_shape
         self.heads = nn.ModuleDict({net: heads[net] for net in needed})
         self.trans_net = None if name in RAW else trans_net
+        self.generator = torch.Generator().manual_seed(0)
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "FrozenFeature":
@@ -67,6 +72,10 @@ class FrozenFeature(nn.Module):
             maps = components[self.orders].sum(0) + self.trans_net.constant[:, None, None]
             if self.name == "residual_added":
                 maps = maps + (features["B"] - output)
+            elif self.name == NOISE:
+                residual = features["B"] - output
+                noise = torch.randn(residual.shape, generator=self.generator).to(residual)
+                maps = features["B"] + noise * residual.square().mean((2, 3), keepdim=True).sqrt()
         return from_maps(maps, self.tail_shape).float()
 
 

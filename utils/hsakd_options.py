@@ -75,7 +75,7 @@ def add_options(parser: Parser, command: str) -> None:
     options.add_output_options(parser)
     parser.add_argument("--checkpoint_dir", type=some_path, default="./checkpoint", help="folder of the runs' folders")
     parser.set_defaults(
-        command=command, gpu=None, sub_sampler_split=None, sample_num="", normalisation=None, print_freq=10
+        command=command, gpu=None, tf32=False, sub_sampler_split=None, sample_num="", normalisation=None, print_freq=10
     )  # fmt: skip
 
 

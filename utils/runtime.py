@@ -165,7 +165,14 @@ class Runtime:
             dist.barrier()
 
 
-def start(device_ids: Sequence[int], gpu: int | None, seed: int, amp: str = "off", compiled: bool = False) -> Runtime:
+def start(
+    device_ids: Sequence[int],
+    gpu: int | None,
+    seed: int,
+    amp: str = "off",
+    compiled: bool = False,
+    tf32: bool = False,
+) -> Runtime:
     """Choose devices, join the other processes under torchrun, seed, and say in one line what runs where.
 
     Args:
@@ -174,6 +181,7 @@ def start(device_ids: Sequence[int], gpu: int | None, seed: int, amp: str = "off
         seed: for Python, NumPy and torch.
         amp: "off", "bf16" or "fp16".
         compiled: use `torch.compile`.
+        tf32: GPUs round the factors of float32 products to 10 bits; else float32 means float32.
 
     Raises:
         InputError: a device is named that this machine does not have.
@@ -193,6 +201,7 @@ def start(device_ids: Sequence[int], gpu: int | None, seed: int, amp: str = "off
             raise InputError(f"CUDA device {absent[0]} does not exist: this machine has 0 to {available - 1}")
         torch.cuda.set_device(wanted[0])
         torch.backends.cudnn.benchmark = True  # sizes never change within a run
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32  # PyTorch's convolutions do
     elif amp == "fp16":
         raise InputError("--amp fp16 needs a GPU; on the CPU use --amp bf16 or off")
     device = torch.device("cuda", wanted[0]) if cuda else torch.device("cpu")

@@ -248,8 +248,10 @@ def test_refinement_tunes_five_inputs_as_long():
 
 def test_diagnosis_adds_blind_spots_to_the_weak_net_and_removes_unreliable_features():
     found = commands("diagnosis")
-    added, removed, raw = only(found, "transClassifier")
-    assert (added.input, added.tail, added.conv_layer, added.conv_layer2) == ("residual_added", "A", 10, 3)
+    added, noise, strong, removed, raw = only(found, "transClassifier")
+    for control, name in ((added, "residual_added"), (noise, "noise_added"), (strong, "raw_B")):
+        assert (control.input, control.tail, control.conv_layer, control.conv_layer2) == (name, "A", 10, 3)
+        assert (control.net_A, control.net_B) == (added.net_A, added.net_B)
     assert (removed.input, removed.tail, removed.conv_layer, removed.conv_layer2) == ("components", None, 3, 10)
     assert (raw.input, raw.conv_layer) == ("raw_A", 10)
     assert "alexnet" in added.net_A

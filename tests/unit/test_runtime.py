@@ -124,6 +124,9 @@ def two_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"GPU {index}")
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    yield
+    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
 @pytest.mark.parametrize(
@@ -136,6 +139,13 @@ def test_the_devices_that_are_named(two_gpus, capsys, device_ids, gpu, expected)
     assert found.device_ids == expected
     shown = ", ".join(f"cuda:{index} (GPU {index})" for index in expected)
     assert capsys.readouterr().out.startswith(f"running on {shown}, seed 0")
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+def test_float32_means_float32_unless_tf32_is_asked_for(two_gpus, tf32):
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = not tf32
+    start([], None, 0, tf32=tf32)
+    assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == (tf32, tf32)
 
 
 @pytest.mark.parametrize(("device_ids", "gpu"), [([0, 2], None), ([], 2), ([], -1)])

@@ -11,6 +11,7 @@ from torch import fx, nn
 from utils.errors import InputError
 from utils.later import feature_extraction, torchvision
 
+
 def trace(model: nn.Module) -> tuple[fx.Graph, dict[fx.Node, str]]:
     """Trace a model's forward pass in evaluation mode; its modules' modes are left as they are.
 

@@ -2,10 +2,9 @@
 
 from typing import Any
 
-import scipy.stats
-
 from utils.features.cache import FeatureCache
 from utils.features.old_folder import OldFeatureFolder
+from utils.later import scipy
 
 CHANCE_LEVEL = 0.01  # of a one-sided test: an accuracy that chance reaches more often than this is none
 

@@ -25,7 +25,7 @@ from utils.files import sha256
 from utils.parser import Namespace, Parser, real, whole
 from utils.runtime import Runtime, command, seed_everything
 from utils.training import resume
-from utils.training.classification import classify, validate
+from utils.training.classification import classify, known_hits, validate
 from utils.training.engine import train_one_epoch
 from utils.training.losses import classification_loss
 from utils.training.metrics import accuracies_percent, main_accuracy
@@ -105,7 +105,7 @@ def train_generation(
     teacher_path: Path | None,
     record: dict[str, Any],
     images: ImageData,
-    val_loaders: opening.Loaders,
+    val_images: ImageData,
     args: Namespace,
     runtime: Runtime,
 ) -> tuple[Path, float]:
@@ -137,6 +137,7 @@ def train_generation(
     fit = opening.fit(args, model or build(**record), runtime)
     start_epoch = opening.first_epoch(args, fit, state, resumed)
     train_loader = opening.image_loader(args, images, runtime, shuffle=True)
+    val_loaders, hits = opening.validation_loaders(args, val_images, runtime), known_hits(state, val_images)
     rates, past = opening.rates(args), resume.history(state, settings)
     preprocess = images.preprocessing(seed)
     lambdas = geometric(args.lambd, args.lambd_end, args.epochs)
@@ -150,14 +151,14 @@ def train_generation(
                 step = partial(distil, **step.keywords, teacher=teacher, lambd=lambdas[epoch], tau=args.tau)
             metrics = train_one_epoch(fit, train_loader, step, epoch)
             if due(epoch, args.val_epoch, args.epochs):
-                metrics |= validate(fit.net, val_loaders, runtime, partial(classify, preprocess=preprocess))
+                metrics |= validate(fit.net, val_loaders, runtime, partial(classify, preprocess=preprocess), hits)
                 acc1 = main_accuracy(metrics, "val_")
                 best_acc1 = max(acc1, best_acc1)
             log.write(epoch, metrics | {"lr": rates[epoch]} | ({"lambda": lambdas[epoch]} if teacher else {}))
             if runtime.is_main and due(epoch, args.save_epoch, args.epochs):
                 state = fit.state(
                     epoch + 1, arch=arch, model=record, data=opening.data_record(args, images), settings=settings,
-                    history=past, versions=resume.VERSIONS, acc1=acc1, best_acc1=best_acc1,
+                    history=past, versions=resume.VERSIONS, acc1=acc1, best_acc1=best_acc1, hits=hits,
                 )  # fmt: skip
                 checkpoint.save(own, state)
                 log.saved(own, epoch + 1)
@@ -178,11 +179,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     images, val_images = opening.both_splits(args, state.get("data"))
     record = state.get("model") or classifier_record(args.arch or options.ARCH, len(images.classes))
     images, val_images = (opening.decoded(args, data, runtime) for data in (images, val_images))
-    val_loaders = opening.validation_loaders(args, val_images, runtime)
 
     lines = []
     for generation in range(args.start_gen, args.generations):
-        teacher, acc1 = train_generation(generation, teacher, record, images, val_loaders, args, runtime)
+        teacher, acc1 = train_generation(generation, teacher, record, images, val_images, args, runtime)
         lines.append(f"{generation:>10}{acc1:>13.2f}  {teacher}")
     runtime.say("\n".join([f"{'generation':>10}{'accuracy, %':>13}  checkpoint", *lines]))
     of_two = ("--resume1", generation_path(args, record["arch"], args.start_gen), "--resume2", teacher)

@@ -28,7 +28,7 @@ from utils.features.pairing import Pairing, Side, classes_of
 from utils.files import sha256, write_csv, write_json
 from utils.measures.bootstrap import bootstrap
 from utils.measures.calibration import consistency_interval, shuffled_within_class
-from utils.measures.image_moments import ImageMoments
+from utils.measures.moments import ImageMoments
 from utils.measures.permutation import calibrate_linear
 from utils.measures.similarity import linear_cka, procrustes, ridge_r2, svcca
 from utils.parser import Namespace, Parser, result_file, some_path, whole

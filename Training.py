@@ -12,7 +12,7 @@ from utils.files import sha256
 from utils.parser import Namespace, Parser, some_path, whole
 from utils.runtime import command
 from utils.training import resume
-from utils.training.classification import classify, validate
+from utils.training.classification import classify, known_hits, validate
 from utils.training.engine import train_one_epoch
 from utils.training.metrics import main_accuracy
 from utils.training.schedules import due, set_learning_rate
@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     train_images, val_images = (opening.decoded(args, data, runtime) for data in (train_images, val_images))
     loader = opening.image_loader(args, train_images, runtime, shuffle=True)
-    val_loaders = opening.validation_loaders(args, val_images, runtime)
+    val_loaders, hits = opening.validation_loaders(args, val_images, runtime), known_hits(state, val_images)
     rates, past, preprocess = (
         opening.rates(args),
         resume.history(state, settings),
@@ -115,13 +115,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             metrics = train_one_epoch(fit, loader, step, epoch)
             validated = due(epoch, args.val_epoch, args.epochs)
             if validated:
-                metrics |= validate(fit.net, val_loaders, runtime, partial(classify, preprocess=preprocess))
+                metrics |= validate(fit.net, val_loaders, runtime, partial(classify, preprocess=preprocess), hits)
                 acc1 = main_accuracy(metrics, "val_")
             log.write(epoch, metrics | {"lr": rates[epoch]})
             is_best, best_acc1 = validated and acc1 > best_acc1, max(acc1, best_acc1)
             state = fit.state(
                 epoch + 1, arch=args.arch, model=record, data=opening.data_record(args, train_images),
                 settings=settings, history=past, versions=resume.VERSIONS, acc1=acc1, best_acc1=best_acc1,
+                hits=hits,
             )  # fmt: skip
             if runtime.is_main and due(epoch, args.save_epoch, args.epochs):
                 checkpoint.save(own, state)

@@ -1,6 +1,6 @@
 """Measure how much of net B's knowledge each order of net A's explains: variances and instability (paper Sec. 4.2)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,15 +16,16 @@ from utils import checkpoint, opening, options, runs
 from utils.data.images import ImageData
 from utils.features.live import read_live
 from utils.files import sha256, write_csv, write_json
-from utils.measures.moments import ComponentMoments
+from utils.measures.moments import ImageMoments
+from utils.measures.variances import rank_channels, variance_report
 from utils.parser import PICTURES, Namespace, Parser, result_file, some_path, whole
 from utils.progress import Progress
 from utils.provenance import Provenance
 from utils.report.charts import spectrum_figure
 from utils.report.maps import component_figure, save_figure
-from utils.report.tables import variance_table
+from utils.report.tables import variance_rows, variance_table
 from utils.runtime import Runtime, command
-from utils.training.reconstruction import instabilities
+from utils.training.reconstruction import merged
 
 OF_NETS = (
     "net_in", "net_tar", "arch_in", "arch_tar", "name", "train_path", "val_path", "image_size", "sample_num",
@@ -68,6 +69,7 @@ def build_parser() -> Parser:
     group.add_argument("--t_or_v", choices=["train", "val"], default="val", help="which images")
     means = ["channel", "global"]
     group.add_argument("--mean", choices=means, default="channel", help="of each channel (release) or of all (paper)")
+    group.add_argument("--bootstrap", type=whole(0), default=1000, metavar="N", help="resamples for intervals, or 0")
     options.add_layer_options(parser, default="the Trans-Net's")
     options.add_second_layer_options(parser)
     group = parser.add_argument_group("results")
@@ -111,44 +113,37 @@ def open_live(args: Namespace, fitted: Provenance, runtime: Runtime) -> Source:
 
 
 @torch.no_grad()
-def measure(trans_net: TransNet, source: Source, runtime: Runtime) -> ComponentMoments:
-    """Decompose every pair and accumulate the moments, in one pass; all processes get the sum."""
-    decomposition = runtime.parallel(Decomposition(trans_net).requires_grad_(False)).eval()
-    moments = ComponentMoments(trans_net.constant)
+def measure(nets: Sequence[TransNet], source: Source, runtime: Runtime, *, per_image: bool) -> list[ImageMoments]:
+    """Decompose every pair by the first Trans-Net, reconstruct it by the others, in one pass; all processes get all."""
+    decomposition = runtime.parallel(Decomposition(nets[0]).requires_grad_(False)).eval()
+    others = [runtime.parallel(net.requires_grad_(False)).eval() for net in nets[1:]]
+    found = [ImageMoments(net.constant, per_image=per_image) for net in nets]
     for batch in Progress(source.loader, "variances", quiet=not runtime.is_main):
-        x, target = source.read(*runtime.to_device(batch))
-        check_fit(trans_net, x, target)
+        *_, labels, numbers = on_device = runtime.to_device(batch)
+        x, target = source.read(*on_device)
+        for net in nets:
+            check_fit(net, x, target)
         components, residual = decomposition(x, target)
-        moments.update(components.transpose(0, 1), residual)
-    first, *others = runtime.gather(moments.cpu())
-    for other in others:
-        first.merge(other)
-    return first
-
-
-def spectrum(trans_nets: Sequence[TransNet], source: Source, runtime: Runtime) -> list[dict[str, float]]:
-    """Give R² = 1 − instability of every depth, and its gain over the depth before it: the shallowest first."""
-    by_depth = sorted(trans_nets, key=lambda trans_net: trans_net.order)
-    rows, before = [], 0.0
-    for trans_net, left in zip(by_depth, instabilities(by_depth, source.loader, source.read, runtime)):
-        rows.append({"layers": trans_net.order + 1, "r2": 1 - left, "gain": 1 - left - before})
-        before = 1 - left
-    return rows
+        found[0].update(components.transpose(0, 1), residual, numbers, labels)
+        for other, moments in zip(others, found[1:]):
+            output = other(x)
+            moments.update(output[None], target - output, numbers)
+    return [merged(moments, runtime) for moments in found]
 
 
 @torch.no_grad()
 def draw(
-    file: str, trans_net: TransNet, moments: ComponentMoments, source: Source, index: int, runtime: Runtime
+    file: str, trans_net: TransNet, channels: Sequence[Mapping[str, Any]], source: Source, index: int, runtime: Runtime
 ) -> None:
     """Draw the two most and the two least consistent channels of one image."""
     batch = source.data.__getitems__([index])
     x, target = source.read(*runtime.to_device(batch))
     output, components = trans_net.decompose(x)
-    channels, instability = moments.rank_channels(ends=2)
-    notes = [f"instability {value:.2f}" for value in instability.tolist()]
+    ranked = rank_channels(channels, ends=2)
+    notes = [f"instability {row['instability']:.2f}" for row in ranked]
     photo = batch[0][0] if source.has_photos else None
-    figure = component_figure(photo, x[0], target[0], output[0], components[:, 0], channels.tolist(), notes)
-    save_figure(file, figure)
+    numbers = [row["channel"] for row in ranked]
+    save_figure(file, component_figure(photo, x[0], target[0], output[0], components[:, 0], numbers, notes))
 
 
 @command
@@ -174,23 +169,23 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if args.figure and args.figure_image >= len(source.data):
         parser.error(f"--figure_image {args.figure_image} is not among the {len(source.data)} images")
 
-    moments = measure(trans_net, source, runtime)
+    moments = measure([trans_net, *others], source, runtime, per_image=args.bootstrap > 0)
     record = source.provenance.to_record()
     made_of = {key: value for key, value in record.items() if key not in ("classes", "transform")}
     made_of |= {"transnet_path": args.transnet[0], "transnet": sha256(args.transnet[0]), "p": trans_net.p.tolist()}
-    report = moments.report(args.mean) | {"source": made_of, "linear_reference": states[0].get("linear_reference")}
-    if others:
-        report["spectrum"] = spectrum([trans_net, *others], source, runtime)
+    depths = [(net.order + 1, of_net) for net, of_net in zip((trans_net, *others), moments)]
+    report = variance_report(depths, args.mean, args.bootstrap, source.provenance.classes)
+    report |= {"source": made_of, "linear_reference": states[0].get("linear_reference")}
     if runtime.is_main:
         print(f"{report['images']:,} {args.t_or_v} images, mean per {args.mean}", variance_table(report), sep="\n")
         if args.json:
             write_json(args.json, report)
         if args.csv:
-            write_csv(args.csv, [("component", "variance"), *report["var"].items()])
+            write_csv(args.csv, variance_rows(report))
         if args.spectrum:
             save_figure(args.spectrum, spectrum_figure(report["spectrum"]))
         if args.figure:
-            draw(args.figure, trans_net, moments, source, args.figure_image, runtime)
+            draw(args.figure, trans_net, report["channels"], source, args.figure_image, runtime)
         for file in filter(None, (args.json, args.csv, args.spectrum, args.figure)):
             print(f"saved {file}")
     return report

@@ -18,7 +18,7 @@ from utils.parser import Namespace, Parser, list_of, some_path, whole
 from utils.provenance import NetSource, Provenance
 from utils.runtime import command
 from utils.training import resume
-from utils.training.classification import classify, classify_features, validate
+from utils.training.classification import classify, classify_features, known_hits, validate
 from utils.training.engine import train_one_epoch
 from utils.training.metrics import main_accuracy
 from utils.training.schedules import due, set_learning_rate
@@ -162,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     frozen_net = runtime.parallel(frozen)
     features = partial(opening.with_features, args, frozen=frozen_net, shape=shape, runtime=runtime, folder=own.parent)
     val_loaders = opening.validation_loaders(args, features(val_images), runtime)
-    name = runs.stem(own)
+    name, hits = runs.stem(own), known_hits(state, val_images)
     metrics = validate(fit.net, val_loaders, runtime, classify_features)
     runtime.say(f"{name} after {start_epoch} epochs of tuning: {runs.describe(metrics)}")
     if start_epoch >= args.epochs:
@@ -181,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 step = partial(classify, preprocess=partial(preprocess, epoch=epoch), frozen=frozen_net)
             metrics = train_one_epoch(fit, loader, step, epoch)
             if due(epoch, args.val_epoch, args.epochs):
-                metrics |= validate(fit.net, val_loaders, runtime, classify_features)
+                metrics |= validate(fit.net, val_loaders, runtime, classify_features, hits)
                 acc1 = main_accuracy(metrics, "val_")
                 best_acc1 = max(acc1, best_acc1)
             log.write(epoch, metrics | {"lr": rates[epoch]})
@@ -189,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 state = fit.state(
                     epoch + 1, arch=model_record["arch"], model=model_record, source=source.to_record(),
                     data=opening.data_record(args, train_images), settings=settings, history=past,
-                    versions=resume.VERSIONS, acc1=acc1, best_acc1=best_acc1,
+                    versions=resume.VERSIONS, acc1=acc1, best_acc1=best_acc1, hits=hits,
                 )  # fmt: skip
                 checkpoint.save(own, state)
                 log.saved(own, epoch + 1)

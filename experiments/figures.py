@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from experiments.tables import PAPER, Results, mean, read_table
+from experiments.intervals import measured
+from experiments.tables import PAPER, Results, read_table
 from models.pair import open_pair
 from utils.data.batches import normalise
 from utils.data.images import load_images
@@ -79,8 +80,8 @@ def draw_variances(results: Results, titles: dict[str, str]) -> Figure:
     """Draw the variances by order, a panel for each cell of `titles`, which are means over the pairs of nets."""
     reports = {}
     for cell, title in titles.items():
-        variances = {name: mean(results.facts(cell), f"var.{name}") for name in VARIANCES}
-        reports[title] = {"var": {name: value for name, value in variances.items() if value is not None}}
+        variances = {name: measured(results.facts(cell), f"var.{name}") for name in VARIANCES}
+        reports[title] = {"var": {name: number.value for name, number in variances.items() if number}}
     return variance_figure(reports)
 
 

@@ -4,16 +4,19 @@ The sections' scripts leave every number in RUN/results/TABLE/ROW/COLUMN/: a JSO
 a link to a checkpoint. A cell is the mean over the files of its folder; where there is none, it stays empty. paper.json
 says which rows and columns a table has, which entry of a file is its number, and the paper's. What a run has beyond
 the paper's rows and columns (other networks) follows them. The row "settings" has files for the caption alone, and
-RUN/results/TABLE/note.txt is a line of it.
+RUN/results/TABLE/note.txt is a line of it. Numbers have their intervals, and what paper.json claims of two rows or
+columns is decided by the interval of the difference (`experiments.intervals`).
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+from experiments.intervals import LEGEND, Between, Claim, Number, decide, measured
+from experiments.settings import NETS, differences
 from utils import checkpoint
 from utils.errors import InputError
 from utils.files import read_json, replacing, write_csv
@@ -21,12 +24,6 @@ from utils.parser import Parser, result_file, some_path
 from utils.runtime import command
 
 PAPER = Path(__file__).with_name("paper.json")
-NETS = (("net_in", "path_a"), ("net_tar", "path_b"), ("transnet", "transnet_path"))  # that a Variance.py file names
-# Recorded options that a caption names where they are not the paper's.
-RECORDED = {
-    "batch_size": "batch size", "optim": "optimiser", "lr": "first rate", "momentum": "momentum",
-    "weight_decay": "weight decay", "alpha": "alpha",
-}  # fmt: skip
 Facts = dict[str, Any]
 Key = tuple[str, str]  # row, column
 
@@ -42,6 +39,8 @@ class Table:
         rows: titles by key, in order.
         columns: the same.
         ours: our numbers; what is missing is not there.
+        intervals: of our numbers, where they are known.
+        claims: what is said of our numbers, decided.
         paper: the paper's.
         number_format: how a number is printed.
     """
@@ -52,6 +51,8 @@ class Table:
     rows: dict[str, str]
     columns: dict[str, str]
     ours: dict[Key, float]
+    intervals: dict[Key, Between]
+    claims: list[Claim]
     paper: dict[Key, float]
     number_format: str
 
@@ -91,28 +92,14 @@ def _read_checkpoint(path: Path) -> Facts:
     return {key: state[key] for key in state.keys() - tensors} | {"lr": state["optimizer"]["param_groups"][0]["lr"]}
 
 
-def look_up(facts: Facts, name: str) -> float | None:
-    """Find the number that a dotted name such as "var.order0" means, or None."""
-    value: Any = facts
-    for part in name.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return None if value is None else float(value)
-
-
-def mean(files: Sequence[Facts], name: str) -> float | None:
-    """Average a named number over files; None if there are none or one does not have it."""
-    values = [look_up(facts, name) for facts in files]
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known and len(known) == len(values) else None
-
-
 def read_table(name: str, layout: Mapping[str, Any], results: Results, expected: Mapping[str, float]) -> Table:
     """Fill one table.
 
     Args:
         name: of the table.
         layout: its entry in paper.json. `cells` and `value` are patterns with {row} and {column}; an entry of `rows` or
-            `columns` is a title, or has patterns of its own; `minus` is a cell whose number is subtracted.
+            `columns` is a title, or has patterns of its own; `minus` is a cell whose number is subtracted; see
+            `experiments.intervals.decide` for `claims`.
         results: of the run.
         expected: the paper's settings, by the names of `settings`; a table of another paper has its own.
     """
@@ -125,7 +112,7 @@ def read_table(name: str, layout: Mapping[str, Any], results: Results, expected:
             axes[axis].setdefault(key, key)
     axes["row"].pop("settings", None)
 
-    ours: dict[Key, float] = {}
+    numbers: dict[Key, Number] = {}
     used = results.facts(f"{layout['cells'].split('/')[0]}/settings/*")
     for row, row_entry in axes["row"].items():
         for column, column_entry in axes["column"].items():
@@ -134,12 +121,12 @@ def read_table(name: str, layout: Mapping[str, Any], results: Results, expected:
                 rules |= entry if isinstance(entry, dict) else {}
             place = {"row": row, "column": column}
             files = results.facts(rules["cells"].format(**place))
-            number = mean(files, rules["value"].format(**place))
-            if number is not None and "minus" in rules:
-                other = mean(results.facts(rules["minus"].format(**place)), rules["value"])
-                number = None if other is None else number - other
-            if number is not None:
-                ours[row, column] = number
+            number = measured(files, rules["value"].format(**place))
+            if number and "minus" in rules:
+                other = measured(results.facts(rules["minus"].format(**place)), rules["value"])
+                number = other and number.minus(other)
+            if number:
+                numbers[row, column] = number
                 used += files
 
     paper = {(row, column): number for row, cells in layout["paper"].items() for column, number in cells.items()}
@@ -147,61 +134,16 @@ def read_table(name: str, layout: Mapping[str, Any], results: Results, expected:
         {
             key: entry["title"] if isinstance(entry, dict) else entry
             for key, entry in axes[axis].items()
-            if any(filled[position] == key for filled in (*ours, *paper))
+            if any(filled[position] == key for filled in (*numbers, *paper))
         }
         for position, axis in enumerate(axes)
     )
     note = results.folder / layout["cells"].split("/")[0] / "note.txt"
     notes = differences(used, expected) + ([note.read_text(encoding="utf-8").strip()] if note.is_file() else [])
-    return Table(name, layout["title"], notes, rows, columns, ours, paper, layout["format"])
-
-
-def settings(facts: Facts) -> Iterator[tuple[str, float | str]]:
-    """Name what a file says of how its numbers were made."""
-    for net in (facts[name] for name, _ in NETS if name in facts):
-        yield from settings(net)
-    recorded, data = facts.get("settings", {}), facts.get("data")
-    if "trans_net" in facts:
-        of = "Trans-Nets"
-    elif "input" in recorded:
-        of = "tails"
-    else:
-        of = f"nets on {data['dataset']}" if data else "nets"
-    if "s_conv" not in recorded:  # the paper does not say how compressed nets are trained again
-        if "epoch" in facts:
-            yield f"epochs of {of}", facts["epoch"]
-            if of in ("Trans-Nets", "tails"):  # whose rates fall from epoch to epoch
-                yield f"last rate of {of}", facts["lr"]
-        for option, title in RECORDED.items():
-            if option in recorded:
-                value = recorded[option]
-                yield f"{title} of {of}", value if isinstance(value, int | float | str) else str(value)
-    if data:
-        yield f"classes of {data['dataset']}", len(data["classes"])
-        yield "pixels to a side", data["image_size"]
-
-
-def differences(used: Sequence[Facts], expected: Mapping[str, float | str]) -> list[str]:
-    """Say in a line which settings are not the paper's."""
-    ours: dict[str, set[float | str]] = {}
-    for facts in used:
-        for name, value in settings(facts):
-            ours.setdefault(name, set()).add(value)
-    parts = []
-    for name, values in sorted(ours.items()):
-        theirs = expected.get(name)
-        if not all(agree(value, theirs) for value in values):
-            ordered = sorted(values, key=lambda value: (isinstance(value, str), value))
-            said = ", ".join(value if isinstance(value, str) else f"{value:g}" for value in ordered)
-            parts.append(f"{name} {said}" + ("" if theirs is None else f" ({theirs})"))
-    return [f"Settings that differ from the paper's (in brackets): {'; '.join(parts)}."] if parts else []
-
-
-def agree(value: float | str, theirs: float | str | None) -> bool:
-    """Compare a setting with the paper's, numbers up to rounding; with what the paper does not say nothing agrees."""
-    if isinstance(value, int | float) and isinstance(theirs, int | float):
-        return abs(value - theirs) <= 1e-6 * abs(theirs)
-    return value == theirs
+    claims = decide(layout.get("claims", ()), rows, columns, numbers)
+    ours = {key: number.value for key, number in numbers.items()}
+    intervals = {key: between for key, number in numbers.items() if (between := number.between())}
+    return Table(name, layout["title"], notes, rows, columns, ours, intervals, claims, paper, layout["format"])
 
 
 def with_numbers(table: Table) -> Table:
@@ -223,7 +165,10 @@ def lines(table: Table) -> list[list[str]]:
             if numbers is table.ours or column in in_paper:
                 head.append(name)
                 for line, row in zip(body, table.rows):
-                    line.append(format(numbers[row, column], table.number_format) if (row, column) in numbers else "")
+                    text = format(numbers[row, column], table.number_format) if (row, column) in numbers else ""
+                    if numbers is table.ours and (row, column) in table.intervals:
+                        text += f" {table.intervals[row, column].text(table.number_format)}"
+                    line.append(text)
     return [head, *body]
 
 
@@ -231,7 +176,11 @@ def markdown(table: Table) -> str:
     """Write a table as Markdown."""
     head, *body = (f"| {' | '.join(cells)} |" for cells in lines(table))
     rule = "|---" + "|---:" * (head.count("|") - 2) + "|"
-    return "\n".join([f"### {table.title}", "", *(f"{note}\n" for note in table.notes), head, rule, *body, ""])
+    claims = [claim.line(table.number_format) for claim in table.claims]
+    below = ["", *claims] if claims else []
+    below += ["", LEGEND] if table.intervals else []
+    notes = [f"{note}\n" for note in table.notes]
+    return "\n".join([f"### {table.title}", "", *notes, head, rule, *body, *below, ""])
 
 
 def build_parser() -> Parser:
@@ -246,7 +195,7 @@ def build_parser() -> Parser:
     )  # fmt: skip
     group.add_argument("--markdown", type=result_file(), metavar="FILE", help="write the tables as Markdown")
     group.add_argument(
-        "--csv", type=result_file(), metavar="FILE", help="write one line a number: table, row, column, ours, paper"
+        "--csv", type=result_file(), metavar="FILE", help="write one line a number: table, row, column, ours, paper, …"
     )
     return parser
 
@@ -272,8 +221,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             temporary.write_text(f"Paper: {paper['source']}.\n\n{text}", encoding="utf-8")
     if args.csv:
         keys = [(table, key) for table in tables for key in product(table.rows, table.columns)]
-        numbers = [(table.name, *key, table.ours.get(key), table.paper.get(key)) for table, key in keys]
-        write_csv(args.csv, [("table", "row", "column", "ours", "paper"), *numbers])
+        numbers = [
+            (table.name, *key, table.ours.get(key), table.paper.get(key), *table.intervals.get(key, (None, None, None)))
+            for table, key in keys
+        ]
+        write_csv(args.csv, [("table", "row", "column", "ours", "paper", "low", "high", "between"), *numbers])
     for file in filter(None, (args.markdown, args.csv)):
         print(f"saved {file}")
 

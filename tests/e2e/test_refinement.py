@@ -200,7 +200,7 @@ def test_only_the_tail_is_tuned(trained, refine, tmp_path, monkeypatch):
     assert chosen == {
         "transnet": files["g.pth"], "input": "residual_added", "in_mode": [1, 1, 1], "tail": "B",
     }  # fmt: skip
-    assert state["acc1"] == validated[-1]["val_top1_prec"]
+    assert state["acc1"] == validated[-1]["val_top1_prec"] == pytest.approx(100 * state["hits"].double().mean().item())
     losses = [line["Loss"] for line in lines(tmp_path, name)]
     assert len(losses) == 3 and losses[0] > losses[-1]
     own = split(models["B"], LAYER)[1].state_dict()

@@ -23,10 +23,12 @@ def test_a_classifiers_checkpoint_says_what_it_is(road, photos):
         "normalisation": NORMALISATIONS["imagenet"],
     }  # fmt: skip
     assert state["acc1"] == last["val_top1_prec"] <= state["best_acc1"]
+    assert state["hits"].dtype == torch.uint8
     images = load_images("folder", "val", data_root="nowhere", path=photos / "val", image_size=64)
     pixels, targets, _ = images.__getitems__(list(range(len(images))))
     with torch.no_grad():
         logits = load_classifier(road.a)(normalise(pixels))
+    assert torch.equal(state["hits"], (logits.argmax(1) == targets).byte())
     assert float((logits.argmax(1) == targets).float().mean()) == pytest.approx(last["val_top1_prec"] / 100)
     assert F.cross_entropy(logits, targets).item() == pytest.approx(last["val_Loss"], rel=1e-5)
 

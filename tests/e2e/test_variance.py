@@ -1,5 +1,6 @@
 """Variance.py: the numbers, and which Trans-Net they may be measured of."""
 
+import csv
 import json
 
 import pytest
@@ -16,6 +17,7 @@ from utils.data.batches import normalise
 from utils.data.images import load_images
 from utils.features.cache import open_features
 from utils.files import sha256
+from utils.progress import Progress
 
 pytestmark = pytest.mark.e2e
 VARIANCES = ["target", "order0", "order1", "order2", "output", "residual"]
@@ -33,9 +35,14 @@ def test_variances_from_nets_and_from_stored_features_agree(road, photos, tmp_pa
     assert live["instability"] == pytest.approx(stored["instability"], rel=1e-5)
     assert list(live["var"]) == live["covariance"]["names"] == VARIANCES
     assert live["images"] == 24 and live["mean"] == "channel"
-    assert json.loads((tmp_path / "v.json").read_text()) == live
-    csv = (tmp_path / "v.csv").read_text().split()
-    assert csv == ["component,variance", *(f"{name},{value}" for name, value in live["var"].items())]
+    assert json.loads((tmp_path / "v.json").read_text()) == json.loads(json.dumps(live))
+    with (tmp_path / "v.csv").open() as file:
+        head, *rows = csv.reader(file)
+    assert head == ["component", "of", "variance", "low", "high", "share", "share_low", "share_high"]
+    of = [row[1] for row in rows]
+    assert of == ["all"] * 6 + ["class blue", "class green", "class red"] + [f"channel {c}" for c in range(64)]
+    assert [(row[0], float(row[2])) for row in rows[:6]] == list(live["var"].items())
+    assert all(float(row[6]) < float(row[5]) < float(row[7]) for row in rows[1:])
     assert (tmp_path / "v.png").stat().st_size > 10_000
     assert sorted(path.name for path in tmp_path.iterdir()) == ["v.csv", "v.json", "v.png"]
     for report in (live, stored):
@@ -44,10 +51,42 @@ def test_variances_from_nets_and_from_stored_features_agree(road, photos, tmp_pa
         assert source["layer_a"] == source["layer_b"] == "layer1.1.add"
         assert (source["checkpoint_a"], source["checkpoint_b"]) == (sha256(road.a), sha256(road.b))
         assert source["transnet"] == sha256(road.trans_net)
+        interval = report["intervals"]["instability"]
+        assert interval["low"] < report["instability"] < interval["high"]
+        assert interval["value"] == pytest.approx(report["instability"])
     assert "24 val images, mean per channel" in output
+    between = live["intervals"]["instability"]
+    assert f"{live['instability']:.4f}  [{between['low']:.4f}, {between['high']:.4f}]" in output
+    assert "intervals: 95 %, 1,000 resamples of the images, the Trans-Net held as it was fitted" in output
     assert f"instability Var(x_Δ)/Var(x*) = {live['instability']:.4f}" in output
     for title in ("x*", "x(0)", "x(1)", "x(2)", "g(x)", "x_Δ"):
         assert sum(line.startswith(f"{title} ") for line in output.splitlines()) == 1
+
+
+def test_without_resamples_the_numbers_are_the_same_and_nothing_is_kept_per_image(road, capsys):
+    words = "--convOut_path", road.features, "--transnet", road.trans_net
+    full, alone = run(Variance, "", *words), run(Variance, "--bootstrap 0", *words)
+    assert full.keys() - alone.keys() == {"intervals", "classes", "per_image"}
+    assert alone["var"] == pytest.approx(full["var"], rel=1e-6)
+    assert capsys.readouterr().out.count("[") == 6  # the shares, the instability
+
+
+def test_several_trans_nets_are_measured_in_one_pass(road, monkeypatch):
+    passes = []
+
+    def counted(self):
+        passes.append(self)
+        return original(self)
+
+    original = Progress.__iter__
+    monkeypatch.setattr(Progress, "__iter__", counted)
+    words = "--convOut_path", road.features, "--transnet", road.trans_net, road.trans_net
+    report = run(Variance, "--bootstrap 100", *words)
+    assert len(passes) == 1
+    first, second = report["spectrum"]
+    assert first["r2"] == pytest.approx(1 - report["instability"])
+    assert second["gain"] == pytest.approx(0, abs=1e-6)
+    assert second["intervals"]["gain"]["high"] == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("mean", ["channel", "global"])

@@ -2,6 +2,7 @@
 
 import csv
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -10,6 +11,7 @@ from experiments import tables
 from experiments.tables import PAPER, Results, read_table
 from utils import checkpoint
 from utils.files import read_json, write_json
+from utils.measures.bootstrap import bootstrap
 from utils.runtime import Runtime
 from utils.training.engine import Fit
 
@@ -49,7 +51,7 @@ def test_a_cell_is_the_mean_of_its_files_beside_the_papers(tmp_path):
     ours = head.index("conv4_3 @ VGG-16")
     first, second = rows["case 1: two initialisations"], rows["case 2: two halves of the training images"]
     assert head[ours + 1] == "paper"
-    assert (first[ours], first[ours + 1]) == ("0.300", "0.124")
+    assert (first[ours], first[ours + 1]) == ("0.300 (0.200 … 0.400)", "0.124")
     assert (second[ours], second[ours + 1]) == ("", "0.121")
     assert second[head.index("conv5_3 @ VGG-16")] == "0.700"
     # What was never measured is empty, the paper's number stays.
@@ -88,10 +90,10 @@ def test_table_2_is_case_1_by_order(tmp_path):
     head, rows = by_title(fill(tmp_path, "table2"))
     column = head.index("conv5 @ AlexNet")
     assert {title: (row[column], row[column + 1]) for title, row in rows.items()} == {
-        "Var(x(0))": ("450", "424.67"),
-        "Var(x(1))": ("75", "73.73"),
-        "Var(x(2))": ("30", "43.69"),
-        "Var(x_Δ)": ("70", "71.37"),
+        "Var(x(0))": ("450 (400 … 500)", "424.67"),
+        "Var(x(1))": ("75 (70 … 80)", "73.73"),
+        "Var(x(2))": ("30 (20 … 40)", "43.69"),
+        "Var(x_Δ)": ("70 (60 … 80)", "71.37"),
     }
     # The paper's number is unreadable there.
     assert rows["Var(x_Δ)"][head.index("last conv @ ResNet-34") + 1] == ""
@@ -221,15 +223,137 @@ def test_the_command_prints_and_writes(tmp_path, capsys):
     assert written.strip() in (tmp_path / "t.md").read_text(encoding="utf-8")
     with (tmp_path / "t.csv").open(encoding="utf-8") as file:
         lines = list(csv.reader(file))
-    assert lines[0] == ["table", "row", "column", "ours", "paper"]
-    assert ["table1", "case1", "alexnet_L8", "0.5", "0.086"] in lines
-    assert ["table1", "case2", "resnet34_L4", "", "0.275"] in lines
-    assert ["tasks", "fine-binary", "vgg16_bn_L30", "0.25", ""] in lines
+    assert lines[0] == ["table", "row", "column", "ours", "paper", "low", "high", "between"]
+    assert ["table1", "case1", "alexnet_L8", "0.5", "0.086", "", "", ""] in lines
+    assert ["table1", "case2", "resnet34_L4", "", "0.275", "", "", ""] in lines
+    assert ["tasks", "fine-binary", "vgg16_bn_L30", "0.25", "", "", "", ""] in lines
 
     tables.main([str(tmp_path), "--paper_columns", "all"])
     assert "| case 1: two initialisations | 0.500 | 0.086 |  | 0.116 |" in capsys.readouterr().out
     tables.main([str(tmp_path), "tasks"])
     assert "Table 1" not in capsys.readouterr().out
+
+
+def measured(path, instability, seed=0, images=400, name="CUB200", same=0):
+    """A JSON of Variance.py whose images differ, but alike for one `same`."""
+    random, common = np.random.default_rng(seed), np.random.default_rng(same)
+    target = 1 + common.random(images)
+    left = target * instability * (1 + 0.3 * common.standard_normal(images) + 0.05 * random.standard_normal(images))
+    left *= instability * target.mean() / left.mean()
+    variances = {"target": target.mean(), "residual": left.mean()}
+    per_image = {"target": target.tolist(), "residual": left.tolist()}
+    facts = {"images": images, "instability": instability, "var": variances, "source": {"dataset": name}}
+    write_json(path, facts | {"per_image": per_image})
+
+
+def tail(path, share, seed=0, images=400, **data):
+    """A tail that is right on so many images, the first ones mostly."""
+    order = np.argsort(np.arange(images) + images / 10 * np.random.default_rng(seed).standard_normal(images))
+    hits = torch.zeros(images, dtype=torch.uint8)
+    hits[order[: round(share * images)]] = 1
+    accuracy = 100 * hits.double().mean().item()
+    save(path, 100, acc1=accuracy, hits=hits, settings={"input": "components"}, data=DATA | data)
+
+
+def test_a_number_stands_beside_its_interval(tmp_path, capsys):
+    case = tmp_path / "results/table1/case1"
+    measured(case / "alexnet_L8/a.json", 0.3)
+    measured(case / "alexnet_L10/a.json", 0.3, 1)
+    measured(case / "alexnet_L10/b.json", 0.4, 2)
+    table = fill(tmp_path, "table1")
+    one, two = table.intervals["case1", "alexnet_L8"], table.intervals["case1", "alexnet_L10"]
+    assert one.low < 0.3 < one.high and one.high - one.low < 0.04
+    assert two.low < 0.35 < two.high and two.high - two.low > 0.05  # the pairs differ by 0.1
+    assert one.kind == two.kind == "interval"
+    expected = f"0.300 [{one.low:.3f}, {one.high:.3f}]"
+    head, rows = by_title(table)
+    assert rows["case 1: two initialisations"][head.index("conv4 @ AlexNet")] == expected
+    tables.main([str(tmp_path), "table1", "--csv", str(tmp_path / "t.csv")])
+    printed = capsys.readouterr().out
+    assert f"| {expected} | 0.086 |" in printed and "[low, high]: 95 % interval over the test images" in printed
+    with (tmp_path / "t.csv").open(encoding="utf-8") as file:
+        rows = {tuple(row[:3]): row[5:] for row in csv.reader(file)}
+    assert rows["table1", "case1", "alexnet_L8"] == [str(one.low), str(one.high), "interval"]
+
+
+def test_the_interval_of_a_variance_is_variance_pys(tmp_path):
+    measured(tmp_path / "results/table1/case1/alexnet_L8/a.json", 0.3)
+    between = fill(tmp_path, "table2").intervals["residual", "alexnet_L8"]
+    parts = np.array(read_json(tmp_path / "results/table1/case1/alexnet_L8/a.json")["per_image"]["residual"])
+    expected = bootstrap(lambda total: {"mean": total}, [parts / len(parts)])["mean"]
+    assert (between.low, between.high) == pytest.approx((expected.low, expected.high))
+
+
+@pytest.mark.parametrize(
+    ("deeper", "told"), [(0.36, "shows"), (0.24, "does not show"), (0.3005, "cannot be said")]
+)  # fmt: skip
+def test_a_claim_is_decided_by_the_paired_interval_of_its_difference(tmp_path, capsys, deeper, told):
+    case = tmp_path / "results/table1/case1"
+    measured(case / "alexnet_L8/a.json", 0.3, 1)
+    measured(case / "alexnet_L10/a.json", deeper, 2)
+    table = fill(tmp_path, "table1")
+    (claim,) = table.claims
+    assert (claim.verdict, claim.difference) == (told, pytest.approx(deeper - 0.3))
+    single = table.intervals["case1", "alexnet_L8"]
+    assert claim.interval.high - claim.interval.low < 0.5 * (single.high - single.low)  # what images share cancels
+    tables.main([str(tmp_path), "table1"])
+    line = f"- case 1: two initialisations: conv5 is less stable than conv4 @ AlexNet: {deeper - 0.3:+.3f} ["
+    (found,) = [text for text in capsys.readouterr().out.splitlines() if text.startswith(line)]
+    assert found.endswith(f"]: {told}")
+
+
+def test_pairs_of_nets_are_compared_pair_by_pair(tmp_path):
+    case = tmp_path / "results/table1/case1"
+    for seed in range(6):
+        measured(case / f"alexnet_L8/{seed}.json", 0.2 + 0.05 * seed, 10 + seed)
+        measured(case / f"alexnet_L10/{seed}.json", 0.21 + 0.05 * seed, 20 + seed)
+    (claim,) = fill(tmp_path, "table1").claims
+    assert (claim.verdict, claim.interval.resampled) == ("shows", ("images", "pairs"))
+    (case / "alexnet_L10/5.json").unlink()  # now their means differ by which pairs there are
+    (claim,) = fill(tmp_path, "table1").claims
+    assert claim.interval.resampled == ("images",)
+
+
+def test_other_images_are_not_compared(tmp_path):
+    case = tmp_path / "results/table1/case1"
+    measured(case / "alexnet_L8/a.json", 0.1)
+    for other in ({"images": 399}, {"name": "DOG120"}):
+        measured(case / "alexnet_L10/a.json", 0.9, **other)
+        (claim,) = fill(tmp_path, "table1").claims
+        assert (claim.interval, claim.verdict) == (None, "cannot be said")
+    assert "+0.800 (not known image by image): cannot be said" in claim.line(".3f")
+
+
+def test_accuracies_are_compared_image_by_image(tmp_path):
+    results = tmp_path / "results/table3"
+    for row, share in (("A", 0.5), ("B", 0.5), ("100", 0.6), ("111", 0.505)):
+        tail(results / row / "resnet18_L3/tail.pth.tar", share)
+    table = fill(tmp_path, "table3")
+    between = table.intervals["A", "resnet18_L3"]
+    assert between.high - between.low == pytest.approx(392 * (0.5 * 0.5 / 400) ** 0.5, rel=0.15)
+    told = {(claim.says, claim.where): claim.verdict for claim in table.claims}
+    assert told["x(0) better than net A's raw feature", "ResNet-18"] == "shows"
+    assert told["x(0) + x(1) + x(2) better than net A's raw feature", "ResNet-18"] == "cannot be said"
+    assert len(table.claims) == 4
+
+
+def test_hits_that_do_not_agree_with_the_accuracy_are_not_believed(tmp_path):
+    path = tmp_path / "results/table3/A/resnet18_L3/tail.pth.tar"
+    tail(path, 0.5)
+    assert fill(tmp_path, "table3").intervals
+    checkpoint.save(path, checkpoint.load(path) | {"acc1": 51.0})
+    assert not fill(tmp_path, "table3").intervals
+
+
+def test_a_gain_has_the_interval_of_the_difference(tmp_path):
+    results, column = tmp_path / "results/diagnosis", "alexnet_L10-resnet34_L3"
+    tail(results / f"raw/{column}/t.pth.tar", 0.5)
+    tail(results / f"blind_spots_added/{column}/t.pth.tar", 0.6)
+    table = fill(tmp_path, "diagnosis")
+    (claim,) = table.claims
+    gain = table.intervals["gain", column]
+    assert (gain.low, gain.high) == (claim.interval.low, claim.interval.high) and claim.verdict == "shows"
+    assert gain.high - gain.low < table.intervals["raw", column].high - table.intervals["raw", column].low
 
 
 @pytest.mark.parametrize(
@@ -246,3 +370,6 @@ def test_every_number_of_the_paper_has_its_row_and_column():
         for row, cells in layout["paper"].items():
             assert row in layout["rows"]
             assert set(cells) <= set(layout["columns"])
+        for claim in layout.get("claims", ()):
+            assert claim["says"] and len(claim.get("rows", claim.get("columns"))) == 2
+            assert set(claim.get("rows", ())) <= set(layout["rows"])

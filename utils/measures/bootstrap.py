@@ -75,7 +75,7 @@ def bootstrap(
             not finite counts as undefined.
         sums: per image, each (N, …), or (F, N, …) if crossed, of any trailing shapes, float32 or float64.
         crossed: what F is.
-        resamples: how many are drawn.
+        resamples: how many are drawn; 0: none, so that there are values without intervals.
         confidence: in (0, 1).
         method: percentiles of the resamples, or those corrected for bias and skewness (Efron 1987).
         seed: of the draws: the same seed draws the same images, whatever the sums are.
@@ -87,11 +87,21 @@ def bootstrap(
         InputError: Sums of different images, or fewer than two images or fits.
     """
     axes = 2 if crossed else 1
+    drawn = ("images", crossed) if crossed else ("images",)
     shape = sums[0].shape[:axes]
     if any(part.shape[:axes] != shape for part in sums):
         raise InputError(f"sums must be of the same images, but their shapes are {[part.shape for part in sums]}.")
-    if len(shape) < axes or min(shape) < 2:
-        raise InputError(f"intervals need at least two images{f' and {crossed}' if crossed else ''}, but {shape} came.")
+    if resamples and (len(shape) < axes or min(shape) < 2):
+        both = f"images and {crossed}" if crossed else "images"
+        raise InputError(f"intervals need at least two {both}, but {shape} came; take more, or ask for no resamples.")
+    with np.errstate(all="ignore"):
+        values = statistic(*(part.sum(axes - 1).mean(0) if crossed else part.sum(0) for part in sums))
+    if not resamples:
+        why = "no resamples were asked for"
+        return {
+            name: Interval(_finite(value), None, None, confidence, method, 0, drawn, crossed is None, why)
+            for name, value in values.items()
+        }
     factors = shape[::-1]  # images, then fits
 
     def of_resamples(*drawn: Array, axis: int) -> Array:
@@ -101,7 +111,6 @@ def bootstrap(
     bytes_each = 24 * sum(shape) + sum(2 * part.nbytes // math.prod(shape) for part in sums)
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore", scipy.stats.DegenerateDataWarning)  # a constant gets its interval below
-        values = statistic(*(part.sum(axes - 1).mean(0) if crossed else part.sum(0) for part in sums))
         found = scipy.stats.bootstrap(
             [np.arange(size) for size in factors],
             of_resamples,
@@ -113,19 +122,21 @@ def bootstrap(
             rng=np.random.default_rng(seed),
         )
     limits = found.confidence_interval
-    drawn = ("images", crossed) if crossed else ("images",)
 
-    def interval(value: float, draws: Array, low: float, high: float) -> Interval:
+    def interval(value: Array, draws: Array, low: float, high: float) -> Interval:
         defined = np.isfinite(draws).sum()
         reason = "" if defined == resamples else f"{resamples - defined} of {resamples} resamples have no such number"
         if not reason and np.ptp(draws) == 0:
             low = high = draws[0]
         ends = (None, None) if reason else (float(low), float(high))
-        known = value if np.isfinite(value) else None
-        return Interval(known, ends[0], ends[1], confidence, method, resamples, drawn, crossed is None, reason)
+        return Interval(_finite(value), ends[0], ends[1], confidence, method, resamples, drawn, crossed is None, reason)
 
-    rows = zip(map(float, values.values()), found.bootstrap_distribution, limits.low, limits.high)
+    rows = zip(values.values(), found.bootstrap_distribution, limits.low, limits.high)
     return dict(zip(values, (interval(*row) for row in rows)))
+
+
+def _finite(value: Array) -> float | None:
+    return float(value) if np.isfinite(value) else None
 
 
 def count(indices: Array, size: int) -> Array:

@@ -1,12 +1,22 @@
-"""Means and variances of features and of their components: exact over the whole set, from one pass, in float64."""
+"""Means and variances of features and of their components: exact over the whole set, from one pass."""
 
+import copy
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
+from utils.errors import InputError
+from utils.measures.bootstrap import Statistic
+
 CHUNK_BYTES = 1 << 26  # float64 copies are made in slices of about this size, whatever the batch is
+
+Array = NDArray[Any]
 
 
 class FeatureMoments:
@@ -52,140 +62,207 @@ class FeatureMoments:
         return float((self._squares / max(1, self.count)).mean().sqrt())
 
 
-class ComponentMoments:
-    """Accumulate means and co-moments of x(0) … x(K) and x_Δ, per channel.
+class ImageMoments:
+    """Keep, for each image, sums and products of x(0) … x(K) and x_Δ: M = K + 2 vectors of C channels.
 
-    Everything else follows from these: g(x) = Σ x(k) + constant and x* = g(x) + x_Δ are linear in them. Batches
-    are merged by Chan's update of centred moments, so nothing cancels, and batches may have any size.
+    All else follows, since g(x) = Σ x(k) + constant and x* = g(x) + x_Δ are linear in them. With U = H × W, and about
+    an origin (every channel's mean over the first batch), image i has
 
-        Var(v) = E over images and units of (v − mean)²    (paper Sec. 4.2)
+        s_i(v, c) = Σ_u v        q_i(v, w) = Σ_cu v w        t_i(v, c) = Σ_u v²  of x* and x_Δ
+
+    and with deviations from any means, which lie d beside the origin, the mean over units of their products is
+
+        P_i = (q_i − s_i dᵀ − d s_iᵀ + U d dᵀ) / (U C)        Cov = mean_i P_i        (Var: paper Sec. 4.2)
+
+    The origin makes d a small correction, so that s and t need no more than float32; q is float64. Memory, on the CPU:
+    N (4 C (M + 2) + 8 M²) bytes, for 5,000 images, 5 vectors and 512 channels 73 MB.
 
     Args:
         constant: what g(x) has in each channel beside its components, (C,); None: nothing. It moves means alone, so
             it shows where the mean is "global", as a row of its own.
+        per_image: False keeps totals alone: one row in place of N, whose memory does not grow and which has no
+            intervals.
 
     Attributes:
         images: how many images were seen.
-        count: values per channel so far, images × H × W.
+        positions: U.
     """
 
-    def __init__(self, constant: Tensor | None = None) -> None:
-        self._constant = constant.detach().double().cpu() if constant is not None and constant.any() else None
+    def __init__(self, constant: Tensor | None = None, *, per_image: bool = True) -> None:
         self.images = 0
-        self.count = 0
-        self._mean = torch.zeros(0)  # (M, C): component m, channel c
-        self._comoment = torch.zeros(0)  # (C, M, M): Σ (v_m − mean_m)(v_n − mean_n)
+        self.positions = 0
+        self.per_image = per_image
+        self._constant = constant.detach().double().cpu() if constant is not None and constant.any() else None
+        self._origin = torch.zeros(0)  # (M, C) float64
+        self._numbers: list[Tensor] = []  # of the images in their data set, (n,)
+        self._labels: list[Tensor] = []  # their classes, (n,), where they are known
+        self._rows: list[list[Tensor]] = []  # q (n, M, M), s (n, M, C), t (n, 2, C)
 
-    def update(self, components: Tensor, residual: Tensor) -> None:
+    def update(self, components: Tensor, residual: Tensor, numbers: Tensor, labels: Tensor | None = None) -> None:
         """Add a batch.
 
         Args:
             components: (K+1, N, C, H, W), any floating dtype.
             residual: x_Δ, (N, C, H, W).
+            numbers: the images' numbers in their data set, (N,).
+            labels: their classes, int64 (N,), if known; several labels an image, (N, classes), are no class.
+
+        Raises:
+            InputError: Other shapes than in the batches before.
         """
-        self.images += residual.shape[0]
-        bytes_per_image = 8 * (len(components) + 1) * residual[0].numel()
-        size = max(1, CHUNK_BYTES // bytes_per_image)
+        vectors, channels, positions = len(components) + 1, residual.shape[1], residual[0, 0].numel()
+        if self.images and (*self._origin.shape, self.positions) != (vectors, channels, positions):
+            raise InputError(
+                f"all batches must be alike, but {(vectors, channels, positions)} vectors, channels and positions came "
+                f"after {(*self._origin.shape, self.positions)}."
+            )
+        self.positions = positions
+        size = max(1, CHUNK_BYTES // (8 * vectors * residual[0].numel()))
         for part, rest in zip(components.split(size, dim=1), residual.split(size)):
-            vectors = torch.cat([part, rest[None]]).double().flatten(3).permute(2, 0, 1, 3).flatten(2)  # (C, M, N·H·W)
-            mean = vectors.mean(2)
-            centred = vectors - mean[:, :, None]
-            self._merge(vectors.shape[2], mean.T, centred @ centred.mT)
+            maps = torch.cat([part, rest[None]]).double().flatten(3).transpose(0, 1)  # (n, M, C, U)
+            if not self.images:
+                self._origin = maps.mean((0, 3)).cpu()
+            maps.sub_(self._origin.to(maps.device)[..., None])
+            norms = [torch.linalg.vector_norm(ends, dim=2) for ends in (maps.sum(1), maps[:, -1])]
+            squares = torch.stack(norms, dim=1).square()
+            self._keep(maps.flatten(2) @ maps.flatten(2).mT, maps.sum(3), squares)
+            self.images += len(rest)
+        self._numbers.append(numbers.cpu())
+        if self.per_image and labels is not None and labels.ndim == 1:
+            self._labels.append(labels.cpu())
 
-    def cpu(self) -> "ComponentMoments":
-        """Bring the sums to the CPU, so that another process can read them."""
-        self._mean, self._comoment = self._mean.cpu(), self._comoment.cpu()
-        return self
-
-    def merge(self, other: "ComponentMoments") -> None:
-        """Add what another accumulator saw, for instance in another process."""
+    def merge(self, other: "ImageMoments") -> None:
+        """Add the images that another accumulator saw, for instance in another process."""
+        if not other.images:
+            return
+        if not self.images:
+            self._origin, self.positions = other._origin, other.positions
+        shift = other._origin - self._origin
+        for products, sums, squares in other._rows:
+            cross = sums.double() @ shift.mT  # (n, M, M)
+            self._keep(
+                products + cross + cross.mT + other._cells * shift @ shift.mT,
+                sums + other._cells * shift,
+                squares + 2 * _ends(shift, 0) * _ends(sums.double(), 1) + other._cells * _ends(shift, 0).square(),
+            )
         self.images += other.images
-        self._merge(other.count, other._mean, other._comoment)
+        self._numbers += other._numbers
+        self._labels += other._labels
 
-    def _merge(self, count: int, mean: Tensor, comoment: Tensor) -> None:
-        if count == 0:
+    def classes(self) -> Iterator[tuple[int, "ImageMoments"]]:
+        """Give each class's label and the moments of its images; nothing where labels are unknown."""
+        if not self._labels:
             return
-        if self.count == 0:
-            self.count, self._mean, self._comoment = count, mean, comoment
-            return
-        total = self.count + count
-        shift = mean - self._mean
-        self._comoment = (
-            self._comoment + comoment + torch.einsum("mc,nc->cmn", shift, shift) * (self.count * count / total)
-        )
-        self._mean = self._mean + shift * (count / total)
-        self.count = total
+        labels, numbers = torch.cat(self._labels), torch.cat(self._numbers)
+        rows = [torch.cat(parts) for parts in zip(*self._rows)]
+        for label in labels.unique().tolist():
+            kept, part = labels == label, copy.copy(self)
+            part.images = int(kept.sum())
+            part._numbers, part._labels = [numbers[kept]], [labels[kept]]
+            part._rows = [[values[kept] for values in rows]]
+            yield label, part
 
     def names(self, mean: str = "channel") -> list[str]:
         """Name the rows of the tables: target, order0 … orderK, output, residual.
 
         With mean "global", a constant that is not 0 varies between the channels, and is the last row.
         """
-        orders = [f"order{k}" for k in range(len(self._mean) - 1)]
+        orders = [f"order{k}" for k in range(len(self._origin) - 1)]
         constant = ["constant"] if mean == "global" and self._constant is not None else []
         return ["target", *orders, "output", "residual", *constant]
 
-    def covariance(self, mean: str = "channel") -> Tensor:
-        """Give the covariances between all named vectors, float64 (R, R), their variances on the diagonal.
+    def products(self, mean: str = "channel") -> Array:
+        """Give P of every image: their mean is the covariances between all named vectors, the diagonal the variances.
 
         Args:
-            mean: "channel", every channel has its own mean (released code), or "global", one mean over all
-                (the paper's formula).
-        """
-        mixing = self._mixing()
-        comoment = mixing @ self._comoment.sum(0) @ mixing.T
-        if mean == "global":
-            means = mixing @ self._mean
-            if self._constant is not None:
-                constant = self._constant.to(means.device)
-                means[[0, -2]] += constant  # target and output
-                means, comoment = torch.cat([means, constant[None]]), F.pad(comoment, (0, 1, 0, 1))
-            offset = means - means.mean(1, keepdim=True)
-            comoment = comoment + self.count * offset @ offset.T
-        elif mean != "channel":
-            raise ValueError(f"mean is 'channel' or 'global', not {mean!r}")
-        return comoment / (self.count * self._mean.shape[1])
-
-    def channel_variances(self) -> Tensor:
-        """Give the variance of every named vector in every channel, float64 (M+2, C)."""
-        mixing = self._mixing()
-        return torch.einsum("im,cmn,in->ic", mixing, self._comoment / self.count, mixing)
-
-    def rank_channels(self, ends: int | None = None) -> tuple[Tensor, Tensor]:
-        """Order the channels of x* by their instability, the most consistent first.
-
-        Channels whose variance is below a tenth of the mean are left out: they are nearly dead, and their ratio says
-        little about what the nets know.
-
-        Args:
-            ends: only so many most consistent and so many least consistent channels.
+            mean: "channel", deviations are from the mean of each channel (released code), or "global", from one mean
+                over all (the paper's formula).
 
         Returns:
-            Channel numbers, int64 (L,), and the instability Var(x_Δ)/Var(x*) of each, float64 (L,), rising.
+            float64 (N, R, R), in the order of the images' numbers; of totals (1, R, R).
         """
-        variances = self.channel_variances()
-        alive = (variances[0] >= 0.1 * variances[0].mean()).nonzero().flatten()
-        instability, order = (variances[-1, alive] / variances[0, alive]).sort()
-        ranks = torch.arange(len(order))
-        kept = ranks if ends is None else torch.cat([ranks[:ends], ranks[-ends:]]).unique()
-        return alive[order[kept]], instability[kept]
+        if mean not in ("channel", "global"):
+            raise ValueError(f"mean is 'channel' or 'global', not {mean!r}")
+        beside, more = self._means(), 0
+        if mean == "global":
+            means = self._origin + beside
+            if self._constant is not None:  # one vector more, which never leaves its origin
+                means, beside, more = torch.cat([means, self._constant[None]]), F.pad(beside, (0, 0, 0, 1)), 1
+            beside = beside + means.mean(1, keepdim=True) - means
+        identity = torch.eye(len(beside), dtype=torch.float64)
+        last = len(self._origin) - 1  # x_Δ; g(x) is all but it, x* is all
+        output = identity.sum(0) - identity[last]
+        mixing = torch.stack([identity.sum(0), *identity[:last], output, *identity[last:]])
+        rows = []
+        for products, sums, _ in self._rows:
+            cross = F.pad(sums.double(), (0, 0, 0, more)) @ beside.mT
+            about = F.pad(products, (0, more, 0, more)) - cross - cross.mT + self._cells * beside @ beside.mT
+            rows.append(mixing @ about @ mixing.mT / (self._cells * beside.shape[1]))
+        return self._in_order(rows)
 
-    def _mixing(self) -> Tensor:
-        """Express target, orders, output, residual in (orders, residual): float64 (M+2, M)."""
-        size = len(self._mean)
-        identity = torch.eye(size, dtype=torch.float64, device=self._mean.device)
-        output = identity[:-1].sum(0, keepdim=True)
-        return torch.cat([output + identity[-1:], identity[:-1], output, identity[-1:]])
+    def channel_squares(self) -> Array:
+        """Give every image's mean squared deviation of x* and x_Δ in each channel, from the channel's mean.
 
-    def report(self, mean: str = "channel") -> dict[str, Any]:
-        """Summarise as plain numbers: images, mean convention, var, instability, covariance."""
-        names, matrix = self.names(mean), self.covariance(mean).cpu()
-        variance = dict(zip(names, matrix.diagonal().tolist()))
-        return {
-            "images": self.images,
-            "mean": mean,
-            "var": variance,
-            # A constant target has nothing to reconstruct; NaN would not be JSON.
-            "instability": variance["residual"] / variance["target"] if variance["target"] > 0 else None,
-            "covariance": {"names": names, "matrix": matrix.tolist()},
-        }
+        Returns:
+            float64 (N, 2, C), in the order of the images' numbers; of totals (1, 2, C). Their mean is the variances.
+        """
+        beside = _ends(self._means(), 0)
+        rows = [
+            squares.double() - 2 * beside * _ends(sums.double(), 1) + self._cells * beside.square()
+            for _, sums, squares in self._rows
+        ]
+        return self._in_order(rows) / self._cells
+
+    def arrays(self, mean: str = "channel") -> list[Array]:
+        """Give what `bootstrap` resamples: of every image its part of the variances, float64 (N, R)."""
+        squares = np.diagonal(self.products(mean), axis1=1, axis2=2)
+        return [squares / len(squares)]
+
+    def statistic(self, mean: str = "channel") -> Statistic:
+        """Give the function of sums over `arrays` that `bootstrap` resamples: see `component_numbers`."""
+        return partial(component_numbers, names=self.names(mean))
+
+    def _keep(self, *parts: Tensor) -> None:
+        products, sums, squares = (part.cpu() for part in parts)
+        if self.per_image:
+            self._rows.append([products, sums.float(), squares.float()])
+        else:
+            totals = [part.double().sum(0, keepdim=True) for part in (products, sums, squares)]
+            self._rows = [[torch.cat(both).sum(0, keepdim=True) for both in zip(totals, *self._rows)]]
+
+    @property
+    def _cells(self) -> int:
+        """How many positions a row sums over."""
+        return self.positions * (1 if self.per_image else self.images)
+
+    def _means(self) -> Tensor:
+        """Give the mean of every vector in every channel, about the origin, float64 (M, C)."""
+        total = torch.stack([sums.double().sum(0) for _, sums, _ in self._rows]).sum(0)
+        return total / (self.images * self.positions)
+
+    def _in_order(self, rows: Sequence[Tensor]) -> Array:
+        joined = torch.cat(list(rows))
+        return (joined[torch.cat(self._numbers).argsort()] if self.per_image else joined).numpy()
+
+
+def _ends(vectors: Tensor, axis: int) -> Tensor:
+    """Give x*, the sum of all vectors, and x_Δ, the last one, along an axis."""
+    return torch.stack([vectors.sum(axis), vectors.select(axis, -1)], dim=axis)
+
+
+def component_numbers(variances: Array, names: Sequence[str]) -> dict[str, Array]:
+    """Compute shares and instability from variances.
+
+    Args:
+        variances: (…, R).
+        names: of the R vectors.
+
+    Returns:
+        (…) each: "var_target", "var_order0" … "var_orderK", "var_output", "var_residual"; the shares of the target's
+        variance "share_order0" … "share_output"; "instability", Var(x_Δ)/Var(x*), NaN if x* is constant.
+    """
+    by_name = {name: variances[..., row] for row, name in enumerate(names)}
+    with np.errstate(invalid="ignore", divide="ignore"):
+        shares = {f"share_{name}": part / by_name["target"] for name, part in by_name.items() if name != "target"}
+    shares["instability"] = shares.pop("share_residual")
+    return {f"var_{name}": part for name, part in by_name.items()} | shares

@@ -23,7 +23,7 @@ def variance_figure(reports: Mapping[str, Mapping[str, Any]], p: Sequence[float]
     Components are not orthogonal: what is missing from, or exceeds, 100 % is twice the sum of their covariances.
 
     Args:
-        reports: by title, what `ComponentMoments.report` gives or `Variance.py --json` wrote.
+        reports: by title, what `variance_report` gives or `Variance.py --json` wrote.
         p: p(1) … p(K), drawn in a last panel.
     """
     rows = max(len(report["var"]) for report in reports.values()) - 1

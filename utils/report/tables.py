@@ -6,17 +6,21 @@ from typing import Any
 
 def variance_table(report: Mapping[str, Any]) -> str:
     """Lay the variances out for reading, each with its share of the target's, and what they are to be held against."""
-    total = report["var"]["target"]
+    total, intervals = report["var"]["target"], report.get("intervals", {})
     titles = {"target": "x*", "output": "g(x)", "residual": "x_Δ = x* - g(x)", "constant": "constant"}
     lines = [f"{'component':<18}{'variance':>14}{'share of x*':>14}"]
+    if intervals:
+        lines[0] += f"{'95 % interval':>20}"
     for name, value in report["var"].items():
         title = titles.get(name, name.replace("order", "x(") + ")")
         share = f"{100 * value / total:.2f} %" if total > 0 else "-"
-        lines.append(f"{title:<18}{value:>14.6g}{share:>14}")
+        between = interval_text(intervals.get(_share_of(name)), ".2f", 100)
+        lines.append(f"{title:<18}{value:>14.6g}{share:>14}" + (f"{between:>20}" if between else ""))
     instability, reference = report["instability"], report.get("linear_reference")
     if instability is None:
         return "\n".join([*lines, "instability Var(x_Δ)/Var(x*) = undefined: x* is constant"])
-    lines.append(f"instability Var(x_Δ)/Var(x*) = {instability:.4f}")
+    between = interval_text(intervals.get("instability"))
+    lines.append(f"instability Var(x_Δ)/Var(x*) = {instability:.4f}  {between}".rstrip())
     if reference:
         lines.append(f"of the linear reference        {reference['instability']:.4f} ({reference['measured_on']})")
     if instability > 1:
@@ -25,8 +29,36 @@ def variance_table(report: Mapping[str, Any]) -> str:
             "few epochs, a feature that hardly varies, other data or another scale than it was fitted on)"
         )
     for row in report.get("spectrum", ()):
-        lines.append(f"{row['layers']} layers: R² {row['r2']:.4f}, {row['gain']:+.4f} over the depth before")
+        between = interval_text(row.get("intervals", {}).get("gain"), "+.4f")
+        gain = f"{row['gain']:+.4f} {between}".rstrip()
+        lines.append(f"{row['layers']} layers: R² {row['r2']:.4f}, {gain} over the depth before")
+    if intervals:
+        lines.append(f"intervals: {held_fixed(intervals['instability'])}")
     return "\n".join(lines)
+
+
+def variance_rows(report: Mapping[str, Any]) -> list[list[Any]]:
+    """Give the same as rows of a CSV file, the head first, and x_Δ of every class and channel: share is instability."""
+    intervals = report.get("intervals", {})
+    ends = ("low", "high")
+    rows: list[list[Any]] = [["component", "of", "variance", *ends, "share", *(f"share_{end}" for end in ends)]]
+    for name, value in report["var"].items():
+        share = value / report["var"]["target"] if report["var"]["target"] > 0 else None
+        variance_ends, share_ends = (
+            [intervals.get(key, {}).get(end) for end in ends] for key in (f"var_{name}", _share_of(name))
+        )
+        rows.append([name, "all", value, *variance_ends, share, *share_ends])
+    for kind in ("class", "channel"):
+        for row in report.get("classes" if kind == "class" else "channels", ()):
+            left = None if row["instability"] is None else row["variance"] * row["instability"]
+            share = [row["instability"], *(row[end] for end in ends)]
+            rows.append(["residual", f"{kind} {row[kind]}", left, None, None, *share])
+    return rows
+
+
+def _share_of(name: str) -> str:
+    """Name the number that is a component's share of Var(x*)."""
+    return "instability" if name == "residual" else f"share_{name}"
 
 
 def compression_table(report: Mapping[str, Any]) -> str:
@@ -86,6 +118,15 @@ def linear_lines(test: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def interval_text(interval: Mapping[str, Any]) -> str:
-    """Write an interval's ends: "[0.0851, 0.0970]"; nothing where there is none."""
-    return "" if interval["low"] is None else f"[{interval['low']:.4f}, {interval['high']:.4f}]"
+def interval_text(interval: Mapping[str, Any] | None, number_format: str = ".4f", unit: float = 1.0) -> str:
+    """Write an interval's ends times a unit: "[0.0851, 0.0970]"; nothing where there is none."""
+    if interval is None or interval["low"] is None:
+        return ""
+    return f"[{unit * interval['low']:{number_format}}, {unit * interval['high']:{number_format}}]"
+
+
+def held_fixed(interval: Mapping[str, Any]) -> str:
+    """Say what an interval means: "95 %, 1,000 resamples of the images, Trans-Net held as it was fitted"."""
+    fixed = ", the Trans-Net held as it was fitted" if interval["fits_fixed"] else ""
+    drawn = " and the ".join(interval["resampled"])
+    return f"{100 * interval['confidence']:g} %, {interval['resamples']:,} resamples of the {drawn}{fixed}"

@@ -1,11 +1,15 @@
 """What every step that trains a classifier shares: its batch, its validation, its checkpoint."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from utils.data.batches import Preprocessing
+from utils.data.images import ImageData
 from utils.runtime import Runtime
 from utils.training.engine import Step, evaluate
 from utils.training.losses import classification_loss
@@ -35,7 +39,7 @@ def classify(
         frozen: a fixed network between these and the net.
 
     Returns:
-        The loss and the accuracies in percent.
+        The loss, and the accuracies of every sample in percent.
     """
     prepared = preprocess(images, indices)
     return classify_features(net, frozen(prepared) if frozen else prepared, targets, indices)
@@ -50,7 +54,11 @@ def classify_features(
 
 
 def validate(
-    net: nn.Module, loaders: Mapping[str, Loader], runtime: Runtime, step: Step = classify
+    net: nn.Module,
+    loaders: Mapping[str, Loader],
+    runtime: Runtime,
+    step: Step = classify,
+    hits: Tensor | None = None,
 ) -> dict[str, float]:
     """Evaluate a classifier on every part of the validation images.
 
@@ -59,11 +67,17 @@ def validate(
         loaders: one for each part by name; the only part of an unmixed set is called "".
         runtime: device, processes, precision.
         step: what the net does with a batch.
+        hits: from `known_hits`; filled with what the net gets right.
 
     Returns:
         `val_{metric}` over all images and, of a mixed set, `val_{part}_{metric}` over each part.
     """
+    if hits is not None and len(hits):
+        right = torch.zeros(len(hits), dtype=hits.dtype, device=runtime.device)
+        step = partial(_note_hits, step=step, right=right)
     parts = {name: evaluate(net, loader, step, runtime) for name, loader in loaders.items()}
+    if hits is not None and len(hits):
+        hits.copy_(runtime.sum(right))
     sizes = {name: len(loader.dataset) for name, loader in loaders.items()}  # type: ignore[arg-type]
     metrics = {}
     for metric in next(iter(parts.values())):
@@ -71,3 +85,26 @@ def validate(
         metrics[f"val_{metric}"] = total / sum(sizes.values())
         metrics |= {f"val_{name}_{metric}": parts[name][metric] for name in parts if name}
     return metrics
+
+
+def known_hits(state: Mapping[str, Any], images: ImageData) -> Tensor:
+    """Give what a checkpoint says of single validation images, for `validate` to renew.
+
+    Args:
+        state: the checkpoint, or nothing.
+        images: all validation images.
+
+    Returns:
+        `hits` as checkpoints have them, uint8 (N,) in the order of the data set: 1 where the label is the net's first
+        answer, 0 elsewhere; all 0 before the first validation. Of images with several labels (0,).
+    """
+    known = state.get("hits")
+    count = 0 if images.multi_label else len(images)
+    return known.clone() if known is not None and len(known) == count else torch.zeros(count, dtype=torch.uint8)
+
+
+def _note_hits(net: nn.Module, *batch: Tensor, step: Step, right: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Take a step, and note which of the batch's images, whose numbers come last in it, are right."""
+    loss, metrics = step(net, *batch)
+    right[batch[-1]] = (metrics["top1_prec"] > 0).to(right.dtype)
+    return loss, metrics

@@ -1,6 +1,7 @@
 """One epoch of training, one pass of evaluation.
 
-A script gives the science as a `step`: batch in, loss and named metrics (means over the batch) out.
+A script gives the science as a `step`: batch in, loss and named metrics out, each a mean over the batch or one value a
+sample.
 """
 
 import math
@@ -29,10 +30,10 @@ class Averages:
         self._sums: dict[str, Tensor] = {}
 
     def add(self, metrics: dict[str, Tensor], samples: int) -> None:
-        """Add the means over a batch of `samples`."""
+        """Add the means over a batch of `samples`, or what each sample has."""
         self.samples += samples
         for name, value in metrics.items():
-            weighted = value.detach().double() * samples
+            weighted = value.detach().double().mean() * samples
             self._sums[name] = self._sums[name] + weighted if name in self._sums else weighted
 
     def read(self, runtime: Runtime | None = None) -> dict[str, float]:

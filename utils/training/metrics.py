@@ -24,19 +24,19 @@ def topk_hits(logits: Tensor, targets: Tensor, ks: Sequence[int]) -> Tensor:
 
 
 def accuracies_percent(logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
-    """Mean accuracies of a batch in percent.
+    """Accuracies in percent, of every sample: 0 or 100, or the share of its labels; their means are the accuracies.
 
     Args:
         logits: (N, C).
         targets: class ids int64 (N,), or a multi-label target float (N, C) of zeros and ones.
 
     Returns:
-        `top1_prec` and `top5_prec`; for a multi-label target `Acc@0`, the mean element accuracy of the
+        `top1_prec` and `top5_prec`, float32 (N,); for a multi-label target `Acc@0`, the element accuracy of the
         decision logit > 0.
     """
     if targets.ndim == 2:
-        return {"Acc@0": 100.0 * ((logits > 0) == (targets > 0.5)).float().mean()}
-    top1, top5 = 100.0 * topk_hits(logits, targets, (1, 5)).float().mean(0)
+        return {"Acc@0": 100.0 * ((logits > 0) == (targets > 0.5)).float().mean(1)}
+    top1, top5 = 100.0 * topk_hits(logits, targets, (1, 5)).float().T
     return {"top1_prec": top1, "top5_prec": top5}
 
 

@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from utils.measures.image_moments import ImageMoments
-from utils.measures.moments import FeatureMoments
+from utils.measures.moments import FeatureMoments, ImageMoments
 from utils.measures.pair_sums import PairSums
 from utils.progress import Progress
 from utils.runtime import Runtime

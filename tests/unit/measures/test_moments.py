@@ -1,180 +1,223 @@
-import json
+import copy
 import pickle
 
 import numpy as np
 import pytest
 import torch
 
+from utils.errors import InputError
 from utils.measures import moments
-from utils.measures.moments import ComponentMoments, FeatureMoments
+from utils.measures.bootstrap import bootstrap, weighted
+from utils.measures.moments import FeatureMoments, ImageMoments
 
 RAGGED = [5, 1, 7, 3]
 NAMES = ["target", "order0", "order1", "order2", "output", "residual"]
+CLOSE = 1e-7  # of sums per channel that are kept as float32
 
 
-def pieces(images=16, dtype=torch.float32, offset=0.0, spread=1.0, seed=0):
-    """Components (3, N, C, H, W) and a residual that depend on each other, whose channels differ in mean and size."""
-    generator = torch.Generator().manual_seed(seed)
+def pieces(images=16, dtype=torch.float32, offset=0.0, spread=1.0):
+    """Components (3, N, 5, 4, 3) and a residual that depend on each other; images and channels differ."""
+    generator = torch.Generator().manual_seed(0)
     raw = torch.randn(4, images, 5, 4, 3, generator=generator, dtype=torch.float64)
+    raw = raw + torch.randn(4, images, 5, 1, 1, generator=generator, dtype=torch.float64)
     mixed = torch.einsum("ij,jnchw->inchw", torch.randn(4, 4, generator=generator, dtype=torch.float64), raw)
     sizes = torch.linspace(0.5, 2, 5, dtype=torch.float64)[:, None, None]
     means = torch.randn(4, 1, 5, 1, 1, generator=generator, dtype=torch.float64)
-    mixed = (offset + spread * (mixed * sizes + means)).to(dtype)
+    mixed = (offset * (1 + means) + spread * (mixed * sizes + means)).to(dtype)
     return mixed[:3], mixed[3]
 
 
-def accumulated(components, residual, sizes=RAGGED):
-    moments = ComponentMoments()
-    for part, rest in zip(components.split(sizes, dim=1), residual.split(sizes)):
-        moments.update(part, rest)
-    return moments
+def accumulated(components, residual, sizes=RAGGED, numbers=None, constant=None, **options):
+    found = ImageMoments(constant, **options)
+    numbers = torch.arange(len(residual)) if numbers is None else numbers
+    for part, rest, some in zip(components.split(sizes, dim=1), residual.split(sizes), numbers.split(sizes)):
+        found.update(part, rest, some)
+    return found
 
 
 def by_definition(components, residual, mean):
-    """Covariances of all six vectors from the concatenated arrays, in float64."""
+    """Covariances of all named vectors from the concatenated arrays, in float64, and variances in each channel."""
     orders, rest = components.double().numpy(), residual.double().numpy()
     output = orders.sum(0)
     vectors = np.stack([output + rest, *orders, output, rest])
     axes = (1, 3, 4) if mean == "channel" else (1, 2, 3, 4)
     centred = vectors - vectors.mean(axes, keepdims=True)
     covariance = np.einsum("inchw,jnchw->ij", centred, centred) / vectors[0].size
-    return covariance, (vectors - vectors.mean((1, 3, 4), keepdims=True)).var((1, 3, 4))
+    return covariance, (vectors - vectors.mean((1, 3, 4), keepdims=True)).var((1, 3, 4))[[0, -1]]
+
+
+def covariance(found, mean="channel"):
+    return found.products(mean).mean(0)
+
+
+@pytest.mark.parametrize("per_image", [True, False])
+@pytest.mark.parametrize("mean", ["channel", "global"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+def test_ragged_batches_equal_one_computation_over_everything(mean, dtype, per_image):
+    components, residual = pieces(dtype=dtype)
+    expected, by_channel = by_definition(components, residual, mean)
+    found = accumulated(components, residual, per_image=per_image)
+    assert (found.images, found.positions, found.names(mean)) == (16, 12, NAMES)
+    np.testing.assert_allclose(covariance(found, mean), expected, rtol=CLOSE, atol=CLOSE * np.abs(expected).max())
+    np.testing.assert_allclose(found.channel_squares().mean(0), by_channel, rtol=CLOSE)
+    numbers = found.statistic(mean)(*(part.sum(0) for part in found.arrays(mean)))
+    assert numbers["instability"] == pytest.approx(expected[5, 5] / expected[0, 0], rel=CLOSE)
+    assert numbers["share_order1"] == pytest.approx(expected[2, 2] / expected[0, 0], rel=CLOSE)
+    assert [numbers[f"var_{name}"] for name in NAMES] == pytest.approx(expected.diagonal().tolist(), rel=CLOSE)
+    assert len(numbers) == 2 * len(NAMES) - 1
 
 
 @pytest.mark.parametrize("mean", ["channel", "global"])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
-def test_ragged_batches_equal_one_computation_over_everything(mean, dtype):
-    components, residual = pieces(dtype=dtype)
-    covariance, by_channel = by_definition(components, residual, mean)
-    moments = accumulated(components, residual)
-    found = moments.report(mean)
-    assert found["images"] == 16
-    assert found["mean"] == mean
-    assert list(found["var"]) == found["covariance"]["names"] == NAMES
-    np.testing.assert_allclose(list(found["var"].values()), covariance.diagonal(), rtol=1e-10)
-    matrix = np.array(found["covariance"]["matrix"])
-    np.testing.assert_allclose(matrix, covariance, rtol=1e-10, atol=1e-10 * np.abs(covariance).max())
-    np.testing.assert_allclose(moments.channel_variances().numpy(), by_channel, rtol=1e-10)
-    assert found["instability"] == pytest.approx(covariance[5, 5] / covariance[0, 0], rel=1e-10)
-    assert json.loads(json.dumps(found)) == found
+@pytest.mark.parametrize("offset", [0.0, 1e3])
+def test_every_image_has_its_part_of_the_variances(mean, offset):
+    components, residual = pieces(offset=offset)
+    output = components.double().sum(0)
+    target = output + residual
+    axes = (0, 2, 3) if mean == "channel" else (0, 1, 2, 3)
+    found = accumulated(components, residual).products(mean)
+    for row, vector in ((0, target), (2, components[1].double()), (4, output), (5, residual.double())):
+        expected = (vector - vector.mean(axes, keepdim=True)).square().mean((1, 2, 3))
+        np.testing.assert_allclose(found[:, row, row], expected, rtol=1e-5)
+
+
+def test_a_resample_has_the_parts_of_its_images():
+    components, residual = pieces()
+    found = accumulated(components, residual)
+    drawn = np.random.default_rng(0).multinomial(16, np.full(16, 1 / 16), size=5).astype(float)
+    numbers = found.statistic()(*(weighted(part, drawn) for part in found.arrays()))
+    target = (components.sum(0) + residual).double()
+    centred = (part - part.mean((0, 2, 3), keepdim=True) for part in (target, residual.double()))
+    whole, left = (drawn @ part.square().mean((1, 2, 3)).numpy() for part in centred)
+    np.testing.assert_allclose(numbers["instability"], left / whole, rtol=1e-5)
+
+
+def test_images_are_ordered_by_their_numbers_whoever_saw_them():
+    components, residual = pieces()
+    one = accumulated(components, residual)
+    shares = [torch.arange(rank, 16, 2) for rank in range(2)]  # as two processes read them
+    for per_image in (True, False):
+        merged = ImageMoments(per_image=per_image)
+        for share in (shares[1], shares[0]):
+            part = accumulated(components[:, share], residual[share], 7, share, per_image=per_image)
+            merged.merge(pickle.loads(pickle.dumps(part)))
+        merged.merge(ImageMoments(per_image=per_image))  # a process that saw nothing
+        assert merged.images == 16
+        for mean in ("channel", "global"):
+            rows, expected = merged.products(mean), one.products(mean)
+            expected = expected if per_image else expected.mean(0, keepdims=True)
+            np.testing.assert_allclose(rows, expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(merged.channel_squares().mean(0), one.channel_squares().mean(0), rtol=1e-6)
+
+
+def test_a_class_is_measured_as_if_its_images_were_all():
+    components, residual = pieces()
+    labels = torch.arange(16) % 3
+    found = ImageMoments()
+    for part in torch.arange(15, -1, -1).split(RAGGED):
+        found.update(components[:, part], residual[part], part, labels[part])
+    assert [label for label, _ in found.classes()] == [0, 1, 2]
+    for label, part in found.classes():
+        chosen = labels == label
+        expected, by_channel = by_definition(components[:, chosen], residual[chosen], "channel")
+        assert part.images == chosen.sum()
+        np.testing.assert_allclose(covariance(part), expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(part.channel_squares().mean(0), by_channel, rtol=1e-5)
+    assert found.images == 16
+    several = ImageMoments()
+    several.update(components, residual, torch.arange(16), torch.ones(16, 4))
+    assert list(several.classes()) == list(accumulated(components, residual).classes()) == []
 
 
 def test_the_two_conventions_differ_by_the_spread_of_the_channel_means():
     components, residual = pieces()
-    moments = accumulated(components, residual)
+    found = accumulated(components, residual)
     target = (components.sum(0) + residual).double()
-    spread = target.mean((0, 2, 3)).var(unbiased=False)
-    difference = moments.covariance("global")[0, 0] - moments.covariance("channel")[0, 0]
-    torch.testing.assert_close(difference, spread, rtol=1e-6, atol=0)
+    spread = float(target.mean((0, 2, 3)).var(unbiased=False))
+    assert covariance(found, "global")[0, 0] - covariance(found)[0, 0] == pytest.approx(spread, rel=1e-6)
     assert spread > 0.1
 
 
 @pytest.mark.parametrize("mean", ["channel", "global"])
 def test_the_table_adds_up(mean):
-    table = accumulated(*pieces()).covariance(mean)
+    table = covariance(accumulated(*pieces()), mean)
     parts = [1, 2, 3, 5]  # the orders and the residual
-    torch.testing.assert_close(table[parts][:, parts].sum(), table[0, 0], rtol=1e-12, atol=0)
-    torch.testing.assert_close(table[1:4, 1:4].sum(), table[4, 4], rtol=1e-12, atol=0)
-    torch.testing.assert_close(table, table.T, rtol=0, atol=1e-14)
+    assert table[np.ix_(parts, parts)].sum() == pytest.approx(table[0, 0], rel=1e-12)
+    assert table[1:4, 1:4].sum() == pytest.approx(table[4, 4], rel=1e-12)
+    np.testing.assert_allclose(table, table.T, rtol=0, atol=1e-14)
 
 
 def test_a_constant_counts_where_the_mean_is_global_and_only_there():
     """g(x) = Σ x(k) + constant: as if the constant were one more component."""
     components, residual = pieces(dtype=torch.float64)
     constant = torch.tensor([3.0, -1.0, 0.5, 0.0, 2.0], dtype=torch.float64)
-    moments = ComponentMoments(constant)
-    for part, rest in zip(components.split(RAGGED, dim=1), residual.split(RAGGED)):
-        moments.update(part, rest)
-    without = accumulated(components, residual)
-    assert moments.report("channel") == without.report("channel")
-    assert torch.equal(moments.channel_variances(), without.channel_variances())
-
     as_component = torch.cat([components, constant[:, None, None].expand(1, *residual.shape)])
-    covariance, _ = by_definition(as_component, residual, "global")
+    expected, _ = by_definition(as_component, residual, "global")
     order = [0, 1, 2, 3, 5, 6, 4]  # the constant's row comes last
-    np.testing.assert_allclose(moments.covariance("global"), covariance[order][:, order], rtol=1e-10, atol=1e-12)
-    assert moments.report("global")["covariance"]["names"] == [*NAMES, "constant"]
-    assert moments.report("global")["var"]["constant"] == pytest.approx(float(constant.var(unbiased=False)))
-    assert pickle.loads(pickle.dumps(moments.cpu())).report("global") == moments.report("global")
+    for per_image in (True, False):
+        found = accumulated(components, residual, constant=constant, per_image=per_image)
+        without = accumulated(components, residual, per_image=per_image)
+        np.testing.assert_array_equal(found.products(), without.products())
+        np.testing.assert_array_equal(found.channel_squares(), without.channel_squares())
+        np.testing.assert_allclose(covariance(found, "global"), expected[order][:, order], rtol=1e-6, atol=1e-7)
+        assert found.names("global") == [*NAMES, "constant"] and found.names() == NAMES
 
 
 def test_a_constant_of_zeros_is_no_row():
-    components, residual = pieces()
-    moments = ComponentMoments(torch.zeros(5))
-    moments.update(components, residual)
-    assert moments.report("global") == accumulated(components, residual, 16).report("global")
+    found = accumulated(*pieces(), constant=torch.zeros(5))
+    assert found.names("global") == NAMES and found.products("global").shape == (16, 6, 6)
 
 
 def test_a_large_mean_does_not_cancel():
-    components, residual = pieces(offset=1e4, spread=1.0)
-    covariance, by_channel = by_definition(components, residual, "channel")
-    moments = accumulated(components, residual)
-    np.testing.assert_allclose(moments.covariance().diagonal(), covariance.diagonal(), rtol=1e-8)
-    np.testing.assert_allclose(moments.channel_variances().numpy(), by_channel, rtol=1e-8)
+    components, residual = pieces(offset=1e4)
+    expected, by_channel = by_definition(components, residual, "channel")
+    for per_image in (True, False):
+        found = accumulated(components, residual, per_image=per_image)
+        np.testing.assert_allclose(covariance(found).diagonal(), expected.diagonal(), rtol=CLOSE)
+        np.testing.assert_allclose(found.channel_squares().mean(0), by_channel, rtol=CLOSE)
+
+
+def test_the_memory_is_what_the_docstring_says():
+    found = accumulated(*pieces())
+    sizes = [sum(part.numel() * part.element_size() for part in rows) for rows in found._rows]
+    assert sum(sizes) == 16 * (4 * 5 * (4 + 2) + 8 * 4 * 4)
+    components, residual = pieces(images=64)
+    few, many = (accumulated(components[:, :n], residual[:n], 16, per_image=False)._rows for n in (16, 64))
+    assert [part.shape for part in few[0]] == [part.shape for part in many[0]] and len(few) == len(many) == 1
 
 
 def test_batches_are_taken_in_slices_of_bounded_size(monkeypatch):
-    components, residual = pieces()
-    whole = accumulated(components, residual).covariance()
-    sizes = []
-    merge = ComponentMoments._merge
-
-    def watched(self, count, *rest):
-        sizes.append(count)
-        merge(self, count, *rest)
-
-    monkeypatch.setattr(ComponentMoments, "_merge", watched)
-    monkeypatch.setattr(moments, "CHUNK_BYTES", 8 * 4 * residual[0].numel() * 2 + 1)  # two images
-    sliced = accumulated(components, residual)
-    assert max(sizes) == 2 * 4 * 3
-    assert sum(sizes) == sliced.count == 16 * 4 * 3
-    torch.testing.assert_close(sliced.covariance(), whole, rtol=1e-12, atol=1e-12)
+    components, residual = pieces(dtype=torch.float16)
+    whole = accumulated(components, residual, 16)
+    monkeypatch.setattr(moments, "CHUNK_BYTES", 8 * 4 * residual[0].numel() * 2)
+    sliced = accumulated(components, residual, 16)
+    assert (len(whole._rows), len(sliced._rows)) == (1, 8)
+    np.testing.assert_allclose(sliced.products(), whole.products(), rtol=1e-5, atol=1e-6)
 
 
-def test_two_accumulators_merge_into_one():
-    components, residual = pieces()
-    one = accumulated(components, residual)
-    first = accumulated(components[:, :6], residual[:6], [6])
-    second = accumulated(components[:, 6:], residual[6:], [9, 1])
-    merged = ComponentMoments()
-    merged.merge(pickle.loads(pickle.dumps(first.cpu())))  # as from another process
-    merged.merge(second)
-    merged.merge(ComponentMoments())  # a process that saw nothing
-    assert (merged.images, merged.count) == (one.images, one.count) == (16, 16 * 12)
-    torch.testing.assert_close(merged.covariance("global"), one.covariance("global"), rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(merged.channel_variances(), one.channel_variances(), rtol=1e-12, atol=1e-12)
-
-
-def test_memory_does_not_grow_with_the_images():
-    components, residual = pieces(images=64)
-    sizes = {len(pickle.dumps(accumulated(components[:, :n], residual[:n], n))) for n in (16, 64)}
-    assert max(sizes) - min(sizes) < 8
+def test_intervals_hold_their_values():
+    found = accumulated(*pieces())
+    intervals = bootstrap(found.statistic(), found.arrays(), resamples=200)
+    assert list(intervals)[:2] == ["var_target", "var_order0"] and list(intervals)[-1] == "instability"
+    for interval in intervals.values():
+        assert interval.low < interval.value < interval.high
 
 
 def test_a_constant_target_has_no_instability():
     zeros = torch.zeros(2, 3, 4, 2, 2)
-    found = accumulated(zeros, zeros[0], 3).report()
-    assert found["instability"] is None
-    assert set(found["var"].values()) == {0}
+    found = accumulated(zeros, zeros[0], 3)
+    intervals = bootstrap(found.statistic(), found.arrays(), resamples=50)
+    assert intervals["var_target"].value == intervals["var_target"].high == 0
+    assert intervals["instability"].value is None
+    assert intervals["instability"].reason == "50 of 50 resamples have no such number"
 
 
-def test_channels_are_ranked_and_dead_ones_left_out():
-    torch.manual_seed(0)
-    residual = torch.randn(16, 5, 3, 3) * torch.tensor([0.9, 0.1, 0.5, 0.001, 0])[:, None, None]
-    components = (torch.randn(1, 16, 5, 3, 3)) * torch.tensor([1.0, 1.0, 1.0, 1e-3, 0])[:, None, None]
-    moments = accumulated(components, residual, 16)
-    channels, instability = moments.rank_channels()
-    assert channels.tolist() == [1, 2, 0]
-    for ends, kept in ((1, [0, 2]), (2, [0, 1, 2]), (9, [0, 1, 2])):
-        some, their_instability = moments.rank_channels(ends)
-        assert torch.equal(some, channels[kept]) and torch.equal(their_instability, instability[kept])
-    variances = [residual[:, c].var() / (residual[:, c] + components[0, :, c]).var() for c in channels]
-    torch.testing.assert_close(instability, torch.stack(variances).double(), rtol=1e-5, atol=0)
-
-
-def test_an_unknown_mean_is_refused():
+def test_what_does_not_belong_together_is_refused():
+    components, residual = pieces()
+    found = accumulated(components, residual)
+    with pytest.raises(InputError, match=r"\(3, 5, 12\) vectors, channels and positions came after \(4, 5, 12\)"):
+        found.update(components[1:], residual, torch.arange(16))
     with pytest.raises(ValueError, match="'pixel'"):
-        accumulated(*pieces()).covariance("pixel")
+        copy.copy(found).products("pixel")
 
 
 # --- one feature

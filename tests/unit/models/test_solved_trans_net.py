@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from models.trans_net import TransNet
-from utils.measures.moments import ComponentMoments, FeatureMoments
+from utils.measures.moments import FeatureMoments, ImageMoments
 from utils.measures.ridge import NormalEquations
+from utils.measures.variances import variance_report
 
 TRAIN, HELD_OUT = slice(240), slice(240, 300)
 
@@ -73,9 +74,9 @@ def fit(net, x, target, epochs=60, lr=5e-2):
 @torch.no_grad()
 def report(net, x, target, images=HELD_OUT, mean="channel"):
     output, components = net.decompose(x[images])
-    moments = ComponentMoments(net.constant)
-    moments.update(components, target[images] - output)
-    return moments.report(mean)
+    moments = ImageMoments(net.constant)
+    moments.update(components, target[images] - output, torch.arange(len(output)))
+    return variance_report([(len(components), moments)], mean)
 
 
 NETS: list[dict[str, Any]] = [{"layers": 1}, {"layers": 3}, {"layers": 3, "norm": "batch"}]

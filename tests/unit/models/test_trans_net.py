@@ -10,7 +10,8 @@ from models.divisors import EPS, BatchScale
 from models.trans_net import TransNet, load_trans_net
 from utils import checkpoint
 from utils.errors import InputError
-from utils.measures.moments import ComponentMoments
+from utils.measures.moments import ImageMoments
+from utils.measures.variances import variance_report
 from utils.training.engine import make_optimizer
 from utils.training.losses import order_penalty
 
@@ -51,9 +52,9 @@ def lively(*shape, seed=0, **options) -> Any:
 @torch.no_grad()
 def report(net, x, target):
     output, components = net.decompose(x)
-    moments = ComponentMoments()
-    moments.update(components, target - output)
-    return moments.report()
+    moments = ImageMoments()
+    moments.update(components, target - output, torch.arange(len(target)))
+    return variance_report([(len(components), moments)])
 
 
 def fit(net, x, target, steps=300, lr=5e-2, alpha=0.1):

@@ -1,6 +1,13 @@
 """Tables for reading, to the character."""
 
-from utils.report.tables import calibration_table, compression_table, linear_lines, sweep_table, variance_table
+from utils.report.tables import (
+    calibration_table,
+    compression_table,
+    linear_lines,
+    sweep_table,
+    variance_rows,
+    variance_table,
+)
 
 REPORT = {
     "var": {"order0": 6.0, "order1": 1.25, "order2": 0.5, "residual": 0.25, "output": 7.75, "target": 8.0},
@@ -28,6 +35,49 @@ def test_variances_stand_beside_their_share_of_the_target():
         "x*                             8      100.00 %",
         "instability Var(x_Δ)/Var(x*) = 0.0312",
     ]
+
+
+def interval(low, high):
+    how = {"confidence": 0.95, "resamples": 1000, "resampled": ["images"], "fits_fixed": True}
+    return {"low": low, "high": high, **how}
+
+
+def with_intervals():
+    shares = {f"share_{name}": interval(0.25, 0.75) for name in ("order0", "order1", "order2", "output")}
+    rows = [{"layers": 1, "r2": 0.9, "gain": 0.9}, {"layers": 2, "r2": 0.95, "gain": 0.05}]
+    rows = [row | {"intervals": {"gain": interval(0.04, 0.06)}} for row in rows]
+    classes = [{"class": "7", "images": 3, "variance": 4.0, "instability": 0.25, "low": 0.125, "high": 0.5}]
+    channels = [{"channel": 0, "variance": 0.0, "instability": None, "low": None, "high": None}]
+    intervals = shares | {"instability": interval(0.03, 0.04), "var_residual": interval(0.2, 0.3)}
+    return REPORT | {"intervals": intervals, "spectrum": rows, "classes": classes, "channels": channels}
+
+
+def test_intervals_stand_beside_their_numbers():
+    assert variance_table(with_intervals()).splitlines() == [
+        "component               variance   share of x*       95 % interval",
+        "x(0)                           6       75.00 %      [25.00, 75.00]",
+        "x(1)                        1.25       15.62 %      [25.00, 75.00]",
+        "x(2)                         0.5        6.25 %      [25.00, 75.00]",
+        "x_Δ = x* - g(x)             0.25        3.12 %        [3.00, 4.00]",
+        "g(x)                        7.75       96.88 %      [25.00, 75.00]",
+        "x*                             8      100.00 %",
+        "instability Var(x_Δ)/Var(x*) = 0.0312  [0.0300, 0.0400]",
+        "1 layers: R² 0.9000, +0.9000 [+0.0400, +0.0600] over the depth before",
+        "2 layers: R² 0.9500, +0.0500 [+0.0400, +0.0600] over the depth before",
+        "intervals: 95 %, 1,000 resamples of the images, the Trans-Net held as it was fitted",
+    ]
+
+
+def test_a_csv_has_the_instability_of_every_class_and_channel():
+    head, *rows = variance_rows(with_intervals())
+    assert head == ["component", "of", "variance", "low", "high", "share", "share_low", "share_high"]
+    assert rows[0] == ["order0", "all", 6.0, None, None, 0.75, 0.25, 0.75]
+    assert rows[3] == ["residual", "all", 0.25, 0.2, 0.3, 0.03125, 0.03, 0.04]
+    assert rows[6:] == [
+        ["residual", "class 7", 1.0, None, None, 0.25, 0.125, 0.5],
+        ["residual", "channel 0", None, None, None, None, None, None],
+    ]
+    assert variance_rows(REPORT)[1] == ["order0", "all", 6.0, None, None, 0.75, None, None]
 
 
 def test_a_constant_target_has_no_shares():

@@ -1,11 +1,11 @@
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from utils.data.batches import normalise
 from utils.data.loaders import make_loader
-from utils.training.classification import classify, classify_features, validate
+from utils.training.classification import classify, classify_features, known_hits, validate
 from utils.training.losses import classification_loss
 from utils.training.metrics import accuracies_percent
 
@@ -65,8 +65,39 @@ def test_a_classifier_is_validated_on_photos_by_default(cpu):
     logits = torch.tensor([(0.2 - 0.485) / 0.229, (0.2 - 0.456) / 0.224, (0.2 - 0.406) / 0.225]).expand(5, 3)
     targets = torch.tensor([2, 2, 2, 0, 1])
     expected = {"Loss": classification_loss(logits, targets), **accuracies_percent(logits, targets)}
-    assert metrics == pytest.approx({f"val_{name}": value.item() for name, value in expected.items()})
+    assert metrics == pytest.approx({f"val_{name}": value.mean().item() for name, value in expected.items()})
     assert 60 in metrics.values()
+
+
+def labelled(_net, values, indices):
+    """Right where the value is positive; the batch's labels are not looked at."""
+    return values.mean(), {"top1_prec": 100.0 * (values > 0)}
+
+
+def test_hits_are_noted_by_the_number_of_the_image(cpu):
+    data = Numbers([1.0, -1.0, 2.0, -2.0, 3.0])
+    parts = {name: make_loader(Subset(data, rows), 2) for name, rows in (("odd", [1, 3]), ("even", [4, 2, 0]))}
+    hits = torch.ones(5, dtype=torch.uint8)
+    metrics = validate(nn.Identity(), parts, cpu, labelled, hits)
+    assert hits.tolist() == [1, 0, 1, 0, 1]
+    assert metrics["val_top1_prec"] == 100 * hits.double().mean() == 60
+    none = torch.zeros(0, dtype=torch.uint8)
+    assert validate(nn.Identity(), parts, cpu, labelled, none) == metrics and not len(none)
+
+
+class Images(list):
+    multi_label = False
+
+
+def test_what_a_checkpoint_knows_of_these_images_is_kept():
+    images = Images([0, 0, 0])
+    known = torch.tensor([1, 0, 1], dtype=torch.uint8)
+    found = known_hits({"hits": known}, images)
+    assert found.tolist() == [1, 0, 1] and found is not known
+    for state in ({}, {"hits": known[:2]}):  # of other images
+        assert known_hits(state, images).tolist() == [0, 0, 0]
+    images.multi_label = True
+    assert known_hits({"hits": known}, images).shape == (0,)
 
 
 @pytest.mark.parametrize("several", [False, True])

@@ -84,3 +84,36 @@ def test_two_folders_of_images_have_two_names(road, photos, tmp_path):
     assert sorted((tmp_path / "convOuts").rglob("train")) == stored
     birds, dogs = (open_features(folder).provenance for folder in stored)
     assert birds.differs(dogs) == "name birds instead of dogs"
+
+
+def test_several_layers_are_stored_in_one_pass(road, tmp_path, capsys):
+    nets = (*road.nets[:-1], tmp_path)
+    run(ConvOutput, "--layers layer1.1.add,2,fc --t_or_v val --batch_size 7", *nets)
+    folders = {
+        label: tmp_path / f"convOuts/folder_resnet18/folder_L{label}/val" for label in ("layer1.1.add", "2", "fc")
+    }
+    assert sorted((tmp_path / "convOuts").rglob("val")) == sorted(folders.values())
+    stored = {label: open_features(folder) for label, folder in folders.items()}
+    assert stored["2"].provenance.a.layer == stored["2"].provenance.b.layer == "layer2.1.add"
+    assert stored["2"].shape_a == (128, 8, 8) and stored["fc"].shape_a == (3,)
+    single = open_features(road.features / "val")
+    rows = list(range(24))
+    for one, other in zip(stored["layer1.1.add"].__getitems__(rows), single.__getitems__(rows)):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    assert torch.equal(stored["fc"].__getitems__(rows)[0].argmax(1) == stored["fc"].targets, stored["fc"].hits_a[:, 0])
+    before = capsys.readouterr().out
+    assert "net A: top-1" in before and "next: python Training_TransNet.py" in before
+    run(ConvOutput, "--layers 2,layer3.1.add --t_or_v val", *nets)
+    said = capsys.readouterr().out
+    assert f"{folders['2']} has these features already" in said and "L2/val: " not in said
+    assert open_features(tmp_path / "convOuts/folder_resnet18/folder_Llayer3.1.add/val").shape_b == (256, 4, 4)
+
+
+def test_all_layers_that_are_small_enough_are_stored(road, tmp_path):
+    nets = (*road.nets[:-1], tmp_path)
+    run(ConvOutput, "--layers all --below 0.02 --layer2 fc --t_or_v val", *nets)  # 24 images of 208 numbers
+    stored = [open_features(folder) for folder in sorted((tmp_path / "convOuts").rglob("val"))]
+    assert [part.provenance.a.layer for part in stored] == ["fc"]
+    assert stored[0].provenance.b.layer == "fc"
+    with pytest.raises(SystemExit, match=r"no layer's features take less than --below 1e-05 MB"):
+        run(ConvOutput, "--layers all --below 0.00001 --t_or_v val", *nets)

@@ -5,10 +5,12 @@ import shutil
 import pytest
 import torch
 
+import Calibrate
 import ConvOutput
 import Training_TransNet
 import Variance
-from models.classifiers import build
+from models.classifiers import build, load_classifier
+from models.split import split
 from models.trans_net import load_trans_net
 from tests.e2e.road import FIT, assert_same, data, files, lines_of, run
 from utils import checkpoint
@@ -166,3 +168,22 @@ def test_features_that_the_authors_stored(road, old_features, tmp_path):
 def test_old_features_are_called_by_the_layer_that_is_named(old_features, tmp_path, line, label):
     run(Training_TransNet, f"{line} --epochs 1 --layers 1", "--convOut_path", old_features, "--out", tmp_path)
     assert files(tmp_path / "model_checkpoints") == [f"CUB200_vgg16_bn/checkpoint_L{label}.pth.tar"]
+
+
+def test_the_penultimate_feature_can_be_matched(road, tmp_path):
+    """Nothing is learned at a rate of 0, so the epoch's error is the saved Trans-Net's, through B's own layers."""
+    line = "--match penultimate --optim SGD --lr 0 --logspace 0 --epochs 1 -b 24"
+    run(Training_TransNet, line, "--convOut_path", road.features, "--out", tmp_path)
+    path = tmp_path / "model_checkpoints/folder_resnet18/checkpoint_L1.pth.tar"
+    x, target, *_ = open_features(road.features, split="train").__getitems__(list(range(24)))
+    model = load_classifier(road.b)
+    _, tail = split(model, "layer1.1.add")
+    model.fc = torch.nn.Identity()
+    tail.fc = torch.nn.Identity()
+    with torch.no_grad():
+        error = (tail(load_trans_net(path)(x)) - tail(target)).square().mean()
+    (line,) = lines_of(tmp_path / "logs/folder_resnet18/L1")
+    assert line["MSE"] == pytest.approx(float(error), rel=1e-4)
+    assert checkpoint.load(path)["settings"]["match"] == "penultimate"
+    with pytest.raises(SystemExit, match="fitted with --match penultimate, which is not repeated here"):
+        run(Calibrate, "", "--convOut_path", road.features, "--transnet", path)

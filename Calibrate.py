@@ -113,6 +113,7 @@ def fit(
 def beside_untrained(budget: Namespace, parts: Sequence[opening.Features], runtime: Runtime) -> Parts:
     """Give stored x beside what B makes of the same images as it is initialised, before any training."""
     source = parts[0].provenance
+    seed_everything(budget.seed + 1)  # the seed itself may be the one that B began with
     head = untrained_head(source.b, len(source.classes or ()), budget.arch).to(runtime.device)
     train, val = (Pairing(part, target=opening.features_anew(budget, part, head, runtime)) for part in parts)
     return train, val

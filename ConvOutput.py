@@ -51,7 +51,7 @@ def build_parser() -> Parser:
         "--dtype", choices=["float32", "float16", "bfloat16"], default="float32", help="how features are stored"
     )
     group.add_argument("--list_layers", action="store_true", help="only print net A's layers, with shape and bytes")
-    options.add_data_options(parser, batch_size=64)
+    options.add_data_options(parser, batch_size=64, cache_images="off")  # every photo is read once
     options.add_run_options(parser)
     options.add_output_options(parser)
     options.add_ignored_options(parser)

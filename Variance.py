@@ -78,7 +78,7 @@ def build_parser() -> Parser:
     group.add_argument("--figure", type=result_file(*PICTURES), metavar="FILE", help="draw the components of one image")
     group.add_argument("--spectrum", type=result_file(*PICTURES), metavar="FILE", help="draw what depths explain")
     group.add_argument("--figure_image", type=whole(0), default=0, metavar="I", help="which image that is")
-    options.add_data_options(parser, batch_size=64)
+    options.add_data_options(parser, batch_size=64, cache_images="off")  # every photo is read once
     options.add_run_options(parser)
     options.add_ignored_options(parser)
     return parser
@@ -106,8 +106,8 @@ def open_live(args: Namespace, fitted: Provenance, runtime: Runtime) -> Source:
     )  # fmt: skip
     fitted.check(provenance, args.transnet[0], but=NOT_OF_THE_FIT)  # its classes too, before an image is decoded
     images = opening.decoded(args, images, runtime)
-    freeze = partial(freeze_for_inference, device=runtime.device)
-    head_a, head_b = (runtime.parallel(MapHead(freeze(net.head))) for net in (net_in, net_tar))
+    frozen = (freeze_for_inference(net.head, runtime.device) for net in (net_in, net_tar))
+    head_a, head_b = (runtime.parallel(MapHead(head)) for head in frozen)
     read = partial(read_live, head_a=head_a, head_b=head_b, preprocess=images.preprocessing(), runtime=runtime)
     return Source(images, True, read, opening.image_loader(args, images, runtime), provenance)
 

@@ -50,7 +50,7 @@ def build_parser() -> Parser:
         help="which components are summed, from x(0) up: [1,0,0] is x(0) alone; default: all",
     )  # fmt: skip
     group.add_argument("--tail", choices=["A", "B"], help="whose layers are tuned on it; default: B's, for raw_A A's")
-    options.add_data_options(parser, batch_size=64)
+    options.add_data_options(parser, batch_size=64, cache_images="off")  # unless augmented, all are read once
     options.add_training_options(
         parser, optim="Adam", lr=1e-5, epochs=1000, fewest_epochs=0, logspace=2, save_epoch=100, val_epoch=10
     )
@@ -58,7 +58,6 @@ def build_parser() -> Parser:
     options.add_run_options(parser)
     options.add_output_options(parser)
     options.add_ignored_options(parser, "--fine_tune", "--modified_norm", "--topk", "--channels")
-    parser.set_defaults(cache_images="off")  # without augmentation every photo is read once
     return parser
 
 

@@ -28,6 +28,7 @@ from utils.training.schedules import learning_rates
 Loader = DataLoader[tuple[Tensor, ...]]
 Loaders = dict[str, Loader]
 Features = FeatureCache | OldFeatureFolder
+PIXELS_AT_ONCE = 8 * 224**2  # vgg16's first maps of these take 0.2 GB, and more at once is not faster on a CPU
 
 
 def start(args: Namespace) -> Runtime:
@@ -209,10 +210,17 @@ def _features_of(frozen: nn.Module, preprocess: Preprocessing, images: Tensor) -
 def image_loader(
     args: Namespace, data: ImageData, runtime: Runtime, *, shuffle: bool = False, part: Tensor | None = None
 ) -> Loader:
-    """Make the loader of images, `--batch_size` of them a step over all processes; `part` chooses some."""
+    """Make the loader of images, `--batch_size` of them a step over all processes; `part` chooses some.
+
+    Where nothing is trained on the CPU a step has no more than fit `PIXELS_AT_ONCE`: memory stays small, and what comes
+    out does not depend on the batch.
+    """
+    batch_size = max(1, args.batch_size // runtime.world_size)
+    if runtime.device.type == "cpu" and not shuffle:
+        batch_size = min(batch_size, max(1, PIXELS_AT_ONCE // data.image_size**2))
     return make_loader(
         data if part is None else Subset(data, part.tolist()),
-        max(1, args.batch_size // runtime.world_size),
+        batch_size,
         shuffle=shuffle,
         seed=args.seed,
         workers=0 if data.stored is not None else args.workers,

@@ -61,7 +61,7 @@ def add_image_folders(group: argparse._ActionsContainer) -> None:
     group.add_argument("--val_path", type=some_path, help="validation images; overrides --data_root")
 
 
-def add_data_options(parser: argparse.ArgumentParser, *, batch_size: int) -> None:
+def add_data_options(parser: argparse.ArgumentParser, *, batch_size: int, cache_images: str = "auto") -> None:
     """Data set, image size, caching, batch size; what no option says comes from the checkpoint (`fill`)."""
     group = parser.add_argument_group("data")
     group.add_argument("--dataset", type=plain_name, help=f"its name; default: the checkpoint's, or {DATASET}")
@@ -90,7 +90,7 @@ def add_data_options(parser: argparse.ArgumentParser, *, batch_size: int) -> Non
         help="mean and deviation of the channels; default: the checkpoint's, or the data set's",
     )  # fmt: skip
     group.add_argument(
-        "--cache_images", choices=["auto", "ram", "disk", "off"], default="auto", help="decode every image once"
+        "--cache_images", choices=["auto", "ram", "disk", "off"], default=cache_images, help="decode every image once"
     )
     add_batch_option(group, batch_size)
 

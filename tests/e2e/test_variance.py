@@ -237,7 +237,7 @@ def test_options_that_agree_with_the_files_are_taken(road):
         ("--convOut_path F --val_path T", "--val_path", "--convOut_path"),
         ("--convOut_path F --sample_num 50par_A", "--sample_num", "--convOut_path"),
         ("--convOut_path F --split random", "--split", "--convOut_path"),
-        ("--convOut_path F --cache_images off", "--cache_images", "--convOut_path"),
+        ("--convOut_path F --cache_images ram", "--cache_images", "--convOut_path"),
     ],
 )
 def test_an_option_without_effect_is_an_error(line, option, beside, capsys):

@@ -242,6 +242,20 @@ def test_the_batch_is_shared_by_the_processes(args, cpu, world_size, expected):
         assert len(next(iter(make(args(), images, runtime)))[0]) == expected
 
 
+def test_large_images_come_few_at_a_time_where_a_cpu_only_asks(args, cpu, monkeypatch):
+    images = opening.images(args(), "val")
+    monkeypatch.setattr(opening, "PIXELS_AT_ONCE", 4 * 32**2)
+    on_gpu = dataclasses.replace(cpu, device=torch.device("cuda", 0))
+
+    def sizes(runtime, **kind):
+        return [len(rows) for rows in opening.image_loader(args(), images, runtime, **kind).batch_sampler]
+
+    assert sizes(cpu) == [4] * 6
+    assert sizes(cpu, shuffle=True) == sizes(on_gpu) == [10, 10, 4]
+    monkeypatch.setattr(opening, "PIXELS_AT_ONCE", 1)
+    assert sizes(cpu) == [1] * 24
+
+
 def test_stored_features_need_no_workers_on_the_cpu(args, cpu):
     words = args()
     words.workers = 2

@@ -17,11 +17,13 @@ from torch import Tensor, nn
 
 from models.classifiers import build, classifier_record, read_classifier
 from models.frozen import freeze_for_inference
+from models.layers import usual_layer
+from models.split import feature_shape
 from utils import checkpoint, opening, options, runs
 from utils.data.images import ImageData
 from utils.distillation.born_again import distillation_loss
 from utils.distillation.teacher import Teacher, teacher_logits
-from utils.files import sha256
+from utils.files import check_unclaimed, sha256
 from utils.parser import Namespace, Parser, real, whole
 from utils.runtime import Runtime, command, seed_everything
 from utils.training import resume
@@ -39,18 +41,12 @@ def build_parser() -> Parser:
     parser = Parser(__doc__, "python BornAgain.py --start_gen 1 --resume TEACHER.pth.tar -a vgg16_bn --lr 0.01")
     group = parser.add_argument_group("series")
     group.add_argument("-a", "--arch", help=f"{options.ARCHS}; default: the teacher's, or {options.ARCH}")
-    group.add_argument(
-        "--resume", default="", metavar="T", help="teacher of the first generation; none or auto: the series' own"
-    )
+    group.add_argument("--resume", default="", metavar="T", help="first one's teacher; none or auto: the series' own")
     options.add_restart_option(group)
-    group.add_argument(
-        "-g", "--generations", type=whole(1), default=5, help="networks of the series, generation 0 included"
-    )
+    group.add_argument("-g", "--generations", type=whole(1), default=5, help="networks of the series, with number 0")
     group.add_argument("--start_gen", type=whole(0), default=0, help="first generation to train")
     group.add_argument("--gpu_teacher", type=whole(0), metavar="N", help="GPU of a teacher that sees augmented images")
-    group.add_argument(
-        "--tau", type=real(above=0), default=1.0, help="temperature of the teacher's and student's softmax"
-    )
+    group.add_argument("--tau", type=real(above=0), default=1.0, help="temperature of both softmaxes")
     group.add_argument("--lambd", type=real(), default=0.5, help="weight of the teacher in the loss, first epoch")
     group.add_argument("--lambd_end", type=real(), default=0.5, help="the same in the last epoch; geometric between")
     options.add_data_options(parser, batch_size=128)
@@ -76,9 +72,25 @@ def generation_path(args: Namespace, arch: str, generation: int) -> Path:
 
 def first_teacher(args: Namespace) -> Path | None:
     """Find the teacher of the first generation to train, if it has one."""
-    if args.resume not in ("", "auto"):
-        return Path(args.resume)
-    return generation_path(args, args.arch or options.ARCH, args.start_gen - 1) if args.start_gen else None
+    before = generation_path(args, args.arch or options.ARCH, args.start_gen - 1) if args.start_gen else None
+    return before if args.resume in ("", "auto") else Path(args.resume)
+
+
+def find(args: Namespace, arch: str, generation: int, **teacher: str | None) -> tuple[dict[str, Any], Path | None]:
+    """Give what is recorded of a generation, as far as its teacher's hash is known, and what it goes on from."""
+    own, seed = generation_path(args, arch, generation), args.seed + 10 * (generation - args.start_gen + 1)
+    settings = options.settings(args, but=NOT_RECORDED, arch=arch, generation=generation, seed=seed, **teacher)
+    check_unclaimed(runs.log_folder(args.out, runs.stem(own)))
+    extendable = not args.logspace and args.lambd == args.lambd_end
+    return settings, resume.find("auto", own, settings, restart=args.restart, extendable=extendable)
+
+
+def check_series(args: Namespace, arch: str, teacher: Path | None) -> None:
+    """Refuse what another run left under the name of any generation; a teacher counts once it is trained."""
+    known = {"teacher": sha256(teacher) if teacher else None}
+    for generation in range(args.start_gen, args.generations):
+        _, own = find(args, arch, generation, **known)
+        known = {"teacher": sha256(own)} if own and resume.read_own(own)["epoch"] >= args.epochs else {}
 
 
 def distil(
@@ -109,19 +121,10 @@ def train_generation(
     args: Namespace,
     runtime: Runtime,
 ) -> tuple[Path, float]:
-    """Train one network of the series, or what is left of its epochs.
-
-    Returns:
-        Its checkpoint and its accuracy in percent.
-    """
-    seed = args.seed + 10 * (generation - args.start_gen + 1)
-    args, runtime = Namespace(**vars(args) | {"seed": seed}), replace(runtime, seed=seed)
-    arch, classes = record["arch"], images.classes
-    own = generation_path(args, arch, generation)
-    teacher_hash = sha256(teacher_path) if teacher_path else None
-    settings = options.settings(args, but=NOT_RECORDED, arch=arch, generation=generation, teacher=teacher_hash)
-    extendable = not args.logspace and args.lambd == args.lambd_end
-    resumed = resume.find("auto", own, settings, restart=args.restart, extendable=extendable)
+    """Train one network of the series, or what is left of its epochs; give its file and its accuracy in percent."""
+    arch, classes, own = record["arch"], images.classes, generation_path(args, record["arch"], generation)
+    settings, resumed = find(args, arch, generation, teacher=sha256(teacher_path) if teacher_path else None)
+    args, runtime = Namespace(**vars(args) | {"seed": settings["seed"]}), replace(runtime, seed=settings["seed"])
     model, state = read_classifier(resumed, arch) if resumed else (None, {})
     acc1, best_acc1 = (state.get(name, 0) for name in ("acc1", "best_acc1"))
     if state.get("epoch", 0) >= args.epochs:
@@ -133,17 +136,16 @@ def train_generation(
         taught_by = freeze_for_inference(read_classifier(teacher_path, arch, len(classes))[0], runtime.device)
         loader = opening.image_loader(args, images, runtime)
         teacher = teacher_logits(taught_by, loader, len(classes), runtime, folder=args.out, gpu=args.gpu_teacher)
-    seed_everything(seed)
+    seed_everything(args.seed)
     fit = opening.fit(args, model or build(**record), runtime)
     start_epoch = opening.first_epoch(args, fit, state, resumed)
     train_loader = opening.image_loader(args, images, runtime, shuffle=True)
     val_loaders, hits = opening.validation_loaders(args, val_images, runtime), known_hits(state, val_images)
     rates, past = opening.rates(args), resume.history(state, settings)
-    preprocess = images.preprocessing(seed)
-    lambdas = geometric(args.lambd, args.lambd_end, args.epochs)
-    runtime.say(f"generation {generation}, seed {seed}, taught by {teacher_path or 'the labels alone'}")
-    log_folder = runs.log_folder(args.out, runs.join(options.data_name(args), arch, args.suffix, f"gen{generation}"))
-    with runs.RunLog(log_folder, args.epochs, start_epoch=start_epoch, active=runtime.is_main) as log:
+    preprocess, lambdas = images.preprocessing(args.seed), geometric(args.lambd, args.lambd_end, args.epochs)
+    runtime.say(f"generation {generation}, seed {args.seed}, taught by {teacher_path or 'the labels alone'}")
+    folder, again = runs.log_folder(args.out, runs.stem(own)), "the same command"
+    with runs.RunLog(folder, args.epochs, start_epoch=start_epoch, active=runtime.is_main, again=again) as log:
         for epoch in range(start_epoch, args.epochs):
             set_learning_rate(fit.optimizer, rates[epoch])
             step = partial(classify, preprocess=partial(preprocess, epoch=epoch))
@@ -174,19 +176,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     check(args, parser)
     runtime = opening.start(args)
     teacher = first_teacher(args)
-    state = read_classifier(teacher, args.arch)[1] if teacher else {}
+    model, state = read_classifier(teacher, args.arch) if teacher else (None, {})
     options.fill(args, state.get("data", {}))
+    check_series(args, state["model"]["arch"] if teacher else args.arch or options.ARCH, teacher)
     images, val_images = opening.both_splits(args, state.get("data"))
     record = state.get("model") or classifier_record(args.arch or options.ARCH, len(images.classes))
+    opening.check_outputs(record["num_classes"], images, teacher)
+    model = model or build(**record)
+    feature_shape(model, args.image_size)
     images, val_images = (opening.decoded(args, data, runtime) for data in (images, val_images))
 
-    lines = []
+    lines, first = [], teacher or generation_path(args, record["arch"], args.start_gen)
     for generation in range(args.start_gen, args.generations):
         teacher, acc1 = train_generation(generation, teacher, record, images, val_images, args, runtime)
         lines.append(f"{generation:>10}{acc1:>13.2f}  {teacher}")
-    runtime.say("\n".join([f"{'generation':>10}{'accuracy, %':>13}  checkpoint", *lines]))
-    of_two = ("--resume1", generation_path(args, record["arch"], args.start_gen), "--resume2", teacher)
-    runtime.say_next("ConvOutput.py", *of_two, "--t_or_v", "both", "--out", args.out)
+    header, logs = f"{'generation':>10}{'accuracy, %':>13}  checkpoint", runs.log_folder(args.out)
+    runtime.say("\n".join([header, *lines, f"saved these, and the log of each in {logs}"]))
+    nets = ("--resume1", first, "--resume2", teacher, *usual_layer(model))
+    runtime.say_next("ConvOutput.py", *nets, "--t_or_v", "both", *opening.images_again(args), "--out", args.out)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from utils import checkpoint, opening, options
 from utils.errors import InputError
 from utils.features.nets import doubts
 from utils.features.pairing import Pairing, Side, classes_of
-from utils.files import sha256, write_csv, write_json
+from utils.files import sha256
 from utils.measures.bootstrap import bootstrap
 from utils.measures.calibration import consistency_interval, shuffled_within_class
 from utils.measures.moments import ImageMoments
@@ -33,7 +33,7 @@ from utils.measures.permutation import calibrate_linear
 from utils.measures.similarity import linear_cka, procrustes, ridge_r2, svcca
 from utils.parser import Namespace, Parser, result_file, some_path, whole
 from utils.provenance import Provenance
-from utils.report.tables import calibration_table
+from utils.report.tables import calibration_table, save_report
 from utils.runtime import Runtime, command, seed_everything
 from utils.training import closed_form, reconstruction
 from utils.training.family import Family
@@ -162,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     trans_net, budget = build_from_state(state, args.transnet).to(runtime.device), budget_of(args, state)
     train, val = (opening.stored_features(args, args.convOut_path, split, {}) for split in ("train", "val"))
     Provenance.from_record(state.get("source", {})).check(val.provenance, args.transnet, but=("split", "sample_num"))
-    check_fit(trans_net, *read_stored(*(part.to(runtime.device) for part in val.__getitems__([0])[:2])))
+    check_fit(trans_net, val.shape_a, val.shape_b)
     notes, untrained = doubts(val), None
     try:
         untrained = beside_untrained(budget, (train, val), runtime)
@@ -188,10 +188,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "images": len(val), "transnet": sha256(args.transnet), "source": val.provenance.to_record(),
     }  # fmt: skip
     runtime.say(calibration_table(report))
-    if args.json and runtime.is_main:
-        write_json(args.json, report)
-    if args.csv and runtime.is_main:
-        write_csv(args.csv, [list(rows[0]), *(list(row.values()) for row in rows)])
+    if runtime.is_main:
+        save_report(report, args.json, args.csv, [list(rows[0]), *(list(row.values()) for row in rows)])
     return report
 
 

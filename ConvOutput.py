@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,16 +41,14 @@ def build_parser() -> Parser:
     options.add_layer_options(parser, default="40")
     options.add_second_layer_options(parser)
     group = parser.add_argument_group("several layers, in one pass")
-    group.add_argument(
-        "--layers", type=list_of(some_path), metavar="A,B,C", help="as --layer or --conv_layer, one folder each; or all"
-    )
+    says = "as --layer or --conv_layer, one folder each; or all"
+    group.add_argument("--layers", type=list_of(some_path), metavar="A,B,C", help=says)
     group.add_argument("--below", type=real(above=0), default=500, metavar="MB", help="of all: layers that take less")
     group = parser.add_argument_group("features")
     group.add_argument("--t_or_v", choices=["train", "val", "both"], default="train", help="which images")
     group.add_argument("--topk", type=list_of(whole(1)), metavar="[1,3]", help="hits to record; default: [1,3]")
-    group.add_argument(
-        "--dtype", choices=["float32", "float16", "bfloat16"], default="float32", help="how features are stored"
-    )
+    dtypes = ["float32", "float16", "bfloat16"]
+    group.add_argument("--dtype", choices=dtypes, default="float32", help="how features are stored")
     group.add_argument("--list_layers", action="store_true", help="only print net A's layers, with shape and bytes")
     options.add_data_options(parser, batch_size=64, cache_images="off")  # every photo is read once
     options.add_run_options(parser)
@@ -116,7 +115,7 @@ def chosen_layers(args: Namespace) -> list[tuple[Layer, Layer]]:
 def store_split(
     args: Namespace, nets: tuple[Tapped, Tapped], images: ImageData, labels: Sequence[str], runtime: Runtime
 ) -> list[Path]:
-    """Store one split, but for the layers that are there already; give their folders.
+    """Store one split of both nets, but for the layers that are there already; give the folders of all.
 
     Args:
         args: the options.
@@ -145,7 +144,6 @@ def store_split(
         missing[i] = {"folder": folder, "provenance": provenance, "shape_a": shape_a, "shape_b": shape_b}
     if not missing:
         return folders
-    images = opening.decoded(args, images, runtime)
     same = {"paths": images.paths, "dtype": getattr(torch, args.dtype), "top_k": args.topk, "create": runtime.is_main}
     same["target_shape"] = images.targets.shape[1:]
     with contextlib.ExitStack() as stack:
@@ -153,6 +151,7 @@ def store_split(
             writers = {i: FeatureWriter(**own, **same) for i, own in missing.items()}
         for writer in writers.values():
             stack.enter_context(writer)
+        images = opening.decoded(args, images, runtime)
         net_a, net_b = (runtime.parallel(freeze_for_inference(net.net, runtime.device)) for net in nets)
         loader, preprocess = opening.image_loader(args, images, runtime), images.preprocessing()
         store(net_a, net_b, loader, writers, args.topk, preprocess, runtime)
@@ -174,8 +173,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     runtime = opening.start(args)
     if args.list_layers:
-        list_layers(args)
-        return
+        return list_layers(args)
     firsts, seconds = zip(*chosen_layers(args))
     a = open_tapped(args.resume1, args.arch1 or args.arch, firsts)
     b = open_tapped(args.resume2, args.arch2 or args.arch, seconds, options.second_layer_hint(args))
@@ -193,7 +191,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for images in listed:
         folders = store_split(args, (a, b), images, labels, runtime)
     fit = ("--convOut_path", folders[0].parent, "--standardise", "--solve", "--epochs", 10, "--out", args.out)
-    runtime.say_next("Training_TransNet.py", *fit)
+    again = (*(sys.argv[1:] if argv is None else argv), "--t_or_v", "train")
+    has_train = Path(folders[0].parent, "train").is_dir()
+    runtime.say_next(*("Training_TransNet.py", *fit) if has_train else ("ConvOutput.py", *again))
 
 
 if __name__ == "__main__":

@@ -74,9 +74,8 @@ def build_parser() -> Parser:
     group.add_argument("--note", default="", help="a remark for log.txt")
     options.add_ignored_options(parser, "--groups", "--cuda")
     parser.set_defaults(
-        dataset="CIFAR100", image_size=32, augment="reflect4", normalisation="dcm", seed=1, optim="SGD",
-        momentum=0.9,  # not Nesterov's
-    )  # fmt: skip
+        dataset="CIFAR100", image_size=32, augment="reflect4", normalisation="dcm", seed=1, optim="SGD", momentum=0.9
+    )
     return parser
 
 
@@ -145,8 +144,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     fill(args, parser)
     runtime = opening.start(args)
-    folder, settings = Path(args.out), options.settings(args, but=NOT_RECORDED)
-    resumed = resume.find(args.resume, folder / CHECKPOINT, settings, restart=args.restart, extendable=True)
+    folder, own, settings = Path(args.out), Path(args.out, CHECKPOINT), options.settings(args, but=NOT_RECORDED)
+    resumed = resume.find(args.resume, own, settings, restart=args.restart, extendable=True, elsewhere="--save")
     state = checkpoint.load(resumed) if resumed else {}
     images, test_images = find_images(args, state)
     num_classes, heads = len(images.classes), args.method == "dcm"
@@ -160,6 +159,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         runtime.say(f"{resumed} is trained for {start_epoch} epochs already")
         return
 
+    log = runs.RunLog(folder, args.epochs, start_epoch=start_epoch, active=runtime.is_main, elsewhere="--save")
     images, test_images = (opening.decoded(args, data, runtime) for data in (images, test_images))
     loader = opening.image_loader(args, images, runtime, shuffle=True)
     test_loaders = opening.validation_loaders(args, test_images, runtime)
@@ -172,7 +172,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "versions": resume.VERSIONS,
     }  # fmt: skip
     runtime.say(f"{args.method}: {args.net1} and {args.net2}, {len(images):,} training images of {num_classes} classes")
-    with runs.RunLog(folder, args.epochs, start_epoch=start_epoch, active=runtime.is_main) as log:
+    with log:
         for epoch in range(start_epoch, args.epochs):
             set_learning_rate(fit.optimizer, rates[epoch])
             if epoch + 1 in args.epoch_step and not args.keep_momentum:
@@ -189,9 +189,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             dcm_log.write(folder / "log.txt", dcm_log.stats(named, metrics, epoch=epoch + 1, **counts, **seconds))
             if due(epoch, args.save_epoch, args.epochs):
                 save(folder, fit, couple, epoch + 1, metrics, facts)
-                log.saved(folder / CHECKPOINT, epoch + 1)
+                log.saved(own, epoch + 1)
     said = " and ".join(f"{metrics[f'val_net{number}_top1_prec']:.2f} %" for number in (1, 2))
-    runtime.say(f"saved {folder}; {said} of the test images are right")
+    runtime.say(f"saved {own}, net1.pth.tar, net2.pth.tar, model.pt7, log.txt, metrics.jsonl; test accuracy {said}")
+    nets = ("--resume1", folder / "net1.pth.tar", "--resume2", folder / "net2.pth.tar")
+    runtime.say_next("ConvOutput.py", *nets, "--list_layers", *opening.images_again(args))
 
 
 if __name__ == "__main__":

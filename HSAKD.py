@@ -21,7 +21,7 @@ from utils import checkpoint, hsakd_options, opening, options, runs
 from utils.data.datasets import dataset_spec
 from utils.data.images import ImageData
 from utils.distillation import hsakd, hsakd_log, hsakd_steps
-from utils.files import check_writable, sha256
+from utils.files import check_unclaimed, check_writable, sha256
 from utils.parser import Namespace, Parser
 from utils.runtime import Runtime, command
 from utils.training import resume, schedules
@@ -70,11 +70,11 @@ METHODS = {
 
 def build_parser() -> Parser:
     """Declare the commands and their options."""
-    example = "python HSAKD.py student --tarch wrn_40_2_aux --arch wrn_16_2_aux --tcheckpoint TEACHER.pth.tar"
-    parser = Parser(__doc__, example)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parser = Parser(__doc__, hsakd_options.EXAMPLES["student"])
+    commands = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
     for name, what in hsakd_options.COMMANDS.items():
-        hsakd_options.add_options(commands.add_parser(name, description=what, help=what), name)
+        example = hsakd_options.EXAMPLES[name]
+        hsakd_options.add_options(commands.add_parser(name, description=what, help=what, example=example), name)
     return parser
 
 
@@ -104,6 +104,7 @@ def find_own(args: Namespace, own: Path, settings: Mapping[str, Any]) -> Path | 
         return None
     if not args.restart:
         check_own(own)
+    check_unclaimed(runs.log_folder(args.out, own.parent.name))
     return resume.find(args.resume, own, settings, restart=args.restart, extendable=args.lr_type == "multistep")
 
 
@@ -142,27 +143,26 @@ def main(argv: Sequence[str] | None = None) -> None:
         by_name["teacher"] = runtime.parallel(teacher)
     preprocess = train_images.preprocessing(args.seed)
     measure = partial(method.measure, preprocess=preprocess)
-    loaders = {"test": opening.image_loader(args, opening.decoded(args, test_images, runtime), runtime)}
-    if args.evaluate:
-        for path in [own, best_path] if best_path.exists() else [own]:
-            fill_from_file(model, path)
-            runtime.say(f"{path}: {runs.describe(evaluate(runtime.parallel(model), loaders, runtime, measure))}")
-        return
-
-    if resumed:
-        fill_from_file(model, resumed)
+    if resumed or args.evaluate:
+        fill_from_file(model, resumed or own)
     net = runtime.parallel(model)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(trained, args.lr, 0.9, weight_decay=args.weight_decay, nesterov=args.nesterov)
     fit = Fit(net, model, optimizer, runtime.grad_scaler(), runtime, args.print_freq)
     start_epoch = fit.restore(state, resumed) + 1 if resumed else 0  # the files hold an epoch's number, from 0
+    loaders = {"test": opening.image_loader(args, opening.decoded(args, test_images, runtime), runtime)}
+    if args.evaluate:
+        for path in [own, best_path] if best_path.exists() else [own]:
+            fill_from_file(model, path)
+            runtime.say(f"{path}: {runs.describe(evaluate(net, loaders, runtime, measure))}")
+        return
+
     last, best, taught = (state.get(key, {}) for key in ("last", "best", "teacher"))
     if teacher is not None and not resumed:
         taught = evaluate(by_name["teacher"], loaders, runtime, measure)
     loader, held_out = open_loaders(args, train_images, runtime)
     trained_on = len(loader.dataset)  # type: ignore[arg-type]
     runtime.say(f"{name}: {trained_on:,} training and {len(test_images):,} test images, {classes} classes")
-    rates = rates_of_epochs(args)
     facts = {
         "model": classifier_record(hsakd_nets.bare_arch(model), classes), "settings": settings,
         "data": opening.data_record(args, train_images), "history": resume.history(state, settings),
@@ -170,8 +170,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     }  # fmt: skip
     folder = runs.log_folder(args.out, name)
     with runs.RunLog(folder, args.epochs, start_epoch=start_epoch, active=runtime.is_main) as log:
-        for epoch in range(start_epoch, args.epochs):
-            schedules.set_learning_rate(optimizer, rates[epoch])
+        for epoch, rate in list(enumerate(rates_of_epochs(args)))[start_epoch:]:
+            schedules.set_learning_rate(optimizer, rate)
             step = partial(method.step, preprocess=partial(preprocess, epoch=epoch), **by_name)
             with schedules.each_step(optimizer, schedules.warm_up(args.lr, epoch, args.warmup_epoch, len(loader))):
                 metrics = train_one_epoch(fit, loader, step, epoch)
@@ -191,7 +191,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                     checkpoint.save(best_path, state)
                 hsakd_log.write(text_path, settings, str(runtime.device), runs.read_metrics(log.path), taught)
     runtime.say(hsakd_log.closing_words(last, best, probe=args.command == "probe"))
-    runtime.say(f"saved {own}")
+    runtime.say(f"saved {own}, {best_path.name} beside it, and {text_path}; the log is {log.path}")
+    if following := hsakd_options.following(args, own, hsakd_nets.bare_arch(model)):
+        runtime.say_next("HSAKD.py", *following)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,16 @@ centroids are trained for --epochs more. The result is an ordinary checkpoint wi
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from models.classifiers import read_classifier
+from models.layers import usual_layer
 from models.pruning import PrunedWeight, cluster, count_removed, prune, train_centroids, zero_removed
+from models.split import feature_shape
 from utils import checkpoint, opening, options, runs
 from utils.data.images import ImageData
-from utils.files import sha256, write_json
+from utils.files import check_unclaimed, sha256, write_json
 from utils.parser import Namespace, Parser, list_of, real, some_path
 from utils.report.tables import compression_table, sweep_table
 from utils.runtime import Runtime, command
@@ -70,8 +73,22 @@ def share(args: Namespace, fit: Fit, layers: Sequence[PrunedWeight]) -> Fit:
     return fit
 
 
+def plan(factor: float, arch: str, args: Namespace) -> tuple[Path, dict[str, Any], Path | None]:
+    """Say where the net of a factor on --s_conv and --s_fc is saved, what is recorded, and what it goes on from."""
+    s_conv, s_fc = factor * args.s_conv, factor * args.s_fc
+    label = f"pruned{s_conv:g}-{s_fc:g}" + (f"-{args.share_bits}bit" if args.share_bits else "")
+    own = runs.classifier_path(args.out, options.data_name(args), arch, runs.join(args.suffix, label))
+    settings = options.settings(
+        args, but=["sweep"], arch=arch, s_conv=s_conv, s_fc=s_fc, compressed=sha256(args.resume)
+    )
+    check_unclaimed(runs.log_folder(args.out, runs.stem(own)))
+    return own, settings, resume.find("auto", own, settings, restart=args.restart)
+
+
 def compress(
-    factor: float,
+    own: Path,
+    settings: dict[str, Any],
+    resumed: Path | None,
     before_percent: float,
     images: ImageData,
     val_loaders: opening.Loaders,
@@ -81,7 +98,9 @@ def compress(
     """Make one compressed net, or what is left of its epochs.
 
     Args:
-        factor: on --s_conv and --s_fc.
+        own: where it is saved.
+        settings: what is recorded.
+        resumed: the checkpoint that it goes on from.
         before_percent: accuracy of the net that is compressed.
         images: to retrain on.
         val_loaders: to measure accuracies on.
@@ -93,13 +112,7 @@ def compress(
     """
     model, original = read_classifier(args.resume, args.arch)
     record, arch, dataset = original["model"], original["model"]["arch"], options.data_name(args)
-    s_conv, s_fc = factor * args.s_conv, factor * args.s_fc
-    label = f"pruned{s_conv:g}-{s_fc:g}" + (f"-{args.share_bits}bit" if args.share_bits else "")
-    own = runs.classifier_path(args.out, dataset, arch, runs.join(args.suffix, label))
-    settings = options.settings(
-        args, but=["sweep"], arch=arch, s_conv=s_conv, s_fc=s_fc, compressed=sha256(args.resume)
-    )
-    resumed = resume.find("auto", own, settings, restart=args.restart)
+    s_conv, s_fc = settings["s_conv"], settings["s_fc"]
     state = checkpoint.load(resumed) if resumed else {}
     fit = opening.fit(args, model, runtime)
     layers = prune(model, s_conv, s_fc)
@@ -109,7 +122,8 @@ def compress(
     if resumed:
         model.load_state_dict(state["state_dict"])
         fit = share(args, fit, layers) if state["epoch"] > args.epochs else fit
-        start_epoch, accuracy = opening.first_epoch(args, fit, state, resumed), state["accuracy_percent"]
+        start_epoch = opening.first_epoch(args, fit, state, resumed, epochs)
+        accuracy = state["accuracy_percent"]
     else:
         start_epoch, accuracy = 0, {"before": before_percent, "pruned": measure(fit, val_loaders)}
     runtime.say(f"thresholds {s_conv:g} std of convolutions and {s_fc:g} std of linear layers: {own}")
@@ -118,8 +132,8 @@ def compress(
         "arch": arch, "model": record, "data": opening.data_record(args, images), "settings": settings,
         "history": resume.history(state, settings), "versions": resume.VERSIONS, "accuracy_percent": accuracy,
     }  # fmt: skip
-    log_folder = runs.log_folder(args.out, runs.join(dataset, arch, args.suffix, label))
-    with runs.RunLog(log_folder, epochs, start_epoch=start_epoch, active=runtime.is_main) as log:
+    folder, again = runs.log_folder(args.out, runs.stem(own)), "the same command"
+    with runs.RunLog(folder, epochs, start_epoch=start_epoch, active=runtime.is_main, again=again) as log:
         if runtime.is_main and not resumed:
             checkpoint.save(own, fit.state(0, acc1=accuracy["pruned"], best_acc1=accuracy["pruned"], **facts))
         for epoch in range(start_epoch, epochs):
@@ -149,7 +163,6 @@ def compress(
     if runtime.is_main:
         write_json(report_path, report)
     runtime.say(f"{compression_table(report)}\nsaved {own} and {report_path}; the log is {log.path}")
-    runtime.say_next("ConvOutput.py", "--resume1", own, "--resume2", args.resume, "--t_or_v", "both", "--out", args.out)
     return report
 
 
@@ -164,13 +177,20 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     model, state = read_classifier(args.resume, args.arch)
     data = state.get("data", {})
     options.fill(args, data)
-    images, val_images = (opening.decoded(args, data, runtime) for data in opening.both_splits(args, data))
+    plans = [plan(factor, state["model"]["arch"], args) for factor in args.sweep]
+    images, val_images = opening.both_splits(args, data)
+    opening.check_outputs(state["model"]["num_classes"], images, args.resume)
+    feature_shape(model, args.image_size)
+    layer = usual_layer(model)
+    images, val_images = (opening.decoded(args, data, runtime) for data in (images, val_images))
     val_loaders = opening.validation_loaders(args, val_images, runtime)
     before = main_accuracy(validate(runtime.parallel(model), val_loaders, runtime), "val_")
     del model
-    reports = [compress(factor, before, images, val_loaders, args, runtime) for factor in args.sweep]
+    reports = [compress(*planned, before, images, val_loaders, args, runtime) for planned in plans]
     if len(reports) > 1:
         runtime.say(sweep_table(reports))
+    nets = ("--resume1", plans[-1][0], "--resume2", args.resume, *layer)
+    runtime.say_next("ConvOutput.py", *nets, "--t_or_v", "both", *opening.images_again(args), "--out", args.out)
     return reports
 
 

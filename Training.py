@@ -1,9 +1,11 @@
 """Train a classifier: the nets A and B that the other steps compare (paper Sec. 4)."""
 
+import sys
 from collections.abc import Sequence
 from functools import partial
 
 from models.classifiers import build, classifier_record, fix_batch_norm, read_classifier
+from models.layers import usual_layer
 from models.own import refuse_unnamed
 from models.split import feature_shape
 from utils import checkpoint, opening, options, runs
@@ -55,11 +57,13 @@ def evaluate(args: Namespace, runtime: opening.Runtime) -> None:
     if args.resume:
         model, state = read_classifier(args.resume, args.arch)
         val_images = opening.images(args, "val", state.get("data"))
+        opening.check_outputs(state["model"]["num_classes"], val_images, args.resume)
     elif args.pretrained or args.weights:
         val_images = opening.images(args, "val")
         model = build(args.arch, len(val_images.classes), pretrained=args.pretrained, weights=args.weights)
     else:
         raise InputError("--evaluate needs a trained network: name one with --resume")
+    feature_shape(model, args.image_size)  # refuses a size that the network does not take, before images are decoded
     loaders = opening.validation_loaders(args, opening.decoded(args, val_images, runtime), runtime)
     step = partial(classify, preprocess=val_images.preprocessing())
     runtime.say(runs.describe(validate(runtime.parallel(model), loaders, runtime, step)))
@@ -74,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     fill(args)
     dataset = options.data_name(args)
     own = runs.classifier_path(args.out, dataset, args.arch, args.suffix)
+    best = runs.classifier_path(args.out, dataset, args.arch, args.suffix, best=True)
     if args.evaluate:
         args.resume = str(own) if args.resume == "auto" else args.resume
         evaluate(args, runtime)
@@ -85,10 +90,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     train_images, val_images = opening.both_splits(args, state.get("data"))
     classes = train_images.classes
     record = state.get("model") or classifier_record(args.arch, len(classes), train_layer=args.train_layer)
+    opening.check_outputs(record["num_classes"], train_images, resumed)
     model = model or build(**record, pretrained=args.pretrained, weights=args.weights)
     if args.fix_bn:
         fix_batch_norm(model)
-    feature_shape(model, args.image_size)  # refuses a size that the network does not take, before images are decoded
+    feature_shape(model, args.image_size)
     fit = opening.fit(args, model, runtime)
     start_epoch = opening.first_epoch(args, fit, state, resumed)
     acc1, best_acc1 = float(state.get("acc1") or 0), float(state.get("best_acc1") or 0)
@@ -96,6 +102,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         runtime.say(f"{resumed} is trained for {start_epoch} epochs already, accuracy {acc1:.2f} %")
         return
 
+    log_folder = runs.log_folder(args.out, runs.join(dataset, args.arch, args.suffix))
+    log = runs.RunLog(log_folder, args.epochs, start_epoch=start_epoch, active=runtime.is_main)
     train_images, val_images = (opening.decoded(args, data, runtime) for data in (train_images, val_images))
     loader = opening.image_loader(args, train_images, runtime, shuffle=True)
     val_loaders, hits = opening.validation_loaders(args, val_images, runtime), known_hits(state, val_images)
@@ -107,8 +115,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     runtime.say(
         f"{args.arch}: {len(train_images):,} training and {len(val_images):,} validation images, {len(classes)} classes"
     )
-    log_folder = runs.log_folder(args.out, runs.join(dataset, args.arch, args.suffix))
-    with runs.RunLog(log_folder, args.epochs, start_epoch=start_epoch, active=runtime.is_main) as log:
+    with log:
         for epoch in range(start_epoch, args.epochs):
             set_learning_rate(fit.optimizer, rates[epoch])
             step = partial(classify, preprocess=partial(preprocess, epoch=epoch))
@@ -128,9 +135,16 @@ def main(argv: Sequence[str] | None = None) -> None:
                 checkpoint.save(own, state)
                 log.saved(own, epoch + 1)
             if runtime.is_main and is_best:
-                checkpoint.save(runs.classifier_path(args.out, dataset, args.arch, args.suffix, best=True), state)
-    runtime.say(f"saved {own}, best accuracy {best_acc1:.2f} %; the log is {log.path}")
-    runtime.say_next("ConvOutput.py", "--resume1", own, "--resume2", "B.pth.tar", "--t_or_v", "both", "--out", args.out)
+                checkpoint.save(best, state)
+    kept = f" and {best}" if best.exists() else ""
+    runtime.say(f"saved {own}{kept}, best accuracy {best_acc1:.2f} %; the log is {log.path}")
+    if other := resume.twin(own, settings):
+        nets = ("--resume1", other, "--resume2", own, *usual_layer(model))
+        runtime.say_next("ConvOutput.py", *nets, "--t_or_v", "both", *opening.images_again(args), "--out", args.out)
+    else:
+        suffix = runs.join(args.suffix.removesuffix(f"sd{args.seed}").rstrip("_"), f"sd{args.seed + 1}")
+        again = sys.argv[1:] if argv is None else argv
+        runtime.say_next("Training.py", *again, "--seed", args.seed + 1, "--suffix", suffix)
 
 
 if __name__ == "__main__":

@@ -127,6 +127,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     features, val_features = find_features(args, "train"), None
     with contextlib.nullcontext() if args.validate else contextlib.suppress(InputError):
         val_features = find_features(args, "val")  # which lie beside the train features, or not
+        val_features = None if val_features.folder == features.folder else val_features  # the authors' say no split
     members = [open_member(args, features, layers) for layers in args.layers]
     nets = [member.trans_net for member in members]
     family = Family(nets)
@@ -186,10 +187,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     for i, (member, log) in enumerate(zip(members, logs)):
         errors = [line["MSE"] for line in runs.read_metrics(log.path)]
         words = reconstruction.closing_words(errors, left[i] if left else None, record)
-        runtime.say(f"saved {member.path}; {words}; the log is {log.path}")
-    if val_features:
-        where = ["--convOut_path", features.folder.parent] + (["--reverse"] if args.reverse else [])
-        runtime.say_next("Variance.py", *where, "--transnet", *(member.path for member in members))
+        copies = f", every saved epoch in {member.copy_of('…').name}" if args.save_per_epoch else ""
+        runtime.say(f"saved {member.path}{copies}; {words}; the log is {log.path}")
+    where = [features.folder.parent] if val_features else [features.folder, "--t_or_v", "train"]
+    reverse = ["--reverse"] if args.reverse else []
+    trans_nets = (member.path for member in members)
+    runtime.say_next("Variance.py", "--convOut_path", *where, *reverse, "--transnet", *trans_nets)
 
 
 if __name__ == "__main__":

@@ -11,11 +11,12 @@ from models.fitting import check_fit
 from models.frozen import freeze_for_inference
 from models.layers import Layer
 from models.pair import Decomposition, MapHead, open_net, read_stored
+from models.split import feature_shape
 from models.trans_net import TransNet, build_from_state
 from utils import checkpoint, opening, options, runs
 from utils.data.images import ImageData
 from utils.features.live import read_live
-from utils.files import sha256, write_csv, write_json
+from utils.files import sha256
 from utils.measures.moments import ImageMoments
 from utils.measures.variances import rank_channels, variance_report
 from utils.parser import PICTURES, Namespace, Parser, result_file, some_path, whole
@@ -23,7 +24,7 @@ from utils.progress import Progress
 from utils.provenance import Provenance
 from utils.report.charts import spectrum_figure
 from utils.report.maps import component_figure, save_figure
-from utils.report.tables import variance_rows, variance_table
+from utils.report.tables import save_report, variance_rows, variance_table
 from utils.runtime import Runtime, command
 from utils.training.reconstruction import merged
 
@@ -38,17 +39,15 @@ class Source(NamedTuple):
     """The pairs of features that are measured, and what they are.
 
     Attributes:
-        data: what a batch is made of: images, or stored features.
-        has_photos: whether it is images.
+        data: what a batch is made of: images, not decoded yet, or stored features.
         read: a batch on the device → x and the target as maps.
-        loader: of all of it.
+        shapes: of x and the target of one image.
         provenance: what the features are.
     """
 
     data: ImageData | opening.Features
-    has_photos: bool
     read: Callable[..., tuple[Tensor, Tensor]]
-    loader: opening.Loader
+    shapes: tuple[tuple[int, ...], tuple[int, ...]]
     provenance: Provenance
 
 
@@ -56,10 +55,8 @@ def build_parser() -> Parser:
     """Declare this step's options."""
     parser = Parser(__doc__, "python Variance.py --net_in A.pth.tar --net_tar B.pth.tar --transnet G.pth.tar")
     group = parser.add_argument_group("what is measured")
-    group.add_argument(
-        "--transnet", required=True, nargs="+", type=some_path, metavar="FILE",
-        help="the Trans-Net, ours or the authors'; others of the same features, of other depths: their spectrum",
-    )  # fmt: skip
+    which = "the Trans-Net, ours or the authors'; others of the same features, of other depths: their spectrum"
+    group.add_argument("--transnet", required=True, nargs="+", type=some_path, metavar="FILE", help=which)
     group.add_argument("--net_in", type=some_path, metavar="A", help="checkpoint of the net whose features are x")
     group.add_argument("--net_tar", type=some_path, metavar="B", help="checkpoint of the net of the target x*")
     group.add_argument("--arch_in", help="architecture of A; default: the checkpoint's")
@@ -67,8 +64,7 @@ def build_parser() -> Parser:
     group.add_argument("--convOut_path", type=some_path, metavar="FOLDER", help="stored features in place of the nets")
     group.add_argument("--reverse", action="store_true", help="with --convOut_path: x is B's feature, the target A's")
     group.add_argument("--t_or_v", choices=["train", "val"], default="val", help="which images")
-    means = ["channel", "global"]
-    group.add_argument("--mean", choices=means, default="channel", help="of each channel (release) or of all (paper)")
+    group.add_argument("--mean", choices=["channel", "global"], default="channel", help="per channel, or one (paper)")
     group.add_argument("--bootstrap", type=whole(0), default=1000, metavar="N", help="resamples for intervals, or 0")
     options.add_layer_options(parser, default="the Trans-Net's")
     options.add_second_layer_options(parser)
@@ -84,12 +80,12 @@ def build_parser() -> Parser:
     return parser
 
 
-def open_stored(args: Namespace, runtime: Runtime) -> Source:
+def open_stored(args: Namespace) -> Source:
     """Open stored features and compare them with what the options say of them."""
     first, second = (Layer(*layer) for layer in options.both_layers(args))
     label = runs.pair(first.label, second.label) if first.is_named or second.is_named else None
     data = opening.stored_features(args, args.convOut_path, args.t_or_v, {"layer": label})
-    return Source(data, False, read_stored, opening.feature_loader(args, data, runtime), data.provenance)
+    return Source(data, read_stored, (data.shape_a, data.shape_b), data.provenance)
 
 
 def open_live(args: Namespace, fitted: Provenance, runtime: Runtime) -> Source:
@@ -104,25 +100,24 @@ def open_live(args: Namespace, fitted: Provenance, runtime: Runtime) -> Source:
         net_in.source, net_tar.source, dataset=args.dataset, name=args.name, split=args.t_or_v,
         sample_num=args.sample_num, classes=images.classes, transform=images.transform_record,
     )  # fmt: skip
-    fitted.check(provenance, args.transnet[0], but=NOT_OF_THE_FIT)  # its classes too, before an image is decoded
-    images = opening.decoded(args, images, runtime)
-    frozen = (freeze_for_inference(net.head, runtime.device) for net in (net_in, net_tar))
-    head_a, head_b = (runtime.parallel(MapHead(head)) for head in frozen)
+    heads = (net_in.head, net_tar.head)
+    shapes = (feature_shape(heads[0], args.image_size), feature_shape(heads[1], args.image_size))
+    head_a, head_b = (runtime.parallel(MapHead(freeze_for_inference(head, runtime.device))) for head in heads)
     read = partial(read_live, head_a=head_a, head_b=head_b, preprocess=images.preprocessing(), runtime=runtime)
-    return Source(images, True, read, opening.image_loader(args, images, runtime), provenance)
+    return Source(images, read, shapes, provenance)
 
 
 @torch.no_grad()
-def measure(nets: Sequence[TransNet], source: Source, runtime: Runtime, *, per_image: bool) -> list[ImageMoments]:
+def measure(
+    nets: Sequence[TransNet], source: Source, loader: opening.Loader, runtime: Runtime, *, per_image: bool
+) -> list[ImageMoments]:
     """Decompose every pair by the first Trans-Net, reconstruct it by the others, in one pass; all processes get all."""
     decomposition = runtime.parallel(Decomposition(nets[0]).requires_grad_(False)).eval()
     others = [runtime.parallel(net.requires_grad_(False)).eval() for net in nets[1:]]
     found = [ImageMoments(net.constant, per_image=per_image) for net in nets]
-    for batch in Progress(source.loader, "variances", quiet=not runtime.is_main):
+    for batch in Progress(loader, "variances", quiet=not runtime.is_main):
         *_, labels, numbers = on_device = runtime.to_device(batch)
         x, target = source.read(*on_device)
-        for net in nets:
-            check_fit(net, x, target)
         components, residual = decomposition(x, target)
         found[0].update(components.transpose(0, 1), residual, numbers, labels)
         for other, moments in zip(others, found[1:]):
@@ -133,17 +128,30 @@ def measure(nets: Sequence[TransNet], source: Source, runtime: Runtime, *, per_i
 
 @torch.no_grad()
 def draw(
-    file: str, trans_net: TransNet, channels: Sequence[Mapping[str, Any]], source: Source, index: int, runtime: Runtime
+    file: str, net: TransNet, channels: Sequence[Mapping[str, Any]], source: Source, index: int, runtime: Runtime
 ) -> None:
     """Draw the two most and the two least consistent channels of one image."""
     batch = source.data.__getitems__([index])
     x, target = source.read(*runtime.to_device(batch))
-    output, components = trans_net.decompose(x)
+    output, components = net.decompose(x)
     ranked = rank_channels(channels, ends=2)
     notes = [f"instability {row['instability']:.2f}" for row in ranked]
-    photo = batch[0][0] if source.has_photos else None
-    numbers = [row["channel"] for row in ranked]
-    save_figure(file, component_figure(photo, x[0], target[0], output[0], components[:, 0], numbers, notes))
+    photo = batch[0][0] if isinstance(source.data, ImageData) else None
+    maps = (x[0], target[0], output[0], components[:, 0])
+    save_figure(file, component_figure(photo, *maps, [row["channel"] for row in ranked], notes))
+
+
+def check_options(parser: Parser, args: Namespace) -> None:
+    """Refuse options that contradict each other or have no effect."""
+    if bool(args.convOut_path) == bool(args.net_in and args.net_tar):
+        parser.error("name both --net_in and --net_tar, or --convOut_path")
+    if args.convOut_path:
+        parser.refuse_without_effect(args, OF_NETS, "beside --convOut_path: those features are stored already")
+    else:
+        parser.refuse_without_effect(args, ["reverse"], "beside the nets: exchange --net_in and --net_tar")
+    options.check_layers(parser, args)
+    if args.spectrum and len(args.transnet) == 1:
+        parser.error("--spectrum compares Trans-Nets of several depths: name them all behind --transnet")
 
 
 @command
@@ -151,43 +159,40 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Run the step; returns the report that --json writes."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    if bool(args.convOut_path) == bool(args.net_in and args.net_tar):
-        parser.error("name both --net_in and --net_tar, or --convOut_path")
-    if args.convOut_path:
-        parser.refuse_without_effect(args, OF_NETS, "beside --convOut_path: those features are stored already")
-    else:
-        parser.refuse_without_effect(args, ["reverse"], "beside the nets: exchange --net_in and --net_tar")
+    check_options(parser, args)
     runtime = opening.start(args)
     states = [checkpoint.load(path) for path in args.transnet]
-    trans_net, *others = (build_from_state(state, path) for state, path in zip(states, args.transnet))
+    trans_nets = [build_from_state(state, path) for state, path in zip(states, args.transnet)]
     fits = [Provenance.from_record(state.get("source", {})) for state in states]
-    source = open_stored(args, runtime) if args.convOut_path else open_live(args, fits[0], runtime)
-    for fitted, path in zip(fits, args.transnet):
+    source = open_stored(args) if args.convOut_path else open_live(args, fits[0], runtime)
+    for fitted, net, path in zip(fits, trans_nets, args.transnet):
         fitted.check(source.provenance, path, but=NOT_OF_THE_FIT)
-    if args.spectrum and not others:
-        parser.error("--spectrum compares Trans-Nets of several depths: name them all behind --transnet")
+        check_fit(net, *source.shapes)
     if args.figure and args.figure_image >= len(source.data):
         parser.error(f"--figure_image {args.figure_image} is not among the {len(source.data)} images")
 
-    moments = measure([trans_net, *others], source, runtime, per_image=args.bootstrap > 0)
+    loader = opening.loader(args, source.data, runtime)
+    moments = measure(trans_nets, source, loader, runtime, per_image=args.bootstrap > 0)
     record = source.provenance.to_record()
     made_of = {key: value for key, value in record.items() if key not in ("classes", "transform")}
-    made_of |= {"transnet_path": args.transnet[0], "transnet": sha256(args.transnet[0]), "p": trans_net.p.tolist()}
-    depths = [(net.order + 1, of_net) for net, of_net in zip((trans_net, *others), moments)]
+    made_of |= {"transnet_path": args.transnet[0], "transnet": sha256(args.transnet[0]), "p": trans_nets[0].p.tolist()}
+    depths = [(net.order + 1, of_net) for net, of_net in zip(trans_nets, moments)]
     report = variance_report(depths, args.mean, args.bootstrap, source.provenance.classes)
     report |= {"source": made_of, "linear_reference": states[0].get("linear_reference")}
     if runtime.is_main:
         print(f"{report['images']:,} {args.t_or_v} images, mean per {args.mean}", variance_table(report), sep="\n")
-        if args.json:
-            write_json(args.json, report)
-        if args.csv:
-            write_csv(args.csv, variance_rows(report))
+        save_report(report, args.json, args.csv, variance_rows(report))
         if args.spectrum:
             save_figure(args.spectrum, spectrum_figure(report["spectrum"]))
         if args.figure:
-            draw(args.figure, trans_net, report["channels"], source, args.figure_image, runtime)
-        for file in filter(None, (args.json, args.csv, args.spectrum, args.figure)):
-            print(f"saved {file}")
+            draw(args.figure, trans_nets[0], report["channels"], source, args.figure_image, runtime)
+    if args.convOut_path:
+        words = ["--convOut_path", args.convOut_path, "--transnet", args.transnet[0], *["--reverse"] * args.reverse]
+        runtime.say_next("Calibrate.py", *words)
+    else:
+        nets = ("--net_A", args.net_in, "--net_B", args.net_tar, "--resume_Ys", args.transnet[0])
+        layers = ("--layer", source.provenance.a.layer, "--layer2", source.provenance.b.layer)
+        runtime.say_next("transClassifier.py", *nets, *layers, *opening.images_again(args))
     return report
 
 

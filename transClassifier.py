@@ -63,6 +63,7 @@ def build_parser() -> Parser:
 
 def check_options(parser: Parser, args: Namespace) -> None:
     """Refuse options that leave out a file which the input or the tail needs, or that contradict each other."""
+    options.check_layers(parser, args)
     raw = RAW.get(args.input)
     args.tail = args.tail or usual_tail(args.input)
     needed = [f"net_{raw}", f"net_{args.tail}"] if raw else ["net_A", "net_B", "resume_Ys"]
@@ -141,27 +142,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     source = Provenance(source_a, source_b)
     fitted.check(source, args.resume_Ys)
     frozen, shape = freeze(args.input, nets, trans_net, args.in_mode or [], args.tail, args.image_size)
-
     if args.input == "residual_added" and all(args.in_mode or []):
         runtime.say("note: all components and x_Δ add up to x_B, so this is the feature of --input raw_B")
     own = result_path(args, nets, fitted)
     settings = options.settings(args, but=NOT_RECORDED, transnet=sha256(args.resume_Ys) if trans_net else None)
     resumed = resume.find(args.resume, own, settings, source=source, restart=args.restart, extendable=not args.logspace)
     train_images, val_images = opening.both_splits(args, tail_state.get("data"))
-    classes, model_record = train_images.classes, tail_state["model"]
-    if model_record["num_classes"] != len(classes):
-        raise InputError(
-            f"the tail of net {args.tail} has {model_record['num_classes']} classes, the images have {len(classes)}; "
-            "use a net that was trained on such classes"
-        )
+    model_record = tail_state["model"]
+    opening.check_outputs(model_record["num_classes"], train_images, f"the tail of net {args.tail}")
     state = fill_tail(tail, resumed, settings, source) if resumed else {}
     fit = opening.fit(args, tail, runtime)
     start_epoch = opening.first_epoch(args, fit, state, resumed)
-
     frozen_net = runtime.parallel(frozen)
     features = partial(opening.with_features, args, frozen=frozen_net, shape=shape, runtime=runtime, folder=own.parent)
+    name, writes = runs.stem(own), runtime.is_main and start_epoch < args.epochs
+    log_folder = runs.log_folder(args.out, own.parent.name, name)
+    log = runs.RunLog(log_folder, args.epochs, start_epoch=start_epoch, active=writes)
     val_loaders = opening.validation_loaders(args, features(val_images), runtime)
-    name, hits = runs.stem(own), known_hits(state, val_images)
     metrics = validate(fit.net, val_loaders, runtime, classify_features)
     runtime.say(f"{name} after {start_epoch} epochs of tuning: {runs.describe(metrics)}")
     if start_epoch >= args.epochs:
@@ -170,10 +167,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     step, preprocess = classify_features, train_images.preprocessing(args.seed)
     train_data = opening.decoded(args, train_images, runtime) if train_images.augments else features(train_images)
     loader = opening.image_loader(args, train_data, runtime, shuffle=True)
-    rates, past = opening.rates(args), resume.history(state, settings)
+    rates, past, hits = opening.rates(args), resume.history(state, settings), known_hits(state, val_images)
     acc1, best_acc1 = (float(state.get(key, 0)) for key in ("acc1", "best_acc1"))
-    log_folder = runs.log_folder(args.out, own.parent.name, name)
-    with runs.RunLog(log_folder, args.epochs, start_epoch=start_epoch, active=runtime.is_main) as log:
+    with log:
         for epoch in range(start_epoch, args.epochs):
             set_learning_rate(fit.optimizer, rates[epoch])
             if train_images.augments:
@@ -184,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 acc1 = main_accuracy(metrics, "val_")
                 best_acc1 = max(acc1, best_acc1)
             log.write(epoch, metrics | {"lr": rates[epoch]})
-            if runtime.is_main and due(epoch, args.save_epoch, args.epochs):
+            if runtime.is_main and (due(epoch, args.save_epoch, args.epochs) or log.overdue):
                 state = fit.state(
                     epoch + 1, arch=model_record["arch"], model=model_record, source=source.to_record(),
                     data=opening.data_record(args, train_images), settings=settings, history=past,
@@ -193,6 +189,10 @@ def main(argv: Sequence[str] | None = None) -> None:
                 checkpoint.save(own, state)
                 log.saved(own, epoch + 1)
     runtime.say(f"saved {own}, accuracy {acc1:.2f} %, best {best_acc1:.2f} %; the log is {log.path}")
+    if args.input not in RAW:  # a fair baseline: the net's own feature, tuned as long
+        net, budget = nets[args.tail].source, ("--epochs", args.epochs, "--lr", args.lr, "--logspace", args.logspace)
+        words = ("--input", f"raw_{args.tail}", f"--net_{args.tail}", net.path, "--layer", net.layer, *budget)
+        runtime.say_next("transClassifier.py", *words, *opening.images_again(args), "--out", args.out)
 
 
 if __name__ == "__main__":

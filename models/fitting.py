@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from models.split import as_maps
 from models.trans_net import TransNet, build_from_state
@@ -52,13 +51,14 @@ def fill_trans_net(trans_net: TransNet, state: dict[str, Any], path: str | Path)
     trans_net.load_state_dict(stored.state_dict())
 
 
-def check_fit(trans_net: TransNet, x: Tensor, target: Tensor) -> None:
-    """Check that a Trans-Net maps features x (N, C_in, H, W) onto features target (N, C_out, H', W').
+def check_fit(trans_net: TransNet, shape_a: tuple[int, ...], shape_b: tuple[int, ...]) -> None:
+    """Check that a Trans-Net maps one image's feature of shape_a to one of shape_b; see `between`.
 
     Raises:
         InputError: it does not.
     """
     config = trans_net.config
+    x, target = (as_maps(torch.empty(1, *shape, device="meta")) for shape in (shape_a, shape_b))
     size = tuple(config["out_size"] or x.shape[2:])
     expected = (config["in_channels"], (config["out_channels"], *size))
     if (x.shape[1], tuple(target.shape[1:])) != expected:

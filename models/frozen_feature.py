@@ -100,8 +100,7 @@ def freeze(
     """
     shapes = {net: tuple(feature_shape(nets[net].head, image_size)) for net in nets}
     if trans_net is not None:
-        x, target = (as_maps(torch.empty(1, *shapes[net], device="meta")) for net in "AB")
-        check_fit(trans_net, x, target)
+        check_fit(trans_net, shapes["A"], shapes["B"])
     orders = [k for k, chosen in enumerate(in_mode) if chosen]
     heads: dict[str, nn.Module] = {net: freeze_for_inference(nets[net].head, torch.device("cpu")) for net in nets}
     frozen = FrozenFeature(name, heads, trans_net, orders, shapes[tail])

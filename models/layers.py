@@ -74,3 +74,15 @@ def layer_name(model: nn.Module, conv_layer: int, fc: bool = False) -> str:
         return f"layer{conv_layer}.{len(getattr(model, f'layer{conv_layer}')) - 1}.add"
     flag = "--fc" if isinstance(model, torchvision.models.ResNet) else "--conv_layer"
     raise InputError(f"{flag} has no meaning for a {type(model).__name__}; name the layer with --layer NAME")
+
+
+def usual_layer(model: nn.Module) -> list[str]:
+    """Give the words that name a late layer of maps on a command line; of other networks --list_layers shows them all.
+
+    Args:
+        model: a VGG or AlexNet, where it is the last convolution, or a ResNet, where it is the last 14×14 map.
+    """
+    if isinstance(model, torchvision.models.VGG | torchvision.models.AlexNet):
+        last = [index for index, module in enumerate(model.features) if isinstance(module, nn.Conv2d)][-1]
+        return ["--conv_layer", str(last)]
+    return ["--conv_layer", "3"] if isinstance(model, torchvision.models.ResNet) else ["--list_layers"]

@@ -262,19 +262,3 @@ def build_from_state(state: dict[str, Any], path: str | Path) -> TransNet:
     except (RuntimeError, TypeError, ValueError) as error:
         raise InputError(f"{path} does not hold a whole Trans-Net: {str(error).splitlines()[-1].strip()}") from None
     return trans_net.eval()
-
-
-def check_fit(trans_net: TransNet, x: Tensor, target: Tensor) -> None:
-    """Check that a Trans-Net maps features x (N, C_in, H, W) onto features target (N, C_out, H', W').
-
-    Raises:
-        InputError: it does not.
-    """
-    config = trans_net.config
-    size = tuple(config["out_size"] or x.shape[2:])
-    expected = (config["in_channels"], (config["out_channels"], *size))
-    if (x.shape[1], tuple(target.shape[1:])) != expected:
-        raise InputError(
-            f"the Trans-Net maps {expected[0]} channels to {expected[1]}, but these features are "
-            f"{tuple(x.shape[1:])} and {tuple(target.shape[1:])}: check the layer, the nets and the direction"
-        )

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 from utils.errors import InputError
 
@@ -50,22 +50,19 @@ def check_writable(folder: str | Path) -> None:
 
 
 @contextlib.contextmanager
-def claim(folder: str | Path) -> Iterator[None]:
+def claim(folder: str | Path, *, elsewhere: str = "--suffix") -> Iterator[None]:
     """Keep other runs from writing into a folder meanwhile; a lock that a crash left behind holds nobody up.
+
+    Args:
+        folder: made if missing.
+        elsewhere: the option that names another one.
 
     Raises:
         InputError: another run is writing there; the message says which.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        owner = (folder / ".lock").read_text(encoding="utf-8")
-        raise InputError(
-            f"another run ({owner}) is writing in {folder}; wait for it, or choose another --suffix"
-        ) from None
+    lock = _acquire(folder, elsewhere)
     try:
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         (folder / ".lock").write_text(f"pid {os.getpid()} on {socket.gethostname()}, since {since}", encoding="utf-8")
@@ -73,6 +70,24 @@ def claim(folder: str | Path) -> Iterator[None]:
     finally:
         (folder / ".lock").unlink(missing_ok=True)
         lock.release()
+
+
+def check_unclaimed(folder: str | Path, *, elsewhere: str = "--suffix") -> None:
+    """Refuse a folder that another run is writing into, as `claim` does, but leave it as it is."""
+    if Path(folder, ".lock").exists():
+        _acquire(Path(folder), elsewhere).release()
+
+
+def _acquire(folder: Path, elsewhere: str) -> BaseFileLock:
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        owner = (folder / ".lock").read_text(encoding="utf-8")
+        raise InputError(
+            f"another run ({owner}) is writing in {folder}; wait for it, or choose another {elsewhere}"
+        ) from None
+    return lock
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -15,6 +15,13 @@ COMMANDS = {
     "online": "Train two networks with branches, each by the other's logits.",
     "probe": "Train a linear layer on a frozen network's features.",
 }
+EXAMPLES = {
+    "baseline": "python HSAKD.py baseline --arch wrn_16_2",
+    "teacher": "python HSAKD.py teacher --arch wrn_40_2_aux",
+    "student": "python HSAKD.py student --tarch wrn_40_2_aux --arch wrn_16_2_aux --tcheckpoint TEACHER.pth.tar",
+    "online": "python HSAKD.py online --arch WRN_40_2_WRN_40_2",
+    "probe": "python HSAKD.py probe --arch wrn_16_2 --s_path STUDENT.pth.tar --dataset STL-10",
+}
 Recipe = dict[str, Any]
 CIFAR: Recipe = {
     "lr": 0.05, "weight_decay": 5e-4, "milestones": [150, 180, 210], "epochs": 240, "batch_size": 64, "workers": 8,
@@ -50,9 +57,8 @@ def add_options(parser: Parser, command: str) -> None:
         group.add_argument("--tarch", help="its architecture; default: wrn_40_2_aux, ImageNet resnet34_imagenet_aux")
         group.add_argument("--tcheckpoint", type=some_path, metavar="FILE", help="default: {tarch}.pth.tar")
     if command == "probe":
-        parser.add_argument(
-            "--s_path", type=some_path, required=True, metavar="FILE", help="checkpoint of the trained student"
-        )
+        group = parser.add_argument_group("student")
+        group.add_argument("--s_path", type=some_path, required=True, metavar="FILE", help="checkpoint of the student")
     group = parser.add_argument_group("run")
     group.add_argument(
         "--gpu_id", "--gpu", "--device_ids", dest="device_ids", type=list_of(whole(0), empty=True), default=[0],
@@ -72,8 +78,8 @@ def add_options(parser: Parser, command: str) -> None:
     )  # fmt: skip
     group.add_argument("-e", "--evaluate", action="store_true", help="only measure this run's last and best checkpoint")
     options.add_restart_option(group)
+    group.add_argument("--checkpoint_dir", type=some_path, default="./checkpoint", help="folder of the runs' folders")
     options.add_output_options(parser)
-    parser.add_argument("--checkpoint_dir", type=some_path, default="./checkpoint", help="folder of the runs' folders")
     parser.set_defaults(
         command=command, gpu=None, tf32=False, sub_sampler_split=None, sample_num="", normalisation=None, print_freq=10
     )  # fmt: skip
@@ -174,6 +180,23 @@ def run_name(args: Namespace) -> str:
     parts += [f"tarch_{args.tarch}"] if args.command == "student" else []
     parts += [f"arch_{args.arch}_dataset_{args.name}", f"few_ratio_{few}" if few else "", f"seed{args.seed}"]
     return "_".join(part for part in [*parts, args.suffix] if part)
+
+
+def following(args: Namespace, own: Path, arch: str) -> list[str]:
+    """Give the words of the command that follows: a teacher has its student, other networks are probed.
+
+    Args:
+        args: filled in.
+        own: what this run saved.
+        arch: of the network without branches.
+    """
+    if args.command == "probe":
+        return []
+    if args.command == "teacher":
+        words = ["student", "--tarch", args.arch, "--tcheckpoint", str(own), "--dataset", args.name]
+    else:
+        words = ["probe", "--arch", arch, "--s_path", str(own)]
+    return [*words, "--data", args.data_root]
 
 
 def files(args: Namespace) -> dict[str, str]:

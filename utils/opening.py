@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from utils import checkpoint
+from utils import checkpoint, options
 from utils.data.batches import AUGMENTATIONS, NORMALISATIONS, Preprocessing
 from utils.data.computed_once import compute_once
 from utils.data.image_cache import cache_images
@@ -62,7 +62,9 @@ def rates(args: Namespace, lr: float | None = None) -> list[float]:
     )
 
 
-def first_epoch(args: Namespace, fit: Fit, state: checkpoint.State, path: Path | None) -> int:
+def first_epoch(
+    args: Namespace, fit: Fit, state: checkpoint.State, path: Path | None, epochs: int | None = None
+) -> int:
     """Put the optimiser where a checkpoint left it.
 
     Args:
@@ -70,6 +72,7 @@ def first_epoch(args: Namespace, fit: Fit, state: checkpoint.State, path: Path |
         fit: its model has the checkpoint's weights already.
         state: the checkpoint, or nothing.
         path: its file.
+        epochs: in all; None: as --epochs says.
 
     Returns:
         The first epoch to train, counted from 0.
@@ -83,8 +86,11 @@ def first_epoch(args: Namespace, fit: Fit, state: checkpoint.State, path: Path |
         if start_epoch >= args.epochs:
             raise InputError(f"--start_epoch {start_epoch} leaves nothing of --epochs {args.epochs} to train")
         done = start_epoch
-    if path and done < args.epochs:
-        fit.runtime.say(f"going on after epoch {done} of {args.epochs}: {path}")
+    epochs = epochs or args.epochs
+    if path and done < epochs:
+        planned = state.get("settings", {}).get("epochs", args.epochs)
+        longer = "" if planned == args.epochs else f", which was to end after {planned}"
+        fit.runtime.say(f"going on after epoch {done} of {epochs}: {path}{longer}")
     return done
 
 
@@ -128,6 +134,23 @@ def both_splits(args: Namespace, known: Mapping[str, Any] | None = None) -> tupl
         )
     record = {"classes": train_images.classes, "normalisation": train_images.normalisation}
     return train_images, images(args, "val", record)
+
+
+def check_outputs(count: int, data: ImageData, net: str | Path | None) -> None:
+    """Refuse images of more or fewer classes than a network tells apart; the authors' files name none.
+
+    Args:
+        count: of the network's classes.
+        data: the images.
+        net: how the network is called.
+
+    Raises:
+        InputError: the numbers differ.
+    """
+    if count != len(data.classes):
+        raise InputError(
+            f"{net} has {count} classes, the images have {len(data.classes)}; use a net that was trained on these"
+        )
 
 
 def decoded(args: Namespace, data: ImageData, runtime: Runtime) -> ImageData:
@@ -271,6 +294,13 @@ def feature_loader(args: Namespace, features: Dataset[Any], runtime: Runtime, *,
     )
 
 
+def loader(args: Namespace, data: ImageData | Features, runtime: Runtime) -> Loader:
+    """Make the loader of stored features, or of images, which are decoded now."""
+    if isinstance(data, ImageData):
+        return image_loader(args, decoded(args, data, runtime), runtime)
+    return feature_loader(args, data, runtime)
+
+
 def validation_loaders(args: Namespace, data: ImageData, runtime: Runtime) -> Loaders:
     """Make one loader for each part of a mixed data set, or one called "" for all of it."""
     if not data.parts:
@@ -283,3 +313,13 @@ def data_record(args: Namespace, data: ImageData) -> dict[str, Any]:
     record = {"dataset": args.dataset, "sample_num": args.sample_num, "classes": data.classes}
     record |= {"image_size": args.image_size, "normalisation": data.normalisation}
     return record | ({"name": args.name} if args.dataset == "folder" else {})
+
+
+def images_again(args: Namespace) -> list[str]:
+    """Give the words that name this run's images on the command line of a step that follows."""
+    given = {name: getattr(args, name) for name in ("dataset", "data_root", "train_path", "val_path")}
+    if given["data_root"] == options.data_root():
+        del given["data_root"]
+    if args.dataset == "folder":
+        given["name"] = args.name
+    return [word for name, value in given.items() if value for word in (f"--{name}", value)]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import InputError
-from utils.parser import Ignored, Namespace, list_of, plain_name, real, some_path, whole
+from utils.parser import Ignored, Namespace, Parser, list_of, plain_name, real, some_path, whole
 
 LayerOptions = tuple[str | None, int | None, bool]  # --layer, --conv_layer, --fc
 ARCH, DATASET, IMAGE_SIZE = "vgg16_bn", "CUB200", 224  # where neither an option nor a checkpoint says another
@@ -51,10 +51,15 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--out", type=some_path, default=".", help="root of what is written")
 
 
+def data_root() -> str:
+    """Give the folder of the data sets where no option says another."""
+    return os.environ.get("KC_DATA") or "data"
+
+
 def add_image_folders(group: argparse._ActionsContainer) -> None:
     """Where the images of a data set are."""
     group.add_argument(
-        "--data_root", type=some_path, default=os.environ.get("KC_DATA") or "data",
+        "--data_root", type=some_path, default=data_root(),
         help="folder of the data sets; default from KC_DATA",
     )  # fmt: skip
     group.add_argument("--train_path", type=some_path, help="training images, a folder a class; overrides --data_root")
@@ -217,6 +222,12 @@ def both_layers(args: Namespace) -> tuple[LayerOptions, LayerOptions]:
     return first, (args.layer2, args.conv_layer if args.conv_layer2 is None else args.conv_layer2, args.fc)
 
 
+def check_layers(parser: Parser, args: Namespace) -> None:
+    """Refuse --fc where no number is given that it could count in the classifier."""
+    if args.conv_layer is None and args.conv_layer2 is None:
+        parser.refuse_without_effect(args, ["fc"], "without --conv_layer, whose number it counts in the classifier")
+
+
 def second_layer_hint(args: Namespace) -> str:
     """Say how net B's layer is named, where none is and net A's is tried."""
     return "" if args.layer2 or args.conv_layer2 is not None else "; net B's own layer is named by --layer2"
@@ -237,7 +248,8 @@ def fill(args: Namespace, *records: Mapping[str, Any]) -> None:
     if args.dataset is None:
         args.dataset = known.get("dataset", DATASET)
     if args.dataset == "folder":
-        args.name = args.name or known.get("name") or data_name(args)
+        named = args.name or args.train_path or args.val_path  # what is given goes before what a file remembers
+        args.name = data_name(args) if named else known.get("name", args.dataset)
     sizes = sorted({record["image_size"] for record in records if "image_size" in record})
     said = " and ".join(map(str, sizes))
     if args.image_size is None and len(sizes) > 1:
@@ -271,4 +283,7 @@ def settings(args: Namespace, *, but: Sequence[str] = (), **replaced: Any) -> di
         replaced: values that say more than an option's own, such as a file's SHA-256 in place of its path.
     """
     left_out = NEUTRAL | set(but)
-    return {key: value for key, value in vars(args).items() if key not in left_out} | replaced
+    found = {key: value for key, value in vars(args).items() if key not in left_out}
+    if found.get("sub_sampler_split") == "first":
+        found["sub_sampler_split"] = None  # what is done where no option says it
+    return found | replaced

@@ -1,6 +1,7 @@
 """The argument parser of every script, and the types of its options: what is out of range ends with one line."""
 
 import argparse
+import copy
 import math
 import os
 import re
@@ -22,7 +23,9 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescription
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if action.default in (None, False, "", []):
             return action.help
-        return super()._get_help_string(action)
+        shown = copy.copy(action)
+        shown.help = (action.help or "").partition("; default: ")[0]  # what is said of other steps than this one
+        return super()._get_help_string(shown)
 
 
 class Parser(argparse.ArgumentParser):
@@ -106,9 +109,10 @@ def list_of(kind: Callable[[str], Any], *, empty: bool = False) -> Callable[[str
         inner = text.strip().removeprefix("[").removesuffix("]")
         try:
             entries = [kind(entry) for entry in inner.replace(" ", "").split(",") if entry]
-        except (ValueError, argparse.ArgumentTypeError) as error:
-            why = f": {error}" if isinstance(error, argparse.ArgumentTypeError) else ""
-            raise argparse.ArgumentTypeError(f"expected a list such as [1,1], got {text!r}{why}") from None
+        except argparse.ArgumentTypeError as error:  # which names the entry
+            raise argparse.ArgumentTypeError(f"in a list such as [1,1]: {error}") from None
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"expected a list such as [1,1], got {text!r}") from None
         if not entries and not empty:
             raise argparse.ArgumentTypeError(f"expected a list such as [1,1], got {text!r}, which is empty")
         return entries

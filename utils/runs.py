@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.files import claim, replacing
+from utils.files import check_unclaimed, claim, replacing
 from utils.later import tensorboard
 
 if TYPE_CHECKING:
@@ -74,7 +74,16 @@ class RunLog:
     context manager it also keeps other runs from writing the same.
     """
 
-    def __init__(self, folder: Path, epochs: int, *, start_epoch: int = 0, active: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        epochs: int,
+        *,
+        start_epoch: int = 0,
+        active: bool = True,
+        elsewhere: str = "--suffix",
+        again: str = "--resume auto",
+    ) -> None:
         """Prepare; nothing is written before `with`.
 
         Args:
@@ -82,17 +91,25 @@ class RunLog:
             epochs: how many epochs the whole run has.
             start_epoch: the first epoch that this run will write.
             active: False in processes that write nothing.
+            elsewhere: the option that names another folder.
+            again: what goes on with an interrupted run, in words.
+
+        Raises:
+            InputError: another run is writing there.
         """
+        if active:
+            check_unclaimed(folder, elsewhere=elsewhere)
         self.path = folder / "metrics.jsonl"
         self.epochs, self.start_epoch, self.active = epochs, start_epoch, active
-        self._last_write = time.monotonic()
+        self._elsewhere, self._again = elsewhere, again
         self._open = contextlib.ExitStack()
         self._saved = "nothing was saved yet"
         self._last_saved = time.monotonic()
 
     def __enter__(self) -> "RunLog":
+        self._last_write = time.monotonic()
         if self.active:
-            self._open.enter_context(claim(self.path.parent))
+            self._open.enter_context(claim(self.path.parent, elsewhere=self._elsewhere))
             kept = [line for line in read_metrics(self.path) if line["epoch"] < self.start_epoch]
             with replacing(self.path) as temporary:
                 temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
@@ -107,7 +124,7 @@ class RunLog:
 
     def saved(self, path: Path, epoch: int) -> None:
         """Remember what an interrupted run leaves, and when."""
-        self._saved = f"{path} holds the first {epoch} of {self.epochs} epochs; --resume auto goes on with it"
+        self._saved = f"{path} holds the first {epoch} of {self.epochs} epochs; {self._again} goes on with it"
         self._last_saved = time.monotonic()
 
     @property

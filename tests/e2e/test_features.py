@@ -7,7 +7,7 @@ import ConvOutput
 import Training_TransNet
 from models.classifiers import load_classifier
 from models.layers import layer_name
-from models.split import split
+from models.split import cuts, split
 from tests.e2e.road import FIT, files, run
 from utils import checkpoint
 from utils.data.batches import normalise
@@ -38,6 +38,18 @@ def test_features_are_the_nets_own_at_that_layer(road, photos):
     known = stored.provenance
     assert (known.a.sha256, known.b.sha256) == (sha256(road.a), sha256(road.b))
     assert (known.split, known.label, known.a.layer) == ("val", "1", "layer1.1.add")
+
+
+def test_every_cut_is_listed_with_its_shape_and_bytes(road, tmp_path, capsys):
+    run(ConvOutput, "--list_layers --t_or_v val --dtype float16", *road.nets[:-1], tmp_path)
+    head, *lines = capsys.readouterr().out.splitlines()[1:]  # after the one that says where it runs
+    assert head.split() == ["--layer", "feature", "24", "images"]
+    listed = {line.split()[0]: line[40:] for line in lines}
+    assert list(listed) == list(cuts(load_classifier(road.a), 64))
+    assert listed["layer1.1.add"].split(maxsplit=3)[:3] == ["(64,", "16,", "16)"]
+    assert listed["layer1.1.add"].endswith(f" {64 * 16 * 16 * 2 * 24 / 1e6:.1f} MB")
+    assert "layer1.1.conv1" not in listed  # inside a residual branch
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_features_that_are_there_are_not_computed_again(road, capsys):

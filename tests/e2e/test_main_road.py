@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -10,11 +11,16 @@ import numpy as np
 import pytest
 import torch
 
+import Calibrate
+import ConvOutput
+import Training
+import Training_TransNet
 import Variance
 from tests.e2e.road import FIT, ROOT, board, data, lines_of, run
 from utils.features.cache import open_features
 
 pytestmark = pytest.mark.e2e
+STEPS = {step.__name__: step for step in (Training, ConvOutput, Training_TransNet, Variance)}
 
 
 def test_training_writes_checkpoints_and_logs(road):
@@ -50,6 +56,34 @@ def test_metrics_of_every_epoch_are_on_the_board_and_in_a_json_line(road, log, n
     assert all(set(line) == names | {"epoch", "lr", "seconds"} for line in lines)
     assert all(np.isfinite(list(line.values())).all() for line in lines)
     assert board(road.out / "logs" / log) == dict.fromkeys(names | {"lr", "seconds"}, 2)
+
+
+def test_each_step_names_what_it_wrote_and_the_next_one_to_paste(photos, tmp_path, capsys):
+    """From the first net on, every step by the words that the one before it ends with."""
+    out, folder = tmp_path / "runs", tmp_path / "dogs"
+    folder.symlink_to(photos)
+    line = f"--dataset folder --train_path {folder}/train --val_path {folder}/val --image_size 32 --out {out}"
+    script, words = "Training", f"{line} --arch resnet18 --epochs 1 -b 12 -j 0 --seed 3 --suffix x_sd3".split()
+    taken = []
+    while script in STEPS:
+        before = set(out.rglob("*"))
+        STEPS[script].main(words)
+        taken.append(script)
+        said = capsys.readouterr().out
+        for path in set(out.rglob("*")) - before:
+            named = any(re.search(rf"{re.escape(str(place))}(?=[\s;,])", said) for place in (path, path.parent))
+            assert named or path.is_dir() or "tfevents" in path.name, path
+        *_, following = said.splitlines()
+        assert said.count("next: ") == 1
+        script, words = following.removeprefix("next: python ").split(".py ", 1)
+        words = shlex.split(words) + (["--conv_layer", "1"] if script == "ConvOutput" else [])  # of fewer channels
+    assert taken == ["Training", "Training", "ConvOutput", "Training_TransNet", "Variance"]
+    nets = sorted(path.name for path in out.glob("model_checkpoints/checkpoint*"))
+    assert nets == [f"checkpoint_dogs_resnet18_x_sd{seed}.pth.tar" for seed in (3, 4)]
+    assert script == "Calibrate"
+    args = Calibrate.build_parser().parse_args(words)
+    assert args.convOut_path == str(out / "convOuts/dogs_resnet18/dogs_L1")
+    assert args.transnet == str(out / "model_checkpoints/dogs_resnet18/checkpoint_L1.pth.tar")
 
 
 def test_two_processes_do_the_same(road, photos, tmp_path):

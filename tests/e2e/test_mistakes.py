@@ -26,6 +26,8 @@ from experiments import figures, tables
 from models.classifiers import build, classifier_record
 from tests.e2e.road import ROOT, run
 from utils import checkpoint
+from utils.data.images import ImageData
+from utils.hsakd_options import COMMANDS
 
 pytestmark = pytest.mark.e2e
 LONGEST_LINE = 200
@@ -54,26 +56,27 @@ MISTAKES = [
     (Training, "{new} --image_size 1", "--image_size: expected a whole number of at least 8, got '1'", 2),
     (Training, "{new} --batch_size 0", "--batch_size: expected a whole number of at least 1", 2),
     (Training, "{new} --train_layer -1", "--train_layer: expected a whole number of at least 0", 2),
-    (Training, "{new} --device_ids [-1]", "--device_ids: expected a list such as .* at least 0, got '-1'", 2),
-    (Training, "{new} --device_ids [a]", "--device_ids: expected a list such as", 2),
+    (Training, "{new} --device_ids [-1]", "--device_ids: in a list such as .* at least 0, got '-1'", 2),
+    (Training, "{new} --device_ids [a]", "--device_ids: in a list such as .* got 'a'", 2),
     (Training, "{new} --gpu -1", "--gpu: expected a whole number of at least 0", 2),
-    (ConvOutput, "{pair} --topk [0]", r"--topk: expected a list such as \[1,1\], got '\[0\]': .* at least 1", 2),
+    (ConvOutput, "{pair} --topk [0]", "--topk: in a list such as .* at least 1, got '0'", 2),
     (ConvOutput, "{pair} --conv_layer -1", "--conv_layer: expected a whole number of at least 0", 2),
     (ConvOutput, "{pair} --conv_layer2 x", "--conv_layer2: expected a whole number", 2),
-    (Training_TransNet, "{fit} --alpha [-1,nan]", "--alpha/--alphas: expected a list .* got '-1'", 2),
-    (Training_TransNet, "{fit} --alpha [0.1,nan]", "--alpha/--alphas: expected a list .* got 'nan'", 2),
+    (Training_TransNet, "{fit} --alpha [-1,nan]", "--alpha/--alphas: in a list .* got '-1'", 2),
+    (Training_TransNet, "{fit} --alpha [0.1,nan]", "--alpha/--alphas: in a list .* got 'nan'", 2),
     (Training_TransNet, "{fit} --logspace nan", "--logspace: expected a number of at least 0, got 'nan'", 2),
-    (Training_TransNet, "{fit} --layers 0", "--layers: expected a list .* at least 1, got '0'", 2),
+    (Training_TransNet, "{fit} --layers 0", "--layers: in a list .* at least 1, got '0'", 2),
     (Training_TransNet, "{fit} --hold_out 1", "--hold_out: expected a number of at least 0 and below 1", 2),
     (Training_TransNet, "{fit} --solve 0", "--solve: expected a whole number of at least 1", 2),
     (Variance, "{measure} --figure_image -1", "--figure_image: expected a whole number of at least 0", 2),
     (transClassifier, "{refine} --epochs -1", "--epochs: expected a whole number of at least 0", 2),
-    (transClassifier, "{refine} --in_mode [-1,1,1]", "--in_mode: expected a list .* got '-1'", 2),
+    (transClassifier, "{refine} --in_mode [-1,1,1]", "--in_mode: in a list .* got '-1'", 2),
     (BornAgain, "{again} --generations 0", "--generations: expected a whole number of at least 1", 2),
     (BornAgain, "{again} --tau 0", "--tau: expected a number above 0, got '0'", 2),
     (BornAgain, "{again} --lambd -1", "--lambd: expected a number of at least 0", 2),
     (Pruning, "{prune} --s_conv -1", "--s_conv: expected a number of at least 0", 2),
     (Pruning, "{prune} --sweep []", r"--sweep: expected a list such as \[1,1\], got '\[\]', which is empty", 2),
+    (Pruning, "{prune} --sweep -1", "--sweep: in a list such as .*: expected a number of at least 0, got '-1'", 2),
     (Pruning, "{prune} --share_bits 9", "--share_bits: invalid choice: 9", 2),
     (PrepareData, "digits --out {tmp}/new --classes 0", "--classes: expected a whole number of at least 1", 2),
     (PrepareData, "digits --out {tmp}/new --workers 0", "--workers: expected a whole number of at least 1", 2),
@@ -116,6 +119,9 @@ MISTAKES = [
     (Variance, "{live} --reverse", "--reverse has no effect beside the nets: exchange --net_in and --net_tar", 2),
     (Variance, "{measure} --figure {tmp}/f.png --figure_image 24", "--figure_image 24 is not among the 24 images", 2),
     (Variance, "{measure} --spectrum {tmp}/f.png", "--spectrum compares Trans-Nets of several depths", 2),
+    (Variance, "{measure} --fc", "--fc has no effect without --conv_layer, whose number it counts", 2),
+    (Variance, "{live} --fc", "--fc has no effect without --conv_layer", 2),
+    (transClassifier, "{refine} --fc", "--fc has no effect without --conv_layer", 2),
     (transClassifier, "--net_A {a} --net_B {b}", "--input components .* needs --resume_Ys", 2),
     (transClassifier, "--net_A {a} --input raw_A --in_mode [1,0]", "--in_mode chooses components of a Trans-Net", 2),
     (transClassifier, "{refine} --in_mode [1,1]", r"--in_mode takes 1 or 0 for each of x\(0\) … x\(2\)", 2),
@@ -143,6 +149,7 @@ MISTAKES = [
     (Training, "{old} --suffix cut --resume auto", "cut.pth.tar is truncated .*, or add --restart to replace it", 1),
     (Training, "{old} --suffix cut", "cut.pth.tar is truncated .*, or add --restart to replace it", 1),
     (Training, "{old} --suffix locked", "another run .* is writing in .*; wait for it, or choose another --suffix", 1),
+    (Training, "{data} --resume {two} --evaluate", "two.pth.tar has 2 classes, the images have 3; use a net", 1),
     (ConvOutput, "--resume1 {tmp}/none.pth.tar --resume2 {b}", "no checkpoint at .*; that folder has anonymous", 1),
     (ConvOutput, "--resume1 {cut} --resume2 {b}", r"cut\.pth\.tar is truncated or not a checkpoint", 1),
     (ConvOutput, "{pair} --arch vgg16", "holds a resnet18, --arch says vgg16", 1),
@@ -157,13 +164,18 @@ MISTAKES = [
     (Variance, "{measure} --transnet {a}", "holds no Trans-Net", 1),
     (Variance, "{live} --image_size 48", "{other_size}", 1),
     (Variance, "{live} --conv_layer 2", r"was made with .*layer", 1),
+    (Variance, "{live_in} {meadow}", "was made with name folder instead of meadow; name what it was made of", 1),
     (Variance, "{live} --transnet {anonymous} --conv_layer 2", r"maps 64 channels to \(64, 16, 16\), but these", 1),
     (transClassifier, "{refine} --image_size 48", "{other_size}", 1),
     (transClassifier, "{refine} --resume_Ys {b}", "holds no Trans-Net", 1),
     (transClassifier, "{refine} --conv_layer 2", "was made with .*layer", 1),
     (BornAgain, "{again} --image_size 48", "{other_size}", 1),
+    (BornAgain, "{again} --suffix taken", "taken_gen1.* is of another run, with lr 0.5 .* another --suffix", 1),
+    (BornAgain, "{again} --resume {two}", "two.pth.tar has 2 classes, the images have 3", 1),
     (BornAgain, "{again} --resume '' --start_gen 1", "no checkpoint at .*gen0", 1),
     (Pruning, "{prune} --image_size 48", "{other_size}", 1),
+    (Pruning, "{prune} --suffix taken --sweep [2,1]", r"taken_pruned0\.2-1.* with lr 0\.5 .* another --suffix", 1),
+    (Pruning, "{prune} --resume {two}", "two.pth.tar has 2 classes, the images have 3", 1),
     (Pruning, "--resume {tmp}/none.pth.tar", "no checkpoint at .*none", 1),
     # Networks and devices.
     (Training, "{new} --arch vgg16bn", "the nearest name is vgg16_bn", 1),
@@ -200,9 +212,12 @@ MISTAKES = [
     (Calibrate, "--convOut_path {tmp}/nowhere --transnet {g}", "nowhere", 1),
     (DCM, "--save {tmp}/dcm --width 0", "--width: expected a number above 0, got '0'", 2),
     (DCM, "--save {tmp}/dcm --method both", "--method: invalid choice: 'both'", 2),
+    (DCM, "--save {tmp}/taken", "with lr 0.5 instead of 0.1; choose another --save, or --restart", 1),
     (DCM, "--save {tmp}/dcm --dataroot {tmp}/nowhere", "nowhere", 1),
     (HSAKD, "teacher --freezed", "--freezed and --pretrained_backbone FILE belong together", 2),
     (HSAKD, "online", "online needs --arch, a pair such as", 2),
+    (HSAKD, "{taken}", "with lr 0.5 instead of 0.05; choose another --suffix, or --restart", 1),
+    (HSAKD, "{taken} --evaluate", "holds neither|holds no network", 1),
     (HSAKD, "teacher --data {tmp}/nowhere", "nowhere", 1),
     (HSAKD, "student --tcheckpoint {tmp}/none.pth.tar --data {tmp}/nowhere", "no checkpoint at .*none", 1),
 ]  # fmt: skip
@@ -215,7 +230,7 @@ def shelf(road, photos, tmp_path_factory):
     out = tmp / "out"
     places = {"tmp": tmp, "road": road.out, "a": road.a, "b": road.b, "g": road.trans_net, "features": road.features}
     places |= {name: tmp / name for name in ("empty", "single", "foreign", "incomplete")}
-    places |= {name: tmp / f"{name}.pth.tar" for name in ("cut", "at48", "anonymous", "other")}
+    places |= {name: tmp / f"{name}.pth.tar" for name in ("cut", "at48", "anonymous", "other", "two")}
     places["empty"].mkdir()
     shutil.copytree(photos / "train/red", places["single"] / "finch")
     places["foreign"].mkdir()
@@ -234,8 +249,15 @@ def shelf(road, photos, tmp_path_factory):
     checkpoint.save(places["at48"], state | {"data": state["data"] | {"image_size": 48}})
     checkpoint.save(places["anonymous"], checkpoint.load(road.trans_net) | {"source": {}})  # as the authors' are
 
-    squeezenet = {"arch": "squeezenet1_1", "model": classifier_record("squeezenet1_1", 3)}
-    checkpoint.save(places["other"], squeezenet | {"state_dict": build("squeezenet1_1", 3).state_dict()})
+    for name, classes in (("other", 3), ("two", 2)):
+        squeezenet = {"arch": "squeezenet1_1", "model": classifier_record("squeezenet1_1", classes)}
+        checkpoint.save(places[name], squeezenet | {"state_dict": build("squeezenet1_1", classes).state_dict()})
+    hsakd = "train_baseline_cifar_arch_resnet8_dataset_cifar100_seed0/resnet8.pth.tar"
+    ours = out / "model_checkpoints"
+    nets = (ours / f"checkpoint_folder_resnet18_taken_{kind}.pth.tar" for kind in ("gen1", "pruned0.2-1"))
+    for own in (*nets, tmp / "taken/checkpoint.pth.tar", tmp / "taken" / hsakd):
+        checkpoint.save(own, {"epoch": 1, "settings": {"lr": 0.5}})
+    (tmp / "meadow").symlink_to(photos)
 
     data = f"--dataset folder --name folder --train_path {photos}/train --val_path {photos}/val"
     lines = {
@@ -247,6 +269,9 @@ def shelf(road, photos, tmp_path_factory):
         "fit": f"--convOut_path {road.features} --out {road.out}",
         "measure": f"--convOut_path {road.features} --transnet {road.trans_net}",
         "live": f"--net_in {road.a} --net_tar {road.b} {data} --transnet {road.trans_net}",
+        "live_in": f"--net_in {road.a} --net_tar {road.b} --transnet {road.trans_net}",
+        "meadow": f"--train_path {tmp}/meadow/train --val_path {tmp}/meadow/val",
+        "taken": f"baseline --arch resnet8 --checkpoint_dir {tmp}/taken --data {photos} --out {out}",
         "refine": f"--net_A {road.a} --net_B {road.b} --resume_Ys {road.trans_net} {data} --out {out}",
         "again": f"--resume {road.a} {data} --out {out}",
         "prune": f"--resume {road.a} {data} --out {out}",
@@ -269,12 +294,23 @@ def look(folders):
     return [(path, path.stat().st_size, path.stat().st_mtime_ns) for path in found]
 
 
+@pytest.fixture
+def blind(monkeypatch):
+    """Whoever decodes an image, in a thread or in a loader's worker, fails."""
+
+    def decode(data, indices):
+        raise AssertionError(f"{len(indices)} images are decoded before the mistake is told")
+
+    monkeypatch.setattr(ImageData, "decode", decode)
+
+
+@pytest.mark.usefixtures("blind")
 @pytest.mark.parametrize(
     ("script", "line", "message", "code"),
     MISTAKES,
     ids=[f"{script.__name__.split('.')[-1]} {line}" for script, line, *_ in MISTAKES],
 )
-def test_a_mistake_is_told_in_one_line_and_changes_nothing(
+def test_a_mistake_is_told_in_one_line_before_images_are_decoded_and_changes_nothing(
     shelf, tmp_path, monkeypatch, capsys, script, line, message, code
 ):
     monkeypatch.chdir(tmp_path)
@@ -316,19 +352,30 @@ def test_a_mistake_in_a_shell(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-PARSERS = (BornAgain, ConvOutput, PrepareData, Pruning, Training, Training_TransNet, Variance, transClassifier)
-PARSERS += (Calibrate, DCM, figures, tables)
+PARSERS = [(script, "") for script in (BornAgain, Calibrate, ConvOutput, DCM, HSAKD, PrepareData, Pruning, Training)]
+PARSERS += [(script, "") for script in (Training_TransNet, Variance, figures, tables, transClassifier)]
+PARSERS += [(HSAKD, command) for command in COMMANDS]
 
 
-@pytest.mark.parametrize("script", PARSERS)
-def test_help_has_an_example_and_no_unnamed_group(script, capsys):
+@pytest.mark.parametrize(("script", "command"), PARSERS)
+def test_help_has_an_example_and_no_unnamed_group(script, command, capsys):
     with pytest.raises(SystemExit) as exit_:
-        run(script, "--help")
+        run(script, f"{command} --help")
     assert exit_.value.code == 0
     said = capsys.readouterr().out
     headings = re.findall(r"^(\S.*):$", said, re.MULTILINE)
-    assert "options" not in headings and "optional arguments" not in headings
+    assert not {"options", "optional arguments", "positional arguments"} & set(headings)
+    of_help = said.split("\nhelp:\n")[1].split("\n\n")[0]
+    assert re.findall(r"--\w+", of_help) == ["--help"]  # every other option stands in a group of its own
     assert headings[-1] == "example"
     example = said.rsplit("example:\n", 1)[1].split()
     assert example[0] == "python"
     script.build_parser().parse_args(example[3:] if example[1] == "-m" else example[2:])
+
+
+@pytest.mark.parametrize(("script", "command"), PARSERS)
+def test_help_says_one_default_of_an_option(script, command, capsys):
+    with pytest.raises(SystemExit):
+        run(script, f"{command} --help")
+    of_options = re.split(r"\n  (?=-)", capsys.readouterr().out)
+    assert [text for text in of_options if text.count("default: ") > 1] == []

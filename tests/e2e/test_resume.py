@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ import torchvision
 import Training
 import Training_TransNet
 from tests.e2e.road import FIT, assert_same, change, contents, data, lines_of, run, truncate
-from utils import checkpoint
+from utils import checkpoint, runs
 from utils.files import claim, sha256
+from utils.runs import RunLog
 
 pytestmark = pytest.mark.e2e
 ARCH = "mobilenet_v3_small"
@@ -112,11 +114,12 @@ def test_a_damaged_checkpoint_need_not_be_deleted_by_hand(copied, photos, epochs
     assert checkpoint.load(copied / OWN)["epoch"] == 2 and epochs.trained == [0, 1]
 
 
-def test_more_epochs_of_a_schedule_of_steps_go_on(copied, photos, tmp_path, epochs):
+def test_more_epochs_of_a_schedule_of_steps_go_on(copied, photos, tmp_path, epochs, capsys):
     """The rates of the epochs so far are the same, so the net is the one that three epochs in one go would give."""
     line = f"{LINE} --epochs 3"
     run(Training, f"{line} --resume auto", *data(photos), "--out", copied)
     assert epochs.trained == [2]
+    assert f"going on after epoch 2 of 3: {copied / OWN}, which was to end after 2\n" in capsys.readouterr().out
     run(Training, line, *data(photos), "--out", tmp_path)
     longer, whole = (checkpoint.load(out / OWN) for out in (copied, tmp_path))
     assert_same(longer["state_dict"], whole["state_dict"])
@@ -133,9 +136,9 @@ def test_more_epochs_of_rates_that_fall_over_all_of_them_are_refused(photos, tmp
 
 
 def test_going_on_from_another_file_records_how_it_was_trained(finished, photos, tmp_path, epochs):
-    """What no option says, the file does: architecture, data set and image size."""
+    """What no option says, the file does: architecture, kind of data set and image size."""
     paths = ("--train_path", photos / "train", "--val_path", photos / "val", "--resume", finished / OWN)
-    line = "--lr 0.02 --seed 7 --epochs 3 -b 12 --val_epoch 1"
+    line = "--name folder --lr 0.02 --seed 7 --epochs 3 -b 12 --val_epoch 1"
     run(Training, line, *paths, "--out", tmp_path)
     before, state = checkpoint.load(finished / OWN), checkpoint.load(tmp_path / OWN)
     assert epochs.trained == [2]
@@ -176,6 +179,40 @@ def test_no_epochs_are_no_training(road, photos, tmp_path, script, why, capsys):
     said = capsys.readouterr()
     assert exit_.value.code == 2 and why in said.err
     assert "None" not in said.out
+
+
+def test_the_words_of_an_interrupted_run_go_on_with_it(photos, tmp_path, interrupt, epochs, capsys):
+    words = (*data(photos), "--out", tmp_path)
+    interrupt(Training, LINE, *words)
+    said = capsys.readouterr()
+    assert said.out.endswith(
+        f"interrupted: {tmp_path / OWN} holds the first 1 of 2 epochs; --resume auto goes on with it\n"
+    )
+    assert said.err == "Training.py: interrupted; what was saved is whole\n"
+    run(Training, f"{LINE} --resume auto", *words)
+    assert epochs.trained == [0, 1]
+    assert f"going on after epoch 1 of 2: {tmp_path / OWN}\n" in capsys.readouterr().out
+
+
+def test_a_clusters_signal_leaves_what_was_saved(photos, tmp_path, capsys, monkeypatch):
+    """SIGTERM in the second epoch, as it reaches the process itself."""
+
+    def write(log, epoch, metrics):
+        original(log, epoch, metrics)
+        if epoch == 1:
+            signal.raise_signal(signal.SIGTERM)
+
+    original, before = RunLog.write, signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(RunLog, "write", write)
+    try:
+        with pytest.raises(SystemExit) as exit_:
+            run(Training, f"{LINE} --epochs 3", *data(photos), "--out", tmp_path)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert exit_.value.code == 130
+    words = f"interrupted: {tmp_path / OWN} holds the first 1 of 3 epochs; --resume auto goes on with it\n"
+    assert capsys.readouterr().out.endswith(words)
+    assert checkpoint.load(tmp_path / OWN)["epoch"] == 1
 
 
 def test_two_runs_of_one_name_do_not_write_at_once(photos, tmp_path, epochs):
@@ -223,6 +260,17 @@ def test_a_finished_fit_of_other_options_is_left_alone(road, tmp_path, epochs, r
             Training_TransNet, f"{FIT} --suffix a0.1 {options} {resume}", "--convOut_path", folder, "--out", road.out,
         )  # fmt: skip
     assert epochs.trained == [] and sha256(road.trans_net) == before
+
+
+@pytest.mark.parametrize(("seconds", "left"), [(0.0, 1), (600.0, None)])
+def test_a_fit_is_saved_by_time_too(road, tmp_path, interrupt, monkeypatch, capsys, seconds, left):
+    """Not only every 100 epochs: what an interruption costs is minutes."""
+    monkeypatch.setattr(runs, "SECONDS_BETWEEN_SAVES", seconds)
+    interrupt(Training_TransNet, FIT, "--convOut_path", road.features, "--out", tmp_path)
+    own = tmp_path / "model_checkpoints/folder_resnet18/checkpoint_L1.pth.tar"
+    kept = f"{own} holds the first 1 of 2 epochs; --resume auto goes on with it" if left else "nothing was saved yet"
+    assert capsys.readouterr().out.endswith(f"interrupted: {kept}\n")
+    assert (checkpoint.load(own)["epoch"] if own.exists() else None) == left
 
 
 def test_a_fit_of_steps_goes_on_and_a_damaged_one_is_replaced(road, tmp_path, epochs):

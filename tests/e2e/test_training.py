@@ -62,6 +62,20 @@ def test_a_resumed_training_equals_an_uninterrupted_one(photos, tmp_path, interr
     assert_same(checkpoint.load(own), checkpoint.load(whole / own.relative_to(torn)))
 
 
+def test_nets_of_two_folders_stand_beside_each_other(photos, tmp_path):
+    """Named by their folders, or by --name; with the same suffix."""
+    line = f"{NETS} --arch mobilenet_v3_small --dataset folder --image_size 32 --epochs 1 --suffix s --out {tmp_path}"
+    for folder, name in (("birds", ""), ("dogs", ""), ("dogs", "--name cows")):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        for split in ("train", "val"):
+            if not (tmp_path / folder / split).exists():
+                (tmp_path / folder / split).symlink_to(photos / split)
+        paths = ("--train_path", tmp_path / folder / "train", "--val_path", tmp_path / folder / "val")
+        run(Training, f"{line} {name}", *paths)
+    nets = {path.name: checkpoint.load(path)["data"]["name"] for path in tmp_path.glob("model_checkpoints/check*")}
+    assert nets == {f"checkpoint_{name}_mobilenet_v3_small_s.pth.tar": name for name in ("birds", "dogs", "cows")}
+
+
 def test_evaluating_a_checkpoint(road, photos, capsys):
     before = files(road.out)
     last = lines_of(road.out / "logs/folder_resnet18_sd0")[-1]

@@ -2,10 +2,12 @@
 
 import csv
 import json
+import shlex
 
 import pytest
 import torch
 
+import transClassifier
 import Variance
 from models.classifiers import load_classifier
 from models.frozen import freeze_for_inference
@@ -215,6 +217,26 @@ def test_options_that_disagree_with_the_files_are_refused(road, case):
     line, *words, message = REFUSED[case](road)
     with pytest.raises(SystemExit, match=message):
         run(Variance, line, *words, "--transnet", road.trans_net)
+
+
+def test_another_folder_than_the_fits_is_refused(road, tmp_path):
+    """Where no option says how it is called, it is called as it is, and not as the nets' folder was."""
+    photos = road.nets[road.nets.index("--train_path") + 1].parent
+    (tmp_path / "meadow").symlink_to(photos)
+    (tmp_path / "folder").symlink_to(photos)
+    words = ("--net_in", road.a, "--net_tar", road.b, "--transnet", road.trans_net)
+    with pytest.raises(SystemExit, match="was made with name folder instead of meadow"):
+        run(Variance, "", *words, "--val_path", tmp_path / "meadow/val")
+    run(Variance, "", *words, "--val_path", tmp_path / "folder/val")
+    run(Variance, "--name folder", *words, "--val_path", tmp_path / "meadow/val")
+
+
+def test_what_comes_next_can_be_pasted(road, tmp_path, capsys):
+    run(Variance, "", *of_nets(road), "--transnet", road.trans_net)
+    *_, following = capsys.readouterr().out.splitlines()
+    words = shlex.split(following.removeprefix("next: python transClassifier.py "))
+    transClassifier.main([*words, "--epochs", "0", "--out", str(tmp_path)])
+    assert "after 0 epochs of tuning" in capsys.readouterr().out
 
 
 def test_options_that_agree_with_the_files_are_taken(road):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from utils.errors import InputError
-from utils.files import claim, in_words, read_json, replacing, sha256, write_csv, write_json
+from utils.files import check_unclaimed, claim, in_words, read_json, replacing, sha256, write_csv, write_json
 
 ROOT = Path(__file__).parents[2]
 
@@ -131,6 +131,20 @@ def test_one_process_does_not_claim_a_folder_twice(tmp_path):
             claim(tmp_path).__enter__()
         with claim(tmp_path / "below"):
             pass
+
+
+def test_a_folder_is_asked_whether_it_is_claimed_and_left_as_it_is(tmp_path):
+    check_unclaimed(tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+    with claim(tmp_path):
+        before = (tmp_path / ".lock").read_text()
+        with pytest.raises(InputError, match=r"another run \(pid \d+ on .*\) is writing in .*; .* another --save$"):
+            check_unclaimed(tmp_path, elsewhere="--save")
+        assert (tmp_path / ".lock").read_text() == before
+        with pytest.raises(InputError, match=r"choose another --save$"), claim(tmp_path, elsewhere="--save"):
+            pass
+    (tmp_path / ".lock").write_text("pid 1 on elsewhere, since yesterday")  # of a run that crashed
+    check_unclaimed(tmp_path)
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])

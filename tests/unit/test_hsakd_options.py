@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from utils import hsakd_options
@@ -51,6 +53,23 @@ def test_files_and_names():
         "train_student_few_shot_tarch_wrn_40_2_aux_arch_wrn_16_2_aux_dataset_cifar100_few_ratio_0.75_seed4_s"
     )
     assert hsakd_options.files(parsed("teacher")) == {}
+
+
+@pytest.mark.parametrize(
+    ("command", "line", "following"),
+    [
+        ("teacher", "", "student --tarch wrn_40_2_aux --tcheckpoint own.pth.tar --dataset cifar100 --data ./data/"),
+        ("baseline", "--arch wrn_16_2", "probe --arch wrn_16_2 --s_path own.pth.tar --data ./data/"),
+        ("student", "--data D", "probe --arch wrn_16_2 --s_path own.pth.tar --data D"),
+        ("online", "--arch WRN_16_2_WRN_16_2", "probe --arch wrn_16_2 --s_path own.pth.tar --data ./data/"),
+        ("probe", "--s_path S", ""),
+    ],
+)
+def test_what_follows_can_be_pasted(command, line, following):
+    words = hsakd_options.following(parsed(command, line), Path("own.pth.tar"), "wrn_16_2")
+    assert words == following.split()
+    if words:
+        assert parsed(words[0], " ".join(words[1:])).arch
 
 
 @pytest.mark.parametrize("line", ["--freezed", "--pretrained-backbone B"])

@@ -90,6 +90,12 @@ def test_a_run_goes_on_where_its_checkpoint_stopped(cpu, tmp_path, capsys):
     momentum = [entry["momentum_buffer"] for entry in again.optimizer.state_dict()["state"].values()]
     assert momentum and all(buffer.any() for buffer in momentum)
 
+    longer = state | {"settings": {"epochs": 2}}
+    assert opening.first_epoch(parsed(), again, longer, path) == 2
+    assert capsys.readouterr().out == f"going on after epoch 2 of 3: {path}, which was to end after 2\n"
+    assert opening.first_epoch(parsed(), again, state, path, 6) == 2  # of a step with a second stage
+    assert capsys.readouterr().out == f"going on after epoch 2 of 6: {path}\n"
+
     assert opening.first_epoch(parsed("--start_epoch", "0"), again, state, path) == 0
     assert "after epoch 0 of 3" in capsys.readouterr().out
     assert opening.first_epoch(parsed("--epochs", "2"), again, state, path) == 2  # nothing is left to do
@@ -170,6 +176,24 @@ def test_a_checkpoint_says_what_its_images_are(args):
     words.dataset, words.sample_num = "mix320", "50par_A"
     other = opening.data_record(words, opening.images(args(), "train"))
     assert (other["dataset"], other["sample_num"]) == ("mix320", "50par_A") and "name" not in other
+
+
+def test_images_of_another_number_of_classes_are_refused(args):
+    images = opening.images(args(), "val")
+    opening.check_outputs(3, images, "net.pth.tar")
+    with pytest.raises(InputError, match=r"^net\.pth\.tar has 2 classes, the images have 3; use a net that"):
+        opening.check_outputs(2, images, "net.pth.tar")
+
+
+def test_the_next_step_reads_the_same_images(args, tmp_path, photos, monkeypatch):
+    given = args("--name", "colours")
+    again = parsed(*opening.images_again(given))
+    options.fill(again)
+    for name in ("dataset", "name", "data_root", "train_path", "val_path"):
+        assert getattr(again, name) == getattr(given, name)
+    assert opening.images_again(parsed("--dataset", "digits")) == ["--dataset", "digits"]
+    monkeypatch.setenv("KC_DATA", "/somewhere")  # which the next step reads too
+    assert opening.images_again(parsed("--dataset", "digits")) == ["--dataset", "digits"]
 
 
 # --- what is computed once

@@ -132,8 +132,8 @@ def test_documented_spellings(parser, words, name, value):
         (["--batch_size", "0"], "-b/--batch_size: expected a whole number of at least 1"),
         (["--image_size", "7"], "--image_size: expected a whole number of at least 8, got '7'"),
         (["--conv_layer", "-1"], "--conv_layer: expected a whole number of at least 0, got '-1'"),
-        (["--device_ids", "[-1]"], "expected a list such as [1,1], got '[-1]': expected a whole number of at least 0"),
-        (["--device_ids", "[0.5,1]"], "expected a list such as [1,1], got '[0.5,1]'"),
+        (["--device_ids", "[-1]"], "in a list such as [1,1]: expected a whole number of at least 0, got '-1'"),
+        (["--device_ids", "[0.5,1]"], "in a list such as [1,1]: expected a whole number of at least 0, got '0.5'"),
         (["--suffix", "a/b"], "--suffix: expected a name, not a path, got 'a/b'"),
         (["--dataset", "../x"], "--dataset: expected a name, not a path"),
         (["--out", ""], "--out: expected a path, got nothing"),
@@ -258,10 +258,20 @@ def test_a_folder_in_the_folder_that_one_is_in_has_that_ones_name(parser, tmp_pa
     assert options.data_name(parser.parse_args(["--dataset", "folder", "--train_path", "train"])) == "pets"
 
 
-def test_a_folder_is_called_as_its_checkpoint_says(parser):
-    args = parser.parse_args(["--train_path", "elsewhere/train"])
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        ([], "cows"),
+        (["--train_path", "cows/train"], "cows"),
+        (["--train_path", "horses/train"], "horses"),  # so that what was made of cows is not taken for them
+        (["--val_path", "horses/val"], "horses"),
+        (["--train_path", "elsewhere/train", "--name", "cows"], "cows"),
+    ],
+)
+def test_a_folder_is_called_as_the_options_say_or_else_its_checkpoint(parser, words, name):
+    args = parser.parse_args(words)
     options.fill(args, {"dataset": "folder", "name": "cows"})
-    assert (args.dataset, args.name, options.data_name(args)) == ("folder", "cows", "cows")
+    assert (args.dataset, args.name, options.data_name(args)) == ("folder", name, name)
 
 
 def test_a_named_data_set_has_its_own_name(parser):
@@ -290,6 +300,22 @@ def test_settings_are_what_changes_the_result(parser):
 @pytest.mark.parametrize("words", [["--out", "b"], ["--restart"], ["--save_epoch", "9"], ["--gpu", "1"], ["--compile"]])
 def test_options_that_change_nothing_are_not_recorded(parser, words):
     assert options.settings(parser.parse_args(words)) == options.settings(parser.parse_args([]))
+
+
+def test_the_first_half_is_what_no_option_means(parser):
+    nothing, first, at_random = (
+        options.settings(parser.parse_args(words)) for words in ([], ["--split", "first"], ["--split", "random"])
+    )
+    assert nothing == first != at_random
+
+
+def test_fc_without_a_number_has_no_effect(parser, capsys):
+    for words in (["--fc", "--conv_layer", "1"], ["--fc", "--layer", "a", "--conv_layer2", "1"], ["--layer", "a"], []):
+        options.check_layers(parser, parser.parse_args(words))
+    for words in (["--fc"], ["--fc", "--layer", "a"]):
+        with pytest.raises(SystemExit):
+            options.check_layers(parser, parser.parse_args(words))
+        assert "error: --fc has no effect without --conv_layer, whose number it counts" in capsys.readouterr().err
 
 
 def test_a_step_leaves_out_and_replaces_settings_of_its_own(parser):

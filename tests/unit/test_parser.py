@@ -72,6 +72,14 @@ def test_help_shows_defaults_that_say_something_the_example_and_the_lines(parser
     assert "example" not in Parser("A step.").format_help()
 
 
+def test_the_default_of_a_step_stands_in_place_of_what_is_said_of_others():
+    parser = Parser("A step.")
+    parser.add_argument("--size", type=int, help="pixels; default: the checkpoint's, or 224")
+    assert "pixels; default: the checkpoint's, or 224\n" in parser.format_help()
+    parser.set_defaults(size=32)
+    assert "pixels (default: 32)\n" in parser.format_help()
+
+
 def test_old_options_are_accepted_and_said_to_be_ignored(parser, capsys):
     for words in (["--old"], ["--old", "3"], ["--old=3"]):
         assert "old" not in parser.parse_args(words)
@@ -170,12 +178,12 @@ def test_a_list_is_empty_only_where_it_may_be(text):
     assert str(error.value) == f"expected a list such as [1,1], got {text!r}, which is empty"
 
 
-@pytest.mark.parametrize("text", ["[0.5,1]", "[a]", "0;1", "[1,-1]"])
-def test_a_list_of_something_else_says_what_its_entries_are(text):
+@pytest.mark.parametrize(("text", "entry"), [("[0.5,1]", "0.5"), ("[a]", "a"), ("0;1", "0;1"), ("[1,-1]", "-1")])
+def test_a_list_of_something_else_names_the_entry_and_what_it_should_be(text, entry):
     with pytest.raises(argparse.ArgumentTypeError) as error:
         list_of(whole(0))(text)
-    said = f"expected a list such as [1,1], got {text!r}: expected a whole number of at least 0, got "
-    assert str(error.value).startswith(said)
+    said = f"in a list such as [1,1]: expected a whole number of at least 0, got {entry!r}"
+    assert str(error.value) == said
     with pytest.raises(argparse.ArgumentTypeError) as error:
         list_of(int)("[x]")
     assert str(error.value) == "expected a list such as [1,1], got '[x]'"

@@ -159,13 +159,19 @@ def test_a_run_that_fails_keeps_its_lines_and_lets_the_folder_go(tmp_path):
     assert not (tmp_path / ".lock").exists()
 
 
+def test_another_run_is_named_before_anything_is_done_for_this_one(tmp_path):
+    with RunLog(tmp_path, 3), pytest.raises(InputError, match=r"wait for it, or choose another --save$"):
+        RunLog(tmp_path, 3, elsewhere="--save")
+
+
+@pytest.mark.parametrize("again", ["--resume auto", "the same command"])
 @pytest.mark.parametrize("saves", [0, 3])
-def test_an_interrupted_run_says_what_is_saved_and_how_it_goes_on(tmp_path, capsys, saves):
-    with pytest.raises(KeyboardInterrupt), RunLog(tmp_path, 9) as log:
+def test_an_interrupted_run_says_what_is_saved_and_how_it_goes_on(tmp_path, capsys, saves, again):
+    with pytest.raises(KeyboardInterrupt), RunLog(tmp_path, 9, again=again) as log:
         if saves:
             log.saved(Path("net.pth.tar"), saves)
         raise KeyboardInterrupt
-    words = "net.pth.tar holds the first 3 of 9 epochs; --resume auto goes on with it"
+    words = f"net.pth.tar holds the first 3 of 9 epochs; {again} goes on with it"
     assert capsys.readouterr().out == f"interrupted: {words if saves else 'nothing was saved yet'}\n"
 
 

@@ -1,7 +1,9 @@
-"""Results laid out as text, for reading."""
+"""Results laid out as text, for reading, and written as files."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+from utils.files import write_csv, write_json
 
 
 def variance_table(report: Mapping[str, Any]) -> str:
@@ -130,3 +132,15 @@ def held_fixed(interval: Mapping[str, Any]) -> str:
     fixed = ", the Trans-Net held as it was fitted" if interval["fits_fixed"] else ""
     drawn = " and the ".join(interval["resampled"])
     return f"{100 * interval['confidence']:g} %, {interval['resamples']:,} resamples of the {drawn}{fixed}"
+
+
+def save_report(
+    report: Mapping[str, Any], json_file: str | None, csv_file: str | None, rows: Iterable[Sequence[Any]]
+) -> None:
+    """Write a report as JSON and its rows, the head first, as CSV, where files are named, and say so."""
+    if json_file:
+        write_json(json_file, report)
+    if csv_file:
+        write_csv(csv_file, rows)
+    for file in filter(None, (json_file, csv_file)):
+        print(f"saved {file}")

@@ -79,7 +79,11 @@ class Member:
         )  # fmt: skip
         checkpoint.save(self.path, state)
         if keep:
-            checkpoint.save(self.path.with_name(f"checkpoint_{self.name}_epoch{epoch}.pth.tar"), state)
+            checkpoint.save(self.copy_of(epoch), state)
+
+    def copy_of(self, epoch: int | str) -> Path:
+        """Name the copy that is kept of an epoch."""
+        return self.path.with_name(f"checkpoint_{self.name}_epoch{epoch}.pth.tar")
 
 
 def restore(members: Sequence[Member], fit: Fit) -> int:

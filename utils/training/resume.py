@@ -1,5 +1,6 @@
 """One meaning of --resume: go on with this run's own checkpoint if every option that changes the result agrees."""
 
+import contextlib
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +23,7 @@ def find(
     source: Provenance | None = None,
     restart: bool = False,
     extendable: bool = False,
+    elsewhere: str = "--suffix",
 ) -> Path | None:
     """Find the checkpoint that a run goes on from.
 
@@ -32,6 +34,7 @@ def find(
         source: the features that it reads, if it reads any.
         restart: replace what is at `own`, whatever it is.
         extendable: the rates of the epochs so far do not depend on how many follow, so `epochs` may differ.
+        elsewhere: the option that names another place.
 
     Returns:
         The checkpoint, or None to begin anew.
@@ -41,7 +44,7 @@ def find(
     """
     path = None if resume in ("", "auto") else Path(resume)
     if own.exists() and not restart:
-        check(own, settings, source=source, extendable=extendable)
+        check(own, settings, source=source, extendable=extendable, elsewhere=elsewhere)
     if path is not None:
         state = checkpoint.load(path, mmap=True)  # says now what is there instead
         if source:
@@ -63,7 +66,12 @@ def read_own(own: Path) -> checkpoint.State:
 
 
 def check(
-    own: Path, settings: Mapping[str, Any], *, source: Provenance | None = None, extendable: bool = False
+    own: Path,
+    settings: Mapping[str, Any],
+    *,
+    source: Provenance | None = None,
+    extendable: bool = False,
+    elsewhere: str = "--suffix",
 ) -> None:
     """Refuse to touch a checkpoint of another run.
 
@@ -72,6 +80,7 @@ def check(
         settings: see `find`; what the file does not record (an earlier version's, the authors') is not compared.
         source: see `find`.
         extendable: see `find`.
+        elsewhere: see `find`.
 
     Raises:
         InputError: the first setting that differs, with both values.
@@ -85,7 +94,7 @@ def check(
             difference = f"{name} {stored[name]} instead of {value}"
     if difference:
         raise InputError(
-            f"{own} is of another run, with {difference}; choose another --suffix, or --restart to replace it"
+            f"{own} is of another run, with {difference}; choose another {elsewhere}, or --restart to replace it"
         )
 
 
@@ -103,3 +112,13 @@ def history(state: checkpoint.State, settings: Mapping[str, Any]) -> list[dict[s
     if state.get("settings", settings) != settings:
         before.append({"epoch": state["epoch"], "settings": state["settings"]})
     return before
+
+
+def twin(own: Path, settings: Mapping[str, Any]) -> Path | None:
+    """Find, beside a run's checkpoint, one of the same settings but for the seed: the other net of a pair."""
+    for path in sorted(own.parent.glob("checkpoint_*.pth.tar")):
+        with contextlib.suppress(InputError):  # what cannot be read is no twin
+            stored = checkpoint.load(path, mmap=True).get("settings", {})
+            if {name for name in settings if name not in stored or stored[name] != settings[name]} == {"seed"}:
+                return path
+    return None

@@ -78,12 +78,19 @@ def test_a_trans_net_is_not_filled_from_one_that_is_built_otherwise(changes):
 def test_a_trans_net_is_held_against_the_features(config, target, fits):
     net, x = TransNet(4, 7, 2, **config), torch.randn(2, 4, 6, 5)
     if fits:
-        check_fit(net, x, torch.randn(2, *target))
+        check_fit(net, (4, 6, 5), target)
         assert net(x).shape == (2, *target)
         return
     with pytest.raises(
         InputError, match=r"maps 4 channels to \(7, .*\), but these features are \(4, 6, 5\) and .* the direction"
     ):
-        check_fit(net, x, torch.randn(2, *target))
+        check_fit(net, (4, 6, 5), target)
     with pytest.raises(InputError, match=r"maps 4 channels"):
-        check_fit(net, torch.randn(2, 3, 6, 5), torch.randn(2, 7, 6, 5))
+        check_fit(net, (3, 6, 5), (7, 6, 5))
+
+
+def test_a_trans_net_of_tokens_or_vectors_is_held_against_them():
+    check_fit(TransNet(4, 7, 2, 1), (9, 4), (9, 7))
+    check_fit(TransNet(4, 7, 2, 1), (4,), (7,))
+    with pytest.raises(InputError, match=r"maps 4 channels to \(7, 9, 1\), but these features are \(4, 9, 1\)"):
+        check_fit(TransNet(4, 7, 2, 1), (9, 4), (5, 7))

@@ -3,7 +3,7 @@ import torch
 import torchvision
 from torch import nn
 
-from models.layers import Layer, layer_name
+from models.layers import Layer, layer_name, usual_layer
 from models.split import feature_shape, split
 from utils.errors import InputError
 
@@ -102,6 +102,24 @@ def test_without_an_option_only_a_vgg_has_a_layer():
     for model, kind in ((alexnet, "AlexNet"), (resnet18, "ResNet")):
         with pytest.raises(InputError, match=f"no option names the layer of this {kind}: use --conv_layer"):
             Layer().node(model)
+
+
+@pytest.mark.parametrize(
+    ("arch", "words", "node"),
+    [
+        ("vgg16_bn", ["--conv_layer", "40"], "features.40"),  # conv5_3
+        ("vgg11", ["--conv_layer", "18"], "features.18"),
+        ("alexnet", ["--conv_layer", "10"], "features.10"),  # conv5
+        ("resnet18", ["--conv_layer", "3"], "layer3.1.add"),
+        ("squeezenet1_1", ["--list_layers"], None),
+    ],
+)
+def test_a_usual_layer_can_be_pasted(arch, words, node):
+    with torch.device("meta"):
+        model = torchvision.models.get_model(arch)
+    assert usual_layer(model) == words
+    if node:
+        assert Layer(conv_layer=int(words[1])).node(model) == node
 
 
 def test_a_files_layer_stands_where_no_option_says_another():

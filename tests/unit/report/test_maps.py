@@ -5,7 +5,17 @@ import pytest
 import torch
 from matplotlib import _pylab_helpers
 
-from utils.report.maps import as_pictures, component_figure, heat_colours, overlay_figure, save_figure, strength, symbol
+from models.trans_net import TransNet
+from utils.report.maps import (
+    as_pictures,
+    component_figure,
+    decomposition_figure,
+    heat_colours,
+    overlay_figure,
+    save_figure,
+    strength,
+    symbol,
+)
 
 
 @pytest.fixture
@@ -148,6 +158,22 @@ def test_other_tokens_are_one_picture_and_maps_and_vectors_stay():
     for maps in (torch.randn(4, 5, 6), torch.randn(4, 1, 1)):
         assert torch.equal(as_pictures(maps), maps)
     assert is_drawn(component_figure(None, tokens, tokens, tokens, tokens[None], [3]))
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_a_vision_transformers_tokens_are_drawn_as_maps(others):
+    """Tokens as `as_maps` gives them, with the class token and without: every cell shows the grid of patches."""
+    torch.manual_seed(0)
+    x, target = torch.randn(2, 6, others + 9, 1), torch.randn(2, 6, others + 9, 1)
+    figure = decomposition_figure(TransNet(6, 6, 2, 1).eval(), x, target)
+    cells = pictures(figure, 4)
+    assert {shown(cell).shape for cell in cells.flat} == {(3, 3)}
+    channels = [int(axis.get_ylabel().split()[1]) for axis in cells[:, 0]]
+    for row, channel in zip(cells, channels):
+        np.testing.assert_array_equal(shown(row[1]), target[0, channel, others:, 0].view(3, 3))
+    assert is_drawn(figure)
+    photos = torch.zeros(2, 3, 12, 12, dtype=torch.uint8)
+    assert is_drawn(overlay_figure(photos, target, target / 2))
 
 
 def test_a_figure_is_saved_whole_and_named(tmp_path, capsys, maps):

@@ -1,9 +1,12 @@
 """Tables for reading, to the character."""
 
+import json
+
 from utils.report.tables import (
     calibration_table,
     compression_table,
     linear_lines,
+    save_report,
     sweep_table,
     variance_rows,
     variance_table,
@@ -84,6 +87,26 @@ def test_a_constant_target_has_no_shares():
     table = variance_table({"var": {"order0": 0.0, "residual": 0.0, "target": 0.0}, "instability": None})
     assert [line.split()[-1] for line in table.splitlines()[1:4]] == ["-", "-", "-"]
     assert table.endswith("instability Var(x_Δ)/Var(x*) = undefined: x* is constant")
+
+
+def test_an_instability_above_1_is_explained_in_the_line_below_it():
+    table = variance_table({"var": {"residual": 9.0, "target": 8.0}, "instability": 1.125}).splitlines()
+    assert table[-2] == "instability Var(x_Δ)/Var(x*) = 1.1250"
+    assert table[-1].startswith("above 1: g(x) is further from x* than x*'s own mean is, so this measures a failed fit")
+    assert "usual causes: too few epochs, a feature that hardly varies" in table[-1]
+    for instability in (1.0, 0.03125):
+        assert "above 1" not in variance_table(REPORT | {"instability": instability})
+
+
+def test_a_report_is_written_and_named_where_files_are(tmp_path, capsys):
+    rows = [("component", "variance"), ("x(0)", 6.0)]
+    save_report(REPORT, None, None, rows)
+    assert capsys.readouterr().out == ""
+    files = [str(tmp_path / name) for name in ("r.json", "r.csv")]
+    save_report(REPORT, *files, rows)
+    assert json.loads((tmp_path / "r.json").read_text()) == REPORT
+    assert (tmp_path / "r.csv").read_text().split() == ["component,variance", "x(0),6.0"]
+    assert capsys.readouterr().out == f"saved {files[0]}\nsaved {files[1]}\n"
 
 
 def test_a_compressed_net_has_a_line_a_layer_and_one_for_all():

@@ -10,6 +10,8 @@ from torch.utils.data import Dataset
 from utils import checkpoint
 from utils.data.loaders import make_loader
 from utils.errors import InputError
+from utils.runs import RunLog
+from utils.training import engine
 from utils.training.engine import Fit, evaluate, make_optimizer, train_one_epoch
 
 
@@ -93,6 +95,25 @@ def test_a_loss_that_is_not_finite_ends_the_epoch(cpu, bad):
     assert len(taken) == 5  # at the first reading after it
     with pytest.raises(InputError, match="in epoch 1"):
         train(Scale(), make_loader(Numbers(values), 1), cpu, print_freq=1000)
+
+
+@pytest.mark.parametrize("epoch", [0, 7])
+def test_an_epoch_has_one_number_wherever_it_is_named(cpu, epoch, monkeypatch, tmp_path, capsys):
+    """On the bar, in the log's line, and where it fails: counted from 1."""
+    labels = []
+
+    class Watched(engine.Progress):
+        def __init__(self, items, label, **options):
+            labels.append(label)
+            super().__init__(items, label, **options)
+
+    monkeypatch.setattr(engine, "Progress", Watched)
+    with RunLog(tmp_path, 9, start_epoch=epoch) as log:
+        log.write(epoch, train(Scale(), make_loader(Numbers([1.0, 2.0]), 1), cpu, epoch=epoch))
+    assert labels == [f"epoch {epoch + 1}"]
+    assert capsys.readouterr().out.startswith(f"epoch {epoch + 1}/9 · ")
+    with pytest.raises(InputError, match=f"the loss became nan in epoch {epoch + 1}:"):
+        train(Scale(), make_loader(Numbers([math.nan]), 1), cpu, epoch=epoch)
 
 
 def test_an_evaluation_that_missed_samples_is_an_error(cpu):

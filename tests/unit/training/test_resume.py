@@ -146,6 +146,28 @@ def test_a_damaged_checkpoint_of_its_own_needs_no_deleting(stored, resumed, size
     assert find(resumed, stored, restart=True) is None
 
 
+def test_the_option_that_names_another_place_is_the_steps_own(stored):
+    with pytest.raises(InputError, match=r"instead of 9; choose another --save, or --restart to replace it$"):
+        find("", stored, SETTINGS | {"lr": 9}, elsewhere="--save")
+
+
+# --- the other net of a pair
+
+
+def test_a_twin_differs_in_its_seed_alone(tmp_path):
+    own, settings = tmp_path / "checkpoint_b.pth.tar", SETTINGS | {"seed": 5}
+    checkpoint.save(own, {"settings": settings})
+    for name, others in (("a", {"lr": 9.0, "seed": 0}), ("c", {}), ("d", {"lr": 9.0})):
+        checkpoint.save(tmp_path / f"checkpoint_{name}.pth.tar", {"settings": settings | others})
+    for name, state in (("e", {"settings": {"seed": 0}}), ("f", {})):  # of another step; an authors'
+        checkpoint.save(tmp_path / f"checkpoint_{name}.pth.tar", state)
+    (tmp_path / "checkpoint_g.pth.tar").write_text("torn")
+    checkpoint.save(tmp_path / "model_best_h.pth.tar", {"settings": settings | {"seed": 0}})
+    assert resume.twin(own, settings) is None
+    checkpoint.save(tmp_path / "checkpoint_i.pth.tar", {"settings": settings | {"seed": 0}})
+    assert resume.twin(own, settings) == tmp_path / "checkpoint_i.pth.tar"
+
+
 # --- what came before
 
 

@@ -35,6 +35,11 @@ def test_a_report_is_plain_numbers_that_agree():
     assert [(row["class"], row["images"]) for row in report["classes"]] == [("0", 13), ("1", 13), ("2", 13), ("7", 1)]
     *several, alone = report["classes"]
     assert all(row["low"] < row["instability"] < row["high"] for row in several)
+    components, residual = pieces(40)
+    target, left = (components.sum(0) + residual)[1::3], residual[1::3]  # class 1
+    variances = [(part - part.mean((0, 2, 3), keepdim=True)).square().mean().item() for part in (target, left)]
+    assert several[1]["variance"] == pytest.approx(variances[0], rel=1e-5)
+    assert several[1]["instability"] == pytest.approx(variances[1] / variances[0], rel=1e-5)
     assert alone["low"] is None and alone["instability"] > 0
     assert "spectrum" not in report and json.loads(json.dumps(report))["var"] == report["var"]
     named = variance_report([(3, found)], "channel", 100, [f"bird {label}" for label in range(8)])

@@ -101,7 +101,7 @@ def compared_by(script, options, labels):
     feature = runs.join(
         "" if options.input == "components" else options.input,
         "" if raw else "".join(map(str, options.in_mode or [1, 1, 1])),
-        "tailA" if options.tail == "A" and not raw else "",
+        "" if options.tail in (None, "A" if options.input == "raw_A" else "B") else f"tail{options.tail}",
     )
     return [runs.refined_path(options.out, options.dataset, "", arch, feature, options.suffix, layer)]
 

@@ -20,7 +20,7 @@ from models.frozen import freeze_for_inference
 from models.layers import usual_layer
 from models.split import feature_shape
 from utils import checkpoint, opening, options, runs
-from utils.data.images import ImageData
+from utils.data.images import ImageData, check_outputs
 from utils.distillation.born_again import distillation_loss
 from utils.distillation.teacher import Teacher, teacher_logits
 from utils.files import check_unclaimed, sha256
@@ -181,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_series(args, state["model"]["arch"] if teacher else args.arch or options.ARCH, teacher)
     images, val_images = opening.both_splits(args, state.get("data"))
     record = state.get("model") or classifier_record(args.arch or options.ARCH, len(images.classes))
-    opening.check_outputs(record["num_classes"], images, teacher)
+    check_outputs(record["num_classes"], images, teacher)
     model = model or build(**record)
     feature_shape(model, args.image_size)
     images, val_images = (opening.decoded(args, data, runtime) for data in (images, val_images))
@@ -193,7 +193,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     header, logs = f"{'generation':>10}{'accuracy, %':>13}  checkpoint", runs.log_folder(args.out)
     runtime.say("\n".join([header, *lines, f"saved these, and the log of each in {logs}"]))
     nets = ("--resume1", first, "--resume2", teacher, *usual_layer(model))
-    runtime.say_next("ConvOutput.py", *nets, "--t_or_v", "both", *opening.images_again(args), "--out", args.out)
+    runtime.say_next("ConvOutput.py", *nets, "--t_or_v", "both", *parser.again(args, (*options.IMAGES, "out")))
 
 
 if __name__ == "__main__":

@@ -193,7 +193,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     said = " and ".join(f"{metrics[f'val_net{number}_top1_prec']:.2f} %" for number in (1, 2))
     runtime.say(f"saved {own}, net1.pth.tar, net2.pth.tar, model.pt7, log.txt, metrics.jsonl; test accuracy {said}")
     nets = ("--resume1", folder / "net1.pth.tar", "--resume2", folder / "net2.pth.tar")
-    runtime.say_next("ConvOutput.py", *nets, "--list_layers", *opening.images_again(args))
+    runtime.say_next("ConvOutput.py", *nets, "--list_layers", *parser.again(args, options.IMAGES))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from models.layers import usual_layer
 from models.pruning import PrunedWeight, cluster, count_removed, prune, train_centroids, zero_removed
 from models.split import feature_shape
 from utils import checkpoint, opening, options, runs
-from utils.data.images import ImageData
+from utils.data.images import ImageData, check_outputs
 from utils.files import check_unclaimed, sha256, write_json
 from utils.parser import Namespace, Parser, list_of, real, some_path
 from utils.report.tables import compression_table, sweep_table
@@ -179,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     options.fill(args, data)
     plans = [plan(factor, state["model"]["arch"], args) for factor in args.sweep]
     images, val_images = opening.both_splits(args, data)
-    opening.check_outputs(state["model"]["num_classes"], images, args.resume)
+    check_outputs(state["model"]["num_classes"], images, args.resume)
     feature_shape(model, args.image_size)
     layer = usual_layer(model)
     images, val_images = (opening.decoded(args, data, runtime) for data in (images, val_images))
@@ -190,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     if len(reports) > 1:
         runtime.say(sweep_table(reports))
     nets = ("--resume1", plans[-1][0], "--resume2", args.resume, *layer)
-    runtime.say_next("ConvOutput.py", *nets, "--t_or_v", "both", *opening.images_again(args), "--out", args.out)
+    runtime.say_next("ConvOutput.py", *nets, "--t_or_v", "both", *parser.again(args, (*options.IMAGES, "out")))
     return reports
 
 

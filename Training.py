@@ -9,6 +9,7 @@ from models.layers import usual_layer
 from models.own import refuse_unnamed
 from models.split import feature_shape
 from utils import checkpoint, opening, options, runs
+from utils.data.images import check_outputs
 from utils.errors import InputError
 from utils.files import sha256
 from utils.parser import Namespace, Parser, some_path, whole
@@ -57,7 +58,7 @@ def evaluate(args: Namespace, runtime: opening.Runtime) -> None:
     if args.resume:
         model, state = read_classifier(args.resume, args.arch)
         val_images = opening.images(args, "val", state.get("data"))
-        opening.check_outputs(state["model"]["num_classes"], val_images, args.resume)
+        check_outputs(state["model"]["num_classes"], val_images, args.resume)
     elif args.pretrained or args.weights:
         val_images = opening.images(args, "val")
         model = build(args.arch, len(val_images.classes), pretrained=args.pretrained, weights=args.weights)
@@ -90,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     train_images, val_images = opening.both_splits(args, state.get("data"))
     classes = train_images.classes
     record = state.get("model") or classifier_record(args.arch, len(classes), train_layer=args.train_layer)
-    opening.check_outputs(record["num_classes"], train_images, resumed)
+    check_outputs(record["num_classes"], train_images, resumed)
     model = model or build(**record, pretrained=args.pretrained, weights=args.weights)
     if args.fix_bn:
         fix_batch_norm(model)
@@ -140,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     runtime.say(f"saved {own}{kept}, best accuracy {best_acc1:.2f} %; the log is {log.path}")
     if other := resume.twin(own, settings):
         nets = ("--resume1", other, "--resume2", own, *usual_layer(model))
-        runtime.say_next("ConvOutput.py", *nets, "--t_or_v", "both", *opening.images_again(args), "--out", args.out)
+        runtime.say_next("ConvOutput.py", *nets, "--t_or_v", "both", *parser.again(args, (*options.IMAGES, "out")))
     else:
         suffix = runs.join(args.suffix.removesuffix(f"sd{args.seed}").rstrip("_"), f"sd{args.seed + 1}")
         again = sys.argv[1:] if argv is None else argv

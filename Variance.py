@@ -192,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     else:
         nets = ("--net_A", args.net_in, "--net_B", args.net_tar, "--resume_Ys", args.transnet[0])
         layers = ("--layer", source.provenance.a.layer, "--layer2", source.provenance.b.layer)
-        runtime.say_next("transClassifier.py", *nets, *layers, *opening.images_again(args))
+        runtime.say_next("transClassifier.py", *nets, *layers, *parser.again(args, options.IMAGES))
     return report
 
 

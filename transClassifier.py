@@ -12,6 +12,7 @@ from models.layers import Layer
 from models.pair import Net, open_net
 from models.trans_net import TransNet, build_from_state
 from utils import checkpoint, opening, options, runs
+from utils.data.images import check_outputs
 from utils.errors import InputError
 from utils.files import sha256
 from utils.parser import Namespace, Parser, list_of, some_path, whole
@@ -149,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     resumed = resume.find(args.resume, own, settings, source=source, restart=args.restart, extendable=not args.logspace)
     train_images, val_images = opening.both_splits(args, tail_state.get("data"))
     model_record = tail_state["model"]
-    opening.check_outputs(model_record["num_classes"], train_images, f"the tail of net {args.tail}")
+    check_outputs(model_record["num_classes"], train_images, f"the tail of net {args.tail}")
     state = fill_tail(tail, resumed, settings, source) if resumed else {}
     fit = opening.fit(args, tail, runtime)
     start_epoch = opening.first_epoch(args, fit, state, resumed)
@@ -190,9 +191,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                 log.saved(own, epoch + 1)
     runtime.say(f"saved {own}, accuracy {acc1:.2f} %, best {best_acc1:.2f} %; the log is {log.path}")
     if args.input not in RAW:  # a fair baseline: the net's own feature, tuned as long
-        net, budget = nets[args.tail].source, ("--epochs", args.epochs, "--lr", args.lr, "--logspace", args.logspace)
-        words = ("--input", f"raw_{args.tail}", f"--net_{args.tail}", net.path, "--layer", net.layer, *budget)
-        runtime.say_next("transClassifier.py", *words, *opening.images_again(args), "--out", args.out)
+        net, same = nets[args.tail].source, (*options.IMAGES, "epochs", "lr", "logspace", "seed", "out")
+        words = ("--input", f"raw_{args.tail}", f"--net_{args.tail}", net.path, "--layer", net.layer)
+        runtime.say_next("transClassifier.py", *words, *parser.again(args, same))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from utils import checkpoint, options
+from utils import checkpoint
 from utils.data.batches import AUGMENTATIONS, NORMALISATIONS, Preprocessing
 from utils.data.computed_once import compute_once
 from utils.data.image_cache import cache_images
@@ -54,12 +54,9 @@ def fit(args: Namespace, model: nn.Module, runtime: Runtime) -> Fit:
 def rates(args: Namespace, lr: float | None = None) -> list[float]:
     """Give the learning rate of every epoch, from --lr or from another first one."""
     return learning_rates(
-        args.lr if lr is None else lr,
-        args.epochs,
-        logspace=args.logspace,
-        epoch_step=args.epoch_step,
+        args.lr if lr is None else lr, args.epochs, logspace=args.logspace, epoch_step=args.epoch_step,
         decay_factor=args.decay_factor,
-    )
+    )  # fmt: skip
 
 
 def first_epoch(
@@ -108,17 +105,12 @@ def images(args: Namespace, split: str, known: Mapping[str, Any] | None = None, 
         InputError: a folder is missing, or its classes are others.
     """
     data = load_images(
-        args.dataset,
-        split,
-        data_root=args.data_root,
-        image_size=args.image_size,
-        path=args.train_path if split == "train" else args.val_path,
-        sample_num=args.sample_num or None,
-        sub_sampler_split=args.sub_sampler_split,
-        seed=args.seed,
+        args.dataset, split, data_root=args.data_root, image_size=args.image_size,
+        path=args.train_path if split == "train" else args.val_path, sample_num=args.sample_num or None,
+        sub_sampler_split=args.sub_sampler_split, seed=args.seed,
         normalisation=NORMALISATIONS.get(args.normalisation) or (known or {}).get("normalisation"),
         augmentation=AUGMENTATIONS.get(args.augment) if augment else None,
-    )
+    )  # fmt: skip
     if known and known.get("classes"):
         check_classes(known["classes"], data.classes, f"the {'training' if split == 'train' else 'validation'} images")
     return data
@@ -136,33 +128,12 @@ def both_splits(args: Namespace, known: Mapping[str, Any] | None = None) -> tupl
     return train_images, images(args, "val", record)
 
 
-def check_outputs(count: int, data: ImageData, net: str | Path | None) -> None:
-    """Refuse images of more or fewer classes than a network tells apart; the authors' files name none.
-
-    Args:
-        count: of the network's classes.
-        data: the images.
-        net: how the network is called.
-
-    Raises:
-        InputError: the numbers differ.
-    """
-    if count != len(data.classes):
-        raise InputError(
-            f"{net} has {count} classes, the images have {len(data.classes)}; use a net that was trained on these"
-        )
-
-
 def decoded(args: Namespace, data: ImageData, runtime: Runtime) -> ImageData:
     """Decode images once, as `--cache_images` says, and keep them."""
     return cache_images(
-        data,
-        args.cache_images,
-        cache_dir=Path(args.data_root, ".cache"),
-        workers=args.workers,
-        device=runtime.device,
+        data, args.cache_images, cache_dir=Path(args.data_root, ".cache"), workers=args.workers, device=runtime.device,
         quiet=not runtime.is_main,
-    )
+    )  # fmt: skip
 
 
 def with_features(
@@ -242,15 +213,10 @@ def image_loader(
     if runtime.device.type == "cpu" and not shuffle:
         batch_size = min(batch_size, max(1, PIXELS_AT_ONCE // data.image_size**2))
     return make_loader(
-        data if part is None else Subset(data, part.tolist()),
-        batch_size,
-        shuffle=shuffle,
-        seed=args.seed,
-        workers=0 if data.stored is not None else args.workers,
-        rank=runtime.rank,
-        world_size=runtime.world_size,
+        data if part is None else Subset(data, part.tolist()), batch_size, shuffle=shuffle, seed=args.seed,
+        workers=0 if data.stored is not None else args.workers, rank=runtime.rank, world_size=runtime.world_size,
         pin=runtime.device.type == "cuda" and data.device.type == "cpu",
-    )
+    )  # fmt: skip
 
 
 def stored_features(args: Namespace, folder: str | Path, split: str, said: Mapping[str, str | None]) -> Features:
@@ -283,15 +249,10 @@ def feature_loader(args: Namespace, features: Dataset[Any], runtime: Runtime, *,
     """Make the loader of stored features."""
     on_gpu = runtime.device.type == "cuda"
     return make_loader(
-        features,
-        max(1, args.batch_size // runtime.world_size),
-        shuffle=shuffle,
-        seed=args.seed,
+        features, max(1, args.batch_size // runtime.world_size), shuffle=shuffle, seed=args.seed,
         workers=args.workers if on_gpu else 0,  # on the CPU the process that computes reads as fast
-        rank=runtime.rank,
-        world_size=runtime.world_size,
-        pin=on_gpu,
-    )
+        rank=runtime.rank, world_size=runtime.world_size, pin=on_gpu,
+    )  # fmt: skip
 
 
 def loader(args: Namespace, data: ImageData | Features, runtime: Runtime) -> Loader:
@@ -313,13 +274,3 @@ def data_record(args: Namespace, data: ImageData) -> dict[str, Any]:
     record = {"dataset": args.dataset, "sample_num": args.sample_num, "classes": data.classes}
     record |= {"image_size": args.image_size, "normalisation": data.normalisation}
     return record | ({"name": args.name} if args.dataset == "folder" else {})
-
-
-def images_again(args: Namespace) -> list[str]:
-    """Give the words that name this run's images on the command line of a step that follows."""
-    given = {name: getattr(args, name) for name in ("dataset", "data_root", "train_path", "val_path")}
-    if given["data_root"] == options.data_root():
-        del given["data_root"]
-    if args.dataset == "folder":
-        given["name"] = args.name
-    return [word for name, value in given.items() if value for word in (f"--{name}", value)]

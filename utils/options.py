@@ -13,6 +13,7 @@ LayerOptions = tuple[str | None, int | None, bool]  # --layer, --conv_layer, --f
 ARCH, DATASET, IMAGE_SIZE = "vgg16_bn", "CUB200", 224  # where neither an option nor a checkpoint says another
 ARCHS = "a torchvision classifier, a *_ft name, or your own package.module:factory on PYTHONPATH"
 SMALLEST_IMAGE = 8  # pixels to a side
+IMAGES = ("dataset", "name", "data_root", "train_path", "val_path")  # which a next step takes from this one
 # Options that say where, how fast or how often something happens, but do not change what comes out.
 NEUTRAL = {
     "device_ids", "gpu", "compile", "workers", "suffix", "out", "data_root", "train_path", "val_path", "cache_images",
@@ -51,15 +52,10 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--out", type=some_path, default=".", help="root of what is written")
 
 
-def data_root() -> str:
-    """Give the folder of the data sets where no option says another."""
-    return os.environ.get("KC_DATA") or "data"
-
-
 def add_image_folders(group: argparse._ActionsContainer) -> None:
     """Where the images of a data set are."""
     group.add_argument(
-        "--data_root", type=some_path, default=data_root(),
+        "--data_root", type=some_path, default=os.environ.get("KC_DATA") or "data",
         help="folder of the data sets; default from KC_DATA",
     )  # fmt: skip
     group.add_argument("--train_path", type=some_path, help="training images, a folder a class; overrides --data_root")
@@ -143,12 +139,7 @@ def add_restart_option(group: argparse._ActionsContainer) -> None:
 def add_resume_options(parser: argparse.ArgumentParser) -> None:
     """Going on with a run."""
     group = parser.add_argument_group("going on")
-    group.add_argument(
-        "--resume",
-        default="",
-        metavar="PATH",
-        help="go on from a checkpoint; auto: from this run's own",
-    )
+    group.add_argument("--resume", default="", metavar="PATH", help="go on from a checkpoint; auto: this run's own")
     add_restart_option(group)
     group.add_argument("--start_epoch", type=whole(0), help="count from here instead of the checkpoint's epoch")
 

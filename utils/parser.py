@@ -65,6 +65,22 @@ class Parser(argparse.ArgumentParser):
             if action.dest in names and getattr(args, action.dest) != action.default:
                 self.error(f"{action.option_strings[-1]} has no effect {reason}")
 
+    def again(self, args: Namespace, names: Sequence[str]) -> list[str]:
+        """Give the words that say options again, on the command line of a step that comes next.
+
+        Args:
+            args: the parsed options, perhaps filled in.
+            names: their destinations; what is as it is without an option is left out.
+        """
+        actions = {action.dest: action for action in reversed(self._actions) if action.dest in names}
+        given = {name: getattr(args, name) for name in names}
+        return [
+            word
+            for name, value in given.items()
+            if value not in (None, actions[name].default)
+            for word in (actions[name].option_strings[0], str(value))
+        ]
+
 
 def _with_underscores(word: str) -> str:
     if not word.startswith("--"):

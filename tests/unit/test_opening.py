@@ -178,24 +178,6 @@ def test_a_checkpoint_says_what_its_images_are(args):
     assert (other["dataset"], other["sample_num"]) == ("mix320", "50par_A") and "name" not in other
 
 
-def test_images_of_another_number_of_classes_are_refused(args):
-    images = opening.images(args(), "val")
-    opening.check_outputs(3, images, "net.pth.tar")
-    with pytest.raises(InputError, match=r"^net\.pth\.tar has 2 classes, the images have 3; use a net that"):
-        opening.check_outputs(2, images, "net.pth.tar")
-
-
-def test_the_next_step_reads_the_same_images(args, tmp_path, photos, monkeypatch):
-    given = args("--name", "colours")
-    again = parsed(*opening.images_again(given))
-    options.fill(again)
-    for name in ("dataset", "name", "data_root", "train_path", "val_path"):
-        assert getattr(again, name) == getattr(given, name)
-    assert opening.images_again(parsed("--dataset", "digits")) == ["--dataset", "digits"]
-    monkeypatch.setenv("KC_DATA", "/somewhere")  # which the next step reads too
-    assert opening.images_again(parsed("--dataset", "digits")) == ["--dataset", "digits"]
-
-
 # --- what is computed once
 
 

@@ -115,6 +115,20 @@ def test_what_was_not_given_is_not_refused(parser):
     parser.refuse_without_effect(parser.parse_args(["--reverse"]), ["note", "layer2", "alpha"], "here")
 
 
+# --- what a next step is told again
+
+
+def test_options_can_be_said_again(parser):
+    given = parser.parse_args(["--batch-size", "9", "--note", "a b", "--layer2", "0"])
+    words = parser.again(given, ["layer2", "note", "batch_size", "alpha"])
+    assert words == ["--layer2", "0", "--note", "a b", "--batch_size", "9"]
+    again = parser.parse_args(words)
+    assert vars(again) == vars(given)
+    assert parser.again(parser.parse_args([]), ["layer2", "note", "batch_size", "alpha"]) == []
+    given.layer2, given.note = None, "filled in"
+    assert parser.again(given, ["layer2", "note"]) == ["--note", "filled in"]
+
+
 # --- types
 
 

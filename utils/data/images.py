@@ -213,6 +213,23 @@ def check_classes(expected: list[str], found: list[str], what: str) -> None:
     )
 
 
+def check_outputs(count: int, data: ImageData, net: str | Path | None) -> None:
+    """Refuse images of more or fewer classes than a network tells apart; the authors' files name none.
+
+    Args:
+        count: of the network's classes.
+        data: the images.
+        net: how the network is called.
+
+    Raises:
+        InputError: the numbers differ.
+    """
+    if count != len(data.classes):
+        raise InputError(
+            f"{net} has {count} classes, the images have {len(data.classes)}; use a net that was trained on these"
+        )
+
+
 def _open_rgb(path: Path) -> Image.Image:
     """Decode a file completely, as RGB."""
     try:

@@ -19,7 +19,7 @@ from utils.data.batches import (
     Preprocessing,
     normalise,
 )
-from utils.data.images import ImageData, check_classes, load_images
+from utils.data.images import ImageData, check_classes, check_outputs, load_images
 from utils.errors import InputError
 
 
@@ -133,6 +133,13 @@ def test_file_names_that_are_no_utf8_are_read_and_printable(tmp_path):
     with pytest.raises(InputError) as caught:
         everything(data)
     str(caught.value).encode()  # can be printed
+
+
+def test_images_of_another_number_of_classes_are_refused(tmp_path):
+    make_folder(tmp_path, {"a": 1, "b": 1, "c": 1})
+    check_outputs(3, load(tmp_path), "net.pth.tar")
+    with pytest.raises(InputError, match=r"^net\.pth\.tar has 2 classes, the images have 3; use a net that"):
+        check_outputs(2, load(tmp_path), "net.pth.tar")
 
 
 def test_check_classes_names_the_first_difference():

@@ -7,9 +7,9 @@ from torch import nn
 from models.classifiers import fix_batch_norm, read_classifier
 from models.probe import linear_probe
 from models.small.auxiliary import NetWithHeads, build_bare, build_with_heads
+from models.small.couple import Couple
 from models.small.hsakd_files import fill_from_file
 from models.small.names import bare_name, describe, online_pair
-from models.small.online import OnlinePair
 from models.small.stages import SmallNet
 
 Networks = tuple[nn.Module, NetWithHeads | None]  # what is trained, its teacher
@@ -39,7 +39,7 @@ def student(classes: int, arch: str, tarch: str, tcheckpoint: str | Path) -> Net
 
 def online(classes: int, arch: str) -> Networks:
     """Build the two networks of a pair's name."""
-    return OnlinePair(*(build_with_heads(name, classes, "hsakd") for name in online_pair(arch))), None
+    return Couple(*(build_with_heads(name, classes, "hsakd") for name in online_pair(arch))), None
 
 
 def probe(classes: int, arch: str, s_path: str | Path) -> Networks:
@@ -52,7 +52,7 @@ def probe(classes: int, arch: str, s_path: str | Path) -> Networks:
 
 def bare_arch(model: nn.Module) -> str:
     """Give the bare network's name of what is trained; of a pair the first one's."""
-    net = model.net1 if isinstance(model, OnlinePair) else model
+    net = model.net1 if isinstance(model, Couple) else model
     backbone = net.backbone if isinstance(net, NetWithHeads) else net
     assert isinstance(backbone, SmallNet)
     return backbone.arch

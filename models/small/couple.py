@@ -1,4 +1,4 @@
-"""Two networks with heads that are trained together on the same batches (DCM)."""
+"""Two networks with heads that are trained together on the same batches: DCM, and HSAKD's online form."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from models.small.auxiliary import NetWithHeads, build_with_heads
 from utils.errors import InputError
 
-Outputs = tuple[Tensor, list[Tensor]]  # of a network with heads: logits (M, N), [head logits, …]
+Outputs = tuple[Tensor, list[Tensor]]  # of a network with heads
 
 
 class TestedInTraining(NetWithHeads):
@@ -22,14 +22,14 @@ class TestedInTraining(NetWithHeads):
 
 
 class Couple(nn.Module):
-    """Two networks that see the same images; `load_classifier` takes a state dict of it as net 1."""
+    """Two networks that see the same images; `load_classifier` takes a state dict of them as net 1."""
 
     def __init__(self, net1: NetWithHeads, net2: NetWithHeads) -> None:
         super().__init__()
         self.net1, self.net2 = net1, net2
 
     def forward(self, images: Tensor) -> tuple[Outputs, Outputs]:
-        """Give what both networks make of images (M, 3, S, S)."""
+        """Give what both networks make of images (M, 3, S, S): logits (M, N) and each head's logits."""
         return self.net1(images), self.net2(images)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from models.small.author_keys import authors_state, load_authors_state
 from models.small.auxiliary import NetWithHeads
-from models.small.online import OnlinePair
+from models.small.couple import Couple
 from models.small.stages import SmallNet
 from utils import checkpoint
 from utils.errors import InputError
@@ -22,12 +22,12 @@ def to_authors_state(model: nn.Module) -> dict[str, Tensor]:
 
     Args:
         model: a `SmallNet` (names without prefix), `NetWithHeads` (`backbone.`, `auxiliary_classifier.`) or
-            `OnlinePair` (`net1.`, `net2.` before these).
+            `Couple` (`net1.`, `net2.` before these).
 
     Raises:
         TypeError: any other network.
     """
-    if isinstance(model, OnlinePair):
+    if isinstance(model, Couple):
         nets = {"net1.": model.net1, "net2.": model.net2}
         return {f"{begin}{key}": value for begin, net in nets.items() for key, value in authors_state(net).items()}
     if isinstance(model, NetWithHeads):
@@ -54,7 +54,7 @@ def fill_from_file(model: nn.Module, path: str | Path) -> checkpoint.State:
     stored = checkpoint.load(path)
     held = next((key for key in _STATE_DICTS if isinstance(stored.get(key), Mapping)), None)
     state: Mapping[str, Any] = stored if held is None else stored[held]
-    nets = {"net1.": model.net1, "net2.": model.net2} if isinstance(model, OnlinePair) else {"": model}
+    nets = {"net1.": model.net1, "net2.": model.net2} if isinstance(model, Couple) else {"": model}
     for begin, net in nets.items():
         part = {key.removeprefix(begin): value for key, value in state.items() if key.startswith(begin)}
         if not all(isinstance(value, Tensor) for value in part.values()):

@@ -5,7 +5,7 @@ import torch
 
 from models.classifiers import load_classifier
 from models.small.auxiliary import build_with_heads
-from models.small.couple import build_couple
+from models.small.couple import Couple, build_couple
 from utils import checkpoint
 from utils.errors import InputError
 
@@ -60,3 +60,11 @@ def test_a_network_that_is_tested_in_training_mode_uses_and_moves_batch_statisti
     assert moved == {"net2"}
     assert not any(module.training for module in couple.net1.modules())
     assert all(module.training for module in couple.net2.modules())
+
+
+def test_both_networks_of_hsakds_online_form_see_the_same_images():
+    couple = Couple(*(build_with_heads("wrn_10_0.5", 3, "hsakd") for _ in range(2))).eval()
+    first, second = couple(images())
+    assert torch.equal(first[0], couple.net1(images())[0]) and torch.equal(second[1][2], couple.net2(images())[1][2])
+    assert first[0].shape == (2, 3) and second[1][0].shape == (2, 12)
+    assert not torch.equal(first[0], second[0])

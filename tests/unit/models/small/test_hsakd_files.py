@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from models.small.auxiliary import build_bare, build_with_heads
+from models.small.couple import Couple
 from models.small.hsakd_files import check_own, documented_file, fill_from_file, to_authors_state
-from models.small.online import OnlinePair
 from utils import checkpoint
 from utils.errors import InputError
 
@@ -13,7 +13,7 @@ def with_branches():
 
 
 def pair():
-    return OnlinePair(with_branches(), with_branches())
+    return Couple(with_branches(), with_branches())
 
 
 def bare():

@@ -33,7 +33,8 @@ from utils.training.losses import classification_loss
 from utils.training.metrics import accuracies_percent, main_accuracy
 from utils.training.schedules import due, geometric, set_learning_rate
 
-NOT_RECORDED = ("generations", "start_gen", "gpu_teacher")  # a longer series has the same first generations
+# A longer series has the same first generations, and `arch` is recorded.
+NOT_RECORDED = ("generations", "start_gen", "gpu_teacher", "student_arch")
 
 
 def build_parser() -> Parser:
@@ -41,6 +42,7 @@ def build_parser() -> Parser:
     parser = Parser(__doc__, "python BornAgain.py --start_gen 1 --resume TEACHER.pth.tar -a vgg16_bn --lr 0.01")
     group = parser.add_argument_group("series")
     group.add_argument("-a", "--arch", help=f"{options.ARCHS}; default: the teacher's, or {options.ARCH}")
+    group.add_argument("--student_arch", metavar="ARCH", help="of the series, where it is not the teacher's")
     group.add_argument("--resume", default="", metavar="T", help="first one's teacher; none or auto: the series' own")
     options.add_restart_option(group)
     group.add_argument("-g", "--generations", type=whole(1), default=5, help="networks of the series, with number 0")
@@ -63,6 +65,8 @@ def check(args: Namespace, parser: Parser) -> None:
         parser.error(f"--start_gen {args.start_gen} is not in the series of generations 0 to {args.generations - 1}")
     if args.lambd != args.lambd_end and min(args.lambd, args.lambd_end) <= 0:
         parser.error("--lambd and --lambd_end must both be positive where they differ")
+    if args.student_arch and args.resume in ("", "auto"):
+        parser.error("--student_arch is of nets that learn from another one: name that by --resume TEACHER")
 
 
 def generation_path(args: Namespace, arch: str, generation: int) -> Path:
@@ -133,7 +137,8 @@ def train_generation(
 
     teacher = None
     if teacher_path:
-        taught_by = freeze_for_inference(read_classifier(teacher_path, arch, len(classes))[0], runtime.device)
+        taught_arch = args.arch if generation == args.start_gen else arch
+        taught_by = freeze_for_inference(read_classifier(teacher_path, taught_arch, len(classes))[0], runtime.device)
         loader = opening.image_loader(args, images, runtime)
         teacher = teacher_logits(taught_by, loader, len(classes), runtime, folder=args.out, gpu=args.gpu_teacher)
     seed_everything(args.seed)
@@ -178,10 +183,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     teacher = first_teacher(args)
     model, state = read_classifier(teacher, args.arch) if teacher else (None, {})
     options.fill(args, state.get("data", {}))
-    check_series(args, state["model"]["arch"] if teacher else args.arch or options.ARCH, teacher)
+    taught_arch = state["model"]["arch"] if teacher else args.arch or options.ARCH
+    check_series(args, args.student_arch or taught_arch, teacher)
     images, val_images = opening.both_splits(args, state.get("data"))
     record = state.get("model") or classifier_record(args.arch or options.ARCH, len(images.classes))
     check_outputs(record["num_classes"], images, teacher)
+    if args.student_arch:
+        model, record = None, classifier_record(args.student_arch, len(images.classes))
     model = model or build(**record)
     feature_shape(model, args.image_size)
     images, val_images = (opening.decoded(args, data, runtime) for data in (images, val_images))

@@ -180,6 +180,20 @@ def test_a_later_start_without_a_teacher_takes_the_generation_before(photos, tmp
         run(BornAgain, photos, tmp_path, "-a resnet18 --start_gen 3 -g 4 --epochs 1")
 
 
+def test_students_of_another_architecture_than_the_teachers(series, photos, tmp_path):
+    teacher = series / "model_checkpoints" / "checkpoint_folder_resnet18_s_gen0.pth.tar"
+    line = f"-a resnet18 --student_arch resnet8 --start_gen 1 -g 3 --epochs 1 --resume {teacher}"
+    run(BornAgain, photos, tmp_path, line)
+    first, second = (
+        tmp_path / "model_checkpoints" / f"checkpoint_folder_resnet8_gen{generation}.pth.tar" for generation in (1, 2)
+    )
+    taught_by = [checkpoint.load(path)["settings"]["teacher"] for path in (first, second)]
+    assert taught_by == [sha256(teacher), sha256(first)]
+    assert load_classifier(second).arch == "resnet8"
+    with pytest.raises(SystemExit, match="holds a resnet18, --arch says resnet8"):
+        run(BornAgain, photos, tmp_path, f"-a resnet8 --start_gen 1 -g 2 --epochs 1 --resume {teacher}")
+
+
 def test_augmented_images_ask_the_teacher_every_time(series, photos, tmp_path, monkeypatch, capsys):
     line = f"--start_gen 1 -g 2 --epochs 1 --gpu_teacher 7 --resume {series}/model_checkpoints/"
     line += "checkpoint_folder_resnet18_s_gen0.pth.tar"
@@ -236,6 +250,7 @@ def test_a_teacher_of_other_classes_is_refused(series, photos, tmp_path):
         ("--start_gen 5", "--start_gen 5 is not in the series of generations 0 to 4"),
         ("--tau 0", "--tau: expected a number above 0, got '0'"),
         ("--lambd 0", "--lambd and --lambd_end must both be positive where they differ"),
+        ("--student_arch resnet8", "--student_arch is of nets that learn from another one"),
     ],
 )
 def test_values_that_make_no_series_are_refused(line, sentence, capsys):

@@ -27,7 +27,7 @@ from utils.features.nets import doubts
 from utils.features.pairing import Pairing, Side, classes_of
 from utils.files import sha256
 from utils.measures.bootstrap import bootstrap
-from utils.measures.calibration import consistency_interval, shuffled_within_class
+from utils.measures.calibration import consistency_interval, save_sums, shuffled_within_class
 from utils.measures.moments import ImageMoments
 from utils.measures.permutation import calibrate_linear
 from utils.measures.similarity import linear_cka, procrustes, ridge_r2, svcca
@@ -67,6 +67,7 @@ def build_parser() -> Parser:
     group = parser.add_argument_group("results")
     group.add_argument("--json", type=result_file(), metavar="FILE", help="write everything as JSON")
     group.add_argument("--csv", type=result_file(), metavar="FILE", help="write the table as CSV")
+    group.add_argument("--sums", type=result_file(".npz"), metavar="FILE", help="write each image's part of variances")
     options.add_run_options(parser)
     parser.set_defaults(dataset=None, print_freq=10)
     return parser
@@ -137,12 +138,10 @@ def linear_test(args: Namespace, parts: Sequence[opening.Features], net: TransNe
     """Hold the linear reference of one ridge weight against permutations of the images within their classes."""
     views = (lambda feature: net.resize(as_maps(feature)), as_maps)
     x, target = ([Side(part, which, view) for part in parts] for which, view in enumerate(views))
-    generator = torch.Generator().manual_seed(args.seed)
-    found = calibrate_linear(
-        x, target, [classes_of(part) for part in parts], generator, draws=args.permutations, resamples=args.bootstrap,
-        kernel_size=net.config["kernel_size"], device=runtime.device,
-    )  # fmt: skip
-    return found.report()
+    return calibrate_linear(
+        x, target, [classes_of(part) for part in parts], torch.Generator().manual_seed(args.seed),
+        draws=args.permutations, resamples=args.bootstrap, kernel_size=net.config["kernel_size"], device=runtime.device,
+    ).report()  # fmt: skip
 
 
 def baselines(parts: Sequence[opening.Features], budget: Namespace, runtime: Runtime) -> list[dict[str, Any]]:
@@ -179,7 +178,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     for name, fitted in found.items():
         intervals = bootstrap(fitted.moments.statistic(), fitted.moments.arrays(), resamples=args.bootstrap)
         rows.append({"pairs": name, "linear_reference": fitted.linear, **asdict(intervals["instability"])})
-    three = (found[name].moments.arrays() for name in (THIS, NULL, CEILING))
+    three = [found[name].moments.arrays() for name in (THIS, NULL, CEILING)]
     consistency = consistency_interval(moments.statistic(), *three, resamples=args.bootstrap)["consistency"]
     report = {
         "rows": rows, "consistency": asdict(consistency),
@@ -190,6 +189,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     runtime.say(calibration_table(report))
     if runtime.is_main:
         save_report(report, args.json, args.csv, [list(rows[0]), *(list(row.values()) for row in rows)])
+    if args.sums and runtime.is_main:
+        save_sums(args.sums, moments.names(), *three)
     return report
 
 

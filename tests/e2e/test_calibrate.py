@@ -2,11 +2,13 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
 import Calibrate
 import Training_TransNet
+from experiments import knowledge
 from tests.e2e.road import data, run
 from utils.features.writer import FeatureWriter
 from utils.provenance import NetSource, Provenance
@@ -100,3 +102,14 @@ def test_a_trans_net_of_other_features_is_refused(road, tmp_path):
     features = planted(tmp_path / "features", "mixed")
     with pytest.raises(SystemExit, match="was made with"):
         run(Calibrate, "", "--convOut_path", features, "--transnet", road.trans_net)
+
+
+def test_the_sums_give_the_same_consistency_elsewhere(tmp_path):
+    sums = tmp_path / "c.npz"
+    report = calibrate(planted(tmp_path / "features", "of the class alone"), tmp_path, "--sums", sums)
+    drawn = knowledge.draw(sums, resamples=1000)
+    assert drawn[0] == pytest.approx(report["consistency"]["value"])
+    # Other draws of as many resamples.
+    ends = (report["consistency"]["low"], report["consistency"]["high"])
+    width = ends[1] - ends[0]
+    assert np.quantile(drawn[1:], [0.025, 0.975]) == pytest.approx(ends, abs=0.15 * width)

@@ -203,6 +203,31 @@ def accuracy(hits: Array, second: Array | None = None, **options: Any) -> Interv
     return difference(lambda total: {"points": total}, parts[:1], parts[1:], **options)["points"]
 
 
+def mean_over_fits(values: Array, draws: Array, *, confidence: float = 0.95, seed: int = 0) -> Interval:
+    """Give the interval of a mean over fits (or nets) of a number that sums averaged over them do not give, as a ratio.
+
+    Fits are drawn beside the images as by `bootstrap`, with too narrow intervals for few. One fit is held fixed.
+
+    Args:
+        values: of every fit, on all images, (F,).
+        draws: of every fit, on the same B resamples of the images, (F, B).
+        confidence: in (0, 1).
+        seed: of the draws of fits: the same seed draws the same fits.
+    """
+    fits, resamples = draws.shape
+    chosen = np.random.default_rng(seed).integers(fits, size=draws.shape)
+    means = np.take_along_axis(draws, chosen, 0).mean(0)
+    drawn = ("images", "fits") if fits > 1 else ("images",)
+    value = float(np.mean(values))
+    undefined = resamples - int(np.isfinite(means).sum())
+    low, high = (
+        (None, None) if undefined else map(float, np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2]))
+    )
+    reason = f"{undefined} of {resamples} resamples have no such number" if undefined else ""
+    known = value if np.isfinite(value) else None
+    return Interval(known, low, high, confidence, "percentile", resamples, drawn, fits == 1, reason)
+
+
 def verdict(difference: Interval, margin: float = 0.0) -> Verdict:
     """Say whether a difference is larger than a margin, by its interval.
 

@@ -7,8 +7,10 @@ the target's image, so that the null, the score and the ceiling are resampled to
 - *Permutations*, for a test: all orders are as likely as each other, the true one included, which makes p exact.
 """
 
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,10 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from utils.errors import InputError
+from utils.files import replacing
 from utils.measures.bootstrap import Interval, Statistic, bootstrap
+
+KINDS = ("observed", "null", "ceiling")  # what a normalised consistency is made of
 
 Array = NDArray[Any]
 
@@ -157,3 +162,32 @@ def consistency_interval(
         return found | {"consistency": normalised_consistency(**found)}
 
     return bootstrap(numbers, [array for part in parts for array in part], **options)
+
+
+def save_sums(
+    path: str | Path, names: Sequence[str], observed: Sequence[Array], null: Sequence[Array], ceiling: Sequence[Array]
+) -> None:
+    """Write every image's parts of Var(x*) and Var(x_Δ) to an .npz file, for `load_sums`.
+
+    Args:
+        path: the file.
+        names: of the columns, see `ImageMoments`.
+        observed: its `arrays`; those of the null and the ceiling are of the same images.
+    """
+    columns = [names.index(name) for name in ("target", "residual")]
+    sums: dict[str, Array] = {kind: part[:, columns] for kind, (part,) in zip(KINDS, (observed, null, ceiling))}
+    with replacing(path) as temporary:
+        np.savez(temporary, allow_pickle=False, **sums)
+
+
+def load_sums(path: str | Path) -> dict[str, Array]:
+    """Read what `save_sums` wrote: float64 (N, 2) by `KINDS`; sums over images are Var(x*) and Var(x_Δ).
+
+    Raises:
+        InputError: there is no such file, or it is another one.
+    """
+    try:
+        with np.load(path) as stored:
+            return {kind: stored[kind] for kind in KINDS}
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} holds no sums per image ({error}); make it by Calibrate.py --sums") from None

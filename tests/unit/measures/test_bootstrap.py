@@ -4,7 +4,16 @@ import scipy.stats
 
 from utils.errors import InputError
 from utils.measures import bootstrap as bootstraps
-from utils.measures.bootstrap import Interval, accuracy, bootstrap, count, difference, verdict, weighted
+from utils.measures.bootstrap import (
+    Interval,
+    accuracy,
+    bootstrap,
+    count,
+    difference,
+    mean_over_fits,
+    verdict,
+    weighted,
+)
 
 
 def ratio(error, target):
@@ -146,3 +155,30 @@ def test_sums_that_do_not_fit_are_refused():
 )  # fmt: skip
 def test_verdicts(low, high, margin, expected):
     assert verdict(interval(low, high), margin) == expected
+
+
+def test_the_mean_over_fits_is_the_crossed_bootstrap_of_a_mean():
+    """Of numbers that are linear in the sums, the crossed bootstrap and this one give the same intervals."""
+    random = np.random.default_rng(0)
+    hits = (random.random((6, 400)) < random.uniform(0.5, 0.7, (6, 1))).astype(float)
+    crossed = accuracy(hits, crossed="fits", resamples=4000)
+    drawn = count(random.integers(400, size=(4000, 400)), 400)
+    found = mean_over_fits(100 * hits.mean(1), 100 * (hits @ drawn.T) / 400)
+    assert found.value == pytest.approx(crossed.value)
+    assert (found.low, found.high) == pytest.approx((crossed.low, crossed.high), abs=0.35)
+    assert (found.resampled, found.fits_fixed) == (crossed.resampled, crossed.fits_fixed) == (("images", "fits"), False)
+
+
+def test_the_mean_of_one_fit_holds_it_fixed():
+    draws = np.linspace(0, 1, 101)[None]
+    found = mean_over_fits(np.array([0.4]), draws, confidence=0.9)
+    assert (found.value, found.low, found.high) == pytest.approx((0.4, 0.05, 0.95))
+    assert (found.resampled, found.fits_fixed) == (("images",), True)
+
+
+def test_a_mean_over_fits_that_is_not_always_defined_has_no_interval():
+    draws = np.ones((1, 100))
+    draws[0, :3] = np.nan
+    found = mean_over_fits(np.array([1.0]), draws)
+    assert (found.low, found.high, found.reason) == (None, None, "3 of 100 resamples have no such number")
+    assert verdict(found) == "cannot be said"

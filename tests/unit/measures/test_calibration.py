@@ -1,5 +1,6 @@
 import functools
 import itertools
+import pickle
 
 import numpy as np
 import pytest
@@ -9,14 +10,18 @@ from calibrated_similarity import calibrate, calibrate_layers
 
 from utils.errors import InputError
 from utils.measures.calibration import (
+    KINDS,
     Null,
     best_of,
     consistency_interval,
+    load_sums,
     normalised_consistency,
     permutations,
+    save_sums,
     shuffled,
     shuffled_within_class,
 )
+from utils.measures.moments import ImageMoments
 
 LABELS = torch.tensor([0, 1, 0, 2, 1, 0, 3, 1, 2, 0])
 
@@ -170,3 +175,32 @@ def test_a_null_that_is_no_worse_than_the_ceiling_gives_a_reason():
     found = consistency_interval(instability, [0.3 * ones, ones], [0.3 * ones, ones], [0.3 * ones, ones])["consistency"]
     assert (found.value, found.low, found.high) == (None, None, None)
     assert "1000 of 1000" in found.reason
+
+
+def test_sums_in_a_file_are_each_images_part_of_the_variances(tmp_path):
+    pieces = torch.randn(3, 20, 4, 3, 3, generator=generator())
+    results = {}
+    for factor, kind in enumerate(KINDS, start=1):
+        results[kind] = ImageMoments()
+        results[kind].update(pieces[:2], factor * pieces[2], torch.arange(20).flip(0))
+    save_sums(tmp_path / "sums.npz", results["null"].names(), *(moments.arrays() for moments in results.values()))
+    stored = load_sums(tmp_path / "sums.npz")
+    assert tuple(stored) == KINDS
+    for factor, kind in enumerate(KINDS, start=1):
+        target = pieces[0] + pieces[1] + factor * pieces[2]
+        expected = [vector.var((0, 2, 3), correction=0).mean() for vector in (target, factor * pieces[2])]
+        assert stored[kind].sum(0) == pytest.approx(expected, rel=1e-5)
+        own = results[kind].statistic()(results[kind].arrays()[0][:7].sum(0))["instability"]
+        variances = stored[kind][:7].sum(0)
+        assert variances[1] / variances[0] == pytest.approx(own)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 and no more", pickle.dumps([1])])
+def test_a_file_without_sums_is_refused(tmp_path, content):
+    path = tmp_path / "sums.npz"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"sums\.npz holds no sums per image \(.*\); make it by Calibrate\.py --sums"):
+        load_sums(path)
+    np.savez(path, pairs=np.zeros(2))
+    with pytest.raises(InputError, match=r"sums\.npz holds no sums per image"):
+        load_sums(path)

@@ -12,10 +12,13 @@ PAIRS=${PAIRS:-wrn_28_10-wrn_28_10 wrn_28_10-mobilenet} METHODS=${METHODS:-alone
 EPOCHS=${EPOCHS:-200} EPOCH_STEP=${EPOCH_STEP:-[60,120,160]}
 
 distil() { # METHOD PAIR SEED
-  local save=model_checkpoints/dcm/$2_$1_sd$3
+  local net save=model_checkpoints/dcm/$2_$1_sd$3
   step "$1_$2_sd$3" DCM.py --net1 "${2%-*}" --net2 "${2#*-}" --method "$1" --seed "$3" --epochs "$EPOCHS" \
     --epoch_step "$EPOCH_STEP" --batch_size "${BATCH:-128}" --dataroot "$DATA" --save "$OUT/$save" --resume auto
   link "../../../../$save/checkpoint.pth.tar" "$OUT/results/distil_cifar/$1/$2/sd$3.pth.tar"
+  for net in net1 net2; do # for experiments/accuracies.py
+    link "../../../../$save/$net.pth.tar" "$OUT/results/accuracy/$1/$2_$net/sd$3.pth.tar"
+  done
 }
 
 for pair in $PAIRS; do

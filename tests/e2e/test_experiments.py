@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from experiments import tables
+from models.layers import Layer
 from tests.unit.photos import make_folder
-from utils import runs
+from utils import hsakd_options, runs
 from utils.options import data_name
 
 pytestmark = pytest.mark.e2e
@@ -22,6 +23,7 @@ SETTINGS = (
     "REFINE_LR", "PRUNE_EPOCHS", "BATCH", "JOBS", "DEVICE_IDS", "ARCHS", "EPOCHS", "SEEDS", "LAYERS", "TARGETS",
     "THRESHOLDS", "GENERATIONS", "KC_DATA", "FIT", "CALIBRATE", "PRETRAINED", "WEIGHTS", "HALF_SEEDS",
     "RELEASED_EPOCHS", "SHARE_BITS", "ALEXNET_OPTIM", "ALEXNET_LR", "ALEXNET_EPOCHS",
+    "TEACHER", "STUDENT", "TEACHER_EPOCHS", "METHODS", "PAIRS", "EPOCH_STEP", "CLASSES",
 )  # fmt: skip
 ARCHS = ("alexnet", "resnet18")  # those of the tests that compose names, since they have no underscore
 # It stands for Python: it notes what it is called with, and fails where FAIL is among its words.
@@ -45,8 +47,8 @@ def commands(section, **settings):
     found = []
     for line in result.stdout.splitlines():
         words = shlex.split(line)
-        if words[0] == "mkdir":
-            found.append(("ln", words[words.index("-sfn") + 1 :]))
+        if words[0] in ("mkdir", "rm"):
+            found.append(("rm", words[2]) if words[0] == "rm" else ("ln", words[words.index("-sfn") + 1 :]))
             continue
         assert words[0] == "python"
         module = words[2] if words[1] == "-m" else words[1].removesuffix(".py")
@@ -413,6 +415,67 @@ def test_the_small_run_needs_no_dogs():
     assert result.stdout.count("-m experiments.tables") == len(SECTIONS) + 1  # stability is run for each architecture
     assert "--image_size 64" in result.stdout
     assert "runs/small/data/dogs runs/small/mix/DOG120" in result.stdout
+
+
+def test_students_are_compared_with_the_teacher_that_was_trained():
+    """Every file that a command of the knowledge experiment reads is one that an earlier one wrote."""
+    found = commands("distillation_knowledge", SEEDS="0 1", TEACHER="resnet20", STUDENT="wrn_16_1", EPOCHS="12")
+    written, archs = set(), {}
+    for script, options in found:
+        if script == "HSAKD":
+            hsakd_options.fill(importlib.import_module(script).build_parser(), options)
+            assert options.milestones == [8] and set(hsakd_options.files(options).values()) <= written
+            path = f"{options.checkpoint_dir}/{hsakd_options.run_name(options)}/{options.arch}.pth.tar"
+            archs[path] = options.arch.removesuffix("_aux")
+        elif script == "BornAgain":
+            assert options.resume in written and (options.epoch_step, options.decay_factor) == (8, 0.1)
+            path = runs.classifier_path(options.out, "CIFAR100", options.student_arch, f"{options.suffix}_gen1")
+            archs[str(path)] = options.student_arch
+        elif script == "DCM":
+            assert (options.epoch_step, options.normalisation, options.augment) == ([9], "cifar", "zero4")
+            archs |= {f"{options.out}/net1.pth.tar": options.net1, f"{options.out}/net2.pth.tar": options.net2}
+        elif script == "ConvOutput":
+            assert {options.resume1, options.resume2} <= written
+            arch = runs.pair(archs[options.resume1], archs[options.resume2])
+            label = runs.pair(Layer(options.layer).label, Layer(options.layer2).label)
+            place = (options.out, options.dataset or "CIFAR100", "", arch, label)
+            features = str(runs.features_folder(*place, options.suffix, "val").parent)
+            written.add(features)
+        elif script == "Training_TransNet":
+            assert options.convOut_path in written
+            written.add(str(runs.trans_net_path(options.out, "CIFAR100", arch, label, "", options.suffix)))
+            reverse = options.reverse
+        elif script == "Calibrate":
+            assert {options.convOut_path, options.transnet} <= written and options.reverse == reverse
+            assert options.sums not in written
+            written.add(options.sums)
+        elif script == "rm":
+            written.remove(options)
+        elif script == "ln":
+            assert str(_resolve(*options)) in written
+        written |= archs.keys()
+    methods = {Path(path).parts[-3] for path in written if path.endswith(".npz")}
+    assert methods == {"alone", "kd", "dcm", "dcm_partner", "hsakd"}
+    assert sum(path.endswith(".npz") for path in written) == 5 * 2 * 2 * 3  # methods, seeds, directions, stages
+    assert found[-1][0] == "experiments.knowledge"
+
+
+def test_stages_of_other_networks_are_not_known():
+    result = run("distillation_knowledge", "--dry-run", TEACHER="vgg13_bn", PYTHON="python")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "distillation_knowledge: the stages of vgg13_bn are not known here; take WRNs and ResNets\n"
+
+
+def test_the_small_distillation_is_dcm_hsakd_and_their_tables():
+    result = run("small_distil", "cifar.tar.gz", "--dry-run", PYTHON="python", SEEDS="4", EPOCHS="10")
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("python PrepareData.py CIFAR100 --src /") and "--classes 10" in lines[0]
+    assert result.stdout.count("python DCM.py") == 2 * 3 + 1 and result.stdout.count("python HSAKD.py") == 3
+    assert "--epoch_step '[7,9]' --batch_size 32" in result.stdout
+    tables_of = [line.split()[2] for line in lines if line.startswith("python -m")]
+    assert tables_of == ["experiments.tables", "experiments.knowledge", "experiments.accuracies"]
+    assert run("small_distil").returncode == 2
 
 
 def test_a_whole_section_runs(tmp_path):

@@ -126,8 +126,8 @@ def draw_figure(cells: Sequence[Cell], accuracies: Sequence[Row]) -> Figure:
             own = [cell for cell in cells if (cell.direction, cell.method) == (direction, method)]
             places = [int(cell.stage) + 0.09 * (shift - (len(shown) - 1) / 2) for cell in own]
             axis.plot(places, [_value(cell.consistency) for cell in own], color=colour, linewidth=0.8, alpha=0.6)
-            for place, cell in zip(places, own):
-                _point(axis, place, cell.consistency, colour, marker, METHODS[method] if place == places[0] else None)
+            for i, cell in enumerate(own):
+                _point(axis, places[i], cell.consistency, colour, marker, METHODS[method] if i == 0 else None)
         axis.set_xticks(sorted({int(cell.stage) for cell in cells}))
         axis.set_xlabel("stage", fontsize=9)
         axis.set_title(title, fontsize=9)
@@ -147,7 +147,9 @@ def _value(interval: Interval) -> float:
 def _point(axis: Axes, place: float, interval: Interval, colour: str, marker: str, label: str | None = None) -> None:
     """Draw a number and its interval."""
     value = _value(interval)
-    ends = [[value - interval.low], [interval.high - value]] if interval.low is not None else None
+    ends = None
+    if interval.low is not None and interval.high is not None:
+        ends = [[value - interval.low], [interval.high - value]]
     axis.errorbar(place, value, ends, color=colour, marker=marker, markersize=5, capsize=2, label=label)
 
 

@@ -23,8 +23,8 @@ stages_of() { # ARCH: the stages that both methods' heads take, from the shallow
   *) echo "$section: the stages of $1 are not known here; take WRNs and ResNets" >&2 && return 2 ;;
   esac
 }
-read -ra teacher_stages <<<"$(stages_of "$TEACHER")"
-read -ra student_stages <<<"$(stages_of "$STUDENT")"
+teacher_stages=($(stages_of "$TEACHER"))
+student_stages=($(stages_of "$STUDENT"))
 
 # hsakd NAME EPOCHS OPTION…: one run with the common recipe.
 hsakd() {

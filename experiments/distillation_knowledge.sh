@@ -87,7 +87,7 @@ measure() {
       step "fit_${name}_${stage}_$direction" Training_TransNet.py --convOut_path "$features" --layers 1 --standardise \
         --solve --epochs 0 --suffix "${name}_$direction" "${reverse[@]}" --out "$OUT" --resume auto
       step "calibrate_${name}_${stage}_$direction" Calibrate.py --convOut_path "$features" --transnet "$trans_net" \
-        "${reverse[@]}" --json "$result/${direction}_$((stage + 1))/sd$2.json" \
+        "${reverse[@]}" --permutations 0 --json "$result/${direction}_$((stage + 1))/sd$2.json" \
         --sums "$result/${direction}_$((stage + 1))/sd$2.npz"
     done
     if [[ $dry_run ]]; then show rm -r "$features"; else rm -r "$features"; fi

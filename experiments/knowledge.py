@@ -22,8 +22,7 @@ from experiments.accuracies import TITLES, Row, judged, read_hits, rows_of, writ
 from utils.errors import InputError
 from utils.files import replacing, write_csv
 from utils.measures.bootstrap import Interval, count, mean_over_fits, weighted
-from utils.measures.calibration import normalised_consistency
-from utils.measures.image_moments import load_sums
+from utils.measures.calibration import KINDS, load_sums, normalised_consistency
 from utils.parser import Parser, result_file, some_path, whole
 from utils.report.charts import CURVES
 from utils.runtime import command
@@ -47,15 +46,12 @@ class Cell(NamedTuple):
 
 def draw(path: Path, resamples: int) -> Array:
     """Give the normalised consistency on all images and on B resamples, the same for every file, (1 + B,)."""
-    results = load_sums(path)
-    images = len(results["pairs"].arrays[0])
+    sums = load_sums(path)
+    images = len(sums["observed"])
     drawn = np.random.default_rng(0).integers(images, size=(resamples, images))
     weights = np.concatenate([np.ones((1, images)), count(drawn, images)])
-    left = {
-        name: statistic(*(weighted(part, weights) for part in arrays))["instability"]
-        for name, (arrays, statistic) in results.items()
-    }
-    return normalised_consistency(left["pairs"], left["null"], left["ceiling"])
+    totals = np.stack([weighted(sums[kind], weights) for kind in KINDS])  # (3, 1 + B, 2)
+    return normalised_consistency(*(totals[..., 1] / totals[..., 0]))
 
 
 def read_cells(run: str | Path, resamples: int) -> list[Cell]:

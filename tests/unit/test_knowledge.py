@@ -7,7 +7,8 @@ import torch
 from experiments import knowledge
 from experiments.accuracies import Row
 from utils.measures.bootstrap import Interval
-from utils.measures.image_moments import ImageMoments, save_sums
+from utils.measures.calibration import save_sums
+from utils.measures.moments import ImageMoments
 
 IMAGES = 40
 
@@ -24,8 +25,8 @@ def moments(left, generator):
 def plant(run, method, direction, stage, seed, left):
     generator = torch.Generator().manual_seed(seed)
     path = run / "results/knowledge" / method / f"{direction}_{stage}" / f"sd{seed}.npz"
-    kinds = zip(("pairs", "null", "ceiling"), (left, 0.9, 0.1))
-    save_sums(path, {name: moments(share, generator) for name, share in kinds})
+    three = [moments(share, generator) for share in (left, 0.9, 0.1)]
+    save_sums(path, three[0].names(), *(part.arrays() for part in three))
 
 
 @pytest.fixture

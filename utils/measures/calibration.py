@@ -172,7 +172,9 @@ def save_sums(
     Args:
         path: the file.
         names: of the columns, see `ImageMoments`.
-        observed: its `arrays`; those of the null and the ceiling are of the same images.
+        observed: its `arrays`.
+        null: those of the same target images beside other images' x.
+        ceiling: those of A → A on the same images.
     """
     columns = [names.index(name) for name in ("target", "residual")]
     sums: dict[str, Array] = {kind: part[:, columns] for kind, (part,) in zip(KINDS, (observed, null, ceiling))}

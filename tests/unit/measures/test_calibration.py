@@ -188,7 +188,7 @@ def test_sums_in_a_file_are_each_images_part_of_the_variances(tmp_path):
     assert tuple(stored) == KINDS
     for factor, kind in enumerate(KINDS, start=1):
         target = pieces[0] + pieces[1] + factor * pieces[2]
-        expected = [vector.var((0, 2, 3), correction=0).mean() for vector in (target, factor * pieces[2])]
+        expected = [float(vector.var((0, 2, 3), correction=0).mean()) for vector in (target, factor * pieces[2])]
         assert stored[kind].sum(0) == pytest.approx(expected, rel=1e-5)
         own = results[kind].statistic()(results[kind].arrays()[0][:7].sum(0))["instability"]
         variances = stored[kind][:7].sum(0)

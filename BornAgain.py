@@ -1,10 +1,9 @@
 """Train a series of born-again networks, each taught by the one before it (paper Sec. 4.5).
 
 Generation g learns from the labels and from generation g - 1 (Furlanello et al. 2018). --resume T names the teacher of
-the first generation that is trained. With --start_gen 1, T is generation 0, and nets 1, 2, … up to --generations - 1
-follow. With --start_gen 0, T is no part of the series: a net 0 learns from it too. Without --resume, net 0 learns from
-the labels alone, and a later --start_gen takes the net before it from model_checkpoints. The same command again keeps
-the generations that are whole and goes on where the series stopped.
+the first one that is trained: with --start_gen 1, T is generation 0; with 0, T is no part of the series. Without it, net
+0 learns from the labels alone, and a later --start_gen takes the net before it from model_checkpoints. The same command
+again keeps the generations that are whole and goes on where the series stopped.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,8 +32,7 @@ from utils.training.losses import classification_loss
 from utils.training.metrics import accuracies_percent, main_accuracy
 from utils.training.schedules import due, geometric, set_learning_rate
 
-# A longer series has the same first generations, and `arch` is recorded.
-NOT_RECORDED = ("generations", "start_gen", "gpu_teacher", "student_arch")
+NOT_RECORDED = ("generations", "start_gen", "gpu_teacher", "student_arch")  # `arch` is each generation's own
 
 
 def build_parser() -> Parser:
@@ -134,7 +132,6 @@ def train_generation(
     if state.get("epoch", 0) >= args.epochs:
         runtime.say(f"generation {generation} is trained already: {own}")
         return own, acc1
-
     teacher = None
     if teacher_path:
         taught_arch = args.arch if generation == args.start_gen else arch
@@ -159,15 +156,12 @@ def train_generation(
             metrics = train_one_epoch(fit, train_loader, step, epoch)
             if due(epoch, args.val_epoch, args.epochs):
                 metrics |= validate(fit.net, val_loaders, runtime, partial(classify, preprocess=preprocess), hits)
-                acc1 = main_accuracy(metrics, "val_")
-                best_acc1 = max(acc1, best_acc1)
+                best_acc1 = max(acc1 := main_accuracy(metrics, "val_"), best_acc1)
             log.write(epoch, metrics | {"lr": rates[epoch]} | ({"lambda": lambdas[epoch]} if teacher else {}))
             if runtime.is_main and due(epoch, args.save_epoch, args.epochs):
-                state = fit.state(
-                    epoch + 1, arch=arch, model=record, data=opening.data_record(args, images), settings=settings,
-                    history=past, versions=resume.VERSIONS, acc1=acc1, best_acc1=best_acc1, hits=hits,
-                )  # fmt: skip
-                checkpoint.save(own, state)
+                facts = {"arch": arch, "model": record, "data": opening.data_record(args, images), "settings": settings}
+                facts |= {"history": past, "versions": resume.VERSIONS}
+                checkpoint.save(own, fit.state(epoch + 1, **facts, acc1=acc1, best_acc1=best_acc1, hits=hits))
                 log.saved(own, epoch + 1)
     runtime.barrier()  # the next generation's teacher is read by every process
     return own, acc1
@@ -183,23 +177,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     teacher = first_teacher(args)
     model, state = read_classifier(teacher, args.arch) if teacher else (None, {})
     options.fill(args, state.get("data", {}))
-    taught_arch = state["model"]["arch"] if teacher else args.arch or options.ARCH
-    check_series(args, args.student_arch or taught_arch, teacher)
     images, val_images = opening.both_splits(args, state.get("data"))
     record = state.get("model") or classifier_record(args.arch or options.ARCH, len(images.classes))
     check_outputs(record["num_classes"], images, teacher)
     if args.student_arch:
         model, record = None, classifier_record(args.student_arch, len(images.classes))
+    check_series(args, record["arch"], teacher)
     model = model or build(**record)
     feature_shape(model, args.image_size)
     images, val_images = (opening.decoded(args, data, runtime) for data in (images, val_images))
-
-    lines, first = [], teacher or generation_path(args, record["arch"], args.start_gen)
+    first = teacher or generation_path(args, record["arch"], args.start_gen)
+    lines = [f"{'generation':>10}{'accuracy, %':>13}  checkpoint"]
     for generation in range(args.start_gen, args.generations):
         teacher, acc1 = train_generation(generation, teacher, record, images, val_images, args, runtime)
         lines.append(f"{generation:>10}{acc1:>13.2f}  {teacher}")
-    header, logs = f"{'generation':>10}{'accuracy, %':>13}  checkpoint", runs.log_folder(args.out)
-    runtime.say("\n".join([header, *lines, f"saved these, and the log of each in {logs}"]))
+    runtime.say("\n".join([*lines, f"saved these, and the log of each in {runs.log_folder(args.out)}"]))
     nets = ("--resume1", first, "--resume2", teacher, *usual_layer(model))
     runtime.say_next("ConvOutput.py", *nets, "--t_or_v", "both", *parser.again(args, (*options.IMAGES, "out")))
 

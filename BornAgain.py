@@ -1,9 +1,9 @@
 """Train a series of born-again networks, each taught by the one before it (paper Sec. 4.5).
 
 Generation g learns from the labels and from generation g - 1 (Furlanello et al. 2018). --resume T names the teacher of
-the first one that is trained: with --start_gen 1, T is generation 0; with 0, T is no part of the series. Without it, net
-0 learns from the labels alone, and a later --start_gen takes the net before it from model_checkpoints. The same command
-again keeps the generations that are whole and goes on where the series stopped.
+the first one that is trained: with --start_gen 1, T is generation 0; with 0, T is no part of the series. Without it,
+net 0 learns from the labels alone, and a later --start_gen takes the net before it from model_checkpoints. The
+same command again keeps the generations that are whole and goes on where the series stopped.
 """
 
 from collections.abc import Callable, Sequence

@@ -44,8 +44,8 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", nargs="+", default=["wrn_16_1-wrn_16_1", "wrn_16_1-mobilenet8"])
     parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=3, help="of an epoch")
-    parser.add_argument("--rounds", type=int, default=7, help="epochs of each kind")
+    parser.add_argument("--steps", type=int, default=2, help="of an epoch")
+    parser.add_argument("--rounds", type=int, default=5, help="epochs of each kind")
     args = parser.parse_args(argv)
     load = os.getloadavg()[0]  # of other programs: none of ours has begun
     runtime = start([], None, seed=0)

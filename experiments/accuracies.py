@@ -96,7 +96,8 @@ def rows_of(measured: dict[str, dict[str, Hits]]) -> list[Row]:
     for net, methods in measured.items():
         for method, hits in methods.items():
             alone = methods.get("alone", {})
-            compared = method != "alone" and bool(hits.keys() & alone.keys())
+            # A teacher stands beside its students, and is another network.
+            compared = method not in ("alone", "teacher") and bool(hits.keys() & alone.keys())
             gain = interval_of(hits, alone) if compared else None
             images = len(next(iter(hits.values())))
             rows.append(Row(net, method, len(hits), images, interval_of(hits), gain))

@@ -37,17 +37,19 @@ def test_the_accuracies_are_of_the_test_images_and_differences_of_the_same_seeds
         save(tmp_path, "alone", seed, 1)
         save(tmp_path, "dcm", seed, 0)
     save(tmp_path, "dcm", 7, 1)  # has no partner
+    save(tmp_path, "teacher", 1, 0)
     options = [str(tmp_path), "--data_root", str(data_root), "--csv", str(tmp_path / "a.csv")]
-    alone, dcm = accuracies.main([*options, "--markdown", str(tmp_path / "a.md")])
+    teacher, alone, dcm = accuracies.main([*options, "--markdown", str(tmp_path / "a.md")])
     assert (alone.net, alone.method, alone.seeds, alone.images, alone.gain) == ("small", "alone", 2, 16, None)
+    assert (teacher.method, teacher.accuracy.value, teacher.gain) == ("teacher", 75, None)
     assert alone.accuracy.value == 25 and dcm.accuracy.value == pytest.approx((75 + 75 + 25) / 3)
     assert dcm.gain.value == 50 and dcm.gain.low < 50 < dcm.gain.high
     assert (dcm.seeds, dcm.accuracy.resampled, dcm.gain.resampled) == (3, ("images", "fits"), ("images", "fits"))
     text = (tmp_path / "a.md").read_text()
     assert text in capsys.readouterr().out and "| small | alone | 2 | 25.0 [" in text and "16 test images" in text
     rows = list(csv.reader((tmp_path / "a.csv").open()))
-    assert rows[1][:5] == ["small", "alone", "2", "16", "25.0"] and rows[1][7:] == ["", "", ""]
-    assert float(rows[2][7]) == 50
+    assert rows[2][:5] == ["small", "alone", "2", "16", "25.0"] and rows[2][7:] == ["", "", ""]
+    assert float(rows[3][7]) == 50
 
 
 def test_one_seed_is_held_fixed(data_root, tmp_path):

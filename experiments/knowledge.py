@@ -86,19 +86,26 @@ def markdown(cells: Sequence[Cell], accuracies: Sequence[Row]) -> str:
     """Write one table: a line for each method, its accuracy, and what is shared in every stage and direction."""
     columns = sorted({(cell.direction, cell.stage) for cell in cells}, key=lambda c: ([*DIRECTIONS].index(c[0]), c[1]))
     by_place = {(cell.method, cell.direction, cell.stage): cell for cell in cells}
-    titles = ["method", "top-1, %", *(f"{DIRECTIONS[direction]}, stage {stage}" for direction, stage in columns)]
-    lines = [f"| {' | '.join(titles)} |", "|---|---:|" + "---:|" * len(columns)]
+    titles = [
+        "method",
+        "students",
+        "top-1, %",
+        *(f"{DIRECTIONS[direction]}, stage {stage}" for direction, stage in columns),
+    ]
+    lines = [f"| {' | '.join(titles)} |", "|---|---:|---:|" + "---:|" * len(columns)]
     for method in METHODS:
         found = [by_place.get((method, *column)) for column in columns]
-        if not any(found):
+        students = " or ".join(map(str, sorted({cell.students for cell in found if cell})))
+        if not students:
             continue
         accuracy = next((row for row in accuracies if row.method == method), None)
         values = [written(cell.consistency, ".3f") if cell else "" for cell in found]
-        lines.append(f"| {METHODS[method]} | {written(accuracy.accuracy) if accuracy else ''} | {' | '.join(values)} |")
+        top1 = written(accuracy.accuracy) if accuracy else ""
+        lines.append(f"| {METHODS[method]} | {students} | {top1} | {' | '.join(values)} |")
         if method not in NOT_COMPARED:
             more = [judged(cell.gain, "+.3f") if cell else "" for cell in found]
             said = judged(accuracy.gain) if accuracy else ""
-            lines.append(f"| … more than alone | {said} | {' | '.join(more)} |")
+            lines.append(f"| … more than alone | | {said} | {' | '.join(more)} |")
     return "\n".join([*lines, ""])
 
 
@@ -106,6 +113,7 @@ def draw_figure(cells: Sequence[Cell], accuracies: Sequence[Row]) -> Figure:
     """Draw the accuracies, and the normalised consistency of every stage in both directions, with intervals."""
     figure = Figure(figsize=(10.5, 3.4), layout="constrained")
     first, *others = figure.subplots(1, 3, width_ratios=[1, 1.5, 1.5])
+    others[1].sharey(others[0])
     shown = [method for method in METHODS if any(cell.method == method for cell in cells)]
     styles = dict(zip(METHODS, CURVES))
     names = [method for method in ("teacher", *shown) if any(row.method == method for row in accuracies)]

@@ -102,11 +102,12 @@ def test_the_same_command_again_trains_nothing(series, photos, epochs, capsys):
 
 
 @pytest.mark.parametrize("stop", [1, 3])
-def test_a_stopped_series_goes_on_to_the_same_weights(series, photos, tmp_path, epochs, stop):
+def test_a_stopped_series_goes_on_to_the_same_weights(series, photos, tmp_path, epochs, stop, capsys):
     epochs.stop_at.append(stop)
     with pytest.raises(SystemExit) as stopped:
         run(BornAgain, photos, tmp_path, SERIES)
     assert stopped.value.code == 130
+    assert capsys.readouterr().out.endswith("holds the first 1 of 2 epochs; the same command goes on with it\n")
     epochs.stop_at.clear()
     run(BornAgain, photos, tmp_path, SERIES)
     assert epochs.trained == [0, 1, 0, 1]  # of both generations, none twice

@@ -235,7 +235,7 @@ def test_mobilenet_is_tested_by_batch_statistics_on_request(dataroot, tmp_path):
 
 def test_another_run_is_not_replaced(dataroot, whole, capsys):
     before = (whole / "checkpoint.pth.tar").read_bytes()
-    with pytest.raises(SystemExit, match="is of another run, with method dcm instead of dml;"):
+    with pytest.raises(SystemExit, match="with method dcm instead of dml; choose another --save, or --restart"):
         run(dataroot, whole, f"{DCM_RUN} --method dml")
     run(dataroot, whole, f"{DCM_RUN} --resume auto --note again")
     assert "is trained for 3 epochs already" in capsys.readouterr().out
@@ -279,7 +279,7 @@ def test_every_documented_option(capsys):
         ("--save ''", "--save: expected a path, got nothing"),
         ("--save s --net1 wrn_16_1 --net2 mobilenet --depth 16", "--depth has no effect beside --net1 and --net2"),
         ("--save s --ngpu 3 --gpu_id 0,1", "--ngpu 3 needs as many GPUs in --gpu_id, which has 2"),
-        ("--save s --epoch_step [60,x]", "expected a list such as [1,1]"),
+        ("--save s --epoch_step [60,x]", "in a list such as [1,1]: expected a whole number of at least 1, got 'x'"),
         ("--save s --batch_statistics 3", "invalid choice: 3"),
     ],
 )

@@ -29,7 +29,9 @@ def source(photos, tmp_path_factory):
 
 def compress(source, photos, out, line):
     paths = {"--resume": source, "--train_path": photos / "train", "--val_path": photos / "val", "--out": out}
-    return Pruning.main([*shlex.split(line), *(str(word) for pair in paths.items() for word in pair)])
+    return Pruning.main(
+        [*shlex.split(f"{line} --name folder"), *(str(word) for pair in paths.items() for word in pair)]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +148,8 @@ def test_a_sweep_makes_one_net_for_each_factor_and_a_table(source, photos, tmp_p
     removed = [report["removed_percent"] for report in reports]
     assert 0 <= removed[0] < 1e-4 < removed[1] < removed[2] < 100
     assert reports[0]["accuracy_percent"]["pruned"] == reports[0]["accuracy_percent"]["before"]
-    *_, header, first, second, third = capsys.readouterr().out.splitlines()
+    *_, header, first, second, third, following = capsys.readouterr().out.splitlines()
+    assert following.startswith(f"next: python ConvOutput.py --resume1 {tmp_path}/model_checkpoints/")
     assert header.split() == ["s_conv", "s_fc", "removed,", "%", "before", "pruned", "checkpoint"]
     for line, report in zip((first, second, third), reports):
         assert line.split()[2] == f"{report['removed_percent']:.2f}"
@@ -180,7 +183,7 @@ def test_a_layer_that_lost_everything_is_named(source, photos, tmp_path, capsys)
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
-        ("--sweep -1", "--sweep: expected a list such as [1,1], got '-1': expected a number of at least 0"),
+        ("--sweep -1", "--sweep: in a list such as [1,1]: expected a number of at least 0, got '-1' ("),
         ("--s_conv -0.1", "--s_conv: expected a number of at least 0, got '-0.1'"),
         ("--share_bits 9", "--share_bits: invalid choice: 9"),
         ("--share_bits 2 --epochs 0", "needs --epochs to train the shared weights"),

@@ -7,7 +7,7 @@ same W comes from the dual form Pᵀ(PPᵀ + λ)⁻¹Y.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -111,6 +111,45 @@ def permuted_errors(
     return PermutedErrors(total.cpu().numpy(), found[0], found[1:])
 
 
+def untrue_errors(
+    x_fit: Maps, target_fit: Maps, x_held: Maps, target_held: Maps, fit_orders: Tensor, labels: Tensor,
+    *, weight: float = 0.1, kernel_size: int = 1, device: str | torch.device = "cpu",
+) -> NDArray[np.float64]:  # fmt: skip
+    """Fit the linear reference to shuffled pairs, and judge it on every two held-out images of a class.
+
+    Memory: as `permuted_errors`, and sums of each class, 8·D·H·W bytes a class and pairing.
+
+    Args:
+        x_fit: as of `permuted_errors`, like all that is not `labels`.
+        target_fit: B's features of the same images.
+        x_held: A's of the images that it is judged on.
+        target_held: B's.
+        fit_orders: the pairings to fit to, (B, N).
+        labels: the classes of the held-out images, integers (N',).
+        weight: of the penalty.
+        kernel_size: of the convolution.
+        device: that computes.
+
+    Returns:
+        The images' parts of the squared errors, float64 (B, N'), see `Reference.untrue_errors`.
+
+    Raises:
+        InputError: No class has two held-out images.
+    """
+    if labels.unique(return_counts=True)[1].max() < 2:
+        raise InputError("a null needs two held-out images of a class, but no class has them; take more images.")
+    x_mean, target_mean = (channel_means(part, device) for part in (x_fit, target_fit))
+    reference = Reference(x_fit, x_mean, weight, kernel_size)
+    targets_fit, targets_held = Targets(target_fit, target_mean), Targets(target_held, target_mean)
+    rows = max(reference.columns, len(labels.unique()) * reference.positions)
+    block = max(1, BLOCK_BYTES // (8 * rows * target_fit.shape[1]))
+    errors = [
+        reference.untrue_errors(reference.solve(targets_fit, inverses), x_held, targets_held, labels)
+        for inverses in fit_orders.argsort(1).split(block)
+    ]
+    return torch.cat(errors).cpu().numpy()
+
+
 class LinearCalibration(NamedTuple):
     """What the linear reference's instability is worth.
 
@@ -149,32 +188,29 @@ def calibrate_linear(
         labels: the classes of both, integers (N,) and (N',); all equal: pairs are mixed over all images.
         generator: of permutations, shuffled pairs and resamples; of the CPU.
         draws: permutations for the test.
-        shuffles: pairings without a true pair; what they leave on average is the consistency's null.
+        shuffles: pairings without a true pair to fit to; what they leave on average of every two held-out images of a
+            class is the consistency's null.
         resamples: of the held-out images, for the intervals.
         options: of `permuted_errors`.
 
     Raises:
-        InputError: see `permuted_errors` and `shuffled_within_class`.
+        InputError: see `permuted_errors`, `untrue_errors` and `shuffled_within_class`.
     """
-    orders = [
-        torch.cat([
-            permutations(part, draws, generator),
-            torch.stack([shuffled_within_class(part, generator) for _ in range(shuffles)]),
-        ])
-        for part in labels
-    ]  # fmt: skip
+    orders = [permutations(part, draws, generator) for part in labels]
+    shuffled = torch.stack([shuffled_within_class(labels[0], generator) for _ in range(shuffles)])
     sides = x[0], target[0], x[1], target[1]
     errors = permuted_errors(*sides, *orders, **options)
+    null = untrue_errors(*sides, shuffled, labels[1], **options)
     least = permuted_errors(x[0], x[0], x[1], x[1], *(order[:0] for order in orders), **options)
     intervals = consistency_interval(
         lambda error, total: {"instability": error / total},
         [errors.observed, errors.target],
-        [errors.draws[draws:].mean(0), errors.target],
+        [null.mean(0), errors.target],
         [least.observed, least.target],
         resamples=resamples,
         seed=int(torch.randint(1 << 31, (), generator=generator)),
     )
-    return LinearCalibration(replace(errors, draws=errors.draws[:draws]).null(), intervals)
+    return LinearCalibration(errors.null(), intervals)
 
 
 class Targets:
@@ -242,12 +278,55 @@ class Reference:
         pairings, images = inverses.shape
         found = solution.new_zeros(pairings, images)
         channel_sums = solution.new_zeros(pairings, len(targets.mean))
-        for part, rows in self.patches(x, targets.bytes_per_image * pairings):
-            error = targets.rows(inverses[:, part]) - rows @ solution
-            error = error.unflatten(1, (pairings, -1)).unflatten(0, (-1, self.positions))  # (n, U, b, D)
+        for part, target, predicted in self.predictions(solution, x, targets, inverses):
+            error = target - predicted
             found.scatter_(1, inverses[:, part].to(found.device), error.square().sum((1, 3)).mT)
             channel_sums += error.sum((0, 1))
         return found - channel_sums.square().sum(1, keepdim=True) / (images * self.positions) / images
+
+    def untrue_errors(self, solution: Tensor, x: Maps, targets: Targets, labels: Tensor) -> Tensor:
+        """Divide the mean squared error over all pairs of two images of a class among the images, (b, N).
+
+        With means over the other images j of the class, and over its pairs j, k of two,
+
+            |y_i|² + |ŷ_i|² − 2 mean y_i·ŷ_j − 2 mean y_j·ŷ_i + 2 mean y_j·ŷ_k
+
+        is image i's part: it takes part as a target and as a source. So a resample of the images varies their sum as
+        other images would, and an image's own squares cancel against those of its true pair. The only image of its
+        class is paired with itself.
+        """
+        _, kinds, counts = (part.to(solution.device) for part in labels.unique(return_inverse=True, return_counts=True))
+        size, identity = counts[kinds, None], torch.arange(len(labels))[None]
+        target_sums, predicted_sums = (
+            solution.new_zeros(len(counts), self.positions, columns // len(targets.mean), len(targets.mean))
+            for columns in (len(targets.mean), solution.shape[1])
+        )
+        for part, target, predicted in self.predictions(solution, x, targets, identity):
+            target_sums.index_add_(0, kinds[part], target)
+            predicted_sums.index_add_(0, kinds[part], predicted)
+        found, products = (solution.new_zeros(len(labels), predicted_sums.shape[2]) for _ in range(2))
+        for part, target, predicted in self.predictions(solution, x, targets, identity):
+            own = (target * predicted).sum((1, 3))
+            both = (target * predicted_sums[kinds[part]], target_sums[kinds[part]] * predicted)
+            others = (size[part] - 1).clamp(min=1)
+            first, second = (torch.where(size[part] > 1, one.sum((1, 3)) - own, own) / others for one in both)
+            found[part] = target.square().sum((1, 3)) + predicted.square().sum((1, 3)) - 2 * (first + second)
+            products[part] = first
+        means = solution.new_zeros(len(counts), products.shape[1]).index_add_(0, kinds, products) / counts[:, None]
+        shift = (target_sums - predicted_sums).sum((0, 1)).square().sum(1) / (len(labels) * self.positions)
+        return (found + 2 * means[kinds] - shift / len(labels)).mT
+
+    def predictions(
+        self, solution: Tensor, x: Maps, targets: Targets, inverses: Tensor
+    ) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Yield images x, the targets beside them and the predictions, (n, U, b, D); one pairing may serve all."""
+        channels = len(targets.mean)
+        for part, rows in self.patches(x, targets.bytes_per_image * (solution.shape[1] // channels)):
+            both = targets.rows(inverses[:, part]), rows @ solution
+            target, predicted = (
+                one.unflatten(1, (-1, channels)).unflatten(0, (-1, self.positions)) for one in both
+            )  # fmt: skip
+            yield part, target, predicted
 
 
 def channel_means(maps: Maps, device: str | torch.device) -> Tensor:

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from utils.errors import InputError
 from utils.measures import permutation
 from utils.measures.calibration import permutations
-from utils.measures.permutation import calibrate_linear, permuted_errors
+from utils.measures.permutation import calibrate_linear, permuted_errors, untrue_errors
 
 
 def features(images=(30, 12), channels=4, seed=0):
@@ -118,8 +118,36 @@ def test_what_cannot_be_paired_is_refused():
         permuted_errors(x_fit[..., :1], target_fit, x_held, target_held, *orders())
     with pytest.raises(InputError, match="same images"):
         permuted_errors(x_fit[1:], target_fit, x_held, target_held, *orders())
+    with pytest.raises(InputError, match="two held-out images of a class"):
+        untrue_errors(x_fit, target_fit, x_held, target_held, orders()[0], torch.arange(12))
     with pytest.raises(InputError, match="constant on the held-out"):
         permuted_errors(x_fit, target_fit, x_held, torch.ones_like(target_held), *orders())
+
+
+@pytest.mark.parametrize("kernel_size", [1, 3])
+def test_an_image_is_held_against_every_other_one_of_its_class(kernel_size, monkeypatch):
+    monkeypatch.setattr(permutation, "CHUNK_BYTES", 8 * 6 * 36 * 4)
+    (x_fit, target_fit, x_held, target_held), (order, _) = features(), orders(draws=1)
+    labels = torch.arange(12) % 3
+    labels[-1] = 7  # the only one of its class
+    found = untrue_errors(
+        x_fit, target_fit, x_held, target_held, order, labels, kernel_size=kernel_size, weight=0.3
+    )[0]  # fmt: skip
+    error = by_definition(x_fit[order[0]], target_fit, x_held, target_held, kernel_size, 0.3)
+    target = (target_held - target_fit.mean((0, 2, 3), keepdim=True)).flatten(2).mT  # (N', U, D)
+    predicted, shift = target - error, error.mean((0, 1)).square().sum().item() * 6
+    products = torch.einsum("iud,jud->ij", target, predicted)
+    for kind in labels.unique():
+        of = (labels == kind).nonzero().flatten()
+        untrue = [(i, j) for i in of for j in of if i != j or len(of) == 1]
+        errors = [(target[i] - predicted[j]).square().sum().item() for i, j in untrue]
+        assert found[of].mean() == pytest.approx(np.mean(errors) - shift, rel=1e-9)
+        between = np.mean([products[pair].item() for pair in untrue])
+        for i in of:
+            part = target[i].square().sum() + predicted[i].square().sum() + 2 * between - shift
+            part -= 2 * np.mean([products[pair].item() for pair in untrue if pair[0] == i])
+            part -= 2 * np.mean([products[pair].item() for pair in untrue if pair[1] == i])
+            assert found[i] == pytest.approx(part.item(), rel=1e-9)
 
 
 def planted(kind):

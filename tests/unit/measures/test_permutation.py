@@ -4,7 +4,7 @@ import torch
 from torch.nn import functional as F
 
 from utils.errors import InputError
-from utils.measures import permutation
+from utils.measures import factorised_ridge, permutation
 from utils.measures.calibration import permutations
 from utils.measures.permutation import calibrate_linear, permuted_errors, untrue_errors
 
@@ -74,7 +74,7 @@ def test_both_forms_meet_where_rows_equal_columns(monkeypatch):
 def test_chunks_and_memory_maps_change_nothing(monkeypatch, tmp_path, images):
     parts, pairings = features(images), orders(draws=5, images=images)
     whole = permuted_errors(*parts, *pairings, kernel_size=3)
-    monkeypatch.setattr(permutation, "CHUNK_BYTES", 8 * 6 * 36 * 4)
+    monkeypatch.setattr(factorised_ridge, "CHUNK_BYTES", 8 * 6 * 36 * 4)
     monkeypatch.setattr(permutation, "BLOCK_BYTES", 8 * 36 * 5 * 2)  # two pairings
     mapped = []
     for index, part in enumerate(parts):
@@ -126,7 +126,7 @@ def test_what_cannot_be_paired_is_refused():
 
 @pytest.mark.parametrize("kernel_size", [1, 3])
 def test_an_image_is_held_against_every_other_one_of_its_class(kernel_size, monkeypatch):
-    monkeypatch.setattr(permutation, "CHUNK_BYTES", 8 * 6 * 36 * 4)
+    monkeypatch.setattr(factorised_ridge, "CHUNK_BYTES", 8 * 6 * 36 * 4)
     (x_fit, target_fit, x_held, target_held), (order, _) = features(), orders(draws=1)
     labels = torch.arange(12) % 3
     labels[-1] = 7  # the only one of its class

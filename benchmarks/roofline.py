@@ -8,7 +8,7 @@ from torch import Tensor, nn
 Pass = tuple[nn.Conv2d, torch.Size]
 
 
-def _passes(net: nn.Module, function: Callable[[Tensor], object], images: Tensor) -> list[Pass]:
+def passes(net: nn.Module, function: Callable[[Tensor], object], images: Tensor) -> list[Pass]:
     """List the convolutions that a function of a network runs, in order, with the shapes of their inputs."""
     found: list[Pass] = []
     handles = [
@@ -33,13 +33,31 @@ def bare_convolutions(
         images: what it reads, (N, C, H, W).
         function: of the network; None: its forward pass.
     """
-    found = _passes(net.to(memory_format=torch.channels_last), function or net, images)
+    found = passes(net.to(memory_format=torch.channels_last), function or net, images)
     inputs = {shape: _values(shape, images) for _, shape in found}
 
     @torch.inference_mode()
     def run() -> None:
         for convolution, shape in found:
             convolution(inputs[shape])
+
+    return run
+
+
+def bare_training(net: nn.Module, images: Tensor) -> Callable[[], None]:
+    """Give a function that runs a network's convolutions forward and backward; the first one's input needs no gradient.
+
+    Args: see `bare_convolutions`.
+    """
+    found = passes(net.to(memory_format=torch.channels_last), net, images)
+    inputs = [_values(shape, images).requires_grad_(number > 0) for number, (_, shape) in enumerate(found)]
+    with torch.no_grad():
+        gradients = [torch.randn_like(convolution(values)) for (convolution, _), values in zip(found, inputs)]
+
+    def run() -> None:
+        for (convolution, _), values, gradient in zip(found, inputs, gradients):
+            values.grad = convolution.weight.grad = None
+            convolution(values).backward(gradient)
 
     return run
 

@@ -4,265 +4,29 @@
 
 vgg16_bn with random weights, cut at features.30, photos of 224 pixels from the folder that KC_REAL_DATA names, float32.
 What is compared takes turns, and medians count: of the processor's seconds, because the machine may be shared (set
-OMP_NUM_THREADS=1). Whole runs are processes of their own, start-up included. The plain
-procedure is `benchmarks.plain`; the roofline is the same convolutions alone, on inputs that lie ready in
+OMP_NUM_THREADS=1). Whole runs are processes of their own, start-up included: the fewer --images, the more it weighs.
+The plain procedure is `benchmarks.plain`; the roofline is the same convolutions alone, on inputs that lie ready in
 `channels_last` order, or what the table says. With --results, NAME.json keeps every row's last run and NAME.md has
 the table of all of them.
 """
 
 import argparse
-import contextlib
 import datetime
-import io
-import itertools
 import json
 import os
 import platform
 import shlex
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, NamedTuple
-from unittest import mock
+from typing import Any
 
 import torch
 import torchvision
-from torch import nn
 
-import Training_TransNet
-import transClassifier
-from benchmarks import plain
-from benchmarks.roofline import bare_convolutions, bare_training
-from models.classifiers import build, classifier_record
-from models.frozen import freeze_for_inference
-from models.split import split
-from models.trans_net import TransNet, load_trans_net
-from utils import checkpoint, runs
-from utils.data.loaders import make_loader
-from utils.features.cache import open_features
-from utils.features.writer import FeatureWriter
+from benchmarks.contests import BEST, OURS, PLAIN, ROWS, Row, Turn
 from utils.files import read_json, write_json
-from utils.provenance import Provenance
-
-CLASSES = 8
-PIECE = 16  # images of the batches whose bare convolutions are measured
-FEATURE = (512, 28, 28)
-OURS, PLAIN, BEST = "suite", "plain", "roofline"
-
-
-class Turn(NamedTuple):
-    """What one turn took: seconds of the processor, and of a process of its own the most memory, bytes."""
-
-    seconds: float
-    peak_bytes: int = 0
-
-
-Contest = dict[str, Callable[[], Turn]]
-
-
-class Row(NamedTuple):
-    """One comparison.
-
-    Attributes:
-        title: in the table.
-        roofline: what that is here.
-        images: how many one turn takes.
-        of_plain: how many times as fast as the plain procedure the suite shall be; None: no target.
-        of_roofline: what share of the roofline's speed it shall reach.
-        prepare: gives what takes turns on so many images, in an empty folder.
-    """
-
-    title: str
-    roofline: str
-    images: int
-    of_plain: float | None
-    of_roofline: float
-    prepare: Callable[[Path, int], Contest]
-
-
-def photos(folder: Path, count: int) -> Path:
-    """Link real photos, as many of each class."""
-    for place in sorted(Path(os.environ["KC_REAL_DATA"], "CUB_200_2011", "images").iterdir())[:CLASSES]:
-        own = folder / "photos" / place.name
-        own.mkdir(parents=True)
-        for file in sorted(place.iterdir())[: count // CLASSES]:
-            (own / file.name).symlink_to(file)
-    return folder / "photos"
-
-
-def save_nets(folder: Path) -> tuple[Path, Path, Path]:
-    """Save nets A and B and a Trans-Net between them."""
-    torch.manual_seed(0)
-    a, b, g = (folder / f"{name}.pth.tar" for name in "ABG")
-    for path in (a, b):
-        record = classifier_record("vgg16_bn", CLASSES)
-        checkpoint.save(path, {"model": record, "state_dict": build("vgg16_bn", CLASSES).state_dict()})
-    trans_net = TransNet(*FEATURE[:1], *FEATURE[:1])
-    checkpoint.save(g, {"trans_net": trans_net.config, "state_dict": trans_net.state_dict()})
-    return a, b, g
-
-
-def process(*words: object) -> Turn:
-    """Run Python with some words."""
-    with subprocess.Popen([sys.executable, *map(str, words)], stdout=subprocess.DEVNULL) as child:
-        _, status, usage = os.wait4(child.pid, 0)
-        child.returncode = os.waitstatus_to_exitcode(status)
-    if child.returncode:
-        raise RuntimeError(f"{shlex.join(map(str, words))} ended with {child.returncode}")
-    return Turn(usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
-
-
-def timed(function: Callable[[], object], times: float = 1) -> Turn:
-    """Time a function; it stands for `times` as much."""
-    began = time.process_time()
-    function()
-    return Turn((time.process_time() - began) * times)
-
-
-def conv_output(folder: Path, count: int) -> Contest:
-    """Store the features of both nets: whole runs."""
-    images, (a, b, _) = photos(folder, count), save_nets(folder)
-    data = ("--dataset", "folder", "--train_path", images, "--data_root", folder, "--conv_layer", 30)
-    number = itertools.count()
-    bare = bare_convolutions(frozen_vgg(), torch.randn(PIECE, 3, 224, 224))
-    return {
-        OURS: lambda: process(
-            "ConvOutput.py", "--resume1", a, "--resume2", b, *data, "--out", folder / f"{next(number)}"
-        ),
-        PLAIN: lambda: process("-m", "benchmarks.plain", "conv_output", a, b, images, folder / f"{next(number)}"),
-        BEST: lambda: timed(bare, 2 * count / PIECE),
-    }
-
-
-def variance(folder: Path, count: int) -> Contest:
-    """Measure variances from both nets: whole runs."""
-    images, (a, b, g) = photos(folder, count), save_nets(folder)
-    data = ("--dataset", "folder", "--val_path", images, "--data_root", folder, "--conv_layer", 30)
-    head = bare_convolutions(frozen_vgg("features.30"), torch.randn(PIECE, 3, 224, 224))
-    six = bare_decomposition(load_trans_net(g), torch.randn(PIECE, *FEATURE))
-    return {
-        OURS: lambda: process("Variance.py", "--net_in", a, "--net_tar", b, "--transnet", g, *data),
-        PLAIN: lambda: process("-m", "benchmarks.plain", "variance", a, b, images, g),
-        BEST: lambda: timed(lambda: (head(), head(), six()), count / PIECE),
-    }
-
-
-def decompose(folder: Path, count: int) -> Contest:
-    """Split features that lie in memory."""
-    *_, g = save_nets(folder)
-    x, ours, theirs = torch.randn(count, *FEATURE), load_trans_net(g), plain.open_trans_net(g)
-    six = bare_decomposition(load_trans_net(g), x)
-    return {
-        OURS: lambda: timed(lambda: ours.decompose(x)),
-        PLAIN: lambda: timed(lambda: plain.one_by_one(theirs, x)),
-        BEST: lambda: timed(six),
-    }
-
-
-def read_once(loader: Any) -> None:
-    """Read every batch."""
-    for _ in loader:
-        pass
-
-
-def reading(folder: Path, count: int) -> Contest:
-    """Read stored features for one epoch; the pickles are shuffled too."""
-    plain.store_random(folder / "pickles", count, FEATURE)
-    cache_of(folder / "pickles", folder / "cache")
-    features = open_features(folder / "cache")
-    shuffled, in_order = (make_loader(features, plain.BATCH_SIZE, shuffle=shuffle) for shuffle in (True, False))
-    return {
-        OURS: lambda: timed(lambda: read_once(shuffled)),
-        PLAIN: lambda: timed(lambda: read_once(plain.pickled(folder / "pickles"))),
-        BEST: lambda: timed(lambda: read_once(in_order)),
-    }
-
-
-def fitting(folder: Path, count: int) -> Contest:
-    """Fit a Trans-Net for one epoch."""
-    plain.store_random(folder / "pickles", count, FEATURE)
-    cache_of(folder / "pickles", folder / "cache")
-    theirs = plain.PlainTransNet(FEATURE[0])
-    optimizer = torch.optim.Adam(theirs.parameters(), 1e-4, weight_decay=1e-4)
-    eight = bare_training(TransNet(FEATURE[0], FEATURE[0]), torch.randn(PIECE, *FEATURE))
-    words = ["--convOut_path", folder / "cache", "--alpha", "[0.1,0.1]", "-b", PIECE, "--no_reference", "--epochs", 2]
-    return {
-        OURS: lambda: second_epoch(Training_TransNet, folder, words),
-        PLAIN: lambda: timed(lambda: plain.fit_epoch(theirs, optimizer, plain.pickled(folder / "pickles", PIECE))),
-        BEST: lambda: timed(eight, count / PIECE),
-    }
-
-
-def refining(folder: Path, count: int) -> Contest:
-    """Tune a tail for one epoch, not the first."""
-    images, (a, b, g) = photos(folder, count), save_nets(folder)
-    nets, theirs = (plain.open_vgg(a), plain.open_vgg(b).train()), plain.open_trans_net(g)
-    optimizer = torch.optim.Adam(plain.tail_parameters(nets[1]), 1e-5, weight_decay=1e-4)
-    tail = split(build("vgg16_bn", CLASSES), "features.30")[1].train()
-    tail_optimizer = torch.optim.Adam(tail.parameters(), 1e-5, weight_decay=1e-4, fused=True)
-    feature, targets = torch.randn(PIECE, *FEATURE), torch.arange(PIECE) % CLASSES
-    words = ["--net_A", a, "--net_B", b, "--resume_Ys", g, "--dataset", "folder", "--train_path", images]
-    words += ["--val_path", images, "--data_root", folder, "--conv_layer", 30, "-b", PIECE, "--epochs", 2]
-    loader = plain.photos(str(images), PIECE, shuffle=True)
-    return {
-        OURS: lambda: second_epoch(transClassifier, folder, words),
-        PLAIN: lambda: timed(lambda: plain.refine_epoch(*nets, theirs, optimizer, loader)),
-        BEST: lambda: timed(lambda: plain.tail_step(tail, tail_optimizer, feature, targets), count / PIECE),
-    }
-
-
-def second_epoch(step: Any, folder: Path, words: list[Any]) -> Turn:
-    """Run a step for two epochs, quietly; give what its log says of the second."""
-    clock = mock.patch.object(runs, "time", SimpleNamespace(monotonic=time.process_time))
-    with tempfile.TemporaryDirectory(dir=folder) as out, contextlib.redirect_stdout(io.StringIO()), clock:
-        step.main([*map(str, words), "--val_epoch", "9", "--out", out])
-        (log,) = Path(out).glob("logs/*/*/metrics.jsonl")
-        return Turn(runs.read_metrics(log)[1]["seconds"])
-
-
-def frozen_vgg(layer: str | None = None) -> nn.Module:
-    """Make the frozen form of a vgg16_bn, or of its head."""
-    model = build("vgg16_bn", CLASSES)
-    return freeze_for_inference(split(model, layer)[0] if layer else model, torch.device("cpu"))
-
-
-def bare_decomposition(trans_net: TransNet, x: torch.Tensor) -> Callable[[], None]:
-    """Give the function that runs the convolutions of a decomposition alone."""
-    return bare_convolutions(trans_net, x, trans_net.decompose)
-
-
-def cache_of(pickles: Path, folder: Path) -> None:
-    """Store what the pickles hold in the suite's format."""
-    old = open_features(pickles)
-    provenance = Provenance(dataset="random", split="train", arch="vgg16_bn", label="30")
-    with FeatureWriter(
-        folder,
-        provenance=provenance,
-        paths=old.paths,
-        shape_a=FEATURE,
-        shape_b=FEATURE,
-        dtype=torch.float32,
-        top_k=(1,),
-    ) as writer:
-        for row in range(len(old)):
-            a, b, targets, _ = old.__getitems__([row])
-            writer.write([row], a, b, targets, torch.ones(1, 1) > 0, torch.ones(1, 1) > 0)
-        writer.finish()
-
-
-ROWS = {
-    "conv_output": Row("`ConvOutput.py`, whole run", "both nets' convolutions", 16, 2.5, 0.75, conv_output),
-    "variance": Row("`Variance.py`, whole run", "two heads' and six convolutions", 16, 7, 0.75, variance),
-    "decompose": Row("`decompose`", "six convolutions", 16, 2, 0.92, decompose),
-    "fitting": Row("`Training_TransNet.py`, an epoch", "eight convolutions", 32, 1.3, 0.9, fitting),
-    "reading": Row("the cache, read shuffled", "read in order", 256, 5, 0.7, reading),
-    "refining": Row("`transClassifier.py`, the second epoch", "the tail alone", 32, 4, 1 / 1.1, refining),
-}
 
 
 def measure(row: Row, images: int, rounds: int) -> dict[str, Any]:
@@ -270,13 +34,13 @@ def measure(row: Row, images: int, rounds: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         contest = row.prepare(Path(folder), images)
         turns: dict[str, list[Turn]] = {name: [] for name in contest}
-        with torch.no_grad() if row.prepare is decompose else contextlib.nullcontext():
-            for _ in range(rounds):
-                for name, take in contest.items():
-                    turns[name].append(take())
-    found: dict[str, Any] = {"images": images, "rounds": rounds, "load": os.getloadavg()[0]}
+        for _ in range(rounds):
+            for name, take in contest.items():
+                turns[name].append(take())
+    found: dict[str, Any] = {"images": images, "threads": torch.get_num_threads(), "load": os.getloadavg()[0]}
     for name, taken in turns.items():
         found[name] = statistics.median(turn.seconds for turn in taken)
+        found[f"{name}_turns"] = [turn.seconds for turn in taken]
         found[f"{name}_peak_bytes"] = max(turn.peak_bytes for turn in taken)
     return found
 
@@ -307,16 +71,17 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(ROWS)}; default: all")
     parser.add_argument("--images", type=int, help="of a turn; default: each row's own")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
         "--results", help="keep the numbers of this and earlier runs, and the table, as NAME.json and .md"
     )
     args = parser.parse_args(argv)
-    if "KC_REAL_DATA" not in os.environ:
-        sys.exit("bench_plain needs real photos: name their folder by KC_REAL_DATA; skipped")
     kept = Path(f"{args.results}.json")
     found = read_json(kept) if args.results and kept.exists() else {}
     for name in args.rows or ROWS:
+        if ROWS[name].of_photos and "KC_REAL_DATA" not in os.environ:
+            print(f"{name} needs real photos: name their folder by KC_REAL_DATA; skipped")
+            continue
         found[name] = measure(ROWS[name], args.images or ROWS[name].images, args.rounds)
         print(json.dumps({name: found[name]}), flush=True)
     where = (

@@ -22,7 +22,7 @@ import Training_TransNet
 import transClassifier
 from benchmarks import plain
 from benchmarks.roofline import bare_convolutions, bare_training
-from models.classifiers import build, classifier_record
+from models.classifiers import build, classifier_record, load_classifier
 from models.frozen import freeze_for_inference
 from models.split import split
 from models.trans_net import TransNet, load_trans_net
@@ -81,11 +81,10 @@ def photos(folder: Path, count: int) -> Path:
 
 
 def save_nets(folder: Path) -> tuple[Path, Path, Path]:
-    """Save nets A and B and a Trans-Net between them."""
-    torch.manual_seed(0)
+    """Save nets A and B, of the same weights, and a Trans-Net between them."""
+    state = {"model": classifier_record("vgg16_bn", CLASSES), "state_dict": build("vgg16_bn", CLASSES).state_dict()}
     for path in (a := folder / "A.pth.tar", b := folder / "B.pth.tar"):
-        record = classifier_record("vgg16_bn", CLASSES)
-        checkpoint.save(path, {"model": record, "state_dict": build("vgg16_bn", CLASSES).state_dict()})
+        checkpoint.save(path, state)
     return a, b, save_trans_net(folder)
 
 
@@ -124,7 +123,7 @@ def conv_output(folder: Path, count: int) -> Contest:
     images, (a, b, _) = photos(folder, count), save_nets(folder)
     data = ("--dataset", "folder", "--train_path", images, "--data_root", folder, "--conv_layer", 30)
     number = itertools.count()
-    bare = bare_convolutions(frozen_vgg(), torch.randn(PIECE, 3, 224, 224))
+    bare = bare_convolutions(frozen(a), torch.randn(PIECE, 3, 224, 224))
     return {
         OURS: lambda: process(
             "ConvOutput.py", "--resume1", a, "--resume2", b, *data, "--out", folder / f"{next(number)}"
@@ -138,7 +137,7 @@ def variance(folder: Path, count: int) -> Contest:
     """Measure variances from both nets: whole runs."""
     images, (a, b, g) = photos(folder, count), save_nets(folder)
     data = ("--dataset", "folder", "--val_path", images, "--data_root", folder, "--conv_layer", 30)
-    head = bare_convolutions(frozen_vgg("features.30"), torch.randn(PIECE, 3, 224, 224))
+    head = bare_convolutions(frozen(a, "features.30"), torch.randn(PIECE, 3, 224, 224))
     six = bare_decomposition(load_trans_net(g), torch.randn(PIECE, *FEATURE))
     return {
         OURS: lambda: process("Variance.py", "--net_in", a, "--net_tar", b, "--transnet", g, *data),
@@ -206,7 +205,7 @@ def refining(folder: Path, count: int) -> Contest:
     images, (a, b, g) = photos(folder, count), save_nets(folder)
     nets, theirs = (plain.open_vgg(a), plain.open_vgg(b).train()), plain.open_trans_net(g)
     optimizer = torch.optim.Adam(plain.tail_parameters(nets[1]), 1e-5, weight_decay=1e-4)
-    tail = split(build("vgg16_bn", CLASSES), "features.30")[1].train()
+    tail = split(load_classifier(b), "features.30")[1].train()
     tail_optimizer = torch.optim.Adam(tail.parameters(), 1e-5, weight_decay=1e-4, fused=True)
     feature, targets = torch.randn(PIECE, *FEATURE), torch.arange(PIECE) % CLASSES
     words = ["--net_A", a, "--net_B", b, "--resume_Ys", g, "--dataset", "folder", "--train_path", images]
@@ -228,9 +227,9 @@ def second_epoch(step: Any, folder: Path, words: list[Any]) -> Turn:
         return Turn(runs.read_metrics(log)[1]["seconds"])
 
 
-def frozen_vgg(layer: str | None = None) -> nn.Module:
-    """Make the frozen form of a vgg16_bn, or of its head."""
-    model = build("vgg16_bn", CLASSES)
+def frozen(path: Path, layer: str | None = None) -> nn.Module:
+    """Read the frozen form of a net, or of its head."""
+    model = load_classifier(path)
     return freeze_for_inference(split(model, layer)[0] if layer else model, torch.device("cpu"))
 
 

@@ -2,7 +2,8 @@
 
     python -m benchmarks.bench_frozen
 
-The three take turns, and their medians count. The bare convolutions read inputs of the same shapes that lie ready in
+The three take turns, and their medians count: on a CPU, which other programs may share, of the processor's seconds of
+all threads (set OMP_NUM_THREADS=1). The bare convolutions read inputs of the same shapes that lie ready in
 `channels_last` order, with nothing between them: what the frozen form cannot be faster than. Prints Markdown.
 """
 
@@ -83,13 +84,14 @@ def measure(arch: str, layer: str, images: Tensor, rounds: int) -> Row:
         bare_convolutions(frozen, images),
     )
     seconds: tuple[list[float], ...] = ([], [], [])
+    clock = time.perf_counter if images.is_cuda else time.process_time  # other programs may share the processor
     for _ in range(rounds + 1):
         for form, measured in zip(forms, seconds):
-            began = time.perf_counter()
+            began = clock()
             form()
             if images.is_cuda:
                 torch.cuda.synchronize()
-            measured.append((time.perf_counter() - began) / len(images))
+            measured.append((clock() - began) / len(images))
     as_cut, fast, bare = (statistics.median(measured[1:]) for measured in seconds)
     return Row(as_cut, fast, bare, difference)
 

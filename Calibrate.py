@@ -184,7 +184,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "rows": rows, "consistency": asdict(consistency),
         "linear": linear_test(args, (train, val), trans_net, runtime) if args.permutations else None,
         "baselines": baselines((train, val), budget, runtime), "notes": notes, "epochs": budget.epochs,
-        "images": len(val), "transnet": sha256(args.transnet), "source": val.provenance.to_record(),
+        "images": len(val), "transnet": sha256(args.transnet), "settings": state["settings"],
+        "source": val.provenance.to_record(),
     }  # fmt: skip
     runtime.say(calibration_table(report))
     if runtime.is_main:

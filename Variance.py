@@ -178,7 +178,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     made_of |= {"transnet_path": args.transnet[0], "transnet": sha256(args.transnet[0]), "p": trans_nets[0].p.tolist()}
     depths = [(net.order + 1, of_net) for net, of_net in zip(trans_nets, moments)]
     report = variance_report(depths, args.mean, args.bootstrap, source.provenance.classes)
-    report |= {"source": made_of, "linear_reference": states[0].get("linear_reference")}
+    report |= {"source": made_of, **{key: states[0].get(key) for key in ("settings", "linear_reference")}}
     if runtime.is_main:
         print(f"{report['images']:,} {args.t_or_v} images, mean per {args.mean}", variance_table(report), sep="\n")
         save_report(report, args.json, args.csv, variance_rows(report))

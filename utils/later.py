@@ -23,6 +23,7 @@ class Later:
 
 
 if TYPE_CHECKING:
+    import jinja2
     import matplotlib.axes
     import matplotlib.colors
     import matplotlib.figure
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from torch.utils import tensorboard
     from torchvision.models import feature_extraction
 else:
+    jinja2 = Later("jinja2")
     matplotlib = Later("matplotlib")
     scipy = Later("scipy")
     sklearn = Later("sklearn")
@@ -42,4 +44,4 @@ else:
     feature_extraction = Later("torchvision.models.feature_extraction")
     tensorboard = Later("torch.utils.tensorboard")
 
-__all__ = ["feature_extraction", "matplotlib", "scipy", "sklearn", "tensorboard", "torchvision"]
+__all__ = ["feature_extraction", "jinja2", "matplotlib", "scipy", "sklearn", "tensorboard", "torchvision"]

@@ -18,6 +18,7 @@ import DCM
 import HSAKD
 import PrepareData
 import Pruning
+import Report
 import Training
 import Training_TransNet
 import transClassifier
@@ -206,6 +207,10 @@ MISTAKES = [
     (tables, "{road}", "has no number of these tables; run the scripts in experiments/ first", 1),
     (tables, "{road} table9", "there is no table 'table9'; known are", 1),
     (figures, "{road}", "has no results; run the scripts in experiments/ first", 1),
+    (Report, "{empty} --out {tmp}/page.html --check {tmp}/page.html", "--check: not allowed with argument --out", 2),
+    (Report, "{empty} --out {tmp}/page.pdf", "--out: expected a name that ends in .html", 2),
+    (Report, "{tmp}/nowhere", "there is no folder .*nowhere; name the one that --json and --figure wrote to", 1),
+    (Report, "{empty}", "empty has no results; write some there with Variance.py --json or Calibrate.py --json", 1),
     # Calibration and distillation.
     (Calibrate, "{measure} --bootstrap 5", "--bootstrap: expected a whole number of at least 100, got '5'", 2),
     (Calibrate, "--convOut_path {features} --transnet {tmp}/none.pth.tar", "no checkpoint at .*none", 1),
@@ -353,7 +358,7 @@ def test_a_mistake_in_a_shell(tmp_path):
 
 
 PARSERS = [(script, "") for script in (BornAgain, Calibrate, ConvOutput, DCM, HSAKD, PrepareData, Pruning, Training)]
-PARSERS += [(script, "") for script in (Training_TransNet, Variance, figures, tables, transClassifier)]
+PARSERS += [(script, "") for script in (Report, Training_TransNet, Variance, figures, tables, transClassifier)]
 PARSERS += [(HSAKD, command) for command in COMMANDS]
 
 

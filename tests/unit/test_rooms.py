@@ -10,8 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 STEPS = {
-    "BornAgain", "Calibrate", "ConvOutput", "DCM", "HSAKD", "PrepareData", "Pruning", "Training", "Training_TransNet",
-    "Variance", "transClassifier",
+    "BornAgain", "Calibrate", "ConvOutput", "DCM", "HSAKD", "PrepareData", "Pruning", "Report", "Training",
+    "Training_TransNet", "Variance", "transClassifier",
 }  # fmt: skip
 SCRIPTS = sorted(ROOT.glob("*.py"))
 MODELS = sorted((ROOT / "models").rglob("*.py"))
@@ -36,6 +36,7 @@ EFFECTS = {
 
 HEAVY = [
     "torchvision", "matplotlib", "tensorboard", "scipy.linalg", "scipy.stats", "sklearn", "torch._dynamo", "torch.onnx",
+    "jinja2",
 ]  # fmt: skip
 
 

@@ -9,15 +9,13 @@ from utils.files import write_csv, write_json
 def variance_table(report: Mapping[str, Any]) -> str:
     """Lay the variances out for reading, each with its share of the target's, and what they are to be held against."""
     total, intervals = report["var"]["target"], report.get("intervals", {})
-    titles = {"target": "x*", "output": "g(x)", "residual": "x_Δ = x* - g(x)", "constant": "constant"}
     lines = [f"{'component':<18}{'variance':>14}{'share of x*':>14}"]
     if intervals:
         lines[0] += f"{'95 % interval':>20}"
     for name, value in report["var"].items():
-        title = titles.get(name, name.replace("order", "x(") + ")")
         share = f"{100 * value / total:.2f} %" if total > 0 else "-"
-        between = interval_text(intervals.get(_share_of(name)), ".2f", 100)
-        lines.append(f"{title:<18}{value:>14.6g}{share:>14}" + (f"{between:>20}" if between else ""))
+        between = interval_text(intervals.get(share_of(name)), ".2f", 100)
+        lines.append(f"{component_title(name):<18}{value:>14.6g}{share:>14}" + (f"{between:>20}" if between else ""))
     instability, reference = report["instability"], report.get("linear_reference")
     if instability is None:
         return "\n".join([*lines, "instability Var(x_Δ)/Var(x*) = undefined: x* is constant"])
@@ -47,7 +45,7 @@ def variance_rows(report: Mapping[str, Any]) -> list[list[Any]]:
     for name, value in report["var"].items():
         share = value / report["var"]["target"] if report["var"]["target"] > 0 else None
         variance_ends, share_ends = (
-            [intervals.get(key, {}).get(end) for end in ends] for key in (f"var_{name}", _share_of(name))
+            [intervals.get(key, {}).get(end) for end in ends] for key in (f"var_{name}", share_of(name))
         )
         rows.append([name, "all", value, *variance_ends, share, *share_ends])
     for kind in ("class", "channel"):
@@ -58,7 +56,13 @@ def variance_rows(report: Mapping[str, Any]) -> list[list[Any]]:
     return rows
 
 
-def _share_of(name: str) -> str:
+def component_title(name: str) -> str:
+    """Write a component in the paper's symbols: "order1" is "x(1)"."""
+    titles = {"target": "x*", "output": "g(x)", "residual": "x_Δ = x* - g(x)", "constant": "constant"}
+    return titles.get(name, name.replace("order", "x(") + ")")
+
+
+def share_of(name: str) -> str:
     """Name the number that is a component's share of Var(x*)."""
     return "instability" if name == "residual" else f"share_{name}"
 

@@ -1,0 +1,52 @@
+"""Put a run on one page of HTML: tables with intervals, figures, settings, provenance, and how to read them.
+
+The page holds all that it shows and loads nothing. --check makes it anew from the run's folder and fails where a number
+of the page is another.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from utils.errors import InputError
+from utils.files import in_words, replacing
+from utils.parser import Parser, result_file, some_path
+from utils.report import page
+from utils.runtime import command
+
+
+def build_parser() -> Parser:
+    """Declare this step's options."""
+    parser = Parser(__doc__, "python Report.py demo --out demo/page.html")
+    group = parser.add_argument_group("page")
+    which = "folder with what Variance.py --json, --figure, --spectrum and Calibrate.py --json wrote"
+    group.add_argument("run", type=some_path, metavar="RUN", help=f"{which} (.png and .svg)")
+    what = group.add_mutually_exclusive_group()
+    what.add_argument("--out", type=result_file(".html"), metavar="FILE", help="write it; default: RUN/page.html")
+    what.add_argument("--check", type=some_path, metavar="FILE", help="hold a page against the run, and write nothing")
+    return parser
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> str:
+    """Run the step; returns the page that the run gives."""
+    args = build_parser().parse_args(argv)
+    made = page.render(args.run)
+    size, count = in_words(len(made.encode())), len(page.values(made))
+    if args.check:
+        if not Path(args.check).is_file():
+            raise InputError(f"there is no page {args.check}; make it by --out")
+        try:
+            page.check(Path(args.check).read_text(encoding="utf-8"), made)
+        except (InputError, UnicodeDecodeError) as error:
+            raise InputError(f"{args.check} is not the page of {args.run}: {error}") from None
+        print(f"{args.check}: all {count:,} values are those of {args.run}")
+        return made
+    out = Path(args.out or Path(args.run, "page.html"))
+    with replacing(out) as temporary:
+        temporary.write_text(made, encoding="utf-8")
+    print(f"saved {out} ({size}, {count:,} values)")
+    return made
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""A run as one page of HTML for people who did not run it, and such a page held against its run again.
+
+Every value on it is a `<data>` element: `data-from` says where in the run's files it comes from, `value` has all of its
+digits, and the text is what is read. The page holds its figures and loads nothing.
+"""
+
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from itertools import zip_longest
+from pathlib import Path
+
+from utils.errors import InputError
+from utils.files import in_words
+from utils.later import jinja2
+from utils.report.results import Value, read_pictures, read_results
+from utils.report.sections import lay_out
+
+LARGEST = 2_000_000  # bytes: what goes by mail and opens on a telephone
+NETS = ("checkpoint_a", "checkpoint_b", "transnet")  # whose hashes tell runs apart
+
+
+def render(folder: str | Path) -> str:
+    """Make the page of a run.
+
+    Args:
+        folder: with what `Variance.py --json/--figure/--spectrum` and `Calibrate.py --json` wrote.
+
+    Returns:
+        HTML; the same of the same files.
+
+    Raises:
+        InputError: see `read_results`; or the page would be larger than `LARGEST`.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), undefined=jinja2.StrictUndefined,
+        autoescape=True, trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    sections = [lay_out(result) for result in read_results(folder)]
+    page = environment.get_template("page.html.jinja").render(sections=sections, pictures=read_pictures(folder))
+    if (size := len(page.encode())) > LARGEST:
+        most = in_words(LARGEST)
+        raise InputError(f"the page would be {in_words(size)}, above {most}; take pictures out of {folder}")
+    return page
+
+
+class _Values(HTMLParser):
+    """Collects the `<data>` elements of a page in their order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[Value] = []
+        self._open: dict[str, str | None] | None = None
+        self._text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "data":
+            self._open, self._text = dict(attrs), ""
+
+    def handle_data(self, data: str) -> None:
+        self._text += data
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "data" and self._open is not None:
+            place, value = (self._open.get(name) or "" for name in ("data-from", "value"))
+            self.found.append(Value(place, value, self._text))
+            self._open = None
+
+
+def values(page: str) -> list[Value]:
+    """Read the values of a page, in their order."""
+    reader = _Values()
+    reader.feed(page)
+    reader.close()
+    return reader.found
+
+
+def check(page: str, expected: str) -> None:
+    """Hold a page against the one that its run gives now: every value, its digits and its text, then all the rest.
+
+    Args:
+        page: what is checked.
+        expected: from `render`.
+
+    Raises:
+        InputError: it is no page of this script, of another run, or something differs; the message has the first
+            difference and both sides of it.
+    """
+    shown, found = values(page), values(expected)
+    if not shown:
+        raise InputError("it is no page of Report.py; name one that --out wrote")
+    on_page, in_run = _nets(shown), _nets(found)
+    for place in in_run:
+        if place not in on_page or on_page[place] != in_run[place]:
+            there = on_page.get(place, "not there")
+            raise InputError(
+                f"it is of another run: {place} is {there[:12]} there and {in_run[place][:12]} in this one"
+            )
+    for one, other in zip_longest(shown, found):
+        if one != other:
+            raise InputError(_difference(one, other))
+    for number, (one_line, other_line) in enumerate(zip_longest(page.splitlines(), expected.splitlines()), 1):
+        if one_line != other_line:
+            raise InputError(f"its values are the run's, but line {number} is another than a page made now would have")
+
+
+def _nets(found: Sequence[Value]) -> dict[str, str]:
+    return {value.place: value.value for value in found if value.place.endswith(NETS)}
+
+
+def _difference(one: Value | None, other: Value | None) -> str:
+    """Say how a page's value and the run's differ; None is one that is not there."""
+    if one is None or other is None or one.place != other.place:
+        names = [value.place if value else "nothing" for value in (one, other)]
+        return f"it has {names[0]} where the run has {names[1]}"
+    return f"{one.place} is {one.text} ({one.value}) on the page and {other.text} ({other.value}) in the run"

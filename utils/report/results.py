@@ -1,0 +1,130 @@
+"""What a run's folder holds for a report: the JSON of Variance.py and Calibrate.py, and pictures."""
+
+import base64
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from utils.errors import InputError
+from utils.files import read_json, sha256
+
+KINDS = {"variance": {"var", "instability", "source"}, "calibration": {"rows", "consistency", "baselines", "source"}}
+PICTURES = {".png": "image/png", ".svg": "image/svg+xml"}  # a browser shows no PDF as a picture
+
+
+@dataclass(frozen=True)
+class Value:
+    """One value as it is shown.
+
+    Attributes:
+        place: where it comes from: "variance.json: var.order0".
+        value: all of its digits.
+        text: what is read of it.
+    """
+
+    place: str
+    value: str
+    text: str
+
+
+Cell = str | Value | list[str | Value]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One JSON file of a run.
+
+    Attributes:
+        name: of the file.
+        kind: "variance" or "calibration", which script wrote it.
+        content: the report.
+    """
+
+    name: str
+    kind: str
+    content: Mapping[str, Any]
+
+    def get(self, *path: str | int) -> Any:
+        """Give what lies at a path of keys and indices; None if nothing does."""
+        found: Any = self.content
+        for key in path:
+            inside = isinstance(found, list) and isinstance(key, int) and key < len(found)
+            if not inside and not (isinstance(found, dict) and key in found):
+                return None
+            found = found[key]
+        return found
+
+    def value(self, *path: str | int, form: str = "", unit: float = 1) -> str | Value:
+        """Give what lies at a path as it is shown; what is undefined, with its reason where the file has one.
+
+        Args:
+            path: keys and indices.
+            form: the format of a number.
+            unit: numbers are multiplied by it: 100 for per cent.
+        """
+        found, place = self.get(*path), f"{self.name}: {'.'.join(map(str, path))}"
+        if found is None:
+            reason = self.get(*path[:-1], "reason")
+            return f"undefined: {reason}" if reason else "undefined"
+        if isinstance(found, int | float) and not isinstance(found, bool):
+            found = unit * found if unit != 1 else found
+            return Value(place, repr(found), format(found, form))
+        if isinstance(found, list):
+            return Value(place, json.dumps(found), ", ".join(map(str, found)))
+        return Value(place, str(found), str(found))
+
+    def interval(self, *path: str | int, form: str = ".4f", unit: float = 1) -> Cell:
+        """Give the interval whose ends lie at a path as it is shown; a dash where there is none."""
+        if self.get(*path, "low") is None:
+            return "–"
+        low, high = (self.value(*path, end, form=form, unit=unit) for end in ("low", "high"))
+        return ["[", low, ", ", high, "]"]
+
+    def entries(self, *path: str) -> Iterator[list[Cell]]:
+        """Give the settings at a path, those inside of others too, as rows of a name and a value."""
+        for name, found in (self.get(*path) or {}).items():
+            if isinstance(found, dict):
+                yield from self.entries(*path, name)
+            elif found not in (None, "") and name != "classes":  # which have a table
+                yield [" ".join((*path[1:], name)), self.value(*path, name)]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure: its name, its SHA-256, and itself as a data URI."""
+
+    name: Value
+    uri: str
+
+
+def read_results(folder: str | Path) -> list[Result]:
+    """Read the JSON files of a run, variances first.
+
+    Raises:
+        InputError: there is no such folder, no result in it, or a JSON file that is no result.
+    """
+    if not Path(folder).is_dir():
+        raise InputError(f"there is no folder {folder}; name the one that --json and --figure wrote to")
+    found = []
+    for path in sorted(Path(folder).glob("*.json")):
+        content = read_json(path)
+        kinds = [kind for kind, keys in KINDS.items() if isinstance(content, dict) and keys <= content.keys()]
+        if not kinds:
+            raise InputError(f"{path} is neither of Variance.py --json nor of Calibrate.py --json; move it elsewhere")
+        found.append(Result(path.name, kinds[0], content))
+    if not found:
+        raise InputError(f"{folder} has no results; write some there with Variance.py --json or Calibrate.py --json")
+    return sorted(found, key=lambda result: list(KINDS).index(result.kind))
+
+
+def read_pictures(folder: str | Path) -> list[Picture]:
+    """Read the pictures of a run."""
+    found = []
+    for path in sorted(Path(folder).iterdir()):
+        if kind := PICTURES.get(path.suffix.lower()):
+            digest = sha256(path)
+            encoded = base64.b64encode(path.read_bytes()).decode("ascii")
+            found.append(Picture(Value(path.name, digest, digest[:16]), f"data:{kind};base64,{encoded}"))
+    return found

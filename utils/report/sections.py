@@ -1,0 +1,145 @@
+"""What the page of a run says of each result: its headline, its tables, its settings."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from utils.report.results import Cell, Result
+from utils.report.tables import component_title, held_fixed, share_of
+
+CHANNELS = 10  # on the page, of up to thousands
+
+
+class Table(NamedTuple):
+    """A table of the page; a folded one opens by a click."""
+
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    note: str = ""
+    folded: bool = False
+
+
+class Section(NamedTuple):
+    """What the page says of one result.
+
+    Attributes:
+        title: of the section.
+        of: the networks, layers and images.
+        headlines: names, numbers, intervals.
+        tables: the rest, settings and provenance last.
+    """
+
+    title: str
+    of: Cell
+    headlines: Sequence[tuple[str, Cell, Cell]]
+    tables: Sequence[Table]
+
+
+def lay_out(result: Result) -> Section:
+    """Lay out one result."""
+    source = {name: result.value("source", name) for name in ("arch_a", "layer_a", "arch_b", "layer_b", "split")}
+    data = result.value("source", "name" if result.get("source", "name") else "dataset")
+    of: Cell = [source["arch_a"], " ", source["layer_a"], " → ", source["arch_b"], " ", source["layer_b"], ", "]
+    of += [result.value("images", form=","), " images of ", data, " (", source["split"], ")"]
+    if result.kind == "variance":
+        left = result.value("instability", form=".4f")
+        headlines = [("instability Var(x_Δ)/Var(x*)", left, result.interval("intervals", "instability"))]
+        if result.get("linear_reference"):
+            on = result.value("linear_reference", "measured_on")
+            reference = result.value("linear_reference", "instability", form=".4f")
+            headlines.append(("of the linear reference", reference, on))
+        title, tables = "How much of B is not reconstructed", variance_tables(result)
+    else:
+        shared = result.value("consistency", "value", form=".4f")
+        headlines = [("normalised consistency", shared, result.interval("consistency"))]
+        title, tables = "What that is worth", calibration_tables(result)
+    return Section(f"{title} ({result.name})", of, headlines, [*tables, settings_table(result)])
+
+
+def variance_tables(result: Result) -> Iterator[Table]:
+    """Lay out what Variance.py found: components, depths, classes, channels."""
+    total, rows = result.get("var", "target"), []
+    for name in result.get("var"):
+        share = result.value("var", name, form=".2f", unit=100 / total) if total else "–"
+        of_share = result.interval("intervals", share_of(name), form=".2f", unit=100)
+        variance = result.value("var", name, form=".6g"), result.interval("intervals", f"var_{name}", form=".4g")
+        rows.append([component_title(name), *variance, share, of_share])
+    fixed = result.get("intervals", "instability")
+    note = f"Intervals: {held_fixed(fixed)}." if fixed else "No intervals: no images were resampled."
+    yield Table("Components", ("component", "variance", "its interval", "share of x*, %", "its interval"), rows, note)
+    if count := len(result.get("spectrum") or ()):
+        rows = [
+            [
+                result.value("spectrum", row, "layers"),
+                result.value("spectrum", row, "r2", form=".4f"),
+                result.interval("spectrum", row, "intervals", "r2"),
+                result.value("spectrum", row, "gain", form="+.4f"),
+                result.interval("spectrum", row, "intervals", "gain", form="+.4f"),
+            ]
+            for row in range(count)
+        ]
+        note = "R² is 1 − instability; the gain is what a depth adds to the one before, image by image."
+        yield Table("Fuzziness spectrum", ("layers", "R²", "its interval", "gain", "its interval"), rows, note)
+    head = ("variance of x*", "instability", "its interval")
+    if count := len(result.get("classes") or ()):
+        rows = [_part(result, "classes", row, "class", "images") for row in range(count)]
+        note = "A class is measured from its own mean, as if its images were all there are."
+        yield Table("Classes", ("class", "images", *head), rows, note, folded=True)
+    if channels := result.get("channels"):
+        order = sorted(range(len(channels)), key=lambda row: -channels[row]["variance"])[:CHANNELS]
+        rows = [_part(result, "channels", row, "channel") for row in order]
+        note = f"Those of B that vary most; {result.name} has every channel."
+        yield Table("Channels", ("channel", *head), rows, note, folded=True)
+
+
+def calibration_tables(result: Result) -> Iterator[Table]:
+    """Lay out what Calibrate.py found: nulls and ceilings, the linear reference's test, other similarities."""
+    rows: list[list[Cell]] = [
+        [
+            row["pairs"],
+            result.value("rows", number, "value", form=".4f"),
+            result.interval("rows", number),
+            "–" if row["linear_reference"] is None else result.value("rows", number, "linear_reference", form=".4f"),
+        ]
+        for number, row in enumerate(result.get("rows"))
+    ]
+    note = "; ".join([f"Intervals: {held_fixed(result.get('consistency'))}", *(result.get("notes") or ())])
+    yield Table("Floor and ceiling", ("pairs", "instability", "its interval", "linear reference"), rows, f"{note}.")
+    if result.get("linear"):
+        whole = {
+            "permutations": "permutations within the class",
+            "p": "p",
+            "zero": "95 % of them leave more than",
+            "above_zero": "consistency from there on",
+        }
+        rows = [[name, result.value("linear", key, form=".4g"), "–"] for key, name in whole.items()]
+        for key, name in {"instability": "it leaves", "consistency": "normalised consistency"}.items():
+            number = result.value("linear", key, "value", form=".4f")
+            rows.append([name, number, result.interval("linear", key)])
+        note = "The best single linear layer, against the same images in another order."
+        yield Table("Test of the linear reference", ("", "value", "its interval"), rows, note)
+    rows = [
+        [score["name"], result.value("baselines", row, "value", form=".4f"), f"a {score['kind']}"]
+        for row, score in enumerate(result.get("baselines"))
+    ]
+    yield Table("Other measures of the same features", ("measure", "value", ""), rows)
+
+
+def settings_table(result: Result) -> Table:
+    """Lay out what was measured and how: networks, layers, data, hashes, the options of the fit."""
+    rows: list[list[Cell]] = [*result.entries("source"), *result.entries("settings")]
+    for name, path in {
+        "Trans-Net's SHA-256": ("transnet",),
+        "epochs of the other fits": ("epochs",),
+        "mean": ("mean",),
+        "ridge of the linear reference": ("linear_reference", "ridge"),
+    }.items():
+        if result.get(*path) is not None:
+            rows.append([name, result.value(*path)])
+    return Table("Settings and provenance", ("setting", "value"), rows, folded=True)
+
+
+def _part(result: Result, kind: str, row: int, *names: str) -> list[Cell]:
+    """Lay out one class or channel: what it is called, Var(x*), its instability."""
+    numbers = [result.value(kind, row, "variance", form=".6g"), result.value(kind, row, "instability", form=".4f")]
+    return [*(result.value(kind, row, name) for name in names), *numbers, result.interval(kind, row)]

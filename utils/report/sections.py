@@ -37,10 +37,12 @@ class Section(NamedTuple):
 
 def lay_out(result: Result) -> Section:
     """Lay out one result."""
-    source = {name: result.value("source", name) for name in ("arch_a", "layer_a", "arch_b", "layer_b", "split")}
+    arch_a, layer_a, arch_b, layer_b = (
+        result.value("source", f"{name}_{net}") for net in "ab" for name in ("arch", "layer")
+    )
     data = result.value("source", "name" if result.get("source", "name") else "dataset")
-    of: Cell = [source["arch_a"], " ", source["layer_a"], " → ", source["arch_b"], " ", source["layer_b"], ", "]
-    of += [result.value("images", form=","), " images of ", data, " (", source["split"], ")"]
+    images = [result.value("images", form=","), " images of ", data, " (", result.value("source", "split"), ")"]
+    of: Cell = [arch_a, " ", layer_a, " → ", arch_b, " ", layer_b, ", ", *images]
     if result.kind == "variance":
         left = result.value("instability", form=".4f")
         headlines = [("instability Var(x_Δ)/Var(x*)", left, result.interval("intervals", "instability"))]

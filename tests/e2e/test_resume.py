@@ -4,11 +4,11 @@ import json
 import re
 import shutil
 import signal
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 import torch
-import torchvision
 
 import Training
 import Training_TransNet
@@ -150,7 +150,7 @@ def test_going_on_from_another_file_records_how_it_was_trained(finished, photos,
 
 def test_versions_are_recorded_and_not_compared(copied, photos, epochs, capsys):
     versions = checkpoint.load(copied / OWN)["versions"]
-    assert versions == {"torch": torch.__version__, "torchvision": torchvision.__version__}
+    assert versions == {"torch": torch.__version__, "torchvision": metadata.version("torchvision")}
     change(copied / OWN, versions={"torch": "1.0.0", "torchvision": "0.2.1"})
     run(Training, f"{LINE} --resume auto", *data(photos), "--out", copied)
     assert "is trained for 2 epochs already" in capsys.readouterr().out

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils.errors import InputError
-from utils.files import in_words, replacing
+from utils.files import in_words, write_text
 from utils.parser import Parser, result_file, some_path
 from utils.report import page
 from utils.runtime import command
@@ -42,8 +42,7 @@ def main(argv: Sequence[str] | None = None) -> str:
         print(f"{args.check}: all {count:,} values are those of {args.run}")
         return made
     out = Path(args.out or Path(args.run, "page.html"))
-    with replacing(out) as temporary:
-        temporary.write_text(made, encoding="utf-8")
+    write_text(out, made)
     print(f"saved {out} ({size}, {count:,} values)")
     return made
 

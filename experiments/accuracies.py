@@ -5,7 +5,6 @@ bootstrap over the test images crossed with the seeds; fewer than about five see
 between nets of the same seeds on the same images.
 """
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,8 +17,9 @@ from models.classifiers import read_classifier
 from utils.data.images import ImageData, check_classes, load_images
 from utils.data.loaders import make_loader
 from utils.errors import InputError
-from utils.files import replacing, write_csv
+from utils.files import write_csv, write_text
 from utils.measures.bootstrap import Interval, accuracy, verdict
+from utils.options import add_data_root
 from utils.parser import Parser, result_file, some_path
 from utils.runtime import command
 from utils.training.metrics import topk_hits
@@ -132,10 +132,7 @@ def build_parser() -> Parser:
     parser = Parser(__doc__, "python -m experiments.accuracies runs/small_distil --markdown accuracies.md")
     group = parser.add_argument_group("accuracies")
     group.add_argument("run", type=some_path, help="what OUT was when the scripts ran")
-    group.add_argument(
-        "--data_root", type=some_path, default=os.environ.get("KC_DATA") or "data",
-        help="folder of the data sets; default from KC_DATA",
-    )  # fmt: skip
+    add_data_root(group)
     group.add_argument("--markdown", type=result_file(), metavar="FILE", help="write the table as Markdown")
     group.add_argument("--csv", type=result_file(), metavar="FILE", help="write it as CSV")
     return parser
@@ -149,19 +146,21 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
     text = markdown(rows)
     print(text)
     if args.markdown:
-        with replacing(args.markdown) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_text(args.markdown, text)
     if args.csv:
         head = ["net", "method", "seeds", "images", "accuracy_percent", "low", "high", "gain_points", "low", "high"]
         write_csv(args.csv, [head, *(csv_line(row) for row in rows)])
     return rows
 
 
+def plain(interval: Interval | None) -> list[float | None]:
+    """Give a number and its interval's ends."""
+    return [interval.value, interval.low, interval.high] if interval else [None] * 3
+
+
 def csv_line(row: Row) -> list[Any]:
     """Write a row as plain values."""
-    gain = row.gain
-    own, more = ([i.value, i.low, i.high] if i else [None] * 3 for i in (row.accuracy, gain))
-    return [row.net, row.method, row.seeds, row.images, *own, *more]
+    return [row.net, row.method, row.seeds, row.images, *plain(row.accuracy), *plain(row.gain)]
 
 
 if __name__ == "__main__":

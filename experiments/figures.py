@@ -6,7 +6,6 @@ order (4.2). The numbers are those of experiments/tables.py; maps are computed f
 figure whose data are missing is left out, and a line says so.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,6 +21,7 @@ from utils.data.batches import normalise
 from utils.data.images import load_images
 from utils.errors import InputError
 from utils.files import check_writable, read_json, replacing
+from utils.options import add_data_root
 from utils.parser import Parser, some_path, whole
 from utils.report.charts import curve_figure, variance_figure
 from utils.report.maps import overlay_figure
@@ -139,10 +139,7 @@ def build_parser() -> Parser:
     parser = Parser(__doc__, "python -m experiments.figures runs --data_root data")
     group = parser.add_argument_group("figures")
     group.add_argument("run", type=some_path, help="what OUT was when the sections' scripts ran")
-    group.add_argument(
-        "--data_root", type=some_path, default=os.environ.get("KC_DATA") or "data",
-        help="folder of the data sets; default from KC_DATA. Fig. 5 uses RUN/mix, which tasks.sh makes",
-    )  # fmt: skip
+    add_data_root(group, ". Fig. 5 uses RUN/mix, which tasks.sh makes")
     group.add_argument("--photos", type=whole(1), default=4, help="photos of a figure of maps")
     return parser
 

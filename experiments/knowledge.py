@@ -7,7 +7,6 @@ the test images crossed with the students; all numbers use the same resamples of
 the students trained alone is of pairs.
 """
 
-import os
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -18,11 +17,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from experiments.accuracies import TITLES, Row, judged, read_hits, rows_of, written
+from experiments.accuracies import TITLES, Row, judged, plain, read_hits, rows_of, written
 from utils.errors import InputError
-from utils.files import replacing, write_csv
+from utils.files import replacing, write_csv, write_text
 from utils.measures.bootstrap import Interval, count, mean_over_fits, weighted
 from utils.measures.calibration import KINDS, load_sums, normalised_consistency
+from utils.options import add_data_root
 from utils.parser import Parser, result_file, some_path, whole
 from utils.report.charts import CURVES
 from utils.runtime import command
@@ -162,10 +162,7 @@ def build_parser() -> Parser:
     parser = Parser(__doc__, "python -m experiments.knowledge runs/small_distil --figure knowledge.png")
     group = parser.add_argument_group("what is shared")
     group.add_argument("run", type=some_path, help="what OUT was when the script ran")
-    group.add_argument(
-        "--data_root", type=some_path, default=os.environ.get("KC_DATA") or "data",
-        help="folder of the data sets; default from KC_DATA",
-    )  # fmt: skip
+    add_data_root(group)
     group.add_argument("--bootstrap", type=whole(100), default=1000, metavar="N", help="resamples")
     group.add_argument("--markdown", type=result_file(), metavar="FILE", help="write the table as Markdown")
     group.add_argument("--csv", type=result_file(), metavar="FILE", help="write it as CSV")
@@ -183,8 +180,7 @@ def main(argv: Sequence[str] | None = None) -> list[Cell]:
     text = markdown(cells, students)
     print(text)
     if args.markdown:
-        with replacing(args.markdown) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_text(args.markdown, text)
     if args.csv:
         head = ["direction", "stage", "method", "students", "consistency", "low", "high", "more", "low", "high"]
         write_csv(args.csv, [head, *(csv_line(cell) for cell in cells)])
@@ -196,8 +192,7 @@ def main(argv: Sequence[str] | None = None) -> list[Cell]:
 
 def csv_line(cell: Cell) -> list[object]:
     """Write a cell as plain values."""
-    own, more = ([i.value, i.low, i.high] if i else [None] * 3 for i in (cell.consistency, cell.gain))
-    return [cell.direction, cell.stage, cell.method, cell.students, *own, *more]
+    return [cell.direction, cell.stage, cell.method, cell.students, *plain(cell.consistency), *plain(cell.gain)]
 
 
 if __name__ == "__main__":

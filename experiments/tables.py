@@ -19,7 +19,7 @@ from experiments.intervals import LEGEND, Between, Claim, Number, decide, measur
 from experiments.settings import NETS, differences
 from utils import checkpoint
 from utils.errors import InputError
-from utils.files import read_json, replacing, write_csv
+from utils.files import read_json, write_csv, write_text
 from utils.parser import Parser, result_file, some_path
 from utils.runtime import command
 
@@ -217,8 +217,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     text = "\n".join(markdown(table if args.paper_columns == "all" else with_numbers(table)) for table in tables)
     print(text)
     if args.markdown:
-        with replacing(args.markdown) as temporary:
-            temporary.write_text(f"Paper: {paper['source']}.\n\n{text}", encoding="utf-8")
+        write_text(args.markdown, f"Paper: {paper['source']}.\n\n{text}")
     if args.csv:
         keys = [(table, key) for table in tables for key in product(table.rows, table.columns)]
         numbers = [

@@ -96,6 +96,12 @@ def write_json(path: str | Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="ascii")
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text as UTF-8, atomically."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def write_csv(path: str | Path, rows: Iterable[Sequence[Any]]) -> None:
     """Write rows, the head first, atomically."""
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:

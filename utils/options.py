@@ -52,12 +52,15 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--out", type=some_path, default=".", help="root of what is written")
 
 
+def add_data_root(group: argparse._ActionsContainer, more: str = "") -> None:
+    """Where the data sets are; `more` follows in the help."""
+    default, says = os.environ.get("KC_DATA") or "data", f"folder of the data sets; default from KC_DATA{more}"
+    group.add_argument("--data_root", type=some_path, default=default, help=says)
+
+
 def add_image_folders(group: argparse._ActionsContainer) -> None:
     """Where the images of a data set are."""
-    group.add_argument(
-        "--data_root", type=some_path, default=os.environ.get("KC_DATA") or "data",
-        help="folder of the data sets; default from KC_DATA",
-    )  # fmt: skip
+    add_data_root(group)
     group.add_argument("--train_path", type=some_path, help="training images, a folder a class; overrides --data_root")
     group.add_argument("--val_path", type=some_path, help="validation images; overrides --data_root")
 
@@ -72,11 +75,7 @@ def add_data_options(parser: argparse.ArgumentParser, *, batch_size: int, cache_
         "--image_size", type=whole(SMALLEST_IMAGE), help=f"pixels to a side; default: the checkpoint's, or {IMAGE_SIZE}"
     )
     group.add_argument(
-        "--sample_num",
-        type=plain_name,
-        default="",
-        metavar="NAME",
-        help="train on a sub-sampler's images: 50par_A",
+        "--sample_num", type=plain_name, default="", metavar="NAME", help="train on a sub-sampler's images: 50par_A"
     )
     group.add_argument(
         "--split", dest="sub_sampler_split", choices=["first", "random"],

@@ -59,6 +59,7 @@ def build_parser() -> Parser:
     group.add_argument("--transnet", required=True, type=some_path, metavar="FILE", help="the Trans-Net, one of ours")
     group.add_argument("--reverse", action="store_true", help="it reconstructs A's features from B's")
     group.add_argument("--epochs", type=whole(0), help="of the other fits; default: the Trans-Net's own")
+    group.add_argument("--brief", action="store_true", help="fit only what the consistency needs: one null, one ceiling")
     group.add_argument("--bootstrap", type=whole(100), default=1000, metavar="N", help="resamples of the images")
     group.add_argument("--permutations", type=whole(0), default=200, metavar="N", help="of the test; 0: no test")
     group = parser.add_argument_group("images, for the untrained net B")
@@ -164,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     check_fit(trans_net, val.shape_a, val.shape_b)
     notes, untrained = doubts(val), None
     try:
-        untrained = beside_untrained(budget, (train, val), runtime)
+        untrained = None if args.brief else beside_untrained(budget, (train, val), runtime)
     except InputError as error:
         notes.append(f"the null of an untrained B is left out: {error}")
     loader = opening.feature_loader(budget, val, runtime)
@@ -172,6 +173,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     again = partial(fit, budget, trans_net.config, seed=args.seed + 1, runtime=runtime)
     found = {THIS: Fitted(moments, (state.get("linear_reference") or {}).get("instability"))}
     for name, parts in pairings(train, val, untrained, args.seed).items():
+        if args.brief and name not in (NULL, CEILING):
+            continue
         runtime.say(name)
         found[name] = again(parts, trained=name != UNFITTED)
     rows = []

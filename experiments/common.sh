@@ -15,8 +15,9 @@ IMAGE_SIZE=${IMAGE_SIZE:-224} OPTIM=${OPTIM:-SGD} LR=${LR:-0.01}
 TRANS_EPOCHS=${TRANS_EPOCHS:-1000} TRANS_LR=${TRANS_LR:-0.0001}
 REFINE_EPOCHS=${REFINE_EPOCHS:-100} REFINE_LR=${REFINE_LR:-0.00001}
 
-# FIT="--standardise --solve": options of every Trans-Net; default: the released procedure. CALIBRATE=1: store the test
-# images' features too, and measure what every instability is worth (nulls, ceilings, other similarities).
+# FIT="--standardise --solve": options of every Trans-Net; default: the released procedure. CALIBRATE="--brief": store
+# the test images' features too, and measure with these options what every instability is worth (nulls, ceilings, other
+# similarities).
 # PRETRAINED=1: nets begin with ImageNet weights, those of $WEIGHTS/ARCH.pth where WEIGHTS names a folder.
 FIT=${FIT:-} CALIBRATE=${CALIBRATE:-} PRETRAINED=${PRETRAINED:-} WEIGHTS=${WEIGHTS:-}
 
@@ -34,7 +35,7 @@ esac
 command -v "$PYTHON" >/dev/null ||
   { echo "$section: there is no $PYTHON; name the one with torch by PYTHON" >&2 && exit 1; }
 
-# layers_of ARCH: the paper's layers, as --conv_layer numbers them.
+# layers_of ARCH: the paper's layers, as --conv_layer numbers them; `at` takes names, too.
 layers_of() {
   case ${1%_ft} in
   vgg16_bn) echo 30 37 ;; # conv4_3, conv5_2
@@ -46,7 +47,7 @@ layers_of() {
 }
 
 other_layers() { # ARCH
-  [[ ${LAYERS:-} ]] || { echo "$section: the paper has no layer of $1; name its --conv_layer by LAYERS" >&2 && exit 2; }
+  [[ ${LAYERS:-} ]] || { echo "$section: the paper has no layer of $1; name one by LAYERS" >&2 && exit 2; }
   echo "$LAYERS"
 }
 
@@ -57,6 +58,17 @@ layers() {
   layers_of "$1"
 }
 
+# at LAYER [2]: the option that names a layer, by number or name; 2: net B's own.
+at() {
+  if [[ $1 == [0-9]* ]]; then echo "--conv_layer${2:-} $1"; else echo "--layer${2:-} $1"; fi
+}
+
+# setting NAME ARCH: $NAME_arch where it is set, else $NAME.
+setting() {
+  local named=$1_$2
+  echo "${!named:-${!1}}"
+}
+
 # check_archs: end before anything is done where the layers of one of $ARCHS are not known.
 check_archs() {
   local arch
@@ -64,9 +76,10 @@ check_archs() {
 }
 
 # train DATASET ARCH SUFFIX OPTION…: a classifier for $EPOCHS, learning rate 1e-2 → about 1e-4; from scratch, or an _ft.
+# OPTIM_arch, LR_arch and EPOCHS_arch are an architecture's own.
 train() {
-  local optim=$OPTIM lr=$LR epochs=$EPOCHS start=()
-  if [[ $2 == alexnet ]]; then optim=${ALEXNET_OPTIM:-$OPTIM} lr=${ALEXNET_LR:-$LR} epochs=${ALEXNET_EPOCHS:-$EPOCHS}; fi
+  local optim lr epochs start=()
+  optim=$(setting OPTIM "$2") lr=$(setting LR "$2") epochs=$(setting EPOCHS "$2")
   if [[ $2 == *_ft && $WEIGHTS ]]; then start=(--weights "$WEIGHTS/${2%_ft}.pth"); fi
   step "train_$1_$2_$3" Training.py --arch "$2" --dataset "$1" --optim "$optim" --lr "$lr" --epochs "$epochs" \
     --epoch_step $(((epochs + 4) / 5)) --batch_size "${BATCH:-128}" --save_epoch 50 --suffix "$3" "${@:4}" "${start[@]}" \
@@ -98,7 +111,9 @@ store() {
 # calibrate NAME FEATURES TRANSNET ROW PAIR OPTION…: with CALIBRATE, say what the Trans-Net's instability is worth.
 calibrate() {
   [[ $CALIBRATE ]] || return 0
-  step "calibrate_$1" Calibrate.py --convOut_path "$2" --transnet "$3" "${@:6}" \
+  local more
+  read -ra more <<<"$CALIBRATE"
+  step "calibrate_$1" Calibrate.py --convOut_path "$2" --transnet "$3" "${@:6}" "${more[@]}" \
     --json "$OUT/results/calibration/$4/calibrate/$5.json"
 }
 

@@ -26,10 +26,10 @@ blind_spots() { # SEED
   local weak_net=${nets}_${weak}_sd$1.pth.tar strong_net=${nets}_${strong}_sd$1.pth.tar input
   local features=$OUT/convOuts/CUB200_$weak-$strong/CUB200_L$weak_layer-${strong_layer}_sd$1
   local fitted=${transnets}_blind_spots_sd$1_a0.1.pth.tar tails=check/CUB200_$weak-$strong/checkpoint
-  local pair=(--net_A "$weak_net" --net_B "$strong_net" --conv_layer "$weak_layer" --conv_layer2 "$strong_layer")
+  local pair=(--net_A "$weak_net" --net_B "$strong_net" $(at "$weak_layer") $(at "$strong_layer" 2))
   fit "blind_spots_sd$1" "$features" "blind_spots_sd$1_a0.1" --alpha '[0.1,0.1]'
   step "measure_blind_spots_sd$1" Variance.py --net_in "$weak_net" --net_tar "$strong_net" --transnet "$fitted" \
-    --conv_layer "$weak_layer" --conv_layer2 "$strong_layer" --data_root "$DATA" \
+    $(at "$weak_layer") $(at "$strong_layer" 2) --data_root "$DATA" \
     --json "$OUT/results/diagnosis/blind_spots/$column/sd$1.json"
   calibrate "blind_spots_sd$1" "$features" "$fitted" diagnosis_blind_spots "sd$1"
   for input in residual_added noise_added; do
@@ -47,17 +47,17 @@ unreliable_features() { # SEED
   local fitted=${transnets}_unreliable_sd$1_a0.1.pth.tar
   fit "unreliable_sd$1" "$features" "unreliable_sd$1_a0.1" --alpha '[0.1,0.1]' --reverse
   step "measure_unreliable_sd$1" Variance.py --net_in "$strong_net" --net_tar "$weak_net" --transnet "$fitted" \
-    --conv_layer "$strong_layer" --conv_layer2 "$weak_layer" --data_root "$DATA" \
+    $(at "$strong_layer") $(at "$weak_layer" 2) --data_root "$DATA" \
     --json "$OUT/results/diagnosis/unreliable/$column/sd$1.json"
   calibrate "unreliable_sd$1" "$features" "$fitted" diagnosis_unreliable "sd$1" --reverse
   tune "unreliable_removed_sd$1" CUB200 "sd$1" --net_A "$strong_net" --net_B "$weak_net" --resume_Ys "$fitted" \
-    --conv_layer "$strong_layer" --conv_layer2 "$weak_layer"
+    $(at "$strong_layer") $(at "$weak_layer" 2)
   keep "diagnosis/unreliable_removed/$column" \
     "check/CUB200_$strong-$weak/checkpoint_111_sd$1_L$strong_layer-$weak_layer.pth.tar"
 }
 
 raw_features() { # SEED
-  tune "raw_sd$1" CUB200 "sd$1" --net_A "${nets}_${weak}_sd$1.pth.tar" --conv_layer "$weak_layer" --input raw_A
+  tune "raw_sd$1" CUB200 "sd$1" --net_A "${nets}_${weak}_sd$1.pth.tar" $(at "$weak_layer") --input raw_A
   keep "diagnosis/raw/$column" "check/CUB200_$weak/checkpoint_raw_A_sd$1_L$weak_layer.pth.tar"
 }
 
@@ -67,8 +67,8 @@ done
 wait_all
 for seed in $SEEDS; do
   together store "$weak-$strong-sd$seed" --arch1 "$weak" --arch2 "$strong" --resume1 "${nets}_${weak}_sd$seed.pth.tar" \
-    --resume2 "${nets}_${strong}_sd$seed.pth.tar" --dataset CUB200 --conv_layer "$weak_layer" \
-    --conv_layer2 "$strong_layer" --suffix "sd$seed"
+    --resume2 "${nets}_${strong}_sd$seed.pth.tar" --dataset CUB200 $(at "$weak_layer") \
+    $(at "$strong_layer" 2) --suffix "sd$seed"
 done
 wait_all
 for seed in $SEEDS; do

@@ -12,10 +12,12 @@ ARCHS=${ARCHS:-vgg16_bn} SEEDS=${SEEDS:-0} EPOCHS=${EPOCHS:-300} GENERATIONS=${G
 check_archs
 
 distil() { # ARCH SEED
+  local optim lr epochs
+  optim=$(setting OPTIM "$1") lr=$(setting LR "$1") epochs=$(setting EPOCHS "$1")
   train CUB200 "$1" "sd$2" --seed "$2"
   step "born_again_$1_sd$2" BornAgain.py --save_epoch 50 --start_gen 1 --generations "$GENERATIONS" \
     --seed $(($2 + 10)) --resume "$OUT/model_checkpoints/checkpoint_CUB200_$1_sd$2.pth.tar" --arch "$1" --dataset CUB200 \
-    --optim "$OPTIM" --lr "$LR" --epochs "$EPOCHS" --epoch_step $(((EPOCHS + 4) / 5)) --logspace 0 \
+    --optim "$optim" --lr "$lr" --epochs "$epochs" --epoch_step $(((epochs + 4) / 5)) --logspace 0 \
     --tau 1 --lambd 0.5 --lambd_end 0.5 --batch_size "${BATCH:-128}" --suffix "sd$2" --data_root "$DATA" --out "$OUT"
 }
 
@@ -25,10 +27,10 @@ measure() { # ARCH LAYER GENERATION SEED
   local fitted=$OUT/model_checkpoints/CUB200_$1/checkpoint_L$2_${name}_a0.1.pth.tar
   old=${net}_gen$3.pth.tar newest=${net}_gen$((GENERATIONS - 1)).pth.tar
   if (($3 == 0)); then old=$net.pth.tar; fi
-  store "$1_$name" --arch "$1" --resume1 "$old" --resume2 "$newest" --dataset CUB200 --conv_layer "$2" --suffix "$name"
+  store "$1_$name" --arch "$1" --resume1 "$old" --resume2 "$newest" --dataset CUB200 $(at "$2") --suffix "$name"
   fit "$1_$name" "$features" "${name}_a0.1" --alpha '[0.1,0.1]'
   step "measure_$1_$name" Variance.py --arch_in "$1" --arch_tar "$1" --net_in "$old" --net_tar "$newest" \
-    --transnet "$fitted" --dataset CUB200 --conv_layer "$2" --data_root "$DATA" \
+    --transnet "$fitted" --dataset CUB200 $(at "$2") --data_root "$DATA" \
     --json "$OUT/results/distillation/$1_L$2_gen$3/variance/sd$4.json"
   calibrate "$1_$name" "$features" "$fitted" "$1_L$2_gen$3" "sd$4"
 }

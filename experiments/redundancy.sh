@@ -24,9 +24,9 @@ choose() { # TARGET: what its nets were trained for, how, and the new task's ima
 
 refine() { # TARGET ARCH LAYER A B, the target that is chosen
   local net=$OUT/model_checkpoints/checkpoint_${known}_$2 check=check/${task}_$2/checkpoint end=_$4-$5_L$3.pth.tar raw
-  local nets=(--arch "$2" --net_A "${net}_$4.pth.tar" --net_B "${net}_$5.pth.tar" --conv_layer "$3")
+  local nets=(--arch "$2" --net_A "${net}_$4.pth.tar" --net_B "${net}_$5.pth.tar" $(at "$3"))
   store "$1_$2_L$3_$4-$5" --arch "$2" --resume1 "${net}_$4.pth.tar" --resume2 "${net}_$5.pth.tar" --dataset "$task" \
-    --conv_layer "$3" --suffix "$4-$5"
+    $(at "$3") --suffix "$4-$5"
   fit "$1_$2_L$3_$4-$5" "$OUT/convOuts/${task}_$2/${task}_L$3_$4-$5" "$4-$5_a0.1" --alpha '[0.1,0.1]'
   keep "table4/settings/$2_L$3_$1" "model_checkpoints/checkpoint_${known}_$2_$4.pth.tar"
   keep "table4/settings/$2_L$3_$1" "model_checkpoints/${task}_$2/checkpoint_L$3_$4-$5_a0.1.pth.tar"

@@ -14,9 +14,9 @@ check_archs
 refine() { # ARCH LAYER A B
   local net=$OUT/model_checkpoints/checkpoint_CUB200_$1 check=check/CUB200_$1/checkpoint pair=$3-$4 raw orders
   local transnet=model_checkpoints/CUB200_$1/checkpoint_L$2_${pair}_a0.1.pth.tar end=_${pair}_L$2.pth.tar
-  local nets=(--arch "$1" --net_A "${net}_$3.pth.tar" --net_B "${net}_$4.pth.tar" --conv_layer "$2")
+  local nets=(--arch "$1" --net_A "${net}_$3.pth.tar" --net_B "${net}_$4.pth.tar" $(at "$2"))
   store "$1_L$2_$pair" --arch "$1" --resume1 "${net}_$3.pth.tar" --resume2 "${net}_$4.pth.tar" --dataset CUB200 \
-    --conv_layer "$2" --suffix "$pair"
+    $(at "$2") --suffix "$pair"
   fit "$1_L$2_$pair" "$OUT/convOuts/CUB200_$1/CUB200_L$2_$pair" "${pair}_a0.1" --alpha '[0.1,0.1]'
   keep "table3/settings/$1_L$2" "model_checkpoints/checkpoint_CUB200_$1_$3.pth.tar"
   keep "table3/settings/$1_L$2" "$transnet"

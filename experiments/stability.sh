@@ -27,7 +27,7 @@ compare() { # CASE ARCH LAYER A B
   if [[ $arch == alexnet ]]; then alpha=8.0; fi
   # Fitted on all training images: the paper does not say on which, and the nets of case 2 have none in common.
   store "${arch}_L${layer}_$a-$b" --arch "$arch" --resume1 "${nets}_$a.pth.tar" --resume2 "${nets}_$b.pth.tar" \
-    --dataset CUB200 --conv_layer "$layer" --suffix "$a-$b"
+    --dataset CUB200 $(at "$layer") --suffix "$a-$b"
   both_ways "table1/$case"
   calibrate "${arch}_L${layer}_$a-$b" "$features" "${fitted}_$a-${b}_a$alpha.pth.tar" "${arch}_L${layer}_$case" "$a-$b"
   if [[ ${RELEASED_EPOCHS:-} && $case == case1 ]]; then
@@ -43,7 +43,7 @@ both_ways() { # ROW [SUFFIX], of what compare compares
     step "measure_${arch}_L${layer}_$direction${2:-}" Variance.py --arch_in "$arch" --arch_tar "$arch" \
       --net_in "${nets}_${direction%-*}.pth.tar" --net_tar "${nets}_${direction#*-}.pth.tar" \
       --transnet "${fitted}_${direction}_a$alpha${2:-}.pth.tar" \
-      --dataset CUB200 --conv_layer "$layer" --data_root "$DATA" \
+      --dataset CUB200 $(at "$layer") --data_root "$DATA" \
       --json "$OUT/results/$1/${arch}_L$layer/$direction.json"
   done
 }

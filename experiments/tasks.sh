@@ -17,7 +17,7 @@ DATA=$mix
 compare() { # ARCH LAYER SEED
   local nets=$OUT/model_checkpoints/checkpoint features=$OUT/convOuts/mix320_$1/mix320_L$2_tasks_$3
   local fine=${nets}_mix320_$1_$3.pth.tar binary=${nets}_bird_dog_$1_$3.pth.tar
-  store "$1_$3" --arch "$1" --resume1 "$fine" --resume2 "$binary" --dataset mix320 --conv_layer "$2" --suffix "tasks_$3"
+  store "$1_$3" --arch "$1" --resume1 "$fine" --resume2 "$binary" --dataset mix320 $(at "$2") --suffix "tasks_$3"
   measure "$1" "$2" "$3" fine-binary "$fine" "$binary"
   measure "$1" "$2" "$3" binary-fine "$binary" "$fine" --reverse
 }
@@ -26,7 +26,7 @@ measure() { # ARCH LAYER SEED DIRECTION NET_IN NET_TAR [--reverse]
   local fitted=$OUT/model_checkpoints/mix320_$1/checkpoint_L$2_$4_$3_a0.1.pth.tar
   fit "$1_$4_$3" "$features" "$4_$3_a0.1" --alpha '[0.1,0.1]' "${@:7}"
   step "measure_$1_$4_$3" Variance.py --arch_in "$1" --arch_tar "$1" --net_in "$5" --net_tar "$6" --transnet "$fitted" \
-    --dataset mix320 --conv_layer "$2" --data_root "$DATA" --json "$OUT/results/tasks/$4/$1_L$2/$3.json"
+    --dataset mix320 $(at "$2") --data_root "$DATA" --json "$OUT/results/tasks/$4/$1_L$2/$3.json"
   calibrate "$1_$4_$3" "$features" "$fitted" "tasks_$1_L$2_$4" "$3" "${@:7}"
 }
 

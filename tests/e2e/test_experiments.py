@@ -22,7 +22,7 @@ SETTINGS = (
     "DATA", "OUT", "BIRDS", "DOGS", "PYTHON", "IMAGE_SIZE", "OPTIM", "LR", "TRANS_EPOCHS", "TRANS_LR", "REFINE_EPOCHS",
     "REFINE_LR", "PRUNE_EPOCHS", "BATCH", "JOBS", "DEVICE_IDS", "ARCHS", "EPOCHS", "SEEDS", "LAYERS", "TARGETS",
     "THRESHOLDS", "GENERATIONS", "KC_DATA", "FIT", "CALIBRATE", "PRETRAINED", "WEIGHTS", "HALF_SEEDS",
-    "RELEASED_EPOCHS", "SHARE_BITS", "ALEXNET_OPTIM", "ALEXNET_LR", "ALEXNET_EPOCHS",
+    "RELEASED_EPOCHS", "SHARE_BITS", "LR_resnet18", "EPOCHS_resnet18", "LAYERS_resnet18",
     "TEACHER", "STUDENT", "TEACHER_EPOCHS", "METHODS", "PAIRS", "EPOCH_STEP", "CLASSES",
 )  # fmt: skip
 ARCHS = ("alexnet", "resnet18")  # those of the tests that compose names, since they have no underscore
@@ -124,7 +124,7 @@ def read_by(options):
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"SEEDS": "0 5 7", "HALF_SEEDS": "0 5", "CALIBRATE": "1", "RELEASED_EPOCHS": "9"}]
+    "settings", [{}, {"SEEDS": "0 5 7", "HALF_SEEDS": "0 5", "CALIBRATE": "--brief", "RELEASED_EPOCHS": "9"}]
 )
 @pytest.mark.parametrize("section", SECTIONS)
 def test_every_command_parses_and_reads_what_an_earlier_one_wrote(section, settings):
@@ -207,7 +207,7 @@ def test_stability_averages_over_all_pairs_of_seeds():
 )
 def test_three_seeds_are_three_pairs(section, one, pairs):
     archs = "alexnet resnet18" if section == "diagnosis" else "resnet18"
-    once, all_pairs = (commands(section, ARCHS=archs, SEEDS=seeds, CALIBRATE="1") for seeds in (one, "0 5 7"))
+    once, all_pairs = (commands(section, ARCHS=archs, SEEDS=seeds, CALIBRATE="--brief") for seeds in (one, "0 5 7"))
     for script in ("ConvOutput", "Training_TransNet", "transClassifier", "Variance", "Calibrate"):
         assert len(only(all_pairs, script)) == pairs * len(only(once, script)), script
     results = [options.json for script in ("Variance", "Calibrate") for options in only(all_pairs, script)]
@@ -215,7 +215,7 @@ def test_three_seeds_are_three_pairs(section, one, pairs):
 
 
 def test_fits_to_their_end_stand_beside_the_released_procedure():
-    found = commands("stability", ARCHS="resnet34", FIT="--standardise --solve", RELEASED_EPOCHS="60", CALIBRATE="1")
+    found = commands("stability", ARCHS="resnet34", FIT="--standardise --solve", RELEASED_EPOCHS="60", CALIBRATE="--brief")
     fits = [(fit.standardise, fit.solve is not None, fit.epochs) for fit in only(found, "Training_TransNet")]
     assert fits == [(True, True, 1000)] * 2 + [(False, False, 60)] * 2 + [(True, True, 1000)] * 2
     rows = [Path(options.json).parts[-3] for options in only(found, "Variance")]

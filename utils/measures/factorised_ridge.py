@@ -4,6 +4,9 @@ A regression from patches P of A's feature (one row for each image and position)
 (PᵀP + λ) W = PᵀY. To pair the targets with other images' x leaves PᵀP as it is, so that its Cholesky factor is
 computed once, and a permutation costs one pass of products PᵀY and PW. Where there are fewer rows than columns, the
 same W comes from the dual form Pᵀ(PPᵀ + λ)⁻¹Y.
+
+The factor, the solutions and the sums of squares are float64; the passes' products, which take nearly all the time,
+are in the precision of the features, at least float32.
 """
 
 from collections.abc import Iterator
@@ -15,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-CHUNK_BYTES = 1 << 26  # of the rows that are, in float64
+CHUNK_BYTES = 1 << 24  # of the rows that are multiplied at one time; more would be new pages for each product
 
 
 class Rows(Protocol):
@@ -32,17 +35,17 @@ Maps = Tensor | NDArray[np.floating] | Rows  # (N, C, H, W), in memory, memory-m
 
 
 class Targets:
-    """B's features, of which images are taken in any order, shifted, as float64 rows."""
+    """B's features, of which images are taken in any order, shifted, as rows."""
 
     def __init__(self, maps: Maps, mean: Tensor) -> None:
-        self.maps, self.mean = maps, mean
-        self.bytes_per_image = 8 * int(np.prod(maps.shape[1:]))
+        self.maps, self.mean, self.dtype = maps, mean, precision(maps)
+        self.bytes_per_image = self.dtype.itemsize * int(np.prod(maps.shape[1:]))
 
     def rows(self, images: Tensor) -> Tensor:
         """Give images (b, n) as rows (n·H·W, b·D)."""
         maps = take(self.maps, images.flatten().numpy()).flatten(2).unflatten(0, images.shape)  # (b, n, D, U)
-        rows = self.mean.new_empty([maps.shape[axis] for axis in (1, 3, 0, 2)])
-        rows.copy_(maps.permute(1, 3, 0, 2))  # to float64, to the device, into place
+        rows = self.mean.new_empty([maps.shape[axis] for axis in (1, 3, 0, 2)], dtype=self.dtype)
+        rows.copy_(maps.permute(1, 3, 0, 2))  # to the device, into place
         return rows.sub_(self.mean).flatten(2).flatten(0, 1)
 
     def squares(self) -> Tensor:
@@ -59,46 +62,50 @@ class Reference:
     """The regression from one feature, factorised."""
 
     def __init__(self, x: Maps, mean: Tensor, weight: float, kernel_size: int) -> None:
-        self.x, self.mean, self.kernel_size = x, mean, kernel_size
+        self.x, self.mean, self.kernel_size, self.dtype = x, mean, kernel_size, precision(x)
         self.columns = x.shape[1] * kernel_size**2
         self.positions = int(np.prod(x.shape[2:]))
         self.dual = len(x) * self.positions < self.columns
         if self.dual:
-            rows = torch.cat([part for _, part in self.patches(x, 0)])
+            rows = torch.cat([part.to(mean) for _, part in self.patches(x, 0)])
             gram = rows @ rows.mT
         else:
             gram = mean.new_zeros(self.columns, self.columns)
-            for _, rows in self.patches(x, 0):
-                gram += rows.mT @ rows
+            for _, part in self.patches(x, 0):
+                rows = part.to(mean)
+                gram.addmm_(rows.mT, rows)
         gram.diagonal().add_(weight * (float(gram.trace()) / self.columns or 1.0))  # a dead feature counts as ones
         self.factor = torch.linalg.cholesky(gram)
-        self.solved = torch.cholesky_solve(rows, self.factor) if self.dual else rows[:0]
+        self.solved = torch.cholesky_solve(rows, self.factor).to(self.dtype) if self.dual else rows[:0]
 
     def patches(self, x: Maps, bytes_beside: int) -> Iterator[tuple[slice, Tensor]]:
         """Yield images and their rows (n·H·W, p), n so that they and `bytes_beside` an image fit a chunk."""
-        size = max(1, CHUNK_BYTES // (8 * self.positions * self.columns + bytes_beside))
+        size = max(1, CHUNK_BYTES // (self.dtype.itemsize * self.positions * self.columns + bytes_beside))
         for start in range(0, len(x), size):
-            part = take(x, slice(start, start + size)).to(self.mean) - self.mean[:, None, None]
+            part = (take(x, slice(start, start + size)).to(self.mean) - self.mean[:, None, None]).to(self.dtype)
             rows = F.unfold(part, self.kernel_size, padding=self.kernel_size // 2)  # (n, p, U)
             yield slice(start, start + len(part)), rows.mT.flatten(0, 1)
 
     def solve(self, targets: Targets, inverses: Tensor) -> Tensor:
         """Give W of each pairing, (p, b·D)."""
-        cross = self.mean.new_zeros(self.columns, len(inverses) * len(targets.mean))
+        cross = self.mean.new_zeros(self.columns, len(inverses) * len(targets.mean), dtype=self.dtype)
         for images, patches in self.patches(self.x, targets.bytes_per_image * len(inverses)):
             places = slice(images.start * self.positions, images.stop * self.positions)
             rows = self.solved[places] if self.dual else patches
-            cross += rows.mT @ targets.rows(inverses[:, images])
-        return cross if self.dual else torch.cholesky_solve(cross, self.factor)
+            cross.addmm_(rows.mT, targets.rows(inverses[:, images]).to(self.dtype))
+        if not self.dual:
+            for one in cross.split(len(targets.mean), dim=1):
+                one.copy_(torch.cholesky_solve(one.to(self.factor), self.factor))
+        return cross
 
     def errors(self, solution: Tensor, x: Maps, targets: Targets, inverses: Tensor) -> Tensor:
         """Sum the squared errors of each target's image, (b, N); they add up to those about the channels' means."""
         pairings, images = inverses.shape
-        found = solution.new_zeros(pairings, images)
-        channel_sums = solution.new_zeros(pairings, len(targets.mean))
+        found = self.mean.new_zeros(pairings, images)
+        channel_sums = self.mean.new_zeros(pairings, len(targets.mean))
         for part, target, predicted in self.predictions(solution, x, targets, inverses):
             error = target - predicted
-            found.scatter_(1, inverses[:, part].to(found.device), error.square().sum((1, 3)).mT)
+            found.scatter_(1, inverses[:, part].to(found.device), error.square().sum((1, 3)).mT.to(found))
             channel_sums += error.sum((0, 1))
         return found - channel_sums.square().sum(1, keepdim=True) / (images * self.positions) / images
 
@@ -122,7 +129,7 @@ class Reference:
         for part, target, predicted in self.predictions(solution, x, targets, identity):
             target_sums.index_add_(0, kinds[part], target)
             predicted_sums.index_add_(0, kinds[part], predicted)
-        found, products = (solution.new_zeros(len(labels), predicted_sums.shape[2]) for _ in range(2))
+        found, products = (self.mean.new_zeros(len(labels), predicted_sums.shape[2]) for _ in range(2))
         for part, target, predicted in self.predictions(solution, x, targets, identity):
             own = (target * predicted).sum((1, 3))
             both = (target * predicted_sums[kinds[part]], target_sums[kinds[part]] * predicted)
@@ -130,7 +137,7 @@ class Reference:
             first, second = (torch.where(size[part] > 1, one.sum((1, 3)) - own, own) / others for one in both)
             found[part] = target.square().sum((1, 3)) + predicted.square().sum((1, 3)) - 2 * (first + second)
             products[part] = first
-        means = solution.new_zeros(len(counts), products.shape[1]).index_add_(0, kinds, products) / counts[:, None]
+        means = products.new_zeros(len(counts), products.shape[1]).index_add_(0, kinds, products) / counts[:, None]
         shift = (target_sums - predicted_sums).sum((0, 1)).square().sum(1) / (len(labels) * self.positions)
         return (found + 2 * means[kinds] - shift / len(labels)).mT
 
@@ -140,11 +147,16 @@ class Reference:
         """Yield images x, the targets beside them and the predictions, (n, U, b, D); one pairing may serve all."""
         channels = len(targets.mean)
         for part, rows in self.patches(x, targets.bytes_per_image * (solution.shape[1] // channels)):
-            both = targets.rows(inverses[:, part]), rows @ solution
+            both = targets.rows(inverses[:, part]).to(rows), rows @ solution
             target, predicted = (
                 one.unflatten(1, (-1, channels)).unflatten(0, (-1, self.positions)) for one in both
             )  # fmt: skip
             yield part, target, predicted
+
+
+def precision(maps: Maps) -> torch.dtype:
+    """Give the features' own type, or float32 where that is wider."""
+    return torch.promote_types(take(maps, slice(0, 1)).dtype, torch.float32)
 
 
 def channel_means(maps: Maps, device: str | torch.device) -> Tensor:

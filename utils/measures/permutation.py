@@ -24,7 +24,7 @@ from utils.measures.calibration import (
 )
 from utils.measures.factorised_ridge import Maps, Reference, Targets, channel_means
 
-BLOCK_BYTES = 1 << 28  # of the solutions W that are in memory at one time
+BLOCK_BYTES = 1 << 26  # of the solutions W that are in memory at one time
 
 
 @dataclass(frozen=True)

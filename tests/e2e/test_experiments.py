@@ -319,7 +319,7 @@ def test_the_environment_makes_it_smaller():
 
 
 def test_an_unknown_architecture_needs_layers():
-    why = "the paper has no layer of densenet121; name its --conv_layer by LAYERS\n"
+    why = "the paper has no layer of densenet121; name one by LAYERS\n"
     for section in SECTIONS:
         result = run(section, "--dry-run", ARCHS="resnet18 densenet121", PYTHON="python")
         assert (result.returncode, result.stdout, result.stderr) == (2, "", f"{section}: {why}")

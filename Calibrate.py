@@ -59,7 +59,9 @@ def build_parser() -> Parser:
     group.add_argument("--transnet", required=True, type=some_path, metavar="FILE", help="the Trans-Net, one of ours")
     group.add_argument("--reverse", action="store_true", help="it reconstructs A's features from B's")
     group.add_argument("--epochs", type=whole(0), help="of the other fits; default: the Trans-Net's own")
-    group.add_argument("--brief", action="store_true", help="fit only what the consistency needs: one null, one ceiling")
+    group.add_argument(
+        "--brief", action="store_true", help="fit only what the consistency needs: one null, one ceiling"
+    )
     group.add_argument("--bootstrap", type=whole(100), default=1000, metavar="N", help="resamples of the images")
     group.add_argument("--permutations", type=whole(0), default=200, metavar="N", help="of the test; 0: no test")
     group = parser.add_argument_group("images, for the untrained net B")

@@ -2,8 +2,9 @@
 
 fig3_…: blind spots and unreliable features on photos (Sec. 4.1). fig4_…: accuracy and Var(x_Δ) of compressed nets
 (4.4), Var(x_Δ) of born-again generations (4.5). fig5_…: what nets of different tasks share (4.6). table2: variances by
-order (4.2). The numbers are those of experiments/tables.py; maps are computed from the checkpoints that they name. A
-figure whose data are missing is left out, and a line says so.
+order (4.2). verdicts: every claim, decided. calibration: instabilities between their nulls and ceilings. The numbers
+are those of experiments/tables.py; maps are computed from the checkpoints that they name. A figure whose data are
+missing is left out, and a line says so.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +24,7 @@ from utils.errors import InputError
 from utils.files import check_writable, read_json, replacing
 from utils.options import add_data_root
 from utils.parser import Parser, some_path, whole
-from utils.report.charts import curve_figure, variance_figure
+from utils.report.charts import Estimate, curve_figure, interval_figure, variance_figure
 from utils.report.maps import overlay_figure
 from utils.runtime import command
 
@@ -134,6 +135,48 @@ def draw_distillation(results: Results, layout: dict[str, Any]) -> Figure:
     return curve_figure(curves, "generation of born-again nets", r"Var($x_\Delta$), blind spots")
 
 
+def draw_verdicts(results: Results, layout: dict[str, Any]) -> Figure:
+    """Draw the difference that every claim is about, with its interval and verdict, a panel for each table."""
+    panels = {}
+    for name, entry in layout.items():
+        table = read_table(name, entry, results, {})
+        if table.claims:
+            panels[table.title] = {
+                f"{claim.says}\n{claim.where}": [
+                    Estimate(
+                        claim.verdict,
+                        claim.difference,
+                        claim.interval.low if claim.interval else None,
+                        claim.interval.high if claim.interval else None,
+                    )
+                ]
+                for claim in table.claims
+            }
+    if not panels:
+        raise InputError(f"{results.folder} has nothing of which something is claimed")
+    return interval_figure(panels)
+
+
+def draw_calibration(results: Results, layout: dict[str, Any]) -> Figure:
+    """Draw every instability between its null and its ceiling, and what other measures say of the same features."""
+    need(results, "calibration")
+    table = read_table("calibration", layout["calibration"], results, {})
+    panels: dict[str, dict[str, list[Estimate]]] = {}
+    for title, columns in {
+        "instability Var(x_Δ)/Var(x*)": ("this", "linear", "null", "ceiling"),
+        "similarity": ("consistency", "CKA", "SVCCA", "ridge"),
+    }.items():
+        panels[title] = {}
+        for row, name in table.rows.items():
+            between = {column: table.intervals.get((row, column)) for column in columns}
+            panels[title][name] = [
+                Estimate(table.columns[column], table.ours[row, column], ends and ends.low, ends and ends.high)
+                for column, ends in between.items()
+                if (row, column) in table.ours
+            ]
+    return interval_figure(panels)
+
+
 def build_parser() -> Parser:
     """Declare the options."""
     parser = Parser(__doc__, "python -m experiments.figures runs --data_root data")
@@ -165,6 +208,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "fig4_distillation": partial(draw_distillation, results, layout),
         "fig5_variances": partial(draw_tasks, results, layout),
         "table2": partial(draw_table2, results, layout),
+        "verdicts": partial(draw_verdicts, results, layout),
+        "calibration": partial(draw_calibration, results, layout),
     }
     left_out: dict[str, list[str]] = {}
     for name, draw in sorted(figures.items()):

@@ -133,10 +133,19 @@ class Number:
 
 def look_up(facts: Facts, name: str) -> float | None:
     """Find the number that a dotted name such as "var.order0" means, or None."""
-    value: Any = facts
-    for part in name.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
+    value = _inside(facts, name.split("."))
     return None if value is None else float(value)
+
+
+def _inside(facts: Facts, path: Sequence[str]) -> Any:
+    """Find what lies at a path; a list's rows are called as they call themselves."""
+    value: Any = facts
+    for part in path:
+        if isinstance(value, list):
+            value = next((row for row in value if part in (row.get("pairs"), row.get("name"))), None)
+        else:
+            value = value.get(part) if isinstance(value, Mapping) else None
+    return value
 
 
 def measured(files: Sequence[Facts], name: str) -> Number | None:
@@ -153,9 +162,7 @@ def measured(files: Sequence[Facts], name: str) -> Number | None:
 
 def _by_image(facts: Facts, name: str, number: float) -> ByImage | None:
     parts = facts.get("per_image", {})
-    owner: Facts = facts
-    for part in name.split(".")[:-1]:
-        owner = owner.get(part, {})
+    owner = _inside(facts, name.split(".")[:-1]) or {}
     if name == "instability" and parts:
         left, whole = (np.array(parts[key]) for key in ("residual", "target"))
         values = number + (left - number * whole) / whole.mean()  # how it would move if the image weighed more
@@ -185,7 +192,7 @@ def decide(
 
     Args:
         claims: entries of paper.json: `says`, and `rows` or `columns`, the key of the one that is claimed to be larger
-            first.
+            first; `where`: the columns or rows that it is about, by default all.
         rows: titles by key.
         columns: the same.
         numbers: ours.
@@ -194,6 +201,8 @@ def decide(
     for claim in claims:
         of_rows = "rows" in claim
         for where, title in (columns if of_rows else rows).items():
+            if where not in claim.get("where", [where]):
+                continue
             keys = [(key, where) if of_rows else (where, key) for key in claim["rows" if of_rows else "columns"]]
             larger, smaller = (numbers.get(key) for key in keys)
             if larger and smaller:

@@ -215,7 +215,9 @@ def test_three_seeds_are_three_pairs(section, one, pairs):
 
 
 def test_fits_to_their_end_stand_beside_the_released_procedure():
-    found = commands("stability", ARCHS="resnet34", FIT="--standardise --solve", RELEASED_EPOCHS="60", CALIBRATE="--brief")
+    found = commands(
+        "stability", ARCHS="resnet34", FIT="--standardise --solve", RELEASED_EPOCHS="60", CALIBRATE="--brief"
+    )
     fits = [(fit.standardise, fit.solve is not None, fit.epochs) for fit in only(found, "Training_TransNet")]
     assert fits == [(True, True, 1000)] * 2 + [(False, False, 60)] * 2 + [(True, True, 1000)] * 2
     rows = [Path(options.json).parts[-3] for options in only(found, "Variance")]

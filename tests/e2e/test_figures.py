@@ -12,12 +12,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import Variance
 from experiments import figures
 from experiments.tables import PAPER, Results
+from utils.errors import InputError
 from utils.files import read_json, write_json
 
 pytestmark = pytest.mark.e2e
 LAYOUT = read_json(PAPER)["tables"]
 MAPS = {"fig3_blind_spots", "fig3_unreliable_features", "fig5_binary_to_fine", "fig5_fine_to_binary"}
-NUMBERS = {"fig4_compression", "fig4_distillation", "fig5_variances", "table2"}
+NUMBERS = {"fig4_compression", "fig4_distillation", "fig5_variances", "table2", "verdicts", "calibration"}
 
 
 def report(residual, target=2.0):
@@ -44,6 +45,12 @@ def run(tmp_path):
         write_json(cell / "variance.json", report(1 - generation / 20))
     for row, residual in (("fine-binary", 0.2), ("binary-fine", 0.6)):
         write_json(tmp_path / f"results/tasks/{row}/vgg16_bn_L30/variance.json", report(residual))
+    for pair, value in (("sd0-sd5", 0.2), ("sd5-sd0", 0.4)):
+        rows = [
+            {"pairs": name, "linear_reference": 0.5, "value": value} for name in ("this Trans-Net", "ceiling: A → A")
+        ]
+        content = {"rows": rows, "consistency": {"value": 1 - value}, "baselines": [{"name": "CKA", "value": 0.75}]}
+        write_json(tmp_path / f"results/calibration/vgg16_bn_L30_case1/calibrate/{pair}.json", content)
     return tmp_path
 
 
@@ -54,7 +61,7 @@ def widths(axis):
 def test_table_2_has_the_papers_layers_first_and_means_over_pairs(run):
     axes = figures.draw_table2(Results(run), LAYOUT).axes
     assert [axis.get_title() for axis in axes] == [
-        f"{name}\nVar($x^*$) = 2" for name in ("conv5 @ AlexNet", "conv4_3 @ VGG-16", "resnet18_L2")
+        f"{name}\nVar($x^*$) = 2" for name in ("conv5 @ AlexNet", "conv4_3 @ VGG-16", "layer2 @ ResNet-18")
     ]
     assert widths(axes[1]) == pytest.approx([50, 12.5, 2.5, 30, 5])
 
@@ -84,6 +91,29 @@ def test_tasks_stand_beside_each_other(run):
         "binary → fine-grained\nVGG-16 conv4_3": pytest.approx(30),
     }
     assert axes[0].get_title().startswith("fine-grained → binary\nvgg11_bn_L18")
+
+
+def test_verdicts_have_a_panel_for_each_table_that_claims_something(run):
+    axes = figures.draw_verdicts(Results(run), LAYOUT).axes
+    assert [axis.get_title(loc="left") for axis in axes] == [
+        LAYOUT["table2"]["title"], LAYOUT["tasks"]["title"]
+    ]  # fmt: skip
+    assert [label.get_text() for label in axes[1].get_yticklabels()] == [
+        "the fine-grained net reconstructs more\nvgg16_bn_L30"
+    ]
+    assert axes[1].containers[0][0].get_xdata() == pytest.approx([0.2])  # instabilities of 0.3 and 0.1
+    shutil.rmtree(run / "results")
+    with pytest.raises(InputError, match="nothing of which something is claimed"):
+        figures.draw_verdicts(Results(run), LAYOUT)
+
+
+def test_a_calibration_is_drawn_between_its_ends(run):
+    instability, similarity = figures.draw_calibration(Results(run), LAYOUT).axes
+    found = [(one.get_label(), one[0].get_xdata().tolist()) for one in instability.containers]
+    assert [values for _, values in found] == [[pytest.approx(0.3)], [0.5], [pytest.approx(0.3)]]
+    ends = instability.containers[0].lines[2][0].get_segments()[0]  # of the bar
+    np.testing.assert_allclose(ends, [[0.2, 0], [0.4, 0]])
+    assert [one[0].get_xdata().tolist() for one in similarity.containers] == [[pytest.approx(0.7)], [0.75]]
 
 
 def test_what_has_no_data_is_left_out_and_named(run, capsys):

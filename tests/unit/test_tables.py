@@ -365,6 +365,27 @@ def test_what_is_not_there_is_named(tmp_path, words, message):
         tables.main([str(tmp_path), *words])
 
 
+def test_rows_of_a_calibration_are_found_by_name(tmp_path):
+    rows = [{"pairs": name, "value": value} for name, value in (("null: B untrained", 0.8), ("this Trans-Net", 0.3))]
+    baselines = [{"name": "ridge R2", "value": 0.6}]
+    cell = tmp_path / "results/calibration/resnet18_L2_case1/calibrate"
+    write_json(cell / "sd0.json", {"rows": rows, "baselines": baselines, "linear": {"p": 0.01}})
+    head, body = by_title(fill(tmp_path, "calibration"))
+    (line,) = body.values()
+    assert [(name, line[place]) for place, name in enumerate(head) if name] == [
+        ("instability", "0.300"), ("null: B untrained", "0.800"), ("p of the linear reference", "0.010"),
+        ("ridge R²", "0.600"),
+    ]  # fmt: skip
+
+
+def test_a_claim_is_of_the_columns_that_it_names(tmp_path):
+    for generation, residual in ((0, 0.4), (1, 0.3)):
+        name = f"shufflenet_v2_x1_0_Lstage3_gen{generation}"
+        variance(tmp_path / f"results/distillation/{name}/variance/a.json", residual, residual=residual)
+    (claim,) = fill(tmp_path, "distillation").claims
+    assert (claim.where, claim.difference) == ("Var(x_Δ)/Var(x*)", pytest.approx(0.1))
+
+
 def test_every_number_of_the_paper_has_its_row_and_column():
     for layout in LAYOUT["tables"].values():
         for row, cells in layout["paper"].items():
@@ -373,3 +394,4 @@ def test_every_number_of_the_paper_has_its_row_and_column():
         for claim in layout.get("claims", ()):
             assert claim["says"] and len(claim.get("rows", claim.get("columns"))) == 2
             assert set(claim.get("rows", ())) <= set(layout["rows"])
+            assert set(claim.get("where", ())) <= set(layout["columns" if "rows" in claim else "rows"])

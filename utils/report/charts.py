@@ -1,7 +1,7 @@
 """Charts of numbers, as functions that give a matplotlib figure: variances by order, spectra, curves."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -15,6 +15,21 @@ if TYPE_CHECKING:
 RESIDUAL, REMAINDER = "#d55e00", "#999999"
 # Okabe and Ito's colours, which colour-blind people tell apart; every curve also has a marker of its own.
 CURVES = (("#0072b2", "o"), ("#d55e00", "s"), ("#009e73", "^"), ("#cc79a7", "D"), ("#e69f00", "v"), ("#56b4e9", "P"))
+
+
+class Estimate(NamedTuple):
+    """A number with its interval, as it is drawn.
+
+    Attributes:
+        series: what kind of number it is; a series has a colour and a marker.
+        value: the number.
+        low, high: the ends, or None.
+    """
+
+    series: str
+    value: float
+    low: float | None
+    high: float | None
 
 
 def variance_figure(reports: Mapping[str, Mapping[str, Any]], p: Sequence[float] = ()) -> "Figure":
@@ -88,6 +103,36 @@ def curve_figure(
         axis.legend(fontsize=8, frameon=False)
     else:
         axis.set_title(next(iter(curves)), fontsize=9)
+    return figure
+
+
+def interval_figure(panels: Mapping[str, Mapping[str, Sequence[Estimate]]]) -> "Figure":
+    """Draw numbers with their intervals, a line each, in panels below one another that have scales of their own.
+
+    Args:
+        panels: by title: by the name of a line what stands on it.
+    """
+    heights = [len(lines) + 1.5 for lines in panels.values()]
+    figure = matplotlib.figure.Figure(figsize=(8.5, 0.24 * sum(heights) + 0.5), layout="constrained")
+    axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
+    named = dict.fromkeys(part.series for lines in panels.values() for line in lines.values() for part in line)
+    styles, handles = dict(zip(named, CURVES)), {}
+    for axis, (title, lines) in zip(axes, panels.items()):
+        for place, line in enumerate(lines.values()):
+            for series, value, low, high in line:
+                colour, marker = styles[series]
+                ends = None if low is None or high is None else [[value - low], [high - value]]
+                handles[series] = axis.errorbar(
+                    value, place, xerr=ends, color=colour, marker=marker, markersize=4, linewidth=1.2, linestyle="none"
+                )
+        axis.set_yticks(range(len(lines)), list(lines))
+        axis.set_ylim(len(lines) - 0.4, -0.6)
+        axis.axvline(0, color="black", linewidth=0.8)
+        axis.set_title(title, fontsize=9, loc="left")
+        axis.tick_params(labelsize=8)
+        axis.grid(axis="x", alpha=0.25)
+        axis.spines[["top", "right", "left"]].set_visible(False)
+    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     return figure
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from utils.errors import InputError
 from utils.report.results import Cell, Result
 from utils.report.tables import component_title, held_fixed, share_of
 
@@ -36,7 +37,19 @@ class Section(NamedTuple):
 
 
 def lay_out(result: Result) -> Section:
-    """Lay out one result."""
+    """Lay out one result.
+
+    Raises:
+        InputError: it is not as the script writes it.
+    """
+    try:
+        return _lay_out(result)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise InputError(f"{result.name} was changed after it was written ({reason}); write it anew") from None
+
+
+def _lay_out(result: Result) -> Section:
     arch_a, layer_a, arch_b, layer_b = (
         result.value("source", f"{name}_{net}") for net in "ab" for name in ("arch", "layer")
     )
@@ -50,11 +63,11 @@ def lay_out(result: Result) -> Section:
             on = result.value("linear_reference", "measured_on")
             reference = result.value("linear_reference", "instability", form=".4f")
             headlines.append(("of the linear reference", reference, on))
-        title, tables = "How much of B is not reconstructed", variance_tables(result)
+        title, tables = "How much of B is not reconstructed", list(variance_tables(result))
     else:
         shared = result.value("consistency", "value", form=".4f")
         headlines = [("normalised consistency", shared, result.interval("consistency"))]
-        title, tables = "What that is worth", calibration_tables(result)
+        title, tables = "What that is worth", list(calibration_tables(result))
     return Section(f"{title} ({result.name})", of, headlines, [*tables, settings_table(result)])
 
 

@@ -1,6 +1,9 @@
 """The sections of a page, cell by cell."""
 
+import pytest
+
 from tests.unit.reports import CALIBRATION, VARIANCE
+from utils.errors import InputError
 from utils.report.results import Result, Value
 from utils.report.sections import CHANNELS, lay_out
 
@@ -89,3 +92,16 @@ def test_settings_and_hashes_stand_at_the_end():
     assert rows["Trans-Net's SHA-256"] == "c" * 64 and rows["epochs of the other fits"] == "0"
     rows = dict(read("variance", VARIANCE)[1]["Settings and provenance"])
     assert (rows["alpha"], rows["ridge of the linear reference"], rows["mean"]) == ("0.1, 0.1", "0.001", "channel")
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "change"),
+    [
+        ("calibration", CALIBRATION, {"rows": [3]}),
+        ("calibration", CALIBRATION, {"baselines": [{"value": 1.0}]}),
+        ("variance", VARIANCE, {"var": 4}),
+    ],
+)
+def test_a_result_that_was_changed_by_hand_is_refused_by_name(kind, content, change):
+    with pytest.raises(InputError, match=f"{kind}.json was changed after it was written"):
+        lay_out(Result(f"{kind}.json", kind, content | change))

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from models.small.auxiliary import build_with_heads
 from utils.distillation import hsakd_steps
 from utils.distillation.hsakd import online_terms, rotate, student_terms, teacher_terms
 
@@ -85,3 +86,24 @@ def test_measure_gives_the_cross_entropy_of_upright_images(kind):
     expected = sum(nn.functional.cross_entropy(member(images)[0], TARGETS) for member in nets)
     torch.testing.assert_close(loss, expected)
     assert len(metrics) == 3 * len(nets)
+
+
+ARCHS = ["wrn_16_2", "wrn_40_1", "wrn_40_2", "resnet20", "resnet56", "resnet8x4", "resnet32x4", "ResNet50", "vgg13_bn"]
+ARCHS += ["ShuffleV1", "ShuffleV2", "mobilenetV2", "resnet18_imagenet", "resnet34_imagenet", "resnet50_imagenet"]
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_one_step_moves_every_weight_of_every_architecture(arch):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    net = build_with_heads(f"{arch}_aux", 3, "hsakd")
+    before = {name: weight.detach().clone() for name, weight in net.named_parameters()}
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    loss, _ = hsakd_steps.teach(
+        net, images, torch.tensor([2, 0]), INDICES, preprocess=lambda pixels, _: pixels.float() / 128 - 1,
+        accuracies=lambda *_: {},
+    )  # fmt: skip
+    loss.backward()
+    optimizer.step()
+    assert loss.isfinite()
+    assert [name for name, weight in net.named_parameters() if torch.equal(weight, before[name])] == []

@@ -19,7 +19,7 @@ REFINE_EPOCHS=${REFINE_EPOCHS:-100} REFINE_LR=${REFINE_LR:-0.00001}
 # the test images' features too, and measure with these options what every instability is worth (nulls, ceilings, other
 # similarities).
 # PRETRAINED=1: nets begin with ImageNet weights, those of $WEIGHTS/ARCH.pth where WEIGHTS names a folder.
-FIT=${FIT:-} CALIBRATE=${CALIBRATE:-} PRETRAINED=${PRETRAINED:-} WEIGHTS=${WEIGHTS:-}
+FIT=${FIT:-} CALIBRATE=${CALIBRATE:-} CALIBRATE_PAIRS=${CALIBRATE_PAIRS:-*} PRETRAINED=${PRETRAINED:-} WEIGHTS=${WEIGHTS:-}
 
 # JOBS chains of steps run side by side. DEVICE_IDS=[0,1]: every step on both GPUs; with JOBS=2, each chain on one.
 JOBS=${JOBS:-1} DEVICE_IDS=${DEVICE_IDS:-}
@@ -108,13 +108,13 @@ store() {
     --data_root "$DATA" --out "$OUT"
 }
 
-# calibrate NAME FEATURES TRANSNET ROW PAIR OPTION…: with CALIBRATE, say what the Trans-Net's instability is worth.
+# calibrate NAME FEATURES TRANSNET ROW PAIR OPTION…: with CALIBRATE, say what the Trans-Net's instability is worth. It is
+# the longest step, and its result is kept where it is there.
 calibrate() {
-  [[ $CALIBRATE ]] || return 0
-  local more
+  local more result=$OUT/results/calibration/$4/calibrate/$5.json
+  [[ $CALIBRATE && $5 == $CALIBRATE_PAIRS && ! -e $result ]] || return 0
   read -ra more <<<"$CALIBRATE"
-  step "calibrate_$1" Calibrate.py --convOut_path "$2" --transnet "$3" "${@:6}" "${more[@]}" \
-    --json "$OUT/results/calibration/$4/calibrate/$5.json"
+  step "calibrate_$1" Calibrate.py --convOut_path "$2" --transnet "$3" "${@:6}" "${more[@]}" --json "$result"
 }
 
 # tune NAME DATASET SUFFIX OPTION…: the layers above a feature, learning rate 1e-5 → 1e-7.

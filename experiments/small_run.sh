@@ -53,6 +53,7 @@ fi
 run() { "experiments/$1.sh" "${dry_run:+--dry-run}"; }
 ARCHS=resnet18 LAYERS_resnet18='2 3' HALF_SEEDS=$SEEDS RELEASED_EPOCHS=${RELEASED_EPOCHS:-30} run stability
 ARCHS=shufflenet_v2_x1_0 LAYERS_shufflenet_v2_x1_0='stage2 stage3' HALF_SEEDS='' run stability
+export CALIBRATE_PAIRS='sd0*' # of what follows, the first seed's
 LAYERS_shufflenet_v2_x0_5=stage3 ARCHS='shufflenet_v2_x0_5 resnet18' run diagnosis
 ARCHS=resnet18 run refinement
 ARCHS=resnet18 TARGETS='Mix-CUB Mix-Dogs' run redundancy

@@ -108,11 +108,17 @@ store() {
     --data_root "$DATA" --out "$OUT"
 }
 
+# variance NAME RESULT OPTION…: measure a Trans-Net on the test images; a result that is there is kept.
+variance() {
+  [[ ! $dry_run && -e $2 ]] || step "$1" Variance.py "${@:3}" --data_root "$DATA" --json "$2"
+}
+
 # calibrate NAME FEATURES TRANSNET ROW PAIR OPTION…: with CALIBRATE, say what the Trans-Net's instability is worth. It is
 # the longest step, and its result is kept where it is there.
 calibrate() {
   local more result=$OUT/results/calibration/$4/calibrate/$5.json
-  [[ $CALIBRATE && $5 == $CALIBRATE_PAIRS && ! -e $result ]] || return 0
+  [[ $CALIBRATE && $5 == $CALIBRATE_PAIRS ]] || return 0
+  [[ $dry_run || ! -e $result ]] || return 0
   read -ra more <<<"$CALIBRATE"
   step "calibrate_$1" Calibrate.py --convOut_path "$2" --transnet "$3" "${@:6}" "${more[@]}" --json "$result"
 }

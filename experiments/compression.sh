@@ -28,9 +28,8 @@ compress() { # ARCH THRESHOLD SEED
     store "$1_L${layer}_$2_$3" --arch "$1" --resume1 "$pruned" --resume2 "$original" --dataset CUB200 \
       $(at "$layer") --suffix "$3_pruned$2"
     fit "$1_L${layer}_$2_$3" "$features" "$3_pruned$2_a0.1" --alpha '[0.1,0.1]'
-    step "measure_$1_L${layer}_$2_$3" Variance.py --arch_in "$1" --arch_tar "$1" --net_in "$pruned" \
-      --net_tar "$original" --transnet "$fitted" --dataset CUB200 $(at "$layer") --data_root "$DATA" \
-      --json "$OUT/results/compression/$1_$2/L$layer/$3.json"
+    variance "measure_$1_L${layer}_$2_$3" "$OUT/results/compression/$1_$2/L$layer/$3.json" --arch_in "$1" \
+      --arch_tar "$1" --net_in "$pruned" --net_tar "$original" --transnet "$fitted" --dataset CUB200 $(at "$layer")
     calibrate "$1_L${layer}_$2_$3" "$features" "$fitted" "$1_L${layer}_pruned$2" "$3"
   done
 }

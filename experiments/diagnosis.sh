@@ -28,9 +28,8 @@ blind_spots() { # SEED
   local fitted=${transnets}_blind_spots_sd$1_a0.1.pth.tar tails=check/CUB200_$weak-$strong/checkpoint
   local pair=(--net_A "$weak_net" --net_B "$strong_net" $(at "$weak_layer") $(at "$strong_layer" 2))
   fit "blind_spots_sd$1" "$features" "blind_spots_sd$1_a0.1" --alpha '[0.1,0.1]'
-  step "measure_blind_spots_sd$1" Variance.py --net_in "$weak_net" --net_tar "$strong_net" --transnet "$fitted" \
-    $(at "$weak_layer") $(at "$strong_layer" 2) --data_root "$DATA" \
-    --json "$OUT/results/diagnosis/blind_spots/$column/sd$1.json"
+  variance "measure_blind_spots_sd$1" "$OUT/results/diagnosis/blind_spots/$column/sd$1.json" --net_in "$weak_net" \
+    --net_tar "$strong_net" --transnet "$fitted" $(at "$weak_layer") $(at "$strong_layer" 2)
   calibrate "blind_spots_sd$1" "$features" "$fitted" diagnosis_blind_spots "sd$1"
   for input in residual_added noise_added; do
     tune "${input/residual/blind_spots}_sd$1" CUB200 "sd$1" "${pair[@]}" --resume_Ys "$fitted" --input "$input" --tail A
@@ -46,9 +45,8 @@ unreliable_features() { # SEED
   local features=$OUT/convOuts/CUB200_$weak-$strong/CUB200_L$weak_layer-${strong_layer}_sd$1
   local fitted=${transnets}_unreliable_sd$1_a0.1.pth.tar
   fit "unreliable_sd$1" "$features" "unreliable_sd$1_a0.1" --alpha '[0.1,0.1]' --reverse
-  step "measure_unreliable_sd$1" Variance.py --net_in "$strong_net" --net_tar "$weak_net" --transnet "$fitted" \
-    $(at "$strong_layer") $(at "$weak_layer" 2) --data_root "$DATA" \
-    --json "$OUT/results/diagnosis/unreliable/$column/sd$1.json"
+  variance "measure_unreliable_sd$1" "$OUT/results/diagnosis/unreliable/$column/sd$1.json" --net_in "$strong_net" \
+    --net_tar "$weak_net" --transnet "$fitted" $(at "$strong_layer") $(at "$weak_layer" 2)
   calibrate "unreliable_sd$1" "$features" "$fitted" diagnosis_unreliable "sd$1" --reverse
   tune "unreliable_removed_sd$1" CUB200 "sd$1" --net_A "$strong_net" --net_B "$weak_net" --resume_Ys "$fitted" \
     $(at "$strong_layer") $(at "$weak_layer" 2)

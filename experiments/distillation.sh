@@ -29,9 +29,8 @@ measure() { # ARCH LAYER GENERATION SEED
   if (($3 == 0)); then old=$net.pth.tar; fi
   store "$1_$name" --arch "$1" --resume1 "$old" --resume2 "$newest" --dataset CUB200 $(at "$2") --suffix "$name"
   fit "$1_$name" "$features" "${name}_a0.1" --alpha '[0.1,0.1]'
-  step "measure_$1_$name" Variance.py --arch_in "$1" --arch_tar "$1" --net_in "$old" --net_tar "$newest" \
-    --transnet "$fitted" --dataset CUB200 $(at "$2") --data_root "$DATA" \
-    --json "$OUT/results/distillation/$1_L$2_gen$3/variance/sd$4.json"
+  variance "measure_$1_$name" "$OUT/results/distillation/$1_L$2_gen$3/variance/sd$4.json" --arch_in "$1" \
+    --arch_tar "$1" --net_in "$old" --net_tar "$newest" --transnet "$fitted" --dataset CUB200 $(at "$2")
   calibrate "$1_$name" "$features" "$fitted" "$1_L$2_gen$3" "sd$4"
 }
 

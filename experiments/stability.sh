@@ -40,11 +40,10 @@ both_ways() { # ROW [SUFFIX], of what compare compares
   fit "${arch}_L${layer}_$a-$b${2:-}" "$features" "$a-${b}_a$alpha${2:-}" --alpha "[$alpha,$alpha]"
   fit "${arch}_L${layer}_$b-$a${2:-}" "$features" "$b-${a}_a$alpha${2:-}" --alpha "[$alpha,$alpha]" --reverse
   for direction in "$a-$b" "$b-$a"; do
-    step "measure_${arch}_L${layer}_$direction${2:-}" Variance.py --arch_in "$arch" --arch_tar "$arch" \
-      --net_in "${nets}_${direction%-*}.pth.tar" --net_tar "${nets}_${direction#*-}.pth.tar" \
-      --transnet "${fitted}_${direction}_a$alpha${2:-}.pth.tar" \
-      --dataset CUB200 $(at "$layer") --data_root "$DATA" \
-      --json "$OUT/results/$1/${arch}_L$layer/$direction.json"
+    variance "measure_${arch}_L${layer}_$direction${2:-}" "$OUT/results/$1/${arch}_L$layer/$direction.json" \
+      --arch_in "$arch" --arch_tar "$arch" --net_in "${nets}_${direction%-*}.pth.tar" \
+      --net_tar "${nets}_${direction#*-}.pth.tar" --transnet "${fitted}_${direction}_a$alpha${2:-}.pth.tar" \
+      --dataset CUB200 $(at "$layer")
   done
 }
 

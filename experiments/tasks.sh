@@ -25,8 +25,8 @@ compare() { # ARCH LAYER SEED
 measure() { # ARCH LAYER SEED DIRECTION NET_IN NET_TAR [--reverse]
   local fitted=$OUT/model_checkpoints/mix320_$1/checkpoint_L$2_$4_$3_a0.1.pth.tar
   fit "$1_$4_$3" "$features" "$4_$3_a0.1" --alpha '[0.1,0.1]' "${@:7}"
-  step "measure_$1_$4_$3" Variance.py --arch_in "$1" --arch_tar "$1" --net_in "$5" --net_tar "$6" --transnet "$fitted" \
-    --dataset mix320 $(at "$2") --data_root "$DATA" --json "$OUT/results/tasks/$4/$1_L$2/$3.json"
+  variance "measure_$1_$4_$3" "$OUT/results/tasks/$4/$1_L$2/$3.json" --arch_in "$1" --arch_tar "$1" --net_in "$5" \
+    --net_tar "$6" --transnet "$fitted" --dataset mix320 $(at "$2")
   calibrate "$1_$4_$3" "$features" "$fitted" "tasks_$1_L$2_$4" "$3" "${@:7}"
 }
 

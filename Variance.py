@@ -1,11 +1,10 @@
 """Measure how much of net B's knowledge each order of net A's explains: variances and instability (paper Sec. 4.2)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from models.fitting import check_fit
 from models.frozen import freeze_for_inference
@@ -16,6 +15,7 @@ from models.trans_net import TransNet, build_from_state
 from utils import checkpoint, opening, options, runs
 from utils.data.images import ImageData
 from utils.features.live import read_live
+from utils.features.source import Source
 from utils.files import sha256
 from utils.measures.moments import ImageMoments
 from utils.measures.variances import rank_channels, variance_report
@@ -33,22 +33,6 @@ OF_NETS = (
     "sub_sampler_split", "cache_images",
 )  # fmt: skip
 NOT_OF_THE_FIT = ("split", "sample_num")  # a Trans-Net is fitted on some images and measured on others
-
-
-class Source(NamedTuple):
-    """The pairs of features that are measured, and what they are.
-
-    Attributes:
-        data: what a batch is made of: images, not decoded yet, or stored features.
-        read: a batch on the device → x and the target as maps.
-        shapes: of x and the target of one image.
-        provenance: what the features are.
-    """
-
-    data: ImageData | opening.Features
-    read: Callable[..., tuple[Tensor, Tensor]]
-    shapes: tuple[tuple[int, ...], tuple[int, ...]]
-    provenance: Provenance
 
 
 def build_parser() -> Parser:
@@ -171,6 +155,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if args.figure and args.figure_image >= len(source.data):
         parser.error(f"--figure_image {args.figure_image} is not among the {len(source.data)} images")
 
+    source = opening.with_decoded(args, source, runtime)
     loader = opening.loader(args, source.data, runtime)
     moments = measure(trans_nets, source, loader, runtime, per_image=args.bootstrap > 0)
     record = source.provenance.to_record()

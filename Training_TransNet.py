@@ -5,25 +5,26 @@ that unexplained was not fitted to its end.
 """
 
 import contextlib
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
 
 from models.fitting import between, fill_trans_net
+from models.heads import Heads, freeze_heads, head_flops
 from models.layers import Layer
-from models.pair import open_penultimate, read_stored
+from models.pair import open_net, open_penultimate, read_stored
 from utils import checkpoint, fit_options, opening, options, runs
 from utils.errors import InputError
-from utils.features.source import Source, hold_out
+from utils.features.live import live_source
+from utils.features.source import Source, costs, hold_out
 from utils.fit_options import Kind
 from utils.parser import Namespace, Parser
 from utils.report.maps import decomposition_figure
 from utils.runtime import Runtime, command, seed_everything
 from utils.training import closed_form, reconstruction, resume
-from utils.training.closed_form import Direction
 from utils.training.family import Family, Member, of_member, restore
 from utils.training.schedules import due
 
@@ -41,39 +42,61 @@ def build_parser() -> Parser:
     options.add_resume_options(parser)
     options.add_run_options(parser)
     options.add_output_options(parser)
-    group = parser.add_argument_group("what else is kept")
-    group.add_argument("--save_per_epoch", action="store_true", help="every saved epoch in a file of its own")
-    group.add_argument("--draw", "--images", action="store_true", help="an image's components, in TensorBoard")
+    fit_options.add_kept_options(parser)
     options.add_ignored_options(parser, "--topk", "--channels")
     return parser
 
 
+def layers_of(args: Namespace) -> tuple[Layer, Layer, str]:
+    """Give the layers of net A and net B, and what file names call them."""
+    first, second = (Layer(*layer, default=fit_options.DEFAULT_LAYER) for layer in options.both_layers(args))
+    return first, second, runs.pair(first.label, second.label)
+
+
 def open_stored(args: Namespace, split: str) -> Source:
     """Open the stored features that the options mean, and check what the options say of them."""
-    layer = Layer(args.layer, args.conv_layer, args.fc, default=fit_options.DEFAULT_LAYER)
-    folder = args.convOut_path or runs.features_folder(
-        args.out, options.data_name(args), args.sample_num, args.arch or options.ARCH, layer.label, args.suffix, split
-    )
-    said = {"arch": args.arch, "sample_num": args.sample_num or None, "layer": layer.label if layer.is_named else None}
+    first, second, label = layers_of(args)
+    names = (options.data_name(args), args.sample_num, args.arch or options.ARCH, label, args.suffix, split)
+    folder = args.convOut_path or runs.features_folder(args.out, *names)
+    layer = label if first.is_named or second.is_named else None
+    said = {"arch": args.arch, "sample_num": args.sample_num or None, "layer": layer}
     data = opening.stored_features(Namespace(**vars(args) | {"reverse": False}), folder, split, said)
     return Source(data, read_stored, (data.shape_a, data.shape_b), data.provenance)
 
 
-def open_sources(args: Namespace) -> tuple[Source, Source | None]:
+def open_heads(args: Namespace, runtime: Runtime) -> tuple[Heads, Mapping[str, Any]]:
+    """Open both nets, cut where the options say, and give what net A's checkpoint says of its images."""
+    (first, second, _), (arch_a, arch_b) = layers_of(args), fit_options.archs(args)
+    a = open_net(args.net_A, arch_a, first)
+    b = open_net(args.net_B, arch_b, second, options.second_layer_hint(args))
+    data_a, data_b = (net.state.get("data", {}) for net in (a, b))
+    options.fill(args, data_a, data_b)
+    return freeze_heads(a, b, args.image_size, runtime.device), data_a
+
+
+def open_live(args: Namespace, heads: Heads, data_a: Mapping[str, Any], split: str, runtime: Runtime) -> Source:
+    """Open images whose features are computed whenever they are read, recorded as ConvOutput.py records them."""
+    a, b = heads.sources
+    known = {"dataset": args.dataset, "name": args.name, "sample_num": args.sample_num}
+    known |= {"arch": runs.pair(a.arch, b.arch), "label": layers_of(args)[-1]}
+    return live_source(opening.images(args, split, data_a), *heads, runtime, **known)
+
+
+def open_sources(args: Namespace, runtime: Runtime) -> tuple[Source, Source | None]:
     """Open what is fitted, and what it is measured on if that lies there."""
-    fitted, unseen = open_stored(args, "train"), None
+    live = partial(open_live, args, *open_heads(args, runtime), runtime=runtime) if args.net_A else None
+    of_split, unseen = live or partial(open_stored, args), None
+    fitted = of_split("train")
     with contextlib.nullcontext() if args.validate else contextlib.suppress(InputError):
-        unseen = open_stored(args, "val")
-        unseen = None if unseen.folder == fitted.folder else unseen  # the authors' say no split
-    return fitted, unseen
+        unseen = of_split("val")
+    same = unseen and unseen.folder and unseen.folder == fitted.folder  # the authors' say no split
+    return fitted, None if same else unseen
 
 
 def open_member(args: Namespace, kind: Kind, source: Source) -> Member:
     """Make one Trans-Net, as its seed initialises it, or find it where an earlier run left it."""
-    layer = Layer(args.layer, args.conv_layer, args.fc, default=fit_options.DEFAULT_LAYER)
-    known = source.provenance.completed(
-        dataset=options.data_name(args), arch=args.arch or options.ARCH, label=layer.label, sample_num=args.sample_num
-    )
+    said = {"dataset": options.data_name(args), "arch": args.arch or options.ARCH, "sample_num": args.sample_num}
+    known = source.provenance.completed(**said, label=layers_of(args)[-1])  # the authors' features say nothing
     own, settings = fit_options.place(args, kind, known), fit_options.settings(args, kind)
     resumed = resume.find(
         args.resume, own, settings, source=source.provenance, restart=args.restart, extendable=not args.logspace
@@ -91,30 +114,6 @@ def open_member(args: Namespace, kind: Kind, source: Source) -> Member:
     return Member(trans_net, own, settings, by_order, resumed, state, kind.reverse, source.provenance)
 
 
-def give_next(
-    args: Namespace, members: Sequence[Member], features: Source, val_features: Source | None, runtime: Runtime
-) -> None:
-    """Print the commands that measure what was fitted: of each direction, the Trans-Nets of the first seed."""
-    folder = features.folder or Path()
-    where = [folder.parent] if val_features else [folder, "--t_or_v", "train"]
-    seed = members[0].settings["initial_seed"]
-    for reverse in dict.fromkeys(member.reverse for member in members):
-        kind = {"reverse": reverse, "initial_seed": seed}
-        trans_nets = [member.path for member in members if member.settings | kind == member.settings]
-        runtime.say_next("Variance.py", "--convOut_path", *where, *["--reverse"] * reverse, "--transnet", *trans_nets)
-
-
-def open_throughs(args: Namespace, sources: dict[bool, Source], runtime: Runtime) -> list[nn.Module | None]:
-    """Open what of the target is matched, and what of x in the reverse direction; None: they themselves."""
-    if args.match == "feature":
-        return [None, None]
-    found = {
-        reverse: open_penultimate(source.provenance.b, args.arch, source.shapes[1]).to(runtime.device)
-        for reverse, source in sources.items()
-    }
-    return [found.get(False), found.get(True)]
-
-
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the step."""
@@ -122,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     fit_options.check(parser, args)
     runtime = opening.start(args)
-    features, val_features = open_sources(args)
+    features, val_features = open_sources(args, runtime)
     kinds = fit_options.kinds(args)
     sources = {reverse: features.reversed() if reverse else features for reverse, *_ in kinds}
     members = [open_member(args, kind, sources[kind.reverse]) for kind in kinds]
@@ -133,33 +132,37 @@ def main(argv: Sequence[str] | None = None) -> None:
         runtime.say(f"{members[0].path} is fitted for {start_epoch} epochs already")
         return
 
+    archs = fit_options.archs(args)
+    runtime.say(costs(features.shapes, len(features.data), head_flops(features.provenance, archs)))
+    features = opening.with_decoded(args, features, runtime)
+    val_features = val_features and opening.with_decoded(args, val_features, runtime)
     fitted, held_out = hold_out(len(features.data), 0 if val_features else args.hold_out)
-    load, unseen = partial(opening.loader, args, runtime=runtime), None
-    if val_features or held_out is not None:
-        unseen = load((val_features or features).data, part=held_out)
+    load = partial(opening.loader, args, runtime=runtime)
+    unseen = load(val_features.data) if val_features else None
+    unseen = load(features.data, part=held_out) if len(held_out) else unseen
     loader, in_order = (load(features.data, part=fitted, shuffle=shuffle) for shuffle in (True, False))
-    shapes = " and ".join(" → ".join(map(str, source.shapes)) for source in sources.values())
-    count = len(features.data if fitted is None else fitted)
-    runtime.say(f"{shapes}, layers {args.layers}, {count:,} images: {members[0].path}")
-    directions = {}
-    for reverse, source in sources.items():
-        nets = [member.trans_net for member in members if member.reverse == reverse]
-        directions[reverse] = Direction(nets, in_order, unseen, source.read, runtime)
-        directions[reverse].begin(new=start_epoch == 0, reference=not args.no_reference)
-    references = {reverse: direction.record() for reverse, direction in directions.items()}
+    shapes = " → ".join(map(str, sources[kinds[0].reverse].shapes))
+    runtime.say(f"{shapes}, layers {args.layers}, {len(fitted):,} images: {members[0].path}")
+    reads = {reverse: source.read for reverse, source in sources.items()}
+    directions = closed_form.directions_of(members, reads, in_order, unseen, runtime)
+    for direction in directions.values():
+        direction.begin(new=start_epoch == 0, reference=not args.no_reference)
     solve = partial(closed_form.solve_all, list(directions.values()))
     if args.solve is not None and start_epoch == 0:
         solve(last=not args.epochs)
-    alphas, throughs = [member.alpha.to(runtime.device) for member in members], open_throughs(args, sources, runtime)
+    alphas = [member.alpha.to(runtime.device) for member in members]
+    throughs = {
+        reverse: open_penultimate(source.provenance.b, archs[1 - reverse], source.shapes[1]).to(runtime.device)
+        for reverse, source in sources.items() if args.match == "penultimate"
+    }  # fmt: skip
     step = partial(reconstruction.reconstruct, family=family, alphas=alphas, read=features.read, throughs=throughs)
     rates, left = opening.rates(args), list[float]()
     with contextlib.ExitStack() as stack:
         logs = [stack.enter_context(member.log(args.out, args.epochs, start_epoch, runtime)) for member in members]
         if not args.epochs:
             left = closed_form.instabilities_of(directions.values())
-            for i, member in enumerate(members):
-                held = left[i] if left else None
-                member.save(fit, 0, held_out=held, linear_reference=references[member.reverse])
+            for member, held in itertools.zip_longest(members, left):
+                member.save(fit, 0, held_out=held, linear_reference=directions[member.reverse].record)
         for epoch, metrics in reconstruction.epochs(
             fit, loader, step, rates, start_epoch=start_epoch,
             solve_every=args.solve if args.match == "feature" else None, solve=solve,
@@ -168,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             left = closed_form.instabilities_of(directions.values()) if measured else []
             saved = due(epoch, args.save_epoch, args.epochs) or any(log.overdue for log in logs)
             for i, (member, log) in enumerate(zip(members, logs)):
-                reference = references[member.reverse]
+                reference = directions[member.reverse].record
                 own = of_member(metrics, i) | {"lr": rates[epoch]}
                 own |= {"linear_reference": reference["instability"]} if reference else {}
                 own |= {"val_instability": left[i]} if left else {}
@@ -182,10 +185,14 @@ def main(argv: Sequence[str] | None = None) -> None:
                     log.saved(member.path, epoch + 1)
     for i, (member, log) in enumerate(zip(members, logs)):
         errors = [line["MSE"] for line in runs.read_metrics(log.path)]
-        words = reconstruction.closing_words(errors, left[i] if left else None, references[member.reverse])
+        words = reconstruction.closing_words(errors, left[i] if left else None, directions[member.reverse].record)
         copies = f", every saved epoch in {member.copy_of('…').name}" if args.save_per_epoch else ""
         runtime.say(f"saved {member.path}{copies}; {words}; the log is {log.path}")
-    give_next(args, members, features, val_features, runtime)
+    for reverse, source in sources.items():
+        kind = {"reverse": reverse, "initial_seed": kinds[0].seed}
+        trans_nets = [member.path for member in members if member.settings | kind == member.settings]
+        where = fit_options.again(parser, args, source.provenance, features.folder, reverse, bool(val_features))
+        runtime.say_next("Variance.py", *where, "--transnet", *trans_nets)
 
 
 if __name__ == "__main__":

@@ -1,20 +1,18 @@
 """Measure how much of net B's knowledge each order of net A's explains: variances and instability (paper Sec. 4.2)."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
 
 from models.fitting import check_fit
-from models.frozen import freeze_for_inference
+from models.heads import freeze_heads
 from models.layers import Layer
-from models.pair import Decomposition, MapHead, open_net, read_stored
-from models.split import feature_shape
+from models.pair import Decomposition, open_net, read_stored
 from models.trans_net import TransNet, build_from_state
 from utils import checkpoint, opening, options, runs
 from utils.data.images import ImageData
-from utils.features.live import read_live
+from utils.features.live import live_source
 from utils.features.source import Source
 from utils.files import sha256
 from utils.measures.moments import ImageMoments
@@ -80,15 +78,9 @@ def open_live(args: Namespace, fitted: Provenance, runtime: Runtime) -> Source:
     data_in = net_in.state.get("data", {})
     options.fill(args, data_in, net_tar.state.get("data", {}))
     images = opening.images(args, args.t_or_v, data_in if fitted.classes is None else data_in | {"classes": None})
-    provenance = Provenance(
-        net_in.source, net_tar.source, dataset=args.dataset, name=args.name, split=args.t_or_v,
-        sample_num=args.sample_num, classes=images.classes, transform=images.transform_record,
-    )  # fmt: skip
-    heads = (net_in.head, net_tar.head)
-    shapes = (feature_shape(heads[0], args.image_size), feature_shape(heads[1], args.image_size))
-    head_a, head_b = (runtime.parallel(MapHead(freeze_for_inference(head, runtime.device))) for head in heads)
-    read = partial(read_live, head_a=head_a, head_b=head_b, preprocess=images.preprocessing(), runtime=runtime)
-    return Source(images, read, shapes, provenance)
+    heads = freeze_heads(net_in, net_tar, args.image_size, runtime.device)
+    known = {"dataset": args.dataset, "name": args.name, "sample_num": args.sample_num}
+    return live_source(images, *heads, runtime, **known)
 
 
 @torch.no_grad()

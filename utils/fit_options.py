@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from utils import options, runs
-from utils.parser import Namespace, Parser, list_of, plain_name, real, some_path, whole
+from utils.parser import Namespace, Parser, list_of, real, some_path, whole
 from utils.provenance import Provenance
 
 # Options that change nothing of a fit, or say what the features or a fit's own direction, depth and seed say.
-NOT_RECORDED = ["convOut_path", "arch", "dataset", "sample_num", "conv_layer", "layer", "both_directions", "seeds"]
-NOT_RECORDED += ["validate", "draw", "save_per_epoch", "no_reference"]
+NOT_RECORDED = ["convOut_path", "net_A", "net_B", "arch", "arch_A", "arch_B", "dataset", "name", "sample_num"]
+NOT_RECORDED += ["conv_layer", "layer", "conv_layer2", "layer2", "image_size", "normalisation", "augment"]
+NOT_RECORDED += ["both_directions", "seeds", "validate", "draw", "save_per_epoch", "no_reference"]
+OF_IMAGES = ["image_size", "sub_sampler_split", "normalisation", "cache_images"]
 DEFAULT_LAYER = 40  # of a VGG
 
 
@@ -29,16 +31,12 @@ class Kind(NamedTuple):
 
 
 def add_source_options(parser: Parser) -> None:
-    """What is read."""
+    """What is read: stored features, or images through both nets."""
     group = parser.add_argument_group("features")
     group.add_argument(
         "--convOut_path", type=some_path, metavar="FOLDER", help="what ConvOutput.py wrote; default: by these names"
     )
     group.add_argument("-a", "--arch", help="architecture of the nets; default: the features'")
-    group.add_argument("--dataset", type=plain_name, help="data set; default: the features'")
-    group.add_argument(
-        "--sample_num", type=plain_name, default="", metavar="NAME", help="sub-sampler that chose the images"
-    )
     group.add_argument(
         "--validate", action="store_true", help="insist on val features; where they lie there, they are measured anyway"
     )
@@ -46,8 +44,14 @@ def add_source_options(parser: Parser) -> None:
         "--hold_out", type=real(below=1), default=0, metavar="SHARE",
         help="where no val features are: measure on this share of the images, which is not fitted",
     )  # fmt: skip
-    options.add_batch_option(group, 64)
+    group = parser.add_argument_group("nets, where no features are stored: they are computed whenever they are read")
+    group.add_argument("--net_A", type=some_path, metavar="A", help="checkpoint of the net whose features are x")
+    group.add_argument("--net_B", type=some_path, metavar="B", help="checkpoint of the net of the target x*")
+    group.add_argument("--arch_A", help="architecture of A; overrides --arch")
+    group.add_argument("--arch_B", help="architecture of B; overrides --arch")
     options.add_layer_options(parser, default="the features'")
+    options.add_second_layer_options(parser)
+    options.add_data_options(parser, batch_size=64)
 
 
 def add_family_options(parser: Parser) -> None:
@@ -60,6 +64,13 @@ def add_family_options(parser: Parser) -> None:
         "--seeds", type=list_of(whole(0)), metavar="0,1,2",
         help="initialise a Trans-Net by each of these; the order of the images is --seed's; default: --seed",
     )  # fmt: skip
+
+
+def add_kept_options(parser: Parser) -> None:
+    """What is kept beside a checkpoint and a log of each Trans-Net."""
+    group = parser.add_argument_group("what else is kept")
+    group.add_argument("--save_per_epoch", action="store_true", help="every saved epoch in a file of its own")
+    group.add_argument("--draw", "--images", action="store_true", help="an image's components, in TensorBoard")
 
 
 def kinds(args: Namespace) -> list[Kind]:
@@ -77,11 +88,24 @@ def check(parser: Parser, args: Namespace) -> None:
         parser.error("with several --layers, --alpha has one entry, for every order of every depth")
     if not args.epochs and args.solve is None:
         parser.error("--epochs 0 leaves the Trans-Net as it is initialised, unless --solve solves its last layer")
+    if bool(args.net_A) != bool(args.net_B):
+        parser.error("name both --net_A and --net_B, or --convOut_path")
+    if args.net_A:
+        parser.refuse_without_effect(args, ["convOut_path"], "beside --net_A: features are computed, and not read")
+        options.check_layers(parser, args)
+    else:
+        parser.refuse_without_effect(args, OF_IMAGES, "on features that are stored already; name --net_A and --net_B")
+    parser.refuse_without_effect(args, ["augment"], "here: features are those of the images as they are")
     wanted = kinds(args)
     if len(set(wanted)) < len(wanted):
         parser.error("--layers and --seeds name no number twice: that would be one Trans-Net in one file")
     if len(wanted) > 1 and args.resume not in ("", "auto"):
         parser.error(f"--resume PATH goes on with one Trans-Net, and these are {len(wanted)}: use --resume auto")
+
+
+def archs(args: Namespace) -> tuple[str | None, str | None]:
+    """Give the architectures of net A and net B, if options name them."""
+    return args.arch_A or args.arch, args.arch_B or args.arch
 
 
 def alpha(args: Namespace, layers: int) -> list[float]:
@@ -113,3 +137,24 @@ def place(args: Namespace, kind: Kind, known: Provenance) -> Path:
         f"seed{kind.seed}" if len(args.seeds or []) > 1 else "",
     )
     return runs.trans_net_path(args.out, known.name or known.dataset, known.arch, known.label, known.sample_num, suffix)
+
+
+def again(
+    parser: Parser, args: Namespace, source: Provenance, folder: Path | None, reverse: bool, has_val: bool
+) -> list[object]:
+    """Give the words by which Variance.py finds the features of a fit again.
+
+    Args:
+        parser: of the options.
+        args: the options, filled in.
+        source: the features, as the direction of the fit calls them.
+        folder: where they are stored; None: both nets compute them.
+        reverse: of the fit.
+        has_val: there are features of val images.
+    """
+    images = [] if has_val else ["--t_or_v", "train"]
+    if folder is None:
+        nets = ["--net_in", source.a.path, "--net_tar", source.b.path]
+        layers = ["--layer", source.a.layer, "--layer2", source.b.layer]
+        return [*nets, *layers, *parser.again(args, (*options.IMAGES, "image_size")), *images]
+    return ["--convOut_path", folder.parent if has_val else folder, *images, *["--reverse"] * reverse]

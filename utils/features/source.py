@@ -1,5 +1,6 @@
 """The pairs of features that a step reads: stored ones, or ones that are computed of images as they are read."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from utils.data.images import ImageData
 from utils.features.pairing import Features
+from utils.files import in_words
 from utils.provenance import Provenance
 
 Shape = tuple[int, ...]
@@ -42,12 +44,25 @@ class Source(NamedTuple):
         return Source(self.data, read, (of_target, of_x), self.provenance.reversed())
 
 
+def costs(shapes: tuple[Shape, Shape], images: int, flops: int | None) -> str:
+    """Say the two numbers by which to choose between stored features and such that are computed as they are read.
+
+    Args:
+        shapes: of one image's features.
+        images: how many are fitted.
+        flops: of computing both features of one image; None: that is not known.
+    """
+    stored = 4 * images * sum(math.prod(shape) for shape in shapes)
+    computed = "an unknown number of FLOPs" if flops is None else f"{images * flops / 1e9:,.1f} GFLOP"
+    return f"these features take {in_words(stored)} on disk as float32, or {computed} to compute in every epoch"
+
+
 def _read_reversed(*batch: Tensor, read: Callable[..., tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     x, target = read(*batch)
     return target, x
 
 
-def hold_out(count: int, share: float) -> tuple[Tensor | None, Tensor | None]:
+def hold_out(count: int, share: float) -> tuple[Tensor, Tensor]:
     """Set every so many-th of `count` images aside.
 
     Args:
@@ -55,10 +70,8 @@ def hold_out(count: int, share: float) -> tuple[Tensor | None, Tensor | None]:
         share: of them that is set aside, in [0, 1); at most every second one is.
 
     Returns:
-        Which images are fitted and which are measured, int64; None: all, and none.
+        Which images are fitted and which are measured, int64, in order.
     """
-    if not share:
-        return None, None
-    every = max(2, round(1 / share))
+    every = max(2, round(1 / share)) if share else count + 1
     held = torch.arange(count) % every == every - 1
     return (~held).nonzero()[:, 0], held.nonzero()[:, 0]

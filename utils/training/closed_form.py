@@ -1,7 +1,7 @@
 """The last layer of Trans-Nets in closed form, given everything below it, and the linear layer beside them."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +13,7 @@ from utils.measures.conjugate_gradients import PassesOverData
 from utils.measures.ridge import NormalEquations, RidgeSolution, bytes_needed
 from utils.progress import Progress
 from utils.runtime import Runtime
+from utils.training.family import Member
 from utils.training.reconstruction import Loader, Read, instabilities, set_standards
 
 MEMORY_SHARE = 0.5  # of what is free, for the sums of a closed form
@@ -162,9 +163,26 @@ class Direction:
         if reference:
             self.reference = linear_reference(self.linear, self.fitted, self.unseen, self.read, self.runtime)
 
+    @property
     def record(self) -> dict[str, Any] | None:
         """Give what checkpoints say of the linear reference."""
         return self.reference.record() if self.reference else None
+
+
+def directions_of(
+    members: Sequence[Member],
+    reads: Mapping[bool, Read],
+    fitted: Loader,
+    unseen: Loader | None,
+    runtime: Runtime,
+) -> dict[bool, Direction]:
+    """Part Trans-Nets by their direction; `reads` says of each, forwards and reverse, how it reads a batch."""
+    return {
+        reverse: Direction(
+            [member.trans_net for member in members if member.reverse == reverse], fitted, unseen, read, runtime
+        )
+        for reverse, read in reads.items()
+    }
 
 
 def instabilities_of(directions: Iterable[Direction]) -> list[float]:

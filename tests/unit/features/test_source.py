@@ -4,7 +4,7 @@ import torch
 from models.pair import read_stored
 from tests.unit.stored_features import SHAPE_A, complete
 from utils.features.cache import open_features
-from utils.features.source import Source, hold_out
+from utils.features.source import Source, costs, hold_out
 
 
 def test_the_reverse_exchanges_everything(tmp_path):
@@ -31,4 +31,12 @@ def test_every_so_many_th_image_is_held_out(count, share, held):
 
 
 def test_nothing_is_held_out_unless_asked_for():
-    assert hold_out(10, 0) == (None, None)
+    fitted, measured = hold_out(10, 0)
+    assert fitted.tolist() == [*range(10)] and measured.tolist() == []
+
+
+def test_the_two_numbers_to_choose_by():
+    shapes = ((64, 8, 8), (100,))
+    said = "these features take 0.08 MB on disk as float32, or {} to compute in every epoch"
+    assert costs(shapes, 5, 3 * 10**9) == said.format("15.0 GFLOP")
+    assert costs(shapes, 5, None) == said.format("an unknown number of FLOPs")

@@ -85,7 +85,7 @@ def test_each_direction_is_solved_against_its_own_target(mixed, cpu):
         Direction([TransNet(6, 6, 2, standardise=True), linear()], fitted, unseen, read, cpu)
         for read in (read_stored, lambda *batch: read_stored(*batch)[::-1])
     ]
-    assert directions[0].record() is None
+    assert directions[0].record is None
     for direction in directions:
         direction.begin(new=True, reference=True)
     before = instabilities_of(directions)
@@ -94,8 +94,8 @@ def test_each_direction_is_solved_against_its_own_target(mixed, cpu):
     assert max(instabilities_of(directions)) < 1e-6
     there, back = (direction.members[1].linear[0].weight[:, :, 1, 1] for direction in directions)
     assert not torch.allclose(there, back, atol=0.1)
-    assert directions[1].record() == directions[1].reference.record()
-    assert directions[1].record()["instability"] < 1e-6
+    assert directions[1].record == directions[1].reference.record()
+    assert directions[1].record["instability"] < 1e-6
 
 
 def test_a_fit_that_goes_on_keeps_its_standards(mixed, cpu):
@@ -103,4 +103,4 @@ def test_a_fit_that_goes_on_keeps_its_standards(mixed, cpu):
     direction = Direction([linear()], fitted, None, read_stored, cpu)
     direction.begin(new=False, reference=False)
     assert not direction.members[0].x_mean.any() and direction.linear.x_mean.any()
-    assert direction.record() is None and instabilities_of([direction]) == []
+    assert direction.record is None and instabilities_of([direction]) == []

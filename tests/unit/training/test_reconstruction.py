@@ -99,7 +99,7 @@ def test_what_follows_can_be_matched_in_place_of_the_feature(cpu):
     net, through = TransNet(6, 6, 1), torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(4)).eval()
     through(target)
     step = functools.partial(reconstruct, family=Family([net]), alphas=[torch.zeros(0)], read=read_stored)
-    loss, metrics = step(Family([net]), x, target, torch.zeros(8), torch.arange(8), throughs=(through, None))
+    loss, metrics = step(Family([net]), x, target, torch.zeros(8), torch.arange(8), throughs={False: through})
     wanted, found = through(target), through(net(x))
     torch.testing.assert_close(metrics["0.MSE"], ((found - wanted) ** 2).mean())
     torch.testing.assert_close(loss, metrics["0.MSE"] / wanted.var())
@@ -120,7 +120,7 @@ def test_a_family_of_both_directions_counts_each_error_in_its_own_targets_units(
     torch.testing.assert_close(loss, errors[0] / there.target_std**2 + errors[1] / back.target_std**2)
 
     behind_b, behind_a = torch.nn.AvgPool2d(2), torch.nn.AvgPool2d(5)
-    loss, metrics = step(family, x, target, torch.zeros(8), torch.arange(8), throughs=(behind_b, behind_a))
+    loss, metrics = step(family, x, target, torch.zeros(8), torch.arange(8), throughs={False: behind_b, True: behind_a})
     wanted, found = behind_a(x), behind_a(back(target))
     torch.testing.assert_close(metrics["1.MSE"], ((found - wanted) ** 2).mean())
     torch.testing.assert_close(metrics["1.Loss"], metrics["1.MSE"] / wanted.var())

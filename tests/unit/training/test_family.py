@@ -7,7 +7,7 @@ from models.trans_net import TransNet
 from utils import checkpoint
 from utils.errors import InputError
 from utils.provenance import Provenance
-from utils.training.engine import Fit
+from utils.training.engine import Fit, make_optimizer
 from utils.training.family import Family, Member, of_member, part_of, restore
 
 
@@ -16,9 +16,9 @@ def family_of(*depths, seed=0):
     return [TransNet(4, 4, layers) for layers in depths]
 
 
-def fit_of(nets, cpu, kind=torch.optim.Adam, backwards=None):
+def fit_of(nets, cpu, kind="Adam", backwards=None):
     family = Family(nets, backwards)
-    optimizer = kind([p for p in family.parameters() if p.requires_grad], lr=0.01)
+    optimizer = make_optimizer(kind, family.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
     return Fit(family, family, optimizer, cpu.grad_scaler(), cpu)
 
 
@@ -39,7 +39,7 @@ def member(net, path, state=None, resumed=None):
     return Member(net, path, settings, torch.zeros(net.order), resumed, state or {}, False, source)
 
 
-@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.SGD])
+@pytest.mark.parametrize("kind", ["Adam", "SGD"])
 def test_together_is_as_alone(cpu, kind):
     """The gradient of one member knows nothing of the others, and the optimisers work element by element."""
     together, alone = family_of(1, 3, 3), family_of(1, 3, 3)
@@ -83,6 +83,17 @@ def test_a_saved_member_goes_on_alone_and_together(cpu, tmp_path):
     assert (state["epoch"], state["mse"], state["settings"], state["history"]) == (3, 0.5, {"layers": 3}, [])
     assert state["trans_net"] == nets[1].config
     assert (state["arch"], state["source"]) == ("resnet18", resumed[1].source.to_record())
+
+
+def test_a_share_of_an_optimiser_steps_as_the_whole_does(cpu):
+    nets = family_of(1, 2)
+    fit = fit_of(nets, cpu)
+    take_steps(fit, 1)
+    part = part_of(fit, nets[1])
+    (whole_group,), (group,) = fit.optimizer.param_groups, part.optimizer.param_groups
+    assert group["fused"] is True
+    assert {**group, "params": None} == {**whole_group, "params": None}
+    assert all(part.optimizer.state[p] is fit.optimizer.state[p] for p in nets[1].parameters())
 
 
 def test_members_of_different_epochs_do_not_go_on_together(cpu, tmp_path):

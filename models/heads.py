@@ -4,12 +4,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from models.frozen import freeze_for_inference
 from models.pair import Net, untrained_head
 from models.split import as_maps, feature_shape
 from utils.errors import InputError
+from utils.later import flop_counter
 from utils.provenance import NetSource, Provenance
 
 Shape = tuple[int, ...]
@@ -67,7 +67,7 @@ def head_flops(known: Provenance, named: tuple[str | None, str | None] = (None, 
     """
     image = torch.empty(1, 3, known.image_size, known.image_size, device="meta")
     try:
-        with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        with torch.device("meta"), flop_counter.FlopCounterMode(display=False) as counter:
             for source, arch in zip((known.a, known.b), named):
                 untrained_head(source, len(known.classes or ()), arch)(image)
     except InputError:

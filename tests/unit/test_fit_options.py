@@ -5,7 +5,7 @@ import pytest
 from utils import fit_options, options
 from utils.fit_options import Kind
 from utils.parser import Parser
-from utils.provenance import Provenance
+from utils.provenance import NetSource, Provenance
 
 
 @pytest.fixture
@@ -98,3 +98,39 @@ def test_contradictions_are_refused(parser, words, said, capsys):
 )
 def test_what_does_not_contradict_passes(parser, words):
     fit_options.check(parser, parser.parse_args(words))
+
+
+FITTED = Provenance(NetSource("vgg", "l1", "a.pth"), NetSource("vgg", "l2", "b.pth"))
+
+
+@pytest.mark.parametrize(
+    ("words", "folder", "reverse", "has_val", "expected"),
+    [
+        ([], "f/train", False, True, "--convOut_path f"),
+        ([], "f/train", True, False, "--convOut_path f/train --t_or_v train --reverse"),
+        (
+            ["--dataset", "digits", "--image_size", "64"], None, False, True,
+            "--net_in a.pth --net_tar b.pth --layer l1 --layer2 l2 --dataset digits --image_size 64",
+        ),
+        ([], None, True, False, "--net_in a.pth --net_tar b.pth --layer l1 --layer2 l2 --t_or_v train"),
+    ],
+)  # fmt: skip
+def test_a_fit_is_measured_on_what_it_was_fitted_to(parser, words, folder, reverse, has_val, expected):
+    found = fit_options.again(parser, parser.parse_args(words), FITTED, folder and Path(folder), reverse, has_val)
+    assert " ".join(map(str, found)) == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--net_A", "a"], "name both --net_A and --net_B"),
+        (["--net_A", "a", "--net_B", "b", "--convOut_path", "f"], "--convOut_path has no effect beside --net_A"),
+        (["--net_A", "a", "--net_B", "b", "--fc"], "--fc has no effect without --conv_layer"),
+        (["--cache_images", "off"], "--cache_images has no effect on features that are stored already"),
+        (["--augment", "zero4"], "--augment has no effect here"),
+    ],
+)  # fmt: skip
+def test_features_are_stored_or_computed_and_not_both(parser, words, said, capsys):
+    with pytest.raises(SystemExit):
+        fit_options.check(parser, parser.parse_args(words))
+    assert said in capsys.readouterr().err

@@ -13,7 +13,7 @@ from models.classifiers import build, load_classifier
 from models.split import split
 from models.trans_net import load_trans_net
 from tests.e2e.road import FIT, assert_same, data, files, lines_of, run
-from utils import checkpoint
+from utils import checkpoint, opening
 from utils.features.cache import open_features
 from utils.files import sha256
 from utils.runs import RunLog
@@ -328,6 +328,20 @@ def test_a_live_fit_is_a_stored_one_to_the_bit(road, photos, tmp_path, epochs, c
     epochs.trained.clear()
     run(Training_TransNet, f"{line} --resume auto", "--convOut_path", road.features, "--out", tmp_path / "live")
     assert epochs.trained == [] and "is fitted for 2 epochs already" in capsys.readouterr().out
+
+
+def test_large_images_come_few_at_a_time_and_give_the_same_fit(road, photos, tmp_path, monkeypatch):
+    """Sums over images in order are then of other batches, and rounded otherwise: equal to 1e-6 of the largest."""
+    line = f"{FIT} --standardise --solve"
+    run(Training_TransNet, line, "--convOut_path", road.features, "--out", tmp_path / "stored")
+    monkeypatch.setattr(opening, "PIXELS_AT_ONCE", 3 * 64**2)
+    nets = ("--net_A", road.a, "--net_B", road.b, *data(photos), "--out", tmp_path / "live")
+    run(Training_TransNet, f"{line} {LIVE}", *nets)
+    path = "model_checkpoints/folder_resnet18/checkpoint_L1.pth.tar"
+    ours, theirs = (checkpoint.load(tmp_path / kind / path) for kind in ("live", "stored"))
+    for name, weight in theirs["state_dict"].items():
+        torch.testing.assert_close(ours["state_dict"][name], weight, rtol=0, atol=1e-6 * float(weight.abs().max()))
+    assert ours["held_out"] == pytest.approx(theirs["held_out"], rel=1e-6)
 
 
 def test_a_live_fit_holds_images_out_and_names_the_nets_to_measure_it(road, photos, tmp_path, capsys):

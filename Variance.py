@@ -1,21 +1,19 @@
 """Measure how much of net B's knowledge each order of net A's explains: variances and instability (paper Sec. 4.2)."""
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from models.fitting import check_fit
-from models.frozen import freeze_for_inference
+from models.heads import freeze_heads
 from models.layers import Layer
-from models.pair import Decomposition, MapHead, open_net, read_stored
-from models.split import feature_shape
+from models.pair import Decomposition, open_net, read_stored
 from models.trans_net import TransNet, build_from_state
 from utils import checkpoint, opening, options, runs
 from utils.data.images import ImageData
-from utils.features.live import read_live
+from utils.features.live import live_source
+from utils.features.source import Source
 from utils.files import sha256
 from utils.measures.moments import ImageMoments
 from utils.measures.variances import rank_channels, variance_report
@@ -33,22 +31,6 @@ OF_NETS = (
     "sub_sampler_split", "cache_images",
 )  # fmt: skip
 NOT_OF_THE_FIT = ("split", "sample_num")  # a Trans-Net is fitted on some images and measured on others
-
-
-class Source(NamedTuple):
-    """The pairs of features that are measured, and what they are.
-
-    Attributes:
-        data: what a batch is made of: images, not decoded yet, or stored features.
-        read: a batch on the device → x and the target as maps.
-        shapes: of x and the target of one image.
-        provenance: what the features are.
-    """
-
-    data: ImageData | opening.Features
-    read: Callable[..., tuple[Tensor, Tensor]]
-    shapes: tuple[tuple[int, ...], tuple[int, ...]]
-    provenance: Provenance
 
 
 def build_parser() -> Parser:
@@ -96,15 +78,9 @@ def open_live(args: Namespace, fitted: Provenance, runtime: Runtime) -> Source:
     data_in = net_in.state.get("data", {})
     options.fill(args, data_in, net_tar.state.get("data", {}))
     images = opening.images(args, args.t_or_v, data_in if fitted.classes is None else data_in | {"classes": None})
-    provenance = Provenance(
-        net_in.source, net_tar.source, dataset=args.dataset, name=args.name, split=args.t_or_v,
-        sample_num=args.sample_num, classes=images.classes, transform=images.transform_record,
-    )  # fmt: skip
-    heads = (net_in.head, net_tar.head)
-    shapes = (feature_shape(heads[0], args.image_size), feature_shape(heads[1], args.image_size))
-    head_a, head_b = (runtime.parallel(MapHead(freeze_for_inference(head, runtime.device))) for head in heads)
-    read = partial(read_live, head_a=head_a, head_b=head_b, preprocess=images.preprocessing(), runtime=runtime)
-    return Source(images, read, shapes, provenance)
+    heads = freeze_heads(net_in, net_tar, args.image_size, runtime.device)
+    known = {"dataset": args.dataset, "name": args.name, "sample_num": args.sample_num}
+    return live_source(images, *heads, runtime, **known)
 
 
 @torch.no_grad()
@@ -171,6 +147,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if args.figure and args.figure_image >= len(source.data):
         parser.error(f"--figure_image {args.figure_image} is not among the {len(source.data)} images")
 
+    source = opening.with_decoded(args, source, runtime)
     loader = opening.loader(args, source.data, runtime)
     moments = measure(trans_nets, source, loader, runtime, per_image=args.bootstrap > 0)
     record = source.provenance.to_record()

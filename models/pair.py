@@ -140,23 +140,6 @@ def open_penultimate(source: NetSource, arch: str | None, shape: tuple[int, ...]
     return Penultimate(before_last(net.tail, last_layer(model)), shape)
 
 
-class MapHead(nn.Module):
-    """A head whose feature comes as maps, float32 (N, C, H, W), whatever its kind.
-
-    Args:
-        head: images (N, 3, S, S) → feature (N, *shape).
-    """
-
-    def __init__(self, head: nn.Module) -> None:
-        super().__init__()
-        self.head = head
-        self.requires_grad_(False).eval()
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Give the feature of normalised images."""
-        return as_maps(self.head(images)).float()
-
-
 def read_stored(x: Tensor, target: Tensor, *_: Tensor) -> tuple[Tensor, Tensor]:
     """Give x and the target of a batch of stored features as maps."""
     return as_maps(x), as_maps(target)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import scipy
     import sklearn
     import torchvision
-    from torch.utils import tensorboard
+    from torch.utils import flop_counter, tensorboard
     from torchvision.models import feature_extraction
 else:
     jinja2 = Later("jinja2")
@@ -43,5 +43,8 @@ else:
     torchvision = Later("torchvision")
     feature_extraction = Later("torchvision.models.feature_extraction")
     tensorboard = Later("torch.utils.tensorboard")
+    flop_counter = Later("torch.utils.flop_counter")
 
-__all__ = ["feature_extraction", "jinja2", "matplotlib", "scipy", "sklearn", "tensorboard", "torchvision"]
+__all__ = [
+    "feature_extraction", "flop_counter", "jinja2", "matplotlib", "scipy", "sklearn", "tensorboard", "torchvision",
+]  # fmt: skip

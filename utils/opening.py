@@ -18,6 +18,7 @@ from utils.data.loaders import make_loader
 from utils.data.storage import TensorStore
 from utils.errors import InputError
 from utils.features.cache import FeatureCache, OldFeatureFolder, open_features
+from utils.features.source import Source
 from utils.files import check_writable
 from utils.options import Namespace
 from utils.runtime import Runtime
@@ -138,6 +139,13 @@ def decoded(args: Namespace, data: ImageData, runtime: Runtime) -> ImageData:
     )  # fmt: skip
 
 
+def with_decoded(args: Namespace, source: Source, runtime: Runtime) -> Source:
+    """Decode the images that features are computed of, as `decoded` does; stored features are left as they are."""
+    if not isinstance(source.data, ImageData):
+        return source
+    return source._replace(data=decoded(args, source.data, runtime))
+
+
 def with_features(
     args: Namespace,
     data: ImageData,
@@ -237,16 +245,6 @@ def stored_features(args: Namespace, folder: str | Path, split: str, said: Mappi
     return open_features(folder, split=split, reverse=args.reverse, expected=expected)
 
 
-def hold_out(features: Features, share: float) -> tuple[Features | Subset[Any], Subset[Any] | None]:
-    """Set every so many-th image aside: the images to fit and those to measure on (None for a share of 0)."""
-    if not share:
-        return features, None
-    every = max(2, round(1 / share))
-    count = len(features)
-    held = range(every - 1, count, every)
-    return Subset(features, sorted(set(range(count)) - set(held))), Subset(features, list(held))
-
-
 def feature_loader(args: Namespace, features: Dataset[Any], runtime: Runtime, *, shuffle: bool = False) -> Loader:
     """Make the loader of stored features."""
     on_gpu = runtime.device.type == "cuda"
@@ -257,11 +255,14 @@ def feature_loader(args: Namespace, features: Dataset[Any], runtime: Runtime, *,
     )  # fmt: skip
 
 
-def loader(args: Namespace, data: ImageData | Features, runtime: Runtime) -> Loader:
-    """Make the loader of stored features, or of images, which are decoded now."""
+def loader(
+    args: Namespace, data: ImageData | Features, runtime: Runtime, *, shuffle: bool = False, part: Tensor | None = None
+) -> Loader:
+    """Make the loader of stored features or of images; `part` chooses some."""
     if isinstance(data, ImageData):
-        return image_loader(args, decoded(args, data, runtime), runtime)
-    return feature_loader(args, data, runtime)
+        return image_loader(args, data, runtime, shuffle=shuffle, part=part)
+    chosen = data if part is None else Subset(data, part.tolist())
+    return feature_loader(args, chosen, runtime, shuffle=shuffle)
 
 
 def validation_loaders(args: Namespace, data: ImageData, runtime: Runtime) -> Loaders:

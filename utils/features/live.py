@@ -1,10 +1,43 @@
 """Features computed as they are read, where nothing is stored."""
 
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from utils.data.batches import Preprocessing
+from utils.data.images import ImageData
+from utils.features.source import Shape, Source
+from utils.provenance import NetSource, Provenance
 from utils.runtime import Runtime
+
+
+def live_source(
+    images: ImageData,
+    nets: tuple[NetSource, NetSource],
+    heads: Sequence[nn.Module],
+    shapes: tuple[Shape, Shape],
+    runtime: Runtime,
+    **known: Any,
+) -> Source:
+    """Give the features that two nets compute of images whenever they are read.
+
+    Args:
+        images: of one split.
+        nets: what A and B are.
+        heads: of A and B, normalised images → maps, on the device.
+        shapes: of one image's features.
+        runtime: device, processes, precision.
+        known: what else is recorded of where the features come from, by the names of `Provenance`.
+    """
+    provenance = Provenance(
+        *nets, split=images.split, classes=images.classes, transform=images.transform_record, **known
+    )  # fmt: skip
+    head_a, head_b = (runtime.parallel(head) for head in heads)
+    read = partial(read_live, head_a=head_a, head_b=head_b, preprocess=images.preprocessing(), runtime=runtime)
+    return Source(images, read, shapes, provenance)
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """The last layer of Trans-Nets in closed form, given everything below it, and the linear layer beside them."""
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +13,8 @@ from utils.measures.conjugate_gradients import PassesOverData
 from utils.measures.ridge import NormalEquations, RidgeSolution, bytes_needed
 from utils.progress import Progress
 from utils.runtime import Runtime
-from utils.training.reconstruction import Loader, Read, instabilities
+from utils.training.family import Member
+from utils.training.reconstruction import Loader, Read, instabilities, set_standards
 
 MEMORY_SHARE = 0.5  # of what is free, for the sums of a closed form
 NOTEWORTHY_BYTES = 1e8
@@ -134,3 +136,62 @@ def solve_or_linear(
             continue
         if reference.solution.error < solution.error:
             member.set_linear(reference.solution.weight, reference.solution.constant)
+
+
+class Direction:
+    """The Trans-Nets that reconstruct one net's features from the other's, and the linear reference beside them.
+
+    Args:
+        members: `TransNet`s of one pair of shapes, on the device.
+        fitted: an unshuffled loader of the images that are fitted.
+        unseen: one of other images; None: there are none.
+        read: makes x and the target, as this direction calls them, of a batch.
+        runtime: device and processes.
+    """
+
+    def __init__(
+        self, members: Sequence[Any], fitted: Loader, unseen: Loader | None, read: Read, runtime: Runtime
+    ) -> None:
+        self.members, self.linear = members, members[0].linear_reference()
+        self.fitted, self.unseen, self.read, self.runtime = fitted, unseen, read, runtime
+        self.reference: Reference | None = None
+
+    def begin(self, *, new: bool, reference: bool) -> None:
+        """Set the standards, of the members too where they are `new`; fit the linear reference if it is asked for."""
+        members = [self.linear, *self.members] if new else [self.linear]
+        set_standards(members, self.fitted, self.read, self.runtime)
+        if reference:
+            self.reference = linear_reference(self.linear, self.fitted, self.unseen, self.read, self.runtime)
+
+    @property
+    def record(self) -> dict[str, Any] | None:
+        """Give what checkpoints say of the linear reference."""
+        return self.reference.record() if self.reference else None
+
+
+def directions_of(
+    members: Sequence[Member],
+    reads: Mapping[bool, Read],
+    fitted: Loader,
+    unseen: Loader | None,
+    runtime: Runtime,
+) -> dict[bool, Direction]:
+    """Part Trans-Nets by their direction; `reads` says of each, forwards and reverse, how it reads a batch."""
+    return {
+        reverse: Direction(
+            [member.trans_net for member in members if member.reverse == reverse], fitted, unseen, read, runtime
+        )
+        for reverse, read in reads.items()
+    }
+
+
+def instabilities_of(directions: Iterable[Direction]) -> list[float]:
+    """Measure the members of all directions on the images that are not fitted; nothing where there are none."""
+    found = (instabilities(one.members, one.unseen, one.read, one.runtime) for one in directions)
+    return list(itertools.chain.from_iterable(found))
+
+
+def solve_all(directions: Iterable[Direction], *, last: bool) -> None:
+    """Solve W(0) of every member of every direction; see `solve_or_linear`."""
+    for one in directions:
+        solve_or_linear(one.members, one.reference, one.fitted, one.read, one.runtime, last=last)

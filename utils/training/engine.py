@@ -19,6 +19,7 @@ from utils.errors import InputError
 from utils.progress import Progress
 from utils.runtime import Runtime
 
+FUSED_ON = ("cpu", "cuda")  # kinds of devices
 Step = Callable[..., tuple[Tensor, dict[str, Tensor]]]  # step(net, *batch) -> loss, metrics
 
 
@@ -90,7 +91,10 @@ class Fit:
                 f"{path} holds weights but no training state, so it cannot be resumed; use it as --weights"
             )
         try:
-            self.optimizer.load_state_dict(state["optimizer"])
+            saved, fused = state["optimizer"], self.optimizer.param_groups[0].get("fused")
+            # How a step is computed is this run's affair, as its device is, and not the file's.
+            groups = [{**group, "fused": fused} for group in saved["param_groups"]]
+            self.optimizer.load_state_dict({**saved, "param_groups": groups})
             # PyTorch takes any optimiser's groups and fails in the first step; it adds what is younger than the file.
             if absent := self.optimizer.defaults.keys() - self.optimizer.param_groups[0].keys():
                 raise ValueError(f"it has no {', '.join(sorted(absent))}")
@@ -177,12 +181,16 @@ def evaluate(
 def make_optimizer(
     name: str, parameters: Iterable[nn.Parameter], *, lr: float, momentum: float, weight_decay: float
 ) -> torch.optim.Optimizer:
-    """Make "SGD" (with momentum) or "Adam" over the parameters that are trained."""
+    """Make "SGD" (with momentum) or "Adam" over the parameters that are trained.
+
+    All tensors of a step are updated in one pass over each where PyTorch can (`fused`), which rounds otherwise.
+    """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
+    fused = all(parameter.device.type in FUSED_ON and parameter.is_floating_point() for parameter in trained)
     if name == "SGD":
-        return torch.optim.SGD(trained, lr, momentum=momentum, weight_decay=weight_decay)
+        return torch.optim.SGD(trained, lr, momentum=momentum, weight_decay=weight_decay, fused=fused)
     if name == "Adam":
-        return torch.optim.Adam(trained, lr, weight_decay=weight_decay)
+        return torch.optim.Adam(trained, lr, weight_decay=weight_decay, fused=fused)
     raise ValueError(f"optimizer {name!r} is neither SGD nor Adam")
 
 

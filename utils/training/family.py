@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from utils import checkpoint, runs
 from utils.errors import InputError
+from utils.provenance import Provenance
 from utils.runtime import Runtime
 from utils.training import resume
 from utils.training.engine import Fit
@@ -18,16 +19,18 @@ class Family(nn.Module):
     """Trans-Nets that read the same features.
 
     Args:
-        members: each maps x (N, C, H, W) to its reconstruction of the target.
+        members: each maps x (N, C, H, W) to its reconstruction of the target (N, C', H', W').
+        backwards: for each member, whether it maps the target to its reconstruction of x instead; None: none does.
     """
 
-    def __init__(self, members: Sequence[nn.Module]) -> None:
+    def __init__(self, members: Sequence[nn.Module], backwards: Sequence[bool] | None = None) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
+        self.backwards = list(backwards or [False] * len(members))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Give every member's reconstruction."""
-        return tuple(member(x) for member in self.members)
+    def forward(self, x: Tensor, target: Tensor) -> tuple[Tensor, ...]:
+        """Give every member's reconstruction of what it does not read."""
+        return tuple(member(target if back else x) for member, back in zip(self.members, self.backwards))
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,8 @@ class Member:
         alpha: the weights of p(1) … p(K) in the loss, (K,).
         resumed: the checkpoint that it goes on from.
         state: what that holds, or nothing.
+        reverse: it reconstructs A's features from B's.
+        source: what it reads and reconstructs, as its own direction calls them.
     """
 
     trans_net: Any
@@ -49,6 +54,8 @@ class Member:
     alpha: Tensor
     resumed: Path | None
     state: checkpoint.State
+    reverse: bool
+    source: Provenance
 
     @property
     def name(self) -> str:
@@ -74,7 +81,8 @@ class Member:
         if not fit.runtime.is_main:
             return
         state = part_of(fit, self.trans_net).state(
-            epoch, trans_net=self.trans_net.config, settings=self.settings,
+            epoch, trans_net=self.trans_net.config, settings=self.settings, arch=self.source.arch,
+            source=self.source.to_record(),
             history=resume.history(self.state, self.settings), versions=resume.VERSIONS, **facts,
         )  # fmt: skip
         checkpoint.save(self.path, state)

@@ -33,7 +33,7 @@ def reconstruct(
     family: Family,
     alphas: Sequence[Tensor],
     read: Read,
-    through: nn.Module | None = None,
+    throughs: Mapping[bool, nn.Module] | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Sum over the members of MSE(g(x), x*) + Σ alpha_k p(k)² (paper Eq. 2): a step of the engine.
 
@@ -43,8 +43,8 @@ def reconstruct(
         family: the Trans-Nets; the error of one that standardises counts in units of its target's variance.
         alphas: for each member the weights of p(1) … p(K), (K,).
         read: see above.
-        through: what of x* and g(x) is compared: B's frozen layers from there on; its error counts in units of the
-            batch's variance. None: they themselves.
+        throughs: what of x* and g(x) is compared: B's frozen layers from there on, and under True of the members that
+            reconstruct x: A's; the error counts in units of the batch's variance. None: they themselves.
 
     Returns:
         The loss, and of member i the metrics `{i}.Loss`, `{i}.MSE` (in the features' units), `{i}.L2_loss`,
@@ -53,8 +53,10 @@ def reconstruct(
     x, target = read(*batch)
     total, metrics = torch.zeros((), device=target.device), dict[str, Tensor]()
     members: Sequence[Any] = list(family.members)
-    wanted = target if through is None else through(target).float()
-    for i, (member, alpha, output) in enumerate(zip(members, alphas, net(x))):
+    throughs, goals = throughs or {}, {False: target, True: x}  # True: of members that reconstruct x
+    goals |= {back: through(goals[back]).float() for back, through in throughs.items()}
+    for i, (member, alpha, back, output) in enumerate(zip(members, alphas, family.backwards, net(x, target))):
+        through, wanted = throughs.get(back), goals[back]
         found = output if through is None else through(output)
         mse, penalty = F.mse_loss(found.float(), wanted), order_penalty(member.p, alpha)
         loss = mse / (member.target_std.square() if through is None else wanted.var()) + penalty

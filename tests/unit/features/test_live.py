@@ -4,7 +4,9 @@ import torch
 from torch import nn
 
 from utils.data.batches import Preprocessing, normalise
-from utils.features.live import read_live
+from utils.data.images import load_images
+from utils.features.live import live_source, read_live
+from utils.provenance import NetSource, Provenance
 
 
 def test_both_features_are_computed_of_the_same_normalised_photos(cpu):
@@ -23,3 +25,18 @@ def test_features_leave_autocast_as_float32(cpu):
     x, _ = read_live(pixels, head_a=head, head_b=head, preprocess=Preprocessing(), runtime=runtime)
     assert x.dtype == torch.float32 and torch.equal(x, x.bfloat16().float())  # computed in bfloat16
     assert not torch.is_autocast_enabled("cpu")
+
+
+def test_images_and_two_heads_are_a_source_that_says_what_it_is(cpu, photos):
+    images = load_images("folder", "val", data_root="nowhere", image_size=16, path=photos / "val")
+    heads = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 5, 3)
+    nets = NetSource("alexnet", "features.0"), NetSource("resnet18", "conv1")
+    source = live_source(images, nets, heads, ((4, 14, 14), (5, 14, 14)), cpu, dataset="folder", label="0")
+    x, target = source.read(*images.__getitems__([3, 1]))
+    normalised = images.preprocessing()(images.decode([3, 1]))
+    assert torch.equal(x, heads[0](normalised)) and torch.equal(target, heads[1](normalised))
+    assert source.provenance == Provenance(
+        *nets, dataset="folder", split="val", classes=images.classes, transform=images.transform_record
+    )
+    assert source.provenance.label == "0" and source.folder is None and source.data is images
+    assert torch.equal(source.reversed().read(*images.__getitems__([3, 1]))[0], target)

@@ -5,7 +5,14 @@ from models.pair import read_stored
 from models.trans_net import TransNet
 from tests.unit.training.pairs import loader_of, maps
 from utils.training import closed_form
-from utils.training.closed_form import linear_reference, solve, solve_or_linear
+from utils.training.closed_form import (
+    Direction,
+    instabilities_of,
+    linear_reference,
+    solve,
+    solve_all,
+    solve_or_linear,
+)
 from utils.training.reconstruction import instabilities, set_standards
 
 
@@ -69,3 +76,31 @@ def test_few_memory_is_answered_by_many_passes(mixed, cpu, monkeypatch, capsys):
     (by_passes,) = solve(nets[1:], fitted, read_stored, cpu)
     assert "conjugate gradients" in capsys.readouterr().out
     torch.testing.assert_close(by_passes.weight, by_sums.weight, rtol=1e-4, atol=1e-5)
+
+
+def test_each_direction_is_solved_against_its_own_target(mixed, cpu):
+    """A rotation has an inverse: both ways one layer finds all, and by another matrix."""
+    fitted, unseen = mixed
+    directions = [
+        Direction([TransNet(6, 6, 2, standardise=True), linear()], fitted, unseen, read, cpu)
+        for read in (read_stored, lambda *batch: read_stored(*batch)[::-1])
+    ]
+    assert directions[0].record is None
+    for direction in directions:
+        direction.begin(new=True, reference=True)
+    before = instabilities_of(directions)
+    assert len(before) == 4 and min(before) > 0.1
+    solve_all(directions, last=True)
+    assert max(instabilities_of(directions)) < 1e-6
+    there, back = (direction.members[1].linear[0].weight[:, :, 1, 1] for direction in directions)
+    assert not torch.allclose(there, back, atol=0.1)
+    assert directions[1].record == directions[1].reference.record()
+    assert directions[1].record["instability"] < 1e-6
+
+
+def test_a_fit_that_goes_on_keeps_its_standards(mixed, cpu):
+    fitted, _ = mixed
+    direction = Direction([linear()], fitted, None, read_stored, cpu)
+    direction.begin(new=False, reference=False)
+    assert not direction.members[0].x_mean.any() and direction.linear.x_mean.any()
+    assert direction.record is None and instabilities_of([direction]) == []

@@ -166,6 +166,38 @@ def test_optimisers_take_what_is_trained():
         make_optimizer("LION", net.parameters(), lr=1, momentum=0, weight_decay=0)
 
 
+def convolution():
+    torch.manual_seed(0)
+    return nn.Conv2d(4, 5, 3)
+
+
+def take_steps(net, optimizer, gradients):
+    for gradient in gradients:
+        net.weight.grad, net.bias.grad = gradient.clone(), gradient.sum((1, 2, 3))
+        optimizer.step()
+
+
+@pytest.mark.parametrize(("name", "plain"), [
+    ("SGD", functools.partial(torch.optim.SGD, momentum=0.9)), ("Adam", torch.optim.Adam),
+])  # fmt: skip
+def test_a_fused_step_is_the_plain_one(name, plain):
+    ours, theirs = convolution(), convolution()
+    optimizer = make_optimizer(name, ours.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-2)
+    assert optimizer.param_groups[0]["fused"] is True
+    gradients = torch.randn(5, *ours.weight.shape)
+    take_steps(ours, optimizer, gradients)
+    take_steps(theirs, plain(theirs.parameters(), lr=0.01, weight_decay=1e-2), gradients)
+    for first, second in zip(ours.parameters(), theirs.parameters()):
+        torch.testing.assert_close(first, second, rtol=1e-6, atol=1e-7)
+
+
+def test_no_step_is_fused_on_a_device_that_may_not_know_it():
+    (group,) = make_optimizer(
+        "Adam", nn.Linear(2, 3, device="meta").parameters(), lr=1, momentum=0, weight_decay=0
+    ).param_groups
+    assert group["fused"] is False
+
+
 # --- going on
 
 
@@ -256,3 +288,21 @@ def test_the_optimiser_of_an_older_pytorch_is_resumed(cpu, optim):
     assert fresh.restore({**state, "scaler": None}, "w.pth") == 4
     fresh.net(torch.ones(1, 3)).sum().backward()
     fresh.optimizer.step()
+
+
+@pytest.mark.parametrize(("name", "options"), [("SGD", {"momentum": 0.9}), ("Adam", {})])
+@pytest.mark.parametrize("fused_first", [True, False])
+def test_a_run_goes_on_fused_and_plain_whatever_its_checkpoint_was(tmp_path, cpu, name, options, fused_first):
+    net, gradients = convolution(), torch.randn(4, 5, 4, 3, 3)
+    kind, path = getattr(torch.optim, name), tmp_path / "c.pth.tar"
+    fit = fit_of(net, kind(net.parameters(), lr=0.01, fused=fused_first, **options), cpu)
+    take_steps(net, fit.optimizer, gradients[:2])
+    checkpoint.save(path, fit.state(2))
+    again = convolution()
+    again.load_state_dict(checkpoint.load(path)["state_dict"])
+    other = fit_of(again, kind(again.parameters(), lr=9.0, fused=not fused_first, **options), cpu)
+    assert other.restore(checkpoint.load(path), path) == 2
+    assert other.optimizer.param_groups[0]["fused"] is not fused_first
+    take_steps(net, fit.optimizer, gradients[2:])
+    take_steps(again, other.optimizer, gradients[2:])
+    torch.testing.assert_close(again.weight, net.weight, rtol=1e-6, atol=1e-7)

@@ -6,7 +6,8 @@ import torch
 from models.trans_net import TransNet
 from utils import checkpoint
 from utils.errors import InputError
-from utils.training.engine import Fit
+from utils.provenance import Provenance
+from utils.training.engine import Fit, make_optimizer
 from utils.training.family import Family, Member, of_member, part_of, restore
 
 
@@ -15,9 +16,9 @@ def family_of(*depths, seed=0):
     return [TransNet(4, 4, layers) for layers in depths]
 
 
-def fit_of(nets, cpu, kind=torch.optim.Adam):
-    family = Family(nets)
-    optimizer = kind([p for p in family.parameters() if p.requires_grad], lr=0.01)
+def fit_of(nets, cpu, kind="Adam", backwards=None):
+    family = Family(nets, backwards)
+    optimizer = make_optimizer(kind, family.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
     return Fit(family, family, optimizer, cpu.grad_scaler(), cpu)
 
 
@@ -26,25 +27,36 @@ def take_steps(fit, count, seed=1):
     for _ in range(count):
         x = torch.randn(3, 4, 5, 5, generator=generator)
         fit.optimizer.zero_grad()
-        outputs = fit.net(x)
-        sum((output - x.roll(1, 1)).square().mean() for output in outputs).backward()
+        target = x.roll(1, 1)
+        goals = [x if back else target for back in fit.model.backwards]
+        outputs = fit.net(x, target)
+        sum((output - goal).square().mean() for output, goal in zip(outputs, goals)).backward()
         fit.optimizer.step()
 
 
 def member(net, path, state=None, resumed=None):
-    return Member(net, path, {"layers": len(net.linear)}, torch.zeros(net.order), resumed, state or {})
+    settings, source = {"layers": len(net.linear)}, Provenance(dataset="digits", arch="resnet18")
+    return Member(net, path, settings, torch.zeros(net.order), resumed, state or {}, False, source)
 
 
-@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.SGD])
+@pytest.mark.parametrize("kind", ["Adam", "SGD"])
 def test_together_is_as_alone(cpu, kind):
     """The gradient of one member knows nothing of the others, and the optimisers work element by element."""
-    together, alone = family_of(1, 3), family_of(1, 3)
-    take_steps(fit_of(together, cpu, kind), 4)
-    for net in alone:
-        take_steps(fit_of([net], cpu, kind), 4)
+    together, alone = family_of(1, 3, 3), family_of(1, 3, 3)
+    backwards = [False, True, False]
+    take_steps(fit_of(together, cpu, kind, backwards), 4)
+    for net, back in zip(alone, backwards):
+        take_steps(fit_of([net], cpu, kind, [back]), 4)
     for first, second in zip(together, alone):
-        for ours, theirs in zip(first.parameters(), second.parameters()):
-            torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(first.parameters(), second.parameters()))
+
+
+def test_a_member_that_goes_backwards_reads_the_target():
+    there, back = family_of(1, 2)
+    x, target = torch.randn(2, 3, 4, 5, 5)
+    assert all(
+        torch.equal(*pair) for pair in zip(Family([there, back], [False, True])(x, target), (there(x), back(target)))
+    )
 
 
 def test_a_saved_member_goes_on_alone_and_together(cpu, tmp_path):
@@ -70,6 +82,18 @@ def test_a_saved_member_goes_on_alone_and_together(cpu, tmp_path):
     state = checkpoint.load(tmp_path / "checkpoint_L3_layers3_epoch3.pth.tar")
     assert (state["epoch"], state["mse"], state["settings"], state["history"]) == (3, 0.5, {"layers": 3}, [])
     assert state["trans_net"] == nets[1].config
+    assert (state["arch"], state["source"]) == ("resnet18", resumed[1].source.to_record())
+
+
+def test_a_share_of_an_optimiser_steps_as_the_whole_does(cpu):
+    nets = family_of(1, 2)
+    fit = fit_of(nets, cpu)
+    take_steps(fit, 1)
+    part = part_of(fit, nets[1])
+    (whole_group,), (group,) = fit.optimizer.param_groups, part.optimizer.param_groups
+    assert group["fused"] is True
+    assert {**group, "params": None} == {**whole_group, "params": None}
+    assert all(part.optimizer.state[p] is fit.optimizer.state[p] for p in nets[1].parameters())
 
 
 def test_members_of_different_epochs_do_not_go_on_together(cpu, tmp_path):

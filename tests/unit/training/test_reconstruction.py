@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import pytest
@@ -6,8 +7,12 @@ import torch
 from models.pair import read_stored
 from models.trans_net import TransNet
 from tests.unit.training.pairs import loader_of, maps
+from utils.data.batches import Preprocessing
+from utils.features.live import read_live
 from utils.measures.pair_sums import PairSums
 from utils.runtime import Runtime
+from utils.training import engine
+from utils.training.engine import Averages, Fit, make_optimizer
 from utils.training.family import Family
 from utils.training.reconstruction import (
     closing_words,
@@ -99,9 +104,48 @@ def test_what_follows_can_be_matched_in_place_of_the_feature(cpu):
     net, through = TransNet(6, 6, 1), torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(4)).eval()
     through(target)
     step = functools.partial(reconstruct, family=Family([net]), alphas=[torch.zeros(0)], read=read_stored)
-    loss, metrics = step(Family([net]), x, target, torch.zeros(8), torch.arange(8), through=through)
+    loss, metrics = step(Family([net]), x, target, torch.zeros(8), torch.arange(8), throughs={False: through})
     wanted, found = through(target), through(net(x))
     torch.testing.assert_close(metrics["0.MSE"], ((found - wanted) ** 2).mean())
     torch.testing.assert_close(loss, metrics["0.MSE"] / wanted.var())
     loss.backward()
     assert net.linear[0].weight.grad.abs().sum() > 0
+
+
+def test_a_family_of_both_directions_counts_each_error_in_its_own_targets_units(cpu):
+    x, target = maps(8), 10 * maps(8, seed=1)
+    there, back = (TransNet(6, 6, 1, standardise=True) for _ in range(2))
+    for net, first, second in ((there, x, target), (back, target, x)):
+        set_standards([net], loader_of(first, second), read_stored, cpu)
+    family = Family([there, back], [False, True])
+    step = functools.partial(reconstruct, family=family, alphas=[torch.zeros(0)] * 2, read=read_stored)
+    loss, metrics = step(family, x, target, torch.zeros(8), torch.arange(8))
+    errors = ((there(x) - target) ** 2).mean(), ((back(target) - x) ** 2).mean()
+    torch.testing.assert_close((metrics["0.MSE"], metrics["1.MSE"]), errors)
+    torch.testing.assert_close(loss, errors[0] / there.target_std**2 + errors[1] / back.target_std**2)
+
+    behind_b, behind_a = torch.nn.AvgPool2d(2), torch.nn.AvgPool2d(5)
+    loss, metrics = step(family, x, target, torch.zeros(8), torch.arange(8), throughs={False: behind_b, True: behind_a})
+    wanted, found = behind_a(x), behind_a(back(target))
+    torch.testing.assert_close(metrics["1.MSE"], ((found - wanted) ** 2).mean())
+    torch.testing.assert_close(metrics["1.Loss"], metrics["1.MSE"] / wanted.var())
+
+
+@pytest.mark.parametrize("live", [False, True])
+@pytest.mark.parametrize("config", [{}, {"norm": "batch", "bn": True}, {"standardise": True}])
+def test_an_epoch_waits_for_its_device_only_where_it_reads_the_averages(cpu, monkeypatch, config, live):
+    """On the meta device no value can be read: whatever asks for one fails."""
+    meta, reads = torch.device("meta"), []
+    runtime = dataclasses.replace(cpu, device=meta)
+    monkeypatch.setattr(Averages, "read", lambda *_: reads.append(1) or {"Loss": 1.0})
+    with meta:
+        heads = {name: torch.nn.Conv2d(3, 6, 3) for name in ("head_a", "head_b")}
+        family = Family([TransNet(6, 6, layers, **config) for layers in (1, 3)], [False, True])
+    read = functools.partial(read_live, **heads, preprocess=Preprocessing(), runtime=runtime) if live else read_stored
+    x = torch.zeros(64, 3, 8, 8, dtype=torch.uint8) if live else maps(64)
+    alphas = [torch.zeros(0, device=meta), torch.zeros(2, device=meta)]
+    step = functools.partial(reconstruct, family=family, alphas=alphas, read=read)
+    optimizer = make_optimizer("Adam", family.parameters(), lr=0.1, momentum=0, weight_decay=0)
+    fit = Fit(family, family, optimizer, cpu.grad_scaler(), runtime, print_freq=3)
+    engine.train_one_epoch(fit, loader_of(x, maps(64)), step, 0)
+    assert len(reads) == 2  # of four batches after the third, and at the end

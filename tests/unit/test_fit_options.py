@@ -1,0 +1,136 @@
+from pathlib import Path
+
+import pytest
+
+from utils import fit_options, options
+from utils.fit_options import Kind
+from utils.parser import Parser
+from utils.provenance import NetSource, Provenance
+
+
+@pytest.fixture
+def parser():
+    parser = Parser("A fit.")
+    fit_options.add_source_options(parser)
+    fit_options.add_family_options(parser)
+    options.add_trans_net_options(parser)
+    options.add_training_options(parser, optim="Adam", lr=1e-4, epochs=800, fewest_epochs=0, logspace=2)
+    options.add_resume_options(parser)
+    options.add_run_options(parser)
+    options.add_output_options(parser)
+    return parser
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], [(False, 3, 0)]),
+        (["--seed", "5", "--reverse"], [(True, 3, 5)]),
+        (["--seeds", "7"], [(False, 3, 7)]),
+        (["--layers", "1,2", "--seeds", "0,4"], [(False, 1, 0), (False, 1, 4), (False, 2, 0), (False, 2, 4)]),
+        (["--layers", "2,1", "--both_directions"], [(False, 2, 0), (False, 1, 0), (True, 2, 0), (True, 1, 0)]),
+    ],
+)
+def test_every_combination_is_a_trans_net(parser, words, expected):
+    assert fit_options.kinds(parser.parse_args(words)) == expected
+
+
+KNOWN = Provenance(dataset="digits", arch="resnet18", label="L", sample_num="")
+
+
+@pytest.mark.parametrize(
+    ("words", "kind", "name"),
+    [
+        ([], Kind(False, 3, 0), "LL"),
+        (["--reverse", "--seeds", "7", "--suffix", "x"], Kind(True, 3, 7), "LL_x"),
+        (["--layers", "1,2"], Kind(False, 2, 0), "LL_layers2"),
+        (["--both_directions", "--suffix", "x"], Kind(False, 3, 0), "LL_x"),
+        (["--both_directions", "--suffix", "x"], Kind(True, 3, 0), "LL_x_reverse"),
+        (["--seeds", "0,1", "--layers", "1,2", "--both_directions"], Kind(True, 2, 1), "LL_layers2_reverse_seed1"),
+    ],
+)
+def test_a_name_says_what_differs_within_a_run(parser, words, kind, name):
+    found = fit_options.place(parser.parse_args(words), kind, KNOWN)
+    assert found == Path(f"model_checkpoints/digits_resnet18/checkpoint_{name}.pth.tar")
+
+
+def test_alone_and_among_others_the_same_is_recorded(parser):
+    together = parser.parse_args(["--layers", "1,2,3", "--alpha", "0.1", "--both_directions", "--seeds", "0,1,2"])
+    alone = parser.parse_args(["--layers", "3", "--alpha", "[0.1,0.1]", "--reverse", "--seeds", "2"])
+    (kind,) = fit_options.kinds(alone)
+    assert kind in fit_options.kinds(together)
+    found = fit_options.settings(together, kind)
+    assert found == fit_options.settings(alone, kind)
+    assert (found["layers"], found["alpha"], found["reverse"]) == (3, [0.1, 0.1], True)
+    assert (found["seed"], found["initial_seed"]) == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("words", "layers", "expected"),
+    [
+        ([], 3, [0.5, 0.5]), (["--alpha", "0.1"], 1, []), (["--alpha", "0.1"], 4, [0.1] * 3),
+        (["--alpha", "[1,2]"], 3, [1, 2]),
+    ],
+)  # fmt: skip
+def test_one_weight_counts_for_every_order(parser, words, layers, expected):
+    assert fit_options.alpha(parser.parse_args(words), layers) == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--alpha", "[0.1]"], "--alpha has 1 entries, --layers 3 needs 2"),
+        (["--alpha", "[1,1]", "--layers", "2,3"], "with several --layers, --alpha has one entry"),
+        (["--epochs", "0"], "unless --solve"),
+        (["--seeds", "1,1"], "name no number twice"),
+        (["--layers", "2,2"], "name no number twice"),
+        (["--both_directions", "--resume", "g.pth.tar"], "one Trans-Net, and these are 2: use --resume auto"),
+    ],
+)  # fmt: skip
+def test_contradictions_are_refused(parser, words, said, capsys):
+    with pytest.raises(SystemExit):
+        fit_options.check(parser, parser.parse_args(words))
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words", [["--both_directions", "--resume", "auto"], ["--resume", "g.pth.tar"], ["--seeds", "2"]]
+)
+def test_what_does_not_contradict_passes(parser, words):
+    fit_options.check(parser, parser.parse_args(words))
+
+
+FITTED = Provenance(NetSource("vgg", "l1", "a.pth"), NetSource("vgg", "l2", "b.pth"))
+
+
+@pytest.mark.parametrize(
+    ("words", "folder", "reverse", "has_val", "expected"),
+    [
+        ([], "f/train", False, True, "--convOut_path f"),
+        ([], "f/train", True, False, "--convOut_path f/train --t_or_v train --reverse"),
+        (
+            ["--dataset", "digits", "--image_size", "64"], None, False, True,
+            "--net_in a.pth --net_tar b.pth --layer l1 --layer2 l2 --dataset digits --image_size 64",
+        ),
+        ([], None, True, False, "--net_in a.pth --net_tar b.pth --layer l1 --layer2 l2 --t_or_v train"),
+    ],
+)  # fmt: skip
+def test_a_fit_is_measured_on_what_it_was_fitted_to(parser, words, folder, reverse, has_val, expected):
+    found = fit_options.again(parser, parser.parse_args(words), FITTED, folder and Path(folder), reverse, has_val)
+    assert " ".join(map(str, found)) == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--net_A", "a"], "name both --net_A and --net_B"),
+        (["--net_A", "a", "--net_B", "b", "--convOut_path", "f"], "--convOut_path has no effect beside --net_A"),
+        (["--net_A", "a", "--net_B", "b", "--fc"], "--fc has no effect without --conv_layer"),
+        (["--cache_images", "off"], "--cache_images has no effect on features that are stored already"),
+        (["--augment", "zero4"], "--augment has no effect here"),
+    ],
+)  # fmt: skip
+def test_features_are_stored_or_computed_and_not_both(parser, words, said, capsys):
+    with pytest.raises(SystemExit):
+        fit_options.check(parser, parser.parse_args(words))
+    assert said in capsys.readouterr().err

@@ -1,0 +1,160 @@
+"""The options of Training_TransNet.py: which features are read, and which Trans-Nets are fitted in one reading."""
+
+import itertools
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from utils import options, runs
+from utils.parser import Namespace, Parser, list_of, real, some_path, whole
+from utils.provenance import Provenance
+
+# Options that change nothing of a fit, or say what the features or a fit's own direction, depth and seed say.
+NOT_RECORDED = ["convOut_path", "net_A", "net_B", "arch", "arch_A", "arch_B", "dataset", "name", "sample_num"]
+NOT_RECORDED += ["conv_layer", "layer", "conv_layer2", "layer2", "image_size", "normalisation", "augment"]
+NOT_RECORDED += ["both_directions", "seeds", "validate", "draw", "save_per_epoch", "no_reference"]
+OF_IMAGES = ["image_size", "sub_sampler_split", "normalisation", "cache_images"]
+DEFAULT_LAYER = 40  # of a VGG
+
+
+class Kind(NamedTuple):
+    """Which of the Trans-Nets that are asked for.
+
+    Attributes:
+        reverse: it reconstructs A's features from B's.
+        layers: how many linear ones, K + 1.
+        seed: of its initialisation.
+    """
+
+    reverse: bool
+    layers: int
+    seed: int
+
+
+def add_source_options(parser: Parser) -> None:
+    """What is read: stored features, or images through both nets."""
+    group = parser.add_argument_group("features")
+    group.add_argument(
+        "--convOut_path", type=some_path, metavar="FOLDER", help="what ConvOutput.py wrote; default: by these names"
+    )
+    group.add_argument("-a", "--arch", help="architecture of the nets; default: the features'")
+    group.add_argument(
+        "--validate", action="store_true", help="insist on val features; where they lie there, they are measured anyway"
+    )
+    group.add_argument(
+        "--hold_out", type=real(below=1), default=0, metavar="SHARE",
+        help="where no val features are: measure on this share of the images, which is not fitted",
+    )  # fmt: skip
+    group = parser.add_argument_group("nets, where no features are stored: they are computed whenever they are read")
+    group.add_argument("--net_A", type=some_path, metavar="A", help="checkpoint of the net whose features are x")
+    group.add_argument("--net_B", type=some_path, metavar="B", help="checkpoint of the net of the target x*")
+    group.add_argument("--arch_A", help="architecture of A; overrides --arch")
+    group.add_argument("--arch_B", help="architecture of B; overrides --arch")
+    options.add_layer_options(parser, default="the features'")
+    options.add_second_layer_options(parser)
+    options.add_data_options(parser, batch_size=64)
+
+
+def add_family_options(parser: Parser) -> None:
+    """How many Trans-Nets are fitted in one reading, beside the depths of `--layers`."""
+    group = parser.add_argument_group("several fits in one reading, each as it would be alone")
+    direction = group.add_mutually_exclusive_group()
+    direction.add_argument("--reverse", action="store_true", help="reconstruct A's features from B's")
+    direction.add_argument("--both_directions", action="store_true", help="B's features from A's, and A's from B's")
+    group.add_argument(
+        "--seeds", type=list_of(whole(0)), metavar="0,1,2",
+        help="initialise a Trans-Net by each of these; the order of the images is --seed's; default: --seed",
+    )  # fmt: skip
+
+
+def add_kept_options(parser: Parser) -> None:
+    """What is kept beside a checkpoint and a log of each Trans-Net."""
+    group = parser.add_argument_group("what else is kept")
+    group.add_argument("--save_per_epoch", action="store_true", help="every saved epoch in a file of its own")
+    group.add_argument("--draw", "--images", action="store_true", help="an image's components, in TensorBoard")
+
+
+def kinds(args: Namespace) -> list[Kind]:
+    """Give every Trans-Net that the options ask for, those of one direction together."""
+    directions = [False, True] if args.both_directions else [args.reverse]
+    return [Kind(*kind) for kind in itertools.product(directions, args.layers, args.seeds or [args.seed])]
+
+
+def check(parser: Parser, args: Namespace) -> None:
+    """Refuse options that contradict each other."""
+    depths, orders, weights = len(args.layers), args.layers[0] - 1, len(args.alpha or [])
+    if depths == 1 and args.alpha is not None and weights != orders:
+        parser.error(f"--alpha has {weights} entries, --layers {orders + 1} needs {orders}, highest order first")
+    if depths > 1 and args.alpha is not None and weights != 1:
+        parser.error("with several --layers, --alpha has one entry, for every order of every depth")
+    if not args.epochs and args.solve is None:
+        parser.error("--epochs 0 leaves the Trans-Net as it is initialised, unless --solve solves its last layer")
+    if bool(args.net_A) != bool(args.net_B):
+        parser.error("name both --net_A and --net_B, or --convOut_path")
+    if args.net_A:
+        parser.refuse_without_effect(args, ["convOut_path"], "beside --net_A: features are computed, and not read")
+        options.check_layers(parser, args)
+    else:
+        parser.refuse_without_effect(args, OF_IMAGES, "on features that are stored already; name --net_A and --net_B")
+    parser.refuse_without_effect(args, ["augment"], "here: features are those of the images as they are")
+    wanted = kinds(args)
+    if len(set(wanted)) < len(wanted):
+        parser.error("--layers and --seeds name no number twice: that would be one Trans-Net in one file")
+    if len(wanted) > 1 and args.resume not in ("", "auto"):
+        parser.error(f"--resume PATH goes on with one Trans-Net, and these are {len(wanted)}: use --resume auto")
+
+
+def archs(args: Namespace) -> tuple[str | None, str | None]:
+    """Give the architectures of net A and net B, if options name them."""
+    return args.arch_A or args.arch, args.arch_B or args.arch
+
+
+def alpha(args: Namespace, layers: int) -> list[float]:
+    """Give the weights of p² of a depth, highest order first."""
+    said = args.alpha or [0.5]
+    return said * (layers - 1) if len(said) == 1 else said
+
+
+def settings(args: Namespace, kind: Kind) -> dict[str, Any]:
+    """Give what is recorded of how a Trans-Net is fitted: the same alone and among others."""
+    return options.settings(
+        args, but=NOT_RECORDED, layers=kind.layers, alpha=alpha(args, kind.layers), reverse=kind.reverse,
+        initial_seed=kind.seed,
+    )  # fmt: skip
+
+
+def place(args: Namespace, kind: Kind, known: Provenance) -> Path:
+    """Say where a Trans-Net is saved.
+
+    Args:
+        args: the options.
+        kind: which.
+        known: of the features, with what the options say where these say nothing.
+    """
+    suffix = runs.join(
+        args.suffix,
+        f"layers{kind.layers}" if len(args.layers) > 1 else "",
+        "reverse" if args.both_directions and kind.reverse else "",
+        f"seed{kind.seed}" if len(args.seeds or []) > 1 else "",
+    )
+    return runs.trans_net_path(args.out, known.name or known.dataset, known.arch, known.label, known.sample_num, suffix)
+
+
+def again(
+    parser: Parser, args: Namespace, source: Provenance, folder: Path | None, reverse: bool, has_val: bool
+) -> list[object]:
+    """Give the words by which Variance.py finds the features of a fit again.
+
+    Args:
+        parser: of the options.
+        args: the options, filled in.
+        source: the features, as the direction of the fit calls them.
+        folder: where they are stored; None: both nets compute them.
+        reverse: of the fit.
+        has_val: there are features of val images.
+    """
+    images = [] if has_val else ["--t_or_v", "train"]
+    if folder is None:
+        nets = ["--net_in", source.a.path, "--net_tar", source.b.path]
+        layers = ["--layer", source.a.layer, "--layer2", source.b.layer]
+        return [*nets, *layers, *parser.again(args, (*options.IMAGES, "image_size")), *images]
+    return ["--convOut_path", folder.parent if has_val else folder, *images, *["--reverse"] * reverse]

@@ -84,8 +84,7 @@ def budget_of(args: Namespace, state: checkpoint.State) -> Namespace:
     if settings.get("match", "feature") != "feature":
         raise InputError(f"{args.transnet} was fitted with --match {settings['match']}, which is not repeated here")
     known = {name: settings[name] for name in (*BUDGET, "solve", "alpha", "L2")}
-    known["epochs"] = known["epochs"] if args.epochs is None else args.epochs
-    return Namespace(**vars(args) | known)
+    return Namespace(**vars(args) | known | ({} if args.epochs is None else {"epochs": args.epochs}))
 
 
 def fit(
@@ -95,8 +94,7 @@ def fit(
     seed_everything(seed)
     train, val = parts
     net = TransNet(**config | ({"out_channels": config["in_channels"], "out_size": None} if train.itself else {}))
-    linear = net.linear_reference().to(runtime.device)
-    family = Family([net])
+    linear, family = net.linear_reference().to(runtime.device), Family([net])
     running = opening.fit(budget, family, runtime)
     loader, in_order = (opening.feature_loader(budget, train, runtime, shuffle=shuffle) for shuffle in (True, False))
     unseen = opening.feature_loader(budget, val, runtime)
@@ -125,9 +123,8 @@ def beside_untrained(budget: Namespace, parts: Sequence[opening.Features], runti
 
 def pairings(train: opening.Features, val: opening.Features, untrained: Parts | None, seed: int) -> dict[str, Parts]:
     """Name the kinds of pairs that other Trans-Nets are fitted to and measured on."""
-    generator = torch.Generator().manual_seed(seed)
+    generator, kinds = torch.Generator().manual_seed(seed), dict[str, Parts]()
     labels = [classes_of(part) for part in (train, val)]
-    kinds = {}
     for name, classes in ((NULL, labels), ("null: shuffled over all images", map(torch.zeros_like, labels))):
         first, second = (shuffled_within_class(part, generator) for part in classes)
         kinds[name] = (Pairing(train, first), Pairing(val, second))
@@ -175,10 +172,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     again = partial(fit, budget, trans_net.config, seed=args.seed + 1, runtime=runtime)
     found = {THIS: Fitted(moments, (state.get("linear_reference") or {}).get("instability"))}
     for name, parts in pairings(train, val, untrained, args.seed).items():
-        if args.brief and name not in (NULL, CEILING):
-            continue
-        runtime.say(name)
-        found[name] = again(parts, trained=name != UNFITTED)
+        if not args.brief or name in (NULL, CEILING):
+            runtime.say(name)
+            found[name] = again(parts, trained=name != UNFITTED)
     rows = []
     for name, fitted in found.items():
         intervals = bootstrap(fitted.moments.statistic(), fitted.moments.arrays(), resamples=args.bootstrap)

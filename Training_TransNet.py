@@ -133,7 +133,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
 
     archs = fit_options.archs(args)
-    runtime.say(costs(features.shapes, len(features.data), head_flops(features.provenance, archs)))
+    if features.folder is None:
+        runtime.say(costs(features.shapes, len(features.data), head_flops(features.provenance, archs)))
     features = opening.with_decoded(args, features, runtime)
     val_features = val_features and opening.with_decoded(args, val_features, runtime)
     fitted, held_out = hold_out(len(features.data), 0 if val_features else args.hold_out)

@@ -319,7 +319,7 @@ def test_a_live_fit_is_a_stored_one_to_the_bit(road, photos, tmp_path, epochs, c
     assert "these features take 3.15 MB on disk as float32, or 4.5 GFLOP to compute in every epoch\n" in said
     assert ("24 train images of folder ready in memory" in said) != bool(images)
     run(Training_TransNet, line, "--convOut_path", road.features, "--out", tmp_path / "stored")
-    assert "these features take 3.15 MB" in capsys.readouterr().out
+    assert "these features take" not in capsys.readouterr().out
     names = files(tmp_path / "stored/model_checkpoints")
     assert files(tmp_path / "live/model_checkpoints") == names
     for name in names:

@@ -14,7 +14,9 @@ Facts = Mapping[str, Any]
 
 def settings(facts: Facts) -> Iterator[tuple[str, float | str]]:
     """Name what a file says of how its numbers were made."""
-    for net in (facts[name] for name, _ in NETS if name in facts):
+    for net in (
+        facts[name] for name, _ in NETS if isinstance(facts.get(name), Mapping)
+    ):  # Calibrate.py names a hash so
         yield from settings(net)
     recorded, data = facts.get("settings", {}), facts.get("data")
     if "trans_net" in facts:

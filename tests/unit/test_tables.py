@@ -369,7 +369,7 @@ def test_rows_of_a_calibration_are_found_by_name(tmp_path):
     rows = [{"pairs": name, "value": value} for name, value in (("null: B untrained", 0.8), ("this Trans-Net", 0.3))]
     baselines = [{"name": "ridge R2", "value": 0.6}]
     cell = tmp_path / "results/calibration/resnet18_L2_case1/calibrate"
-    write_json(cell / "sd0.json", {"rows": rows, "baselines": baselines, "linear": {"p": 0.01}})
+    write_json(cell / "sd0.json", {"rows": rows, "baselines": baselines, "linear": {"p": 0.01}, "transnet": "5f1c"})
     head, body = by_title(fill(tmp_path, "calibration"))
     (line,) = body.values()
     assert [(name, line[place]) for place, name in enumerate(head) if name] == [

@@ -19,10 +19,10 @@ def settings(facts: Facts) -> Iterator[tuple[str, float | str]]:
     ):  # Calibrate.py names a hash so
         yield from settings(net)
     recorded, data = facts.get("settings", {}), facts.get("data")
-    if "trans_net" in facts:
-        of = "Trans-Nets"
-    elif "input" in recorded:
+    if "input" in recorded:
         of = "tails"
+    elif "trans_net" in facts or "source" in facts:  # or what was measured of one
+        of = "Trans-Nets"
     else:
         of = f"nets on {data['dataset']}" if data else "nets"
     if "s_conv" not in recorded:  # the paper does not say how compressed nets are trained again

@@ -1,5 +1,6 @@
 """Charts of numbers, as functions that give a matplotlib figure: variances by order, spectra, curves."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -112,12 +113,14 @@ def interval_figure(panels: Mapping[str, Mapping[str, Sequence[Estimate]]]) -> "
     Args:
         panels: by title: by the name of a line what stands on it.
     """
-    heights = [len(lines) + 1.5 for lines in panels.values()]
-    figure = matplotlib.figure.Figure(figsize=(8.5, 0.24 * sum(heights) + 0.5), layout="constrained")
+    tall = 1 + max(name.count("\n") for lines in panels.values() for name in lines)  # lines of text
+    heights = [tall * len(lines) + 2.5 for lines in panels.values()]
+    figure = matplotlib.figure.Figure(figsize=(9.5, 0.2 * sum(heights)), layout="constrained")
     axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
     named = dict.fromkeys(part.series for lines in panels.values() for line in lines.values() for part in line)
-    styles, handles = dict(zip(named, CURVES)), {}
+    styles = dict(zip(named, itertools.cycle(CURVES)))
     for axis, (title, lines) in zip(axes, panels.items()):
+        handles = {}
         for place, line in enumerate(lines.values()):
             for series, value, low, high in line:
                 colour, marker = styles[series]
@@ -132,7 +135,9 @@ def interval_figure(panels: Mapping[str, Mapping[str, Sequence[Estimate]]]) -> "
         axis.tick_params(labelsize=8)
         axis.grid(axis="x", alpha=0.25)
         axis.spines[["top", "right", "left"]].set_visible(False)
-    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+        axis.legend(
+            list(handles.values()), list(handles), loc="upper left", bbox_to_anchor=(1, 1), fontsize=8, frameon=False
+        )
     return figure
 
 

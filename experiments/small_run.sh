@@ -54,12 +54,13 @@ ARCHS=resnet18 LAYERS_resnet18=2 HALF_SEEDS=$SEEDS RELEASED_EPOCHS=${RELEASED_EP
 export CALIBRATE_PAIRS='sd0?(-sd5)' # of what follows, the first pair's
 ARCHS=resnet18 LAYERS_resnet18=3 HALF_SEEDS='' run stability
 ARCHS=shufflenet_v2_x1_0 LAYERS_shufflenet_v2_x1_0='stage2 stage3' HALF_SEEDS='' run stability
-WEAK_SAMPLE=50par_A ARCHS='resnet18 resnet18' run diagnosis
 ARCHS=resnet18 run refinement
 ARCHS=resnet18 TARGETS='Mix-CUB Mix-Dogs' run redundancy
-ARCHS=resnet18 run compression
-LAYERS_shufflenet_v2_x1_0=stage3 ARCHS=shufflenet_v2_x1_0 run distillation
+export SEEDS=${FEW_SEEDS:-0 5} # so that all takes two hours
+WEAK_SAMPLE=50par_A ARCHS='resnet18 resnet18' run diagnosis
 ARCHS=resnet18 run tasks
+ARCHS=resnet18 CALIBRATE='' run compression
+ARCHS=shufflenet_v2_x1_0 LAYERS_shufflenet_v2_x1_0=stage3 CALIBRATE='' run distillation
 if [[ ! $dry_run ]]; then
   "$PYTHON" -m experiments.tables "$OUT" --markdown "$OUT/tables.md" --csv "$OUT/tables.csv" >"$OUT/tables.log"
   "$PYTHON" -m experiments.figures "$OUT" --data_root "$DATA"

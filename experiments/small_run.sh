@@ -19,7 +19,7 @@ export DATA=$OUT/data BIRDS=$OUT/data/birds DOGS=$OUT/data/dogs IMAGE_SIZE=${IMA
 export SEEDS=${SEEDS:-0 5 10} EPOCHS=${EPOCHS:-12} PRUNE_EPOCHS=${PRUNE_EPOCHS:-4} GENERATIONS=${GENERATIONS:-3}
 export FIT='--standardise --solve --logspace 1' TRANS_EPOCHS=${TRANS_EPOCHS:-5} TRANS_LR=0.0003
 export CALIBRATE=${CALIBRATE:---brief --permutations 99} THRESHOLDS=${THRESHOLDS:-0.4-1.25 1.2-2}
-export REFINE_EPOCHS=${REFINE_EPOCHS:-12} REFINE_LR=0.0001
+export REFINE_EPOCHS=${REFINE_EPOCHS:-4} REFINE_LR=0.0001
 # A ResNet-18 and a ShuffleNet that reaches as much; the weak net is a ResNet-18 that saw half of the images. Of all,
 # layers with at least as many positions as a patch has entries: 300 images of 8×8 and 4×4. (VGG-11 and AlexNet have
 # nothing left of 64 pixels, or take ten times as long: 40 s an epoch, and their 512 channels 16 times the fit.)
@@ -55,12 +55,12 @@ export CALIBRATE_PAIRS='sd0?(-sd5)' # of what follows, the first pair's
 ARCHS=resnet18 LAYERS_resnet18=3 HALF_SEEDS='' run stability
 ARCHS=shufflenet_v2_x1_0 LAYERS_shufflenet_v2_x1_0='stage2 stage3' HALF_SEEDS='' run stability
 ARCHS=resnet18 run refinement
-ARCHS=resnet18 TARGETS='Mix-CUB Mix-Dogs' run redundancy
 export SEEDS=${FEW_SEEDS:-0 5} # so that all takes two hours
 WEAK_SAMPLE=50par_A ARCHS='resnet18 resnet18' run diagnosis
 ARCHS=resnet18 run tasks
 ARCHS=resnet18 CALIBRATE='' run compression
 ARCHS=shufflenet_v2_x1_0 LAYERS_shufflenet_v2_x1_0=stage3 CALIBRATE='' run distillation
+ARCHS=resnet18 TARGETS='Mix-CUB Mix-Dogs' run redundancy
 if [[ ! $dry_run ]]; then
   "$PYTHON" -m experiments.tables "$OUT" --markdown "$OUT/tables.md" --csv "$OUT/tables.csv" >"$OUT/tables.log"
   "$PYTHON" -m experiments.figures "$OUT" --data_root "$DATA"

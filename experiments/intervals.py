@@ -91,10 +91,12 @@ class Number:
     Attributes:
         files: each file's, (F,); of a difference its mean alone.
         by_image: what single images give to it, or None where that is not known of all files on the same images.
+        stated: the interval that the only file gives itself.
     """
 
     files: tuple[float, ...]
     by_image: ByImage | None
+    stated: Between | None = None
 
     @property
     def value(self) -> float:
@@ -128,7 +130,7 @@ class Number:
         found = self.interval()
         if found and found.low is not None and found.high is not None:
             return Between(found.low, found.high, "interval")
-        return Between(min(self.files), max(self.files), "range") if len(self.files) > 1 else None
+        return Between(min(self.files), max(self.files), "range") if len(self.files) > 1 else self.stated
 
 
 def look_up(facts: Facts, name: str) -> float | None:
@@ -156,8 +158,17 @@ def measured(files: Sequence[Facts], name: str) -> Number | None:
         return None
     parts = [part for facts, value in zip(files, known) if (part := _by_image(facts, name, value))]
     if len(parts) < len(known) or len({part.images for part in parts}) > 1:
-        return Number(tuple(known), None)
+        return Number(tuple(known), None, _stated(files[0], name))
     return Number(tuple(known), ByImage(parts[0].images, np.concatenate([part.values for part in parts])))
+
+
+def _stated(facts: Facts, name: str) -> Between | None:
+    """Find the ends that stand beside a number which is the "value" of an interval."""
+    *path, last = name.split(".")
+    owner = _inside(facts, path)
+    if last != "value" or not isinstance(owner, Mapping) or owner.get("low") is None or owner.get("high") is None:
+        return None
+    return Between(float(owner["low"]), float(owner["high"]), "interval")
 
 
 def _by_image(facts: Facts, name: str, number: float) -> ByImage | None:

@@ -369,12 +369,20 @@ def test_rows_of_a_calibration_are_found_by_name(tmp_path):
     rows = [{"pairs": name, "value": value} for name, value in (("null: B untrained", 0.8), ("this Trans-Net", 0.3))]
     baselines = [{"name": "ridge R2", "value": 0.6}]
     cell = tmp_path / "results/calibration/resnet18_L2_case1/calibrate"
-    write_json(cell / "sd0.json", {"rows": rows, "baselines": baselines, "linear": {"p": 0.01}, "transnet": "5f1c"})
+    consistency = {"value": 0.7, "low": 0.6, "high": 0.8}  # an only file's own interval is believed
+    report = {
+        "rows": rows,
+        "baselines": baselines,
+        "linear": {"p": 0.01},
+        "consistency": consistency,
+        "transnet": "5f1c",
+    }
+    write_json(cell / "sd0.json", report)
     head, body = by_title(fill(tmp_path, "calibration"))
     (line,) = body.values()
     assert [(name, line[place]) for place, name in enumerate(head) if name] == [
-        ("instability", "0.300"), ("null: B untrained", "0.800"), ("p of the linear reference", "0.010"),
-        ("ridge R²", "0.600"),
+        ("instability", "0.300"), ("null: B untrained", "0.800"), ("normalised consistency", "0.700 [0.600, 0.800]"),
+        ("p of the linear reference", "0.010"), ("ridge R²", "0.600"),
     ]  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """Charts of numbers, as functions that give a matplotlib figure: variances by order, spectra, curves."""
 
 import itertools
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -131,7 +132,7 @@ def interval_figure(panels: Mapping[str, Mapping[str, Sequence[Estimate]]]) -> "
         axis.set_yticks(range(len(lines)), list(lines))
         axis.set_ylim(len(lines) - 0.4, -0.6)
         axis.axvline(0, color="black", linewidth=0.8)
-        axis.set_title(title, fontsize=9, loc="left")
+        axis.set_title(textwrap.fill(title, 70), fontsize=9, loc="left")
         axis.tick_params(labelsize=8)
         axis.grid(axis="x", alpha=0.25)
         axis.spines[["top", "right", "left"]].set_visible(False)

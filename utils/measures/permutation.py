@@ -70,7 +70,7 @@ def permuted_errors(
         held_orders: (B, N').
         weight: of the penalty, as a multiple of the mean of PᵀP's diagonal, above 0.
         kernel_size: of the convolution, odd.
-        device: that computes, in float64.
+        device: that computes; products are in the precision of the features, sums in float64.
 
     Raises:
         InputError: Maps of different sizes or numbers, or a constant target.

@@ -73,6 +73,15 @@ def test_pairs_that_share_all_are_at_the_ceiling(tmp_path, capsys, kind):
     assert "note: the null of an untrained B is left out: the features do not say" in printed
 
 
+def test_a_brief_run_has_the_consistency_of_a_whole_one(tmp_path):
+    features = planted(tmp_path / "features", "of the class alone")
+    whole, brief = calibrate(features, tmp_path), calibrate(features, tmp_path / "brief", "--brief")
+    kept = [NAMES[0], NAMES[1], NAMES[-1]]
+    assert brief["rows"] == [row for row in whole["rows"] if row["pairs"] in kept] and len(brief["rows"]) == 3
+    assert brief["consistency"] == whole["consistency"] and brief["linear"] == whole["linear"]
+    assert brief["notes"] == []
+
+
 def test_pairs_that_share_their_class_alone_are_at_the_floor(tmp_path):
     report = calibrate(planted(tmp_path / "features", "of the class alone"), tmp_path)
     for consistency in (report["consistency"], report["linear"]["consistency"]):

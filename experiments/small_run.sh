@@ -55,7 +55,6 @@ export CALIBRATE_PAIRS='sd0?(-sd5)' # of what follows, the first pair's
 ARCHS=resnet18 LAYERS_resnet18=3 HALF_SEEDS='' run stability
 ARCHS=shufflenet_v2_x1_0 LAYERS_shufflenet_v2_x1_0='stage2 stage3' HALF_SEEDS='' run stability
 ARCHS=resnet18 run refinement
-export SEEDS=${FEW_SEEDS:-0 5} # so that all takes two hours
 WEAK_SAMPLE=50par_A ARCHS='resnet18 resnet18' run diagnosis
 ARCHS=resnet18 run tasks
 ARCHS=resnet18 CALIBRATE='' run compression

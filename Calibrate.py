@@ -1,8 +1,8 @@
 """Say what an instability is worth: what pairs that share nothing leave (nulls), what perfect ones do (ceilings).
 
-With the budget of a Trans-Net (its layers, epochs, rates, closed form) others are fitted: to pairs shuffled within the
-class, to pairs shuffled over all images, to an untrained B, to A → A, and to the same pairs from another seed. The
-normalised consistency is 0 for pairs that share nothing beyond the class and 1 for what A → A reaches:
+With the budget of a Trans-Net others are fitted: to pairs shuffled within the class or over all images (and judged on
+every two held-out images of a class or of all), to an untrained B, to A → A, and to the same pairs from another seed.
+The normalised consistency is 0 for pairs that share nothing beyond the class and 1 for what A → A reaches:
 
     (null − instability) / (null − ceiling)
 
@@ -15,7 +15,9 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from models.fitting import check_fit
 from models.pair import read_stored, untrained_head
@@ -24,11 +26,11 @@ from models.trans_net import TransNet, build_from_state
 from utils import checkpoint, opening, options
 from utils.errors import InputError
 from utils.features.nets import doubts
-from utils.features.pairing import Pairing, Side, classes_of
+from utils.features.pairing import Pairing, Parts, Side, classes_of
 from utils.files import sha256
+from utils.measures import calibration
 from utils.measures.bootstrap import bootstrap
-from utils.measures.calibration import consistency_interval, save_sums, shuffled_within_class
-from utils.measures.moments import ImageMoments
+from utils.measures.calibration import instability_of
 from utils.measures.permutation import calibrate_linear
 from utils.measures.similarity import linear_cka, procrustes, ridge_r2, svcca
 from utils.parser import Namespace, Parser, result_file, some_path, whole
@@ -39,15 +41,14 @@ from utils.training import closed_form, reconstruction
 from utils.training.family import Family
 
 THIS, NULL, UNFITTED = "this Trans-Net", "null: shuffled within the class", "null: g untrained"
-CEILING = "ceiling: A → A"
+NULL_OF_ALL, CEILING = "null: shuffled over all images", "ceiling: A → A"
 BUDGET = ("epochs", "lr", "logspace", "epoch_step", "decay_factor", "optim", "momentum", "weight_decay", "batch_size")
-Parts = tuple[Pairing, Pairing]  # pairs to fit, and held-out pairs of the same kind
 
 
 class Fitted(NamedTuple):
-    """Sums of every held-out image after a fit, and what the linear reference leaves."""
+    """Every held-out image's part of Var(x*) and Var(x_Δ) after a fit, (N, 2), and what the linear reference leaves."""
 
-    moments: ImageMoments
+    errors: NDArray[np.float64]
     linear: float | None
 
 
@@ -59,9 +60,7 @@ def build_parser() -> Parser:
     group.add_argument("--transnet", required=True, type=some_path, metavar="FILE", help="the Trans-Net, one of ours")
     group.add_argument("--reverse", action="store_true", help="it reconstructs A's features from B's")
     group.add_argument("--epochs", type=whole(0), help="of the other fits; default: the Trans-Net's own")
-    group.add_argument(
-        "--brief", action="store_true", help="fit only what the consistency needs: one null, one ceiling"
-    )
+    group.add_argument("--brief", action="store_true", help="fit only what the consistency needs: a null, a ceiling")
     group.add_argument("--bootstrap", type=whole(100), default=1000, metavar="N", help="resamples of the images")
     group.add_argument("--permutations", type=whole(0), default=200, metavar="N", help="of the test; 0: no test")
     group = parser.add_argument_group("images, for the untrained net B")
@@ -92,16 +91,17 @@ def fit(
 ) -> Fitted:
     """Fit a Trans-Net to some pairs with a given budget, or leave it untrained, and measure it on held-out ones."""
     seed_everything(seed)
-    train, val = parts
+    train, val, classes = parts
     net = TransNet(**config | ({"out_channels": config["in_channels"], "out_size": None} if train.itself else {}))
     linear, family = net.linear_reference().to(runtime.device), Family([net])
     running = opening.fit(budget, family, runtime)
     loader, in_order = (opening.feature_loader(budget, train, runtime, shuffle=shuffle) for shuffle in (True, False))
     unseen = opening.feature_loader(budget, val, runtime)
     reconstruction.set_standards([linear, net], in_order, read_stored, runtime)
+    errors = partial(reconstruction.image_errors, loader=unseen, read=read_stored, runtime=runtime, classes=classes)
     if not trained:
-        return Fitted(reconstruction.image_moments(net, unseen, read_stored, runtime), None)
-    reference = closed_form.linear_reference(linear, in_order, unseen, read_stored, runtime)
+        return Fitted(errors(net), None)
+    reference = closed_form.linear_reference(linear, in_order, None, read_stored, runtime)
     solve = partial(closed_form.solve_or_linear, [net], reference, in_order, read_stored, runtime)
     if budget.solve is not None:
         solve(last=not budget.epochs)
@@ -109,7 +109,7 @@ def fit(
     step = partial(reconstruction.reconstruct, family=family, alphas=[alpha.to(runtime.device)], read=read_stored)
     for _ in reconstruction.epochs(running, loader, step, opening.rates(budget), solve_every=budget.solve, solve=solve):
         pass
-    return Fitted(reconstruction.image_moments(net, unseen, read_stored, runtime), reference.instability)
+    return Fitted(errors(net), float(instability_of(errors(linear).sum(0))["instability"]))
 
 
 def beside_untrained(budget: Namespace, parts: Sequence[opening.Features], runtime: Runtime) -> Parts:
@@ -118,19 +118,20 @@ def beside_untrained(budget: Namespace, parts: Sequence[opening.Features], runti
     seed_everything(budget.seed + 1)  # the seed itself may be the one that B began with
     head = untrained_head(source.b, len(source.classes or ()), budget.arch).to(runtime.device)
     train, val = (Pairing(part, target=opening.features_anew(budget, part, head, runtime)) for part in parts)
-    return train, val
+    return Parts(train, val)
 
 
 def pairings(train: opening.Features, val: opening.Features, untrained: Parts | None, seed: int) -> dict[str, Parts]:
     """Name the kinds of pairs that other Trans-Nets are fitted to and measured on."""
     generator, kinds = torch.Generator().manual_seed(seed), dict[str, Parts]()
     labels = [classes_of(part) for part in (train, val)]
-    for name, classes in ((NULL, labels), ("null: shuffled over all images", map(torch.zeros_like, labels))):
-        first, second = (shuffled_within_class(part, generator) for part in classes)
-        kinds[name] = (Pairing(train, first), Pairing(val, second))
+    calibration.check_pairs(labels[1])
+    for name, (fitted, held) in ((NULL, labels), (NULL_OF_ALL, map(torch.zeros_like, labels))):
+        order = calibration.shuffled_within_class(fitted, generator)
+        kinds[name] = Parts(Pairing(train, order), Pairing(val), held)
     kinds |= {"null: B untrained": untrained} if untrained else {}
-    kinds[UNFITTED] = kinds["the same pairs, another seed"] = (Pairing(train), Pairing(val))
-    kinds[CEILING] = (Pairing(train, itself=True), Pairing(val, itself=True))
+    kinds[UNFITTED] = kinds["the same pairs, another seed"] = Parts(Pairing(train), Pairing(val))
+    kinds[CEILING] = Parts(Pairing(train, itself=True), Pairing(val, itself=True))
     return kinds
 
 
@@ -167,22 +168,21 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         untrained = None if args.brief else beside_untrained(budget, (train, val), runtime)
     except InputError as error:
         notes.append(f"the null of an untrained B is left out: {error}")
-    loader = opening.feature_loader(budget, val, runtime)
-    moments = reconstruction.image_moments(trans_net, loader, read_stored, runtime)
+    errors = reconstruction.image_errors(trans_net, opening.feature_loader(budget, val, runtime), read_stored, runtime)
     again = partial(fit, budget, trans_net.config, seed=args.seed + 1, runtime=runtime)
-    found = {THIS: Fitted(moments, (state.get("linear_reference") or {}).get("instability"))}
+    found = {THIS: Fitted(errors, (state.get("linear_reference") or {}).get("instability"))}
     for name, parts in pairings(train, val, untrained, args.seed).items():
         if not args.brief or name in (NULL, CEILING):
             runtime.say(name)
             found[name] = again(parts, trained=name != UNFITTED)
     rows = []
-    for name, fitted in found.items():
-        intervals = bootstrap(fitted.moments.statistic(), fitted.moments.arrays(), resamples=args.bootstrap)
-        rows.append({"pairs": name, "linear_reference": fitted.linear, **asdict(intervals["instability"])})
-    three = [found[name].moments.arrays() for name in (THIS, NULL, CEILING)]
-    consistency = consistency_interval(moments.statistic(), *three, resamples=args.bootstrap)["consistency"]
+    for name, (errors, linear) in found.items():
+        interval = bootstrap(instability_of, [errors], resamples=args.bootstrap)["instability"]
+        rows.append({"pairs": name, "linear_reference": linear, **asdict(interval)})
+    three = [found[name].errors for name in (THIS, NULL, CEILING)]
+    shared = calibration.consistency_interval(instability_of, *([one] for one in three), resamples=args.bootstrap)
     report = {
-        "rows": rows, "consistency": asdict(consistency),
+        "rows": rows, "consistency": asdict(shared["consistency"]),
         "linear": linear_test(args, (train, val), trans_net, runtime) if args.permutations else None,
         "baselines": baselines((train, val), budget, runtime), "notes": notes, "epochs": budget.epochs,
         "images": len(val), "transnet": sha256(args.transnet), "settings": state["settings"],
@@ -192,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if runtime.is_main:
         save_report(report, args.json, args.csv, [list(rows[0]), *(list(row.values()) for row in rows)])
     if args.sums and runtime.is_main:
-        save_sums(args.sums, moments.names(), *three)
+        calibration.save_sums(args.sums, *three)
     return report
 
 

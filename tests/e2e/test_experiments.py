@@ -23,7 +23,7 @@ SETTINGS = (
     "REFINE_LR", "PRUNE_EPOCHS", "BATCH", "JOBS", "DEVICE_IDS", "ARCHS", "EPOCHS", "SEEDS", "LAYERS", "TARGETS",
     "THRESHOLDS", "GENERATIONS", "KC_DATA", "FIT", "CALIBRATE", "PRETRAINED", "WEIGHTS", "HALF_SEEDS",
     "RELEASED_EPOCHS", "CALIBRATE_PAIRS", "WEAK_SAMPLE", "SHARE_BITS", "LR_resnet18", "EPOCHS_resnet18",
-    "LAYERS_resnet18", "FEW_SEEDS", "TEACHER", "STUDENT", "TEACHER_EPOCHS", "METHODS", "PAIRS", "EPOCH_STEP", "CLASSES",
+    "LAYERS_resnet18", "TEACHER", "STUDENT", "TEACHER_EPOCHS", "METHODS", "PAIRS", "EPOCH_STEP", "CLASSES",
 )  # fmt: skip
 ARCHS = ("alexnet", "resnet18")  # those of the tests that compose names, since they have no underscore
 # It stands for Python: it notes what it is called with, and fails where FAIL is among its words.

@@ -26,7 +26,7 @@ def plant(run, method, direction, stage, seed, left):
     generator = torch.Generator().manual_seed(seed)
     path = run / "results/knowledge" / method / f"{direction}_{stage}" / f"sd{seed}.npz"
     three = [moments(share, generator) for share in (left, 0.9, 0.1)]
-    save_sums(path, three[0].names(), *(part.arrays() for part in three))
+    save_sums(path, *(part.target_and_residual() for part in three))
 
 
 @pytest.fixture

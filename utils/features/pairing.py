@@ -1,7 +1,7 @@
 """Stored features in other pairs than they were stored in: with other images' targets, with x itself, with others."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -48,6 +48,14 @@ class Pairing(Dataset[Any]):
         if self.target is not None:
             target = self.target.gather(rows)
         return x, x if self.itself else target, labels, rows
+
+
+class Parts(NamedTuple):
+    """Pairs to fit and held-out ones, (N,) images; with their `classes` these stand for all pairs of two of a class."""
+
+    train: Pairing
+    val: Pairing
+    classes: Tensor | None = None
 
 
 class Side:

@@ -8,7 +8,7 @@ the target's image, so that the null, the score and the ceiling are resampled to
 """
 
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from utils.measures.bootstrap import Interval, Statistic, bootstrap
 KINDS = ("observed", "null", "ceiling")  # what a normalised consistency is made of
 
 Array = NDArray[Any]
+Predictions = Iterable[tuple[slice | Tensor, Tensor, Tensor]]  # images, targets (n, U, 1, D), predictions (n, U, b, D)
 
 
 def shuffled(images: int, generator: torch.Generator) -> Tensor:
@@ -76,6 +77,73 @@ def permutations(labels: Tensor, draws: int, generator: torch.Generator) -> Tens
     orders = torch.empty_like(mixed)
     orders[:, by_class] = mixed
     return orders
+
+
+def check_pairs(labels: Tensor) -> None:
+    """Check that some class has two images.
+
+    Raises:
+        InputError: none has.
+    """
+    if labels.unique(return_counts=True)[1].max() < 2:
+        raise InputError("a null needs two held-out images of a class, but no class has them; take more images.")
+
+
+@torch.no_grad()
+def errors_of_untrue_pairs(
+    predictions: Callable[[], Predictions],
+    labels: Tensor,
+    shape: tuple[int, int, int],
+    like: Tensor,
+    all_reduce: Callable[[Tensor], object] = lambda total: None,
+) -> Tensor:
+    """Divide the mean squared error over all pairs of two images of a class among the images.
+
+    With means over the other images j of the class, and over its pairs j, k of two,
+
+        |y_i|² + |ŷ_i|² − 2 mean y_i·ŷ_j − 2 mean y_j·ŷ_i + 2 mean y_j·ŷ_k
+
+    is image i's part: it takes part as a target and as a source. So a resample of the images varies their sum as
+    other images would, and an image's own squares cancel against those of its true pair. The only image of its
+    class is paired with itself.
+
+    Memory: the sums of each class, (b + 1)·U·D numbers a class. Time: two passes.
+
+    Args:
+        predictions: begins a pass; each image comes once, in one of the processes.
+        labels: the images' classes, integers (N,).
+        shape: U positions, b regressions that share the targets, D channels.
+        like: a tensor on the device and of the precision of the sums.
+        all_reduce: adds up a tensor over processes, in place; default: there is one.
+
+    Returns:
+        float64 (N, b); columns add up to the squared errors about the channels' means.
+    """
+    positions, regressions, channels = shape
+    _, kinds, counts = (part.to(like.device) for part in labels.unique(return_inverse=True, return_counts=True))
+    size = counts[kinds, None]
+    target_sums, predicted_sums = (
+        like.new_zeros(len(counts), positions, columns, channels) for columns in (1, regressions)
+    )
+    for images, target, predicted in predictions():
+        target_sums.index_add_(0, kinds[images], target)
+        predicted_sums.index_add_(0, kinds[images], predicted)
+    all_reduce(target_sums)
+    all_reduce(predicted_sums)
+    found, products = (like.new_zeros(len(labels), regressions, dtype=torch.float64) for _ in range(2))
+    for images, target, predicted in predictions():
+        own = (target * predicted).sum((1, 3))
+        both = (target * predicted_sums[kinds[images]], target_sums[kinds[images]] * predicted)
+        others = (size[images] - 1).clamp(min=1)
+        first, second = (torch.where(size[images] > 1, one.sum((1, 3)) - own, own) / others for one in both)
+        squares = target.square().sum((1, 3)) + predicted.square().sum((1, 3))
+        found[images] = (squares - 2 * (first + second)).to(found)
+        products[images] = first.to(products)
+    all_reduce(found)
+    all_reduce(products)
+    means = products.new_zeros(len(counts), regressions).index_add_(0, kinds, products) / counts[:, None]
+    shift = (target_sums - predicted_sums).sum((0, 1)).square().sum(1) / (len(labels) * positions)
+    return found + 2 * means[kinds] - shift / len(labels)
 
 
 @dataclass(frozen=True)
@@ -164,22 +232,16 @@ def consistency_interval(
     return bootstrap(numbers, [array for part in parts for array in part], **options)
 
 
-def save_sums(
-    path: str | Path, names: Sequence[str], observed: Sequence[Array], null: Sequence[Array], ceiling: Sequence[Array]
-) -> None:
-    """Write every image's parts of Var(x*) and Var(x_Δ) to an .npz file, for `load_sums`.
+def instability_of(sums: Array) -> dict[str, Array]:
+    """Compute the instability of sums over images: Var(x*) and Var(x_Δ), (…, 2)."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return {"instability": sums[..., 1] / sums[..., 0]}
 
-    Args:
-        path: the file.
-        names: of the columns, see `ImageMoments`.
-        observed: its `arrays`.
-        null: those of the same target images beside other images' x.
-        ceiling: those of A → A on the same images.
-    """
-    columns = [names.index(name) for name in ("target", "residual")]
-    sums: dict[str, Array] = {kind: part[:, columns] for kind, (part,) in zip(KINDS, (observed, null, ceiling))}
+
+def save_sums(path: str | Path, observed: Array, null: Array, ceiling: Array) -> None:
+    """Write every image's parts of Var(x*) and Var(x_Δ), (N, 2) each, to an .npz file for `load_sums`."""
     with replacing(path) as temporary:
-        np.savez(temporary, allow_pickle=False, **sums)
+        np.savez(temporary, allow_pickle=False, **dict[str, Array](zip(KINDS, (observed, null, ceiling))))
 
 
 def load_sums(path: str | Path) -> dict[str, Array]:

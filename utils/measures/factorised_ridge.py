@@ -109,38 +109,6 @@ class Reference:
             channel_sums += error.sum((0, 1))
         return found - channel_sums.square().sum(1, keepdim=True) / (images * self.positions) / images
 
-    def untrue_errors(self, solution: Tensor, x: Maps, targets: Targets, labels: Tensor) -> Tensor:
-        """Divide the mean squared error over all pairs of two images of a class among the images, (b, N).
-
-        With means over the other images j of the class, and over its pairs j, k of two,
-
-            |y_i|² + |ŷ_i|² − 2 mean y_i·ŷ_j − 2 mean y_j·ŷ_i + 2 mean y_j·ŷ_k
-
-        is image i's part: it takes part as a target and as a source. So a resample of the images varies their sum as
-        other images would, and an image's own squares cancel against those of its true pair. The only image of its
-        class is paired with itself.
-        """
-        _, kinds, counts = (part.to(solution.device) for part in labels.unique(return_inverse=True, return_counts=True))
-        size, identity = counts[kinds, None], torch.arange(len(labels))[None]
-        target_sums, predicted_sums = (
-            solution.new_zeros(len(counts), self.positions, columns // len(targets.mean), len(targets.mean))
-            for columns in (len(targets.mean), solution.shape[1])
-        )
-        for part, target, predicted in self.predictions(solution, x, targets, identity):
-            target_sums.index_add_(0, kinds[part], target)
-            predicted_sums.index_add_(0, kinds[part], predicted)
-        found, products = (self.mean.new_zeros(len(labels), predicted_sums.shape[2]) for _ in range(2))
-        for part, target, predicted in self.predictions(solution, x, targets, identity):
-            own = (target * predicted).sum((1, 3))
-            both = (target * predicted_sums[kinds[part]], target_sums[kinds[part]] * predicted)
-            others = (size[part] - 1).clamp(min=1)
-            first, second = (torch.where(size[part] > 1, one.sum((1, 3)) - own, own) / others for one in both)
-            found[part] = target.square().sum((1, 3)) + predicted.square().sum((1, 3)) - 2 * (first + second)
-            products[part] = first
-        means = products.new_zeros(len(counts), products.shape[1]).index_add_(0, kinds, products) / counts[:, None]
-        shift = (target_sums - predicted_sums).sum((0, 1)).square().sum(1) / (len(labels) * self.positions)
-        return (found + 2 * means[kinds] - shift / len(labels)).mT
-
     def predictions(
         self, solution: Tensor, x: Maps, targets: Targets, inverses: Tensor
     ) -> Iterator[tuple[slice, Tensor, Tensor]]:

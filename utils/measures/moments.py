@@ -218,6 +218,11 @@ class ImageMoments:
         squares = np.diagonal(self.products(mean), axis1=1, axis2=2)
         return [squares / len(squares)]
 
+    def target_and_residual(self) -> Array:
+        """Give every image's part of Var(x*) and Var(x_Δ), float64 (N, 2)."""
+        names = self.names()
+        return self.arrays()[0][:, [names.index("target"), names.index("residual")]]
+
     def statistic(self, mean: str = "channel") -> Statistic:
         """Give the function of sums over `arrays` that `bootstrap` resamples: see `component_numbers`."""
         return partial(component_numbers, names=self.names(mean))

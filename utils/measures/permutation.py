@@ -6,6 +6,7 @@ To pair the targets with other images' x leaves PᵀP as it is, so that one fact
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +18,9 @@ from utils.errors import InputError
 from utils.measures.bootstrap import Interval
 from utils.measures.calibration import (
     Null,
+    check_pairs,
     consistency_interval,
+    errors_of_untrue_pairs,
     normalised_consistency,
     permutations,
     shuffled_within_class,
@@ -116,23 +119,24 @@ def untrue_errors(
         device: that computes.
 
     Returns:
-        The images' parts of the squared errors, float64 (B, N'), see `Reference.untrue_errors`.
+        The images' parts of the squared errors, float64 (B, N'), see `errors_of_untrue_pairs`.
 
     Raises:
         InputError: No class has two held-out images.
     """
-    if labels.unique(return_counts=True)[1].max() < 2:
-        raise InputError("a null needs two held-out images of a class, but no class has them; take more images.")
+    check_pairs(labels)
     x_mean, target_mean = (channel_means(part, device) for part in (x_fit, target_fit))
     reference = Reference(x_fit, x_mean, weight, kernel_size)
     targets_fit, targets_held = Targets(target_fit, target_mean), Targets(target_held, target_mean)
     rows = max(reference.columns, len(labels.unique()) * reference.positions)
     block = max(1, BLOCK_BYTES // (8 * rows * target_fit.shape[1]))
-    errors = [
-        reference.untrue_errors(reference.solve(targets_fit, inverses), x_held, targets_held, labels)
-        for inverses in fit_orders.argsort(1).split(block)
-    ]
-    return torch.cat(errors).cpu().numpy()
+    identity, errors = torch.arange(len(labels))[None], []
+    for inverses in fit_orders.argsort(1).split(block):
+        solution = reference.solve(targets_fit, inverses)
+        predictions = partial(reference.predictions, solution, x_held, targets_held, identity)
+        shape = (reference.positions, len(inverses), len(target_mean))
+        errors.append(errors_of_untrue_pairs(predictions, labels, shape, solution))
+    return torch.cat(errors, dim=1).mT.cpu().numpy()
 
 
 class LinearCalibration(NamedTuple):

@@ -7,11 +7,14 @@ makes of its batch, on the device, x (N, C, H, W) and the target (N, C', H', W')
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from utils.measures.calibration import errors_of_untrue_pairs
 from utils.measures.moments import FeatureMoments, ImageMoments
 from utils.measures.pair_sums import PairSums
 from utils.progress import Progress
@@ -115,27 +118,51 @@ def instabilities(members: Sequence[Any], loader: Loader | None, read: Read, run
 
 
 @torch.no_grad()
-def image_moments(member: Any, loader: Loader, read: Read, runtime: Runtime) -> ImageMoments:
-    """Keep g(x) and x_Δ of every image as sums, over one pass; all processes get those of all images.
+def image_errors(
+    member: Any, loader: Loader, read: Read, runtime: Runtime, classes: Tensor | None = None
+) -> NDArray[np.float64]:
+    """Give every image's part of Var(x*) and Var(x_Δ); all processes get those of all images.
 
     Args:
         member: a `TransNet`; put into evaluation mode.
         loader: an unshuffled one; its batches end with the images' indices.
         read: see above.
         runtime: device and processes.
+        classes: int64 (N,): Var(x_Δ) is then that of all pairs of two images of a class, see `errors_of_untrue_pairs`;
+            two passes more. None: of the pairs as they come.
+
+    Returns:
+        (N, 2); its sums over images are the variances, each channel's about its own mean.
     """
     member.eval()
     moments = ImageMoments()
+    for indices, target, output in _outputs(member, loader, read, runtime):
+        moments.update(output[None], target - output, indices)
+        channels = target.shape[1]
+    errors = merged(moments, runtime).target_and_residual()
+    if classes is not None:
+
+        def predictions() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+            for indices, *maps in _outputs(member, loader, read, runtime):
+                target, output = (part.float().flatten(2).mT.unsqueeze(2) for part in maps)
+                yield indices, target, output
+
+        shape, like = (moments.positions, 1, channels), torch.zeros((), device=runtime.device)
+        untrue = errors_of_untrue_pairs(predictions, classes, shape, like, runtime.sum)
+        errors[:, 1] = untrue[:, 0].cpu() / (len(classes) * moments.positions * channels)
+    return errors
+
+
+def _outputs(member: Any, loader: Loader, read: Read, runtime: Runtime) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield the images' indices, the target and its reconstruction, over one pass."""
     for batch in Progress(loader, "held-out images", quiet=not runtime.is_main):
         on_device = runtime.to_device(batch)
         x, target = read(*on_device)
-        output = member(x)
-        moments.update(output[None], target - output, on_device[-1])
-    return merged(moments, runtime)
+        yield on_device[-1], target, member(x)
 
 
 def pair_sums(loader: Loader, read: Read, runtime: Runtime) -> PairSums:
-    """Keep the sums that similarities of x and the target follow from, over one pass; see `image_moments`."""
+    """Keep the sums that similarities of x and the target follow from, over one pass; see `image_errors`."""
     sums = PairSums()
     for batch in Progress(loader, "similarities", quiet=not runtime.is_main):
         sums.update(*read(*runtime.to_device(batch)))

@@ -9,6 +9,7 @@ from models.trans_net import TransNet
 from tests.unit.training.pairs import loader_of, maps
 from utils.data.batches import Preprocessing
 from utils.features.live import read_live
+from utils.measures.calibration import instability_of
 from utils.measures.pair_sums import PairSums
 from utils.runtime import Runtime
 from utils.training import engine
@@ -16,7 +17,7 @@ from utils.training.engine import Averages, Fit, make_optimizer
 from utils.training.family import Family
 from utils.training.reconstruction import (
     closing_words,
-    image_moments,
+    image_errors,
     instabilities,
     merged,
     pair_sums,
@@ -73,13 +74,29 @@ def test_a_fit_says_how_far_it_got(errors, instability, said):
     assert ("WORSE" in words) == ("WORSE than one linear layer" in said)
 
 
-def test_the_sums_of_every_image_give_the_instability(cpu):
+def test_the_errors_of_every_image_give_the_instability(cpu):
     x, target = maps(40), maps(40, seed=1)
     net = TransNet(6, 6, 2)
-    moments = image_moments(net.train(), loader_of(x, target), read_stored, cpu)
-    numbers = moments.statistic()(*(part.sum(0) for part in moments.arrays()))
-    assert numbers["instability"] == pytest.approx(instabilities([net], loader_of(x, target), read_stored, cpu)[0])
-    assert moments.images == 40 and not net.training
+    errors = image_errors(net.train(), loader_of(x, target), read_stored, cpu)
+    assert errors.shape == (40, 2) and not net.training
+    left = instabilities([net], loader_of(x, target), read_stored, cpu)[0]
+    assert instability_of(errors.sum(0))["instability"] == pytest.approx(left)
+
+
+def test_untrue_pairs_are_every_two_images_of_a_class(cpu):
+    x, target, classes = maps(40), maps(40, seed=1), torch.arange(40) % 3
+    net = TransNet(6, 6, 2).eval()
+    errors = image_errors(net, loader_of(x, target), read_stored, cpu, classes)
+    first, second = torch.cartesian_prod(torch.arange(40), torch.arange(40)).T
+    untrue = (classes[first] == classes[second]) & (first != second)
+    counts = classes.bincount()[classes[first[untrue]]]  # each class counts as often as it has images
+    with torch.no_grad():
+        error = (target[first[untrue]] - net(x)[second[untrue]]).double()
+    weight = (1 / (counts - 1.0)).double()
+    mean = (weight[:, None] * error.mean((2, 3))).sum(0) / 40
+    expected = (weight * (error - mean[:, None, None]).square().mean((1, 2, 3))).sum() / 40
+    assert errors[:, 1].sum() == pytest.approx(float(expected), rel=1e-5)
+    assert errors[:, 0] == pytest.approx(image_errors(net, loader_of(x, target), read_stored, cpu)[:, 0])
 
 
 def test_similarities_see_every_pair(cpu):

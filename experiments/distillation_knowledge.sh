@@ -81,14 +81,14 @@ measure() {
     step "store_${name}_$stage" ConvOutput.py --resume1 "$3" --resume2 "$OUT/$(net_of "$1" "$2")" \
       --layer "${teacher_stages[stage]}" --layer2 "${student_stages[stage]}" --t_or_v both --batch_size "$BATCH" \
       --suffix "$name" --data_root "$DATA" --out "$OUT"
+    step "fit_${name}_$stage" Training_TransNet.py --convOut_path "$features" --both_directions --layers 1 --standardise \
+      --solve --epochs 0 --suffix "$name" --out "$OUT" --resume auto
+    trans_net=$nets/${DATASET}_$both/checkpoint_L${label}_$name
     for direction in teacher-student student-teacher; do
       reverse=() && if [[ $direction == student-teacher ]]; then reverse=(--reverse); fi
-      trans_net=$nets/${DATASET}_$both/checkpoint_L${label}_${name}_$direction.pth.tar
-      step "fit_${name}_${stage}_$direction" Training_TransNet.py --convOut_path "$features" --layers 1 --standardise \
-        --solve --epochs 0 --suffix "${name}_$direction" "${reverse[@]}" --out "$OUT" --resume auto
-      step "calibrate_${name}_${stage}_$direction" Calibrate.py --convOut_path "$features" --transnet "$trans_net" \
-        "${reverse[@]}" --permutations 0 --json "$result/${direction}_$((stage + 1))/sd$2.json" \
-        --sums "$result/${direction}_$((stage + 1))/sd$2.npz"
+      step "calibrate_${name}_${stage}_$direction" Calibrate.py --convOut_path "$features" \
+        --transnet "$trans_net${reverse:+_reverse}.pth.tar" "${reverse[@]}" --brief --permutations 0 \
+        --json "$result/${direction}_$((stage + 1))/sd$2.json" --sums "$result/${direction}_$((stage + 1))/sd$2.npz"
     done
     if [[ $dry_run ]]; then show rm -r "$features"; else rm -r "$features"; fi
   done

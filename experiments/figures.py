@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from experiments.intervals import measured
-from experiments.tables import PAPER, Results, read_table
+from experiments.intervals import Key, measured
+from experiments.tables import PAPER, Results, Table, read_table
 from models.pair import open_pair
 from utils.data.batches import normalise
 from utils.data.images import load_images
@@ -24,7 +24,7 @@ from utils.errors import InputError
 from utils.files import check_writable, read_json, replacing
 from utils.options import add_data_root
 from utils.parser import Parser, some_path, whole
-from utils.report.charts import Estimate, curve_figure, interval_figure, variance_figure
+from utils.report.charts import Estimate, Point, curve_figure, interval_figure, variance_figure
 from utils.report.maps import overlay_figure
 from utils.runtime import command
 
@@ -110,29 +110,39 @@ def draw_compression(results: Results, layout: dict[str, Any]) -> Figure:
     """Draw the accuracy after compression against Var(x_Δ), a curve for each layer (Fig. 4, left)."""
     need(results, "compression")
     table = read_table("compression", layout["compression"], results, {})
-    curves: dict[str, list[tuple[float, float]]] = {}
-    notes: dict[str, list[str]] = {}
+    curves: dict[str, list[Point]] = {}
     for row, column in table.ours:
-        if column not in ("removed", "before", "after") and (row, "after") in table.ours:
+        after = (row, "after")
+        if column not in ("removed", "before", "after") and after in table.ours:
             key = f"{row.rsplit('_', 1)[0]}_{column}"
-            name = layer_titles(layout).get(key, key)
-            curves.setdefault(name, []).append((table.ours[row, column], table.ours[row, "after"]))
-            notes.setdefault(name, []).append(f"{table.ours[row, 'removed']:.0f} %")
+            note = f"{table.ours[row, 'removed']:.0f} %"
+            point = Point(
+                table.ours[row, column], table.ours[after], ends(table, (row, column)), ends(table, after), note
+            )
+            curves.setdefault(layer_titles(layout).get(key, key), []).append(point)
     if not curves:
         raise InputError(f"{results.folder / 'compression'} has no layer with its accuracy after compression")
     x_label = "Var($x_\\Delta$), discarded by the compression\n(beside the points: parameters removed)"
-    return curve_figure(curves, x_label, "top-1 accuracy in %", notes)
+    return curve_figure(curves, x_label, "top-1 accuracy in %")
 
 
 def draw_distillation(results: Results, layout: dict[str, Any]) -> Figure:
     """Draw Var(x_Δ) of the newest net given each generation (Fig. 4, right)."""
     need(results, "distillation")
     table = read_table("distillation", layout["distillation"], results, {})
-    curves: dict[str, list[tuple[float, float]]] = {}
+    curves: dict[str, list[Point]] = {}
     for row in table.rows:
         key, generation = row.rsplit("_gen", 1)
-        curves.setdefault(layer_titles(layout).get(key, key), []).append((int(generation), table.ours[row, "variance"]))
+        place = (row, "variance")
+        point = Point(int(generation), table.ours[place], y_ends=ends(table, place))
+        curves.setdefault(layer_titles(layout).get(key, key), []).append(point)
     return curve_figure(curves, "generation of born-again nets", r"Var($x_\Delta$), blind spots")
+
+
+def ends(table: Table, place: Key) -> tuple[float, float] | None:
+    """Give the interval of a table's number, if it has one."""
+    between = table.intervals.get(place)
+    return (between.low, between.high) if between else None
 
 
 def draw_verdicts(results: Results, layout: dict[str, Any]) -> Figure:
@@ -168,10 +178,9 @@ def draw_calibration(results: Results, layout: dict[str, Any]) -> Figure:
     }.items():
         panels[title] = {}
         for row, name in table.rows.items():
-            between = {column: table.intervals.get((row, column)) for column in columns}
             panels[title][name] = [
-                Estimate(table.columns[column], table.ours[row, column], ends and ends.low, ends and ends.high)
-                for column, ends in between.items()
+                Estimate(table.columns[column], table.ours[row, column], *(ends(table, (row, column)) or (None, None)))
+                for column in columns
                 if (row, column) in table.ours
             ]
     return interval_figure(panels)

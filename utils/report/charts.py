@@ -34,6 +34,16 @@ class Estimate(NamedTuple):
     high: float | None
 
 
+class Point(NamedTuple):
+    """A point of a curve, the intervals of its numbers if they are known, and a text beside it."""
+
+    x: float
+    y: float
+    x_ends: tuple[float, float] | None = None
+    y_ends: tuple[float, float] | None = None
+    note: str = ""
+
+
 def variance_figure(reports: Mapping[str, Mapping[str, Any]], p: Sequence[float] = ()) -> "Figure":
     """Draw the variances of the components as shares of Var(x*), a panel for each report (paper Table 2).
 
@@ -72,29 +82,28 @@ def variance_figure(reports: Mapping[str, Mapping[str, Any]], p: Sequence[float]
     return figure
 
 
-def curve_figure(
-    curves: Mapping[str, Sequence[tuple[float, float]]],
-    x_label: str,
-    y_label: str,
-    notes: Mapping[str, Sequence[str]] | None = None,
-) -> "Figure":
-    """Draw one curve a name through its points (paper Fig. 4).
+def curve_figure(curves: Mapping[str, Sequence[Point]], x_label: str, y_label: str) -> "Figure":
+    """Draw one curve a name through its points, with their intervals (paper Fig. 4).
 
     Args:
-        curves: points (x, y) by name, joined in their order; at least one curve.
+        curves: points by name, joined in their order; at least one curve.
         x_label: quantity and unit.
         y_label: the same.
-        notes: a text beside each point, by the curve's name.
     """
     figure = matplotlib.figure.Figure(figsize=(4.4, 3.3), layout="constrained")
     axis = figure.subplots()
     for (name, points), (colour, marker) in zip(curves.items(), CURVES):
-        axis.plot(*zip(*points), color=colour, marker=marker, markersize=5, linewidth=1.5, label=name)
-        for (x, y), note in zip(points, (notes or {}).get(name, ())):
-            text = axis.annotate(note, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=7, color=colour)
+        x, y, x_ends, y_ends, _ = zip(*points)
+        axis.plot(x, y, color=colour, marker=marker, markersize=5, linewidth=1.5, label=name)
+        across, along = _reach(x, x_ends), _reach(y, y_ends)
+        axis.errorbar(x, y, xerr=across, yerr=along, fmt="none", ecolor=colour, elinewidth=1, alpha=0.6)
+        for point in points:
+            text = axis.annotate(
+                point.note, point[:2], xytext=(4, 4), textcoords="offset points", fontsize=7, color=colour
+            )
             text.set_path_effects([matplotlib.patheffects.withStroke(linewidth=2, foreground="white")])
     axis.margins(x=0.08)
-    if all(float(x).is_integer() for points in curves.values() for x, _ in points):
+    if all(float(point.x).is_integer() for points in curves.values() for point in points):
         axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
     axis.set_xlabel(x_label, fontsize=9)
     axis.set_ylabel(y_label, fontsize=9)
@@ -159,6 +168,12 @@ def spectrum_figure(spectrum: Sequence[Mapping[str, float]]) -> "Figure":
     axis.set_xlim(min(0, *gains) * 1.1, max(*gains, 1) * 1.9)
     axis.set_xlabel("held-out R² gained over the depth before, % of Var($x^*$)", fontsize=8)
     return figure
+
+
+def _reach(values: Sequence[float], ends: Sequence[tuple[float, float] | None]) -> list[list[float]]:
+    """Give how far intervals reach below and above their numbers; nowhere where there are none."""
+    low, high = zip(*(both or (value, value) for value, both in zip(values, ends)))
+    return [[value - end for value, end in zip(values, low)], [end - value for value, end in zip(values, high)]]
 
 
 def _bars(

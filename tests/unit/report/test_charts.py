@@ -1,10 +1,11 @@
 import io
 from typing import Any
 
+import numpy as np
 import pytest
 from matplotlib import _pylab_helpers
 
-from utils.report.charts import CURVES, curve_figure, spectrum_figure, variance_figure
+from utils.report.charts import CURVES, Point, curve_figure, spectrum_figure, variance_figure
 from utils.report.maps import symbol
 
 REPORT: dict[str, Any] = {
@@ -56,28 +57,28 @@ def test_the_text_of_a_negative_bar_stands_right_of_zero():
 
 
 def test_curves_join_their_points_in_the_order_given():
-    figure = curve_figure(
-        {"conv4_3": [(2, 0.5), (0, 0.1), (1, 0.2)], "conv5_2": [(0, 1)]},
-        "generation",
-        "Var",
-        {"conv4_3": ["third", "first", "second"]},
-    )
+    points = [Point(2, 0.5, note="third"), Point(0, 0.1, (-0.5, 0.2), (0.05, 0.3), "first"), Point(1, 0.2)]
+    figure = curve_figure({"conv4_3": points, "conv5_2": [Point(0, 1)]}, "generation", "Var")
     axis: Any = figure.axes[0]
     assert [line.get_label() for line in axis.lines] == ["conv4_3", "conv5_2"]
     assert axis.lines[0].get_xydata().tolist() == [[2, 0.5], [0, 0.1], [1, 0.2]]
     notes = {text.get_text(): text.xy for text in axis.texts}
-    assert notes == {"third": (2, 0.5), "first": (0, 0.1), "second": (1, 0.2)}
+    assert notes == {"third": (2, 0.5), "first": (0, 0.1), "": (0, 1)}
+    across, along = (bars.get_segments() for bars in axis.collections[:2])
+    assert across[1] == pytest.approx(np.array([[-0.5, 0.1], [0.2, 0.1]]))
+    assert along[1] == pytest.approx(np.array([[0, 0.05], [0, 0.3]]))
+    assert across[0] == pytest.approx(np.array([[2, 0.5], [2, 0.5]]))  # no interval is known
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("generation", "Var")
     assert all(tick == int(tick) for tick in axis.get_xticks())
     assert axis.get_legend() is not None
-    (alone,) = curve_figure({"one": [(0, 1)]}, "", "").axes
+    (alone,) = curve_figure({"one": [Point(0, 1)]}, "", "").axes
     assert alone.get_legend() is None and alone.get_title() == "one"
     assert is_drawn(figure)
 
 
 def test_curves_differ_in_colour_and_marker():
     names = [f"curve {number}" for number in range(len(CURVES))]
-    lines = curve_figure({name: [(0.0, 1.0), (0.5, 2.0)] for name in names}, "x", "y").axes[0].lines
+    lines = curve_figure({name: [Point(0.0, 1.0), Point(0.5, 2.0)] for name in names}, "x", "y").axes[0].lines
     assert [line.get_label() for line in lines] == names
     assert len({line.get_color() for line in lines}) == len({line.get_marker() for line in lines}) == len(names)
 

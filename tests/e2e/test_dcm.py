@@ -1,4 +1,4 @@
-"""DCM.py: two small networks on a small data set in CIFAR's layout, and the command lines of its experiments."""
+"""DCM.py: two small networks on a small data set in CIFAR's layout."""
 
 import json
 import shlex
@@ -10,26 +10,17 @@ from PIL import Image
 
 import DCM
 import PrepareData
-from experiments import tables
 from models.classifiers import load_classifier, read_classifier
 from models.small.author_keys import load_authors_state
 from models.small.auxiliary import build_with_heads
-from models.small.couple import build_couple
-from tests.e2e.test_experiments import commands, only
-from tests.golden.authors_nets import part, read, tensor
-from utils import checkpoint, opening, runs
+from utils import checkpoint, runs
 from utils.data.batches import NORMALISATIONS
-from utils.files import read_json
 
 pytestmark = pytest.mark.e2e
 CLASSES = ("apple", "bear", "clock")
 SMALL = "--net1 wrn_16_0.5 --net2 mobilenet32 --batch_size 4 --nthread 0"
 DCM_RUN = f"{SMALL} --epochs 3 --epoch_step [2,3]"
 FILES = {"checkpoint.pth.tar", "net1.pth.tar", "net2.pth.tar", "model.pt7", "log.txt", "metrics.jsonl"}
-DOCUMENTED = (
-    "--save ./logs/wrn-28-10 --depth 28 --width 10 --dataroot PATH",
-    "--save ./logs/wrn-28-10_mobilenet --dataroot PATH --net2 mobilenet",
-)
 
 
 @pytest.fixture(scope="module")
@@ -242,55 +233,6 @@ def test_another_run_is_not_replaced(dataroot, whole, capsys):
     assert (whole / "checkpoint.pth.tar").read_bytes() == before
 
 
-@pytest.mark.parametrize("line", DOCUMENTED)
-def test_documented_command_lines(line, capsys):
-    parser = DCM.build_parser()
-    args = parser.parse_args(shlex.split(line))
-    DCM.fill(args, parser)
-    assert args.net1 == "wrn_28_10"
-    assert args.net2 == ("mobilenet" if "mobilenet" in line else "wrn_28_10")
-    assert (args.dataset, args.data_root, args.batch_size, args.epochs, args.lr) == ("CIFAR100", "PATH", 128, 200, 0.1)
-    assert (args.epoch_step, args.lr_decay_ratio, args.weight_decay, args.seed) == ([60, 120, 160], 0.2, 5e-4, 1)
-    assert (args.augment, args.normalisation, args.method, args.image_size) == ("reflect4", "dcm", "dcm", 32)
-    assert capsys.readouterr().out == ""
-
-
-def test_every_documented_option(capsys):
-    parser = DCM.build_parser()
-    line = (
-        "--model resnet --depth 16 --width 0.5 --dataset CIFAR10 --dataroot d --dtype float --groups 1 --nthread 3 "
-        "--seed 2 --batch_size 64 --lr 0.2 --epochs 9 --weight_decay 1e-4 --epoch_step '[60, 120]' "
-        "--lr_decay_ratio 0.1 --resume auto --note 'a note' --cuda --save s --ngpu 2 --gpu_id 3,1,2"
-    )
-    args = parser.parse_args(shlex.split(line))
-    DCM.fill(args, parser)
-    assert (args.net1, args.net2, args.dataset, args.workers) == ("wrn_16_0.5", "wrn_16_0.5", "CIFAR10", 3)
-    assert (args.epoch_step, args.device_ids, args.out, args.note) == ([60, 120], [3, 1], "s", "a note")
-    said = capsys.readouterr().out
-    assert [option for option in ("--model", "--groups", "--cuda") if f"{option} has no effect" in said] == [
-        "--model", "--groups", "--cuda"
-    ]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("line", "sentence"),
-    [
-        ("", "the following arguments are required: --save"),
-        ("--save ''", "--save: expected a path, got nothing"),
-        ("--save s --net1 wrn_16_1 --net2 mobilenet --depth 16", "--depth has no effect beside --net1 and --net2"),
-        ("--save s --ngpu 3 --gpu_id 0,1", "--ngpu 3 needs as many GPUs in --gpu_id, which has 2"),
-        ("--save s --epoch_step [60,x]", "in a list such as [1,1]: expected a whole number of at least 1, got 'x'"),
-        ("--save s --batch_statistics 3", "invalid choice: 3"),
-    ],
-)
-def test_usage_errors_are_one_line(line, sentence, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        DCM.main(shlex.split(line))
-    assert stopped.value.code == 2
-    (said,) = capsys.readouterr().err.splitlines()
-    assert sentence in said
-
-
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
@@ -320,61 +262,3 @@ def test_the_official_archive_is_to_be_prepared_first(tmp_path, name):
 def test_a_checkpoint_of_other_networks_is_not_gone_on_from(dataroot, whole, tmp_path):
     with pytest.raises(SystemExit, match=r"does not hold wrn_16_0\.5 and wrn_16_0\.5 with heads"):
         run(dataroot, tmp_path, f"--depth 16 --width 0.5 --epochs 1 --resume {whole / 'checkpoint.pth.tar'}")
-
-
-def test_the_first_steps_are_the_authors():
-    """The script's own step and optimiser, on the golden batches."""
-    golden = read("dcm_wrn16_wrn16")
-    args = DCM.build_parser().parse_args(["--save", "unused"])
-    couple = build_couple(("wrn_16_1", "wrn_16_1"), 10)
-    for number, net in enumerate((couple.net1, couple.net2), start=1):
-        load_authors_state(net, part(golden, f"net{number}/"))
-    optimizer = opening.optimizer(args, couple.train())
-    for step, rows in ((1, slice(0, 4)), (2, slice(4, 8))):
-        images, labels = (tensor(golden, name)[rows] for name in ("input", "labels"))
-        loss, metrics = DCM.teach(couple, images, labels, labels, preprocess=lambda batch, _: batch, method="dcm")
-        assert loss.item() == pytest.approx(float(golden[f"step{step}/total"]), rel=1e-4)
-        assert metrics["CE"].item() == pytest.approx(float(golden[f"step{step}/ce"].sum()), rel=1e-4)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-
-def test_the_table_has_both_networks_and_the_papers_settings(tmp_path):
-    cell = tmp_path / "results/distil_cifar/dcm/wrn_28_10-mobilenet"
-    data = {"dataset": "CIFAR100", "image_size": 32, "classes": [str(label) for label in range(100)]}
-    facts = {
-        "epoch": 200,
-        "data": data,
-        "optimizer": {"param_groups": [{"lr": 0.0008}]},
-        "settings": {"batch_size": 64},
-    }
-    for seed, errors in ((1, (17.0, 21.0)), (2, (18.0, 22.0))):
-        state = facts | {"optimizer": {"param_groups": [{"lr": 0.0008}]}}
-        state["test_error"] = dict(zip(("net1", "net2"), errors))
-        checkpoint.save(cell / f"sd{seed}.pth.tar", state)
-    layout = read_json(tables.PAPER)["tables"]["distil_cifar"]
-    table = tables.read_table("distil_cifar", layout, tables.Results(tmp_path), layout["settings"])
-    assert table.ours == {("dcm", "wrn_28_10-mobilenet"): 17.5, ("dcm", "mobilenet"): 21.5}
-    assert table.paper["dcm", "mobilenet"] == 21.43
-    (note,) = table.notes
-    assert note.endswith("(in brackets): batch size of nets on CIFAR100 64 (128).")
-
-
-def test_the_experiments_are_the_papers():
-    found = commands("distil_cifar")
-    (table,) = only(found, "experiments.tables")
-    assert table.tables == ["distil_cifar"]
-    lines = only(found, "DCM")
-    assert len(lines) == 2 * 3 * 5
-    for args in lines:
-        DCM.fill(args, DCM.build_parser())
-    assert {(args.net1, args.net2, args.method, args.seed) for args in lines} == {
-        ("wrn_28_10", second, method, seed)
-        for second in ("wrn_28_10", "mobilenet") for method in ("alone", "dml", "dcm") for seed in (1, 2, 3, 4, 5)
-    }  # fmt: skip
-    assert {(args.epochs, args.batch_size, args.resume) for args in lines} == {(200, 128, "auto")}
-    saved = {f"{args.out}/checkpoint.pth.tar" for args in lines}
-    assert len(saved) == len(lines)
-    links = only(found, "ln")
-    assert len({name for _, name in links}) == 3 * len(lines)  # the run, and each of its networks

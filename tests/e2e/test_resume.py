@@ -1,6 +1,5 @@
-"""--resume means one thing in every step: go on only if every option that changes the result agrees."""
+"""--resume means one thing in every step, here in Training.py; the others have theirs beside their other tests."""
 
-import json
 import re
 import shutil
 import signal
@@ -12,8 +11,8 @@ import torch
 
 import Training
 import Training_TransNet
-from tests.e2e.road import FIT, assert_same, change, contents, data, lines_of, run, truncate
-from utils import checkpoint, runs
+from tests.e2e.road import WHAT_TO_DO, assert_same, change, contents, data, lines_of, run, truncate
+from utils import checkpoint
 from utils.files import claim, sha256
 from utils.runs import RunLog
 
@@ -21,7 +20,6 @@ pytestmark = pytest.mark.e2e
 ARCH = "mobilenet_v3_small"
 LINE = f"--arch {ARCH} --image_size 32 --epochs 2 -b 12 --lr 0.01 --val_epoch 1 -j 0"
 OWN = f"model_checkpoints/checkpoint_folder_{ARCH}.pth.tar"
-WHAT_TO_DO = "; choose another --suffix, or --restart to replace it"
 
 
 @pytest.fixture(scope="module")
@@ -224,65 +222,3 @@ def test_two_runs_of_one_name_do_not_write_at_once(photos, tmp_path, epochs):
     assert contents(tmp_path) == {} and epochs.trained == []
     run(Training, f"{LINE} --epochs 1", *words)
     assert epochs.trained == [0]
-
-
-# --- Training_TransNet.py; transClassifier.py, BornAgain.py and Pruning.py have theirs beside their other tests
-
-
-def other_features(road, tmp_path):
-    """The same numbers, as another net B's."""
-    shutil.copytree(road.features, tmp_path / "features")
-    path = tmp_path / "features/train/index.json"
-    index = json.loads(path.read_text())
-    index["record"]["checkpoint_b"] = "0" * 64
-    path.write_text(json.dumps(index))
-    return tmp_path / "features"
-
-
-@pytest.mark.parametrize("resume", ["", "--resume auto"])
-@pytest.mark.parametrize(
-    ("others", "said"),
-    [
-        ("--alpha [0.2,0.1]", r"alpha \[0\.1, 0\.1\] instead of \[0\.2, 0\.1\]"),
-        ("--L2", "L2 False instead of True"),
-        ("--norm batch", "norm instance instead of batch"),
-        ("--epochs 3", "epochs 2 instead of 3"),
-        ("--reverse", r"nets A and B exchanged \(the direction of --reverse\)"),
-        ("features", r"another net B: .*sd5\.pth\.tar \([0-9a-f]{8}\) instead of .* \(00000000\)"),
-    ],
-)
-def test_a_finished_fit_of_other_options_is_left_alone(road, tmp_path, epochs, resume, others, said):
-    folder = road.features if others.startswith("--") else other_features(road, tmp_path)
-    options = others if others.startswith("--") else ""
-    before = sha256(road.trans_net)
-    with pytest.raises(SystemExit, match=f"is of another run, with {said}{WHAT_TO_DO}"):
-        run(
-            Training_TransNet, f"{FIT} --suffix a0.1 {options} {resume}", "--convOut_path", folder, "--out", road.out,
-        )  # fmt: skip
-    assert epochs.trained == [] and sha256(road.trans_net) == before
-
-
-@pytest.mark.parametrize(("seconds", "left"), [(0.0, 1), (600.0, None)])
-def test_a_fit_is_saved_by_time_too(road, tmp_path, interrupt, monkeypatch, capsys, seconds, left):
-    """Not only every 100 epochs: what an interruption costs is minutes."""
-    monkeypatch.setattr(runs, "SECONDS_BETWEEN_SAVES", seconds)
-    interrupt(Training_TransNet, FIT, "--convOut_path", road.features, "--out", tmp_path)
-    own = tmp_path / "model_checkpoints/folder_resnet18/checkpoint_L1.pth.tar"
-    kept = f"{own} holds the first 1 of 2 epochs; --resume auto goes on with it" if left else "nothing was saved yet"
-    assert capsys.readouterr().out.endswith(f"interrupted: {kept}\n")
-    assert (checkpoint.load(own)["epoch"] if own.exists() else None) == left
-
-
-def test_a_fit_of_steps_goes_on_and_a_damaged_one_is_replaced(road, tmp_path, epochs):
-    words = ("--convOut_path", road.features, "--out", tmp_path)
-    own = tmp_path / "model_checkpoints/folder_resnet18/checkpoint_L1.pth.tar"
-    run(Training_TransNet, f"{FIT} --logspace 0 --epochs 1", *words)
-    run(Training_TransNet, f"{FIT} --logspace 0 --resume auto", *words)
-    assert epochs.trained == [0, 1]
-    whole = checkpoint.load(own)
-    truncate(own)
-    with pytest.raises(SystemExit, match="or add --restart to replace it"):
-        run(Training_TransNet, f"{FIT} --logspace 0 --resume auto", *words)
-    run(Training_TransNet, f"{FIT} --logspace 0 --resume auto --restart", *words)
-    assert epochs.trained == [0, 1, 0, 1]
-    assert_same(checkpoint.load(own)["state_dict"], whole["state_dict"])

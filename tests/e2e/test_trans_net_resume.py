@@ -1,0 +1,72 @@
+"""Training_TransNet.py --resume and --restart: a fit goes on only if every option that changes the result agrees."""
+
+import json
+import shutil
+
+import pytest
+
+import Training_TransNet
+from tests.e2e.road import FIT, WHAT_TO_DO, assert_same, run, truncate
+from utils import checkpoint, runs
+from utils.files import sha256
+
+pytestmark = pytest.mark.e2e
+
+
+def other_features(road, tmp_path):
+    """The same numbers, as another net B's."""
+    shutil.copytree(road.features, tmp_path / "features")
+    path = tmp_path / "features/train/index.json"
+    index = json.loads(path.read_text())
+    index["record"]["checkpoint_b"] = "0" * 64
+    path.write_text(json.dumps(index))
+    return tmp_path / "features"
+
+
+@pytest.mark.parametrize("resume", ["", "--resume auto"])
+@pytest.mark.parametrize(
+    ("others", "said"),
+    [
+        ("--alpha [0.2,0.1]", r"alpha \[0\.1, 0\.1\] instead of \[0\.2, 0\.1\]"),
+        ("--L2", "L2 False instead of True"),
+        ("--norm batch", "norm instance instead of batch"),
+        ("--epochs 3", "epochs 2 instead of 3"),
+        ("--reverse", r"nets A and B exchanged \(the direction of --reverse\)"),
+        ("features", r"another net B: .*sd5\.pth\.tar \([0-9a-f]{8}\) instead of .* \(00000000\)"),
+    ],
+)
+def test_a_finished_fit_of_other_options_is_left_alone(road, tmp_path, epochs, resume, others, said):
+    folder = road.features if others.startswith("--") else other_features(road, tmp_path)
+    options = others if others.startswith("--") else ""
+    before = sha256(road.trans_net)
+    with pytest.raises(SystemExit, match=f"is of another run, with {said}{WHAT_TO_DO}"):
+        run(
+            Training_TransNet, f"{FIT} --suffix a0.1 {options} {resume}", "--convOut_path", folder, "--out", road.out,
+        )  # fmt: skip
+    assert epochs.trained == [] and sha256(road.trans_net) == before
+
+
+@pytest.mark.parametrize(("seconds", "left"), [(0.0, 1), (600.0, None)])
+def test_a_fit_is_saved_by_time_too(road, tmp_path, interrupt, monkeypatch, capsys, seconds, left):
+    """Not only every 100 epochs: what an interruption costs is minutes."""
+    monkeypatch.setattr(runs, "SECONDS_BETWEEN_SAVES", seconds)
+    interrupt(Training_TransNet, FIT, "--convOut_path", road.features, "--out", tmp_path)
+    own = tmp_path / "model_checkpoints/folder_resnet18/checkpoint_L1.pth.tar"
+    kept = f"{own} holds the first 1 of 2 epochs; --resume auto goes on with it" if left else "nothing was saved yet"
+    assert capsys.readouterr().out.endswith(f"interrupted: {kept}\n")
+    assert (checkpoint.load(own)["epoch"] if own.exists() else None) == left
+
+
+def test_a_fit_of_steps_goes_on_and_a_damaged_one_is_replaced(road, tmp_path, epochs):
+    words = ("--convOut_path", road.features, "--out", tmp_path)
+    own = tmp_path / "model_checkpoints/folder_resnet18/checkpoint_L1.pth.tar"
+    run(Training_TransNet, f"{FIT} --logspace 0 --epochs 1", *words)
+    run(Training_TransNet, f"{FIT} --logspace 0 --resume auto", *words)
+    assert epochs.trained == [0, 1]
+    whole = checkpoint.load(own)
+    truncate(own)
+    with pytest.raises(SystemExit, match="or add --restart to replace it"):
+        run(Training_TransNet, f"{FIT} --logspace 0 --resume auto", *words)
+    run(Training_TransNet, f"{FIT} --logspace 0 --resume auto --restart", *words)
+    assert epochs.trained == [0, 1, 0, 1]
+    assert_same(checkpoint.load(own)["state_dict"], whole["state_dict"])

@@ -1,0 +1,136 @@
+"""Known answers of fitted Trans-Nets: identity, permutation, shuffled pairs, planted maps."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from models.divisors import EPS
+from models.trans_net import TransNet
+from tests.unit.models.lively import NORMS, maps
+from utils.measures.moments import ImageMoments
+from utils.measures.variances import variance_report
+from utils.training.losses import order_penalty
+
+
+def unit_maps(images, channels, size=6, seed=0):
+    """Maps that already have the standard deviation 1: dividing by it is then nearly the identity."""
+    x = torch.randn(images, channels, size, size, generator=torch.Generator().manual_seed(seed))
+    return x / x.std((2, 3), keepdim=True)
+
+
+@torch.no_grad()
+def report(net, x, target):
+    output, components = net.decompose(x)
+    moments = ImageMoments()
+    moments.update(components, target - output, torch.arange(len(target)))
+    return variance_report([(len(components), moments)])
+
+
+def fit(net, x, target, steps=300, lr=5e-2, alpha=0.1):
+    """Adam on Eq. 2, the learning rate falling by two decades."""
+    optimizer = torch.optim.Adam(net.parameters(), lr)
+    generator = torch.Generator().manual_seed(1)
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = lr * 0.01 ** (step / steps)
+        chosen = torch.randperm(len(x), generator=generator)[:32]
+        loss = F.mse_loss(net(x[chosen]), target[chosen]) + order_penalty(net.p, torch.full((net.order,), alpha))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return net.eval()
+
+
+def test_a_net_against_itself_leaves_nothing():
+    """B = A: W(0) that undoes the scaling of the input gives the target back, as order 0 alone."""
+    net: Any = TransNet(4, 4, norm="batch").train()
+    x = maps(32, 4)
+    with torch.no_grad():
+        net(x)
+        for layer in net.linear:
+            layer.weight.zero_()
+        nn.init.dirac_(net.linear[0].weight)
+        net.linear[0].weight *= net.input_scale.running_std[:, None, None, None]
+    found = report(net.eval(), x, x)
+    assert found["instability"] < 1e-10
+    assert found["var"]["order0"] == pytest.approx(found["var"]["target"], rel=1e-5)
+    assert found["var"]["order1"] == found["var"]["order2"] == 0
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_permuted_channels_are_order_0(norm):
+    torch.manual_seed(0)
+    x = unit_maps(64, 4)
+    target = x[:, [2, 0, 3, 1]]
+    net: Any = TransNet(4, 4, norm=norm)
+    before = report(net.eval(), x, target)
+    found = report(fit(net.train(), x, target), x, target)
+    assert before["instability"] > 1
+    assert found["instability"] < 1e-2
+    assert found["var"]["order0"] == pytest.approx(found["var"]["target"], rel=0.1)
+    assert found["var"]["order1"] + found["var"]["order2"] < 0.03 * found["var"]["target"]
+    largest = net.linear[0].weight[:, :, 1, 1].detach().abs().argmax(1)
+    assert largest.tolist() == [2, 0, 3, 1]
+
+
+def test_shuffled_pairs_leave_everything():
+    torch.manual_seed(0)
+    x, target = unit_maps(256, 4), unit_maps(256, 4, seed=9)
+    net = fit(TransNet(4, 4), x[:128], target[:128], 200, 2e-2)
+    for part in (slice(128), slice(128, 256)):
+        assert 0.97 < report(net, x[part], target[part])["instability"] < 1.1
+
+
+def planted(order, norm):
+    """A teacher whose output is its order-`order` component alone, with that output computed by hand.
+
+    x is zero but in its first two channels; every layer reads only the channels that the layer before wrote.
+    """
+    torch.manual_seed(3)
+    net: Any = TransNet(8, 2, 3, 1, norm).train()
+    x = torch.zeros(24, 8, 6, 6)
+    x[:, :2] = unit_maps(24, 2)
+    with torch.no_grad():
+        net.logit_p.copy_(torch.tensor([-1.0, 1.0]))
+        for layer in net.linear:
+            layer.weight.zero_()
+        maps_into = [torch.randn(2, 2) for _ in range(order + 1)]  # from order k's channels to the next ones
+        for k in range(order, -1, -1):
+            read = 2 * (order - k)
+            write = read + 2 if k else 0
+            net.linear[k].weight[write : write + 2, read : read + 2, 0, 0] = maps_into[k]
+        net(x)
+    dims = (0, 2, 3) if norm == "batch" else (2, 3)
+    eps = 0 if norm == "batch" else EPS  # evaluation divides by the bare running deviation
+    v = x[:, :2] / (x[:, :2].std(dims, keepdim=True) + eps)
+    p = torch.tensor([-1.0, 1.0]).sigmoid()
+    for k in range(order, 0, -1):
+        h = torch.einsum("oc,nchw->nohw", maps_into[k], v)
+        v = p[k - 1] * h.relu() / (h.std(dims, keepdim=True) + eps)
+    return net.eval(), x, torch.einsum("oc,nchw->nohw", maps_into[0], v)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("order", [0, 1, 2])
+def test_a_planted_map_is_found_at_its_order(order, norm):
+    net, x, target = planted(order, norm)
+    found = report(net, x, target)
+    assert found["instability"] < 1e-8
+    assert found["var"][f"order{order}"] == pytest.approx(found["var"]["target"], rel=1e-4)
+    assert all(found["var"][f"order{other}"] == 0 for other in {0, 1, 2} - {order})
+
+
+def test_an_even_function_is_beyond_order_0_and_found_at_order_1():
+    """|Wx| has no linear part: one linear layer explains nothing, one ReLU everything."""
+    torch.manual_seed(1)
+    x = torch.zeros(96, 6, 6, 6)
+    x[:, :2] = unit_maps(96, 2)
+    mix = torch.tensor([[0.8, 0.6], [-0.6, 0.8]])
+    target = torch.einsum("oc,nchw->nohw", mix, x[:, :2]).abs()
+    linear = report(fit(TransNet(6, 2, 1, 1, "batch"), x, target, 100, alpha=0), x, target)
+    found = report(fit(TransNet(6, 2, 2, 1, "batch"), x, target, 300, alpha=0.01), x, target)
+    assert linear["instability"] > 0.95
+    assert found["instability"] < 0.05
+    assert found["var"]["order1"] > found["var"]["order0"]

@@ -1,0 +1,218 @@
+"""What the options open of images: splits, what is computed once, loaders, another net's features."""
+
+import dataclasses
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import Subset
+
+from tests.unit.step_options import parsed
+from utils import opening, options
+from utils.data.batches import NORMALISATIONS, normalise
+from utils.errors import InputError
+from utils.provenance import Provenance
+
+
+@pytest.fixture
+def args(photos, tmp_path):
+    """A function that parses options of a step that reads the photos."""
+    folders = ["--train_path", str(photos / "train"), "--val_path", str(photos / "val"), "--data_root", str(tmp_path)]
+
+    def parse(*words):
+        found = parsed("--dataset", "folder", *folders, "--image_size", "32", *words)
+        options.fill(found)
+        return found
+
+    return parse
+
+
+# --- images
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_images_are_those_of_the_split(args, photos, split):
+    images = opening.images(args(), split)
+    assert images.root == photos / split
+    assert (len(images), images.classes, images.split) == (24, ["blue", "green", "red"], split)
+    assert images.stored is None
+
+
+def test_a_sub_sampler_chooses_training_images(args):
+    assert len(opening.images(args("--sample_num", "50par_A"), "train")) == 12
+
+
+@pytest.mark.parametrize(("split", "word"), [("train", "training"), ("val", "validation")])
+def test_images_of_other_classes_than_the_networks_are_refused(args, split, word):
+    assert opening.images(args(), split, {"classes": ["blue", "green", "red"]}).classes == ["blue", "green", "red"]
+    with pytest.raises(InputError, match=f"the {word} images"):
+        opening.images(args(), split, {"classes": ["blue", "green", "yellow"]})
+
+
+def test_images_are_normalised_as_the_network_knows_them_or_as_an_option_says(args):
+    known = {"normalisation": ((0.1, 0.2, 0.3), (1.0, 2.0, 3.0))}
+    assert opening.images(args(), "val", known).normalisation == known["normalisation"]
+    assert opening.images(args("--normalisation", "half"), "val", known).normalisation == ((0.5,) * 3, (0.5,) * 3)
+    assert opening.images(args(), "val").normalisation == NORMALISATIONS["imagenet"]
+
+
+def test_training_images_alone_are_augmented(args):
+    train, val = opening.both_splits(args("--augment", "zero4"))
+    assert train.augments and not val.augments and train.normalisation == val.normalisation
+    assert not opening.images(args("--augment", "zero4"), "train").augments  # a frozen net's features
+
+
+def test_one_class_teaches_nothing(args, photos, tmp_path):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "red").symlink_to(photos / "train" / "red")
+    with pytest.raises(InputError, match="has one class, red, and nothing can be learned from one"):
+        opening.both_splits(args("--train_path", str(tmp_path / "one")))
+
+
+def test_both_splits_have_the_same_classes(args, photos, tmp_path):
+    train, val = opening.both_splits(args())
+    assert (train.split, val.split) == ("train", "val")
+    for name in ("blue", "red"):
+        (tmp_path / "other").mkdir(exist_ok=True)
+        (tmp_path / "other" / name).symlink_to(photos / "val" / name)
+    with pytest.raises(InputError, match="the validation images"):
+        opening.both_splits(args("--val_path", str(tmp_path / "other")))
+    with pytest.raises(InputError, match="the training images"):
+        opening.both_splits(args(), {"classes": ["blue", "green"]})
+
+
+def test_a_checkpoint_says_what_its_images_are(args):
+    words = args("--name", "colours", "--normalisation", "half")
+    record = opening.data_record(words, opening.images(words, "train"))
+    assert record == {
+        "dataset": "folder", "name": "colours", "sample_num": "", "classes": ["blue", "green", "red"],
+        "image_size": 32, "normalisation": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    }  # fmt: skip
+    words.dataset, words.sample_num = "mix320", "50par_A"
+    other = opening.data_record(words, opening.images(args(), "train"))
+    assert (other["dataset"], other["sample_num"]) == ("mix320", "50par_A") and "name" not in other
+
+
+# --- what is computed once
+
+
+def test_images_are_decoded_once_where_the_options_say_so(args, cpu):
+    images = opening.images(args(), "val")
+    assert opening.decoded(args("--cache_images", "off"), images, cpu).stored is None
+    stored = opening.decoded(args("--cache_images", "ram"), images, cpu)
+    assert stored.stored is not None
+    rows = [0, 5, 23]
+    assert torch.equal(stored.__getitems__(rows)[0], images.__getitems__(rows)[0])
+
+
+def test_features_take_the_images_place(args, cpu, tmp_path):
+    torch.manual_seed(0)
+    frozen = nn.Sequential(nn.AvgPool2d(16), nn.Flatten(), nn.Linear(12, 5)).requires_grad_(False).eval()
+    images = opening.images(args(), "val")
+    found = opening.with_features(
+        args("--cache_images", "off"), images, frozen=frozen, shape=(5,), runtime=cpu, folder=tmp_path
+    )
+    pixels, targets, _ = images.__getitems__([7, 2])
+    features, same_targets, indices = found.__getitems__([7, 2])
+    torch.testing.assert_close(features, frozen(normalise(pixels)))
+    assert torch.equal(same_targets, targets) and indices.tolist() == [7, 2]
+
+
+# --- loaders
+
+
+@pytest.mark.parametrize(("cache", "workers"), [("off", 1), ("ram", 0)])
+def test_the_loader_takes_workers_where_something_is_decoded(args, cpu, cache, workers):
+    words = args("--cache_images", cache)
+    words.workers = 1
+    images = opening.decoded(words, opening.images(words, "val"), cpu)
+    loader = opening.image_loader(words, images, cpu)
+    assert loader.num_workers == workers
+    assert [indices.tolist() for _, _, indices in loader] == [[*range(10)], [*range(10, 20)], [*range(20, 24)]]
+
+
+def test_a_part_of_the_images_may_be_loaded(args, cpu):
+    images = opening.images(args(), "val")
+    loader = opening.image_loader(args(), images, cpu, part=torch.tensor([3, 1, 22]))
+    assert [indices.tolist() for _, _, indices in loader] == [[3, 1, 22]]
+
+
+def test_an_order_is_drawn_by_the_seed(args, cpu):
+    def order(*words):
+        loader = opening.image_loader(args(*words), opening.images(args(), "val"), cpu, shuffle=True)
+        return [int(index) for batch in loader for index in batch[2]]
+
+    assert order() == order() != order("--seed", "5")
+    assert sorted(order()) == [*range(24)]
+
+
+def test_a_mixed_set_is_validated_in_parts(args, cpu):
+    images = opening.images(args(), "val")
+    assert list(opening.validation_loaders(args(), images, cpu)) == [""]
+    images.parts = {"cub": torch.tensor([0, 5, 7]), "dog": torch.tensor([1, 2])}
+    loaders = opening.validation_loaders(args(), images, cpu)
+    indices = {name: [int(index) for batch in loader for index in batch[2]] for name, loader in loaders.items()}
+    assert indices == {"cub": [0, 5, 7], "dog": [1, 2]}
+    assert isinstance(loaders["cub"].dataset, Subset)
+
+
+@pytest.mark.parametrize(("world_size", "expected"), [(1, 10), (2, 5), (4, 2), (24, 1)])
+def test_the_batch_is_shared_by_the_processes(args, cpu, world_size, expected):
+    images, runtime = opening.images(args(), "val"), dataclasses.replace(cpu, world_size=world_size)
+    for make in (opening.image_loader, opening.feature_loader):
+        assert len(next(iter(make(args(), images, runtime)))[0]) == expected
+
+
+def test_large_images_come_few_at_a_time_where_a_cpu_only_asks(args, cpu, monkeypatch):
+    images = opening.images(args(), "val")
+    monkeypatch.setattr(opening, "PIXELS_AT_ONCE", 4 * 32**2)
+    on_gpu = dataclasses.replace(cpu, device=torch.device("cuda", 0))
+
+    def sizes(runtime, **kind):
+        return [len(rows) for rows in opening.image_loader(args(), images, runtime, **kind).batch_sampler]
+
+    assert sizes(cpu) == [4] * 6
+    assert sizes(cpu, shuffle=True) == sizes(on_gpu) == [10, 10, 4]
+    monkeypatch.setattr(opening, "PIXELS_AT_ONCE", 1)
+    assert sizes(cpu) == [1] * 24
+
+
+def test_stored_features_need_no_workers_on_the_cpu(args, cpu):
+    words = args()
+    words.workers = 2
+    images = opening.images(words, "val")
+    assert opening.feature_loader(words, images, cpu).num_workers == 0
+    on_gpu = dataclasses.replace(cpu, device=torch.device("cuda", 0))
+    assert opening.feature_loader(words, images, on_gpu).num_workers == 2
+
+
+# --- what another net makes of stored images
+
+
+def folder_of(images, **changes):
+    """Stand for stored features of these images: what they say of themselves."""
+    provenance = Provenance(
+        dataset="folder", split=images.split, classes=images.classes, transform=images.transform_record
+    )  # fmt: skip
+    stored = SimpleNamespace(provenance=provenance, paths=images.paths, shape_b=(4, 30, 30), folder=Path("features"))
+    return SimpleNamespace(**vars(stored) | changes)
+
+
+def test_features_are_computed_anew_of_the_images_that_were_stored(args, cpu):
+    said = args("--normalisation", "half")
+    images = opening.images(said, "val")
+    head = nn.Conv2d(3, 4, 3).requires_grad_(False)
+    found = opening.features_anew(args(), folder_of(images), head, cpu)
+    rows = torch.tensor([5, 0])
+    pixels = images.__getitems__(rows.tolist())[0]
+    torch.testing.assert_close(found.gather(rows), head(images.preprocessing()(pixels)))
+
+
+def test_other_images_than_the_stored_ones_are_refused(args, cpu):
+    images, head = opening.images(args(), "val"), nn.Conv2d(3, 4, 3)
+    with pytest.raises(InputError, match=r"other images than those of features; name theirs by --data_root"):
+        opening.features_anew(args(), folder_of(images, paths=images.paths[1:]), head, cpu)
+    with pytest.raises(InputError, match="does not say which images it was made of"):
+        opening.features_anew(args(), folder_of(images, provenance=Provenance()), head, cpu)

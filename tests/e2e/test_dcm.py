@@ -13,6 +13,7 @@ import PrepareData
 from models.classifiers import load_classifier, read_classifier
 from models.small.author_keys import load_authors_state
 from models.small.auxiliary import build_with_heads
+from tests.e2e.road import assert_same
 from utils import checkpoint, runs
 from utils.data.batches import NORMALISATIONS
 
@@ -44,22 +45,6 @@ def run(dataroot, save, line):
 def lines_of(save):
     """The epochs of log.txt."""
     return [json.loads(line.removeprefix("json_stats: ")) for line in (save / "log.txt").read_text().splitlines()]
-
-
-def assert_same(first, second):
-    """Compare nested states bit for bit."""
-    if isinstance(first, torch.Tensor):
-        assert torch.equal(first, second)
-    elif isinstance(first, dict):
-        assert first.keys() == second.keys()
-        for key in first:
-            assert_same(first[key], second[key])
-    elif isinstance(first, list | tuple):
-        assert len(first) == len(second)
-        for ours, theirs in zip(first, second):
-            assert_same(ours, theirs)
-    else:
-        assert first == second
 
 
 @pytest.fixture(scope="module")

@@ -210,3 +210,18 @@ def test_stages_of_other_networks_are_not_known():
     result = run("distillation_knowledge", "--dry-run", TEACHER="vgg13_bn", PYTHON="python")
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == "distillation_knowledge: the stages of vgg13_bn are not known here; take WRNs and ResNets\n"
+
+
+def test_nets_of_different_architectures_are_calibrated_in_both_directions():
+    found = commands("architectures", PAIRS="alexnet:10/resnet18:layer3", SEEDS="0 5", OPTIM_alexnet="Adam")
+    nets = [(net.arch, net.seed, net.optim) for net in only(found, "Training")]
+    assert nets == [("alexnet", 0, "Adam"), ("alexnet", 5, "Adam"), ("resnet18", 0, "SGD"), ("resnet18", 5, "SGD")]
+    assert [fit.both_directions for fit in only(found, "Training_TransNet")] == [True, True]
+    calibrated = [(options.reverse, *Path(options.json).parts[-3:]) for options in only(found, "Calibrate")]
+    assert calibrated == [
+        (reverse, row, "calibrate", f"sd{seed}.json")
+        for seed in (0, 5)
+        for reverse, row in ((False, "alexnet_L10_to_resnet18_Llayer3"), (True, "resnet18_Llayer3_to_alexnet_L10"))
+    ]
+    folders = {options.convOut_path for options in only(found, "Calibrate")}
+    assert folders == {f"runs/convOuts/CUB200_alexnet-resnet18/CUB200_L10-layer3_sd{seed}" for seed in (0, 5)}

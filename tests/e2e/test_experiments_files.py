@@ -26,16 +26,21 @@ def written_by(script, options, labels):
         path = runs.classifier_path(options.out, options.dataset, arch_of(options.resume), name)
         return [path, path.with_name(path.name.replace(".pth.tar", ".json"))]
     if script == "Training_TransNet":
-        dataset, arch, layer = labels[Path(options.convOut_path)]
-        return [runs.trans_net_path(options.out, dataset, arch, layer, "", options.suffix)]
+        return trans_nets(options, *labels[Path(options.convOut_path)])
     return compared_by(script, options, labels) if script in ("ConvOutput", "transClassifier") else []
+
+
+def trans_nets(options, dataset, arch, layer):
+    suffixes = [options.suffix, *[f"{options.suffix}_reverse"] * options.both_directions]
+    return [runs.trans_net_path(options.out, dataset, arch, layer, "", suffix) for suffix in suffixes]
 
 
 def compared_by(script, options, labels):
     """The same of the scripts that take two nets."""
     nets = (options.resume1, options.resume2) if script == "ConvOutput" else (options.net_A, options.net_B)
     archs = [arch_of(net) for net in nets if net]
-    layers = [str(options.conv_layer), str(options.conv_layer2 or options.conv_layer)]
+    first = options.layer or options.conv_layer
+    layers = [str(first), str(options.layer2 or options.conv_layer2 or first)]
     arch, layer = runs.pair(archs[0], archs[-1]), runs.pair(*layers)
     if script == "ConvOutput":
         split = (options.suffix, options.t_or_v)
@@ -69,9 +74,9 @@ def read_by(options):
 @pytest.mark.parametrize(
     "settings", [{}, {"SEEDS": "0 5 7", "HALF_SEEDS": "0 5", "CALIBRATE": "--brief", "RELEASED_EPOCHS": "9"}]
 )
-@pytest.mark.parametrize("section", SECTIONS)
+@pytest.mark.parametrize("section", [*SECTIONS, "architectures"])
 def test_every_command_parses_and_reads_what_an_earlier_one_wrote(section, settings):
-    found = commands(section, ARCHS=" ".join(ARCHS), **settings)
+    found = commands(section, ARCHS=" ".join(ARCHS), PAIRS="alexnet:10/resnet18:layer3", **settings)
     assert found[-1][0] == "experiments.tables"
     assert found[-1][1].tables
     written, labels = set(), {}
@@ -112,10 +117,11 @@ def test_students_are_compared_with_the_teacher_that_was_trained():
             written.add(features)
         elif script == "Training_TransNet":
             assert options.convOut_path in written
-            written.add(str(runs.trans_net_path(options.out, "CIFAR100", arch, label, "", options.suffix)))
-            reverse = options.reverse
+            forwards, backwards = map(str, trans_nets(options, "CIFAR100", arch, label))
+            written |= {forwards, backwards}
         elif script == "Calibrate":
-            assert {options.convOut_path, options.transnet} <= written and options.reverse == reverse
+            assert {options.convOut_path, options.transnet} <= written
+            assert options.transnet == (backwards if options.reverse else forwards)
             assert options.sums not in written
             written.add(options.sums)
         elif script == "rm":

@@ -6,13 +6,8 @@ The two kinds of epoch take turns, and their median counts. Prints Markdown.
 """
 
 import argparse
-import datetime
 import functools
-import os
-import platform
-import shlex
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,9 +15,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
+from benchmarks.machine import ran_on
 from models.classifiers import build
 from models.frozen_feature import freeze
 from models.pair import Net
@@ -66,8 +61,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3, help="epochs of each kind")
     args = parser.parse_args(argv)
-    load = os.getloadavg()[0]  # of other programs: none of ours has begun
     runtime = start([], None, seed=0)
+    where = ran_on(__file__, argv, "torch", "torchvision", cuda=runtime.device.type == "cuda")
     kinds: dict[str, tuple[Callable[[ImageData, int, Runtime], Prepared], int, int]] = {
         "refinement: head and decomposition, vgg16_bn at features.30": (refinement, args.refinement_images, 224),
         f"born-again: the teacher's logits, {args.arch}": (
@@ -96,11 +91,7 @@ def main(argv: list[str] | None = None) -> None:
         "| largest difference |\n|---|---:|---:|---:|---:|---:|---:|"
     )
     print("\n".join(rows))
-    device = torch.cuda.get_device_name() if runtime.device.type == "cuda" else f"{platform.machine()} CPU"
-    print(f"\n{device}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, ")
-    print(f"load average {load:.1f} before the run; ")
-    print(f"Python {platform.python_version()}, torch {torch.__version__}, torchvision {torchvision.__version__}; ")
-    print(f"{datetime.date.today()}; `python -m benchmarks.bench_constant_work {shlex.join(argv or sys.argv[1:])}`")
+    print(f"\n{where}")
 
 
 def refinement(images: ImageData, batch_size: int, runtime: Runtime) -> Prepared:

@@ -7,23 +7,18 @@ its threads, so that other programs count little; on a GPU, those on the clock. 
 """
 
 import argparse
-import datetime
-import os
-import platform
-import shlex
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
-import torchvision
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import DCM
+from benchmarks.machine import ran_on
 from models.small.auxiliary import build_bare
 from models.small.couple import build_couple
 from utils.data.batches import AUGMENTATIONS, NORMALISATIONS
@@ -47,8 +42,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=2, help="of an epoch")
     parser.add_argument("--rounds", type=int, default=5, help="epochs of each kind")
     args = parser.parse_args(argv)
-    load = os.getloadavg()[0]  # of other programs: none of ours has begun
     runtime = start([], None, seed=0)
+    where = ran_on(__file__, argv, "torch", "torchvision", cuda=runtime.device.type == "cuda")
     images = random_images(args.batch_size * args.steps)
     rows = [measure(pair, images, args.batch_size, args.rounds, runtime) for pair in args.pairs]
     print(
@@ -58,11 +53,7 @@ def main(argv: list[str] | None = None) -> None:
         "|---|---:|---:|---:|---:|---:|"
     )
     print("\n".join(rows))
-    device = torch.cuda.get_device_name() if runtime.device.type == "cuda" else f"{platform.machine()} CPU"
-    print(f"\n{device}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, ")
-    print(f"load average {load:.1f} before the run; ")
-    print(f"Python {platform.python_version()}, torch {torch.__version__}, torchvision {torchvision.__version__}; ")
-    print(f"{datetime.date.today()}; `python -m benchmarks.bench_dcm {shlex.join(argv or sys.argv[1:])}`")
+    print(f"\n{where}")
 
 
 def measure(pair: str, images: ImageData, batch_size: int, rounds: int, runtime: Runtime) -> str:

@@ -7,12 +7,7 @@ enough; the two take turns, and the median of the rounds counts. Prints Markdown
 """
 
 import argparse
-import datetime
-import os
-import platform
-import shlex
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -20,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.machine import ran_on
 from utils.features.cache import FeatureCache, open_features
 from utils.features.old_folder import OldFeatureFolder
 from utils.features.writer import FeatureWriter
@@ -60,6 +56,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", help="where the features are written for the time of the run")
     args = parser.parse_args(argv)
+    where = ran_on(__file__, argv, "torch", "numpy")
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         store(Path(name), args.images, tuple(args.shape))
         readers = {"old .pkl files": open_features(Path(name) / "old"), "cache": open_features(Path(name) / "cache")}
@@ -78,11 +75,7 @@ def main(argv: list[str] | None = None) -> None:
     for title, values in speeds.items():
         middle = statistics.median(values)
         print(f"| {title} | {middle:.0f} ({min(values):.0f} to {max(values):.0f}) | {middle / old:.1f} |")
-    print(
-        f"\n{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads; "
-    )
-    print(f"Python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}; ")
-    print(f"{datetime.date.today()}; `python -m benchmarks.bench_feature_cache {shlex.join(argv or sys.argv[1:])}`")
+    print(f"\n{where}")
 
 
 if __name__ == "__main__":

@@ -9,16 +9,13 @@ Training_TransNet.py itself, run one after the other in folders of their own, K 
 
 import argparse
 import json
-import os
-import platform
 import tempfile
 import time
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
 import Training_TransNet
+from benchmarks.machine import ran_on
 from utils import checkpoint, runs
 
 RELEASED = "--alpha [0.1,0.1] --lr 0.001 --logspace 2"  # its 1e-4 is for 1,000 epochs of 5,994 images
@@ -67,6 +64,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("features", metavar="FEATURES", nargs="?", default="demo/convOuts/digits_resnet18/digits_L2")
     parser.add_argument("--out", type=Path, help="write the table as Markdown")
     args = parser.parse_args(argv)
+    where = ran_on(__file__, argv, "torch")
     rows = ["| fit | held-out instability | seconds |", "|---|---:|---:|"]
     for fit in FITS:
         instability, seconds = measure(fit, args.features)
@@ -76,10 +74,7 @@ def main(argv: list[str] | None = None) -> None:
     what = (
         f"{index['record'].get('arch')} at {index['record'].get('layer')}, {index['shape_a']}, {index['count']} images"
     )
-    where = (
-        f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    )
-    text = "\n".join([*rows, "", f"{what}; {where}; load average {os.getloadavg()[0]:.1f} at the end"])
+    text = "\n".join([*rows, "", f"{what}; {where}"])
     print(text)
     if args.out:
         args.out.write_text(text + "\n", encoding="utf-8")

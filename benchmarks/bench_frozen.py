@@ -8,20 +8,15 @@ all threads (set OMP_NUM_THREADS=1). The bare convolutions read inputs of the sa
 """
 
 import argparse
-import datetime
-import os
-import platform
-import shlex
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-import torchvision
 from torch import Tensor
 
+from benchmarks.machine import ran_on
 from benchmarks.roofline import bare_convolutions
 from models.classifiers import build
 from models.frozen import freeze_for_inference
@@ -48,8 +43,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args(argv)
-    load = os.getloadavg()[0]  # of other programs: none of ours has begun
     device = start([], None, seed=0).device
+    where = ran_on(__file__, argv, "torch", "torchvision", cuda=device.type == "cuda")
     images = torch.randn(args.batch_size, 3, args.image_size, args.image_size, device=device)
     print(
         f"\nBatches of {args.batch_size} of {args.image_size} × {args.image_size} pixels, float32\n\n"
@@ -64,11 +59,7 @@ def main(argv: list[str] | None = None) -> None:
             f"| {row.head / row.frozen:.2f} | {row.convolutions / row.frozen:.0%} | {row.difference:.1e} |",
             flush=True,
         )
-    name = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()} CPU"
-    print(f"\n{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, ")
-    print(f"load average {load:.1f} before the run; ")
-    print(f"Python {platform.python_version()}, torch {torch.__version__}, torchvision {torchvision.__version__}; ")
-    print(f"{datetime.date.today()}; `python -m benchmarks.bench_frozen {shlex.join(argv or sys.argv[1:])}`")
+    print(f"\n{where}")
 
 
 @torch.inference_mode()

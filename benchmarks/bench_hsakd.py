@@ -9,12 +9,7 @@ clock. Prints Markdown.
 """
 
 import argparse
-import datetime
-import os
-import platform
-import shlex
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -22,6 +17,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from benchmarks.machine import ran_on
 from models.small.auxiliary import build_with_heads
 from utils.data.batches import AUGMENTATIONS, NORMALISATIONS, Preprocessing
 from utils.distillation.hsakd import rotate
@@ -39,9 +35,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=9)
     args = parser.parse_args(argv)
-    load = os.getloadavg()[0]  # of other programs: none of ours has begun
     runtime = start([], None, seed=0)
     device = runtime.device
+    where = ran_on(__file__, argv, "torch", cuda=device.type == "cuda")
     net = build_with_heads(args.arch, CLASSES, "hsakd").to(device).train()
     images = torch.randint(0, 256, (args.batch_size, 3, 32, 32), dtype=torch.uint8, device=device)
     targets = torch.randint(0, CLASSES, (args.batch_size,), device=device)
@@ -72,10 +68,7 @@ def main(argv: list[str] | None = None) -> None:
         f"| {1e3 * medians['plain']:.0f} ({ranges['plain']}) | {1e3 * medians['rotated']:.0f} ({ranges['rotated']}) "
         f"| {medians['rotated'] / medians['plain']:.3f} | {1e3 * medians['rotation']:.2f} |"
     )
-    where = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()} CPU"
-    print(f"\n{where}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, load average {load:.1f} before; ")
-    print(f"Python {platform.python_version()}, torch {torch.__version__}; ")
-    print(f"{datetime.date.today()}; `python -m benchmarks.bench_hsakd {shlex.join(argv or sys.argv[1:])}`")
+    print(f"\n{where}")
 
 
 def train(net: nn.Module, loss: Callable[[], Tensor]) -> None:

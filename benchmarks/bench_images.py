@@ -10,19 +10,13 @@ grow. Prints Markdown.
 """
 
 import argparse
-import datetime
 import itertools
 import os
-import platform
-import shlex
-import sys
 import tempfile
 from pathlib import Path
 
-import torch
-import torchvision
-
 from benchmarks.contests import Turn, process
+from benchmarks.machine import ran_on
 from models.classifiers import build, classifier_record
 from utils import checkpoint
 
@@ -74,7 +68,7 @@ def main(argv: list[str] | None = None) -> None:
     if "KC_REAL_DATA" not in os.environ:
         print("bench_images needs real photos: name their folder by KC_REAL_DATA; skipped")
         return
-    load = os.getloadavg()[0]
+    where = ran_on(__file__, argv, "torch", "torchvision")
     with tempfile.TemporaryDirectory() as folder:
         found = {count: measure(Path(folder), count) for count in args.images}
     few, more, most = found
@@ -90,11 +84,7 @@ def main(argv: list[str] | None = None) -> None:
             for (before, smaller), (after, larger) in itertools.pairwise(zip(turns, found))
         ]
         print(f"| {name} | {seconds} | {slopes[0]:.1f} | {slopes[1]:.1f} | {peaks} |")
-    print(
-        f"\n{platform.machine()} CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads, "
-        f"load average {load:.1f} before the run; Python {platform.python_version()}, torch {torch.__version__}, torchvision {torchvision.__version__}; "
-        f"{datetime.date.today()}; `python -m benchmarks.bench_images {shlex.join(argv or sys.argv[1:])}`"
-    )
+    print(f"\n{where}")
 
 
 if __name__ == "__main__":

@@ -7,25 +7,21 @@ read once before, so that they come from the system's file cache; later epochs t
 """
 
 import argparse
-import datetime
 import multiprocessing
 import os
-import platform
-import shlex
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import PIL
 import torch
 import torchvision
 from PIL import Image
 from torch.nn import functional as F
 
+from benchmarks.machine import ran_on
 from utils.data.batches import AUGMENTATIONS, Preprocessing, normalise
 from utils.data.datasets import list_images
 from utils.data.image_cache import cache_images
@@ -42,7 +38,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=2, help="processes or threads that decode")
     parser.add_argument("--rounds", type=int, default=3, help="later epochs of each kind")
     args = parser.parse_args(argv)
-    load = os.getloadavg()[0]  # of other programs: none of ours has begun
+    where = ran_on(__file__, argv, "torch", "torchvision", "PIL")
     with tempfile.TemporaryDirectory() as scratch:
         folder = args.images or real_photos() or synthetic_photos(Path(scratch, "photos"), 500)
         data = open_photos(folder, args.image_size)
@@ -60,15 +56,7 @@ def main(argv: list[str] | None = None) -> None:
         f"({step_seconds * 1e3:.1f} ms, batches of 32)."
     )
     augmentation_table(args.rounds)
-    print(
-        f"\n{platform.machine()} CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads, "
-        f"load average {load:.1f} before the run; "
-    )
-    print(
-        f"Python {platform.python_version()}, torch {torch.__version__}, torchvision {torchvision.__version__}, "
-        f"Pillow {PIL.__version__}; "
-    )
-    print(f"{datetime.date.today()}; `python -m benchmarks.bench_input {shlex.join(argv or sys.argv[1:])}`")
+    print(f"\n{where}")
 
 
 def speed_table(data: ImageData, cache: Path, batch_size: int, workers: int, rounds: int) -> float:

@@ -11,21 +11,17 @@ the table of all of them.
 """
 
 import argparse
-import datetime
 import json
 import os
-import platform
-import shlex
 import statistics
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 
 from benchmarks.contests import BEST, OURS, PLAIN, ROWS, Row, Turn
+from benchmarks.machine import ran_on
 from utils.files import read_json, write_json
 
 
@@ -76,6 +72,7 @@ def main(argv: list[str] | None = None) -> None:
         "--results", help="keep the numbers of this and earlier runs, and the table, as NAME.json and .md"
     )
     args = parser.parse_args(argv)
+    where = ran_on(__file__, argv, "torch", "torchvision")
     kept = Path(f"{args.results}.json")
     found = read_json(kept) if args.results and kept.exists() else {}
     for name in args.rows or ROWS:
@@ -84,11 +81,6 @@ def main(argv: list[str] | None = None) -> None:
             continue
         found[name] = measure(ROWS[name], args.images or ROWS[name].images, args.rounds)
         print(json.dumps({name: found[name]}), flush=True)
-    where = (
-        f"{platform.machine()} CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads; "
-        f"Python {platform.python_version()}, torch {torch.__version__}, torchvision {torchvision.__version__}; "
-        f"{datetime.date.today()}; `python -m benchmarks.bench_plain {shlex.join(argv or sys.argv[1:])}`"
-    )
     text = f"{table(found)}\n\n{where}\n"
     print(text)
     if args.results:

@@ -13,22 +13,18 @@ repetition draws new classes, nets and images. Prints Markdown.
 
 import argparse
 import datetime
-import os
-import platform
-import shlex
-import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import scipy
 import torch
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LinearRegression
 from torch import Tensor
 
+from benchmarks.machine import ran_on
 from utils.measures.bootstrap import Interval
 from utils.measures.calibration import Null, best_of, permutations
 from utils.measures.permutation import calibrate_linear, permuted_errors
@@ -220,7 +216,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--repetitions", type=int, default=400, help="of every line")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    began = time.process_time()
+    where, began = ran_on(__file__, argv, "torch", "scipy"), time.process_time()
     print(f"# Planted truth, {datetime.date.today()}\n")
     print(f"{args.repetitions} repetitions of every line; {FIT_IMAGES} images fitted, {HELD_IMAGES} held out, ")
     print(f"{CHANNELS} channels widened to {WIDENED}, maps of {SIDE} × {SIDE}; ridge weight {WEIGHT}, ")
@@ -229,9 +225,8 @@ def main(argv: list[str] | None = None) -> None:
     null_table(args.repetitions)
     attack_table(args.repetitions)
     planted_table(args.repetitions, within=False)
-    print(f"\n{time.process_time() - began:.0f} s of one {platform.machine()} core ({os.cpu_count()} cores);")
-    print(f"Python {platform.python_version()}, torch {torch.__version__}, scipy {scipy.__version__};")
-    print(f"`python -m benchmarks.bench_planted {shlex.join(sys.argv[1:] if argv is None else argv)}`")
+    print(f"\n{time.process_time() - began:.0f} s of the processor; ")
+    print(where)
 
 
 if __name__ == "__main__":

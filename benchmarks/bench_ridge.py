@@ -8,12 +8,8 @@ error; its sums alone stand beside the same sums from unfolded patches. Needs Li
 """
 
 import argparse
-import datetime
 import multiprocessing
 import os
-import platform
-import shlex
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -22,12 +18,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import sklearn
 import torch
 import torch.nn.functional as F
 from sklearn.linear_model import Ridge
 from torch import Tensor
 
+from benchmarks.machine import ran_on
 from utils.measures.ridge import NormalEquations, bytes_needed
 
 BATCH = 64
@@ -143,6 +139,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--images", type=int, default=600)
     parser.add_argument("--size", type=int, default=6, help="of a map, positions to a side")
     args = parser.parse_args(argv)
+    where = ran_on(__file__, argv, "torch", "sklearn")
     os.environ["OMP_NUM_THREADS"] = "1"  # read by the libraries of the new processes
     print(f"{args.images} images of {args.size}×{args.size}, batches of {BATCH}, float64\n")
     print("| channels | method | s | MiB on top of the data | said before | largest difference |")
@@ -150,9 +147,7 @@ def main(argv: list[str] | None = None) -> None:
     for channels in args.channels:
         for row in rows(args.images, channels, args.size):
             print(row, flush=True)
-    print(f"\n{platform.processor() or platform.machine()} CPU, one thread of {os.cpu_count()} cores; ")
-    print(f"Python {platform.python_version()}, torch {torch.__version__}, scikit-learn {sklearn.__version__}; ")
-    print(f"{datetime.date.today()}; `python -m benchmarks.bench_ridge {shlex.join(argv or sys.argv[1:])}`")
+    print(f"\n{where}")
 
 
 if __name__ == "__main__":

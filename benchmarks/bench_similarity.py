@@ -18,11 +18,7 @@ import datetime
 import io
 import itertools
 import multiprocessing
-import os
-import platform
 import resource
-import shlex
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -34,6 +30,7 @@ import torch
 from torch import Tensor
 
 import Training
+from benchmarks.machine import ran_on
 from models.layers import Layer
 from models.pair import open_net, untrained_head
 from models.split import as_maps
@@ -212,16 +209,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--channels", type=int, default=256, help="of each feature")
     parser.add_argument("--data_root", default="demo/data", help="where PrepareData.py digits wrote; '': no nets")
     args = parser.parse_args(argv)
-    load = os.getloadavg()[0]
+    where = ran_on(__file__, argv, "torch", "scipy")
     print(f"# Similarities, {datetime.date.today()}\n")
     if args.rows:
         oracle_table(args.measures, args.rows, args.channels)
     if args.data_root:
         apart_table(args.data_root)
-    print(f"\n{platform.machine()} CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads, ")
-    print(f"load average {load:.1f} before the run;")
-    print(f"Python {platform.python_version()}, torch {torch.__version__}, scipy {scipy.__version__};")
-    print(f"`python -m benchmarks.bench_similarity {shlex.join(sys.argv[1:] if argv is None else argv)}`")
+    print(f"\n{where}")
 
 
 if __name__ == "__main__":

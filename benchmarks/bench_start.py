@@ -7,16 +7,14 @@ be shared. Prints Markdown.
 """
 
 import argparse
-import datetime
 import os
-import platform
 import shlex
 import statistics
 import subprocess
 import sys
 from pathlib import Path
 
-import torch
+from benchmarks.machine import ran_on
 
 ROOT = Path(__file__).parents[1]
 FLOOR = "import torch"
@@ -38,6 +36,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("scripts", nargs="*", metavar="SCRIPT", help="default: all of them")
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args(argv)
+    where = ran_on(__file__, argv, "torch")
     names = args.scripts or sorted(path.name for path in ROOT.glob("*.py"))
     commands = {FLOOR: ["-c", FLOOR]} | {name: [name, "--help"] for name in names}
     seconds: dict[str, list[float]] = {name: [] for name in commands}
@@ -49,9 +48,7 @@ def main(argv: list[str] | None = None) -> None:
     for name, values in seconds.items():
         over = f"{medians[name] / medians[FLOOR] - 1:+.0%}"
         print(f"| {name} | {medians[name]:.2f} ({min(values[1:]):.2f} to {max(values[1:]):.2f}) | {over} |")
-    print(f"\n{platform.machine()} CPU, {os.cpu_count()} cores, {args.rounds} rounds; ")
-    print(f"Python {platform.python_version()}, torch {torch.__version__}; ")
-    print(f"{datetime.date.today()}; `python -m benchmarks.bench_start {shlex.join(argv or sys.argv[1:])}`")
+    print(f"\n{where}")
 
 
 if __name__ == "__main__":

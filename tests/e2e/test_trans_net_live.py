@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+import Calibrate
+import ConvOutput
 import Training_TransNet
 import Variance
 from tests.e2e.road import FIT, assert_same, data, files, run
@@ -80,3 +82,25 @@ def test_an_interrupted_live_fit_goes_on(road, photos, tmp_path, interrupt):
     run(Training_TransNet, f"{line} --resume auto", *nets, tmp_path / "torn")
     path = "model_checkpoints/folder_resnet18/checkpoint_L1.pth.tar"
     assert_same(checkpoint.load(tmp_path / "torn" / path), checkpoint.load(tmp_path / "whole" / path))
+
+
+def test_a_live_fit_is_calibrated_on_features_of_a_part_of_the_images(road, photos, tmp_path):
+    out = ("--data_root", tmp_path, "--out", tmp_path)
+    run(
+        Training_TransNet,
+        f"{FIT} {LIVE} --standardise --solve",
+        "--net_A",
+        road.a,
+        "--net_B",
+        road.b,
+        *data(photos),
+        *out,
+    )
+    part = f"{LIVE} --sample_num 50par_A --t_or_v both"
+    run(ConvOutput, part, "--resume1", road.a, "--resume2", road.b, *data(photos), *out)
+    trans_net = tmp_path / "model_checkpoints/folder_resnet18/checkpoint_L1.pth.tar"
+    features = tmp_path / "convOuts/folder_50par_A_resnet18/folder_L1"
+    report = run(Calibrate, "--permutations 0", "--convOut_path", features, "--transnet", trans_net)
+    values = {row["pairs"]: row["value"] for row in report["rows"]}
+    assert values["this Trans-Net"] == pytest.approx(checkpoint.load(trans_net)["held_out"], rel=1e-5)
+    assert values["this Trans-Net"] < values["the same pairs, another seed"]  # which saw half of its images

@@ -15,33 +15,16 @@ import os
 import tempfile
 from pathlib import Path
 
-from benchmarks.contests import Turn, process
+from benchmarks.contests import Turn, photos, process, save_classifiers
 from benchmarks.machine import ran_on
-from models.classifiers import build, classifier_record
-from utils import checkpoint
 
-CLASSES = 10
 ARCH, LAYER, IMAGE_SIZE = "resnet18", 2, 64
-
-
-def link_photos(folder: Path, count: int) -> Path:
-    """Link real photos of some classes, each as often as it takes to be so many."""
-    places = sorted(Path(os.environ["KC_REAL_DATA"], "CUB_200_2011", "images").iterdir())[:CLASSES]
-    for place in places:
-        own = folder / f"{count}" / place.name
-        own.mkdir(parents=True)
-        for number, file in zip(range(count // CLASSES), itertools.cycle(sorted(place.iterdir()))):
-            (own / f"{number}.jpg").symlink_to(file)
-    return folder / f"{count}"
 
 
 def measure(folder: Path, count: int) -> dict[str, Turn]:
     """Run the steps on so many images."""
-    images, out = link_photos(folder, count), folder / f"out{count}"
-    nets = [folder / f"{name}.pth.tar" for name in "AB"]
-    for net in nets:
-        record = classifier_record(ARCH, CLASSES)
-        checkpoint.save(net, {"model": record, "state_dict": build(ARCH, CLASSES).state_dict()})
+    out, nets = folder / f"out{count}", save_classifiers(folder, ARCH)
+    images = photos(folder / f"of{count}", count)
     data = ["--dataset", "folder", "--name", "photos", "--image_size", IMAGE_SIZE, "--conv_layer", LAYER]
     data += ["--data_root", folder / f"data{count}", "--batch_size", 50]
     features, suffix = out / f"convOuts/photos_{ARCH}/photos_L{LAYER}/train", ("--suffix", "g", "--out", out)

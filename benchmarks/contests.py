@@ -71,21 +71,26 @@ class Row(NamedTuple):
 
 
 def photos(folder: Path, count: int) -> Path:
-    """Link real photos, as many of each class."""
+    """Link real photos, as many of each class, and each as often as that takes."""
     for place in sorted(Path(os.environ["KC_REAL_DATA"], "CUB_200_2011", "images").iterdir())[:CLASSES]:
         own = folder / "photos" / place.name
         own.mkdir(parents=True)
-        for file in sorted(place.iterdir())[: count // CLASSES]:
-            (own / file.name).symlink_to(file)
+        for number, file in zip(range(count // CLASSES), itertools.cycle(sorted(place.iterdir()))):
+            (own / f"{number}.jpg").symlink_to(file)
     return folder / "photos"
 
 
 def save_nets(folder: Path) -> tuple[Path, Path, Path]:
-    """Save nets A and B, of the same weights, and a Trans-Net between them."""
-    state = {"model": classifier_record("vgg16_bn", CLASSES), "state_dict": build("vgg16_bn", CLASSES).state_dict()}
+    """Save nets A and B and a Trans-Net between them."""
+    return *save_classifiers(folder, "vgg16_bn"), save_trans_net(folder)
+
+
+def save_classifiers(folder: Path, arch: str) -> tuple[Path, Path]:
+    """Save nets A and B, of the same weights."""
+    state = {"model": classifier_record(arch, CLASSES), "state_dict": build(arch, CLASSES).state_dict()}
     for path in (a := folder / "A.pth.tar", b := folder / "B.pth.tar"):
         checkpoint.save(path, state)
-    return a, b, save_trans_net(folder)
+    return a, b
 
 
 def save_trans_net(folder: Path) -> Path:

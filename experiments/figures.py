@@ -140,7 +140,7 @@ def draw_distillation(results: Results, layout: dict[str, Any]) -> Figure:
 
 
 def ends(table: Table, place: Key) -> tuple[float, float] | None:
-    """Give the interval of a table's number, if it has one."""
+    """Give the interval, or the range of several files, of a table's number."""
     between = table.intervals.get(place)
     return (between.low, between.high) if between else None
 

@@ -21,7 +21,7 @@ from experiments.accuracies import TITLES, Row, judged, plain, read_hits, rows_o
 from utils.errors import InputError
 from utils.files import replacing, write_csv, write_text
 from utils.measures.bootstrap import Interval, count, mean_over_fits, weighted
-from utils.measures.calibration import KINDS, load_sums, normalised_consistency
+from utils.measures.calibration import KINDS, instability_of, load_sums, normalised_consistency
 from utils.options import add_data_root
 from utils.parser import Parser, result_file, some_path, whole
 from utils.report.charts import CURVES
@@ -51,7 +51,7 @@ def draw(path: Path, resamples: int) -> Array:
     drawn = np.random.default_rng(0).integers(images, size=(resamples, images))
     weights = np.concatenate([np.ones((1, images)), count(drawn, images)])
     totals = np.stack([weighted(sums[kind], weights) for kind in KINDS])  # (3, 1 + B, 2)
-    return normalised_consistency(*(totals[..., 1] / totals[..., 0]))
+    return normalised_consistency(*instability_of(totals)["instability"])
 
 
 def read_cells(run: str | Path, resamples: int) -> list[Cell]:

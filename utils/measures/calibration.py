@@ -1,7 +1,8 @@
 """What a score is worth: pairs that share nothing, and where between them and a perfect pair a score stands.
 
 A *pairing* is an order of images: the target of image i stands beside x of image order[i]. Sums per image belong to
-the target's image, so that the null, the score and the ceiling are resampled together. Two kinds:
+the target's image (of a null over all pairs, to the source's as well), so that the null, the score and the ceiling are
+resampled together. Two kinds:
 
 - *Shuffled* pairings, for a null that is fitted once or a few times: no image keeps its own partner.
 - *Permutations*, for a test: all orders are as likely as each other, the true one included, which makes p exact.

@@ -21,6 +21,7 @@ from utils.measures.calibration import (
     check_pairs,
     consistency_interval,
     errors_of_untrue_pairs,
+    instability_of,
     normalised_consistency,
     permutations,
     shuffled_within_class,
@@ -192,10 +193,10 @@ def calibrate_linear(
     null = untrue_errors(*sides, shuffled, labels[1], **options)
     least = permuted_errors(x[0], x[0], x[1], x[1], *(order[:0] for order in orders), **options)
     intervals = consistency_interval(
-        lambda error, total: {"instability": error / total},
-        [errors.observed, errors.target],
-        [null.mean(0), errors.target],
-        [least.observed, least.target],
+        instability_of,
+        [np.stack([errors.target, errors.observed], axis=1)],
+        [np.stack([errors.target, null.mean(0)], axis=1)],
+        [np.stack([least.target, least.observed], axis=1)],
         resamples=resamples,
         seed=int(torch.randint(1 << 31, (), generator=generator)),
     )

@@ -96,7 +96,7 @@ class ImageMoments:
         self._origin = torch.zeros(0)  # (M, C) float64
         self._numbers: list[Tensor] = []  # of the images in their data set, (n,)
         self._labels: list[Tensor] = []  # their classes, (n,), where they are known
-        self._rows: list[list[Tensor]] = []  # q (n, M, M), s (n, M, C), t (n, 2, C)
+        self._columns: list[list[Tensor]] = [[], [], []]  # of q (n, M, M), s (n, M, C), t (n, 2, C)
 
     def update(self, components: Tensor, residual: Tensor, numbers: Tensor, labels: Tensor | None = None) -> None:
         """Add a batch.
@@ -127,9 +127,10 @@ class ImageMoments:
             squares = torch.stack(norms, dim=1).square()
             self._keep(maps.flatten(2) @ maps.flatten(2).mT, maps.sum(3), squares)
             self.images += len(rest)
-        self._numbers.append(numbers.cpu())
-        if self.per_image and labels is not None and labels.ndim == 1:
-            self._labels.append(labels.cpu())
+        if self.per_image:
+            append(self._numbers, numbers.cpu())
+            if labels is not None and labels.ndim == 1:
+                append(self._labels, labels.cpu())
 
     def merge(self, other: "ImageMoments") -> None:
         """Add the images that another accumulator saw, for instance in another process."""
@@ -138,7 +139,7 @@ class ImageMoments:
         if not self.images:
             self._origin, self.positions = other._origin, other.positions
         shift = other._origin - self._origin
-        for products, sums, squares in other._rows:
+        for products, sums, squares in zip(*other._columns):
             cross = sums.double() @ shift.mT  # (n, M, M)
             self._keep(
                 products + cross + cross.mT + other._cells * shift @ shift.mT,
@@ -154,12 +155,12 @@ class ImageMoments:
         if not self._labels:
             return
         labels, numbers = torch.cat(self._labels), torch.cat(self._numbers)
-        rows = [torch.cat(parts) for parts in zip(*self._rows)]
+        columns = [torch.cat(parts) for parts in self._columns]
         for label in labels.unique().tolist():
             kept, part = labels == label, copy.copy(self)
             part.images = int(kept.sum())
             part._numbers, part._labels = [numbers[kept]], [labels[kept]]
-            part._rows = [[values[kept] for values in rows]]
+            part._columns = [[values[kept]] for values in columns]
             yield label, part
 
     def names(self, mean: str = "channel") -> list[str]:
@@ -194,7 +195,7 @@ class ImageMoments:
         output = identity.sum(0) - identity[last]
         mixing = torch.stack([identity.sum(0), *identity[:last], output, *identity[last:]])
         rows = []
-        for products, sums, _ in self._rows:
+        for products, sums, _ in zip(*self._columns):
             cross = F.pad(sums.double(), (0, 0, 0, more)) @ beside.mT
             about = F.pad(products, (0, more, 0, more)) - cross - cross.mT + self._cells * beside @ beside.mT
             rows.append(mixing @ about @ mixing.mT / (self._cells * beside.shape[1]))
@@ -209,7 +210,7 @@ class ImageMoments:
         beside = _ends(self._means(), 0)
         rows = [
             squares.double() - 2 * beside * _ends(sums.double(), 1) + self._cells * beside.square()
-            for _, sums, squares in self._rows
+            for _, sums, squares in zip(*self._columns)
         ]
         return self._in_order(rows) / self._cells
 
@@ -228,12 +229,11 @@ class ImageMoments:
         return partial(component_numbers, names=self.names(mean))
 
     def _keep(self, *parts: Tensor) -> None:
-        products, sums, squares = (part.cpu() for part in parts)
-        if self.per_image:
-            self._rows.append([products, sums.float(), squares.float()])
-        else:
-            totals = [part.double().sum(0, keepdim=True) for part in (products, sums, squares)]
-            self._rows = [[torch.cat(both).sum(0, keepdim=True) for both in zip(totals, *self._rows)]]
+        for column, part, kept_as in zip(self._columns, parts, (torch.float64, torch.float32, torch.float32)):
+            if self.per_image:
+                append(column, part.to("cpu", kept_as))
+            else:
+                column[:] = [torch.cat([part.cpu().double().sum(0, keepdim=True), *column]).sum(0, keepdim=True)]
 
     @property
     def _cells(self) -> int:
@@ -242,12 +242,18 @@ class ImageMoments:
 
     def _means(self) -> Tensor:
         """Give the mean of every vector in every channel, about the origin, float64 (M, C)."""
-        total = torch.stack([sums.double().sum(0) for _, sums, _ in self._rows]).sum(0)
-        return total / (self.images * self.positions)
+        return torch.stack([sums.double().sum(0) for sums in self._columns[1]]).sum(0) / (self.images * self.positions)
 
     def _in_order(self, rows: Sequence[Tensor]) -> Array:
         joined = torch.cat(list(rows))
         return (joined[torch.cat(self._numbers).argsort()] if self.per_image else joined).numpy()
+
+
+def append(parts: list[Tensor], rows: Tensor) -> None:
+    """Append rows (n, …) to what came before, joined as a binary counter carries: few tensors remain."""
+    parts.append(rows)  # many small ones, between the large ones that a forward pass frees, make the heap grow
+    while len(parts) > 1 and len(parts[-1]) >= len(parts[-2]):
+        parts[-2:] = [torch.cat(parts[-2:])]
 
 
 def _ends(vectors: Tensor, axis: int) -> Tensor:

@@ -178,19 +178,30 @@ def test_a_large_mean_does_not_cancel():
 
 def test_the_memory_is_what_the_docstring_says():
     found = accumulated(*pieces())
-    sizes = [sum(part.numel() * part.element_size() for part in rows) for rows in found._rows]
+    sizes = [part.numel() * part.element_size() for column in found._columns for part in column]
     assert sum(sizes) == 16 * (4 * 5 * (4 + 2) + 8 * 4 * 4)
     components, residual = pieces(images=64)
-    few, many = (accumulated(components[:, :n], residual[:n], 16, per_image=False)._rows for n in (16, 64))
-    assert [part.shape for part in few[0]] == [part.shape for part in many[0]] and len(few) == len(many) == 1
+    few, many = (accumulated(components[:, :n], residual[:n], 16, per_image=False) for n in (16, 64))
+    shapes = [[part.shape for column in found._columns for part in column] for found in (few, many)]
+    assert shapes[0] == shapes[1] and len(shapes[0]) == 3 and not many._numbers
+
+
+def test_batches_are_kept_in_few_tensors():
+    components, residual = pieces(images=61)
+    found = accumulated(components, residual, 1)
+    for column in (found._numbers, *found._columns):
+        assert [len(part) for part in column] == [32, 16, 8, 4, 1]
+    np.testing.assert_allclose(found.products(), accumulated(components, residual, 61).products(), atol=1e-5)
 
 
 def test_batches_are_taken_in_slices_of_bounded_size(monkeypatch):
     components, residual = pieces(dtype=torch.float16)
     whole = accumulated(components, residual, 16)
     monkeypatch.setattr(moments, "CHUNK_BYTES", 8 * 4 * residual[0].numel() * 2)
+    keep, kept = ImageMoments._keep, []
+    monkeypatch.setattr(ImageMoments, "_keep", lambda self, *parts: (kept.append(len(parts[0])), keep(self, *parts)))
     sliced = accumulated(components, residual, 16)
-    assert (len(whole._rows), len(sliced._rows)) == (1, 8)
+    assert kept == [2] * 8
     np.testing.assert_allclose(sliced.products(), whole.products(), rtol=1e-5, atol=1e-6)
 
 

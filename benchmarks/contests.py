@@ -243,16 +243,16 @@ def bare_decomposition(trans_net: TransNet, x: torch.Tensor) -> Callable[[], Non
     return bare_convolutions(trans_net, x, trans_net.decompose)
 
 
-def cache_of(pickles: Path, folder: Path) -> None:
-    """Store what the pickles hold in the suite's format."""
+def cache_of(pickles: Path, folder: Path, shape: tuple[int, ...] = FEATURE) -> None:
+    """Store what the pickles hold, maps of a shape, in the suite's format."""
     old = open_features(pickles)
     provenance = Provenance(dataset="random", split="train", arch="vgg16_bn", label="30")
     with FeatureWriter(
         folder,
         provenance=provenance,
         paths=old.paths,
-        shape_a=FEATURE,
-        shape_b=FEATURE,
+        shape_a=shape,
+        shape_b=shape,
         dtype=torch.float32,
         top_k=(1,),
     ) as writer:

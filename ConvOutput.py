@@ -1,11 +1,12 @@
 """Store the features of nets A and B for every image of a data set, once, for all Trans-Nets that follow."""
 
 import contextlib
+import gc
 import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -16,7 +17,6 @@ from models.layers import Layer
 from models.pair import Tapped, open_tapped
 from models.split import cuts, feature_shapes
 from utils import opening, options, runs
-from utils.data.batches import Preprocessing
 from utils.data.images import ImageData
 from utils.errors import InputError
 from utils.features.cache import open_features
@@ -41,14 +41,12 @@ def build_parser() -> Parser:
     options.add_layer_options(parser, default="40")
     options.add_second_layer_options(parser)
     group = parser.add_argument_group("several layers, in one pass")
-    says = "as --layer or --conv_layer, one folder each; or all"
-    group.add_argument("--layers", type=list_of(some_path), metavar="A,B,C", help=says)
+    group.add_argument("--layers", type=list_of(some_path), metavar="A,B,C", help="one folder for each; or all")
     group.add_argument("--below", type=real(above=0), default=500, metavar="MB", help="of all: layers that take less")
     group = parser.add_argument_group("features")
     group.add_argument("--t_or_v", choices=["train", "val", "both"], default="train", help="which images")
     group.add_argument("--topk", type=list_of(whole(1)), metavar="[1,3]", help="hits to record; default: [1,3]")
-    dtypes = ["float32", "float16", "bfloat16"]
-    group.add_argument("--dtype", choices=dtypes, default="float32", help="how features are stored")
+    group.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32", help="as stored")
     group.add_argument("--list_layers", action="store_true", help="only print net A's layers, with shape and bytes")
     options.add_data_options(parser, batch_size=64, cache_images="off")  # every photo is read once
     options.add_run_options(parser)
@@ -57,26 +55,29 @@ def build_parser() -> Parser:
     return parser
 
 
+class Split(NamedTuple):
+    """The images of one split, the folder of each layer's features, and writers of those that are not there yet."""
+
+    images: ImageData
+    folders: list[Path]
+    writers: dict[int, FeatureWriter]
+
+
 @torch.no_grad()
-def store(
-    net_a: nn.Module,
-    net_b: nn.Module,
-    loader: opening.Loader,
-    writers: Mapping[int, FeatureWriter],
-    topk: Sequence[int],
-    preprocess: Preprocessing,
-    runtime: Runtime,
-) -> None:
-    """Pass every image once through both nets and write the features of some layers and the hits, batch by batch."""
-    for batch in Progress(loader, "features", quiet=not runtime.is_main):
+def store(nets: Mapping[str, nn.Module], split: Split, args: Namespace, runtime: Runtime) -> None:
+    """Pass every image once through net "a", "b" or both, images → (feature, …, logits), and write what they give."""
+    images = opening.decoded(args, split.images, runtime)
+    preprocess, loader = images.preprocessing(), opening.image_loader(args, images, runtime)
+    label = f"{images.split} features of {' and '.join(nets).upper()}"
+    for batch in Progress(loader, label, quiet=not runtime.is_main):
         pixels, targets, indices = runtime.to_device(batch)
         with runtime.autocast():
-            images = preprocess(pixels)
-            *features_a, logits_a = net_a(images)
-            *features_b, logits_b = net_b(images)
-        hits = [topk_hits(logits, targets, topk) for logits in (logits_a, logits_b)]
-        for i, writer in writers.items():
-            writer.write(indices.tolist(), features_a[i], features_b[i], targets, *hits)
+            normalised = preprocess(pixels)
+            answers = {name: net(normalised) for name, net in nets.items()}
+        for name, (*features, logits) in answers.items():
+            hits = topk_hits(logits, targets, args.topk)
+            for i, writer in split.writers.items():
+                writer.write(name, indices.tolist(), features[i], targets, hits)
 
 
 def layer_sizes(args: Namespace) -> dict[str, tuple[tuple[int, ...], float]]:
@@ -85,9 +86,8 @@ def layer_sizes(args: Namespace) -> dict[str, tuple[tuple[int, ...], float]]:
     filled = Namespace(**vars(args))
     options.fill(filled, state.get("data", {}))
     count = len(opening.images(filled, "val" if args.t_or_v == "val" else "train"))
-    bytes_each = count * getattr(torch, args.dtype).itemsize
-    shapes = cuts(model, filled.image_size)
-    return {name: (shape, math.prod(shape) * bytes_each / 1e6) for name, shape in shapes.items()}
+    each = count * getattr(torch, args.dtype).itemsize / 1e6
+    return {name: (shape, math.prod(shape) * each) for name, shape in cuts(model, filled.image_size).items()}
 
 
 def list_layers(args: Namespace) -> None:
@@ -112,58 +112,46 @@ def chosen_layers(args: Namespace) -> list[tuple[Layer, Layer]]:
     return [(layer, second if own else layer) for layer in layers]
 
 
-def store_split(
-    args: Namespace, nets: tuple[Tapped, Tapped], images: ImageData, labels: Sequence[str], runtime: Runtime
-) -> list[Path]:
-    """Store one split of both nets, but for the layers that are there already; give the folders of all.
-
-    Args:
-        args: the options.
-        nets: A and B.
-        images: of the split.
-        labels: of the layers, in file names.
-        runtime: device, processes, precision.
-    """
-    a, b = nets
-    arch, split, name = runs.pair(a.sources[0].arch, b.sources[0].arch), images.split, options.data_name(args)
-    folders, missing = [], dict[int, dict[str, Any]]()
-    shapes = (feature_shapes(net.net, args.image_size) for net in nets)
+def plan(
+    args: Namespace, nets: Mapping[str, Tapped], images: ImageData, labels: Sequence[str], runtime: Runtime,
+    stack: contextlib.ExitStack,
+) -> Split:  # fmt: skip
+    """Find the layers of a split, of these labels in file names, that are not stored yet; open writers on a stack."""
+    a, b = nets["a"], nets["b"]
+    arch, name = runs.pair(a.sources[0].arch, b.sources[0].arch), options.data_name(args)
+    split = Split(images, [], {})
+    shapes = (feature_shapes(net.net, args.image_size) for net in nets.values())
     for i, (source_a, source_b, shape_a, shape_b) in enumerate(zip(a.sources, b.sources, *shapes)):
         provenance = Provenance(
-            source_a, source_b, dataset=args.dataset, name=args.name, split=split, sample_num=args.sample_num,
+            source_a, source_b, dataset=args.dataset, name=args.name, split=images.split, sample_num=args.sample_num,
             classes=images.classes, transform=images.transform_record, arch=arch, label=labels[i],
         )  # fmt: skip
-        folder = runs.features_folder(args.out, name, args.sample_num, arch, labels[i], args.suffix, split)
-        folders.append(folder)
+        folder = runs.features_folder(args.out, name, args.sample_num, arch, labels[i], args.suffix, images.split)
+        split.folders.append(folder)
         facts = {"dtype": args.dtype, "count": len(images), "top_k": args.topk}
         facts |= {"shape_a": list(shape_a), "shape_b": list(shape_b)}
         if is_stored(folder, provenance, facts, images.paths):
             runtime.say(f"{folder} has these features already")
             continue
         runtime.say(f"{arch} at {labels[i]}: features {shape_a} and {shape_b} of {len(images):,} images to {folder}")
-        missing[i] = {"folder": folder, "provenance": provenance, "shape_a": shape_a, "shape_b": shape_b}
-    if not missing:
-        return folders
-    same = {"paths": images.paths, "dtype": getattr(torch, args.dtype), "top_k": args.topk, "create": runtime.is_main}
-    same["target_shape"] = images.targets.shape[1:]
-    with contextlib.ExitStack() as stack:
         with runtime.main_first():
-            writers = {i: FeatureWriter(**own, **same) for i, own in missing.items()}
-        for writer in writers.values():
-            stack.enter_context(writer)
-        images = opening.decoded(args, images, runtime)
-        net_a, net_b = (runtime.parallel(freeze_for_inference(net.net, runtime.device)) for net in nets)
-        loader, preprocess = opening.image_loader(args, images, runtime), images.preprocessing()
-        store(net_a, net_b, loader, writers, args.topk, preprocess, runtime)
-        for writer in writers.values():
-            writer.close()
-        runtime.barrier()
-        if runtime.is_main:
-            for writer in writers.values():
-                writer.finish()
-                stored = open_features(writer.folder)
-                print(*accuracies(stored, split), *doubts(stored), f"saved {writer.folder}", sep="\n")
-    return folders
+            writer = FeatureWriter(
+                folder, provenance=provenance, paths=images.paths, shape_a=shape_a, shape_b=shape_b, top_k=args.topk,
+                dtype=getattr(torch, args.dtype), target_shape=images.targets.shape[1:], create=runtime.is_main,
+            )  # fmt: skip
+            split.writers[i] = stack.enter_context(writer)
+    return split
+
+
+def finish(split: Split, runtime: Runtime) -> None:
+    """Mark a split's features complete, and say what they show."""
+    for writer in split.writers.values():
+        writer.close()
+    runtime.barrier()
+    for writer in split.writers.values() if runtime.is_main else ():
+        writer.finish()
+        stored = open_features(writer.folder)
+        print(*accuracies(stored, split.images.split), *doubts(stored), f"saved {writer.folder}", sep="\n")
 
 
 @command
@@ -175,9 +163,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.list_layers:
         return list_layers(args)
     firsts, seconds = zip(*chosen_layers(args))
-    a = open_tapped(args.resume1, args.arch1 or args.arch, firsts)
-    b = open_tapped(args.resume2, args.arch2 or args.arch, seconds, options.second_layer_hint(args))
-    data_a, data_b = (net.state.get("data", {}) for net in (a, b))
+    nets = {
+        "a": open_tapped(args.resume1, args.arch1 or args.arch, firsts),
+        "b": open_tapped(args.resume2, args.arch2 or args.arch, seconds, options.second_layer_hint(args)),
+    }
+    data_a, data_b = (net.state.get("data", {}) for net in nets.values())
     options.fill(args, data_a, data_b)
     splits = ["train", "val"] if args.t_or_v == "both" else [args.t_or_v]
     listed = [opening.images(args, split, data_a) for split in splits]
@@ -188,12 +178,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     if max(args.topk) > len(classes):
         parser.error(f"--topk {args.topk} asks for more answers than the {len(classes)} classes")
     labels = [runs.pair(first.label, second.label) for first, second in zip(firsts, seconds)]
-    for images in listed:
-        folders = store_split(args, (a, b), images, labels, runtime)
-    fit = ("--convOut_path", folders[0].parent, "--standardise", "--solve", "--epochs", 10, "--out", args.out)
+    with contextlib.ExitStack() as stack:
+        planned = [plan(args, nets, images, labels, runtime, stack) for images in listed]
+        missing = [split for split in planned if split.writers]
+        # On the CPU one net after the other, so that memory holds one; a GPU would wait for the second decoding.
+        passes = ["ab"] if runtime.device.type == "cuda" else ["a", "b"]
+        for names in passes if missing else ():
+            own = {name: runtime.parallel(freeze_for_inference(nets.pop(name).net, runtime.device)) for name in names}
+            gc.collect()  # graphs and their modules refer to each other: the net before goes only now
+            for split in missing:
+                store(own, split, args, runtime)
+                if not nets:
+                    finish(split, runtime)
+    folder = planned[0].folders[0].parent
+    fit = ("--convOut_path", folder, "--standardise", "--solve", "--epochs", 10, "--out", args.out)
     again = (*(sys.argv[1:] if argv is None else argv), "--t_or_v", "train")
-    has_train = Path(folders[0].parent, "train").is_dir()
-    runtime.say_next(*("Training_TransNet.py", *fit) if has_train else ("ConvOutput.py", *again))
+    runtime.say_next(*("Training_TransNet.py", *fit) if (folder / "train").is_dir() else ("ConvOutput.py", *again))
 
 
 if __name__ == "__main__":

@@ -33,7 +33,8 @@ def store(folder: Path, images: int, shape: tuple[int, ...]) -> None:
     for i in range(images):
         a, b = torch.randn(2, *shape)
         target, hit = torch.tensor(i), torch.tensor([True])
-        writer.write([i], a[None], b[None], target[None], hit[None], hit[None])
+        for net, feature in (("a", a), ("b", b)):
+            writer.write(net, [i], feature[None], target[None], hit[None])
         sample = {"target": target, "pred1": hit, "pred2": hit, "convOut1": a.clone(), "convOut2": b.clone()}
         torch.save(sample, folder / "old" / f"{i:06d}.pkl", _use_new_zipfile_serialization=False)
     writer.finish()

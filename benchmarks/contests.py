@@ -258,7 +258,8 @@ def cache_of(pickles: Path, folder: Path, shape: tuple[int, ...] = FEATURE) -> N
     ) as writer:
         for row in range(len(old)):
             a, b, targets, _ = old.__getitems__([row])
-            writer.write([row], a, b, targets, torch.ones(1, 1) > 0, torch.ones(1, 1) > 0)
+            for net, feature in (("a", a), ("b", b)):
+                writer.write(net, [row], feature, targets, torch.ones(1, 1) > 0)
         writer.finish()
 
 

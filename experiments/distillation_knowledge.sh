@@ -69,6 +69,20 @@ train() { # METHOD SEED
   link "../../../../$(net_of "$1" "$2")" "$OUT/results/accuracy/$1/$STUDENT/sd$2.pth.tar"
 }
 
+teach() {
+  hsakd teacher "$TEACHER_EPOCHS" teacher --arch "${TEACHER}_aux" --manual 1
+  link "../../../../${teacher#"$OUT/"}" "$OUT/results/accuracy/teacher/$STUDENT/sd1.pth.tar"
+}
+
+# train_all METHOD…: the students of those that $METHODS names.
+train_all() {
+  local method seed
+  for method; do
+    [[ " $METHODS " == *" $method "* ]] || continue
+    for seed in $SEEDS; do together train "$method" "$seed"; done
+  done
+}
+
 # measure METHOD SEED TEACHER: what teacher and student share in every stage, in both directions.
 measure() {
   local stage direction reverse label features trans_net name=$1_sd$2 result
@@ -96,11 +110,10 @@ measure() {
 
 both=$TEACHER-$STUDENT
 if [[ $TEACHER == "$STUDENT" ]]; then both=$TEACHER; fi
-hsakd teacher "$TEACHER_EPOCHS" teacher --arch "${TEACHER}_aux" --manual 1
-link "../../../../${teacher#"$OUT/"}" "$OUT/results/accuracy/teacher/$STUDENT/sd1.pth.tar"
-for method in $METHODS; do
-  for seed in $SEEDS; do together train "$method" "$seed"; done
-done
+together teach
+train_all alone dcm # beside their teacher-to-be; the others need it
+wait_all
+train_all kd hsakd
 wait_all
 for method in $METHODS; do
   for seed in $SEEDS; do

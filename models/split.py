@@ -4,11 +4,13 @@ One mechanism serves every torchvision classifier: its forward pass is traced in
 readable names (`features.30`, `layer3.5.add`), and the graph is cut at the node that the layer's name means.
 """
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.func import functional_call
 from torch.fx.passes.shape_prop import ShapeProp
 
 from models.graph import copy_inputs, find_cut, flow_around, modes_of, reach, restore_modes, result_of, trace
@@ -130,12 +132,10 @@ def feature_shapes(tapped: nn.Module, image_size: int) -> list[tuple[int, ...]]:
 
 
 def _of_blank_image(net: nn.Module, image_size: int) -> Any:
-    device = next((parameter.device for parameter in net.parameters()), torch.device("cpu"))
     modes = modes_of(net)
     net.eval()
     try:
-        with torch.no_grad():
-            return net(torch.zeros(1, 3, image_size, image_size, device=device))
+        return _only_shapes(net, image_size)
     except (RuntimeError, ValueError, AssertionError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         only = getattr(net, "image_size", None)  # a vision transformer's
@@ -143,6 +143,16 @@ def _of_blank_image(net: nn.Module, image_size: int) -> Any:
         raise InputError(f"the network does not take {image_size}×{image_size} images ({reason}); {instead}") from None
     finally:
         restore_modes(modes)
+
+
+@torch.no_grad()
+def _only_shapes(net: nn.Module, image_size: int) -> Any:
+    """Give tensors of the right shapes: without values, so that no weight is read from its file, or computed."""
+    state = [*net.named_parameters(), *net.named_buffers()]
+    image = torch.zeros(1, 3, image_size, image_size)
+    with contextlib.suppress(Exception):  # of a net that holds other tensors, or what has no form without values
+        return functional_call(net, {name: value.to("meta") for name, value in state}, image.to("meta"))
+    return net(image.to(next((value.device for _, value in state), image.device)))
 
 
 def _shape(feature: Any) -> tuple[int, ...]:

@@ -30,7 +30,8 @@ def store(folder, split, x, target, labels):
         folder / split, provenance=provenance, paths=[f"{split}{i}.jpg" for i in range(len(x))], top_k=(1,),
         shape_a=x.shape[1:], shape_b=target.shape[1:], dtype=torch.float32,
     ) as writer:  # fmt: skip
-        writer.write(range(len(x)), x, target, labels, hits, hits)
+        writer.write("a", range(len(x)), x, labels, hits)
+        writer.write("b", range(len(x)), target, labels, hits)
         writer.finish()
 
 

@@ -43,8 +43,9 @@ def writer(folder, dtype=torch.float32, **changes):
 
 
 def fill(target, rows):
-    values = samples()
-    target.write(rows, *(value[rows] for value in values))
+    features_a, features_b, targets, hits_a, hits_b = (value[rows] for value in samples())
+    target.write("a", rows, features_a, targets, hits_a)
+    target.write("b", rows, features_b, targets, hits_b)
 
 
 def complete(folder, dtype=torch.float32):

@@ -95,6 +95,7 @@ class FeatureWriter:
         elif read_json(self.folder / INDEX) != self._index:
             raise InputError(f"{self.folder} was made for other features; all processes need the same options")
         self._files: dict[str, BinaryIO] = {name: self._path(name).open("r+b") for name in self._layout}
+        self._has = {net: np.zeros(len(paths), dtype=bool) for net in "ab"}
         self._offsets = {name: np.lib.format.open_memmap(self._path(name), "r").offset for name in self._layout}
 
     def __enter__(self) -> "FeatureWriter":
@@ -104,24 +105,15 @@ class FeatureWriter:
         self.close()
         self._open.close()
 
-    def write(
-        self,
-        indices: Sequence[int],
-        features_a: Tensor,
-        features_b: Tensor,
-        targets: Tensor,
-        hits_a: Tensor,
-        hits_b: Tensor,
-    ) -> None:
-        """Store one batch at rows `indices` (n,), in any order.
+    def write(self, net: str, indices: Sequence[int], features: Tensor, targets: Tensor, hits: Tensor) -> None:
+        """Store one net's batch at rows `indices` (n,), in any order; a row counts once both nets' are there.
 
         Args:
+            net: "a" or "b".
             indices: row numbers, 0 to N − 1.
-            features_a: (n, *shape_a) floating point, on any device.
-            features_b: (n, *shape_b) the same.
+            features: (n, *shape_a), or *shape_b; floating point, on any device.
             targets: (n,) integers, or (n, *target_shape) floating point.
-            hits_a: (n, len(top_k)) bool: is the label among net A's first k answers?
-            hits_b: (n, len(top_k)) the same of net B.
+            hits: (n, len(top_k)) bool: is the label among the net's first k answers?
 
         Raises:
             InputError: a feature is not finite in the stored type.
@@ -130,25 +122,11 @@ class FeatureWriter:
         rows = [int(index) for index in indices]
         if rows and not 0 <= min(rows) <= max(rows) < self._index["count"]:
             raise ValueError(f"rows {min(rows)} to {max(rows)} of a cache of {self._index['count']} images")
-        batch = {
-            "features_a": self._encode(features_a, "A"),
-            "features_b": self._encode(features_b, "B"),
-            "targets": targets,
-            "hits_a": hits_a,
-            "hits_b": hits_b,
-            "written": torch.ones(len(rows), dtype=torch.bool),  # last: a row counts once the rest is out
-        }
+        batch = {f"features_{net}": self._encode(features, net), "targets": targets, f"hits_{net}": hits}
         for name, values in batch.items():
-            dtype, shape = self._layout[name]
-            array = np.ascontiguousarray(values.detach().cpu().numpy(), dtype=dtype)
-            if array.shape != (len(rows), *shape[1:]):
-                raise ValueError(f"{name} of a batch has shape {array.shape}, expected {(len(rows), *shape[1:])}")
-            row_bytes = dtype.itemsize * math.prod(shape[1:])
-            # Plain writes, not a writable map: a full disk is then an error and not a crash of the process.
-            for position, row, length in _runs(rows):
-                self._files[name].seek(self._offsets[name] + row * row_bytes)
-                self._files[name].write(array[position : position + length].data)
-            self._files[name].flush()
+            self._put(name, rows, values.detach().cpu().numpy())
+        self._has[net][rows] = True  # last: a row counts once the rest is out
+        self._put("written", rows, self._has["a"][rows] & self._has["b"][rows])
 
     def close(self) -> None:
         """Bring everything that this process wrote to the disk; it writes no more."""
@@ -169,6 +147,19 @@ class FeatureWriter:
         if stored != self._index["count"]:
             raise InputError(f"{self.folder} has {stored} of {self._index['count']} images; run ConvOutput.py again")
         write_json(self.folder / INDEX, self._index | {"complete": True})
+
+    def _put(self, name: str, rows: list[int], values: np.ndarray) -> None:
+        """Write rows of one file."""
+        dtype, shape = self._layout[name]
+        array = np.ascontiguousarray(values, dtype=dtype)
+        if array.shape != (len(rows), *shape[1:]):
+            raise ValueError(f"{name} of a batch has shape {array.shape}, expected {(len(rows), *shape[1:])}")
+        row_bytes = dtype.itemsize * math.prod(shape[1:])
+        # Plain writes, not a writable map: a full disk is then an error and not a crash of the process.
+        for position, row, length in _runs(rows):
+            self._files[name].seek(self._offsets[name] + row * row_bytes)
+            self._files[name].write(array[position : position + length].data)
+        self._files[name].flush()
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.npy"
@@ -204,8 +195,8 @@ class FeatureWriter:
         stored = features.detach().to(self._dtype)
         if not bool(stored.isfinite().all()):
             raise InputError(
-                f"a feature of net {net} is not finite as {self._index['dtype']}; if the network is sound, store the "
-                "features as float32 or bfloat16"
+                f"a feature of net {net.upper()} is not finite as {self._index['dtype']}; if the network is sound, "
+                "store the features as float32 or bfloat16"
             )
         return stored.view(torch.uint16) if self._dtype is torch.bfloat16 else stored
 

@@ -217,7 +217,8 @@ def test_memory_stays_at_one_batch(tmp_path):
     features, no_hits = torch.randn(batch, *shape), torch.empty(batch, 0, dtype=torch.bool)
     before, seen = resident_bytes(), []
     for start in range(0, rows, batch):
-        target.write(range(start, start + batch), features, features, torch.zeros(batch), no_hits, no_hits)
+        for net in "ab":
+            target.write(net, range(start, start + batch), features, torch.zeros(batch), no_hits)
         seen.append(resident_bytes())
     target.finish()
     cache = open_features(tmp_path)

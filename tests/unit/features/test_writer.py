@@ -20,7 +20,8 @@ def test_several_labels_an_image_and_flat_features(tmp_path):
     target = writer(tmp_path, shape_a=(6,), shape_b=(2,), top_k=(), target_shape=(20,), paths=PATHS[:3])
     features_a, features_b, labels = torch.randn(3, 6), torch.randn(3, 2), torch.rand(3, 20)
     no_hits = torch.empty(3, 0, dtype=torch.bool)
-    target.write([2, 0, 1], features_a, features_b, labels, no_hits, no_hits)
+    target.write("a", [2, 0, 1], features_a, labels, no_hits)
+    target.write("b", [2, 0, 1], features_b, labels, no_hits)
     target.finish()
     batch = open_features(tmp_path).__getitems__([2, 0, 1])
     assert all(torch.equal(got, put) for got, put in zip(batch, (features_a, features_b, labels)))
@@ -54,13 +55,13 @@ def test_the_writer_refuses_what_it_cannot_keep(tmp_path):
     with pytest.raises(InputError, match="free;"):
         writer(tmp_path, shape_a=(10**6, 10**6))
     target = writer(tmp_path / "small", torch.float16)
-    features_a, *others = (value[:2] for value in samples())
+    features_a, _, *others = (value[:2] for value in samples()[:4])
     with pytest.raises(InputError, match="net A is not finite as float16"):
-        target.write([0, 1], features_a * 1e6, *others)
+        target.write("a", [0, 1], features_a * 1e6, *others)
     with pytest.raises(ValueError, match="shape"):
-        target.write([0, 1], features_a[:, :1], *others)
+        target.write("a", [0, 1], features_a[:, :1], *others)
     with pytest.raises(ValueError, match="rows 10 to 11"):
-        target.write([10, 11], features_a, *others)
+        target.write("a", [10, 11], features_a, *others)
     with pytest.raises(InputError, match="0 of 11"):
         open_features(tmp_path / "small")
 
@@ -74,9 +75,10 @@ def test_the_writer_leaves_other_folders_alone(tmp_path):
 
 def test_a_batch_that_is_refused_counts_no_row(tmp_path):
     target = writer(tmp_path)
-    *values, hits_b = samples()
+    features_a, features_b, targets, hits_a, hits_b = samples()
+    target.write("a", range(COUNT), features_a, targets, hits_a)
     with pytest.raises(ValueError, match=r"hits_b of a batch has shape \(11, 1\), expected \(11, 2\)"):
-        target.write(range(COUNT), *values, hits_b[:, :1])
+        target.write("b", range(COUNT), features_b, targets, hits_b[:, :1])
     with pytest.raises(InputError, match="0 of 11"):
         target.finish()
 
@@ -84,11 +86,20 @@ def test_a_batch_that_is_refused_counts_no_row(tmp_path):
 def test_rows_may_come_in_any_order_and_again(tmp_path):
     target = writer(tmp_path)
     values = samples()
-    target.write(range(COUNT), values[0].flip(0), *values[1:])
+    target.write("a", range(COUNT), values[0].flip(0), values[2], values[3])
     for rows in ([3, 4, 5, 0, 10, 9], [8, 1, 2, 7, 6]):
         fill(target, rows)
     target.finish()
     assert torch.equal(open_features(tmp_path).__getitems__(range(COUNT))[0], values[0])
+
+
+def test_a_row_counts_once_both_nets_are_there(tmp_path):
+    target = writer(tmp_path)
+    features_a, features_b, targets, hits_a, hits_b = samples()
+    target.write("b", range(COUNT), features_b, targets, hits_b)
+    target.write("a", range(COUNT - 1), features_a[:-1], targets[:-1], hits_a[:-1])
+    with pytest.raises(InputError, match="10 of 11"):
+        target.finish()
 
 
 def test_two_runs_do_not_fill_one_cache(tmp_path):

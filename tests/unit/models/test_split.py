@@ -132,6 +132,26 @@ def test_feature_shape_refuses_what_is_no_size_or_no_feature():
         feature_shape(halves, 64)
 
 
+class Shifted(torch.nn.Module):
+    """Holds a tensor that is neither a parameter nor a buffer, which no form without values replaces."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.shift = torch.nn.Conv2d(3, 4, 3, stride=2), torch.ones(1, 4, 1, 1)
+
+    def forward(self, images):
+        return self.conv(images) + self.shift
+
+
+def test_shapes_are_measured_without_weights_where_they_can_be(resnet18):
+    assert feature_shape(Shifted(), 9) == (4, 4, 4)
+    read = []
+    handle = resnet18.conv1.register_forward_pre_hook(lambda module, _: read.append(module.weight.device.type))
+    assert feature_shape(resnet18, 64) == (5,)
+    handle.remove()
+    assert read == ["meta"] and resnet18.conv1.weight.device.type == "cpu"
+
+
 def test_the_layers_that_are_listed_are_the_cuts(resnet18):
     listed = cuts(resnet18, 64)
     assert listed["layer3.1.add"] == (256, 4, 4) and listed["fc"] == (5,)

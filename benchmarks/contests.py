@@ -38,8 +38,17 @@ FEATURE = (512, 28, 28)
 OURS, PLAIN, BEST = "suite", "plain", "roofline"
 
 
+def processor_seconds() -> float:
+    """Give what this process and those that it started and that ended have computed."""
+    used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)
+
+
+clock: Callable[[], float] = processor_seconds  # that all turns are timed by; `bench_plain` may take the wall's
+
+
 class Turn(NamedTuple):
-    """What one turn took: seconds of the processor, and of a process of its own the most memory, bytes."""
+    """What one turn took: seconds, and of a process of its own the most memory, bytes."""
 
     seconds: float
     peak_bytes: int = 0
@@ -102,25 +111,20 @@ def save_trans_net(folder: Path) -> Path:
 
 def process(*words: object) -> Turn:
     """Run Python with some words."""
+    began = clock()
     with subprocess.Popen([sys.executable, *map(str, words)], stdout=subprocess.DEVNULL) as child:
         _, status, usage = os.wait4(child.pid, 0)
         child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode:
         raise RuntimeError(f"{shlex.join(map(str, words))} ended with {child.returncode}")
-    return Turn(usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
-
-
-def processor_seconds() -> float:
-    """Give what this process and those that it started and that ended have computed."""
-    used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return sum(usage.ru_utime + usage.ru_stime for usage in used)
+    return Turn(clock() - began, usage.ru_maxrss * 1024)
 
 
 def timed(function: Callable[[], object], times: float = 1) -> Turn:
     """Time a function; it stands for `times` as much."""
-    began = processor_seconds()
+    began = clock()
     function()
-    return Turn((processor_seconds() - began) * times)
+    return Turn((clock() - began) * times)
 
 
 def conv_output(folder: Path, count: int) -> Contest:
@@ -225,8 +229,8 @@ def refining(folder: Path, count: int) -> Contest:
 
 def second_epoch(step: Any, folder: Path, words: list[Any]) -> Turn:
     """Run a step for two epochs, quietly; give what its log says of the second."""
-    clock = mock.patch.object(runs, "time", SimpleNamespace(monotonic=processor_seconds))
-    with tempfile.TemporaryDirectory(dir=folder) as out, contextlib.redirect_stdout(io.StringIO()), clock:
+    timed_by_ours = mock.patch.object(runs, "time", SimpleNamespace(monotonic=clock))
+    with tempfile.TemporaryDirectory(dir=folder) as out, contextlib.redirect_stdout(io.StringIO()), timed_by_ours:
         step.main([*map(str, words), "--val_epoch", "9", "--out", out])
         (log,) = Path(out).glob("logs/*/*/metrics.jsonl")
         return Turn(runs.read_metrics(log)[1]["seconds"])

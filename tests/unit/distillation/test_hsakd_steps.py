@@ -1,10 +1,18 @@
+import io
+import os
+
 import pytest
 import torch
+from PIL import Image
 from torch import nn
+from torchvision.transforms.functional import pil_to_tensor
 
 from models.small.auxiliary import build_with_heads
+from tests.unit.photos import real_data
 from utils.distillation import hsakd_steps
 from utils.distillation.hsakd import online_terms, rotate, student_terms, teacher_terms
+from utils.prepare.arrays import CIFAR100_PARTS, read_cifar100
+from utils.prepare.unpacking import unpacked
 
 IMAGES = torch.arange(2 * 3 * 4 * 4, dtype=torch.uint8).view(2, 3, 4, 4)
 TARGETS, INDICES = torch.tensor([1, 0]), torch.tensor([5, 7])
@@ -92,10 +100,20 @@ ARCHS = ["wrn_16_2", "wrn_40_1", "wrn_40_2", "resnet20", "resnet56", "resnet8x4"
 ARCHS += ["ShuffleV1", "ShuffleV2", "mobilenetV2", "resnet18_imagenet", "resnet34_imagenet", "resnet50_imagenet"]
 
 
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Two real images of the archive where there is one, of its classes 2 and 0; else random ones."""
+    if "KC_REAL_DATA" not in os.environ:
+        return torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    scratch = tmp_path_factory.mktemp("cifar") / "scratch"
+    with unpacked([real_data() / "CIFAR100_mini"], CIFAR100_PARTS, scratch) as folders:
+        files = read_cifar100(folders, 3).files
+    names = [next(name for name in files if name.startswith(f"train/0{label}_")) for label in (2, 0)]
+    return torch.stack([pil_to_tensor(Image.open(io.BytesIO(files[name]()))) for name in names])
+
+
 @pytest.mark.parametrize("arch", ARCHS)
-def test_one_step_moves_every_weight_of_every_architecture(arch):
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8, generator=generator)
+def test_one_step_moves_every_weight_of_every_architecture(arch, images):
     net = build_with_heads(f"{arch}_aux", 3, "hsakd")
     before = {name: weight.detach().clone() for name, weight in net.named_parameters()}
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)

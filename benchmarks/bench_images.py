@@ -6,13 +6,14 @@ ResNet-18 with random weights at layer2, photos of 64 pixels (the same few, link
 two nets are stored, a Trans-Net is fitted to them for an epoch, and its variances are measured from the images, each by
 a process of its own. What a run takes should be a constant and so much an image: the table has that slope, from the
 first to the second number of images and from the second to the third, which should be equal, and memory should not
-grow. Prints Markdown.
+grow. Numbers of images take turns; medians count, and of slopes their range over the rounds. Prints Markdown.
 """
 
 import argparse
-import itertools
 import os
+import statistics
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.contests import Turn, photos, process, save_classifiers
@@ -47,27 +48,31 @@ def main(argv: list[str] | None = None) -> None:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, nargs=3, default=(200, 1000, 5000), help="of one run each")
+    parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args(argv)
     if "KC_REAL_DATA" not in os.environ:
         print("bench_images needs real photos: name their folder by KC_REAL_DATA; skipped")
         return
-    where = ran_on(__file__, argv, "torch", "torchvision")
-    with tempfile.TemporaryDirectory() as folder:
-        found = {count: measure(Path(folder), count) for count in args.images}
-    few, more, most = found
+    where, rounds = ran_on(__file__, argv, "torch", "torchvision"), []
+    for _ in range(args.rounds):
+        with tempfile.TemporaryDirectory() as folder:
+            rounds.append([measure(Path(folder), count) for count in args.images])
+    few, more, most = args.images
     print(f"| run | s of {few:,}, {more:,}, {most:,} images | ms an image to {more:,} | to {most:,} | most MB held |")
     print("|---|---:|---:|---:|---:|")
-    for name in found[few]:
-        turns = [of_count[name] for of_count in found.values()]
-        seconds, peaks = (", ".join(f"{value:,.0f}" for value in values) for values in (
-            [turn.seconds for turn in turns], [turn.peak_bytes / 1e6 for turn in turns]
-        ))  # fmt: skip
-        slopes = [
-            1e3 * (after.seconds - before.seconds) / (larger - smaller)
-            for (before, smaller), (after, larger) in itertools.pairwise(zip(turns, found))
-        ]
-        print(f"| {name} | {seconds} | {slopes[0]:.1f} | {slopes[1]:.1f} | {peaks} |")
+    for name in rounds[0][0]:
+        turns = [[of_count[name] for of_count in taken] for taken in rounds]
+        seconds = ", ".join(f"{statistics.median(turn.seconds for turn in of):.1f}" for of in zip(*turns))
+        peaks = ", ".join(f"{max(turn.peak_bytes for turn in of) / 1e6:,.0f}" for of in zip(*turns))
+        slopes = [[slope(taken, args.images, i) for taken in turns] for i in (0, 1)]
+        shown = (f"{statistics.median(of):.2f} ({min(of):.2f} to {max(of):.2f})" for of in slopes)
+        print(f"| {name} | {seconds} | {' | '.join(shown)} | {peaks} |")
     print(f"\n{where}")
+
+
+def slope(turns: Sequence[Turn], images: Sequence[int], i: int) -> float:
+    """Give the milliseconds an image from one number of images to the next."""
+    return 1e3 * (turns[i + 1].seconds - turns[i].seconds) / (images[i + 1] - images[i])
 
 
 if __name__ == "__main__":

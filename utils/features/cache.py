@@ -20,10 +20,9 @@ is on the disk. The arrays are plain .npy files: `numpy.load(path, mmap_mode="r"
 """
 
 import json
-import math
+import mmap
 import os
 from collections.abc import Mapping, Sequence
-from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +154,7 @@ class FeatureCache(Dataset):
         self.targets, self.hits_a, self.hits_b = (
             torch.from_numpy(np.array(arrays[name])) for name in ("targets", f"hits_{a}", f"hits_{b}")
         )
-        self._a, self._b = (_StoredRows(arrays[f"features_{net}"], index["dtype"]) for net in (a, b))
+        self._a, self._b = (_MappedRows(arrays[f"features_{net}"], index["dtype"]) for net in (a, b))
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -166,52 +165,44 @@ class FeatureCache(Dataset):
         return self._a.take(rows.numpy()), self._b.take(rows.numpy()), self.targets[rows], rows
 
 
-class _StoredRows:
-    """The rows of one .npy file, which every process opens for itself."""
+class _MappedRows:
+    """The rows of one .npy file, through a read-only memory map that every process makes for itself."""
 
     def __init__(self, array: np.memmap, dtype: str):
         self.path = Path(str(array.filename))
         self.offset, self.shape, self.stored_type = array.offset, array.shape, array.dtype
         self.dtype: torch.dtype = getattr(torch, dtype)
         self._identity = _identity(self.path.stat())
-        self._file: FileIO | None = None
+        self._map: mmap.mmap | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_file": None}  # an open file cannot travel to a spawned worker
+        return self.__dict__ | {"_map": None}  # a map cannot travel to a spawned worker
 
     def take(self, rows: np.ndarray) -> Tensor:
         """Copy `rows` (n,) int64 out of the file: (n, *shape) float32.
 
         Raises:
             InputError: the file is not the one that was checked: a new ConvOutput.py has begun.
-            IndexError: there is no such row.
         """
-        if self._file is None:
-            self._file = self._opened()
-        if not bool(((rows >= 0) & (rows < self.shape[0])).all()):
-            raise IndexError(f"rows {rows} of {self.shape[0]}")
-        batch = np.empty((len(rows), *self.shape[1:]), self.stored_type)
-        row_bytes = batch.itemsize * math.prod(self.shape[1:])
-        places = self.offset + rows * row_bytes
-        if hasattr(os, "posix_fadvise"):  # the disk reads all rows at once, in its own order
-            for place in np.sort(places).tolist():
-                os.posix_fadvise(self._file.fileno(), place, row_bytes, os.POSIX_FADV_WILLNEED)
-        for row, place in zip(batch, places.tolist()):
-            if os.preadv(self._file.fileno(), [row.data], place) != row_bytes:
-                raise self._replaced()
-        return torch.from_numpy(batch).view(self.dtype).float()
-
-    def _opened(self) -> FileIO:
-        try:
-            file = FileIO(self.path)
-        except FileNotFoundError:
-            raise self._replaced() from None
-        if _identity(os.fstat(file.fileno())) != self._identity:
-            raise self._replaced()
-        return file
-
-    def _replaced(self) -> InputError:
-        return InputError(f"{self.path} was replaced while it was in use; start again when ConvOutput.py is done")
+        if self._map is None:
+            try:
+                with self.path.open("rb") as file:
+                    same = _identity(os.fstat(file.fileno())) == self._identity
+                    self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if same else None
+            except FileNotFoundError:
+                pass
+        if self._map is None:
+            raise InputError(f"{self.path} was replaced while it was in use; start again when ConvOutput.py is done")
+        everything = np.frombuffer(self._map, self.stored_type, int(np.prod(self.shape)), self.offset)
+        row_bytes = everything.nbytes // self.shape[0]
+        # Announce whole rows: left alone, random access to a cold map reads the disk page by page.
+        for row in np.sort(rows).tolist():
+            start = self.offset + row * row_bytes
+            page = start - start % mmap.PAGESIZE
+            self._map.madvise(mmap.MADV_WILLNEED, page, start + row_bytes - page)
+        batch = torch.from_numpy(np.take(everything.reshape(self.shape), rows, axis=0))
+        self._map.madvise(mmap.MADV_DONTNEED)  # pages read stay in the system's cache, not in this process
+        return batch.view(self.dtype).float()
 
 
 def _identity(status: os.stat_result) -> tuple[int, int, int]:

@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -112,13 +113,25 @@ def save_trans_net(folder: Path) -> Path:
 
 def process(*words: object) -> Turn:
     """Run Python with some words."""
-    began = clock()
+    began, peak = clock(), 0
     with subprocess.Popen([sys.executable, *map(str, words)], stdout=subprocess.DEVNULL) as child:
-        _, status, usage = os.wait4(child.pid, 0)
-        child.returncode = os.waitstatus_to_exitcode(status)
+        while child.poll() is None:
+            peak = max(peak, peak_bytes(child.pid))
+            time.sleep(0.05)
     if child.returncode:
         raise RuntimeError(f"{shlex.join(map(str, words))} ended with {child.returncode}")
-    return Turn(clock() - began, usage.ru_maxrss * 1024)
+    return Turn(clock() - began, peak)
+
+
+def peak_bytes(pid: int) -> int:
+    """Give the most memory that a process held since it began; 0 where it is over.
+
+    Not what `resource` says of children: that counts what their parent held when it started them.
+    """
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+    return 0
 
 
 def timed(function: Callable[[], object], times: float = 1) -> Turn:

@@ -13,7 +13,7 @@ the data set, unshuffled:
     targets.npy     (N,) int64, or (N, *target_shape) float32 for several labels an image
     hits_a.npy      (N, len(top_k)) bool: whether net A has the label among its first k answers
     hits_b.npy      the same of net B
-    written.npy     (N,) bool: rows stored so far
+    written.npy     (N,) bool: rows of which both nets' features are there
 
 `complete` is false from the first byte on and becomes true, in one atomic replacement, only after every row
 is on the disk. The arrays are plain .npy files: `numpy.load(path, mmap_mode="r")` reads them without us.

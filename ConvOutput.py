@@ -66,18 +66,17 @@ class Split(NamedTuple):
 @torch.no_grad()
 def store(nets: Mapping[str, nn.Module], split: Split, args: Namespace, runtime: Runtime) -> None:
     """Pass every image once through net "a", "b" or both, images → (feature, …, logits), and write what they give."""
-    images = opening.decoded(args, split.images, runtime)
-    preprocess, loader = images.preprocessing(), opening.image_loader(args, images, runtime)
-    label = f"{images.split} features of {' and '.join(nets).upper()}"
+    preprocess, loader = split.images.preprocessing(), opening.image_loader(args, split.images, runtime)
+    label = f"{split.images.split} features of {' and '.join(nets).upper()}"
     for batch in Progress(loader, label, quiet=not runtime.is_main):
         pixels, targets, indices = runtime.to_device(batch)
         with runtime.autocast():
             normalised = preprocess(pixels)
             answers = {name: net(normalised) for name, net in nets.items()}
         for name, (*features, logits) in answers.items():
-            hits = topk_hits(logits, targets, args.topk)
+            rows, hits = indices.tolist(), topk_hits(logits, targets, args.topk)
             for i, writer in split.writers.items():
-                writer.write(name, indices.tolist(), features[i], targets, hits)
+                writer.write(name, rows, features[i], targets, hits)
 
 
 def layer_sizes(args: Namespace) -> dict[str, tuple[tuple[int, ...], float]]:
@@ -181,6 +180,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with contextlib.ExitStack() as stack:
         planned = [plan(args, nets, images, labels, runtime, stack) for images in listed]
         missing = [split for split in planned if split.writers]
+        missing = [split._replace(images=opening.decoded(args, split.images, runtime)) for split in missing]
         # On the CPU one net after the other, so that memory holds one; a GPU would wait for the second decoding.
         passes = ["ab"] if runtime.device.type == "cuda" else ["a", "b"]
         for names in passes if missing else ():

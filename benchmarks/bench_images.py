@@ -16,8 +16,9 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.contests import Turn, photos, process, save_classifiers
+from benchmarks.contests import photos, save_classifiers
 from benchmarks.machine import ran_on
+from benchmarks.turns import Turn, process
 
 ARCH, LAYER, IMAGE_SIZE = "resnet18", 2, 64
 

@@ -22,9 +22,10 @@ from typing import Any
 
 import torch
 
-from benchmarks import contests
-from benchmarks.contests import BEST, OURS, PLAIN, ROWS, Row, Turn
+from benchmarks import turns
+from benchmarks.contests import BEST, OURS, PLAIN, ROWS, Row
 from benchmarks.machine import ran_on
+from benchmarks.turns import Turn
 from utils.files import read_json, write_json
 
 
@@ -32,16 +33,16 @@ def measure(row: Row, images: int, rounds: int) -> dict[str, Any]:
     """Let what is compared take turns; give medians."""
     with tempfile.TemporaryDirectory() as folder:
         contest = row.prepare(Path(folder), images)
-        turns: dict[str, list[Turn]] = {name: [] for name in contest}
+        taken: dict[str, list[Turn]] = {name: [] for name in contest}
         for _ in range(rounds):
             for name, take in contest.items():
-                turns[name].append(take())
+                taken[name].append(take())
     found: dict[str, Any] = {"images": images, "threads": torch.get_num_threads(), "load": os.getloadavg()[0]}
-    found["clock"] = contests.clock.__name__
-    for name, taken in turns.items():
-        found[name] = statistics.median(turn.seconds for turn in taken)
-        found[f"{name}_turns"] = [turn.seconds for turn in taken]
-        found[f"{name}_peak_bytes"] = max(turn.peak_bytes for turn in taken)
+    found["clock"] = turns.clock.__name__
+    for name, own in taken.items():
+        found[name] = statistics.median(turn.seconds for turn in own)
+        found[f"{name}_turns"] = [turn.seconds for turn in own]
+        found[f"{name}_peak_bytes"] = max(turn.peak_bytes for turn in own)
     return found
 
 
@@ -78,7 +79,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
     if args.wall:
-        contests.clock = time.perf_counter
+        turns.clock = time.perf_counter
     where = ran_on(__file__, argv, "torch", "torchvision")
     kept = Path(f"{args.results}.json")
     found = read_json(kept) if args.results and kept.exists() else {}

@@ -5,12 +5,7 @@ import io
 import itertools
 import math
 import os
-import resource
-import shlex
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,8 +17,9 @@ from torch import nn
 
 import Training_TransNet
 import transClassifier
-from benchmarks import plain
+from benchmarks import plain, turns
 from benchmarks.roofline import bare_convolutions, bare_training
+from benchmarks.turns import Turn, process, timed
 from models.classifiers import build, classifier_record, load_classifier
 from models.frozen import freeze_for_inference
 from models.split import split
@@ -38,22 +34,6 @@ CLASSES = 8
 PIECE = 8  # images of the batches whose bare convolutions are measured
 FEATURE = (512, 28, 28)
 OURS, PLAIN, BEST = "suite", "plain", "roofline"
-
-
-def processor_seconds() -> float:
-    """Give what this process and those that it started and that ended have computed."""
-    used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return sum(usage.ru_utime + usage.ru_stime for usage in used)
-
-
-clock: Callable[[], float] = processor_seconds  # that all turns are timed by; `bench_plain` may take the wall's
-
-
-class Turn(NamedTuple):
-    """What one turn took: seconds, and of a process of its own the most memory, bytes."""
-
-    seconds: float
-    peak_bytes: int = 0
 
 
 Contest = dict[str, Callable[[], Turn]]
@@ -109,36 +89,6 @@ def save_trans_net(folder: Path) -> Path:
     path, trans_net = folder / "G.pth.tar", TransNet(FEATURE[0], FEATURE[0])
     checkpoint.save(path, {"trans_net": trans_net.config, "state_dict": trans_net.state_dict()})
     return path
-
-
-def process(*words: object) -> Turn:
-    """Run Python with some words."""
-    began, peak = clock(), 0
-    with subprocess.Popen([sys.executable, *map(str, words)], stdout=subprocess.DEVNULL) as child:
-        while child.poll() is None:
-            peak = max(peak, peak_bytes(child.pid))
-            time.sleep(0.05)
-    if child.returncode:
-        raise RuntimeError(f"{shlex.join(map(str, words))} ended with {child.returncode}")
-    return Turn(clock() - began, peak)
-
-
-def peak_bytes(pid: int) -> int:
-    """Give the most memory that a process held since it began; 0 where it is over.
-
-    Not what `resource` says of children: that counts what their parent held when it started them.
-    """
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
-        return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
-    return 0
-
-
-def timed(function: Callable[[], object], times: float = 1) -> Turn:
-    """Time a function; it stands for `times` as much."""
-    began = clock()
-    function()
-    return Turn((clock() - began) * times)
 
 
 def conv_output(folder: Path, count: int) -> Contest:
@@ -243,7 +193,7 @@ def refining(folder: Path, count: int) -> Contest:
 
 def second_epoch(step: Any, folder: Path, words: list[Any]) -> Turn:
     """Run a step for two epochs, quietly; give what its log says of the second."""
-    timed_by_ours = mock.patch.object(runs, "time", SimpleNamespace(monotonic=clock))
+    timed_by_ours = mock.patch.object(runs, "time", SimpleNamespace(monotonic=turns.clock))
     with tempfile.TemporaryDirectory(dir=folder) as out, contextlib.redirect_stdout(io.StringIO()), timed_by_ours:
         step.main([*map(str, words), "--val_epoch", "9", "--out", out])
         (log,) = Path(out).glob("logs/*/*/metrics.jsonl")

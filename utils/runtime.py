@@ -38,6 +38,8 @@ def command(main: Callable[[Sequence[str] | None], Result]) -> Callable[..., Res
             result = main(argv)
             if dist.is_initialized():
                 dist.barrier()  # leave together: a process that ends while another still talks to it breaks that one
+                if main.__module__ == "__main__":
+                    _leave()
             return result
         except InputError as error:
             # One that a loader's worker raised comes with the worker's traceback in front.
@@ -55,6 +57,18 @@ def command(main: Callable[[Sequence[str] | None], Result]) -> Callable[..., Res
                 dist.destroy_process_group()
 
     return run
+
+
+def _leave() -> None:
+    """End this process of several, which did its work, without the interpreter's own end.
+
+    `DistributedDataParallel` leaves the threads of gloo running even where the group is destroyed, and one that
+    still lets go of a tensor while the interpreter ends aborts the process: torchrun would call the run failed.
+    """
+    dist.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _interrupt(*_: object) -> None:

@@ -15,7 +15,7 @@ from utils import runtime
 ROOT = Path(runtime.__file__).parents[1]
 
 TWO_PROCESSES = """
-import copy, dataclasses, json, os, sys, time, torch
+import atexit, copy, dataclasses, json, os, sys, time, torch
 from torch import nn
 from utils.training.engine import Fit, evaluate, make_optimizer, train_one_epoch
 from utils.data.loaders import make_loader
@@ -30,6 +30,9 @@ class Rows(torch.utils.data.Dataset):
 def step(net, x, _indices):
     y = net(x)
     return (y - x.square()).square().mean(), {"output": y.mean()}
+
+if "RANK" in os.environ:
+    atexit.register(os.abort)  # what threads that torch leaves behind may do, seldom, as the interpreter ends
 
 @command
 def main(argv=None):

@@ -237,5 +237,5 @@ ROWS = {
     "decompose": Row("`decompose`", "six convolutions", 8, 2, 0.92, False, decompose),
     "fitting": Row("`Training_TransNet.py`, an epoch", "eight convolutions", 8, 1.3, 0.9, False, fitting),
     "reading": Row("the cache, read shuffled", "its files in order, by batches", 128, 5, 0.7, False, reading),
-    "refining": Row("`transClassifier.py`, the second epoch", "the tail alone", 8, 4, 1 / 1.1, True, refining),
+    "refining": Row("`transClassifier.py`, the second epoch", "the tail alone", 32, 4, 1 / 1.1, True, refining),
 }

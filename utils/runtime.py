@@ -36,11 +36,8 @@ def command(main: Callable[[Sequence[str] | None], Result]) -> Callable[..., Res
             signal.signal(signal.SIGTERM, _interrupt)  # a cluster's way to say Ctrl-C
         try:
             result = main(argv)
-            if dist.is_initialized():
+            if several := dist.is_initialized():
                 dist.barrier()  # leave together: a process that ends while another still talks to it breaks that one
-                if main.__module__ == "__main__":
-                    _leave()
-            return result
         except InputError as error:
             # One that a loader's worker raised comes with the worker's traceback in front.
             sentence = str(error).splitlines()[-1].removeprefix("utils.errors.InputError: ")
@@ -55,6 +52,9 @@ def command(main: Callable[[Sequence[str] | None], Result]) -> Callable[..., Res
         finally:
             if dist.is_initialized():
                 dist.destroy_process_group()
+        if several and main.__module__ == "__main__":
+            _leave()
+        return result
 
     return run
 
@@ -62,10 +62,9 @@ def command(main: Callable[[Sequence[str] | None], Result]) -> Callable[..., Res
 def _leave() -> None:
     """End this process of several, which did its work, without the interpreter's own end.
 
-    `DistributedDataParallel` leaves the threads of gloo running even where the group is destroyed, and one that
-    still lets go of a tensor while the interpreter ends aborts the process: torchrun would call the run failed.
+    `DistributedDataParallel` leaves the threads of gloo running even where the group is destroyed. A process was seen,
+    once, to abort in that end after all was written, and torchrun calls such a run failed.
     """
-    dist.destroy_process_group()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)

@@ -106,10 +106,8 @@ def test_wings_stand_on_the_ground_and_beside_each_other(path):
     assert wings <= allowed
 
 
-def test_no_wing_is_too_large():
-    sizes = {wing: len(list((ROOT / "utils" / wing).glob("[!_]*.py"))) for wing in WINGS}
+def test_every_wing_is_in_the_plan():
     assert {path.name for path in (ROOT / "utils").iterdir() if (path / "__init__.py").exists()} == set(WINGS)
-    assert not {wing: size for wing, size in sizes.items() if not 0 < size <= 10}
 
 
 @files(MODELS)
@@ -117,17 +115,6 @@ def test_models_takes_little_from_utils(path):
     found = {name for name in imports(path) if name.split(".")[0] == "utils"}
     assert found <= FROM_UTILS_IN_MODELS
     assert not {name for name in imports(path) if name.split(".")[0] in STEPS}
-
-
-def place_of_tests(path: Path) -> Path:
-    """Give the place of a module's tests: tests/unit mirrors the rooms, models/ one level down."""
-    inside = path.relative_to(ROOT / "utils") if path.is_relative_to(ROOT / "utils") else path.relative_to(ROOT)
-    return ROOT / "tests" / "unit" / inside.with_name(f"test_{path.name}")
-
-
-@files([path for path in MODELS + UTILS if path.name not in ("__init__.py", "errors.py")])
-def test_every_room_has_its_tests_in_the_mirror(path):
-    assert place_of_tests(path).is_file()
 
 
 @files(SCRIPTS)
@@ -181,18 +168,6 @@ def test_args_stay_in_scripts_options_and_opening(path):
     }
     assert not taken, f"lines {sorted(taken)} read options that should come by name"
     assert "argparse" not in imports(path)
-
-
-@files(MODELS + UTILS)
-def test_no_room_is_too_large(path):
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 280
-
-
-@files(SCRIPTS)
-def test_a_step_is_read_on_two_screens(path):
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 200
-    (main,) = [node for node in parse(path).body if isinstance(node, ast.FunctionDef) and node.name == "main"]
-    assert (main.end_lineno or 0) - main.lineno + 1 <= 80
 
 
 @files(SCRIPTS)

@@ -30,8 +30,10 @@ if TYPE_CHECKING:
     import matplotlib.layout_engine
     import matplotlib.patheffects
     import matplotlib.ticker
+    import safetensors
     import scipy
     import sklearn
+    import timm
     import torchvision
     from torch.utils import flop_counter, tensorboard
     from torchvision.models import feature_extraction
@@ -39,12 +41,23 @@ else:
     jinja2 = Later("jinja2")
     matplotlib = Later("matplotlib")
     scipy = Later("scipy")
+    safetensors = Later("safetensors")
     sklearn = Later("sklearn")
+    timm = Later("timm")
     torchvision = Later("torchvision")
     feature_extraction = Later("torchvision.models.feature_extraction")
     tensorboard = Later("torch.utils.tensorboard")
     flop_counter = Later("torch.utils.flop_counter")
 
 __all__ = [
-    "feature_extraction", "flop_counter", "jinja2", "matplotlib", "scipy", "sklearn", "tensorboard", "torchvision",
-]  # fmt: skip
+    "feature_extraction",
+    "flop_counter",
+    "jinja2",
+    "matplotlib",
+    "safetensors",
+    "scipy",
+    "sklearn",
+    "tensorboard",
+    "timm",
+    "torchvision",
+]

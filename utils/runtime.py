@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from utils import remarks
 from utils.errors import InputError
 
 Result = TypeVar("Result")
@@ -199,6 +200,7 @@ def start(
     Raises:
         InputError: a device is named that this machine does not have.
     """
+    remarks.forget()
     asked = [gpu] if gpu is not None else list(dict.fromkeys(device_ids))
     wanted = asked or [0]
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))

@@ -16,7 +16,7 @@ STEPS = {
 SCRIPTS = sorted(ROOT.glob("*.py"))
 MODELS = sorted((ROOT / "models").rglob("*.py"))
 UTILS = sorted((ROOT / "utils").rglob("*.py"))
-FROM_UTILS_IN_MODELS = {"utils.checkpoint", "utils.errors", "utils.files", "utils.later", "utils.provenance"}
+FROM_UTILS_IN_MODELS = {f"utils.{name}" for name in ("checkpoint", "errors", "files", "later", "provenance", "remarks")}
 # What a wing may import of the other wings; the ground alone is open to all.
 WINGS = {
     "data": set(),
@@ -36,7 +36,7 @@ EFFECTS = {
 
 HEAVY = [
     "torchvision", "matplotlib", "tensorboard", "scipy.linalg", "scipy.stats", "sklearn", "torch._dynamo", "torch.onnx",
-    "jinja2",
+    "jinja2", "timm", "safetensors",
 ]  # fmt: skip
 
 

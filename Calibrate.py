@@ -1,7 +1,8 @@
 """Say what an instability is worth: what pairs that share nothing leave (nulls), what perfect ones do (ceilings).
 
 With the budget of a Trans-Net others are fitted: to pairs shuffled within the class or over all images (and judged on
-every two held-out images of a class or of all), to an untrained B, to A → A, and to the same pairs from another seed.
+every two held-out images of a class or of all), to an untrained A and an untrained B (their BatchNorms with the
+statistics of the fitting images), to A → A, and to the same pairs from another seed.
 The normalised consistency is 0 for pairs that share nothing beyond the class and 1 for what A → A reaches:
 
     (null − instability) / (null − ceiling)
@@ -23,6 +24,7 @@ from models.fitting import check_fit
 from models.pair import read_stored, untrained_head
 from models.split import as_maps
 from models.trans_net import TransNet, build_from_state
+from models.untrained import set_statistics
 from utils import checkpoint, opening, options
 from utils.errors import InputError
 from utils.features.nets import doubts
@@ -63,7 +65,7 @@ def build_parser() -> Parser:
     group.add_argument("--brief", action="store_true", help="fit only what the consistency needs: a null, a ceiling")
     group.add_argument("--bootstrap", type=whole(100), default=1000, metavar="N", help="resamples of the images")
     group.add_argument("--permutations", type=whole(0), default=200, metavar="N", help="of the test; 0: no test")
-    group = parser.add_argument_group("images, for the untrained net B")
+    group = parser.add_argument_group("images, for untrained nets")
     options.add_image_folders(group)
     group.add_argument("-a", "--arch", help="its architecture, needed where that is your own code")
     group = parser.add_argument_group("results")
@@ -112,16 +114,29 @@ def fit(
     return Fitted(errors(net), float(instability_of(errors(linear).sum(0))["instability"]))
 
 
-def beside_untrained(budget: Namespace, parts: Sequence[opening.Features], runtime: Runtime) -> Parts:
-    """Give stored x beside what B makes of the same images as it is initialised, before any training."""
-    source = parts[0].provenance
-    seed_everything(budget.seed + 1)  # the seed itself may be the one that B began with
-    head = untrained_head(source.b, len(source.classes or ()), budget.arch).to(runtime.device)
-    train, val = (Pairing(part, target=opening.features_anew(budget, part, head, runtime)) for part in parts)
-    return Parts(train, val)
+def beside_untrained(
+    which: str, budget: Namespace, train: opening.Features, val: opening.Features, runtime: Runtime
+) -> Parts:
+    """Pair one net's stored features with what net `which`, "A" or "B", makes of the images before any training.
+
+    Its BatchNorms have the statistics of one pass over the fitting images (`set_statistics`).
+    """
+    of_a, source = which == "A", train.provenance
+    seed_everything(budget.seed + 1)  # the seed itself may be the one that the net began with
+    head = untrained_head(source.a if of_a else source.b, len(source.classes or ()), budget.arch).to(runtime.device)
+    set_statistics(head, opening.network_inputs(budget, train, runtime))
+    shape = train.shape_a if of_a else train.shape_b
+
+    def beside(part: opening.Features) -> Pairing:
+        rows = opening.features_anew(budget, part, head, runtime, shape)
+        return Pairing(part, x=rows) if of_a else Pairing(part, target=rows)
+
+    return Parts(beside(train), beside(val))
 
 
-def pairings(train: opening.Features, val: opening.Features, untrained: Parts | None, seed: int) -> dict[str, Parts]:
+def pairings(
+    train: opening.Features, val: opening.Features, untrained: dict[str, Parts], seed: int
+) -> dict[str, Parts]:
     """Name the kinds of pairs that other Trans-Nets are fitted to and measured on."""
     generator, kinds = torch.Generator().manual_seed(seed), dict[str, Parts]()
     labels = [classes_of(part) for part in (train, val)]
@@ -129,7 +144,7 @@ def pairings(train: opening.Features, val: opening.Features, untrained: Parts | 
     for name, (fitted, held) in ((NULL, labels), (NULL_OF_ALL, map(torch.zeros_like, labels))):
         order = calibration.shuffled_within_class(fitted, generator)
         kinds[name] = Parts(Pairing(train, order), Pairing(val), held)
-    kinds |= {"null: B untrained": untrained} if untrained else {}
+    kinds |= untrained
     kinds[UNFITTED] = kinds["the same pairs, another seed"] = Parts(Pairing(train), Pairing(val))
     kinds[CEILING] = Parts(Pairing(train, itself=True), Pairing(val, itself=True))
     return kinds
@@ -163,11 +178,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     train, val = (opening.stored_features(args, args.convOut_path, split, {}) for split in ("train", "val"))
     Provenance.from_record(state.get("source", {})).check(val.provenance, args.transnet, but=("split", "sample_num"))
     check_fit(trans_net, val.shape_a, val.shape_b)
-    notes, untrained = doubts(val), None
-    try:
-        untrained = None if args.brief else beside_untrained(budget, (train, val), runtime)
-    except InputError as error:
-        notes.append(f"the null of an untrained B is left out: {error}")
+    notes, untrained = doubts(val), dict[str, Parts]()
+    for which in () if args.brief else ("A", "B"):
+        try:
+            untrained[f"null: {which} untrained"] = beside_untrained(which, budget, train, val, runtime)
+        except InputError as error:
+            notes.append(f"the null of an untrained {which} is left out: {error}")
     errors = reconstruction.image_errors(trans_net, opening.feature_loader(budget, val, runtime), read_stored, runtime)
     again = partial(fit, budget, trans_net.config, seed=args.seed + 1, runtime=runtime)
     found = {THIS: Fitted(errors, (state.get("linear_reference") or {}).get("instability"))}

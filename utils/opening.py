@@ -1,6 +1,6 @@
 """What the options of a step mean, opened: the run, images and their loaders, the optimiser and its rates."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -171,17 +171,37 @@ def with_features(
     return data.with_stored(compute_once(function, loader, shape, runtime, folder=folder, label=label))
 
 
-def features_anew(args: Namespace, stored: Features, head: nn.Module, runtime: Runtime) -> TensorStore:
-    """Compute what another net of B's architecture makes of the images that stored features were made of.
+def features_anew(
+    args: Namespace, stored: Features, head: nn.Module, runtime: Runtime, shape: tuple[int, ...] | None = None
+) -> TensorStore:
+    """Compute what another net makes of the images that stored features were made of.
 
     Args:
         args: where the images are, the batch size, the devices.
         stored: the features.
-        head: normalised images → feature of B's shape.
+        head: normalised images → feature.
         runtime: device, processes, precision.
+        shape: of the head's feature; default: that of B's.
 
     Returns:
         In memory, a row for each image.
+
+    Raises:
+        InputError: see `images_of_features`.
+    """
+    named, data = images_of_features(args, stored)
+    computed = with_features(
+        named, data, frozen=head, shape=shape or stored.shape_b, runtime=runtime, folder=stored.folder
+    ).stored  # fmt: skip
+    assert computed is not None
+    return TensorStore(computed.values.cpu())
+
+
+def images_of_features(args: Namespace, stored: Features) -> tuple[Namespace, ImageData]:
+    """List the images that stored features were made of; none is decoded yet.
+
+    Returns:
+        The options that name them, and the images.
 
     Raises:
         InputError: the features do not say what they were made of, or those images are not there.
@@ -200,11 +220,22 @@ def features_anew(args: Namespace, stored: Features, head: nn.Module, runtime: R
             f"{data.root} has other images than those of {stored.folder}; name theirs by --data_root, --train_path and "
             "--val_path"
         )
-    computed = with_features(
-        named, data, frozen=head, shape=stored.shape_b, runtime=runtime, folder=stored.folder
-    ).stored  # fmt: skip
-    assert computed is not None
-    return TensorStore(computed.values.cpu())
+    return named, data
+
+
+def network_inputs(args: Namespace, stored: Features, runtime: Runtime) -> Iterator[Tensor]:
+    """Give the normalised images that stored features were made of, in mixed batches on the device.
+
+    Every process gets all of them, so that what they set is the same everywhere. A folder lists one class behind the
+    other; mixed, each batch has the spread of all images.
+
+    Raises:
+        InputError: see `images_of_features`.
+    """
+    _, data = images_of_features(args, stored)
+    preprocess, order = data.preprocessing(), torch.Generator().manual_seed(args.seed)
+    for numbers in torch.randperm(len(data), generator=order).split(args.batch_size):
+        yield preprocess(data.decode(numbers.tolist()).to(runtime.device))
 
 
 def _features_of(frozen: nn.Module, preprocess: Preprocessing, images: Tensor) -> Tensor:

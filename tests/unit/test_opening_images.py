@@ -210,6 +210,18 @@ def test_features_are_computed_anew_of_the_images_that_were_stored(args, cpu):
     torch.testing.assert_close(found.gather(rows), head(images.preprocessing()(pixels)))
 
 
+def test_a_nets_inputs_are_each_stored_image_once_and_mixed(args, cpu):
+    images = opening.images(args(), "val")
+    words = args()
+    words.batch_size = 4
+    batches = list(opening.network_inputs(words, folder_of(images), cpu))
+    assert {len(batch) for batch in batches[:-1]} == {4}
+    rows = torch.cat(batches)
+    in_order = images.preprocessing()(images.decode(range(len(images))))
+    assert rows.shape == in_order.shape and not torch.equal(rows, in_order)
+    torch.testing.assert_close(rows.sum((1, 2, 3)).sort()[0], in_order.sum((1, 2, 3)).sort()[0])
+
+
 def test_other_images_than_the_stored_ones_are_refused(args, cpu):
     images, head = opening.images(args(), "val"), nn.Conv2d(3, 4, 3)
     with pytest.raises(InputError, match=r"other images than those of features; name theirs by --data_root"):

@@ -1,4 +1,4 @@
-"""Stored features in other pairs than they were stored in: with other images' targets, with x itself, with others."""
+"""Stored features in other pairs than they were stored in: with other images' targets, x itself, other nets'."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -24,6 +24,7 @@ class Pairing(Dataset[Any]):
         order: int64 (N,); None: the true pairs.
         itself: the target is x: A → A.
         target: takes the place of B's features, row i of image i.
+        x: takes the place of A's.
     """
 
     def __init__(
@@ -33,8 +34,9 @@ class Pairing(Dataset[Any]):
         *,
         itself: bool = False,
         target: TensorStore | None = None,
+        x: TensorStore | None = None,
     ) -> None:
-        self.features, self.order, self.itself, self.target = features, order, itself, target
+        self.features, self.order, self.itself, self.target, self.x = features, order, itself, target, x
 
     def __len__(self) -> int:
         return len(self.features)
@@ -42,6 +44,8 @@ class Pairing(Dataset[Any]):
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, ...]:
         """Give x, target, labels, and the numbers of the targets' images."""
         x, target, labels, rows = self.features.__getitems__(indices)
+        if self.x is not None:
+            x = self.x.gather(rows)
         if self.order is not None:
             rows = self.order[rows]
             _, target, labels, _ = self.features.__getitems__(rows.tolist())

@@ -152,9 +152,7 @@ def compared(folder: Path) -> dict[str, Path]:
     """List the files whose contents are compared, by their path in a work folder."""
     endings = (".pth.tar", ".pth", ".npy", ".json", ".jsonl", ".csv")
     paths = sorted(path for path in folder.rglob("*") if path.name.endswith(endings))
-    return {
-        path.relative_to(folder).as_posix(): path for path in paths if "/.cache/" not in str(path)
-    }
+    return {path.relative_to(folder).as_posix(): path for path in paths if "/.cache/" not in str(path)}
 
 
 def main() -> None:
@@ -163,9 +161,7 @@ def main() -> None:
     parser.add_argument("other", type=Path, help="checkout to compare with")
     parser.add_argument("--layer", default="layer2.0.add", help="of resnet8")
     parser.add_argument("--late", default="layer3.0.add", help="a later layer of resnet8")
-    parser.add_argument(
-        "--without", default="", help="a flag that the other checkout does not have, as --hidden 0"
-    )
+    parser.add_argument("--without", default="", help="a flag that the other checkout does not have, as --hidden 0")
     parser.add_argument(
         "--work",
         type=Path,
@@ -186,9 +182,7 @@ def main() -> None:
             names += differences(read(path), read(now[name]), name)
     print("\n".join(names))
     wrong = [name for name in names if not name.startswith("+")]
-    print(
-        f"{len(before)} files compared, {len(wrong)} differences, {len(names) - len(wrong)} new entries"
-    )
+    print(f"{len(before)} files compared, {len(wrong)} differences, {len(names) - len(wrong)} new entries")
     sys.exit(bool(wrong))
 
 

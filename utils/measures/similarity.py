@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from utils.errors import InputError
 from utils.later import scipy
@@ -26,6 +27,7 @@ class Score:
         kind: a similarity is larger, a distance smaller for features that are more alike.
         bounds: the smallest and the largest possible value; None: unbounded.
         reason: why there is no value.
+        convention: which of the definitions that go by this name it is.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Score:
     kind: Literal["similarity", "distance"]
     bounds: tuple[float | None, float]
     reason: str = ""
+    convention: str = ""
 
 
 def linear_cka(sums: PairSums) -> Score:
@@ -46,7 +49,7 @@ def linear_cka(sums: PairSums) -> Score:
     """
 
     def score(value: float | None, reason: str = "") -> Score:
-        return Score("CKA", value, "similarity", (-1.0, 1.0), reason)
+        return Score("CKA", value, "similarity", (-1.0, 1.0), reason, "linear, unbiased")
 
     of = sums.centred()
     n = of.rows
@@ -56,11 +59,23 @@ def linear_cka(sums: PairSums) -> Score:
         return score(None, of.constant())
     totals = torch.stack([of.xx.trace(), of.yy.trace()])  # Σ a, Σ b
     norms = torch.stack([block.square().sum() for block in (of.xx, of.xy, of.xy, of.yy)]).reshape(2, 2)
-    hsic = norms - n / (n - 2) * of.squares + totals.outer(totals) / ((n - 1) * (n - 2))
+    hsic = unbiased_hsic(norms, of.squares, totals.outer(totals), n)
     for name, own, total in zip(("x", "x*"), hsic.diagonal(), totals):
         if own <= ROUNDING * total.square():
             return score(None, f"{name} differs in one row alone")
     return score((hsic[0, 1] / hsic.diagonal().prod().sqrt()).item())
+
+
+def unbiased_hsic(norms: Tensor, squares: Tensor, totals: Tensor, n: int) -> Tensor:
+    """Give n (n − 3) HSIC₁ of n rows about their mean, see `linear_cka`.
+
+    Args:
+        norms: ‖XᵀY‖², any shape.
+        squares: Σ a b, a = |x|² and b = |y|² of a row.
+        totals: (Σ a)(Σ b).
+        n: at least 4.
+    """
+    return norms - n / (n - 2) * squares + totals / ((n - 1) * (n - 2))
 
 
 def svcca(sums: PairSums, kept: float = 0.99) -> Score:
@@ -73,7 +88,8 @@ def svcca(sums: PairSums, kept: float = 0.99) -> Score:
     """
 
     def score(value: float | None, reason: str = "") -> Score:
-        return Score("SVCCA" if kept < 1 else "CCA", value, "similarity", (0.0, 1.0), reason)
+        named = f"mean correlation of the components of {kept:.0%} of the variance"
+        return Score("SVCCA" if kept < 1 else "CCA", value, "similarity", (0.0, 1.0), reason, named)
 
     of = sums.centred()
     if of.constant():
@@ -99,7 +115,7 @@ def procrustes(sums: PairSums) -> Score:
     """
 
     def score(value: float | None, reason: str = "") -> Score:
-        return Score("Procrustes", value, "distance", (0.0, 1.0), reason)
+        return Score("Procrustes", value, "distance", (0.0, 1.0), reason, "1 − nuclear norm, features of norm 1")
 
     of = sums.centred()
     if of.constant():
@@ -122,7 +138,7 @@ def ridge_r2(fit: PairSums, held_out: PairSums) -> Score:
     """
 
     def score(value: float | None, reason: str = "") -> Score:
-        return Score("ridge R2", value, "similarity", (None, 1.0), reason)
+        return Score("ridge R2", value, "similarity", (None, 1.0), reason, "x → x*, weight by cross-validation")
 
     if (fit.rows, fit.widths) != (held_out.rows, held_out.widths):
         raise InputError(f"a regression of {fit.widths} channels cannot be judged on {held_out.widths}.")

@@ -6,7 +6,7 @@ net 0 learns from the labels alone, and a later --start_gen takes the net before
 same command again keeps the generations that are whole and goes on where the series stopped.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,11 +19,14 @@ from models.frozen import freeze_for_inference
 from models.layers import usual_layer
 from models.split import feature_shape
 from utils import checkpoint, opening, options, runs
+from utils.data.batches import Preprocessing
 from utils.data.images import ImageData, check_outputs
 from utils.distillation.born_again import distillation_loss
 from utils.distillation.teacher import Teacher, teacher_logits
 from utils.files import check_unclaimed, sha256
+from utils.normalisation import recorded_normalisation
 from utils.parser import Namespace, Parser, real, whole
+from utils.pixels import FromPixels
 from utils.runtime import Runtime, command, seed_everything
 from utils.training import resume
 from utils.training.classification import classify, known_hits, validate
@@ -101,16 +104,17 @@ def distil(
     targets: Tensor,
     indices: Tensor,
     *,
-    preprocess: Callable[[Tensor, Tensor], Tensor],
+    preprocess: Preprocessing,
+    epoch: int,
     teacher: Teacher,
     lambd: float,
     tau: float,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """CE + λ·τ²·mean over samples of −Σ softmax(teacher/τ)·log_softmax(student/τ), for a batch of photos."""
-    prepared = preprocess(pixels, indices)
-    logits = net(prepared)
+    augmented = preprocess.augmented(pixels, indices, epoch)
+    logits = net(preprocess(augmented))
     task = classification_loss(logits, targets)
-    imitation = distillation_loss(logits, teacher(prepared, indices), tau)
+    imitation = distillation_loss(logits, teacher(augmented, indices), tau)  # which has constants of its own
     return task + lambd * imitation, {"CE": task, "KD": imitation, **accuracies_percent(logits, targets)}
 
 
@@ -135,7 +139,9 @@ def train_generation(
     teacher = None
     if teacher_path:
         taught_arch = args.arch if generation == args.start_gen else arch
-        taught_by = freeze_for_inference(read_classifier(teacher_path, taught_arch, len(classes))[0], runtime.device)
+        taught_by, taught = read_classifier(teacher_path, taught_arch, len(classes))
+        constants = recorded_normalisation(taught.get("data", {})) or images.normalisation
+        taught_by = FromPixels(freeze_for_inference(taught_by, runtime.device), constants)
         loader = opening.image_loader(args, images, runtime)
         teacher = teacher_logits(taught_by, loader, len(classes), runtime, folder=args.out, gpu=args.gpu_teacher)
     seed_everything(args.seed)
@@ -152,7 +158,8 @@ def train_generation(
             set_learning_rate(fit.optimizer, rates[epoch])
             step = partial(classify, preprocess=partial(preprocess, epoch=epoch))
             if teacher:
-                step = partial(distil, **step.keywords, teacher=teacher, lambd=lambdas[epoch], tau=args.tau)
+                of_teacher = {"teacher": teacher, "lambd": lambdas[epoch], "tau": args.tau}
+                step = partial(distil, preprocess=preprocess, epoch=epoch, **of_teacher)
             metrics = train_one_epoch(fit, train_loader, step, epoch)
             if due(epoch, args.val_epoch, args.epochs):
                 metrics |= validate(fit.net, val_loaders, runtime, partial(classify, preprocess=preprocess), hits)
@@ -177,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     teacher = first_teacher(args)
     model, state = read_classifier(teacher, args.arch) if teacher else (None, {})
     options.fill(args, state.get("data", {}))
-    images, val_images = opening.both_splits(args, state.get("data"))
+    images, val_images = opening.both_splits(args, opening.known_images(args, state, runtime) if teacher else None)
     record = state.get("model") or classifier_record(args.arch or options.ARCH, len(images.classes))
     check_outputs(record["num_classes"], images, teacher)
     if args.student_arch:

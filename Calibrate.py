@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from models.fitting import check_fit
-from models.pair import read_stored, untrained_head
+from models.pair import from_pixels, read_stored, untrained_head
 from models.split import as_maps
 from models.trans_net import TransNet, build_from_state
 from models.untrained import set_statistics
@@ -123,8 +123,9 @@ def beside_untrained(
     """
     of_a, source = which == "A", train.provenance
     seed_everything(budget.seed + 1)  # the seed itself may be the one that the net began with
-    head = untrained_head(source.a if of_a else source.b, len(source.classes or ()), budget.arch).to(runtime.device)
-    set_statistics(head, opening.network_inputs(budget, train, runtime))
+    of_net = source.a if of_a else source.b
+    head = from_pixels(untrained_head(of_net, len(source.classes or ()), budget.arch), of_net).to(runtime.device)
+    set_statistics(head, opening.mixed_pixels(budget, train, runtime))
     shape = train.shape_a if of_a else train.shape_b
 
     def beside(part: opening.Features) -> Pairing:

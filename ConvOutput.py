@@ -48,7 +48,7 @@ def build_parser() -> Parser:
     group.add_argument("--topk", type=list_of(whole(1)), metavar="[1,3]", help="hits to record; default: [1,3]")
     group.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32", help="as stored")
     group.add_argument("--list_layers", action="store_true", help="only print net A's layers, with shape and bytes")
-    options.add_data_options(parser, batch_size=64, cache_images="off")  # every photo is read once
+    options.add_data_options(parser, batch_size=64, cache_images="off", two_nets=True)  # every photo is read once
     options.add_run_options(parser)
     options.add_output_options(parser)
     options.add_ignored_options(parser)
@@ -65,14 +65,13 @@ class Split(NamedTuple):
 
 @torch.no_grad()
 def store(nets: Mapping[str, nn.Module], split: Split, args: Namespace, runtime: Runtime) -> None:
-    """Pass every image once through net "a", "b" or both, images → (feature, …, logits), and write what they give."""
-    preprocess, loader = split.images.preprocessing(), opening.image_loader(args, split.images, runtime)
+    """Pass every image once through net "a", "b" or both, pixels → (feature, …, logits), and write what they give."""
+    loader = opening.image_loader(args, split.images, runtime)
     label = f"{split.images.split} features of {' and '.join(nets).upper()}"
     for batch in Progress(loader, label, quiet=not runtime.is_main):
         pixels, targets, indices = runtime.to_device(batch)
         with runtime.autocast():
-            normalised = preprocess(pixels)
-            answers = {name: net(normalised) for name, net in nets.items()}
+            answers = {name: net(pixels) for name, net in nets.items()}
         for name, (*features, logits) in answers.items():
             rows, hits = indices.tolist(), topk_hits(logits, targets, args.topk)
             for i, writer in split.writers.items():
@@ -123,7 +122,7 @@ def plan(
     for i, (source_a, source_b, shape_a, shape_b) in enumerate(zip(a.sources, b.sources, *shapes)):
         provenance = Provenance(
             source_a, source_b, dataset=args.dataset, name=args.name, split=images.split, sample_num=args.sample_num,
-            classes=images.classes, transform=images.transform_record, arch=arch, label=labels[i],
+            classes=images.classes, transform=images.decoding_record, arch=arch, label=labels[i],
         )  # fmt: skip
         folder = runs.features_folder(args.out, name, args.sample_num, arch, labels[i], args.suffix, images.split)
         split.folders.append(folder)
@@ -140,6 +139,11 @@ def plan(
             )  # fmt: skip
             split.writers[i] = stack.enter_context(writer)
     return split
+
+
+def frozen(net: Tapped, runtime: Runtime) -> nn.Module:
+    """Give the fast form of a net, pixels → (feature, …, logits)."""
+    return net.from_pixels(freeze_for_inference(net.net, runtime.device))
 
 
 def finish(split: Split, runtime: Runtime) -> None:
@@ -168,6 +172,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     data_a, data_b = (net.state.get("data", {}) for net in nets.values())
     options.fill(args, data_a, data_b)
+    nets = {
+        name: net.normalised_by(opening.normalisation(args, net.state, runtime, name.upper()))
+        for name, net in nets.items()
+    }
     splits = ["train", "val"] if args.t_or_v == "both" else [args.t_or_v]
     listed = [opening.images(args, split, data_a) for split in splits]
     classes = listed[0].classes
@@ -184,10 +192,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         # On the CPU one net after the other, so that memory holds one; a GPU would wait for the second decoding.
         passes = ["ab"] if runtime.device.type == "cuda" else ["a", "b"]
         for names in passes if missing else ():
-            own = {name: runtime.parallel(freeze_for_inference(nets.pop(name).net, runtime.device)) for name in names}
+            asked = {name: runtime.parallel(frozen(nets.pop(name), runtime)) for name in names}
             gc.collect()  # graphs and their modules refer to each other: the net before goes only now
             for split in missing:
-                store(own, split, args, runtime)
+                store(asked, split, args, runtime)
                 if not nets:
                     finish(split, runtime)
     folder = planned[0].folders[0].parent

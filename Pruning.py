@@ -175,10 +175,9 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
         parser.error("--share_bits needs --epochs to train the shared weights")
     runtime = opening.start(args)
     model, state = read_classifier(args.resume, args.arch)
-    data = state.get("data", {})
-    options.fill(args, data)
+    options.fill(args, state.get("data", {}))
     plans = [plan(factor, state["model"]["arch"], args) for factor in args.sweep]
-    images, val_images = opening.both_splits(args, data)
+    images, val_images = opening.both_splits(args, opening.known_images(args, state, runtime))
     check_outputs(state["model"]["num_classes"], images, args.resume)
     feature_shape(model, args.image_size)
     layer = usual_layer(model)

@@ -57,7 +57,7 @@ def evaluate(args: Namespace, runtime: opening.Runtime) -> None:
     """Measure a network's accuracy on the validation images."""
     if args.resume:
         model, state = read_classifier(args.resume, args.arch)
-        val_images = opening.images(args, "val", state.get("data"))
+        val_images = opening.images(args, "val", opening.known_images(args, state, runtime))
         check_outputs(state["model"]["num_classes"], val_images, args.resume)
     elif args.pretrained or args.weights:
         val_images = opening.images(args, "val")
@@ -88,7 +88,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = options.settings(args, but=["evaluate"], weights=sha256(args.weights) if args.weights else None)
     resumed = resume.find(args.resume, own, settings, restart=args.restart, extendable=not args.logspace)
     model, state = read_classifier(resumed, args.arch) if resumed else (None, {})
-    train_images, val_images = opening.both_splits(args, state.get("data"))
+    known_images = opening.known_images(args, state, runtime) if resumed else None
+    train_images, val_images = opening.both_splits(args, known_images)
     classes = train_images.classes
     record = state.get("model") or classifier_record(args.arch, len(classes), train_layer=args.train_layer)
     check_outputs(record["num_classes"], train_images, resumed)

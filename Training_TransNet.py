@@ -71,6 +71,9 @@ def open_heads(args: Namespace, runtime: Runtime) -> tuple[Heads, Mapping[str, A
     b = open_net(args.net_B, arch_b, second, options.second_layer_hint(args))
     data_a, data_b = (net.state.get("data", {}) for net in (a, b))
     options.fill(args, data_a, data_b)
+    a, b = (
+        net.normalised_by(opening.normalisation(args, net.state, runtime, name)) for name, net in (("A", a), ("B", b))
+    )
     return freeze_heads(a, b, args.image_size, runtime.device), data_a
 
 

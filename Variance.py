@@ -28,7 +28,7 @@ from utils.training.reconstruction import merged
 
 OF_NETS = (
     "net_in", "net_tar", "arch_in", "arch_tar", "name", "train_path", "val_path", "image_size", "sample_num",
-    "sub_sampler_split", "cache_images",
+    "sub_sampler_split", "cache_images", "normalisation", "normalisation1", "normalisation2",
 )  # fmt: skip
 NOT_OF_THE_FIT = ("split", "sample_num")  # a Trans-Net is fitted on some images and measured on others
 
@@ -56,7 +56,7 @@ def build_parser() -> Parser:
     group.add_argument("--figure", type=result_file(*PICTURES), metavar="FILE", help="draw the components of one image")
     group.add_argument("--spectrum", type=result_file(*PICTURES), metavar="FILE", help="draw what depths explain")
     group.add_argument("--figure_image", type=whole(0), default=0, metavar="I", help="which image that is")
-    options.add_data_options(parser, batch_size=64, cache_images="off")  # every photo is read once
+    options.add_data_options(parser, batch_size=64, cache_images="off", two_nets=True)  # every photo is read once
     options.add_run_options(parser)
     options.add_ignored_options(parser)
     return parser
@@ -78,6 +78,10 @@ def open_live(args: Namespace, fitted: Provenance, runtime: Runtime) -> Source:
     data_in = net_in.state.get("data", {})
     options.fill(args, data_in, net_tar.state.get("data", {}))
     images = opening.images(args, args.t_or_v, data_in if fitted.classes is None else data_in | {"classes": None})
+    nets = (("A", net_in, fitted.a), ("B", net_tar, fitted.b))
+    net_in, net_tar = (
+        net.normalised_by(opening.normalisation(args, net.state, runtime, name, fit)) for name, net, fit in nets
+    )
     heads = freeze_heads(net_in, net_tar, args.image_size, runtime.device)
     known = {"dataset": args.dataset, "name": args.name, "sample_num": args.sample_num}
     return live_source(images, *heads, runtime, **known)

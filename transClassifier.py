@@ -26,7 +26,7 @@ from utils.training.schedules import due, set_learning_rate
 
 # Options that say what the files say themselves; in their place stand the files' hashes and layers.
 NOT_RECORDED = ["arch", "arch_A", "arch_B", "net_A", "net_B", "resume_Ys"]
-NOT_RECORDED += ["conv_layer", "layer", "fc", "conv_layer2", "layer2"]
+NOT_RECORDED += ["conv_layer", "layer", "fc", "conv_layer2", "layer2", "normalisation1", "normalisation2"]
 
 
 def build_parser() -> Parser:
@@ -51,7 +51,8 @@ def build_parser() -> Parser:
         help="which components are summed, from x(0) up: [1,0,0] is x(0) alone; default: all",
     )  # fmt: skip
     group.add_argument("--tail", choices=["A", "B"], help="whose layers are tuned on it; default: B's, for raw_A A's")
-    options.add_data_options(parser, batch_size=64, cache_images="off")  # unless augmented, all are read once
+    # Unless augmented, all images are read once.
+    options.add_data_options(parser, batch_size=64, cache_images="off", two_nets=True)
     options.add_training_options(
         parser, optim="Adam", lr=1e-5, epochs=1000, fewest_epochs=0, logspace=2, save_epoch=100, val_epoch=10
     )
@@ -139,6 +140,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     nets = open_nets(args, fitted)
     tail, tail_state = nets[args.tail].tail, nets[args.tail].state
     options.fill(args, *(net.state.get("data", {}) for net in (nets[args.tail], *nets.values())))
+    for name, net in nets.items():
+        fit_of_net = getattr(fitted, name.lower())
+        nets[name] = net.normalised_by(opening.normalisation(args, net.state, runtime, name, fit_of_net))
     source_a, source_b = (nets[name].source if name in nets else NetSource() for name in "AB")
     source = Provenance(source_a, source_b)
     fitted.check(source, args.resume_Ys)
@@ -165,16 +169,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     if start_epoch >= args.epochs:
         return
 
-    step, preprocess = classify_features, train_images.preprocessing(args.seed)
+    # The frozen nets normalise by their own constants.
+    step, augment = classify_features, train_images.preprocessing(args.seed).augmented
     train_data = opening.decoded(args, train_images, runtime) if train_images.augments else features(train_images)
     loader = opening.image_loader(args, train_data, runtime, shuffle=True)
     rates, past, hits = opening.rates(args), resume.history(state, settings), known_hits(state, val_images)
     acc1, best_acc1 = (float(state.get(key, 0)) for key in ("acc1", "best_acc1"))
+    record = opening.data_record(args, train_images) | {"normalisation": nets[args.tail].source.normalisation}
     with log:
         for epoch in range(start_epoch, args.epochs):
             set_learning_rate(fit.optimizer, rates[epoch])
             if train_images.augments:
-                step = partial(classify, preprocess=partial(preprocess, epoch=epoch), frozen=frozen_net)
+                step = partial(classify, preprocess=partial(augment, epoch=epoch), frozen=frozen_net)
             metrics = train_one_epoch(fit, loader, step, epoch)
             if due(epoch, args.val_epoch, args.epochs):
                 metrics |= validate(fit.net, val_loaders, runtime, classify_features, hits)
@@ -184,15 +190,15 @@ def main(argv: Sequence[str] | None = None) -> None:
             if runtime.is_main and (due(epoch, args.save_epoch, args.epochs) or log.overdue):
                 state = fit.state(
                     epoch + 1, arch=model_record["arch"], model=model_record, source=source.to_record(),
-                    data=opening.data_record(args, train_images), settings=settings, history=past,
+                    data=record, settings=settings, history=past,
                     versions=resume.VERSIONS, acc1=acc1, best_acc1=best_acc1, hits=hits,
                 )  # fmt: skip
                 checkpoint.save(own, state)
                 log.saved(own, epoch + 1)
     runtime.say(f"saved {own}, accuracy {acc1:.2f} %, best {best_acc1:.2f} %; the log is {log.path}")
     if args.input not in RAW:  # a fair baseline: the net's own feature, tuned as long
-        net, same = nets[args.tail].source, (*options.IMAGES, "epochs", "lr", "logspace", "seed", "out")
-        words = ("--input", f"raw_{args.tail}", f"--net_{args.tail}", net.path, "--layer", net.layer)
+        tuned, same = nets[args.tail].source, (*options.IMAGES, "epochs", "lr", "logspace", "seed", "out")
+        words = ("--input", f"raw_{args.tail}", f"--net_{args.tail}", tuned.path, "--layer", tuned.layer)
         runtime.say_next("transClassifier.py", *words, *parser.again(args, same))
 
 

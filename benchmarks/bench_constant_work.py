@@ -23,7 +23,6 @@ from models.frozen_feature import freeze
 from models.pair import Net
 from models.split import split
 from models.trans_net import TransNet
-from utils.data.batches import normalise
 from utils.data.computed_once import compute_once
 from utils.data.datasets import ImageList
 from utils.data.images import ImageData
@@ -31,6 +30,7 @@ from utils.data.loaders import make_loader
 from utils.data.storage import TensorStore
 from utils.distillation.born_again import distillation_loss
 from utils.distillation.teacher import Teacher, live_logits, teacher_logits
+from utils.pixels import FromPixels, normalise
 from utils.provenance import NetSource
 from utils.runtime import Runtime, start
 from utils.training.classification import Loader, classify, classify_features
@@ -94,39 +94,43 @@ def main(argv: list[str] | None = None) -> None:
     print(f"\n{where}")
 
 
+def as_they_are(pixels: Tensor, _indices: Tensor) -> Tensor:
+    """Leave pixels to networks that read pixels."""
+    return pixels
+
+
 def refinement(images: ImageData, batch_size: int, runtime: Runtime) -> Prepared:
     """Prepare epochs of a tail whose features are computed from the images, or were computed of every image once."""
     head, tail = split(build("vgg16_bn", CLASSES), "features.30")
-    net = Net({}, NetSource(), head, tail)
+    net = Net({}, NetSource(normalisation=images.normalisation), head, tail)
     trans_net = TransNet(512, 512).eval()
     frozen, shape = freeze("components", {"A": net, "B": net}, trans_net, [1, 1, 1], "B", images.image_size)
     frozen.to(runtime.device)
 
-    def features_of(pixels: Tensor) -> Tensor:
-        return frozen(normalise(pixels))
-
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         loader = make_loader(images, batch_size)
-        stored = compute_once(features_of, loader, shape, runtime, folder=folder, label="features")
+        stored = compute_once(frozen, loader, shape, runtime, folder=folder, label="features")
     once_seconds = time.perf_counter() - began
     loader = make_loader(images, batch_size, shuffle=True)
     stored_loader = make_loader(images.with_stored(stored), batch_size, shuffle=True)
     optimizer = make_optimizer("Adam", tail.parameters(), lr=1e-5, momentum=0.9, weight_decay=1e-4)
     fit = Fit(runtime.parallel(tail), tail, optimizer, runtime.grad_scaler(), runtime)
     return Prepared(
-        functools.partial(train_one_epoch, fit, loader, functools.partial(classify, frozen=frozen)),
+        functools.partial(
+            train_one_epoch, fit, loader, functools.partial(classify, preprocess=as_they_are, frozen=frozen)
+        ),
         functools.partial(train_one_epoch, fit, stored_loader, classify_features),
         once_seconds,
         largest_difference(
-            lambda pixels, _: features_of(pixels), lambda _, indices: stored.gather(indices), loader, runtime
+            lambda pixels, _: frozen(pixels), lambda _, indices: stored.gather(indices), loader, runtime
         ),
     )
 
 
 def born_again(arch: str, images: ImageData, batch_size: int, runtime: Runtime) -> Prepared:
     """Prepare epochs of a student whose teacher is asked about every batch, or was asked about every image once."""
-    model = build(arch, CLASSES).to(runtime.device).eval()
+    model = FromPixels(build(arch, CLASSES).to(runtime.device).eval(), images.normalisation)
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         stored = teacher_logits(model, make_loader(images, batch_size), CLASSES, runtime, folder=folder)
@@ -137,16 +141,15 @@ def born_again(arch: str, images: ImageData, batch_size: int, runtime: Runtime) 
     fit = Fit(runtime.parallel(student), student, optimizer, runtime.grad_scaler(), runtime)
 
     def distil(net: nn.Module, pixels: Tensor, targets: Tensor, indices: Tensor, *, teacher: Teacher) -> StepResult:
-        images = normalise(pixels)
-        logits = net(images)
-        task, imitation = classification_loss(logits, targets), distillation_loss(logits, teacher(images, indices), 1.0)
+        logits = net(normalise(pixels))
+        task, imitation = classification_loss(logits, targets), distillation_loss(logits, teacher(pixels, indices), 1.0)
         return task + 0.5 * imitation, {"CE": task, "KD": imitation}
 
     def epoch_with(teacher: Teacher) -> Epoch:
         return functools.partial(train_one_epoch, fit, loader, functools.partial(distil, teacher=teacher))
 
     live = functools.partial(live_logits, model)
-    difference = largest_difference(lambda pixels, i: live(normalise(pixels), i), stored, loader, runtime)
+    difference = largest_difference(live, stored, loader, runtime)
     return Prepared(epoch_with(live), epoch_with(stored), once_seconds, difference)
 
 

@@ -21,11 +21,12 @@ import DCM
 from benchmarks.machine import ran_on
 from models.small.auxiliary import build_bare
 from models.small.couple import build_couple
-from utils.data.batches import AUGMENTATIONS, NORMALISATIONS
+from utils.data.batches import AUGMENTATIONS
 from utils.data.datasets import ImageList
 from utils.data.images import ImageData
 from utils.data.loaders import make_loader
 from utils.data.storage import TensorStore
+from utils.normalisation import NORMALISATIONS
 from utils.runtime import Runtime, start
 from utils.training.classification import classify
 from utils.training.engine import Fit, Step, make_optimizer, train_one_epoch

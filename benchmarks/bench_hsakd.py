@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from benchmarks.machine import ran_on
 from models.small.auxiliary import build_with_heads
-from utils.data.batches import AUGMENTATIONS, NORMALISATIONS, Preprocessing
+from utils.data.batches import AUGMENTATIONS, Preprocessing
 from utils.distillation.hsakd import rotate
 from utils.distillation.hsakd_steps import teach
+from utils.normalisation import NORMALISATIONS
 from utils.runtime import start
 from utils.training.metrics import accuracies_percent
 

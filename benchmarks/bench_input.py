@@ -22,11 +22,12 @@ from PIL import Image
 from torch.nn import functional as F
 
 from benchmarks.machine import ran_on
-from utils.data.batches import AUGMENTATIONS, Preprocessing, normalise
+from utils.data.batches import AUGMENTATIONS, Preprocessing
 from utils.data.datasets import list_images
 from utils.data.image_cache import cache_images
 from utils.data.images import ImageData
 from utils.data.loaders import make_loader
+from utils.pixels import normalise
 
 
 def main(argv: list[str] | None = None) -> None:

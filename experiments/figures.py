@@ -18,7 +18,6 @@ from matplotlib.figure import Figure
 from experiments.intervals import Key, measured
 from experiments.tables import PAPER, Results, Table, read_table
 from models.pair import open_pair
-from utils.data.batches import normalise
 from utils.data.images import load_images
 from utils.errors import InputError
 from utils.files import check_writable, read_json, replacing
@@ -70,7 +69,7 @@ def draw_maps(results: Results, cell: str, residual: str, data_root: Path, photo
     images = load_images(source["dataset"], "val", data_root=data_root, image_size=image_size)
     chosen = torch.linspace(0, len(images) - 1, photos).long().tolist()
     pixels = images.__getitems__(chosen)[0]
-    _, target, output, _ = pair(normalise(pixels))
+    _, target, output, _ = pair(pixels)
     figure = overlay_figure(pixels, target, output, residual)
     given, wanted = (f"{source[f'arch_{net}']} {source[f'layer_{net}']}" for net in "ab")
     figure.suptitle(f"features of {wanted}, reconstructed from {given}", fontsize=9)

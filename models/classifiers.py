@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from models.author_keys import fold_masks, is_authors_trans_net, strip_module
+from models.inputs import preprocessing_of
 from models.own import build_own, is_own, refuse_unnamed
 from models.small import names
 from models.small.author_keys import bare_state
@@ -127,7 +128,8 @@ def read_classifier(
         num_classes: the number of classes that is expected, if it matters.
 
     Returns:
-        The model and the rest of the checkpoint (without `state_dict`), with "model" as `classifier_record` gives it.
+        The model and the rest of the checkpoint (without `state_dict`), with "model" as `classifier_record` gives it,
+        and with "inputs" where the model carries what its images are (`models.inputs.Inputs`).
 
     Raises:
         InputError: the file is missing, damaged, holds something else, or not what is expected.
@@ -157,6 +159,8 @@ def read_classifier(
     model = _uninitialised(held, found, train_layer)
     _fill(model, state, str(path))
     rest["model"] = classifier_record(held, found, train_layer)
+    if (carried := preprocessing_of(model)) is not None:
+        rest["inputs"] = carried
     return model.eval(), rest
 
 

@@ -1,6 +1,6 @@
 """The features that a tail is tuned on: raw ones, or what a Trans-Net keeps of them (paper Sec. 4.1 and 4.3)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ INPUTS = ("components", *RAW, "residual_added", NOISE)
 
 
 class FrozenFeature(nn.Module):
-    """Turn images (N, 3, S, S) into a feature (N, *shape), float32, by fixed networks in evaluation mode.
+    """Turn pixels (N, 3, S, S) into a feature (N, *shape), float32, by fixed networks in evaluation mode.
 
     What it gives, by `name`:
 
@@ -35,7 +35,7 @@ class FrozenFeature(nn.Module):
 
     Args:
         name: one of `INPUTS`.
-        heads: "A" and "B" → images → feature; for a raw feature its own net's is enough.
+        heads: "A" and "B" → pixels → feature; for a raw feature its own net's is enough.
         trans_net: g, from A's feature to B's; needless for a raw feature.
         orders: the k of the components that are summed.
         tail_shape: of the feature that the tail was trained on: maps (C, H, W), tokens (T, C) or a vector (C,);
@@ -45,7 +45,7 @@ class FrozenFeature(nn.Module):
     def __init__(
         self,
         name: str,
-        heads: dict[str, nn.Module],
+        heads: Mapping[str, nn.Module],
         trans_net: TransNet | None,
         orders: Sequence[int],
         tail_shape: tuple[int, ...],
@@ -62,9 +62,9 @@ class FrozenFeature(nn.Module):
         """Stay in evaluation mode, so that no running statistics move."""
         return super().train(False)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Give the feature of normalised images."""
-        features = {net: as_maps(head(images)) for net, head in self.heads.items()}
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Give the feature of pixels, which each net's head normalises by its own constants."""
+        features = {net: as_maps(head(pixels)) for net, head in self.heads.items()}
         if self.trans_net is None:
             (maps,) = features.values()
         else:
@@ -102,7 +102,8 @@ def freeze(
     if trans_net is not None:
         check_fit(trans_net, shapes["A"], shapes["B"])
     orders = [k for k, chosen in enumerate(in_mode) if chosen]
-    heads: dict[str, nn.Module] = {net: freeze_for_inference(nets[net].head, torch.device("cpu")) for net in nets}
+    cpu = torch.device("cpu")
+    heads = {name: net.from_pixels(freeze_for_inference(net.head, cpu)) for name, net in nets.items()}
     frozen = FrozenFeature(name, heads, trans_net, orders, shapes[tail])
     shape = tuple(feature_shape(frozen, image_size))
     try:

@@ -19,7 +19,7 @@ class MapHead(nn.Module):
     """A head whose feature comes as maps, float32 (N, C, H, W), whatever its kind.
 
     Args:
-        head: images (N, 3, S, S) → feature (N, *shape).
+        head: pixels or images (N, 3, S, S) → feature (N, *shape).
     """
 
     def __init__(self, head: nn.Module) -> None:
@@ -28,7 +28,7 @@ class MapHead(nn.Module):
         self.requires_grad_(False).eval()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Give the feature of normalised images."""
+        """Give the feature of what the head reads."""
         return as_maps(self.head(images)).float()
 
 
@@ -37,7 +37,7 @@ class Heads(NamedTuple):
 
     Attributes:
         sources: which nets, cut where.
-        modules: normalised images → maps, on the device.
+        modules: pixels → maps, on the device.
         shapes: of one image's features, as the nets give them.
     """
 
@@ -47,8 +47,8 @@ class Heads(NamedTuple):
 
 
 def freeze_heads(net_a: Net, net_b: Net, image_size: int, device: torch.device) -> Heads:
-    """Fold the heads of cut classifiers for inference on images of `image_size` pixels to a side."""
-    a, b = (MapHead(freeze_for_inference(net.head, device)) for net in (net_a, net_b))
+    """Fold the heads of cut classifiers for inference on pixels of `image_size` to a side; each has its constants."""
+    a, b = (MapHead(net.from_pixels(freeze_for_inference(net.head, device))) for net in (net_a, net_b))
     shapes = (feature_shape(net_a.head, image_size), feature_shape(net_b.head, image_size))
     return Heads((net_a.source, net_b.source), (a, b), shapes)
 

@@ -15,6 +15,8 @@ from models.trans_net import TransNet, build_from_state
 from utils import checkpoint
 from utils.errors import InputError
 from utils.files import sha256
+from utils.normalisation import NORMALISATIONS, Normalisation, recorded_normalisation
+from utils.pixels import FromPixels
 from utils.provenance import NetSource, Provenance
 
 
@@ -32,6 +34,25 @@ class Net(NamedTuple):
     source: NetSource
     head: nn.Module
     tail: fx.GraphModule
+
+    def normalised_by(self, normalisation: Normalisation) -> "Net":
+        """Say by which constants the network reads pixels."""
+        return self._replace(source=replace(self.source, normalisation=normalisation))
+
+    def from_pixels(self, head: nn.Module) -> FromPixels:
+        """Let a form of the head, which takes normalised images, read pixels."""
+        return from_pixels(head, self.source)
+
+
+def from_pixels(module: nn.Module, source: NetSource) -> FromPixels:
+    """Let a form of a network, or of a part that begins with its images, read pixels by the constants it is used to.
+
+    Raises:
+        InputError: nobody recorded them.
+    """
+    if source.normalisation is None:
+        raise InputError(f"nothing says how images of {source.path or 'the net'} are normalised; name --normalisation")
+    return FromPixels(module, source.normalisation)
 
 
 def open_net(path: str | Path, arch: str | None, layer: Layer, hint: str = "") -> Net:
@@ -88,6 +109,14 @@ class Tapped(NamedTuple):
     state: checkpoint.State
     sources: list[NetSource]
     net: nn.Module
+
+    def normalised_by(self, normalisation: Normalisation) -> "Tapped":
+        """Say by which constants the network reads pixels."""
+        return self._replace(sources=[replace(source, normalisation=normalisation) for source in self.sources])
+
+    def from_pixels(self, net: nn.Module) -> FromPixels:
+        """Let a form of the network, which takes normalised images, read pixels."""
+        return from_pixels(net, self.sources[0])
 
 
 def open_tapped(path: str | Path, arch: str | None, layers: Sequence[Layer], hint: str = "") -> Tapped:
@@ -149,8 +178,8 @@ class Pair(nn.Module):
     """Compute both networks' features of images and split the target's by what the other's explain.
 
     Args:
-        head_a: images → x. With a Trans-Net of the reverse direction this is net B's head.
-        head_b: images → x*.
+        head_a: pixels → x. With a Trans-Net of the reverse direction this is net B's head.
+        head_b: pixels → x*.
         trans_net: g.
         provenance: of the features that g was fitted on.
     """
@@ -159,16 +188,16 @@ class Pair(nn.Module):
         super().__init__()
         self.head_a, self.head_b, self.trans_net, self.provenance = head_a, head_b, trans_net, provenance
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Give x, x*, g(x) and its components x(0) … x(K) (paper Eq. 3); x_Δ is x* less g(x).
 
         Args:
-            images: normalised, float32 (N, 3, S, S).
+            pixels: uint8 (N, 3, S, S), RGB; each network normalises them by its own constants.
 
         Returns:
             x (N, C_in, H, W), x* and g(x) (N, C, H', W'), components (K+1, N, C, H', W').
         """
-        x, target = as_maps(self.head_a(images)), as_maps(self.head_b(images))
+        x, target = as_maps(self.head_a(pixels)), as_maps(self.head_b(pixels))
         return x, target, *self.trans_net.decompose(x)
 
 
@@ -214,11 +243,14 @@ def open_pair(
     ):
         if path is None or layer is None:
             raise InputError(f"{trans_net} does not say what it was fitted on; name net_{role} and layer_{role}")
-        nets[role] = open_net(path, None, Layer(layer))
+        net = open_net(path, None, Layer(layer))
+        fitted_by = getattr(fitted, role).normalisation or recorded_normalisation(net.state.get("data", {}))
+        nets[role] = net.normalised_by(fitted_by or NORMALISATIONS["imagenet"])  # as the authors' all were
     opened = Provenance(nets["a"].source, nets["b"].source)
     fitted.check(opened, trans_net)
     provenance = replace(fitted, a=opened.a, b=opened.b)
-    pair = Pair(nets["a"].head, nets["b"].head, build_from_state(state, trans_net), provenance)
+    head_a, head_b = (net.from_pixels(net.head) for net in nets.values())
+    pair = Pair(head_a, head_b, build_from_state(state, trans_net), provenance)
     return pair.eval().requires_grad_(False)
 
 

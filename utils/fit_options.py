@@ -10,9 +10,10 @@ from utils.provenance import Provenance
 
 # Options that change nothing of a fit, or say what the features or a fit's own direction, depth and seed say.
 NOT_RECORDED = ["convOut_path", "net_A", "net_B", "arch", "arch_A", "arch_B", "dataset", "name", "sample_num"]
-NOT_RECORDED += ["conv_layer", "layer", "conv_layer2", "layer2", "image_size", "normalisation", "augment"]
+NOT_RECORDED += ["conv_layer", "layer", "conv_layer2", "layer2", "image_size", "augment"]
+NOT_RECORDED += ["normalisation", "normalisation1", "normalisation2"]  # which the features' record says
 NOT_RECORDED += ["both_directions", "seeds", "validate", "draw", "save_per_epoch", "no_reference"]
-OF_IMAGES = ["image_size", "sub_sampler_split", "normalisation", "cache_images"]
+OF_IMAGES = ["image_size", "sub_sampler_split", "cache_images", "normalisation", "normalisation1", "normalisation2"]
 DEFAULT_LAYER = 40  # of a VGG
 
 
@@ -51,7 +52,7 @@ def add_source_options(parser: Parser) -> None:
     group.add_argument("--arch_B", help="architecture of B; overrides --arch")
     options.add_layer_options(parser, default="the features'")
     options.add_second_layer_options(parser)
-    options.add_data_options(parser, batch_size=64)
+    options.add_data_options(parser, batch_size=64, two_nets=True)
 
 
 def add_family_options(parser: Parser) -> None:

@@ -1,7 +1,6 @@
 """What the options of a step mean, opened: the run, images and their loaders, the optimiser and its rates."""
 
 from collections.abc import Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from utils import checkpoint
-from utils.data.batches import AUGMENTATIONS, NORMALISATIONS, Preprocessing
+from utils.data.batches import AUGMENTATIONS
 from utils.data.computed_once import compute_once
+from utils.data.datasets import dataset_spec
 from utils.data.image_cache import cache_images
 from utils.data.images import ImageData, check_classes, load_images
 from utils.data.loaders import make_loader
@@ -20,7 +20,15 @@ from utils.errors import InputError
 from utils.features.cache import FeatureCache, OldFeatureFolder, open_features
 from utils.features.source import Source
 from utils.files import check_writable
+from utils.normalisation import (
+    NORMALISATIONS,
+    Normalisation,
+    normalisation_words,
+    read_normalisation,
+    recorded_normalisation,
+)
 from utils.options import Namespace
+from utils.provenance import NetSource
 from utils.runtime import Runtime
 from utils.runtime import start as start_runtime
 from utils.training.engine import Fit, make_optimizer
@@ -29,6 +37,7 @@ from utils.training.schedules import learning_rates
 Loader = DataLoader[tuple[Tensor, ...]]
 Loaders = dict[str, Loader]
 Features = FeatureCache | OldFeatureFolder
+UNKNOWN = NetSource()
 # The first two maps of vgg16 take 0.1 GB of these. More at once is not faster: of 200 photos of 224 pixels ConvOutput
 # took 76 s by 4, 74 by 8, 74 by 16, 75 by 32 (means of 2 turns, two cores), and held 1.64, 1.86, 2.22 and 2.38 GB.
 PIXELS_AT_ONCE = 4 * 224**2
@@ -111,12 +120,59 @@ def images(args: Namespace, split: str, known: Mapping[str, Any] | None = None, 
         args.dataset, split, data_root=args.data_root, image_size=args.image_size,
         path=args.train_path if split == "train" else args.val_path, sample_num=args.sample_num or None,
         sub_sampler_split=args.sub_sampler_split, seed=args.seed,
-        normalisation=NORMALISATIONS.get(args.normalisation) or (known or {}).get("normalisation"),
+        normalisation=_chosen_normalisation(args) or recorded_normalisation(known or {}),
         augmentation=AUGMENTATIONS.get(args.augment) if augment else None,
     )  # fmt: skip
     if known and known.get("classes"):
         check_classes(known["classes"], data.classes, f"the {'training' if split == 'train' else 'validation'} images")
     return data
+
+
+def normalisation(
+    args: Namespace, state: Mapping[str, Any], runtime: Runtime, net: str = "", fitted: NetSource = UNKNOWN
+) -> Normalisation:
+    """Choose the constants by which a trained net reads pixels, and say so where nobody recorded them.
+
+    The first that says them is taken: an option of this net, one of all nets, the record of what was made of its
+    features before, its checkpoint, what its factory carries, the data set.
+
+    Args:
+        args: the options, filled in.
+        state: the net's checkpoint without the weights.
+        runtime: says a line once.
+        net: "A" or "B" of two.
+        fitted: what a Trans-Net or stored features say of the net.
+    """
+    called = f"net {net}" if net else "the net"
+    chosen, recorded = _chosen_normalisation(args, net), recorded_normalisation(state.get("data", {}))
+    if chosen is not None:
+        if recorded not in (None, chosen):
+            words = f"{normalisation_words(recorded)} in its checkpoint, {normalisation_words(chosen)} by an option"
+            runtime.say(f"note: the normalisation of {called} is {words}, which is taken")
+        return chosen
+    if before := fitted.normalisation or recorded:
+        return before
+    carried = recorded_normalisation(state["inputs"]._asdict()) if "inputs" in state else None
+    named = dataset_spec(args.dataset).normalisation
+    origin = f"that of the data set {args.dataset}" if carried is None else "which its factory carries"
+    constants = NORMALISATIONS[named] if carried is None else carried
+    runtime.say(
+        f"note: neither a record nor an option says how the images of {called} were normalised; taken is "
+        f"{normalisation_words(constants)}, {origin}; --normalisation{'AB'.find(net) + 1 if net else ''} names another"
+    )
+    return constants
+
+
+def known_images(args: Namespace, state: Mapping[str, Any], runtime: Runtime) -> dict[str, Any]:
+    """Give what a net's checkpoint says of its images, for `images`, with the normalisation that is taken."""
+    return {**state.get("data", {}), "normalisation": normalisation(args, state, runtime)}
+
+
+def _chosen_normalisation(args: Namespace, net: str = "") -> Normalisation | None:
+    """Give the constants that an option names, of net "A" or "B" its own option first."""
+    of_net = getattr(args, {"A": "normalisation1", "B": "normalisation2"}.get(net, ""), None)
+    text = of_net or args.normalisation
+    return read_normalisation(text) if text else None
 
 
 def both_splits(args: Namespace, known: Mapping[str, Any] | None = None) -> tuple[ImageData, ImageData]:
@@ -160,15 +216,14 @@ def with_features(
     Args:
         args: the options.
         data: images that are not augmented.
-        frozen: normalised images (N, 3, S, S) → feature (N, *shape).
+        frozen: pixels (N, 3, S, S) → feature (N, *shape).
         shape: of one image's feature.
         runtime: device, processes, precision.
         folder: where a file is made, if there is no room in memory.
     """
     data = decoded(args, data, runtime)
     loader, label = image_loader(args, data, runtime), f"{data.split} features {shape}"
-    function = partial(_features_of, frozen, data.preprocessing())
-    return data.with_stored(compute_once(function, loader, shape, runtime, folder=folder, label=label))
+    return data.with_stored(compute_once(frozen, loader, shape, runtime, folder=folder, label=label))
 
 
 def features_anew(
@@ -179,7 +234,7 @@ def features_anew(
     Args:
         args: where the images are, the batch size, the devices.
         stored: the features.
-        head: normalised images → feature.
+        head: pixels → feature (`utils.pixels.FromPixels`).
         runtime: device, processes, precision.
         shape: of the head's feature; default: that of B's.
 
@@ -213,8 +268,7 @@ def images_of_features(args: Namespace, stored: Features) -> tuple[Namespace, Im
         "dataset": source.dataset, "image_size": source.image_size, "sample_num": source.sample_num,
         "sub_sampler_split": None, "normalisation": None, "cache_images": "off",
     })  # fmt: skip
-    mean, std = (tuple(source.transform[name]) for name in ("mean", "std"))
-    data = images(named, source.split or "val", {"classes": source.classes, "normalisation": (mean, std)})
+    data = images(named, source.split or "val", {"classes": source.classes})
     if data.paths != stored.paths:
         raise InputError(
             f"{data.root} has other images than those of {stored.folder}; name theirs by --data_root, --train_path and "
@@ -223,8 +277,8 @@ def images_of_features(args: Namespace, stored: Features) -> tuple[Namespace, Im
     return named, data
 
 
-def network_inputs(args: Namespace, stored: Features, runtime: Runtime) -> Iterator[Tensor]:
-    """Give the normalised images that stored features were made of, in mixed batches on the device.
+def mixed_pixels(args: Namespace, stored: Features, runtime: Runtime) -> Iterator[Tensor]:
+    """Give the pixels of the images that stored features were made of, in mixed batches on the device.
 
     Every process gets all of them, so that what they set is the same everywhere. A folder lists one class behind the
     other; mixed, each batch has the spread of all images.
@@ -233,13 +287,9 @@ def network_inputs(args: Namespace, stored: Features, runtime: Runtime) -> Itera
         InputError: see `images_of_features`.
     """
     _, data = images_of_features(args, stored)
-    preprocess, order = data.preprocessing(), torch.Generator().manual_seed(args.seed)
+    order = torch.Generator().manual_seed(args.seed)
     for numbers in torch.randperm(len(data), generator=order).split(args.batch_size):
-        yield preprocess(data.decode(numbers.tolist()).to(runtime.device))
-
-
-def _features_of(frozen: nn.Module, preprocess: Preprocessing, images: Tensor) -> Tensor:
-    return frozen(preprocess(images))
+        yield data.decode(numbers.tolist()).to(runtime.device)
 
 
 def image_loader(

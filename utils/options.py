@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import InputError
+from utils.normalisation import NORMALISATIONS, normalisation_words, read_normalisation
 from utils.parser import Ignored, Namespace, Parser, list_of, plain_name, real, some_path, whole
 
 LayerOptions = tuple[str | None, int | None, bool]  # --layer, --conv_layer, --fc
@@ -65,8 +66,26 @@ def add_image_folders(group: argparse._ActionsContainer) -> None:
     group.add_argument("--val_path", type=some_path, help="validation images; overrides --data_root")
 
 
-def add_data_options(parser: argparse.ArgumentParser, *, batch_size: int, cache_images: str = "auto") -> None:
-    """Data set, image size, caching, batch size; what no option says comes from the checkpoint (`fill`)."""
+def normalisation_text(text: str) -> str:
+    """Read a normalisation, for argparse: a name, or six numbers, which are written in one way."""
+    try:
+        constants = read_normalisation(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text if text in NORMALISATIONS else normalisation_words(constants)
+
+
+def add_data_options(
+    parser: argparse.ArgumentParser, *, batch_size: int, cache_images: str = "auto", two_nets: bool = False
+) -> None:
+    """Data set, image size, caching, batch size; what no option says comes from the checkpoint (`fill`).
+
+    Args:
+        parser: of the step.
+        batch_size: the step's default.
+        cache_images: the step's default.
+        two_nets: the step hands images to nets A and B, which may be normalised by constants of their own.
+    """
     group = parser.add_argument_group("data")
     group.add_argument("--dataset", type=plain_name, help=f"its name; default: the checkpoint's, or {DATASET}")
     group.add_argument("--name", type=plain_name, help="what --dataset folder is called; default: as its folder is")
@@ -85,10 +104,18 @@ def add_data_options(parser: argparse.ArgumentParser, *, batch_size: int, cache_
         "--augment", choices=["none", "reflect4", "zero4"], default="none",
         help="of training images, anew in every epoch: padded by 4 pixels, cropped and flipped at random",
     )  # fmt: skip
+    names = ", ".join(NORMALISATIONS)
     group.add_argument(
-        "--normalisation", choices=["imagenet", "cifar", "dcm", "half"],
-        help="mean and deviation of the channels; default: the checkpoint's, or the data set's",
-    )  # fmt: skip
+        "--normalisation",
+        type=normalisation_text,
+        metavar="NAME",
+        help=f"mean and deviation of the channels: {names}, or six numbers R,G,B,R,G,B; "
+        "default: the checkpoint's, or its factory's, or the data set's",
+    )
+    if two_nets:
+        for number, net in enumerate("AB", start=1):
+            words = f"the same for net {net} alone; overrides --normalisation"
+            group.add_argument(f"--normalisation{number}", type=normalisation_text, metavar="NAME", help=words)
     group.add_argument(
         "--cache_images", choices=["auto", "ram", "disk", "off"], default=cache_images, help="decode every image once"
     )

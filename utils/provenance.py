@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import InputError
+from utils.normalisation import Normalisation, as_normalisation, normalisation_words, recorded_normalisation
 
 _OF_IMAGES = ("dataset", "name", "split", "sample_num", "classes", "transform")
 
@@ -19,12 +20,14 @@ class NetSource:
         layer: the node that its features are taken at.
         path: its checkpoint. Files move: the path is where to look, no part of what is compared.
         sha256: of that file.
+        normalisation: the constants by which it reads pixels.
     """
 
     arch: str | None = None
     layer: str | None = None
     path: str | None = field(default=None, compare=False)
     sha256: str | None = None
+    normalisation: Normalisation | None = None
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,9 @@ class Provenance:
 
     On disk it is a flat dictionary of plain values, `record` in a feature cache's index.json and `source` in a
     Trans-Net, a refined tail and a report: `dataset`, `name`, `split`, `sample_num`, `classes`, `transform`, and of
-    both networks `arch_a`, `layer_a`, `path_a`, `checkpoint_a` (SHA-256), `arch_b`, …
+    both networks `arch_a`, `layer_a`, `path_a`, `checkpoint_a` (SHA-256), `arch_b`, …. Where both networks are
+    normalised alike, and in all files of earlier versions, `mean` and `std` stand in `transform`, else
+    `normalisation_a` and `normalisation_b` stand beside it.
 
     Attributes:
         a: the network that x comes from.
@@ -43,7 +48,7 @@ class Provenance:
         split: "train" or "val".
         sample_num: name of the sub-sampler that chose the images.
         classes: the data set's.
-        transform: what turns a file into the network's input, as `ImageData.transform_record` gives it.
+        transform: what turns a file into pixels, as `ImageData.decoding_record` gives it.
         arch: both architectures as file names have them, "alexnet" or "alexnet-resnet34", whatever the direction.
         label: the layers likewise: "30", "10-3".
     """
@@ -112,16 +117,31 @@ class Provenance:
         for net, name in ((self.a, "a"), (self.b, "b")):
             record |= {f"arch_{name}": net.arch, f"layer_{name}": net.layer, f"path_{name}": net.path}
             record |= {f"checkpoint_{name}": net.sha256}
+        alike = self.a.normalisation == self.b.normalisation
+        if alike and self.a.normalisation and self.transform is not None:
+            mean, std = map(list, self.a.normalisation)
+            record["transform"] = {**self.transform, "mean": mean, "std": std}
+        else:
+            record |= {f"normalisation_{name}": net.normalisation for net, name in ((self.a, "a"), (self.b, "b"))}
         return {key: value for key, value in record.items() if value is not None}
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "Provenance":
         """Read what `to_record` gave; other keys are passed over, and the authors' files have none."""
-        a, b = (
-            NetSource(*(record.get(f"{key}_{net}") for key in ("arch", "layer", "path", "checkpoint"))) for net in "ab"
-        )
         images = {name: record.get(name) for name in _OF_IMAGES}
+        common = recorded_normalisation(images["transform"] or {})
+        if common is not None:
+            transform = dict(record["transform"])
+            images["transform"] = {name: transform[name] for name in transform if name not in ("mean", "std")}
+        a, b = (_net(record, name, common) for name in "ab")
         return cls(a=a, b=b, **images, arch=record.get("arch"), label=record.get("layer"))
+
+
+def _net(record: Mapping[str, Any], name: str, common: Normalisation | None) -> NetSource:
+    """Read one network from the flat dictionary; `common` is the normalisation of both, if it says one."""
+    arch, layer, path, digest = (record.get(f"{key}_{name}") for key in ("arch", "layer", "path", "checkpoint"))
+    of_net = record.get(f"normalisation_{name}")
+    return NetSource(arch, layer, path, digest, common if of_net is None else as_normalisation(of_net))
 
 
 def _differs(mine: Any, theirs: Any, of: str, but: tuple[str, ...] = ()) -> str | None:
@@ -132,6 +152,8 @@ def _differs(mine: Any, theirs: Any, of: str, but: tuple[str, ...] = ()) -> str 
             continue
         if entry.name == "sha256":
             return f"another{of.removeprefix(' of')}: {mine.path} ({ours[:8]}) instead of {theirs.path} ({others[:8]})"
+        if entry.name == "normalisation":
+            return f"normalisation {normalisation_words(ours)}{of} instead of {normalisation_words(others)}"
         if entry.name == "classes":
             return f"{len(ours)} other classes than these {len(others)}"
         if entry.name == "transform":

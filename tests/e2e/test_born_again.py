@@ -11,9 +11,10 @@ import Training
 from models.classifiers import load_classifier
 from tests.e2e.road import truncate
 from utils import checkpoint
-from utils.data.batches import NORMALISATIONS, Preprocessing
+from utils.data.batches import Preprocessing
 from utils.data.images import ImageData
 from utils.files import sha256
+from utils.normalisation import NORMALISATIONS
 
 pytestmark = pytest.mark.e2e
 COMMON = "--image_size 32 --batch_size 8 --lr 0.02 --val_epoch 1"
@@ -226,6 +227,7 @@ def test_the_loss_is_cross_entropy_plus_lambda_times_the_teachers():
         targets,
         indices,
         preprocess=Preprocessing(),
+        epoch=0,
         teacher=lambda _, i: taught[i],
         lambd=0.25,
         tau=4.0,

@@ -15,7 +15,7 @@ from models.small.author_keys import load_authors_state
 from models.small.auxiliary import build_with_heads
 from tests.e2e.road import assert_same
 from utils import checkpoint, runs
-from utils.data.batches import NORMALISATIONS
+from utils.normalisation import NORMALISATIONS
 
 pytestmark = pytest.mark.e2e
 CLASSES = ("apple", "bear", "clock")

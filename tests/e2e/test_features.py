@@ -10,10 +10,10 @@ from models.layers import layer_name
 from models.split import cuts, split
 from tests.e2e.road import FIT, files, run
 from utils import checkpoint
-from utils.data.batches import normalise
 from utils.data.images import load_images
 from utils.features.cache import open_features
 from utils.files import sha256
+from utils.pixels import normalise
 
 pytestmark = pytest.mark.e2e
 

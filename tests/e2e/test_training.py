@@ -8,8 +8,9 @@ import Training
 from models.classifiers import load_classifier
 from tests.e2e.road import NETS, assert_same, board, data, files, lines_of, run
 from utils import checkpoint
-from utils.data.batches import NORMALISATIONS, normalise
 from utils.data.images import load_images
+from utils.normalisation import NORMALISATIONS
+from utils.pixels import normalise
 
 pytestmark = pytest.mark.e2e
 

@@ -15,10 +15,10 @@ from models.split import split
 from models.trans_net import load_trans_net
 from tests.e2e.road import data, files, run
 from utils import checkpoint
-from utils.data.batches import normalise
 from utils.data.images import load_images
 from utils.features.cache import open_features
 from utils.files import sha256
+from utils.pixels import normalise
 from utils.progress import Progress
 
 pytestmark = pytest.mark.e2e

@@ -11,9 +11,10 @@ from torch.utils.data import Subset
 
 from tests.unit.step_options import parsed
 from utils import opening, options
-from utils.data.batches import NORMALISATIONS, normalise
 from utils.errors import InputError
-from utils.provenance import Provenance
+from utils.normalisation import NORMALISATIONS
+from utils.pixels import FromPixels
+from utils.provenance import NetSource, Provenance
 
 
 @pytest.fixture
@@ -111,12 +112,13 @@ def test_features_take_the_images_place(args, cpu, tmp_path):
     torch.manual_seed(0)
     frozen = nn.Sequential(nn.AvgPool2d(16), nn.Flatten(), nn.Linear(12, 5)).requires_grad_(False).eval()
     images = opening.images(args(), "val")
+    reader = FromPixels(frozen, NORMALISATIONS["half"])
     found = opening.with_features(
-        args("--cache_images", "off"), images, frozen=frozen, shape=(5,), runtime=cpu, folder=tmp_path
+        args("--cache_images", "off"), images, frozen=reader, shape=(5,), runtime=cpu, folder=tmp_path
     )
     pixels, targets, _ = images.__getitems__([7, 2])
     features, same_targets, indices = found.__getitems__([7, 2])
-    torch.testing.assert_close(features, frozen(normalise(pixels)))
+    torch.testing.assert_close(features, reader(pixels))
     assert torch.equal(same_targets, targets) and indices.tolist() == [7, 2]
 
 
@@ -193,9 +195,10 @@ def test_stored_features_need_no_workers_on_the_cpu(args, cpu):
 
 def folder_of(images, **changes):
     """Stand for stored features of these images: what they say of themselves."""
+    a, b = NetSource(normalisation=NORMALISATIONS["cifar10"]), NetSource(normalisation=images.normalisation)
     provenance = Provenance(
-        dataset="folder", split=images.split, classes=images.classes, transform=images.transform_record
-    )  # fmt: skip
+        a, b, dataset="folder", split=images.split, classes=images.classes, transform=images.decoding_record
+    )
     stored = SimpleNamespace(provenance=provenance, paths=images.paths, shape_b=(4, 30, 30), folder=Path("features"))
     return SimpleNamespace(**vars(stored) | changes)
 
@@ -203,23 +206,23 @@ def folder_of(images, **changes):
 def test_features_are_computed_anew_of_the_images_that_were_stored(args, cpu):
     said = args("--normalisation", "half")
     images = opening.images(said, "val")
-    head = nn.Conv2d(3, 4, 3).requires_grad_(False)
+    head = FromPixels(nn.Conv2d(3, 4, 3).requires_grad_(False), images.normalisation)
     found = opening.features_anew(args(), folder_of(images), head, cpu)
     rows = torch.tensor([5, 0])
     pixels = images.__getitems__(rows.tolist())[0]
-    torch.testing.assert_close(found.gather(rows), head(images.preprocessing()(pixels)))
+    torch.testing.assert_close(found.gather(rows), head(pixels))
 
 
-def test_a_nets_inputs_are_each_stored_image_once_and_mixed(args, cpu):
+def test_the_pixels_are_of_each_stored_image_once_and_mixed(args, cpu):
     images = opening.images(args(), "val")
     words = args()
     words.batch_size = 4
-    batches = list(opening.network_inputs(words, folder_of(images), cpu))
+    batches = list(opening.mixed_pixels(words, folder_of(images), cpu))
     assert {len(batch) for batch in batches[:-1]} == {4}
     rows = torch.cat(batches)
-    in_order = images.preprocessing()(images.decode(range(len(images))))
+    in_order = images.decode(range(len(images)))
     assert rows.shape == in_order.shape and not torch.equal(rows, in_order)
-    torch.testing.assert_close(rows.sum((1, 2, 3)).sort()[0], in_order.sum((1, 2, 3)).sort()[0])
+    torch.testing.assert_close(rows.long().sum((1, 2, 3)).sort()[0], in_order.long().sum((1, 2, 3)).sort()[0])
 
 
 def test_other_images_than_the_stored_ones_are_refused(args, cpu):

@@ -9,7 +9,6 @@ every epoch. A script takes a `Preprocessing` from its images and calls it on ea
     step = partial(classify, preprocess=partial(preprocess, epoch=epoch))
 """
 
-import functools
 import hashlib
 from dataclasses import dataclass
 
@@ -17,17 +16,8 @@ import torch
 from torch import Tensor
 
 from utils.errors import InputError
-
-Constants = tuple[float, float, float]  # of red, green, blue, in units of 0 … 1
-Normalisation = tuple[Constants, Constants]  # mean and standard deviation; plain tuples, as checkpoints hold them
-
-NORMALISATIONS: dict[str, Normalisation] = {
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "cifar": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),  # CIFAR-100's own, as HSAKD has them
-    "dcm": ((125.3 / 255, 123.0 / 255, 113.9 / 255), (63.0 / 255, 62.1 / 255, 66.7 / 255)),  # DCM's, CIFAR-10's own
-    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-}
-IMAGENET_MEAN, IMAGENET_STD = NORMALISATIONS["imagenet"]
+from utils.normalisation import Constants
+from utils.pixels import IMAGENET_MEAN, IMAGENET_STD, normalise
 
 # SplitMix64 (Steele, Lea, Flood 2014), its constants as int64
 _STEP, _MIX_1, _MIX_2 = (x - 2**64 for x in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
@@ -78,34 +68,19 @@ class Preprocessing:
         Raises:
             InputError: the images are too small for the padding.
         """
-        if self.augmentation is not None and epoch is not None:
-            assert indices is not None, "an augmentation needs to know which images these are"
-            padding, mode = self.augmentation.padding, self.augmentation.mode
-            images = augment(images, indices, epoch=epoch, seed=self.seed, padding=padding, mode=mode)
-        return normalise(images, self.mean, self.std)
+        return normalise(self.augmented(images, indices, epoch), self.mean, self.std)
 
+    def augmented(self, images: Tensor, indices: Tensor | None = None, epoch: int | None = None) -> Tensor:
+        """Augment a batch and leave its pixels as they are, for networks with constants of their own; see above.
 
-def normalise(images: Tensor, mean: Constants = IMAGENET_MEAN, std: Constants = IMAGENET_STD) -> Tensor:
-    """Turn pixels into what the networks read: the values of ToTensor and Normalize, on the images' device.
-
-    Args:
-        images: uint8 (n, 3, S, S), RGB.
-        mean: of each channel, in units of 0 … 1.
-        std: standard deviation of each channel, in units of 0 … 1.
-
-    Returns:
-        float32 (n, 3, S, S): (pixel / 255 − mean) / std.
-    """
-    means, stds = _mean_and_std(images.device, mean, std)
-    return images.to(torch.float32).div_(255).sub_(means).div_(stds)
-
-
-@functools.cache  # once a device: a copy to the GPU in every step would wait for it
-@torch.inference_mode(False)  # made first under inference mode, they could not be used in training
-def _mean_and_std(device: torch.device, mean: Constants, std: Constants) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation, float32 (3, 1, 1) each."""
-    means, stds = torch.tensor([mean, std], dtype=torch.float32, device=device).view(2, 3, 1, 1)
-    return means, stds
+        Returns:
+            uint8 (n, 3, S, S) on the images' device.
+        """
+        if self.augmentation is None or epoch is None:
+            return images
+        assert indices is not None, "an augmentation needs to know which images these are"
+        padding, mode = self.augmentation.padding, self.augmentation.mode
+        return augment(images, indices, epoch=epoch, seed=self.seed, padding=padding, mode=mode)
 
 
 def augment(images: Tensor, indices: Tensor, *, epoch: int, seed: int, padding: int, mode: str) -> Tensor:

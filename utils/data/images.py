@@ -1,7 +1,6 @@
 """The photos of one split: decoded and made square."""
 
 import copy
-import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,13 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from utils.data.batches import NORMALISATIONS, Augmentation, Normalisation, Preprocessing
+from utils.data.batches import Augmentation, Preprocessing
 from utils.data.datasets import ImageList, dataset_spec, list_images, printable
 from utils.data.storage import TensorStore
 from utils.data.sub_samplers import read_sub_sampler
 from utils.errors import InputError
 from utils.later import torchvision
+from utils.normalisation import NORMALISATIONS, Normalisation
 
 # How a photo becomes S×S: the paper's plain resize, and ImageNet's usual pair.
 VIEWS: dict[str, Callable[[int], Callable[[Image.Image], Image.Image]]] = {
@@ -43,7 +43,8 @@ class ImageData(Dataset):
         classes: one name for each output of the network.
         parts: for the halves of a mixed set the positions of their images; empty otherwise.
         image_size: S, pixels.
-        normalisation: mean and standard deviation of the channels, plain tuples.
+        normalisation: mean and standard deviation of the channels, plain tuples, for a net that is trained on these
+            images. Nets that are only asked have their own (`utils.pixels.FromPixels`).
         augmentation: what is drawn anew in every epoch on batches of training images (`preprocessing`), or None.
         stored: what batches begin with in place of images that are decoded in every epoch, or None.
     """
@@ -86,15 +87,8 @@ class ImageData(Dataset):
 
     @property
     def decoding_record(self) -> dict[str, Any]:
-        """What turns a file into pixels, for the record beside those that are kept."""
+        """What turns a file into pixels, for the record beside those that are kept, and beside results."""
         return {"view": self._view, "image_size": self.image_size, "interpolation": "bilinear"}
-
-    @property
-    def transform_record(self) -> dict[str, Any]:
-        """What turns a file into the network's input, for records beside results."""
-        mean, std = self.normalisation
-        record = self.decoding_record | {"mean": list(mean), "std": list(std)}
-        return record | ({"augmentation": dataclasses.asdict(self.augmentation)} if self.augmentation else {})
 
     def preprocessing(self, seed: int = 0) -> Preprocessing:
         """Give what makes the network's input of a batch; `seed` is the augmentation's."""

@@ -12,7 +12,8 @@ from utils.data.computed_once import compute_once
 from utils.errors import InputError
 from utils.runtime import Runtime
 
-Teacher = Callable[[Tensor, Tensor], Tensor]  # what the student sees (N, 3, S, S), indices int64 (N,) → logits (N, C)
+# The pixels that the student sees, uint8 (N, 3, S, S), and their indices, int64 (N,) → logits (N, C)
+Teacher = Callable[[Tensor, Tensor], Tensor]
 
 
 def teacher_logits(
@@ -31,7 +32,7 @@ def teacher_logits(
     kernels are chosen by batch size.
 
     Args:
-        model: the teacher; put into evaluation mode.
+        model: the teacher, pixels → logits (`utils.pixels.FromPixels`); put into evaluation mode.
         loader: an unshuffled one of the training images (`ImageData`).
         classes: C, the length of the logits.
         runtime: device, processes, precision.
@@ -57,20 +58,12 @@ def teacher_logits(
     if gpu is not None:
         runtime.say("the teacher's logits are computed once, so --gpu_teacher has no effect")
     net = runtime.parallel(model).eval()
-    preprocess = loader.dataset.preprocessing()  # type: ignore[attr-defined]
-    stored = compute_once(
-        lambda pixels: net(preprocess(pixels)),
-        loader,
-        (classes,),
-        runtime,
-        folder=folder,
-        label="logits of the teacher",
-    )
-    return lambda _images, indices: stored.gather(indices).to(indices.device)
+    stored = compute_once(net, loader, (classes,), runtime, folder=folder, label="logits of the teacher")
+    return lambda _pixels, indices: stored.gather(indices).to(indices.device)
 
 
 @torch.no_grad()
-def live_logits(teacher: nn.Module, images: Tensor, _indices: Tensor) -> Tensor:
-    """Ask a frozen teacher, on a device of its own perhaps: float32 (N, 3, S, S) → (N, C) on the images' device."""
+def live_logits(teacher: nn.Module, pixels: Tensor, _indices: Tensor) -> Tensor:
+    """Ask a frozen teacher, on a device of its own perhaps: uint8 (N, 3, S, S) → (N, C) on the pixels' device."""
     device = next(teacher.parameters()).device
-    return teacher(images.to(device)).to(images.device)
+    return teacher(pixels.to(device)).to(pixels.device)

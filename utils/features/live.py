@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from utils.data.batches import Preprocessing
 from utils.data.images import ImageData
 from utils.features.source import Shape, Source
 from utils.provenance import NetSource, Provenance
@@ -27,35 +26,33 @@ def live_source(
     Args:
         images: of one split.
         nets: what A and B are.
-        heads: of A and B, normalised images → maps, on the device.
+        heads: of A and B, pixels → maps, on the device (`utils.pixels.FromPixels`).
         shapes: of one image's features.
         runtime: device, processes, precision.
         known: what else is recorded of where the features come from, by the names of `Provenance`.
     """
     provenance = Provenance(
-        *nets, split=images.split, classes=images.classes, transform=images.transform_record, **known
-    )  # fmt: skip
+        *nets, split=images.split, classes=images.classes, transform=images.decoding_record, **known
+    )
     head_a, head_b = (runtime.parallel(head) for head in heads)
-    read = partial(read_live, head_a=head_a, head_b=head_b, preprocess=images.preprocessing(), runtime=runtime)
+    read = partial(read_live, head_a=head_a, head_b=head_b, runtime=runtime)
     return Source(images, read, shapes, provenance)
 
 
 @torch.no_grad()
 def read_live(
-    pixels: Tensor, *_: Tensor, head_a: nn.Module, head_b: nn.Module, preprocess: Preprocessing, runtime: Runtime
+    pixels: Tensor, *_: Tensor, head_a: nn.Module, head_b: nn.Module, runtime: Runtime
 ) -> tuple[Tensor, Tensor]:
     """Give x and the target of a batch of photos.
 
     Args:
         pixels: uint8 (N, 3, S, S), on the device.
-        head_a: normalised images → maps (N, C, H, W).
+        head_a: pixels → maps (N, C, H, W).
         head_b: the same of the target.
-        preprocess: pixels → images.
         runtime: precision of the heads; what reads the features is outside of its autocast.
 
     Returns:
         Two maps, float32.
     """
     with runtime.autocast():
-        images = preprocess(pixels)
-        return head_a(images).float(), head_b(images).float()
+        return head_a(pixels).float(), head_b(pixels).float()

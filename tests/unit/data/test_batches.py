@@ -7,18 +7,11 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from utils.data.batches import (
-    AUGMENTATIONS,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    NORMALISATIONS,
-    Augmentation,
-    Preprocessing,
-    augment,
-    normalise,
-)
+from utils.data.batches import AUGMENTATIONS, Augmentation, Preprocessing, augment
 from utils.data.loaders import make_loader
 from utils.errors import InputError
+from utils.normalisation import NORMALISATIONS
+from utils.pixels import IMAGENET_MEAN, IMAGENET_STD, normalise
 
 NUMPY_MODES: dict[str, Any] = {"reflect": "reflect", "zero": "constant"}
 PLACES = list(itertools.product(range(9), range(9), (0, 1)))  # top, left, flipped
@@ -86,7 +79,7 @@ def test_the_constants_are_the_recipes():
 
 
 def test_normalise_leaves_its_input_and_works_in_training_after_inference_mode():
-    from utils.data.batches import _mean_and_std
+    from utils.pixels import _mean_and_std
 
     _mean_and_std.cache_clear()
     images = torch.full((1, 3, 2, 2), 128, dtype=torch.uint8)

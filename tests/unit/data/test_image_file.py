@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from tests.unit.photos import make_folder, make_photo
-from utils.data.batches import AUGMENTATIONS, NORMALISATIONS
+from utils.data.batches import AUGMENTATIONS
 from utils.data.image_cache import cache_images
 from utils.data.images import ImageData, load_images
 from utils.errors import InputError
 from utils.files import read_json, write_json
+from utils.normalisation import NORMALISATIONS
 
 
 def load(root, image_size=16, dataset="folder", split="train") -> ImageData:

@@ -11,16 +11,11 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from tests.unit.photos import make_folder, make_photo, real_data
-from utils.data.batches import (
-    AUGMENTATIONS,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    NORMALISATIONS,
-    Preprocessing,
-    normalise,
-)
+from utils.data.batches import AUGMENTATIONS, Preprocessing
 from utils.data.images import ImageData, check_classes, check_outputs, load_images
 from utils.errors import InputError
+from utils.normalisation import NORMALISATIONS
+from utils.pixels import IMAGENET_MEAN, IMAGENET_STD, normalise
 
 
 def torchvision_transform(*first):
@@ -86,7 +81,7 @@ def test_ilsvrc_is_augmented_in_training_only(tmp_path):
     torch.manual_seed(0)
     crop = transforms.Compose([transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip()])
     assert torch.equal(first[0], transforms.functional.pil_to_tensor(crop(Image.open(train.file(0)))))
-    assert train.transform_record["view"] != val.transform_record["view"]
+    assert train.decoding_record["view"] != val.decoding_record["view"]
 
 
 @pytest.mark.parametrize("size, resized", [(224, 256), (112, 128), (48, 55)])
@@ -175,7 +170,6 @@ def test_images_are_normalised_as_the_table_says_or_as_is_chosen(tmp_path, datas
     data, chosen = load(tmp_path, dataset=dataset), load(tmp_path, dataset=dataset, normalisation=NORMALISATIONS["dcm"])
     for images, constants in ((data, NORMALISATIONS[name]), (chosen, NORMALISATIONS["dcm"])):
         assert images.normalisation == constants
-        assert (images.transform_record["mean"], images.transform_record["std"]) == tuple(map(list, constants))
         assert images.preprocessing() == Preprocessing(*constants)
     assert data.decoding_record == chosen.decoding_record  # the pixels are the same
 
@@ -188,6 +182,4 @@ def test_batches_of_training_images_are_augmented_where_that_is_chosen(tmp_path)
     assert train.augments and not train.augments_while_decoding
     assert not val.augments and val.augmentation is None
     assert train.preprocessing(seed=3) == Preprocessing(augmentation=AUGMENTATIONS["zero4"], seed=3)
-    assert train.transform_record["augmentation"] == {"padding": 4, "mode": "zero"}
-    assert "augmentation" not in val.transform_record
     assert train.decoding_record == val.decoding_record

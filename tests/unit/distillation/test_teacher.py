@@ -6,11 +6,12 @@ import torch
 from torch import nn
 
 from models.classifiers import build
-from utils.data.batches import normalise
 from utils.data.images import ImageData, load_images
 from utils.data.loaders import make_loader
 from utils.distillation.teacher import live_logits, teacher_logits
 from utils.errors import InputError
+from utils.normalisation import NORMALISATIONS
+from utils.pixels import FromPixels, normalise
 
 CLASSES = 3
 
@@ -30,7 +31,8 @@ def make_teacher(loader, cpu, tmp_path):
     def make(**options):
         model = build("resnet18", CLASSES)
         model.load_state_dict(original.state_dict())
-        return teacher_logits(model.train(), loader, CLASSES, cpu, folder=tmp_path, **options)
+        reader = FromPixels(model, NORMALISATIONS["cifar10"]).train()
+        return teacher_logits(reader, loader, CLASSES, cpu, folder=tmp_path, **options)
 
     return make
 
@@ -47,13 +49,12 @@ def test_stored_logits_are_those_of_asking_every_time(loader, make_teacher, augm
     live = make_teacher()
     means = []
     for pixels, _targets, indices in loader:
-        images = normalise(pixels)
-        assert torch.equal(stored(images, indices), live(images, indices))
-        means.append(live(images, indices).mean(0))
-        assert not live(images, indices).requires_grad
+        assert torch.equal(stored(pixels, indices), live(pixels, indices))
+        means.append(live(pixels, indices).mean(0))
+        assert not live(pixels, indices).requires_grad
     assert not torch.equal(means[0], means[1])
     shuffled = torch.tensor([5, 0, 23])
-    by_index = torch.cat([live(normalise(batch[0]), batch[2]) for batch in loader])[shuffled]
+    by_index = torch.cat([live(batch[0], batch[2]) for batch in loader])[shuffled]
     assert torch.equal(stored(torch.empty(0), shuffled), by_index)
 
 
@@ -65,10 +66,9 @@ def test_a_stored_teacher_looks_at_every_image_once_and_a_live_one_at_what_it_is
     class Watched(nn.Linear):
         def forward(self, images):
             seen.append(len(images))
-            return super().forward(images.mean((2, 3)))
+            return super().forward(images.float().mean((2, 3)))
 
     pixels, _targets, indices = next(iter(loader))
-    pixels = normalise(pixels)
     stored = teacher_logits(Watched(3, CLASSES), loader, CLASSES, cpu, folder=tmp_path)
     for _ in range(2):
         assert stored(pixels, indices).shape == (8, CLASSES)
@@ -81,14 +81,25 @@ def test_a_stored_teacher_looks_at_every_image_once_and_a_live_one_at_what_it_is
 
 
 @pytest.mark.parametrize("augments", [False, True])
+def test_a_teacher_reads_pixels_by_its_own_constants(loader, cpu, tmp_path, augmented, augments):
+    if augments:
+        augmented()
+    constants, model = NORMALISATIONS["cifar10"], nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, CLASSES))
+    teacher = teacher_logits(FromPixels(model, constants), loader, CLASSES, cpu, folder=tmp_path)
+    pixels, _targets, indices = next(iter(loader))
+    torch.testing.assert_close(teacher(pixels, indices), model(normalise(pixels, *constants)))
+
+
+@pytest.mark.parametrize("augments", [False, True])
 def test_the_teacher_is_frozen_in_evaluation_mode(loader, cpu, tmp_path, augmented, augments):
     if augments:
         augmented()
     norm = nn.BatchNorm2d(3)
     model = nn.Sequential(norm, nn.Flatten(), nn.Linear(3 * 32 * 32, CLASSES)).train()
+    model = FromPixels(model, NORMALISATIONS["half"])
     teacher = teacher_logits(model, loader, CLASSES, cpu, folder=tmp_path)
     for pixels, _targets, indices in loader:
-        teacher(normalise(pixels), indices)
+        teacher(pixels, indices)
     assert not any(module.training for module in model.modules())
     assert not any(parameter.requires_grad for parameter in model.parameters())
     assert norm.running_mean is not None and not norm.running_mean.any()

@@ -7,6 +7,9 @@ from torch import nn
 from models.frozen_feature import FrozenFeature, Net, freeze
 from models.trans_net import TransNet
 from utils.errors import InputError
+from utils.normalisation import NORMALISATIONS
+from utils.pixels import normalise
+from utils.provenance import NetSource
 
 MAPS = (4, 3, 3)
 
@@ -117,7 +120,7 @@ def net(channels, size, classes=2):
     """A head of one strided convolution, and a tail for maps of any size."""
     head = nn.Conv2d(3, channels, 1, stride=8 // size)
     tail = nn.Sequential(nn.BatchNorm2d(channels), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
-    return Net({}, "head", head, tail)
+    return Net({}, NetSource(normalisation=NORMALISATIONS["half"]), head, tail)
 
 
 def test_freezing_takes_tails_of_another_map_size():
@@ -126,7 +129,15 @@ def test_freezing_takes_tails_of_another_map_size():
     frozen, shape = freeze("components", nets, trans_net, [1, 0, 1], "A", 8)
     assert shape == (4, 4, 4)
     assert frozen.orders == [0, 2]
-    assert frozen(torch.randn(2, 3, 8, 8)).shape == (2, 4, 4, 4)
+    assert frozen(torch.zeros(2, 3, 8, 8, dtype=torch.uint8)).shape == (2, 4, 4, 4)
+
+
+def test_each_frozen_net_reads_pixels_by_its_own_constants():
+    nets = {"A": net(4, 4), "B": net(4, 4).normalised_by(NORMALISATIONS["cifar10"])}
+    pixels = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+    for name, constants in (("A", NORMALISATIONS["half"]), ("B", NORMALISATIONS["cifar10"])):
+        frozen, _ = freeze(f"raw_{name}", nets, None, [], name, 8)
+        torch.testing.assert_close(frozen(pixels), nets[name].head(normalise(pixels, *constants)))
 
 
 def test_a_tail_of_other_channels_is_refused():

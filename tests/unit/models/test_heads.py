@@ -5,21 +5,25 @@ from models.heads import MapHead, freeze_heads, head_flops
 from models.layers import Layer
 from models.pair import open_net
 from models.split import as_maps
+from utils.normalisation import NORMALISATIONS
+from utils.pixels import normalise
 from utils.provenance import NetSource, Provenance
 
 
-def test_both_heads_give_maps_and_say_what_they_are(fitted, cpu):
+def test_both_heads_give_maps_of_pixels_that_each_normalises_as_its_net_does(fitted, cpu):
     paths = [fitted / f"model_checkpoints/checkpoint_digits_resnet18_sd{seed}.pth.tar" for seed in (0, 5)]
     nets = [open_net(path, None, Layer(layer)) for path, layer in zip(paths, ("layer2.1.add", "flatten"))]
+    constants = [NORMALISATIONS["imagenet"], NORMALISATIONS["half"]]
+    nets = [net.normalised_by(of_net) for net, of_net in zip(nets, constants)]
     heads = freeze_heads(*nets, 32, cpu.device)
     assert heads.sources == (nets[0].source, nets[1].source)
     assert heads.shapes == ((128, 4, 4), (512,))
-    images = torch.randn(2, 3, 32, 32)
-    for net, head in zip(nets, heads.modules):
-        expected = as_maps(net.head.eval()(images))
-        torch.testing.assert_close(head(images), expected, rtol=1e-4, atol=1e-5)
-        assert not head(images).requires_grad
-    assert heads.modules[1](images).shape == (2, 512, 1, 1)
+    pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    for net, head, of_net in zip(nets, heads.modules, constants):
+        expected = as_maps(net.head.eval()(normalise(pixels, *of_net)))
+        torch.testing.assert_close(head(pixels), expected, rtol=1e-4, atol=1e-5)
+        assert not head(pixels).requires_grad
+    assert heads.modules[1](pixels).shape == (2, 512, 1, 1)
 
 
 def test_a_head_is_held_in_evaluation_mode():

@@ -20,6 +20,8 @@ from models.trans_net import load_trans_net
 from utils import checkpoint
 from utils.errors import InputError
 from utils.files import sha256
+from utils.normalisation import NORMALISATIONS
+from utils.pixels import normalise
 from utils.provenance import NetSource
 
 LAYER = "layer2.1.add"
@@ -44,8 +46,9 @@ def back(forth):
 def test_images_become_both_features_and_components(nets, forth, back, reverse):
     pair = open_pair(back if reverse else forth)
     torch.manual_seed(0)
-    images = torch.randn(3, 3, 32, 32)
-    x, target, *_, components = pair(images)
+    pixels = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+    x, target, *_, components = pair(pixels)
+    images = normalise(pixels)
     with torch.no_grad():
         expected_x, expected_target = (split(load_classifier(net), LAYER)[0](images) for net in nets)
         if reverse:
@@ -57,6 +60,19 @@ def test_images_become_both_features_and_components(nets, forth, back, reverse):
     assert not pair.training and not components.requires_grad
     assert pair.provenance.a.layer == LAYER and pair.provenance.a.path == str(nets[1 if reverse else 0])
     assert pair.provenance.dataset == "digits" and pair.provenance.image_size == 32
+
+
+def test_a_pair_reads_pixels_by_the_constants_that_its_features_were_made_with(nets, forth, tmp_path):
+    fit, state = tmp_path / "g.pth.tar", checkpoint.load(forth)
+    transform = {key: value for key, value in state["source"]["transform"].items() if key not in ("mean", "std")}
+    named = {"normalisation_a": NORMALISATIONS["half"], "normalisation_b": NORMALISATIONS["cifar10"]}
+    checkpoint.save(fit, state | {"source": state["source"] | {"transform": transform} | named})
+    pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    x, target, *_ = open_pair(fit)(pixels)
+    heads = [split(load_classifier(net), LAYER)[0] for net in nets]
+    with torch.no_grad():
+        assert torch.equal(x, heads[0](normalise(pixels, *NORMALISATIONS["half"])))
+        assert torch.equal(target, heads[1](normalise(pixels, *NORMALISATIONS["cifar10"])))
 
 
 def test_a_net_that_is_not_the_fitted_one_is_refused(nets, forth):
@@ -80,7 +96,7 @@ def test_a_moved_copy_is_the_same_net(nets, forth, tmp_path):
     shutil.copy(nets[1], moved)
     pair = open_pair(forth, net_b=moved)
     assert (pair.provenance.a.path, pair.provenance.b.path) == (str(nets[0]), str(moved))
-    images = torch.ones(1, 3, 32, 32)
+    images = torch.ones(1, 3, 32, 32, dtype=torch.uint8)
     assert torch.equal(pair(images)[1], open_pair(forth)(images)[1])
 
 

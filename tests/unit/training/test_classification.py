@@ -3,8 +3,8 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset, Subset
 
-from utils.data.batches import normalise
 from utils.data.loaders import make_loader
+from utils.pixels import normalise
 from utils.training.classification import classify, classify_features, known_hits, validate
 from utils.training.losses import classification_loss
 from utils.training.metrics import accuracies_percent

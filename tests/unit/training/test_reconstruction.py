@@ -7,10 +7,11 @@ import torch
 from models.pair import read_stored
 from models.trans_net import TransNet
 from tests.unit.training.pairs import loader_of, maps
-from utils.data.batches import Preprocessing
 from utils.features.live import read_live
 from utils.measures.calibration import instability_of
 from utils.measures.pair_sums import PairSums
+from utils.normalisation import NORMALISATIONS
+from utils.pixels import FromPixels
 from utils.runtime import Runtime
 from utils.training import engine
 from utils.training.engine import Averages, Fit, make_optimizer
@@ -156,9 +157,10 @@ def test_an_epoch_waits_for_its_device_only_where_it_reads_the_averages(cpu, mon
     runtime = dataclasses.replace(cpu, device=meta)
     monkeypatch.setattr(Averages, "read", lambda *_: reads.append(1) or {"Loss": 1.0})
     with meta:
-        heads = {name: torch.nn.Conv2d(3, 6, 3) for name in ("head_a", "head_b")}
+        half = NORMALISATIONS["half"]
+        heads = {name: FromPixels(torch.nn.Conv2d(3, 6, 3), half) for name in ("head_a", "head_b")}
         family = Family([TransNet(6, 6, layers, **config) for layers in (1, 3)], [False, True])
-    read = functools.partial(read_live, **heads, preprocess=Preprocessing(), runtime=runtime) if live else read_stored
+    read = functools.partial(read_live, **heads, runtime=runtime) if live else read_stored
     x = torch.zeros(64, 3, 8, 8, dtype=torch.uint8) if live else maps(64)
     alphas = [torch.zeros(0, device=meta), torch.zeros(2, device=meta)]
     step = functools.partial(reconstruct, family=family, alphas=alphas, read=read)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.utils.data import Subset
 
+from models.inputs import Inputs
 from tests.unit.step_options import parsed
 from utils import opening, options
 from utils.errors import InputError
@@ -57,6 +58,33 @@ def test_images_are_normalised_as_the_network_knows_them_or_as_an_option_says(ar
     assert opening.images(args(), "val", known).normalisation == known["normalisation"]
     assert opening.images(args("--normalisation", "half"), "val", known).normalisation == ((0.5,) * 3, (0.5,) * 3)
     assert opening.images(args(), "val").normalisation == NORMALISATIONS["imagenet"]
+
+
+CIFAR10, HALF, OWN = NORMALISATIONS["cifar10"], NORMALISATIONS["half"], ((0.1, 0.2, 0.3), (1.0, 1.0, 0.5))
+INPUTS = Inputs(*OWN)
+
+
+@pytest.mark.parametrize(
+    ("words", "state", "fitted", "expected", "line"),
+    [
+        ((), {}, None, NORMALISATIONS["imagenet"], "taken is imagenet, that of the data set"),
+        ((), {"inputs": INPUTS}, None, OWN, "1.0,1.0,0.5, which its factory carries"),
+        ((), {"inputs": INPUTS, "data": {"normalisation": HALF}}, None, HALF, ""),
+        ((), {"data": {"normalisation": HALF}}, CIFAR10, CIFAR10, ""),
+        (("--normalisation", "cifar10"), {}, HALF, CIFAR10, ""),
+        (("--normalisation", "cifar10", "--normalisation2", "half"), {}, CIFAR10, HALF, ""),
+        (("--normalisation", "cifar10", "--normalisation1", "half"), {}, None, CIFAR10, ""),
+        (("--normalisation2", "0.1,0.2,0.3,1,1,0.5"), {}, None, OWN, ""),
+        (("--normalisation", "half"), {"data": {"normalisation": CIFAR10}}, None, HALF, "cifar10 in its"),
+    ],
+)
+def test_a_nets_constants_are_an_options_a_records_its_factorys_or_the_data_sets(
+    args, cpu, capsys, words, state, fitted, expected, line
+):
+    source = NetSource(normalisation=fitted)
+    assert opening.normalisation(args(*words), state, cpu, "B", source) == expected
+    printed = capsys.readouterr().out
+    assert line in printed and printed.count("\n") == bool(line)
 
 
 def test_training_images_alone_are_augmented(args):

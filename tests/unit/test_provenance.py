@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -45,6 +46,40 @@ def test_the_stored_record_is_flat_and_comes_back():
     again = Provenance.from_record(RECORD)
     assert again == WHOLE and again.to_record() == RECORD
     assert (again.a.path, again.b.path, again.arch, again.label) == (A.path, B.path, WHOLE.arch, WHOLE.label)
+
+
+ALIKE, OTHER = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), ((0.4, 0.4, 0.4), (0.2, 0.2, 0.2))
+
+
+def test_nets_that_are_normalised_alike_are_recorded_as_before():
+    """So that files of earlier versions and newer ones of the same nets are equal."""
+    alike = replace(with_net("a", normalisation=ALIKE), b=replace(B, normalisation=ALIKE), transform={"image_size": 64})
+    record = alike.to_record()
+    assert record["transform"] == {"image_size": 64, "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
+    assert record.keys() == RECORD.keys()
+    again = Provenance.from_record(record)
+    assert again == alike and again.a.normalisation == again.b.normalisation == ALIKE
+    assert again.transform == {"image_size": 64} and again.to_record() == record
+
+
+def test_nets_of_other_constants_are_recorded_one_by_one():
+    mixed = replace(with_net("a", normalisation=ALIKE), b=replace(B, normalisation=OTHER), transform={"image_size": 64})
+    record = json.loads(json.dumps(mixed.to_record()))
+    assert record["transform"] == {"image_size": 64}
+    again = Provenance.from_record(record)
+    assert again == mixed and (again.a.normalisation, again.b.normalisation) == (ALIKE, OTHER)
+    back = Provenance.from_record(mixed.reversed().to_record())
+    assert (back.a.normalisation, back.b.normalisation) == (OTHER, ALIKE)
+
+
+def test_a_net_that_sees_images_otherwise_is_another():
+    mixed = replace(with_net("a", normalisation=ALIKE), b=replace(B, normalisation=OTHER))
+    other = replace(mixed, b=replace(B, normalisation=ALIKE))
+    message = "normalisation 0.4,0.4,0.4,0.2,0.2,0.2 of net B instead of half"
+    assert mixed.differs(other) == message
+    assert mixed.differs(replace(mixed, b=B)) is None  # nobody recorded it
+    old = Provenance.from_record({"transform": {"mean": [0.5] * 3, "std": [0.5] * 3}})
+    assert mixed.differs(old) == message
 
 
 def test_what_is_unknown_is_left_out_and_stays_unknown():

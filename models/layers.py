@@ -1,11 +1,19 @@
 """Where features are taken, as the options say it: a node by name, or the documented number of a layer."""
 
-from dataclasses import dataclass
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from torch import nn
 
+from models.split import cuts
+from models.stages import place_of, stages, stages_of
 from utils.errors import InputError
 from utils.later import torchvision
+
+STAGE = re.compile(r"stage:(-?\d+)")  # what `--layer` may say in place of a name
+USUAL_SIZE = 224  # pixels, where nothing says another
+TOLERANCE = 0.15  # how far apart in their stage two layers of the same depth lie at most
 
 
 @dataclass(frozen=True)
@@ -13,15 +21,20 @@ class Layer:
     """Where features are taken, as the options say it.
 
     Attributes:
-        name: of any node of the traced network (`--layer`).
+        name: of any module or node of the traced network (`--layer`), or "stage:N": the end of
+            stage N, counted from 1, or of stage -N, counted from the last.
         conv_layer: the documented number instead (`--conv_layer`); see `layer_name`.
         fc: the number counts in the classifier.
+        image_size: pixels, at which stages are counted.
+        channels_last: whether maps are (N, H, W, C) there; None: that is found out.
         default: the number that is meant of a VGG where no option says a layer.
     """
 
     name: str | None = None
     conv_layer: int | None = None
     fc: bool = False
+    image_size: int | None = None
+    channels_last: bool | None = None
     default: int = 30
 
     @property
@@ -31,7 +44,7 @@ class Layer:
 
     def or_node(self, node: str | None) -> "Layer":
         """Give the layer of a node that a file knows, where no option says another."""
-        return self if self.is_named or node is None else Layer(node)
+        return self if self.is_named or node is None else replace(self, name=node)
 
     @property
     def label(self) -> str:
@@ -39,15 +52,76 @@ class Layer:
         number = self.default if self.conv_layer is None else self.conv_layer
         return self.name or f"{'fc' if self.fc else ''}{number}"
 
-    def node(self, model: nn.Module) -> str:
-        """Name the node of a model that is meant."""
+    def node(self, model: nn.Module, image_size: int | None = None) -> str:
+        """Name the node of a model that is meant.
+
+        Args:
+            model: images (N, 3, S, S) → logits.
+            image_size: S, pixels, where no option says it: what the model was trained at.
+
+        Raises:
+            InputError: no option says a layer of this kind of model, or it has no such layer or stage.
+        """
+        if self.name is not None and (stage := STAGE.fullmatch(self.name)):
+            return _stage(model, int(stage[1]), self.image_size or image_size or USUAL_SIZE)
         if self.name is not None:
             return self.name
         if self.conv_layer is not None:
             return layer_name(model, self.conv_layer, self.fc)
         if isinstance(model, torchvision.models.VGG):
             return layer_name(model, self.default, self.fc)
-        raise InputError(f"no option names the layer of this {type(model).__name__}: use --conv_layer or --layer")
+        raise InputError(
+            f"no option names the layer of this {type(model).__name__}: use --conv_layer or --layer, "
+            "such as --layer stage:-1; ConvOutput.py --list_layers prints all"
+        )
+
+
+def _stage(model: nn.Module, number: int, image_size: int) -> str:
+    """Name the layer at which stage 1, 2, … ends, or stage -1, -2, … from the last."""
+    ends = stages(model, image_size)
+    if not 1 <= abs(number) <= len(ends):
+        raise InputError(
+            f"this {type(model).__name__} has stages 1 to {len(ends)} at {image_size} pixels, "
+            f"not {number}: they end at {', '.join(ends)}"
+        )
+    return ends[number - 1 if number > 0 else number]
+
+
+def paired_stages(first: Sequence[str], second: Sequence[str]) -> list[tuple[str, str]]:
+    """Match the stages of two nets from the last one back: what nets of one task have alike is their end."""
+    count = min(len(first), len(second))
+    return list(zip(first[-count:], second[-count:]))
+
+
+def note_of_depths(models: Sequence[nn.Module], layer: str, image_size: int) -> str | None:
+    """Say where one name means another relative depth in two nets, and which layers correspond.
+
+    Args:
+        models: net A and net B.
+        layer: the name, of a cut in both.
+        image_size: S, pixels.
+
+    Returns:
+        A sentence; None where the layer lies in the same stage of both, and as far in it.
+    """
+    places, ends = [], []
+    for model in models:
+        shapes = cuts(model, image_size)
+        place = place_of(model, shapes, layer)
+        if place is None:
+            return None
+        places.append(place)
+        ends.append(stages_of(model, shapes))
+    (stage_a, share_a), (stage_b, share_b) = places
+    if stage_a == stage_b and abs(share_a - share_b) < TOLERANCE:
+        return None
+    where = [
+        f"{share:.0%} through stage {len(names) - stage} of {len(names)} in net {net}"
+        for net, (stage, share), names in zip("AB", places, ends)
+    ]
+    pairs = ", ".join(" and ".join(dict.fromkeys(pair)) for pair in paired_stages(*ends))
+    remark = f"note: {layer} lies {' but '.join(where)}"
+    return f"{remark}; --layers stages takes the same depth of both: {pairs}"
 
 
 def layer_name(model: nn.Module, conv_layer: int, fc: bool = False) -> str:
@@ -72,17 +146,20 @@ def layer_name(model: nn.Module, conv_layer: int, fc: bool = False) -> str:
         if not 1 <= conv_layer <= 4:
             raise InputError(f"the layers of a ResNet are 1 to 4 (3: the last 14×14 feature map), not {conv_layer}")
         return f"layer{conv_layer}.{len(getattr(model, f'layer{conv_layer}')) - 1}.add"
+    if not fc and str(conv_layer) in dict(model.named_children()):  # a plain nn.Sequential
+        return str(conv_layer)
     flag = "--fc" if isinstance(model, torchvision.models.ResNet) else "--conv_layer"
     raise InputError(f"{flag} has no meaning for a {type(model).__name__}; name the layer with --layer NAME")
 
 
 def usual_layer(model: nn.Module) -> list[str]:
-    """Give the words that name a late layer of maps on a command line; of other networks --list_layers shows them all.
+    """Give the words that name a late layer of maps on a command line.
 
     Args:
-        model: a VGG or AlexNet, where it is the last convolution, or a ResNet, where it is the last 14×14 map.
+        model: a VGG or AlexNet, where it is the last convolution; a ResNet, where it is the last
+            14×14 map; or any other net, where they name the ends of all stages.
     """
     if isinstance(model, torchvision.models.VGG | torchvision.models.AlexNet):
         last = [index for index, module in enumerate(model.features) if isinstance(module, nn.Conv2d)][-1]
         return ["--conv_layer", str(last)]
-    return ["--conv_layer", "3"] if isinstance(model, torchvision.models.ResNet) else ["--list_layers"]
+    return ["--conv_layer", "3"] if isinstance(model, torchvision.models.ResNet) else ["--layers", "stages"]

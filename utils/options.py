@@ -10,7 +10,8 @@ from utils.errors import InputError
 from utils.normalisation import NORMALISATIONS, normalisation_words, read_normalisation
 from utils.parser import Ignored, Namespace, Parser, list_of, plain_name, real, some_path, whole
 
-LayerOptions = tuple[str | None, int | None, bool]  # --layer, --conv_layer, --fc
+# --layer, --conv_layer, --fc, --image_size, and whether --channels_last says so of a net
+LayerOptions = tuple[str | None, int | None, bool, int | None, bool | None]
 ARCH, DATASET, IMAGE_SIZE = "vgg16_bn", "CUB200", 224  # where neither an option nor a checkpoint says another
 ARCHS = "a torchvision classifier, a *_ft name, or your own package.module:factory on PYTHONPATH"
 SMALLEST_IMAGE = 8  # pixels to a side
@@ -177,11 +178,17 @@ def add_layer_options(parser: argparse.ArgumentParser, *, default: str) -> None:
         "--conv_layer", type=whole(0), help=f"index in features (VGG, AlexNet) or stage (ResNet); default: {default}"
     )
     group.add_argument(
-        "--layer", type=some_path, help="any node by name, such as features.30 or layer3.5.add; overrides --conv_layer"
-    )
+        "--layer", type=some_path,
+        help="any module or node by name, such as features.30, layer3 or layer3.5.add, or stage:2, the end "
+        "of the second stage (stage:-1: of the last); overrides --conv_layer",
+    )  # fmt: skip
     group.add_argument(
         "--fc", action="store_true", help="--conv_layer counts in the classifier: fully-connected features"
     )
+    group.add_argument(
+        "--channels_last", choices=["A", "B", "both", "none"],
+        help="whose maps at the layer are (N, H, W, C); default: found out",
+    )  # fmt: skip
 
 
 def add_trans_net_options(parser: argparse.ArgumentParser) -> None:
@@ -233,10 +240,17 @@ def add_second_layer_options(parser: argparse.ArgumentParser) -> None:
 
 def both_layers(args: Namespace) -> tuple[LayerOptions, LayerOptions]:
     """Give the layers of net A and net B, net A's for both where none is named for B."""
-    first = (args.layer, args.conv_layer, args.fc)
+    last_a, last_b = (channels_last(args, net) for net in "AB")
+    first = (args.layer, args.conv_layer, args.fc, args.image_size)
     if args.layer2 is None and args.conv_layer2 is None:
-        return first, first
-    return first, (args.layer2, args.conv_layer if args.conv_layer2 is None else args.conv_layer2, args.fc)
+        return (*first, last_a), (*first, last_b)
+    number = args.conv_layer if args.conv_layer2 is None else args.conv_layer2
+    return (*first, last_a), (args.layer2, number, args.fc, args.image_size, last_b)
+
+
+def channels_last(args: Namespace, net: str) -> bool | None:
+    """Say whether --channels_last means net "A" or "B"; None where the option is not given."""
+    return None if args.channels_last is None else args.channels_last in (net, "both")
 
 
 def check_layers(parser: Parser, args: Namespace) -> None:

@@ -106,14 +106,17 @@ def test_the_data_folder_comes_from_the_environment(monkeypatch):
 @pytest.mark.parametrize(
     ("words", "first", "second"),
     [
-        ([], (None, None, False), (None, None, False)),
-        (["--conv_layer", "8", "--fc"], (None, 8, True), (None, 8, True)),
-        (["--conv_layer", "0"], (None, 0, False), (None, 0, False)),
-        (["--conv_layer", "8", "--conv_layer2", "3"], (None, 8, False), (None, 3, False)),
-        (["--conv_layer", "8", "--conv_layer2", "0"], (None, 8, False), (None, 0, False)),
-        (["--layer", "a.1", "--layer2", "b.2"], ("a.1", None, False), ("b.2", None, False)),
-        (["--layer", "a.1"], ("a.1", None, False), ("a.1", None, False)),
-        (["--layer", "a.1", "--conv_layer2", "3"], ("a.1", None, False), (None, 3, False)),
+        ([], (None, None, False, None, None), (None, None, False, None, None)),
+        (["--conv_layer", "8", "--fc"], (None, 8, True, None, None), (None, 8, True, None, None)),
+        (["--conv_layer", "0", "--image_size", "32"], (None, 0, False, 32, None), (None, 0, False, 32, None)),
+        (["--conv_layer", "8", "--conv_layer2", "3"], (None, 8, False, None, None), (None, 3, False, None, None)),
+        (["--conv_layer", "8", "--conv_layer2", "0"], (None, 8, False, None, None), (None, 0, False, None, None)),
+        (["--layer", "a.1", "--layer2", "b.2"], ("a.1", None, False, None, None), ("b.2", None, False, None, None)),
+        (["--layer", "a.1"], ("a.1", None, False, None, None), ("a.1", None, False, None, None)),
+        (["--layer", "a.1", "--conv_layer2", "3"], ("a.1", None, False, None, None), (None, 3, False, None, None)),
+        (["--layer", "a", "--channels_last", "A"], ("a", None, False, None, True), ("a", None, False, None, False)),
+        (["--channels_last", "none"], (None, None, False, None, False), (None, None, False, None, False)),
+        (["--layer2", "b", "--channels_last", "both"], (None, None, False, None, True), ("b", None, False, None, True)),
     ],
 )
 def test_the_layers_of_both_nets(parser, words, first, second):
@@ -220,7 +223,7 @@ def test_settings_are_what_changes_the_result(parser):
     assert set(found) == {
         "dataset", "name", "image_size", "sample_num", "sub_sampler_split", "batch_size", "conv_layer", "layer", "fc",
         "conv_layer2", "layer2", "optim", "lr", "momentum", "weight_decay", "epochs", "logspace", "epoch_step",
-        "decay_factor", "seed", "amp", "tf32", "augment", "normalisation",
+        "decay_factor", "seed", "amp", "tf32", "augment", "normalisation", "channels_last",
     }  # fmt: skip
     assert (found["lr"], found["seed"], found["batch_size"]) == (0.25, 3, 7)
     assert options.settings(parser.parse_args(["--lr", "0.25", "--seed", "3"])) == found

@@ -3,7 +3,7 @@ import torch
 import torchvision
 from torch import nn
 
-from models.layers import Layer, layer_name, usual_layer
+from models.layers import Layer, layer_name, note_of_depths, paired_stages, usual_layer
 from models.split import feature_shape, split
 from utils.errors import InputError
 
@@ -111,7 +111,7 @@ def test_without_an_option_only_a_vgg_has_a_layer():
         ("vgg11", ["--conv_layer", "18"], "features.18"),
         ("alexnet", ["--conv_layer", "10"], "features.10"),  # conv5
         ("resnet18", ["--conv_layer", "3"], "layer3.1.add"),
-        ("squeezenet1_1", ["--list_layers"], None),
+        ("squeezenet1_1", ["--layers", "stages"], None),
     ],
 )
 def test_a_usual_layer_can_be_pasted(arch, words, node):
@@ -131,3 +131,51 @@ def test_a_files_layer_stands_where_no_option_says_another():
     assert [layer.is_named for layer in (Layer(), Layer(fc=True), Layer(None, 0), Layer("a"))] == [
         False, False, True, True,
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("number", "node"), [(1, "relu"), (3, "layer2"), (5, "layer4"), (-1, "layer4"), (-5, "relu")])
+def test_a_stage_is_counted_from_either_end(number, node):
+    assert Layer(f"stage:{number}").node(resnet((1, 1, 1, 1)), 32) == node
+
+
+def test_a_stage_is_counted_at_the_size_that_an_option_says():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, 8, 1), nn.ReLU(), nn.Conv2d(4, 4, 3, 2, 1), nn.ReLU())
+    net.extend([nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)])
+    assert Layer("stage:1").node(net, 32) == Layer("stage:1", image_size=64).node(net, 8) == "1"
+    assert Layer("stage:2").node(net, 32) == "3"
+
+
+@pytest.mark.parametrize("number", [0, 6, -6])
+def test_a_stage_that_there_is_not(number):
+    with pytest.raises(InputError, match=rf"has stages 1 to 5 at 32 pixels, not {number}: they end at relu, layer1, "):
+        Layer(f"stage:{number}").node(resnet((1, 1, 1, 1)), 32)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "pairs"),
+    [
+        ("abc", "xyz", ["ax", "by", "cz"]), ("abcde", "xyz", ["cx", "dy", "ez"]), ("c", "xyz", ["cz"]),
+    ],
+)  # fmt: skip
+def test_stages_are_matched_from_the_last(first, second, pairs):
+    assert paired_stages(first, second) == [tuple(pair) for pair in pairs]
+
+
+@pytest.mark.parametrize(
+    ("blocks", "layer", "said"),
+    [
+        ((2, 2, 2, 2), "layer1.1.add", None),
+        ((2, 2, 2, 2), "layer1", None),
+        ((2, 2, 6, 2), "layer3", None),  # its end, whatever the depth
+        ((2, 2, 6, 2), "layer3.1.add", "layer3.1.add lies 75% through stage 4 of 5 in net A but 25% "),
+        ((2, 2, 6, 2), "fc", None),  # behind all stages
+    ],
+)
+def test_the_same_name_at_another_depth_is_said(blocks, layer, said):
+    note = note_of_depths([resnet((2, 2, 2, 2)), resnet(blocks)], layer, 32)
+    assert note is None if said is None else said in str(note)
+    assert said is None or str(note).endswith("takes the same depth of both: relu, layer1, layer2, layer3, layer4")
+
+
+def resnet(blocks):
+    return torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, blocks, num_classes=2)

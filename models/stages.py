@@ -1,0 +1,192 @@
+"""The stages of a net: where its maps shrink, and the layers at which nets of different depth correspond."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from itertools import takewhile
+
+from torch import nn
+
+from models.split import cuts
+
+Shapes = Mapping[str, tuple[int, ...]]  # every cut, in order, and one image's feature there
+# Modules and functions between stages that only move or average numbers: what is before them has
+# the better name.
+_MOVING = re.compile(
+    r"(Adaptive|SelectAdaptive)?(Avg|Max)?Pool(2d)?|Identity|Dropout(\dd)?|Flatten|Permute|"
+    r"(adaptive_)?(avg|max)_pool2d|mean|permute|flatten|view|reshape|transpose|contiguous"
+)
+
+
+def stages(model: nn.Module, image_size: int) -> list[str]:
+    """Name the layers at which the stages of a net end, from the first to the last.
+
+    A stage ends at the last cut before the map shrinks to half of its side. The block that shrinks
+    it, which may widen it before, belongs to the next stage. Where there are not two such stages
+    (transformers, perceptrons, plain convolutions), stages end at the quarters of the blocks.
+
+    Args:
+        model: images (N, 3, S, S) → logits (N, C).
+        image_size: S, pixels.
+
+    Returns:
+        Each the name of a module whose output it is (`layer1`), or else of a node (`relu_1`).
+    """
+    return stages_of(model, cuts(model, image_size))
+
+
+def stages_of(model: nn.Module, shapes: Shapes) -> list[str]:
+    """Name the layers at which stages end, of known cuts; see `stages`."""
+    layout = _Layout(model, shapes)
+    return layout.readable(layout.stage_ends())
+
+
+def place_of(model: nn.Module, shapes: Shapes, layer: str) -> tuple[int, float] | None:
+    """Say where a layer lies: in which stage, counted from the last as 0, and behind which share of its cuts.
+
+    Args:
+        model: see `stages`.
+        shapes: every cut.
+        layer: the name of a cut, or of a module around some.
+
+    Returns:
+        None where it is no cut, or lies behind all stages.
+    """
+    names = list(shapes)
+    ends = _Layout(model, shapes).stage_ends()
+    inside = [index for index, name in enumerate(names) if f"{name}.".startswith(f"{layer}.")]
+    later = [end for end in ends if inside and end >= inside[-1]]
+    if not later:
+        return None
+    begin = max((end for end in ends if end < later[0]), default=-1)
+    return len(later) - 1, (inside[-1] - begin) / (later[0] - begin)
+
+
+class _Layout:
+    """The cuts of a net, by number, among its modules.
+
+    Attributes:
+        names: of the cuts, in order.
+        shapes: of one image's feature at each, (C, H, W), (T, C) or (C,).
+        modules: by name.
+        matrices: the names of those that hold a matrix of weights, in themselves or in a module
+            inside.
+    """
+
+    def __init__(self, model: nn.Module, shapes: Shapes) -> None:
+        self.names, self.shapes = list(shapes), list(shapes.values())
+        self.modules = dict(model.named_modules())
+        weights = [name for name, weight in model.named_parameters(remove_duplicate=False) if weight.ndim > 1]
+        self.matrices = {module for name in weights for module in _prefixes(name)}
+
+    def stage_ends(self) -> list[int]:
+        """Give the cuts at which stages end; see `stages`."""
+        ends = list[int]()
+        shrinking = self._shrinking()
+        for first in shrinking:
+            begin = self._block_begin(first, shrinking) if len(self.shapes[first]) == 3 else first
+            last, before = begin - 1, ends[-1] if ends else -1
+            while last > before and self._moves(last):
+                last -= 1
+            if self._has_weights(before + 1, last):  # a pooling alone is no stage
+                ends.append(last)
+        blocks = self._blocks()
+        if len(ends) > 1 or not blocks:
+            return ends
+        quarters = [math.ceil(len(blocks) * quarter / 4) - 1 for quarter in range(1, 5)]
+        return [blocks[index] for index in dict.fromkeys(quarters)]
+
+    def readable(self, cuts_: Sequence[int]) -> list[str]:
+        """Name each cut by the largest module that ends there and holds none of those before."""
+        chosen, before = list[str](), -1
+        for cut in cuts_:
+            others = (*self.names[: before + 1][-1:], *self.names[cut + 1 :])
+            modules = [module for module in self._around(cut) if not _holds(module, others)]
+            chosen.append(modules[0] if modules else self.names[cut])
+            before = cut
+        return chosen
+
+    def _shrinking(self) -> list[int]:
+        """Give the cuts at which a map is at most half as wide as the one before, and the first that is no map."""
+        indices, before = list[int](), 0
+        for index, shape in enumerate(self.shapes):
+            pooled = len(shape) == 3 and shape[1:] == (1, 1) and before > 2  # what halving alone does not give
+            if len(shape) < 2 or pooled:
+                return [*indices, index] if index else indices
+            if len(shape) == 3 and shape[1] == shape[2]:  # images are square, so other shapes are windows or heads
+                if before > shape[1] and shape[1] <= (before + 1) // 2:
+                    indices.append(index)
+                before = shape[1]
+        return indices
+
+    def _block_begin(self, first: int, shrinking: Sequence[int]) -> int:
+        """Give the first cut of the block that shrinks the map at cut `first`, or `first` where it is in none.
+
+        A block is the largest module that shrinks a map once and does not hold all cuts so far. A
+        plain list of layers is one only if no layer with weights stands in it before the one that
+        shrinks.
+        """
+        for module in self._around(first):
+            inside = [index for index, name in enumerate(self.names) if _holds(module, [name])]
+            if type(self.modules[module]) in (nn.Sequential, nn.ModuleList, nn.ModuleDict):
+                is_block = not self._has_weights(inside[0], first - 1)
+            else:
+                is_block = len(set(inside) & set(shrinking)) == 1
+            if inside[0] and is_block:
+                return inside[0]
+        return first
+
+    def _around(self, cut: int) -> list[str]:
+        """Give the modules around a cut, the outermost first, without the net itself."""
+        return [name for name in _prefixes(self.names[cut]) if name in self.modules]
+
+    def _moves(self, cut: int) -> bool:
+        """Whether a cut only moves or averages numbers, and shares no module with the cut before."""
+        name = self.names[cut]
+        if any(_holds(module, self.names[cut - 1 : cut]) for module in self._around(cut)):
+            return False
+        module = self.modules.get(name)
+        called = re.sub(r"_\d+$", "", name.rpartition(".")[2]) if module is None else type(module).__name__
+        return _MOVING.fullmatch(called) is not None
+
+    def _has_weights(self, first: int, last: int) -> bool:
+        """Whether a module with a matrix of weights works from one cut to another, and has no other cuts."""
+        outside = (*self.names[:first], *self.names[last + 1 :])
+        inside = {name for cut in range(first, last + 1) for name in (*self._around(cut), self.names[cut])}
+        return any(not _holds(module, outside) for module in inside & self.matrices)
+
+    def _blocks(self) -> list[int]:
+        """Give the last cut of each block.
+
+        Blocks are modules with a matrix of weights that stand beside each other in one module: of
+        all those, the one with the most. What follows a block without such weights, in the same
+        shape, belongs to it: BatchNorm, ReLU.
+        """
+        parent, ends = "", dict[str, int]()
+        for name in self.modules:
+            last = dict[str, int]()
+            for cut in range(len(self.names) - 1):  # the last one gives the logits
+                start = f"{name}." if name else ""
+                child = start + self.names[cut].removeprefix(start).partition(".")[0]
+                if self.names[cut].startswith(start) and child in self.matrices:
+                    last[child] = cut
+            if len(last) > len(ends):
+                parent, ends = name, last
+        above = {*_prefixes(f"{parent}.")}
+
+        def follows(cut: int) -> bool:
+            same = self.shapes[cut] == self.shapes[cut - 1] and (not parent or _holds(parent, [self.names[cut]]))
+            around = {*self._around(cut), self.names[cut]} - above
+            return same and not around & self.matrices and not self._moves(cut)
+
+        return [end + len(list(takewhile(follows, range(end + 1, len(self.names))))) for end in ends.values()]
+
+
+def _prefixes(name: str) -> list[str]:
+    """Give what is around a name: "a", "a.b" of "a.b.c"."""
+    pieces = name.split(".")
+    return [".".join(pieces[:count]) for count in range(1, len(pieces))]
+
+
+def _holds(module: str, names: Sequence[str]) -> bool:
+    return any(name.startswith(f"{module}.") for name in names)

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from consistency.similarity import ImageRows, image_rows, image_similarities
 from models.fitting import check_fit
 from models.pair import from_pixels, read_stored, untrained_head
 from models.split import as_maps
@@ -44,6 +45,7 @@ from utils.training.family import Family
 
 THIS, NULL, UNFITTED = "this Trans-Net", "null: shuffled within the class", "null: g untrained"
 NULL_OF_ALL, CEILING = "null: shuffled over all images", "ceiling: A → A"
+PERMUTED_SIMILARITIES = 39  # at most: each takes decompositions; enough for a p of 0.025
 BUDGET = ("epochs", "lr", "logspace", "epoch_step", "decay_factor", "optim", "momentum", "weight_decay", "batch_size")
 
 
@@ -169,6 +171,20 @@ def baselines(parts: Sequence[opening.Features], budget: Namespace, runtime: Run
     return [asdict(score) for score in scores]
 
 
+def similarities(args: Namespace, parts: Sequence[opening.Features]) -> list[dict[str, Any]]:
+    """Measure similarities with an image as a row, each held against permutations within the class."""
+    rows = [[pooled(Side(part, which, image_rows)) for part in parts] for which in (0, 1)]
+    labels, generator = [classes_of(part) for part in parts], torch.Generator().manual_seed(args.seed)
+    nets = (ImageRows(held_out, fitted) for fitted, held_out in rows)
+    draws = min(args.permutations, PERMUTED_SIMILARITIES)
+    return [asdict(score) for score in image_similarities(*nets, labels, generator, draws=draws)]
+
+
+def pooled(side: Side) -> torch.Tensor:
+    """Read one net's rows of all images, (N, p)."""
+    return torch.cat([side[start : start + 256] for start in range(0, len(side), 256)])
+
+
 @command
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Run the step; returns the report that --json writes."""
@@ -201,6 +217,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     report = {
         "rows": rows, "consistency": asdict(shared["consistency"]),
         "linear": linear_test(args, (train, val), trans_net, runtime) if args.permutations else None,
+        "similarities": similarities(args, (train, val)),
         "baselines": baselines((train, val), budget, runtime), "notes": notes, "epochs": budget.epochs,
         "images": len(val), "transnet": sha256(args.transnet), "settings": state["settings"],
         "source": val.provenance.to_record(),

@@ -68,7 +68,11 @@ def test_pairs_that_share_all_are_at_the_ceiling(tmp_path, capsys, kind):
     assert json.loads((tmp_path / "c.json").read_text())["rows"] == json.loads(json.dumps(report["rows"]))
     scores = {score["name"]: score["value"] for score in report["baselines"]}
     assert scores["CKA"] == pytest.approx(1, abs=0.02) and scores["ridge R2"] == pytest.approx(1, abs=1e-3)
+    rows = {score["name"]: score for score in report["similarities"]}
+    assert rows["CKA"]["value"] == pytest.approx(1, abs=0.02) and rows["CKA"]["p"] == 1 / 40
+    assert rows["ridge R² x → x*"]["calibrated"] > 0.7 and len(rows) == 7
     printed = capsys.readouterr().out
+    assert "images as rows" in printed and "ridge R², smaller way" in printed
     assert all(name in printed for name in NAMES) and "normalised consistency" in printed and "a similarity" in printed
     assert "under 39 permutations within the class: p = 0.0250" in printed
     assert "note: the null of an untrained B is left out: the features do not say" in printed

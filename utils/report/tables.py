@@ -109,7 +109,22 @@ def calibration_table(report: Mapping[str, Any]) -> str:
     for score in report["baselines"]:
         number = f"undefined: {score['reason']}" if score["value"] is None else f"{score['value']:.4f}"
         lines.append(f"{score['name']:<12}{number:>10}  a {score['kind']}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *similarity_lines(report.get("similarities", ()))])
+
+
+def similarity_lines(scores: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Lay out similarities with an image as a row: the value, what permuted images reach, and the value above it."""
+    if not scores:
+        return []
+    lines = ["", "images as rows, maps pooled to 4 × 4     value  permuted     above         p"]
+    for score in scores:
+        if score["value"] is None:
+            lines.append(f"{score['name']:<36}undefined: {score['reason']}")
+            continue
+        numbers = (score[name] for name in ("value", "level", "calibrated", "p"))
+        cells = ("" if number is None else f"{number:.4f}" for number in numbers)
+        lines.append(f"{score['name']:<36}" + "".join(f"{cell:>10}" for cell in cells))
+    return lines
 
 
 def linear_lines(test: Mapping[str, Any]) -> list[str]:

@@ -21,8 +21,9 @@ import torch
 from numpy.typing import NDArray
 
 from consistency.similarity import ImageRows, image_rows, image_similarities
+from models.cut_net import untrained_net
 from models.fitting import check_fit
-from models.pair import from_pixels, read_stored, untrained_head
+from models.pair import read_stored
 from models.split import as_maps
 from models.trans_net import TransNet, build_from_state
 from models.untrained import set_statistics
@@ -125,8 +126,9 @@ def beside_untrained(
     """
     of_a, source = which == "A", train.provenance
     seed_everything(budget.seed + 1)  # the seed itself may be the one that the net began with
-    of_net = source.a if of_a else source.b
-    head = from_pixels(untrained_head(of_net, len(source.classes or ()), budget.arch), of_net).to(runtime.device)
+    net = untrained_net(source.a if of_a else source.b, len(source.classes or ()), budget.arch)
+    net.prove(opening.few_pixels(opening.images_of_features(budget, train)[1]))
+    head = net.from_pixels(net.head).to(runtime.device)
     set_statistics(head, opening.mixed_pixels(budget, train, runtime))
     shape = train.shape_a if of_a else train.shape_b
 

@@ -12,10 +12,9 @@ import torch
 from torch import nn
 
 from models.classifiers import read_classifier
-from models.frozen import freeze_for_inference
+from models.cut_net import CutNet, open_net
 from models.layers import Layer
-from models.pair import Tapped, open_tapped
-from models.split import cuts, feature_shapes
+from models.split import cuts
 from utils import opening, options, runs
 from utils.data.images import ImageData
 from utils.errors import InputError
@@ -111,14 +110,14 @@ def chosen_layers(args: Namespace) -> list[tuple[Layer, Layer]]:
 
 
 def plan(
-    args: Namespace, nets: Mapping[str, Tapped], images: ImageData, labels: Sequence[str], runtime: Runtime,
+    args: Namespace, nets: Mapping[str, CutNet], images: ImageData, labels: Sequence[str], runtime: Runtime,
     stack: contextlib.ExitStack,
 ) -> Split:  # fmt: skip
     """Find the layers of a split, of these labels in file names, that are not stored yet; open writers on a stack."""
     a, b = nets["a"], nets["b"]
     arch, name = runs.pair(a.sources[0].arch, b.sources[0].arch), options.data_name(args)
     split = Split(images, [], {})
-    shapes = (feature_shapes(net.net, args.image_size) for net in nets.values())
+    shapes = (net.shapes(args.image_size) for net in nets.values())
     for i, (source_a, source_b, shape_a, shape_b) in enumerate(zip(a.sources, b.sources, *shapes)):
         provenance = Provenance(
             source_a, source_b, dataset=args.dataset, name=args.name, split=images.split, sample_num=args.sample_num,
@@ -139,11 +138,6 @@ def plan(
             )  # fmt: skip
             split.writers[i] = stack.enter_context(writer)
     return split
-
-
-def frozen(net: Tapped, runtime: Runtime) -> nn.Module:
-    """Give the fast form of a net, pixels → (feature, …, logits)."""
-    return net.from_pixels(freeze_for_inference(net.net, runtime.device))
 
 
 def finish(split: Split, runtime: Runtime) -> None:
@@ -167,8 +161,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         return list_layers(args)
     firsts, seconds = zip(*chosen_layers(args))
     nets = {
-        "a": open_tapped(args.resume1, args.arch1 or args.arch, firsts),
-        "b": open_tapped(args.resume2, args.arch2 or args.arch, seconds, options.second_layer_hint(args)),
+        "a": open_net(args.resume1, args.arch1 or args.arch, firsts),
+        "b": open_net(args.resume2, args.arch2 or args.arch, seconds, options.second_layer_hint(args)),
     }
     data_a, data_b = (net.state.get("data", {}) for net in nets.values())
     options.fill(args, data_a, data_b)
@@ -185,6 +179,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if max(args.topk) > len(classes):
         parser.error(f"--topk {args.topk} asks for more answers than the {len(classes)} classes")
     labels = [runs.pair(first.label, second.label) for first, second in zip(firsts, seconds)]
+    pixels = opening.few_pixels(listed[0])
+    for net in nets.values():
+        net.prove_fast(pixels)
     with contextlib.ExitStack() as stack:
         planned = [plan(args, nets, images, labels, runtime, stack) for images in listed]
         missing = [split for split in planned if split.writers]
@@ -192,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         # On the CPU one net after the other, so that memory holds one; a GPU would wait for the second decoding.
         passes = ["ab"] if runtime.device.type == "cuda" else ["a", "b"]
         for names in passes if missing else ():
-            asked = {name: runtime.parallel(frozen(nets.pop(name), runtime)) for name in names}
+            asked = {name: runtime.parallel(nets.pop(name).frozen(runtime.device)) for name in names}
             gc.collect()  # graphs and their modules refer to each other: the net before goes only now
             for split in missing:
                 store(asked, split, args, runtime)

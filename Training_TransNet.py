@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 
+from models.cut_net import Penultimate, open_net, reopen_net, stand_in_pixels
 from models.fitting import between, fill_trans_net
 from models.heads import Heads, freeze_heads, head_flops
 from models.layers import Layer
-from models.pair import open_net, open_penultimate, read_stored
+from models.pair import read_stored
 from utils import checkpoint, fit_options, opening, options, runs
 from utils.errors import InputError
 from utils.features.live import live_source
@@ -74,7 +75,8 @@ def open_heads(args: Namespace, runtime: Runtime) -> tuple[Heads, Mapping[str, A
     a, b = (
         net.normalised_by(opening.normalisation(args, net.state, runtime, name)) for name, net in (("A", a), ("B", b))
     )
-    return freeze_heads(a, b, args.image_size, runtime.device), data_a
+    pixels = opening.few_pixels(opening.images(args, "train", data_a))
+    return freeze_heads(a, b, pixels, runtime.device), data_a
 
 
 def open_live(args: Namespace, heads: Heads, data_a: Mapping[str, Any], split: str, runtime: Runtime) -> Source:
@@ -94,6 +96,13 @@ def open_sources(args: Namespace, runtime: Runtime) -> tuple[Source, Source | No
         unseen = of_split("val")
     same = unseen and unseen.folder and unseen.folder == fitted.folder  # the authors' say no split
     return fitted, None if same else unseen
+
+
+def open_penultimate(source: Source, arch: str | None) -> Penultimate:
+    """Open the target's net again, and give its frozen layers from the features up to its last one."""
+    net = reopen_net(source.provenance.b, arch)
+    net.prove(stand_in_pixels(source.provenance.image_size))
+    return net.penultimate(source.shapes[1])
 
 
 def open_member(args: Namespace, kind: Kind, source: Source) -> Member:
@@ -156,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         solve(last=not args.epochs)
     alphas = [member.alpha.to(runtime.device) for member in members]
     throughs = {
-        reverse: open_penultimate(source.provenance.b, archs[1 - reverse], source.shapes[1]).to(runtime.device)
+        reverse: open_penultimate(source, archs[1 - reverse]).to(runtime.device)
         for reverse, source in sources.items() if args.match == "penultimate"
     }  # fmt: skip
     step = partial(reconstruction.reconstruct, family=family, alphas=alphas, read=features.read, throughs=throughs)

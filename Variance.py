@@ -5,10 +5,11 @@ from typing import Any
 
 import torch
 
+from models.cut_net import open_net
 from models.fitting import check_fit
 from models.heads import freeze_heads
 from models.layers import Layer
-from models.pair import Decomposition, open_net, read_stored
+from models.pair import Decomposition, read_stored
 from models.trans_net import TransNet, build_from_state
 from utils import checkpoint, opening, options, runs
 from utils.data.images import ImageData
@@ -82,7 +83,7 @@ def open_live(args: Namespace, fitted: Provenance, runtime: Runtime) -> Source:
     net_in, net_tar = (
         net.normalised_by(opening.normalisation(args, net.state, runtime, name, fit)) for name, net, fit in nets
     )
-    heads = freeze_heads(net_in, net_tar, args.image_size, runtime.device)
+    heads = freeze_heads(net_in, net_tar, opening.few_pixels(images), runtime.device)
     known = {"dataset": args.dataset, "name": args.name, "sample_num": args.sample_num}
     return live_source(images, *heads, runtime, **known)
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
+from models.cut_net import CutNet, open_net
 from models.frozen_feature import INPUTS, NOISE, RAW, freeze
 from models.layers import Layer
-from models.pair import Net, open_net
 from models.trans_net import TransNet, build_from_state
 from utils import checkpoint, opening, options, runs
 from utils.data.images import check_outputs
@@ -80,7 +80,7 @@ def usual_tail(name: str) -> str:
     return RAW.get(name, "B")
 
 
-def open_nets(args: Namespace, fitted: Provenance) -> dict[str, Net]:
+def open_nets(args: Namespace, fitted: Provenance) -> dict[str, CutNet]:
     """Read the nets that are named, cut where the options say or else where the Trans-Net was fitted."""
     first, second = (Layer(*layer) for layer in options.both_layers(args))
     nets, hint = {}, options.second_layer_hint(args)
@@ -99,7 +99,7 @@ def select(parser: Parser, in_mode: list[int] | None, trans_net: TransNet) -> li
     return in_mode
 
 
-def result_path(args: Namespace, nets: dict[str, Net], fitted: Provenance) -> Path:
+def result_path(args: Namespace, nets: dict[str, CutNet], fitted: Provenance) -> Path:
     """Say where the tail is saved."""
     archs = [str(net.source.arch) for net in nets.values()]
     first, second = (Layer(*layer) for layer in options.both_layers(args))
@@ -146,13 +146,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     source_a, source_b = (nets[name].source if name in nets else NetSource() for name in "AB")
     source = Provenance(source_a, source_b)
     fitted.check(source, args.resume_Ys)
-    frozen, shape = freeze(args.input, nets, trans_net, args.in_mode or [], args.tail, args.image_size)
+    train_images, val_images = opening.both_splits(args, tail_state.get("data"))
+    frozen, shape = freeze(args.input, nets, trans_net, args.in_mode or [], args.tail, opening.few_pixels(train_images))
     if args.input == "residual_added" and all(args.in_mode or []):
         runtime.say("note: all components and x_Δ add up to x_B, so this is the feature of --input raw_B")
     own = result_path(args, nets, fitted)
     settings = options.settings(args, but=NOT_RECORDED, transnet=sha256(args.resume_Ys) if trans_net else None)
     resumed = resume.find(args.resume, own, settings, source=source, restart=args.restart, extendable=not args.logspace)
-    train_images, val_images = opening.both_splits(args, tail_state.get("data"))
     model_record = tail_state["model"]
     check_outputs(model_record["num_classes"], train_images, f"the tail of net {args.tail}")
     state = fill_tail(tail, resumed, settings, source) if resumed else {}

@@ -19,9 +19,8 @@ from torch import Tensor, nn
 
 from benchmarks.machine import ran_on
 from models.classifiers import build
+from models.cut_net import CutNet
 from models.frozen_feature import freeze
-from models.pair import Net
-from models.split import split
 from models.trans_net import TransNet
 from utils.data.computed_once import compute_once
 from utils.data.datasets import ImageList
@@ -101,10 +100,11 @@ def as_they_are(pixels: Tensor, _indices: Tensor) -> Tensor:
 
 def refinement(images: ImageData, batch_size: int, runtime: Runtime) -> Prepared:
     """Prepare epochs of a tail whose features are computed from the images, or were computed of every image once."""
-    head, tail = split(build("vgg16_bn", CLASSES), "features.30")
-    net = Net({}, NetSource(normalisation=images.normalisation), head, tail)
+    source = NetSource("vgg16_bn", "features.30", normalisation=images.normalisation)
+    net = CutNet(build("vgg16_bn", CLASSES).eval(), [source], {})
+    tail, pixels = net.tail, images.__getitems__([0, 1])[0]
     trans_net = TransNet(512, 512).eval()
-    frozen, shape = freeze("components", {"A": net, "B": net}, trans_net, [1, 1, 1], "B", images.image_size)
+    frozen, shape = freeze("components", {"A": net, "B": net}, trans_net, [1, 1, 1], "B", pixels)
     frozen.to(runtime.device)
 
     began = time.perf_counter()

@@ -31,8 +31,8 @@ from torch import Tensor
 
 import Training
 from benchmarks.machine import ran_on
+from models.cut_net import open_net, untrained_net
 from models.layers import Layer
-from models.pair import open_net, untrained_head
 from models.split import as_maps
 from utils.data.images import ImageData, load_images
 from utils.measures.pair_sums import PairSums
@@ -147,7 +147,7 @@ def nets(data_root: str) -> dict[tuple[str, bool, int], list[Tensor]]:
                 heads[arch, True, seed] = open_net(path, None, Layer(layer)).head.eval()
             for seed in range(UNTRAINED):
                 torch.manual_seed(100 + seed)
-                heads[arch, False, seed] = untrained_head(NetSource(arch, layer), len(images[0].classes))
+                heads[arch, False, seed] = untrained_net(NetSource(arch, layer), len(images[0].classes)).head
             for key, head in heads.items():
                 counts = (FIT_IMAGES, HELD_IMAGES)
                 found[key] = [features_of(head, part, count) for part, count in zip(images, counts)]

@@ -1,63 +1,117 @@
-"""The fast form of a network that is only asked: BatchNorm folded, laid out for its device, without gradients."""
+"""Networks that are only asked: a faster form with BatchNorms folded, and a plain one."""
 
 import copy
 from collections import Counter
+from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from models.classifiers import FixedBatchNorm2d
 from models.graph import trace
 
 
 def freeze_for_inference(module: nn.Module, device: torch.device) -> fx.GraphModule:
     """Make a network that computes what `module` computes in evaluation mode, faster.
 
-    A BatchNorm that alone reads a convolution is part of that convolution's weights:
+    A BatchNorm that alone reads a convolution becomes part of that convolution's weights:
 
-        γ (W ∗ x + b − μ) / √(σ² + ε) + β = W′ ∗ x + b′,   W′ = γ W / √(σ² + ε),   b′ = β + γ (b − μ) / √(σ² + ε)
+        γ (W ∗ x + b − μ) / √(σ² + ε) + β = W′ ∗ x + b′
+        W′ = γ W / √(σ² + ε),   b′ = β + γ (b − μ) / √(σ² + ε)
 
-    So results differ by rounding, about 1e-6 of the largest. The weights are in `channels_last` order, in which
-    convolutions are faster and which they give to whatever images come; what is returned is contiguous again, as a
-    Trans-Net, a feature cache and other code's views want it.
+    So results differ by rounding, about 1e-6 of the largest. The weights are in `channels_last`
+    order, in which convolutions are faster and which they give to whatever images come. What is
+    returned is contiguous again, as a Trans-Net, a feature cache and other code's views want it.
 
-    The module is left as it is, and only what its result needs is held: no tail by a head. Weights that need no change
-    (on the same device those of linear layers) are shared and not copied; where the module is trained further, freeze
-    it anew.
+    The module stays as it is, and the result holds only what it needs: a head holds no tail.
+    Weights that need no change (on the same device those of linear layers) are shared and not
+    copied. Where the module is trained further, freeze it anew.
 
     Args:
-        module: a classifier, or a head, a tail or both of `models.split`; gives one tensor or a tuple of tensors.
+        module: a classifier, or a head, a tail or both of `models.split`; gives one tensor or a
+            tuple of tensors.
         device: where the result computes.
 
     Returns:
         The network, in evaluation mode, no parameter of which has a gradient.
     """
-    shared = {id(weight): nn.Parameter(weight.detach(), requires_grad=False) for weight in module.parameters()}
-    buffers = {id(buffer): buffer.detach() for buffer in module.buffers()}
-    own = copy.deepcopy(module, {**shared, **buffers})
-    frozen = fx.GraphModule(own, trace(own)[0], "Frozen").eval()
+    frozen = freeze_plainly(module)
     _fold_batch_norms(frozen)
-    _return_contiguous(frozen.graph)
-    frozen.recompile()
     return frozen.to(memory_format=torch.channels_last).to(device)
 
 
+def freeze_plainly(module: nn.Module) -> fx.GraphModule:
+    """Make a network that computes what `module` computes in evaluation mode, operation by operation.
+
+    Returns:
+        The network, in evaluation mode, without gradients. It shares the weights of `module`.
+    """
+    detached = {id(tensor): _without_gradient(tensor) for tensor in _tensors(module)}
+    copied = copy.deepcopy(module, detached)
+    is_traced = isinstance(copied, fx.GraphModule)
+    frozen: Any = copied if is_traced else fx.GraphModule(copied, trace(copied)[0], "Frozen")
+    frozen.eval()
+    _return_contiguous(frozen.graph)
+    frozen.recompile()
+    return frozen
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    """List parameters, buffers, and the tensors that modules hold as plain attributes.
+
+    Such are the weights that `weight_norm` computes: they have a history, which no copy takes.
+    """
+    attributes = [value for layer in module.modules() for value in vars(layer).values()]
+    plain = [value for value in attributes if isinstance(value, Tensor)]
+    return [*module.parameters(), *module.buffers(), *plain]
+
+
+def _without_gradient(tensor: Tensor) -> Tensor:
+    values = tensor.detach()
+    is_parameter = isinstance(tensor, nn.Parameter)
+    return nn.Parameter(values, requires_grad=False) if is_parameter else values
+
+
 def _fold_batch_norms(net: fx.GraphModule) -> None:
-    """Replace each convolution that only a BatchNorm reads by one that does the work of both, in place."""
+    """Replace each convolution that only a BatchNorm reads by one that does the work of both."""
     calls = Counter(node.target for node in net.graph.nodes)
     for node in list(net.graph.nodes):
         source = node.args[0] if node.args else None
         if not isinstance(source, fx.Node) or not node.op == source.op == "call_module":
             continue
-        conv, norm = net.get_submodule(str(source.target)), net.get_submodule(node.target)
-        if type(conv) is not nn.Conv2d or not isinstance(norm, nn.BatchNorm2d) or norm.running_mean is None:
+        conv: Any = net.get_submodule(str(source.target))
+        norm: Any = net.get_submodule(str(node.target))
+        if not _is_just(conv, nn.Conv2d) or not _is_just(norm, nn.BatchNorm2d, FixedBatchNorm2d):
             continue
-        # Others may read the convolution's own output, or a second call use its weights.
-        if len(source.users) == 1 and calls[source.target] == 1:
+        # A BatchNorm without running statistics takes those of the batch.
+        # Others may read the convolution's output, or a second call use its weights.
+        alone = len(source.users) == 1 and calls[source.target] == 1
+        if norm.running_mean is not None and alone:
             net.set_submodule(str(source.target), fuse_conv_bn_eval(conv, norm))
             node.replace_all_uses_with(source)
             net.graph.erase_node(node)
     net.delete_all_unused_submodules()
+    net.recompile()
+
+
+def _is_just(module: nn.Module, *kinds: type[nn.Module]) -> bool:
+    """Whether a module computes what its class is known for, and nothing more.
+
+    A subclass may do more (timm's BatchNormAct2d activates), and so may hooks, or a `forward` that
+    was put into this one module. Parametrisations make a subclass; the older `weight_norm`,
+    `spectral_norm` and pruning leave a weight that is no parameter.
+    """
+    hooks = (module._forward_pre_hooks, module._forward_hooks)
+    return (
+        type(module) in kinds
+        and not any(hooks)
+        and "forward" not in vars(module)
+        and all(
+            name not in vars(module) and type(module._parameters.get(name)) in (nn.Parameter, type(None))
+            for name in ("weight", "bias")
+        )
+    )
 
 
 def _return_contiguous(graph: fx.Graph) -> None:

@@ -5,9 +5,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from models.cut_net import CutNet
 from models.fitting import check_fit
-from models.frozen import freeze_for_inference
-from models.pair import Net
 from models.split import as_maps, feature_shape, from_maps
 from models.trans_net import TransNet
 from utils.errors import InputError
@@ -80,30 +79,39 @@ class FrozenFeature(nn.Module):
 
 
 def freeze(
-    name: str, nets: dict[str, Net], trans_net: TransNet | None, in_mode: Sequence[int], tail: str, image_size: int
+    name: str,
+    nets: dict[str, CutNet],
+    trans_net: TransNet | None,
+    in_mode: Sequence[int],
+    tail: str,
+    pixels: Tensor,
 ) -> tuple[FrozenFeature, tuple[int, ...]]:
     """Build the frozen part for the tail of net `tail`, and try both on one blank image.
 
     Args:
         name: one of `INPUTS`.
-        nets: "A" and "B", those that take part.
+        nets: "A" and "B", those that take part; they are proven on the pixels.
         trans_net: see `FrozenFeature`.
-        in_mode: 1 for each k whose x(k) is summed, 0 for the others, x(0) first; empty for a raw feature.
+        in_mode: 1 for each k whose x(k) is summed, 0 for the others, x(0) first; empty for a raw
+            feature.
         tail: "A" or "B".
-        image_size: S, pixels.
+        pixels: of a few images, uint8 (n, 3, S, S) on the CPU.
 
     Returns:
         The frozen part and the shape of one image's feature.
 
     Raises:
-        InputError: the Trans-Net does not fit the nets' features, or the tail does not take the result.
+        InputError: a cut computes something else than its net, the Trans-Net does not fit the
+            nets' features, or the tail does not take the result.
     """
-    shapes = {net: tuple(feature_shape(nets[net].head, image_size)) for net in nets}
+    image_size = pixels.shape[-1]
+    shapes = {role: net.shapes(image_size)[0] for role, net in nets.items()}
     if trans_net is not None:
         check_fit(trans_net, shapes["A"], shapes["B"])
+    for net in nets.values():
+        net.prove_fast(pixels)
     orders = [k for k, chosen in enumerate(in_mode) if chosen]
-    cpu = torch.device("cpu")
-    heads = {name: net.from_pixels(freeze_for_inference(net.head, cpu)) for name, net in nets.items()}
+    heads = {role: net.frozen(torch.device("cpu")) for role, net in nets.items()}
     frozen = FrozenFeature(name, heads, trans_net, orders, shapes[tail])
     shape = tuple(feature_shape(frozen, image_size))
     try:

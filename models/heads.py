@@ -5,9 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from models.frozen import freeze_for_inference
-from models.pair import Net, untrained_head
-from models.split import as_maps, feature_shape
+from models.cut_net import CutNet, untrained_net
+from models.split import as_maps
 from utils.errors import InputError
 from utils.later import flop_counter
 from utils.provenance import NetSource, Provenance
@@ -46,11 +45,20 @@ class Heads(NamedTuple):
     shapes: tuple[Shape, Shape]
 
 
-def freeze_heads(net_a: Net, net_b: Net, image_size: int, device: torch.device) -> Heads:
-    """Fold the heads of cut classifiers for inference on pixels of `image_size` to a side; each has its constants."""
-    a, b = (MapHead(net.from_pixels(freeze_for_inference(net.head, device))) for net in (net_a, net_b))
-    shapes = (feature_shape(net_a.head, image_size), feature_shape(net_b.head, image_size))
-    return Heads((net_a.source, net_b.source), (a, b), shapes)
+def freeze_heads(net_a: CutNet, net_b: CutNet, pixels: Tensor, device: torch.device) -> Heads:
+    """Prove both nets' heads on a few images, and give them in their fast form.
+
+    Args:
+        net_a: A, cut at its layer.
+        net_b: B.
+        pixels: of the images, uint8 (n, 3, S, S) on the CPU; each net has its own constants.
+        device: where the heads compute.
+    """
+    for net in (net_a, net_b):
+        net.prove_fast(pixels)
+    a, b = (MapHead(net.frozen(device)) for net in (net_a, net_b))
+    shape_a, shape_b = (net.shapes(pixels.shape[-1])[0] for net in (net_a, net_b))
+    return Heads((net_a.source, net_b.source), (a, b), (shape_a, shape_b))
 
 
 def head_flops(known: Provenance, named: tuple[str | None, str | None] = (None, None)) -> int | None:
@@ -60,7 +68,7 @@ def head_flops(known: Provenance, named: tuple[str | None, str | None] = (None, 
 
     Args:
         known: of which nets, layers and images the features are.
-        named: the architectures that options say; see `untrained_head`.
+        named: the architectures that options say; see `untrained_net`.
 
     Returns:
         None where the record does not say it: the authors' features, or a user's own architecture that is not named.
@@ -69,7 +77,7 @@ def head_flops(known: Provenance, named: tuple[str | None, str | None] = (None, 
     try:
         with torch.device("meta"), flop_counter.FlopCounterMode(display=False) as counter:
             for source, arch in zip((known.a, known.b), named):
-                untrained_head(source, len(known.classes or ()), arch)(image)
+                untrained_net(source, len(known.classes or ()), arch).head(image)
     except InputError:
         return None
     return counter.get_total_flops()

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from models.frozen_feature import FrozenFeature, Net, freeze
+from models.cut_net import CutNet
+from models.frozen_feature import FrozenFeature, freeze
 from models.trans_net import TransNet
 from utils.errors import InputError
 from utils.normalisation import NORMALISATIONS
@@ -12,6 +13,7 @@ from utils.pixels import normalise
 from utils.provenance import NetSource
 
 MAPS = (4, 3, 3)
+PIXELS = torch.arange(2 * 3 * 8 * 8).remainder(256).view(2, 3, 8, 8).to(torch.uint8)
 
 
 class Planted(nn.Module):
@@ -117,16 +119,17 @@ def test_half_precision_features_arrive_in_float32(planted):
 
 
 def net(channels, size, classes=2):
-    """A head of one strided convolution, and a tail for maps of any size."""
-    head = nn.Conv2d(3, channels, 1, stride=8 // size)
-    tail = nn.Sequential(nn.BatchNorm2d(channels), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
-    return Net({}, NetSource(normalisation=NORMALISATIONS["half"]), head, tail)
+    """A strided convolution, cut before a tail for maps of any size."""
+    layers = [nn.Conv2d(3, channels, 1, stride=8 // size), nn.BatchNorm2d(channels)]
+    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes)]
+    source = NetSource("planted", "0", normalisation=NORMALISATIONS["half"])
+    return CutNet(nn.Sequential(*layers).eval(), [source], {})
 
 
 def test_freezing_takes_tails_of_another_map_size():
     nets = {"A": net(4, 2), "B": net(4, 4)}
     trans_net = TransNet(4, 4, out_size=(4, 4)).eval()
-    frozen, shape = freeze("components", nets, trans_net, [1, 0, 1], "A", 8)
+    frozen, shape = freeze("components", nets, trans_net, [1, 0, 1], "A", PIXELS)
     assert shape == (4, 4, 4)
     assert frozen.orders == [0, 2]
     assert frozen(torch.zeros(2, 3, 8, 8, dtype=torch.uint8)).shape == (2, 4, 4, 4)
@@ -136,7 +139,7 @@ def test_each_frozen_net_reads_pixels_by_its_own_constants():
     nets = {"A": net(4, 4), "B": net(4, 4).normalised_by(NORMALISATIONS["cifar10"])}
     pixels = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
     for name, constants in (("A", NORMALISATIONS["half"]), ("B", NORMALISATIONS["cifar10"])):
-        frozen, _ = freeze(f"raw_{name}", nets, None, [], name, 8)
+        frozen, _ = freeze(f"raw_{name}", nets, None, [], name, PIXELS)
         torch.testing.assert_close(frozen(pixels), nets[name].head(normalise(pixels, *constants)))
 
 
@@ -144,8 +147,8 @@ def test_a_tail_of_other_channels_is_refused():
     nets = {"A": net(4, 4), "B": net(6, 4)}
     message = r"components gives a feature \(6, 4, 4\), which the tail of net A does not take .* \(4, 4, 4\)\)"
     with pytest.raises(InputError, match=message):
-        freeze("components", nets, TransNet(4, 6).eval(), [1, 1, 1], "A", 8)
-    freeze("components", nets, TransNet(4, 6).eval(), [1, 1, 1], "B", 8)
+        freeze("components", nets, TransNet(4, 6).eval(), [1, 1, 1], "A", PIXELS)
+    freeze("components", nets, TransNet(4, 6).eval(), [1, 1, 1], "B", PIXELS)
 
 
 @pytest.mark.parametrize(
@@ -154,4 +157,4 @@ def test_a_tail_of_other_channels_is_refused():
 def test_a_trans_net_that_does_not_fit_is_refused(channels):
     nets = {"A": net(4, 4), "B": net(6, 4)}
     with pytest.raises(InputError, match=rf"maps {channels[0]} channels to \({channels[1]}, 4, 4\), but these"):
-        freeze("components", nets, TransNet(*channels).eval(), [1, 1, 1], "B", 8)
+        freeze("components", nets, TransNet(*channels).eval(), [1, 1, 1], "B", PIXELS)

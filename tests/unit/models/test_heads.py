@@ -1,9 +1,9 @@
 import pytest
 import torch
 
+from models.cut_net import open_net
 from models.heads import MapHead, freeze_heads, head_flops
 from models.layers import Layer
-from models.pair import open_net
 from models.split import as_maps
 from utils.normalisation import NORMALISATIONS
 from utils.pixels import normalise
@@ -15,10 +15,10 @@ def test_both_heads_give_maps_of_pixels_that_each_normalises_as_its_net_does(fit
     nets = [open_net(path, None, Layer(layer)) for path, layer in zip(paths, ("layer2.1.add", "flatten"))]
     constants = [NORMALISATIONS["imagenet"], NORMALISATIONS["half"]]
     nets = [net.normalised_by(of_net) for net, of_net in zip(nets, constants)]
-    heads = freeze_heads(*nets, 32, cpu.device)
+    pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    heads = freeze_heads(*nets, pixels, cpu.device)
     assert heads.sources == (nets[0].source, nets[1].source)
     assert heads.shapes == ((128, 4, 4), (512,))
-    pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     for net, head, of_net in zip(nets, heads.modules, constants):
         expected = as_maps(net.head.eval()(normalise(pixels, *of_net)))
         torch.testing.assert_close(head(pixels), expected, rtol=1e-4, atol=1e-5)

@@ -1,28 +1,16 @@
-import dataclasses
 import shutil
 
 import pytest
 import torch
 
-from models.classifiers import build, load_classifier
-from models.layers import Layer
-from models.pair import (
-    Decomposition,
-    find_reverse,
-    open_net,
-    open_pair,
-    open_penultimate,
-    open_tapped,
-    untrained_head,
-)
+from models.classifiers import load_classifier
+from models.pair import Decomposition, find_reverse, open_pair
 from models.split import split
 from models.trans_net import load_trans_net
 from utils import checkpoint
 from utils.errors import InputError
-from utils.files import sha256
 from utils.normalisation import NORMALISATIONS
 from utils.pixels import normalise
-from utils.provenance import NetSource
 
 LAYER = "layer2.1.add"
 
@@ -100,22 +88,6 @@ def test_a_moved_copy_is_the_same_net(nets, forth, tmp_path):
     assert torch.equal(pair(images)[1], open_pair(forth)(images)[1])
 
 
-def test_a_net_opens_cut_at_its_layer_with_what_it_is(nets, tmp_path):
-    net = open_net(nets[0], None, Layer(None, 2))
-    assert net.source == NetSource("resnet18", LAYER, str(nets[0]), sha256(nets[0]))
-    assert net.source.path == str(nets[0])
-    assert net.state["model"]["arch"] == "resnet18" and "state_dict" not in net.state
-    model, images = load_classifier(nets[0]), torch.randn(2, 3, 32, 32)
-    with torch.no_grad():
-        assert torch.equal(net.tail.eval()(net.head.eval()(images)), model(images))
-    with pytest.raises(InputError, match="layers of a ResNet are 1 to 4"):
-        open_net(nets[0], None, Layer(None, 30))
-    with pytest.raises(InputError, match="no option names the layer of this ResNet"):
-        open_net(nets[0], None, Layer())
-    with pytest.raises(InputError, match="vgg16"):
-        open_net(nets[0], "vgg16", Layer(None, 2))
-
-
 @torch.no_grad()
 def test_a_decomposition_has_the_batch_first(forth):
     torch.manual_seed(0)
@@ -162,52 +134,3 @@ def test_the_reverse_direction_is_found_by_what_it_was_fitted_on(forth, back, tm
     assert find_reverse(alone) is None
     shutil.copy(back, tmp_path / "checkpoint_any_name.pth.tar")
     assert find_reverse(alone) == tmp_path / "checkpoint_any_name.pth.tar"
-
-
-def test_an_untrained_head_is_the_net_as_it_is_initialised():
-    source = NetSource("resnet18", LAYER)
-    torch.manual_seed(3)
-    head = untrained_head(source, 5)
-    torch.manual_seed(3)
-    expected, _ = split(build("resnet18", 5).eval(), LAYER)
-    images = torch.randn(2, 3, 32, 32)
-    assert torch.equal(head(images), expected(images))
-    assert not head.training and not head(images).requires_grad
-    untrained_head(NetSource("resnet18_ft", LAYER), 5)  # asks for no ImageNet weights
-
-
-@pytest.mark.parametrize(("source", "classes"), [(NetSource(None, LAYER), 5), (NetSource("resnet18"), 5)])
-def test_a_net_that_nobody_recorded_cannot_be_built_anew(source, classes):
-    with pytest.raises(InputError, match="do not say of which net, layer and classes"):
-        untrained_head(source, classes)
-
-
-def test_the_penultimate_feature_is_what_follows_the_cut_up_to_the_last_layer(nets):
-    model = load_classifier(nets[1])
-    head, _ = split(model, LAYER)
-    source = open_net(nets[1], None, Layer(LAYER)).source
-    images = torch.randn(2, 3, 32, 32)
-    with torch.no_grad():
-        feature = head(images)
-        through = open_penultimate(source, None, tuple(feature.shape[1:]))
-        torch.testing.assert_close(model.fc(through(feature)), model(images))
-    assert not any(parameter.requires_grad for parameter in through.parameters()) and not through.training
-
-
-def test_the_net_must_be_the_one_that_was_stored(nets):
-    source = open_net(nets[1], None, Layer(LAYER)).source
-    with pytest.raises(InputError, match="is not the net any more that the features were stored of"):
-        open_penultimate(dataclasses.replace(source, sha256="0" * 64), None, (128, 4, 4))
-    with pytest.raises(InputError, match="do not say of which net they are"):
-        open_penultimate(NetSource(), None, (128, 4, 4))
-
-
-def test_a_tapped_net_knows_its_layers(nets):
-    tapped = open_tapped(nets[0], None, [Layer(conv_layer=1), Layer(LAYER)])
-    assert [source.layer for source in tapped.sources] == ["layer1.1.add", LAYER]
-    assert {source.sha256 for source in tapped.sources} == {sha256(nets[0])}
-    with torch.no_grad():
-        shapes = [part.shape[1:] for part in tapped.net(torch.zeros(1, 3, 32, 32))]
-    assert [len(shape) for shape in shapes] == [3, 3, 1]
-    with pytest.raises(InputError, match=r"has no layer 'layer9'.*; say more"):
-        open_tapped(nets[0], None, [Layer("layer9")], "; say more")

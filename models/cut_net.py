@@ -242,13 +242,14 @@ def _ask(net: nn.Module, images: Tensor) -> list[Tensor]:
 
 
 def _differ(given: Tensor, expected: Tensor) -> float:
-    """Give the largest difference over the largest value; 0 where all are equal, NaN to NaN."""
+    """Give the largest difference over the largest finite value; 0 where all equal, NaN NaN."""
     if given.shape != expected.shape:
         return float("inf")
     equal = (given == expected) | (given.isnan() & expected.isnan())
     if equal.all():
         return 0.0
-    difference = (given - expected).abs()[~equal].max() / expected.abs().max()
+    largest = expected.where(expected.isfinite(), 0).abs().max()
+    difference = (given - expected).abs()[~equal].max() / largest
     return float(difference.nan_to_num(float("inf")))
 
 

@@ -41,7 +41,7 @@ UNKNOWN = NetSource()
 # The first two maps of vgg16 take 0.1 GB of these. More at once is not faster: of 200 photos of 224 pixels ConvOutput
 # took 76 s by 4, 74 by 8, 74 by 16, 75 by 32 (means of 2 turns, two cores), and held 1.64, 1.86, 2.22 and 2.38 GB.
 PIXELS_AT_ONCE = 4 * 224**2
-PROOF_IMAGES = 2  # a net proves on these that it was cut as it is; more cost more and show no more
+PROOF_IMAGES = 2  # on so many a net proves its cut: several, because a layer may mix the images of a batch
 
 
 def start(args: Namespace) -> Runtime:

@@ -317,9 +317,11 @@ def test_a_proof_leaves_no_trace():
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_a_net_whose_answers_are_no_numbers_is_what_it_is(capsys):
+@pytest.mark.parametrize("norm", ["norm1", "norm2"])
+def test_a_net_whose_answers_are_no_numbers_is_what_it_is(capsys, norm):
+    """Where all of its feature is no number, and where one channel is none."""
     model = planted()
-    model.norm1.bias.data[0] = float("nan")
+    model.get_submodule(norm).bias.data[0] = float("nan")
     cut(model, "norm2").prove_fast(photos())
     assert not capsys.readouterr().out
 

@@ -197,7 +197,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     train, val = (opening.stored_features(args, args.convOut_path, split, {}) for split in ("train", "val"))
     Provenance.from_record(state.get("source", {})).check(val.provenance, args.transnet, but=("split", "sample_num"))
     check_fit(trans_net, val.shape_a, val.shape_b)
-    notes, untrained = doubts(val), dict[str, Parts]()
+    notes, untrained = list[str](), dict[str, Parts]()
     for which in () if args.brief else ("A", "B"):
         try:
             untrained[f"null: {which} untrained"] = beside_untrained(which, budget, train, val, runtime)
@@ -220,7 +220,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "rows": rows, "consistency": asdict(shared["consistency"]),
         "linear": linear_test(args, (train, val), trans_net, runtime) if args.permutations else None,
         "similarities": similarities(args, (train, val)),
-        "baselines": baselines((train, val), budget, runtime), "notes": notes, "epochs": budget.epochs,
+        "baselines": baselines((train, val), budget, runtime), "doubts": doubts(val), "notes": notes,
+        "epochs": budget.epochs,
         "images": len(val), "transnet": sha256(args.transnet), "settings": state["settings"],
         "source": val.provenance.to_record(),
     }  # fmt: skip

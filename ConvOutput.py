@@ -119,9 +119,13 @@ def plan(
     split = Split(images, [], {})
     shapes = (net.shapes(args.image_size) for net in nets.values())
     for i, (source_a, source_b, shape_a, shape_b) in enumerate(zip(a.sources, b.sources, *shapes)):
+        recorded_a, recorded_b = (
+            opening.with_record(args, source, net.state, images) for source, net in ((source_a, a), (source_b, b))
+        )
         provenance = Provenance(
-            source_a, source_b, dataset=args.dataset, name=args.name, split=images.split, sample_num=args.sample_num,
-            classes=images.classes, transform=images.decoding_record, arch=arch, label=labels[i],
+            recorded_a, recorded_b, dataset=args.dataset, name=args.name, split=images.split,
+            sample_num=args.sample_num, classes=images.classes, transform=images.decoding_record,
+            arch=arch, label=labels[i],
         )  # fmt: skip
         folder = runs.features_folder(args.out, name, args.sample_num, arch, labels[i], args.suffix, images.split)
         split.folders.append(folder)
@@ -148,7 +152,11 @@ def finish(split: Split, runtime: Runtime) -> None:
     for writer in split.writers.values() if runtime.is_main else ():
         writer.finish()
         stored = open_features(writer.folder)
-        print(*accuracies(stored, split.images.split), *doubts(stored), f"saved {writer.folder}", sep="\n")
+        sentences = doubts(stored)
+        if sentences:
+            writer.record(doubts=sentences)
+        lines = (f"doubt: {sentence}" for sentence in sentences)
+        print(*accuracies(stored, split.images.split), *lines, f"saved {writer.folder}", sep="\n")
 
 
 @command

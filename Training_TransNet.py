@@ -6,13 +6,12 @@ that unexplained was not fitted to its end.
 
 import contextlib
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import torch
 
-from models.cut_net import Penultimate, open_net, reopen_net, stand_in_pixels
+from models.cut_net import CutNet, Penultimate, open_net, reopen_net, stand_in_pixels
 from models.fitting import between, fill_trans_net
 from models.heads import Heads, freeze_heads, head_flops
 from models.layers import Layer
@@ -65,32 +64,36 @@ def open_stored(args: Namespace, split: str) -> Source:
     return Source(data, read_stored, (data.shape_a, data.shape_b), data.provenance)
 
 
-def open_heads(args: Namespace, runtime: Runtime) -> tuple[Heads, Mapping[str, Any]]:
-    """Open both nets, cut where the options say, and give what net A's checkpoint says of its images."""
+def open_nets(args: Namespace, runtime: Runtime) -> tuple[CutNet, CutNet]:
+    """Open both nets, cut where the options say, each with the constants that it reads pixels by."""
     (first, second, _), (arch_a, arch_b) = layers_of(args), fit_options.archs(args)
     a = open_net(args.net_A, arch_a, first)
     b = open_net(args.net_B, arch_b, second, options.second_layer_hint(args))
-    data_a, data_b = (net.state.get("data", {}) for net in (a, b))
-    options.fill(args, data_a, data_b)
+    options.fill(args, *(net.state.get("data", {}) for net in (a, b)))
     a, b = (
         net.normalised_by(opening.normalisation(args, net.state, runtime, name)) for name, net in (("A", a), ("B", b))
     )
-    pixels = opening.few_pixels(opening.images(args, "train", data_a))
-    return freeze_heads(a, b, pixels, runtime.device), data_a
+    return a, b
 
 
-def open_live(args: Namespace, heads: Heads, data_a: Mapping[str, Any], split: str, runtime: Runtime) -> Source:
+def open_live(args: Namespace, nets: tuple[CutNet, CutNet], heads: Heads, split: str, runtime: Runtime) -> Source:
     """Open images whose features are computed whenever they are read, recorded as ConvOutput.py records them."""
-    a, b = heads.sources
+    images = opening.images(args, split, nets[0].state.get("data", {}))
+    a, b = (opening.with_record(args, net.source, net.state, images) for net in nets)
     known = {"dataset": args.dataset, "name": args.name, "sample_num": args.sample_num}
     known |= {"arch": runs.pair(a.arch, b.arch), "label": layers_of(args)[-1]}
-    return live_source(opening.images(args, split, data_a), *heads, runtime, **known)
+    whole = (nets[0].whole(), nets[1].whole())
+    return live_source(images, (a, b), heads.modules, heads.shapes, runtime, whole, **known)
 
 
 def open_sources(args: Namespace, runtime: Runtime) -> tuple[Source, Source | None]:
     """Open what is fitted, and what it is measured on if that lies there."""
-    live = partial(open_live, args, *open_heads(args, runtime), runtime=runtime) if args.net_A else None
-    of_split, unseen = live or partial(open_stored, args), None
+    of_split, unseen = partial(open_stored, args), None
+    if args.net_A:
+        nets = open_nets(args, runtime)
+        listed = opening.images(args, "train", nets[0].state.get("data", {}))
+        heads = freeze_heads(*nets, opening.few_pixels(listed), runtime.device)
+        of_split = partial(open_live, args, nets, heads, runtime=runtime)
     fitted = of_split("train")
     with contextlib.nullcontext() if args.validate else contextlib.suppress(InputError):
         unseen = of_split("val")
@@ -163,6 +166,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     solve = partial(closed_form.solve_all, list(directions.values()))
     if args.solve is not None and start_epoch == 0:
         solve(last=not args.epochs)
+    doubts = opening.say_doubts(args, val_features or features, runtime)
     alphas = [member.alpha.to(runtime.device) for member in members]
     throughs = {
         reverse: open_penultimate(source, archs[1 - reverse]).to(runtime.device)
@@ -171,11 +175,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     step = partial(reconstruction.reconstruct, family=family, alphas=alphas, read=features.read, throughs=throughs)
     rates, left = opening.rates(args), list[float]()
     with contextlib.ExitStack() as stack:
-        logs = [stack.enter_context(member.log(args.out, args.epochs, start_epoch, runtime)) for member in members]
+        logs = [
+            stack.enter_context(member.log(args.out, args.epochs, start_epoch, runtime, **doubts)) for member in members
+        ]
         if not args.epochs:
             left = closed_form.instabilities_of(directions.values())
             for member, held in itertools.zip_longest(members, left):
-                member.save(fit, 0, held_out=held, linear_reference=directions[member.reverse].record)
+                member.save(fit, 0, held_out=held, linear_reference=directions[member.reverse].record, **doubts)
         for epoch, metrics in reconstruction.epochs(
             fit, loader, step, rates, start_epoch=start_epoch,
             solve_every=args.solve if args.match == "feature" else None, solve=solve,
@@ -194,11 +200,15 @@ def main(argv: Sequence[str] | None = None) -> None:
                     log.figure(epoch, "components", decomposition_figure(member.trans_net.eval(), *pair))
                 if saved:
                     measures = {"mse": own["MSE"], "held_out": own.get("val_instability")}
-                    member.save(fit, epoch + 1, keep=args.save_per_epoch, linear_reference=reference, **measures)
+                    member.save(
+                        fit, epoch + 1, keep=args.save_per_epoch, linear_reference=reference, **measures, **doubts
+                    )
                     log.saved(member.path, epoch + 1)
     for i, (member, log) in enumerate(zip(members, logs)):
         errors = [line["MSE"] for line in runs.read_metrics(log.path)]
-        words = reconstruction.closing_words(errors, left[i] if left else None, directions[member.reverse].record)
+        words = reconstruction.closing_words(
+            errors, left[i] if left else None, directions[member.reverse].record, **doubts
+        )
         copies = f", every saved epoch in {member.copy_of('…').name}" if args.save_per_epoch else ""
         runtime.say(f"saved {member.path}{copies}; {words}; the log is {log.path}")
     for reverse, source in sources.items():

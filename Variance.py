@@ -84,8 +84,10 @@ def open_live(args: Namespace, fitted: Provenance, runtime: Runtime) -> Source:
         net.normalised_by(opening.normalisation(args, net.state, runtime, name, fit)) for name, net, fit in nets
     )
     heads = freeze_heads(net_in, net_tar, opening.few_pixels(images), runtime.device)
+    in_, tar = (opening.with_record(args, net.source, net.state, images) for net in (net_in, net_tar))
     known = {"dataset": args.dataset, "name": args.name, "sample_num": args.sample_num}
-    return live_source(images, *heads, runtime, **known)
+    whole = (net_in.whole(), net_tar.whole())
+    return live_source(images, (in_, tar), heads.modules, heads.shapes, runtime, whole, **known)
 
 
 @torch.no_grad()
@@ -160,6 +162,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     made_of |= {"transnet_path": args.transnet[0], "transnet": sha256(args.transnet[0]), "p": trans_nets[0].p.tolist()}
     depths = [(net.order + 1, of_net) for net, of_net in zip(trans_nets, moments)]
     report = variance_report(depths, args.mean, args.bootstrap, source.provenance.classes)
+    report |= {"doubts": opening.source_doubts(args, source, runtime)}
     report |= {"source": made_of, **{key: states[0].get(key) for key in ("settings", "linear_reference")}}
     if runtime.is_main:
         print(f"{report['images']:,} {args.t_or_v} images, mean per {args.mean}", variance_table(report), sep="\n")

@@ -100,6 +100,10 @@ class CutNet:
             raise InputError(f"nothing says how images of {self._name} are normalised; name --normalisation")
         return FromPixels(module, self.source.normalisation)
 
+    def whole(self) -> FromPixels:
+        """Give the net as its author wrote it, pixels → logits; see `from_pixels`."""
+        return self.from_pixels(self.model)
+
     def shapes(self, image_size: int) -> list[Shape]:
         """Measure the shapes of one image's features at all layers, of S pixels to a side."""
         if self.tapped:

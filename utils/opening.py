@@ -1,6 +1,7 @@
 """What the options of a step mean, opened: the run, images and their loaders, the optimiser and its rates."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from utils.data.loaders import make_loader
 from utils.data.storage import TensorStore
 from utils.errors import InputError
 from utils.features.cache import FeatureCache, OldFeatureFolder, open_features
+from utils.features.nets import ask, doubts, pair_doubts
 from utils.features.source import Source
 from utils.files import check_writable
 from utils.normalisation import (
@@ -38,6 +40,7 @@ Loader = DataLoader[tuple[Tensor, ...]]
 Loaders = dict[str, Loader]
 Features = FeatureCache | OldFeatureFolder
 UNKNOWN = NetSource()
+IMAGES_ASKED = 256  # to see whether a net is right at all
 # The first two maps of vgg16 take 0.1 GB of these. More at once is not faster: of 200 photos of 224 pixels ConvOutput
 # took 76 s by 4, 74 by 8, 74 by 16, 75 by 32 (means of 2 turns, two cores), and held 1.64, 1.86, 2.22 and 2.38 GB.
 PIXELS_AT_ONCE = 4 * 224**2
@@ -175,6 +178,46 @@ def normalisation(
         f"{normalisation_words(constants)}, {origin}; --normalisation{'AB'.find(net) + 1 if net else ''} names another"
     )
     return constants
+
+
+def with_record(args: Namespace, net: NetSource, state: Mapping[str, Any], images: ImageData) -> NetSource:
+    """Add to what a net is the accuracy that its checkpoint says of these very images, if it says one.
+
+    Args:
+        args: the options, filled in.
+        net: what it is.
+        state: its checkpoint without the weights.
+        images: of one split. Training images are not recorded; of a run that was left between two validations
+            nobody knows which weights were measured.
+    """
+    data, hits, accuracy = state.get("data", {}), state.get("hits"), state.get("acc1")
+    same = images.split == "val" and not images.multi_label and data.get("classes") == images.classes
+    same &= (data.get("dataset"), data.get("name")) == (args.dataset, args.name if args.dataset == "folder" else None)
+    same &= hits is None or len(hits) == len(images)
+    epochs = state.get("settings", {}).get("epochs") or 1
+    if not same or accuracy is None or state.get("epoch", 0) % epochs:
+        return net
+    return replace(net, top1_percent=float(accuracy))
+
+
+def source_doubts(args: Namespace, source: Source, runtime: Runtime) -> list[str]:
+    """Say what is doubtful about the nets of features; those of computed ones are asked about some of the images."""
+    if not isinstance(source.data, ImageData):
+        return doubts(source.data)
+    data = source.data
+    if source.nets is None or data.multi_label:
+        return pair_doubts(source.provenance, {}, None)
+    chosen = torch.linspace(0, len(data) - 1, min(len(data), IMAGES_ASKED)).long()
+    answers = ask(source.nets, image_loader(args, data, runtime, part=chosen), runtime)
+    return pair_doubts(source.provenance, answers, data.targets)
+
+
+def say_doubts(args: Namespace, source: Source, runtime: Runtime) -> dict[str, Any]:
+    """Print what is doubtful about the nets of features; give it as a record, which is empty where nothing is."""
+    sentences = source_doubts(args, source, runtime)
+    for sentence in sentences:
+        runtime.say(f"doubt: {sentence}")
+    return {"doubts": sentences} if sentences else {}
 
 
 def known_images(args: Namespace, state: Mapping[str, Any], runtime: Runtime) -> dict[str, Any]:

@@ -21,6 +21,7 @@ class NetSource:
         path: its checkpoint. Files move: the path is where to look, no part of what is compared.
         sha256: of that file.
         normalisation: the constants by which it reads pixels.
+        top1_percent: its accuracy on the same images, as its checkpoint says it; what is measured is held against it.
     """
 
     arch: str | None = None
@@ -28,6 +29,7 @@ class NetSource:
     path: str | None = field(default=None, compare=False)
     sha256: str | None = None
     normalisation: Normalisation | None = None
+    top1_percent: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ class Provenance:
         record |= {"arch": self.arch, "layer": self.label}  # the names that version 1 of the cache gave them
         for net, name in ((self.a, "a"), (self.b, "b")):
             record |= {f"arch_{name}": net.arch, f"layer_{name}": net.layer, f"path_{name}": net.path}
-            record |= {f"checkpoint_{name}": net.sha256}
+            record |= {f"checkpoint_{name}": net.sha256, f"top1_percent_{name}": net.top1_percent}
         alike = self.a.normalisation == self.b.normalisation
         if alike and self.a.normalisation and self.transform is not None:
             mean, std = map(list, self.a.normalisation)
@@ -141,7 +143,8 @@ def _net(record: Mapping[str, Any], name: str, common: Normalisation | None) -> 
     """Read one network from the flat dictionary; `common` is the normalisation of both, if it says one."""
     arch, layer, path, digest = (record.get(f"{key}_{name}") for key in ("arch", "layer", "path", "checkpoint"))
     of_net = record.get(f"normalisation_{name}")
-    return NetSource(arch, layer, path, digest, common if of_net is None else as_normalisation(of_net))
+    constants = common if of_net is None else as_normalisation(of_net)
+    return NetSource(arch, layer, path, digest, constants, record.get(f"top1_percent_{name}"))
 
 
 def _differs(mine: Any, theirs: Any, of: str, but: tuple[str, ...] = ()) -> str | None:

@@ -4,8 +4,9 @@ import contextlib
 import json
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from utils.files import check_unclaimed, claim, replacing
 from utils.later import tensorboard
@@ -83,6 +84,7 @@ class RunLog:
         active: bool = True,
         elsewhere: str = "--suffix",
         again: str = "--resume auto",
+        facts: Mapping[str, Any] | None = None,
     ) -> None:
         """Prepare; nothing is written before `with`.
 
@@ -93,6 +95,7 @@ class RunLog:
             active: False in processes that write nothing.
             elsewhere: the option that names another folder.
             again: what goes on with an interrupted run, in words.
+            facts: plain values that stand in every line of `metrics.jsonl` beside the metrics.
 
         Raises:
             InputError: another run is writing there.
@@ -102,6 +105,7 @@ class RunLog:
         self.path = folder / "metrics.jsonl"
         self.epochs, self.start_epoch, self.active = epochs, start_epoch, active
         self._elsewhere, self._again = elsewhere, again
+        self._facts = dict(facts or {})
         self._open = contextlib.ExitStack()
         self._saved = "nothing was saved yet"
         self._last_saved = time.monotonic()
@@ -144,7 +148,7 @@ class RunLog:
             self.board.add_scalar(name, value, epoch)
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"epoch": epoch, **finite}) + "\n")
+            file.write(json.dumps({"epoch": epoch, **finite, **self._facts}) + "\n")
 
     def figure(self, epoch: int, name: str, figure: "Figure") -> None:
         """Show a picture of this epoch in TensorBoard."""

@@ -5,7 +5,8 @@ the data set, unshuffled:
 
     index.json      {"format", "version", "complete", "count": N, "shape_a", "shape_b", "dtype", "top_k",
                     "target_shape", "record"}. `record` says where the features come from: data set, split,
-                    architectures, layers, SHA-256 of both checkpoints, transform, classes
+                    architectures, layers, SHA-256 of both checkpoints, transform, classes.
+                    "doubts", where there are any, has sentences about nets that seem untrained
     paths.json      N paths relative to the data set's root. Both JSON files are ASCII: a byte of a path that
                     is no UTF-8 is kept as the escape that `os.fsdecode` makes of it
     features_a.npy  (N, *shape_a) float32, float16, or bfloat16 stored as uint16

@@ -19,6 +19,7 @@ def live_source(
     heads: Sequence[nn.Module],
     shapes: tuple[Shape, Shape],
     runtime: Runtime,
+    whole: tuple[nn.Module, nn.Module] | None = None,
     **known: Any,
 ) -> Source:
     """Give the features that two nets compute of images whenever they are read.
@@ -29,6 +30,7 @@ def live_source(
         heads: of A and B, pixels → maps, on the device (`utils.pixels.FromPixels`).
         shapes: of one image's features.
         runtime: device, processes, precision.
+        whole: A and B from pixels to logits, which say whether they are right at all.
         known: what else is recorded of where the features come from, by the names of `Provenance`.
     """
     provenance = Provenance(
@@ -36,7 +38,7 @@ def live_source(
     )
     head_a, head_b = (runtime.parallel(head) for head in heads)
     read = partial(read_live, head_a=head_a, head_b=head_b, runtime=runtime)
-    return Source(images, read, shapes, provenance)
+    return Source(images, read, shapes, provenance, whole)
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from utils.data.images import ImageData
 from utils.features.pairing import Features
@@ -25,12 +25,14 @@ class Source(NamedTuple):
         read: a batch on the device → x and the target as maps.
         shapes: of x and the target of one image.
         provenance: what the features are.
+        nets: of features that are computed, both whole networks, pixels → logits.
     """
 
     data: ImageData | Features
     read: Callable[..., tuple[Tensor, Tensor]]
     shapes: tuple[Shape, Shape]
     provenance: Provenance
+    nets: tuple[nn.Module, nn.Module] | None = None
 
     @property
     def folder(self) -> Path | None:
@@ -41,7 +43,8 @@ class Source(NamedTuple):
         """Exchange A and B: x is then B's feature, and the target A's."""
         of_x, of_target = self.shapes
         read = partial(_read_reversed, read=self.read)
-        return Source(self.data, read, (of_target, of_x), self.provenance.reversed())
+        nets = self.nets and (self.nets[1], self.nets[0])
+        return Source(self.data, read, (of_target, of_x), self.provenance.reversed(), nets)
 
 
 def costs(shapes: tuple[Shape, Shape], images: int, flops: int | None) -> str:

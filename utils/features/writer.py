@@ -146,7 +146,11 @@ class FeatureWriter:
         stored = int(np.load(self._path("written")).sum())
         if stored != self._index["count"]:
             raise InputError(f"{self.folder} has {stored} of {self._index['count']} images; run ConvOutput.py again")
-        write_json(self.folder / INDEX, self._index | {"complete": True})
+        self.record()
+
+    def record(self, **facts: Any) -> None:
+        """Mark the cache complete, and add what its features show to `index.json`, for who reads that."""
+        write_json(self.folder / INDEX, self._index | {"complete": True} | facts)
 
     def _put(self, name: str, rows: list[int], values: np.ndarray) -> None:
         """Write rows of one file."""

@@ -26,12 +26,14 @@ class Section(NamedTuple):
     Attributes:
         title: of the section.
         of: the networks, layers and images.
+        doubts: what makes the numbers doubtful.
         headlines: names, numbers, intervals.
         tables: the rest, settings and provenance last.
     """
 
     title: str
     of: Cell
+    doubts: Sequence[Cell]
     headlines: Sequence[tuple[str, Cell, Cell]]
     tables: Sequence[Table]
 
@@ -68,7 +70,8 @@ def _lay_out(result: Result) -> Section:
         shared = result.value("consistency", "value", form=".4f")
         headlines = [("normalised consistency", shared, result.interval("consistency"))]
         title, tables = "What that is worth", list(calibration_tables(result))
-    return Section(f"{title} ({result.name})", of, headlines, [*tables, settings_table(result)])
+    doubts = [result.value("doubts", number) for number in range(len(result.get("doubts") or ()))]
+    return Section(f"{title} ({result.name})", of, doubts, headlines, [*tables, settings_table(result)])
 
 
 def variance_tables(result: Result) -> Iterator[Table]:

@@ -18,7 +18,8 @@ def variance_table(report: Mapping[str, Any]) -> str:
         lines.append(f"{component_title(name):<18}{value:>14.6g}{share:>14}" + (f"{between:>20}" if between else ""))
     instability, reference = report["instability"], report.get("linear_reference")
     if instability is None:
-        return "\n".join([*lines, "instability Var(x_Δ)/Var(x*) = undefined: x* is constant"])
+        lines.append("instability Var(x_Δ)/Var(x*) = undefined: x* is constant")
+        return "\n".join([*lines, *(f"doubt: {sentence}" for sentence in report.get("doubts") or ())])
     between = interval_text(intervals.get("instability"))
     lines.append(f"instability Var(x_Δ)/Var(x*) = {instability:.4f}  {between}".rstrip())
     if reference:
@@ -34,6 +35,7 @@ def variance_table(report: Mapping[str, Any]) -> str:
         lines.append(f"{row['layers']} layers: R² {row['r2']:.4f}, {gain} over the depth before")
     if intervals:
         lines.append(f"intervals: {held_fixed(intervals['instability'])}")
+    lines += [f"doubt: {sentence}" for sentence in report.get("doubts") or ()]
     return "\n".join(lines)
 
 
@@ -105,6 +107,7 @@ def calibration_table(report: Mapping[str, Any]) -> str:
     lines += ["", f"normalised consistency (null within the class → A → A): {value}  {interval_text(consistency)}"]
     if test := report.get("linear"):
         lines += linear_lines(test)
+    lines += [f"doubt: {sentence}" for sentence in report.get("doubts") or ()]
     lines += [*(f"note: {note}" for note in report.get("notes", ())), ""]
     for score in report["baselines"]:
         number = f"undefined: {score['reason']}" if score["value"] is None else f"{score['value']:.4f}"

@@ -62,10 +62,10 @@ class Member:
         """Name it as its file is called."""
         return runs.stem(self.path)
 
-    def log(self, out: str, epochs: int, start_epoch: int, runtime: Runtime) -> runs.RunLog:
-        """Make its log."""
+    def log(self, out: str, epochs: int, start_epoch: int, runtime: Runtime, **facts: Any) -> runs.RunLog:
+        """Make its log, in each line of whose file `facts` stand too."""
         folder = runs.log_folder(out, self.path.parent.name, self.name)
-        return runs.RunLog(folder, epochs, start_epoch=start_epoch, active=runtime.is_main)
+        return runs.RunLog(folder, epochs, start_epoch=start_epoch, active=runtime.is_main, facts=facts)
 
     def restore(self, fit: Fit) -> int:
         """Put its share of the optimiser where its checkpoint left it; give the number of epochs that were trained."""

@@ -209,15 +209,18 @@ def epochs(
         yield epoch, metrics
 
 
-def closing_words(errors: Sequence[float], instability: float | None, reference: Mapping[str, Any] | None) -> str:
+def closing_words(
+    errors: Sequence[float], instability: float | None, reference: Mapping[str, Any] | None, doubts: Sequence[str] = ()
+) -> str:
     """Say how far a fit got: whether its error still falls, and how it compares with the linear reference.
 
     Args:
         errors: the mean squared error of every epoch.
         instability: on held-out images, if there are any.
         reference: what is recorded of the linear reference.
+        doubts: sentences about the nets.
     """
-    words = []
+    words = [f"DOUBTFUL: {sentence}" for sentence in doubts]
     if len(errors) > 1:
         before = errors[-1 - max(1, len(errors) // 10)]
         change = 1 - errors[-1] / before if before else 0.0

@@ -2,10 +2,15 @@ import dataclasses
 
 import pytest
 import torch
+from scipy.stats import binomtest
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from tests.unit.stored_features import complete, old_folder
 from utils.features.cache import open_features
-from utils.features.nets import accuracies, doubts
+from utils.features.nets import Answers, accuracies, ask, at_chance, differs_from_record, doubts
+from utils.normalisation import NORMALISATIONS
+from utils.pixels import FromPixels
 
 
 class Stored:
@@ -44,6 +49,63 @@ def test_an_accuracy_at_chance_is_called_out(provenance, right, doubtful):
     assert len(found) == doubtful
     if doubtful:
         assert f"net B is right for {right / 2:.1f} %" in found[0] and "25.0 %" in found[0] and "untrained" in found[0]
+
+
+@pytest.mark.parametrize(
+    ("right", "asked", "chance", "expected"),
+    [
+        (99, 1000, 0.1, True),  # a net of ten classes after pruning
+        (110, 1000, 0.1, True),  # P(X >= 110) = 0.16
+        (130, 1000, 0.1, False),  # 0.0013
+        (0, 20, 0.5, True),
+        (20, 20, 0.5, False),
+        (3, 256, 0.001, False),  # of a thousand classes, 0.002
+        (1, 256, 0.001, True),  # 0.23
+        (500, 1000, 1.0, False),  # one class says nothing
+    ],
+)
+def test_chance_is_an_exact_binomial_test_against_the_most_frequent_class(right, asked, chance, expected):
+    most = round(1000 * chance)
+    targets = torch.cat([torch.zeros(most, dtype=torch.int64), torch.arange(1, 1001 - most)])
+    assert bool(at_chance("net A", Answers(right, asked), targets)) == expected
+    if chance < 1:
+        assert expected == (binomtest(right, asked, chance, alternative="greater").pvalue > 0.01)
+
+
+@pytest.mark.parametrize(
+    ("right", "asked", "percent", "expected"),
+    [
+        (2823, 3000, 94.1, False),
+        (2826, 3000, 94.1, False),  # three images
+        (2830, 3000, 94.1, True),
+        (846, 3000, 96.6, True),  # another net's normalisation
+        (90, 100, 94.1, True),
+        (235, 256, 94.1, False),  # of 3,000: within four deviations of the share
+        (200, 256, 94.1, True),
+        (1, 3000, None, False),
+    ],
+)
+def test_what_is_measured_is_held_against_what_a_checkpoint_says(right, asked, percent, expected):
+    images = 3000 if asked == 256 else asked
+    assert differs_from_record(Answers(right, asked), percent, images) == expected
+
+
+def test_a_difference_from_the_record_is_said_with_both_numbers(provenance):
+    recorded = dataclasses.replace(provenance, b=dataclasses.replace(provenance.b, top1_percent=96.6))
+    (sentence,) = doubts(Stored(recorded, right_b=100))
+    assert sentence.startswith("net B is right for 50.0 % of these images, its checkpoint says 96.6 %: ")
+    assert doubts(Stored(dataclasses.replace(provenance, b=dataclasses.replace(provenance.b, top1_percent=90.0)))) == []
+    (back,) = doubts(Stored(recorded.reversed(), right_a=100))
+    assert back.startswith("net A is right for 50.0 %")
+
+
+def test_nets_are_asked_from_pixels_to_logits(cpu):
+    pixels, targets = torch.randint(0, 256, (50, 3, 4, 4), dtype=torch.uint8), torch.arange(50) % 3
+    nets = [FromPixels(nn.Sequential(nn.Flatten(), nn.Linear(48, 3)), NORMALISATIONS[name]) for name in ("half", "dcm")]
+    batches = TensorDataset(pixels, targets, torch.arange(50))
+    answers = ask(nets, DataLoader(batches, 7), cpu)
+    expected = [Answers(int((net(pixels).argmax(1) == targets).sum()), 50) for net in nets]
+    assert list(answers.items()) == list(zip("AB", expected))
 
 
 def test_one_file_for_both_nets_is_called_out(provenance):

@@ -60,6 +60,14 @@ def test_a_report_without_intervals_or_with_a_constant_target_says_so():
     assert text(section.headlines[0][1]) == "undefined"
 
 
+@pytest.mark.parametrize(("kind", "report"), [("variance", VARIANCE), ("calibration", CALIBRATION)])
+def test_doubts_stand_before_the_numbers(kind, report):
+    section, _ = read(kind, report)
+    assert section.doubts == []
+    section, _ = read(kind, report | {"doubts": ["net B is at chance", "nets A and B are one file"]})
+    assert list(map(text, section.doubts)) == ["net B is at chance", "nets A and B are one file"]
+
+
 def test_a_calibration_has_floors_ceilings_the_test_and_notes():
     section, tables = read("calibration", CALIBRATION)
     assert [tuple(map(text, line)) for line in section.headlines] == [

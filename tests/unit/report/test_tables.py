@@ -159,6 +159,8 @@ def test_a_calibration_has_its_nulls_test_and_notes():
     assert "p = 0.0050; it leaves 0.1034, 95 % of them more than 0.4600" in table
     assert "consistency from that zero on: 0.7500" in table
     assert "note: net B is odd" in table and "undefined: x is constant  a similarity" in table
+    doubtful = calibration_table(report | {"doubts": ["net A is at chance"]})
+    assert "doubt: net A is at chance\nnote: net B is odd" in doubtful
     untested = calibration_table(report | {"linear": None, "notes": []})
     assert "permutations" not in untested and "note" not in untested
     unknown = test | {"consistency": {"value": None, "low": None, "high": None}}

@@ -28,6 +28,11 @@ from utils.training.schedules import due, set_learning_rate
 NOT_RECORDED = ["arch", "arch_A", "arch_B", "net_A", "net_B", "resume_Ys"]
 NOT_RECORDED += ["conv_layer", "layer", "fc", "conv_layer2", "layer2", "normalisation1", "normalisation2"]
 
+# What a baseline has in common with a run. Of a raw feature no Trans-Net says how its images are normalised.
+OF_BASELINE = (
+    *options.IMAGES, "epochs", "lr", "logspace", "seed", "out", "normalisation", "normalisation1", "normalisation2",
+)  # fmt: skip
+
 
 def build_parser() -> Parser:
     """Declare this step's options."""
@@ -197,9 +202,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                 log.saved(own, epoch + 1)
     runtime.say(f"saved {own}, accuracy {acc1:.2f} %, best {best_acc1:.2f} %; the log is {log.path}")
     if args.input not in RAW:  # a fair baseline: the net's own feature, tuned as long
-        tuned, same = nets[args.tail].source, (*options.IMAGES, "epochs", "lr", "logspace", "seed", "out")
+        tuned = nets[args.tail].source
         words = ("--input", f"raw_{args.tail}", f"--net_{args.tail}", tuned.path, "--layer", tuned.layer)
-        runtime.say_next("transClassifier.py", *words, *parser.again(args, same))
+        runtime.say_next("transClassifier.py", *words, *parser.again(args, OF_BASELINE))
 
 
 if __name__ == "__main__":

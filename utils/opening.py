@@ -150,6 +150,8 @@ def normalisation(
 ) -> Normalisation:
     """Choose the constants by which a trained net reads pixels, and say so where nobody recorded them.
 
+    What else of its images is not as in training, their size and resampling, is said too.
+
     The first that says them is taken: an option of this net, one of all nets, the record of what was made of its
     features before, its checkpoint, what its factory carries, the data set.
 
@@ -161,6 +163,8 @@ def normalisation(
         fitted: what a Trans-Net or stored features say of the net.
     """
     called = f"net {net}" if net else "the net"
+    if difference := _other_images(args, state):
+        runtime.say(f"note: {called} {difference}")
     chosen, recorded = _chosen_normalisation(args, net), recorded_normalisation(state.get("data", {}))
     if chosen is not None:
         if recorded not in (None, chosen):
@@ -223,6 +227,27 @@ def say_doubts(args: Namespace, source: Source, runtime: Runtime) -> dict[str, A
 def known_images(args: Namespace, state: Mapping[str, Any], runtime: Runtime) -> dict[str, Any]:
     """Give what a net's checkpoint says of its images, for `images`, with the normalisation that is taken."""
     return {**state.get("data", {}), "normalisation": normalisation(args, state, runtime)}
+
+
+def _other_images(args: Namespace, state: Mapping[str, Any]) -> str:
+    """Say how a net's images differ from those here in size and resampling, by its checkpoint or its factory."""
+    trained, carried = state.get("data", {}).get("image_size"), state.get("inputs")
+    if trained is not None:
+        differs = trained != args.image_size
+        return f"was trained at {trained} pixels and sees images of {args.image_size}" if differs else ""
+    if carried is None:
+        return ""
+    cropped = dataset_spec(args.dataset).val_view == "center_crop"
+    here = (args.image_size, "bilinear", 0.875 if cropped else 1.0)
+    stated = (carried.image_size, carried.interpolation, carried.crop_share)
+    theirs = tuple(value or ours for value, ours in zip(stated, here))
+    if theirs == here:
+        return ""
+    of_theirs, of_here = (
+        f"{size} pixels ({interpolation} interpolation, the middle {100 * share:.3g} % of a side)"
+        for size, interpolation, share in (theirs, here)
+    )
+    return f"was made for images of {of_theirs} and sees images of {of_here}"
 
 
 def _chosen_normalisation(args: Namespace, net: str = "") -> Normalisation | None:

@@ -87,6 +87,26 @@ def test_a_nets_constants_are_an_options_a_records_its_factorys_or_the_data_sets
     assert line in printed and printed.count("\n") == bool(line)
 
 
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        ({"data": {"image_size": 64}}, "net A was trained at 64 pixels and sees images of 32"),
+        (
+            {"inputs": Inputs(*HALF, 224, "bicubic", 0.95)},
+            "made for images of 224 pixels (bicubic interpolation, the middle 95 % of a side) and sees images of 32 "
+            "pixels (bilinear interpolation, the middle 100 % of a side)",
+        ),
+        ({"inputs": Inputs(*HALF, 32, "bicubic")}, "made for images of 32 pixels (bicubic"),
+        ({"inputs": Inputs(*HALF, None, "bilinear", 1.0)}, ""),
+        ({"inputs": Inputs(*HALF, 224, "bicubic", 0.95), "data": {"image_size": 32}}, ""),  # trained further here
+    ],
+)
+def test_another_size_or_resampling_than_in_training_is_said(args, cpu, capsys, state, words):
+    opening.normalisation(args("--normalisation", "half"), state, cpu, "A")
+    printed = capsys.readouterr().out
+    assert words in printed and printed.count("\n") == bool(words)
+
+
 def test_training_images_alone_are_augmented(args):
     train, val = opening.both_splits(args("--augment", "zero4"))
     assert train.augments and not val.augments and train.normalisation == val.normalisation

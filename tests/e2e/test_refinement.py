@@ -17,6 +17,7 @@ from utils import checkpoint
 from utils.data.images import ImageData, load_images
 from utils.data.loaders import make_loader
 from utils.files import sha256
+from utils.normalisation import NORMALISATIONS
 from utils.training import classification
 from utils.training.classification import classify
 from utils.training.engine import evaluate
@@ -139,6 +140,7 @@ def test_only_the_tail_is_tuned(trained, refine, tmp_path, monkeypatch):
     assert state["source"] == {
         "checkpoint_a": files["A.pth"], "checkpoint_b": files["B.pth"], "layer_a": LAYER, "layer_b": LAYER,
         "arch_a": ARCH, "arch_b": ARCH, "path_a": str(folder / "A.pth"), "path_b": str(folder / "B.pth"),
+            "normalisation_a": NORMALISATIONS["imagenet"], "normalisation_b": NORMALISATIONS["imagenet"],
     }  # fmt: skip
     chosen = {name: state["settings"][name] for name in ("transnet", "input", "in_mode", "tail")}
     assert chosen == {

@@ -150,6 +150,7 @@ def train_generation(
     train_loader = opening.image_loader(args, images, runtime, shuffle=True)
     val_loaders, hits = opening.validation_loaders(args, val_images, runtime), known_hits(state, val_images)
     rates, past = opening.rates(args), resume.history(state, settings)
+    images_record = opening.images_record(images, val_images)
     preprocess, lambdas = images.preprocessing(args.seed), geometric(args.lambd, args.lambd_end, args.epochs)
     runtime.say(f"generation {generation}, seed {args.seed}, taught by {teacher_path or 'the labels alone'}")
     folder, again = runs.log_folder(args.out, runs.stem(own)), "the same command"
@@ -167,7 +168,7 @@ def train_generation(
             log.write(epoch, metrics | {"lr": rates[epoch]} | ({"lambda": lambdas[epoch]} if teacher else {}))
             if runtime.is_main and due(epoch, args.save_epoch, args.epochs):
                 facts = {"arch": arch, "model": record, "data": opening.data_record(args, images), "settings": settings}
-                facts |= {"history": past, "versions": resume.VERSIONS}
+                facts |= {"history": past, "versions": resume.VERSIONS, "images": images_record}
                 checkpoint.save(own, fit.state(epoch + 1, **facts, acc1=acc1, best_acc1=best_acc1, hits=hits))
                 log.saved(own, epoch + 1)
     runtime.barrier()  # the next generation's teacher is read by every process
@@ -190,8 +191,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.student_arch:
         model, record = None, classifier_record(args.student_arch, len(images.classes))
     check_series(args, record["arch"], teacher)
+    paths = [generation_path(args, record["arch"], g) for g in range(args.start_gen, args.generations)]
+    opening.bind(args, runtime, images, val_images, own=paths)
     model = model or build(**record)
     feature_shape(model, args.image_size)
+    opening.check_last_batch(args, model, images, runtime)
     images, val_images = (opening.decoded(args, data, runtime) for data in (images, val_images))
     first = teacher or generation_path(args, record["arch"], args.start_gen)
     lines = [f"{'generation':>10}{'accuracy, %':>13}  checkpoint"]

@@ -143,7 +143,7 @@ def pairings(
     train: opening.Features, val: opening.Features, untrained: dict[str, Parts], seed: int
 ) -> dict[str, Parts]:
     """Name the kinds of pairs that other Trans-Nets are fitted to and measured on."""
-    generator, kinds = torch.Generator().manual_seed(seed), dict[str, Parts]()
+    generator, kinds = torch.Generator().manual_seed(seed % 2**64), dict[str, Parts]()
     labels = [classes_of(part) for part in (train, val)]
     calibration.check_pairs(labels[1])
     for name, (fitted, held) in ((NULL, labels), (NULL_OF_ALL, map(torch.zeros_like, labels))):
@@ -160,7 +160,7 @@ def linear_test(args: Namespace, parts: Sequence[opening.Features], net: TransNe
     views = (lambda feature: net.resize(as_maps(feature)), as_maps)
     x, target = ([Side(part, which, view) for part in parts] for which, view in enumerate(views))
     return calibrate_linear(
-        x, target, [classes_of(part) for part in parts], torch.Generator().manual_seed(args.seed),
+        x, target, [classes_of(part) for part in parts], torch.Generator().manual_seed(args.seed % 2**64),
         draws=args.permutations, resamples=args.bootstrap, kernel_size=net.config["kernel_size"], device=runtime.device,
     ).report()  # fmt: skip
 

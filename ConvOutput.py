@@ -20,7 +20,7 @@ from utils.data.images import ImageData
 from utils.errors import InputError
 from utils.features.cache import open_features
 from utils.features.nets import accuracies, doubts
-from utils.features.writer import FeatureWriter, is_stored
+from utils.features.writer import FeatureWriter, check_images, is_stored
 from utils.parser import Namespace, Parser, list_of, real, some_path, whole
 from utils.progress import Progress
 from utils.provenance import Provenance
@@ -50,6 +50,7 @@ def build_parser() -> Parser:
     options.add_data_options(parser, batch_size=64, cache_images="off", two_nets=True)  # every photo is read once
     options.add_run_options(parser)
     options.add_output_options(parser)
+    options.add_restart_option(parser)
     options.add_ignored_options(parser)
     return parser
 
@@ -116,7 +117,7 @@ def plan(
     """Find the layers of a split, of these labels in file names, that are not stored yet; open writers on a stack."""
     a, b = nets["a"], nets["b"]
     arch, name = runs.pair(a.sources[0].arch, b.sources[0].arch), options.data_name(args)
-    split = Split(images, [], {})
+    split, contents = Split(images, [], {}), opening.bind(args, runtime, images)[images.split]
     shapes = (net.shapes(args.image_size) for net in nets.values())
     for i, (source_a, source_b, shape_a, shape_b) in enumerate(zip(a.sources, b.sources, *shapes)):
         recorded_a, recorded_b = (
@@ -125,13 +126,15 @@ def plan(
         provenance = Provenance(
             recorded_a, recorded_b, dataset=args.dataset, name=args.name, split=images.split,
             sample_num=args.sample_num, classes=images.classes, transform=images.decoding_record,
-            arch=arch, label=labels[i],
+            arch=arch, label=labels[i], files_sha256=contents.sha256,
         )  # fmt: skip
         folder = runs.features_folder(args.out, name, args.sample_num, arch, labels[i], args.suffix, images.split)
         split.folders.append(folder)
+        if not args.restart:
+            check_images(folder, contents)
         facts = {"dtype": args.dtype, "count": len(images), "top_k": args.topk}
         facts |= {"shape_a": list(shape_a), "shape_b": list(shape_b)}
-        if is_stored(folder, provenance, facts, images.paths):
+        if is_stored(folder, provenance, facts, images.paths, contents):
             runtime.say(f"{folder} has these features already")
             continue
         runtime.say(f"{arch} at {labels[i]}: features {shape_a} and {shape_b} of {len(images):,} images to {folder}")
@@ -139,6 +142,7 @@ def plan(
             writer = FeatureWriter(
                 folder, provenance=provenance, paths=images.paths, shape_a=shape_a, shape_b=shape_b, top_k=args.topk,
                 dtype=getattr(torch, args.dtype), target_shape=images.targets.shape[1:], create=runtime.is_main,
+                hashes=contents.hashes,
             )  # fmt: skip
             split.writers[i] = stack.enter_context(writer)
     return split

@@ -148,6 +148,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     resumed = resume.find(args.resume, own, settings, restart=args.restart, extendable=True, elsewhere="--save")
     state = checkpoint.load(resumed) if resumed else {}
     images, test_images = find_images(args, state)
+    opening.bind(args, runtime, images, test_images, own=own, elsewhere="--save")
     num_classes, heads = len(images.classes), args.method == "dcm"
     couple = build_couple(
         (args.net1, args.net2), num_classes, heads=heads, in_training=args.batch_statistics,
@@ -159,6 +160,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         runtime.say(f"{resumed} is trained for {start_epoch} epochs already")
         return
 
+    opening.check_last_batch(args, couple, images, runtime)
     log = runs.RunLog(folder, args.epochs, start_epoch=start_epoch, active=runtime.is_main, elsewhere="--save")
     images, test_images = (opening.decoded(args, data, runtime) for data in (images, test_images))
     loader = opening.image_loader(args, images, runtime, shuffle=True)
@@ -169,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     counts = {"num_classes": num_classes, "n_parameters": sum(parameter.numel() for parameter in couple.parameters())}
     facts: dict[str, Any] = {
         "data": opening.data_record(args, images), "settings": settings, "history": resume.history(state, settings),
-        "versions": resume.VERSIONS,
+        "versions": resume.VERSIONS, "images": opening.images_record(images, test_images),
     }  # fmt: skip
     runtime.say(f"{args.method}: {args.net1} and {args.net2}, {len(images):,} training images of {num_classes} classes")
     with log:

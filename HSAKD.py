@@ -98,14 +98,21 @@ def evaluate(net: nn.Module, loaders: opening.Loaders, runtime: Runtime, step: S
     return {name.replace("val_", f"{split}_", 1): value for split in found for name, value in found[split].items()}
 
 
-def find_own(args: Namespace, own: Path, settings: Mapping[str, Any]) -> Path | None:
-    """Find this run's checkpoint, if it goes on from one."""
+def find_own(
+    args: Namespace, own: Path, best_path: Path, settings: Mapping[str, Any]
+) -> tuple[Path | None, checkpoint.State]:
+    """Find the checkpoint that this run goes on from, if it does, and read it."""
     if args.evaluate:
-        return None
+        return None, {}
     if not args.restart:
         check_own(own)
     check_unclaimed(runs.log_folder(args.out, own.parent.name))
-    return resume.find(args.resume, own, settings, restart=args.restart, extendable=args.lr_type == "multistep")
+    extendable = args.lr_type == "multistep"
+    resumed = resume.find(args.resume, own, settings, restart=args.restart, extendable=extendable)
+    state = checkpoint.load(resumed) if resumed else {}
+    if resumed != own or not best_path.exists():
+        state.pop("best", None)  # the best of another run is in no file of this one
+    return resumed, state
 
 
 def rates_of_epochs(args: Namespace) -> list[float]:
@@ -132,9 +139,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     vars(args).update({option: str(documented_file(path)) for option, path in hsakd_options.files(args).items()})
     hashes = {option: sha256(path) for option, path in hsakd_options.files(args).items()}
     settings = options.settings(args, but=hsakd_options.NOT_RECORDED, **hashes)
-    resumed = find_own(args, own, settings)
-    state = checkpoint.load(resumed) if resumed else {}
+    resumed, state = find_own(args, own, best_path, settings)
     train_images, test_images = opening.both_splits(args, state.get("data"))
+    opening.bind(args, runtime, train_images, test_images, own=() if args.evaluate else own)
     classes = len(train_images.classes)
     model, teacher = method.networks(classes, **{option: getattr(args, option) for option in method.options})
     by_name: dict[str, Any] = {"tau": args.kd_T} if "kd_T" in args else {}
@@ -167,6 +174,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "model": classifier_record(hsakd_nets.bare_arch(model), classes), "settings": settings,
         "data": opening.data_record(args, train_images), "history": resume.history(state, settings),
         "versions": resume.VERSIONS, "teacher": taught,
+        "images": opening.images_record(train_images, test_images),
     }  # fmt: skip
     folder = runs.log_folder(args.out, name)
     with runs.RunLog(folder, args.epochs, start_epoch=start_epoch, active=runtime.is_main) as log:

@@ -92,6 +92,7 @@ def compress(
     before_percent: float,
     images: ImageData,
     val_loaders: opening.Loaders,
+    images_record: dict[str, Any],
     args: Namespace,
     runtime: Runtime,
 ) -> dict[str, Any]:
@@ -104,6 +105,7 @@ def compress(
         before_percent: accuracy of the net that is compressed.
         images: to retrain on.
         val_loaders: to measure accuracies on.
+        images_record: what is recorded of both.
         args: the options.
         runtime: device, processes, precision.
 
@@ -131,6 +133,7 @@ def compress(
     facts = {
         "arch": arch, "model": record, "data": opening.data_record(args, images), "settings": settings,
         "history": resume.history(state, settings), "versions": resume.VERSIONS, "accuracy_percent": accuracy,
+        "images": images_record,
     }  # fmt: skip
     folder, again = runs.log_folder(args.out, runs.stem(own)), "the same command"
     with runs.RunLog(folder, epochs, start_epoch=start_epoch, active=runtime.is_main, again=again) as log:
@@ -180,12 +183,16 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     images, val_images = opening.both_splits(args, opening.known_images(args, state, runtime))
     check_outputs(state["model"]["num_classes"], images, args.resume)
     feature_shape(model, args.image_size)
+    opening.bind(args, runtime, images, val_images, own=[own for own, *_ in plans])
+    if args.epochs:
+        opening.check_last_batch(args, model, images, runtime)
     layer = usual_layer(model)
     images, val_images = (opening.decoded(args, data, runtime) for data in (images, val_images))
     val_loaders = opening.validation_loaders(args, val_images, runtime)
     before = main_accuracy(validate(runtime.parallel(model), val_loaders, runtime), "val_")
     del model
-    reports = [compress(*planned, before, images, val_loaders, args, runtime) for planned in plans]
+    record = opening.images_record(images, val_images)
+    reports = [compress(*planned, before, images, val_loaders, record, args, runtime) for planned in plans]
     if len(reports) > 1:
         runtime.say(sweep_table(reports))
     nets = ("--resume1", plans[-1][0], "--resume2", args.resume, *layer)

@@ -97,13 +97,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.fix_bn:
         fix_batch_norm(model)
     feature_shape(model, args.image_size)
+    opening.bind(args, runtime, train_images, val_images, own=own)
     fit = opening.fit(args, model, runtime)
     start_epoch = opening.first_epoch(args, fit, state, resumed)
-    acc1, best_acc1 = float(state.get("acc1") or 0), float(state.get("best_acc1") or 0)
+    acc1 = float(state.get("acc1") or 0)
+    goes_on = resumed == own and best.exists()  # the best of another run is in no file of this one
+    best_acc1 = float(state.get("best_acc1") or 0) if goes_on else 0.0
     if start_epoch >= args.epochs:
         runtime.say(f"{resumed} is trained for {start_epoch} epochs already, accuracy {acc1:.2f} %")
         return
 
+    opening.check_last_batch(args, model, train_images, runtime)
     log_folder = runs.log_folder(args.out, runs.join(dataset, args.arch, args.suffix))
     log = runs.RunLog(log_folder, args.epochs, start_epoch=start_epoch, active=runtime.is_main)
     train_images, val_images = (opening.decoded(args, data, runtime) for data in (train_images, val_images))
@@ -114,6 +118,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         resume.history(state, settings),
         train_images.preprocessing(args.seed),
     )
+    images_record = opening.images_record(train_images, val_images)
     runtime.say(
         f"{args.arch}: {len(train_images):,} training and {len(val_images):,} validation images, {len(classes)} classes"
     )
@@ -127,11 +132,12 @@ def main(argv: Sequence[str] | None = None) -> None:
                 metrics |= validate(fit.net, val_loaders, runtime, partial(classify, preprocess=preprocess), hits)
                 acc1 = main_accuracy(metrics, "val_")
             log.write(epoch, metrics | {"lr": rates[epoch]})
-            is_best, best_acc1 = validated and acc1 > best_acc1, max(acc1, best_acc1)
+            is_best = validated and acc1 > best_acc1
+            best_acc1 = acc1 if is_best else best_acc1
             state = fit.state(
                 epoch + 1, arch=args.arch, model=record, data=opening.data_record(args, train_images),
                 settings=settings, history=past, versions=resume.VERSIONS, acc1=acc1, best_acc1=best_acc1,
-                hits=hits,
+                hits=hits, images=images_record,
             )  # fmt: skip
             if runtime.is_main and due(epoch, args.save_epoch, args.epochs):
                 checkpoint.save(own, state)

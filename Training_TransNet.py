@@ -82,6 +82,7 @@ def open_live(args: Namespace, nets: tuple[CutNet, CutNet], heads: Heads, split:
     a, b = (opening.with_record(args, net.source, net.state, images) for net in nets)
     known = {"dataset": args.dataset, "name": args.name, "sample_num": args.sample_num}
     known |= {"arch": runs.pair(a.arch, b.arch), "label": layers_of(args)[-1]}
+    opening.bind(args, runtime, images)
     whole = (nets[0].whole(), nets[1].whole())
     return live_source(images, (a, b), heads.modules, heads.shapes, runtime, whole, **known)
 
@@ -116,6 +117,9 @@ def open_member(args: Namespace, kind: Kind, source: Source) -> Member:
     resumed = resume.find(
         args.resume, own, settings, source=source.provenance, restart=args.restart, extendable=not args.logspace
     )
+    contents = {source.provenance.split or "train": source.data.contents} if source.data.contents else {}
+    if own.exists() and not args.restart:
+        resume.check_images(own, contents)
     seed_everything(kind.seed)
     trans_net = between(
         *source.shapes, layers=kind.layers, fc=args.fc, norm=args.norm, bn=args.bn, affine=args.affine,
@@ -124,9 +128,10 @@ def open_member(args: Namespace, kind: Kind, source: Source) -> Member:
     state = checkpoint.load(resumed) if resumed else {}
     if resumed:
         fill_trans_net(trans_net, state, resumed)
+    images = {split: recorded.to_record() for split, recorded in contents.items()}
     weights = settings["alpha"]
     by_order = torch.zeros(len(weights)) if args.L2 else torch.tensor(weights).flip(0)  # as p is
-    return Member(trans_net, own, settings, by_order, resumed, state, kind.reverse, source.provenance)
+    return Member(trans_net, own, settings, by_order, resumed, state, kind.reverse, source.provenance, images)
 
 
 @command

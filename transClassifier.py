@@ -160,9 +160,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     resumed = resume.find(args.resume, own, settings, source=source, restart=args.restart, extendable=not args.logspace)
     model_record = tail_state["model"]
     check_outputs(model_record["num_classes"], train_images, f"the tail of net {args.tail}")
+    opening.bind(args, runtime, train_images, val_images, own=own)
     state = fill_tail(tail, resumed, settings, source) if resumed else {}
     fit = opening.fit(args, tail, runtime)
     start_epoch = opening.first_epoch(args, fit, state, resumed)
+    if start_epoch < args.epochs:
+        opening.check_last_batch(args, tail, train_images, runtime, shape)
     frozen_net = runtime.parallel(frozen)
     features = partial(opening.with_features, args, frozen=frozen_net, shape=shape, runtime=runtime, folder=own.parent)
     name, writes = runs.stem(own), runtime.is_main and start_epoch < args.epochs
@@ -179,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     train_data = opening.decoded(args, train_images, runtime) if train_images.augments else features(train_images)
     loader = opening.image_loader(args, train_data, runtime, shuffle=True)
     rates, past, hits = opening.rates(args), resume.history(state, settings), known_hits(state, val_images)
-    acc1, best_acc1 = (float(state.get(key, 0)) for key in ("acc1", "best_acc1"))
+    acc1, best_acc1 = float(state.get("acc1", 0)), 0.0 if resumed != own else float(state.get("best_acc1", 0))
     record = opening.data_record(args, train_images) | {"normalisation": nets[args.tail].source.normalisation}
     with log:
         for epoch in range(start_epoch, args.epochs):
@@ -197,6 +200,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     epoch + 1, arch=model_record["arch"], model=model_record, source=source.to_record(),
                     data=record, settings=settings, history=past,
                     versions=resume.VERSIONS, acc1=acc1, best_acc1=best_acc1, hits=hits,
+                    images=opening.images_record(train_images, val_images),
                 )  # fmt: skip
                 checkpoint.save(own, state)
                 log.saved(own, epoch + 1)

@@ -36,6 +36,11 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def normalised_folder(path: str | Path) -> Path:
+    """Give a folder's absolute path; `..` in it is resolved, since `a/link/..` need not be `a`."""
+    return Path(path).resolve() if ".." in Path(path).parts else Path(path).absolute()
+
+
 def check_writable(folder: str | Path) -> None:
     """Refuse a folder in which nothing could be made, before anything is computed for it.
 

@@ -1,21 +1,22 @@
 """What the options of a step mean, opened: the run, images and their loaders, the optimiser and its rates."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset
 
 from utils import checkpoint
 from utils.data.batches import AUGMENTATIONS
 from utils.data.computed_once import compute_once
+from utils.data.contents import Contents, read_contents
 from utils.data.datasets import dataset_spec
 from utils.data.image_cache import cache_images
-from utils.data.images import ImageData, check_classes, load_images
-from utils.data.loaders import make_loader
+from utils.data.images import ImageData, check_classes, load_images, size_note
+from utils.data.loaders import Part, make_loader
 from utils.data.storage import TensorStore
 from utils.errors import InputError
 from utils.features.cache import FeatureCache, OldFeatureFolder, open_features
@@ -33,6 +34,7 @@ from utils.options import Namespace
 from utils.provenance import NetSource
 from utils.runtime import Runtime
 from utils.runtime import start as start_runtime
+from utils.training import engine, resume
 from utils.training.engine import Fit, make_optimizer
 from utils.training.schedules import learning_rates
 
@@ -75,6 +77,18 @@ def rates(args: Namespace, lr: float | None = None) -> list[float]:
     )  # fmt: skip
 
 
+def check_last_batch(
+    args: Namespace,
+    model: nn.Module,
+    data: ImageData,
+    runtime: Runtime,
+    shape: Sequence[int] | None = None,
+) -> None:
+    """Refuse a last batch of one image, if the model has a BatchNorm that cannot take it; `shape` is of its input."""
+    shape = shape or (3, args.image_size, args.image_size)
+    engine.check_last_batch(model, len(data), args.batch_size, shape, runtime)
+
+
 def first_epoch(
     args: Namespace, fit: Fit, state: checkpoint.State, path: Path | None, epochs: int | None = None
 ) -> int:
@@ -114,7 +128,7 @@ def images(args: Namespace, split: str, known: Mapping[str, Any] | None = None, 
         args: the options, filled in.
         split: "train" or "val".
         known: what a network's checkpoint says of its images under "data": its `classes`, which these must have, and
-            its `normalisation`, which is taken.
+            its `normalisation`, which is taken. If it has an `image_size`, nothing is said of small files.
         augment: as --augment says, if there is such an option.
 
     Raises:
@@ -129,6 +143,8 @@ def images(args: Namespace, split: str, known: Mapping[str, Any] | None = None, 
     )  # fmt: skip
     if known and known.get("classes"):
         check_classes(known["classes"], data.classes, f"the {'training' if split == 'train' else 'validation'} images")
+    if "image_size" not in (known or {}) and (note := size_note(data)):
+        data.notes.append(note)
     return data
 
 
@@ -266,11 +282,53 @@ def both_splits(args: Namespace, known: Mapping[str, Any] | None = None) -> tupl
             "the folder above the class folders"
         )
     record = {"classes": train_images.classes, "normalisation": train_images.normalisation}
-    return train_images, images(args, "val", record)
+    val_images = images(args, "val", record | {"image_size": args.image_size})
+    val_images.notes = [note for note in val_images.notes if note not in train_images.notes]
+    return train_images, val_images
+
+
+def bind(
+    args: Namespace,
+    runtime: Runtime,
+    *splits: ImageData,
+    own: Path | Sequence[Path] = (),
+    elsewhere: str = "--suffix",
+) -> dict[str, Contents]:
+    """Hash the images of a run, and refuse to go on with what was made of others.
+
+    Args:
+        args: the options; with `restart` nothing is compared.
+        runtime: the main process hashes, the others learn it.
+        splits: the images.
+        own: the checkpoint, or the checkpoints, that the run would go on with or replace.
+        elsewhere: the option that names another place.
+
+    Returns:
+        "train" and "val" → contents; each of `splits` keeps its own as `contents`, too.
+
+    Raises:
+        InputError: a checkpoint was made of other images.
+    """
+    for data in splits:
+        if runtime.is_main:
+            read_contents(data, cache_dir=Path(args.data_root, ".cache"))
+        data.contents = runtime.gather(data.contents)[0]
+    contents = {data.split: data.contents for data in splits if data.contents is not None}
+    for path in [own] if isinstance(own, Path) else own:
+        if path.exists() and not getattr(args, "restart", False):
+            resume.check_images(path, contents, elsewhere=elsewhere)
+    return contents
+
+
+def images_record(*splits: ImageData) -> dict[str, Any]:
+    """Give what a checkpoint says of the images that it was made of, under "images": see `bind`."""
+    return {data.split: data.contents.to_record() for data in splits if data.contents is not None}
 
 
 def decoded(args: Namespace, data: ImageData, runtime: Runtime) -> ImageData:
-    """Decode images once, as `--cache_images` says, and keep them."""
+    """Say what the user should know of images, decode them once, as `--cache_images` says, and keep them."""
+    for note in data.notes:
+        runtime.say(f"{data.split} images: {note}")
     return cache_images(
         data, args.cache_images, cache_dir=Path(args.data_root, ".cache"), workers=args.workers, device=runtime.device,
         quiet=not runtime.is_main,
@@ -326,7 +384,7 @@ def features_anew(
     Raises:
         InputError: see `images_of_features`.
     """
-    named, data = images_of_features(args, stored)
+    named, data = images_of_features(args, stored, runtime)
     computed = with_features(
         named, data, frozen=head, shape=shape or stored.shape_b, runtime=runtime, folder=stored.folder
     ).stored  # fmt: skip
@@ -334,14 +392,14 @@ def features_anew(
     return TensorStore(computed.values.cpu())
 
 
-def images_of_features(args: Namespace, stored: Features) -> tuple[Namespace, ImageData]:
+def images_of_features(args: Namespace, stored: Features, runtime: Runtime) -> tuple[Namespace, ImageData]:
     """List the images that stored features were made of; none is decoded yet.
 
     Returns:
         The options that name them, and the images.
 
     Raises:
-        InputError: the features do not say what they were made of, or those images are not there.
+        InputError: the features do not say what they were made of, or those images are not there, or changed since.
     """
     source = stored.provenance
     if source.dataset is None or source.transform is None:
@@ -350,11 +408,18 @@ def images_of_features(args: Namespace, stored: Features) -> tuple[Namespace, Im
         "dataset": source.dataset, "image_size": source.image_size, "sample_num": source.sample_num,
         "sub_sampler_split": None, "normalisation": None, "cache_images": "off",
     })  # fmt: skip
-    data = images(named, source.split or "val", {"classes": source.classes})
+    known = {"classes": source.classes, "image_size": source.image_size}
+    data = images(named, source.split or "val", known)
     if data.paths != stored.paths:
         raise InputError(
             f"{data.root} has other images than those of {stored.folder}; name theirs by --data_root, --train_path and "
             "--val_path"
+        )
+    contents = bind(named, runtime, data)[data.split]
+    if stored.contents and (changes := stored.contents.changes(contents)):
+        raise InputError(
+            f"{stored.folder} was made of other images than are in {data.root}; since then {changes}; put "
+            "them back, or store the features again with ConvOutput.py"
         )
     return named, data
 
@@ -368,8 +433,8 @@ def mixed_pixels(args: Namespace, stored: Features, runtime: Runtime) -> Iterato
     Raises:
         InputError: see `images_of_features`.
     """
-    _, data = images_of_features(args, stored)
-    order = torch.Generator().manual_seed(args.seed)
+    _, data = images_of_features(args, stored, runtime)
+    order = torch.Generator().manual_seed(args.seed % 2**64)
     for numbers in torch.randperm(len(data), generator=order).split(args.batch_size):
         yield data.decode(numbers.tolist()).to(runtime.device)
 
@@ -386,7 +451,7 @@ def image_loader(
     if runtime.device.type == "cpu" and not shuffle:
         batch_size = min(batch_size, max(1, PIXELS_AT_ONCE // data.image_size**2))
     return make_loader(
-        data if part is None else Subset(data, part.tolist()), batch_size, shuffle=shuffle, seed=args.seed,
+        data if part is None else Part(data, part.tolist()), batch_size, shuffle=shuffle, seed=args.seed,
         workers=0 if data.stored is not None else args.workers, rank=runtime.rank, world_size=runtime.world_size,
         pin=runtime.device.type == "cuda" and data.device.type == "cpu",
     )  # fmt: skip
@@ -424,7 +489,7 @@ def loader(
     """Make the loader of stored features or of images; `part` chooses some."""
     if isinstance(data, ImageData):
         return image_loader(args, data, runtime, shuffle=shuffle, part=part)
-    chosen = data if part is None else Subset(data, part.tolist())
+    chosen = data if part is None else Part(data, part.tolist())
     return feature_loader(args, chosen, runtime, shuffle=shuffle)
 
 

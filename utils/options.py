@@ -3,10 +3,10 @@
 import argparse
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from utils.errors import InputError
+from utils.files import normalised_folder
 from utils.normalisation import NORMALISATIONS, normalisation_words, read_normalisation
 from utils.parser import Ignored, Namespace, Parser, list_of, plain_name, real, some_path, whole
 
@@ -36,7 +36,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         "--device_ids", type=list_of(whole(0), empty=True), default=[], metavar="[0,1]", help="GPUs, the main one first"
     )
     group.add_argument("--gpu", type=whole(0), help="one GPU; overrides --device_ids")
-    group.add_argument("--seed", type=whole(0), default=0, help="for Python, NumPy and torch")
+    group.add_argument("--seed", type=whole(0), default=0, help="for Python, NumPy and torch; any whole number")
     group.add_argument("--amp", choices=["off", "bf16", "fp16"], default="off", help="mixed precision")
     group.add_argument(
         "--tf32", action="store_true", help="let GPUs round float32 products to 10 bits, which is faster"
@@ -302,8 +302,8 @@ def data_name(args: Namespace) -> str:
     folder = args.train_path or args.val_path
     if args.name or not folder:
         return args.name or args.dataset
-    last = Path(folder).absolute()
-    return last.parent.name if last.name in ("train", "test", "val") else last.name
+    last = normalised_folder(folder)
+    return (last.parent.name if last.name in ("train", "test", "val") else last.name) or args.dataset
 
 
 def settings(args: Namespace, *, but: Sequence[str] = (), **replaced: Any) -> dict[str, Any]:

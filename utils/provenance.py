@@ -8,7 +8,7 @@ from typing import Any
 from utils.errors import InputError
 from utils.normalisation import Normalisation, as_normalisation, normalisation_words, recorded_normalisation
 
-_OF_IMAGES = ("dataset", "name", "split", "sample_num", "classes", "transform")
+_OF_IMAGES = ("dataset", "name", "split", "sample_num", "classes", "transform", "files_sha256")
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,10 @@ class Provenance:
     """Both networks and the images that features were computed of.
 
     On disk it is a flat dictionary of plain values, `record` in a feature cache's index.json and `source` in a
-    Trans-Net, a refined tail and a report: `dataset`, `name`, `split`, `sample_num`, `classes`, `transform`, and of
-    both networks `arch_a`, `layer_a`, `path_a`, `checkpoint_a` (SHA-256), `arch_b`, …. Where both networks are
-    normalised alike, and in all files of earlier versions, `mean` and `std` stand in `transform`, else
-    `normalisation_a` and `normalisation_b` stand beside it.
+    Trans-Net, a refined tail and a report: `dataset`, `name`, `split`, `sample_num`, `classes`, `transform`,
+    `files_sha256`, and of both networks `arch_a`, `layer_a`, `path_a`, `checkpoint_a` (SHA-256), `arch_b`, …. Where
+    both networks are normalised alike, and in all files of earlier versions, `mean` and `std` stand in `transform`,
+    else `normalisation_a` and `normalisation_b` stand beside it.
 
     Attributes:
         a: the network that x comes from.
@@ -51,6 +51,8 @@ class Provenance:
         sample_num: name of the sub-sampler that chose the images.
         classes: the data set's.
         transform: what turns a file into pixels, as `ImageData.decoding_record` gives it.
+        files_sha256: of names, labels and contents of the images (`utils.data.contents`, which compares them and names
+            what changed).
         arch: both architectures as file names have them, "alexnet" or "alexnet-resnet34", whatever the direction.
         label: the layers likewise: "30", "10-3".
     """
@@ -63,6 +65,7 @@ class Provenance:
     sample_num: str | None = None
     classes: list[str] | None = None
     transform: Mapping[str, Any] | None = None
+    files_sha256: str | None = field(default=None, compare=False)
     arch: str | None = field(default=None, compare=False)
     label: str | None = field(default=None, compare=False)
 

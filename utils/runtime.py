@@ -227,10 +227,10 @@ def start(
 
 
 def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy and torch (all devices)."""
+    """Seed Python, NumPy and torch (all devices); a seed beyond what one of them takes is reduced for that one."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+    torch.manual_seed(seed % 2**64)
 
 
 def _describe(runtime: Runtime, amp: str, asked: Sequence[int]) -> str:

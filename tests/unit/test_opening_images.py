@@ -7,11 +7,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import Subset
 
 from models.inputs import Inputs
 from tests.unit.step_options import parsed
 from utils import opening, options
+from utils.data.loaders import Part
 from utils.errors import InputError
 from utils.normalisation import NORMALISATIONS
 from utils.pixels import FromPixels
@@ -205,7 +205,7 @@ def test_a_mixed_set_is_validated_in_parts(args, cpu):
     loaders = opening.validation_loaders(args(), images, cpu)
     indices = {name: [int(index) for batch in loader for index in batch[2]] for name, loader in loaders.items()}
     assert indices == {"cub": [0, 5, 7], "dog": [1, 2]}
-    assert isinstance(loaders["cub"].dataset, Subset)
+    assert isinstance(loaders["cub"].dataset, Part)
 
 
 @pytest.mark.parametrize(("world_size", "expected"), [(1, 10), (2, 5), (4, 2), (24, 1)])
@@ -247,7 +247,9 @@ def folder_of(images, **changes):
     provenance = Provenance(
         a, b, dataset="folder", split=images.split, classes=images.classes, transform=images.decoding_record
     )
-    stored = SimpleNamespace(provenance=provenance, paths=images.paths, shape_b=(4, 30, 30), folder=Path("features"))
+    stored = SimpleNamespace(
+        provenance=provenance, paths=images.paths, contents=None, shape_b=(4, 30, 30), folder=Path("features")
+    )
     return SimpleNamespace(**vars(stored) | changes)
 
 

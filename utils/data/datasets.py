@@ -3,14 +3,15 @@
 import difflib
 import os
 import xml.etree.ElementTree as ET
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from utils.data.listing import ENDINGS, LOOSE, LeftOut, find_class_folders, list_files, order_note
 from utils.errors import InputError
-from utils.later import torchvision
+from utils.files import normalised_folder
 
 # The order is the label: the ids of the paper's VOC object lists, not the alphabet.
 VOC_CLASSES = [
@@ -78,6 +79,7 @@ class ImageList:
         targets: int64 (n,), or float32 (n, classes) of 0 and 1 for a multi-label set.
         classes: one name for each output of the network.
         parts: for each half of a mixed set the positions of its images, int64; empty otherwise.
+        notes: what the user should know of the listing, a sentence each.
     """
 
     root: Path
@@ -85,6 +87,7 @@ class ImageList:
     targets: Tensor
     classes: list[str]
     parts: dict[str, Tensor]
+    notes: list[str] = field(default_factory=list)
 
     def subset(self, keep: Tensor) -> "ImageList":
         """Return the images at positions `keep` (int64), in that order; the classes stay."""
@@ -94,6 +97,7 @@ class ImageList:
             self.targets[keep],
             self.classes,
             {name: torch.isin(keep, members).nonzero().flatten() for name, members in self.parts.items()},
+            self.notes,
         )
 
 
@@ -169,7 +173,7 @@ def _roots(name: str, split: str, data_root: Path, path: str | Path | None) -> l
             f"there is no folder {printable(root)} for the {split} images of {name}; make it as "
             f"`python PrepareData.py --help` says, or name one with --data_root or {flag}"
         )
-    return [root.absolute() for root in roots]
+    return [normalised_folder(root) for root in roots]
 
 
 def _split_folder(folder: Path, split: str) -> Path:
@@ -180,17 +184,19 @@ def _split_folder(folder: Path, split: str) -> Path:
 
 
 def _list_class_folders(root: Path, class_ids: tuple[str, ...] | None) -> ImageList:
-    """List `root/{class}/**/*.jpg` exactly as torchvision's ImageFolder orders it; links are followed."""
-    listing = torchvision.datasets.folder
-    endings = listing.IMG_EXTENSIONS
+    """List `root/{class}/**/*.jpg` in the order of torchvision's ImageFolder; see `utils.data.listing`."""
+    left_out = LeftOut()
     try:
-        folders, labels = listing.find_classes(str(root))
-    except (FileNotFoundError, PermissionError):
-        loose = sum(file.suffix.lower() in endings for file in root.iterdir()) if os.access(root, os.R_OK) else 0
+        folders = find_class_folders(root, left_out)
+    except PermissionError:
+        folders = []
+    if not folders:
+        loose = len(left_out.names.get(LOOSE, []))
         raise InputError(
             f"{printable(root)} has no class folders{f' but {loose} loose images' if loose else ''}; "
             "expected are {class}/*.jpg in it"
-        ) from None
+        )
+    labels = {folder: label for label, folder in enumerate(folders)}
     if class_ids is not None:
         if unknown := [folder for folder in folders if folder not in class_ids]:
             raise InputError(
@@ -198,21 +204,26 @@ def _list_class_folders(root: Path, class_ids: tuple[str, ...] | None) -> ImageL
                 f"{len(class_ids)} classes {class_ids[0]} … {class_ids[-1]}"
             )
         labels = {folder: class_ids.index(folder) for folder in folders}
-    samples = listing.make_dataset(str(root), labels, extensions=endings, allow_empty=True)
-    filled = {label for _, label in samples}
-    empty = [printable(folder) for folder in folders if labels[folder] not in filled]
-    if empty and (class_ids is None or not filled):  # where the table has the ids, an empty folder shifts nothing
+    images = list_files(root, folders, left_out)
+    filled = {folder for folder, _ in images}
+    empty = [printable(folder) for folder in folders if folder not in filled]
+    notes = [printable(str(left_out))] if left_out.names else []
+    if empty and (class_ids is None or not filled):  # with ids in the table, an empty folder shifts nothing
         others = f" and {len(empty) - 1} other class folders have" if len(empty) > 1 else " has"
         raise InputError(
-            f"the class folder {printable(root / empty[0])}{others} no images "
-            f"({', '.join(endings)}); add some or remove it"
+            f"the class folder {printable(root / empty[0])}{others} no images ({', '.join(ENDINGS)}"
+            f"{'; ' if notes else ''}{''.join(notes)}); add some or remove it"
         )
+    classes = [printable(name) for name in class_ids or folders]
+    if class_ids is None and (note := order_note(classes)):
+        notes.append(note)
     return ImageList(
         root,
-        [file.removeprefix(str(root)).lstrip("/") for file, _ in samples],
-        torch.tensor([label for _, label in samples]),
-        [printable(name) for name in class_ids or folders],
+        [file for _, file in images],
+        torch.tensor([labels[folder] for folder, _ in images]),
+        classes,
         {},
+        notes,
     )
 
 
@@ -221,15 +232,17 @@ def _concatenate(lists: list[ImageList], spec: DatasetSpec) -> ImageList:
     common = Path(os.path.commonpath([images.root for images in lists]))
     files: list[str] = []
     classes: list[str] = []
-    targets, parts = [], {}
+    targets, parts, notes = [], {}, list[str]()
     for part, images in zip(spec.parts, lists):
         if spec.only in (None, part):
             parts[part] = torch.arange(len(files), len(files) + len(images.files))
             below = images.root.relative_to(common).as_posix()
             files += [f"{below}/{file}" for file in images.files]
             targets.append(images.targets + len(classes))
+            notes += images.notes
         classes += images.classes
-    return ImageList(common, files, torch.cat(targets), classes, parts if spec.only is None else {})
+    parts = parts if spec.only is None else {}
+    return ImageList(common, files, torch.cat(targets), classes, parts, notes)
 
 
 def _list_voc(root: Path, split: str, spec: DatasetSpec, use_all: bool) -> ImageList:
@@ -241,7 +254,7 @@ def _list_voc(root: Path, split: str, spec: DatasetSpec, use_all: bool) -> Image
     if image_set.is_file():
         names = [line.split()[0] for line in image_set.read_text(encoding="utf-8").splitlines() if line.strip()]
     elif use_all and annotations.is_dir():
-        names = sorted(file.stem for file in annotations.glob("*.xml"))
+        names = sorted(file.stem for file in annotations.glob("*.xml") if file.name[0] != ".")
     else:
         raise InputError(
             f"{printable(image_set)} does not exist; VOC2012 needs the official JPEGImages, Annotations and ImageSets "
@@ -253,7 +266,8 @@ def _list_voc(root: Path, split: str, spec: DatasetSpec, use_all: bool) -> Image
     targets = torch.zeros(len(names), len(spec.class_ids))
     for row, name in enumerate(names):
         targets[row, _voc_labels(annotations / f"{name}.xml")] = 1
-    return ImageList(root.absolute(), [f"JPEGImages/{name}.jpg" for name in names], targets, list(spec.class_ids), {})
+    files = [f"JPEGImages/{name}.jpg" for name in names]
+    return ImageList(normalised_folder(root), files, targets, list(spec.class_ids), {})
 
 
 def _voc_labels(annotation: Path) -> list[int]:

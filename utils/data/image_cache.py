@@ -40,7 +40,7 @@ def cache_images(
     Args:
         data: images of one split; already stored ones, and those that decoding augments, are returned as they are.
         mode: "off" decodes in every epoch; "ram" keeps one array that forked workers share; "disk" a file
-            that later runs find again, checked against name, size and time of every image; "auto" takes the
+            that later runs find again, checked against name and content of every image; "auto" takes the
             GPU, memory or disk, the first that has room to spare.
         cache_dir: folder of the files of "disk".
         workers: threads that decode.

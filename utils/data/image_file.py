@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import hashlib
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -12,13 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from utils.data.contents import read_contents
 from utils.data.datasets import printable
 from utils.data.images import ImageData
 from utils.data.storage import TensorStore
 from utils.errors import InputError
 from utils.files import in_words, read_json, replacing, write_json
 
-FORMAT = 2  # of the record
+FORMAT = 3  # of the record
 
 
 def open_image_file(
@@ -26,7 +26,7 @@ def open_image_file(
 ) -> TensorStore:
     """Map the .npy file at `path`; build it first where it is missing, incomplete or of other images.
 
-    Beside it lies a .json record, written last: name, size and time of every image as one hash, and how
+    Beside it lies a .json record, written last: name, label and content of every image as one hash, and how
     they are decoded. Of processes that start together one builds and the others wait.
 
     Args:
@@ -47,7 +47,7 @@ def open_image_file(
 
 def _build(path: Path, data: ImageData, fill: Callable[[np.ndarray], None]) -> None:
     """Write the images to `path` and then the record that makes them complete."""
-    record = _record(data)  # before decoding: an image that changes meanwhile is noticed by the next run
+    record = _record(data, path.parent)  # before decoding: an image that changes meanwhile is noticed by the next run
     _record_path(path).unlink(missing_ok=True)
     for orphan in path.parent.glob(f".{path.name}.*"):  # of builds that were killed; the lock is ours
         orphan.unlink()
@@ -76,7 +76,7 @@ def _complaint(path: Path, data: ImageData) -> str | None:
         pixels = TensorStore.mapped(path).values
     except (InputError, ValueError, OSError, EOFError, TypeError):
         return f"{printable(path)} is incomplete; decoding the images again"
-    record = _record(data)
+    record = _record(data, path.parent)
     if not isinstance(found, dict) or found.get("format") != record["format"]:
         return f"{printable(path)} is of another version of the suite; decoding the images again"
     if found != record:
@@ -86,21 +86,14 @@ def _complaint(path: Path, data: ImageData) -> str | None:
     return None
 
 
-def _record(data: ImageData) -> dict[str, Any]:
-    """What the pixels were made of: every file's name, size and time as one hash, and how they were decoded."""
-    digest = hashlib.sha256()
-    for index, name in enumerate(data.paths):
-        try:
-            status = data.file(index).stat()
-            digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-        except OSError:  # named when it is decoded
-            digest.update(f"{name}\0missing\n".encode())
+def _record(data: ImageData, folder: Path) -> dict[str, Any]:
+    """What the pixels were made of: every file's name, label and content as one hash, and how they were decoded."""
     return {
         "format": FORMAT,
         "images": len(data),
         "root": printable(data.root),
         "decoding": data.decoding_record,
-        "files_sha256": digest.hexdigest(),
+        "files_sha256": read_contents(data, cache_dir=folder).sha256,
     }
 
 

@@ -1,32 +1,68 @@
 """The photos of one split: decoded and made square."""
 
+import contextlib
 import copy
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from utils.data.batches import Augmentation, Preprocessing
+from utils.data.contents import Contents
 from utils.data.datasets import ImageList, dataset_spec, list_images, printable
+from utils.data.decoding import open_rgb
 from utils.data.storage import TensorStore
 from utils.data.sub_samplers import read_sub_sampler
 from utils.errors import InputError
 from utils.later import torchvision
 from utils.normalisation import NORMALISATIONS, Normalisation
 
+SAMPLED = 36  # files whose size is looked at
+
+
+def random_crop(image: Image.Image, size: int, generator: np.random.Generator) -> Image.Image:
+    """Crop at random, resize to S×S and flip half of the images: torchvision's RandomResizedCrop and its flip.
+
+    The area of the crop is 8 to 100 % of the image's, its width 3/4 to 4/3 of its height, uniform in the logarithm.
+    Where ten draws do not fit, the largest crop of such a shape is taken from the centre.
+
+    Args:
+        image: RGB.
+        size: S, pixels.
+        generator: all that is drawn comes from it, and not from torch's: what torch draws in a worker depends on how
+            many there are.
+    """
+    width, height = image.size
+    narrowest, widest = 3 / 4, 4 / 3
+    for _ in range(10):
+        area = width * height * generator.uniform(0.08, 1)
+        ratio = math.exp(generator.uniform(math.log(narrowest), math.log(widest)))
+        across, down = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < across <= width and 0 < down <= height:
+            left = int(generator.integers(width - across + 1))
+            top = int(generator.integers(height - down + 1))
+            break
+    else:
+        across = min(width, round(height * widest))
+        down = min(height, round(width / narrowest))
+        left, top = (width - across) // 2, (height - down) // 2
+    functions = torchvision.transforms.functional
+    crop = functions.resized_crop(image, top, left, down, across, [size, size])
+    return functions.hflip(crop) if generator.random() < 0.5 else crop
+
+
 # How a photo becomes S×S: the paper's plain resize, and ImageNet's usual pair.
-VIEWS: dict[str, Callable[[int], Callable[[Image.Image], Image.Image]]] = {
-    "resize": lambda size: torchvision.transforms.Resize((size, size)),
-    "random_crop": lambda size: torchvision.transforms.Compose(
-        [torchvision.transforms.RandomResizedCrop(size), torchvision.transforms.RandomHorizontalFlip()]
-    ),
-    "center_crop": lambda size: torchvision.transforms.Compose(
-        [torchvision.transforms.Resize(round(size * 256 / 224)), torchvision.transforms.CenterCrop(size)]
+VIEWS: dict[str, Callable[[Image.Image, int, np.random.Generator], Image.Image]] = {
+    "resize": lambda image, size, _: torchvision.transforms.Resize((size, size))(image),
+    "random_crop": random_crop,
+    "center_crop": lambda image, size, _: torchvision.transforms.CenterCrop(size)(
+        torchvision.transforms.Resize(round(size * 256 / 224))(image)
     ),
 }
 
@@ -47,6 +83,8 @@ class ImageData(Dataset):
             images. Nets that are only asked have their own (`utils.pixels.FromPixels`).
         augmentation: what is drawn anew in every epoch on batches of training images (`preprocessing`), or None.
         stored: what batches begin with in place of images that are decoded in every epoch, or None.
+        notes: what the user should know of the listing, a sentence each.
+        contents: names, labels and hashes of the files, once `utils.data.contents.read_contents` has read them.
     """
 
     def __init__(
@@ -69,6 +107,8 @@ class ImageData(Dataset):
         self.normalisation = normalisation or NORMALISATIONS[spec.normalisation]
         self.augmentation = augmentation if split == "train" else None
         self.stored: TensorStore | None = None
+        self.notes = images.notes
+        self.contents: Contents | None = None
         self._files = images.files
         self._view = spec.train_view if split == "train" else spec.val_view
 
@@ -116,6 +156,9 @@ class ImageData(Dataset):
     def decode(self, indices: Sequence[int]) -> Tensor:
         """Read images from their files.
 
+        What is drawn for an image depends on the seed and the epoch of the batch (`utils.data.loaders.Batch`) and on
+        the image's index alone; a plain list of indices is of seed 0 and epoch 0.
+
         Returns:
             uint8 (n, 3, S, S).
 
@@ -123,11 +166,13 @@ class ImageData(Dataset):
             InputError: a file is missing, truncated or no image; the message has its path.
         """
         size = self.image_size
-        view = VIEWS[self._view](size)
+        view = VIEWS[self._view]
+        seed, epoch = getattr(indices, "seed", 0), getattr(indices, "epoch", 0)
         batch = np.empty((len(indices), 3, size, size), dtype=np.uint8)
         for row, index in enumerate(indices):
             # numpy's copy keeps to one thread; torch's would start a pool in each of the threads that decode
-            batch[row] = np.asarray(view(_open_rgb(self.file(index)))).transpose(2, 0, 1)
+            image = open_rgb(self.file(index))
+            batch[row] = np.asarray(view(image, size, np.random.default_rng((seed, epoch, index)))).transpose(2, 0, 1)
         return torch.from_numpy(batch)
 
     def __len__(self) -> int:
@@ -186,6 +231,20 @@ def load_images(
     )
 
 
+def size_note(data: ImageData) -> str:
+    """Say where files are less than half as large as what they become; "" elsewhere. Only their headers are read."""
+    sides, every = [], max(1, len(data) // SAMPLED)
+    for index in range(0, len(data), every):
+        with contextlib.suppress(Exception), Image.open(data.file(index)) as image:  # named when it is decoded
+            sides.append(max(image.size))
+    if not sides or 2 * max(sides) >= data.image_size:
+        return ""
+    return (
+        f"these files have {max(sides)} pixels to a side and are enlarged to {data.image_size}; a net of their own "
+        f"size is trained by --image_size {max(sides)}"
+    )
+
+
 def check_classes(expected: list[str], found: list[str], what: str) -> None:
     """Check that two class lists agree, since an output of the network has no name but its position.
 
@@ -222,14 +281,3 @@ def check_outputs(count: int, data: ImageData, net: str | Path | None) -> None:
         raise InputError(
             f"{net} has {count} classes, the images have {len(data.classes)}; use a net that was trained on these"
         )
-
-
-def _open_rgb(path: Path) -> Image.Image:
-    """Decode a file completely, as RGB."""
-    try:
-        with path.open("rb") as file, Image.open(file) as image:
-            return image.convert("RGB")
-    except Exception as error:  # decoders raise nearly anything on broken bytes
-        no_image = isinstance(error, UnidentifiedImageError)
-        reason = "unknown format" if no_image else getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise InputError(f"{printable(path)} cannot be read as an image ({reason}); replace or remove it") from error

@@ -1,7 +1,7 @@
 """One loader for photos and for features: batches whose order depends on (seed, epoch) alone."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -9,6 +9,39 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from utils.errors import InputError
+
+
+class Batch(list[int]):
+    """The indices of one batch, and what is drawn for its images: workers learn the epoch with the indices.
+
+    Attributes:
+        seed: of the run.
+        epoch: counted from 0.
+    """
+
+    def __init__(self, indices: Iterable[int], seed: int = 0, epoch: int = 0) -> None:
+        super().__init__(indices)
+        self.seed, self.epoch = seed, epoch
+
+
+class Part(Dataset[Any]):
+    """Some samples of a data set, as torch's Subset, but a batch keeps its epoch.
+
+    Args:
+        whole: implements `__getitems__`.
+        members: positions in it.
+    """
+
+    def __init__(self, whole: Dataset[Any], members: Sequence[int]) -> None:
+        self.whole, self.members = whole, members
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def __getitems__(self, indices: Batch) -> Any:
+        """Give a batch of the whole set."""
+        members = Batch((self.members[index] for index in indices), indices.seed, indices.epoch)
+        return self.whole.__getitems__(members)  # type: ignore[attr-defined]
 
 
 class EpochSampler(Sampler[list[int]]):
@@ -31,15 +64,19 @@ class EpochSampler(Sampler[list[int]]):
         """Give the indices that this process visits, in order."""
         if not self.shuffle:
             return list(range(self.rank, self.length, self.world_size))
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % 2**64)
         order = torch.randperm(self.length, generator=generator)
         order = order.repeat(self.world_size)[: math.ceil(self.length / self.world_size) * self.world_size]
         return order[self.rank :: self.world_size].tolist()
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[Batch]:
+        # DataLoader draws a seed for its workers from torch's own generator: once where they persist, in every epoch
+        # where there are none. Here it is drawn in every epoch alike, so that what follows it, such as dropout, depends
+        # neither on the number of workers nor on the epoch that a run was resumed at.
+        torch.empty((), dtype=torch.int64).random_()
         share = self.share()
         for start in range(0, len(share), self.batch_size):
-            yield share[start : start + self.batch_size]
+            yield Batch(share[start : start + self.batch_size], self.seed, self.epoch)
 
     def __len__(self) -> int:
         # The share is order[rank::world_size]; a shuffled one is padded to the length of rank 0's.
@@ -80,6 +117,7 @@ def make_loader(
     return DataLoader(
         dataset,
         batch_sampler=sampler,
+        generator=torch.Generator(),
         num_workers=workers,
         collate_fn=_already_a_batch,
         pin_memory=pin,

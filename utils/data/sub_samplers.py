@@ -91,7 +91,7 @@ def split_classes(targets: Tensor, percent: int, split: str, seed: int) -> Tenso
     """
     if split not in ("first", "random"):
         raise InputError(f"a sub-sampler is split by 'first' or 'random', not {split!r}")
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed % 2**64)
     labels = targets if targets.ndim == 1 else torch.zeros(len(targets), dtype=torch.int64)
     chosen = []
     for label in labels.unique():

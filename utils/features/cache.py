@@ -15,6 +15,8 @@ the data set, unshuffled:
     hits_a.npy      (N, len(top_k)) bool: whether net A has the label among its first k answers
     hits_b.npy      the same of net B
     written.npy     (N,) bool: rows of which both nets' features are there
+    hashes.npy      (N, 16) uint8, the beginning of the SHA-256 of each image's file; caches of earlier versions have
+                    none, and their images are then compared with nothing
 
 `complete` is false from the first byte on and becomes true, in one atomic replacement, only after every row
 is on the disk. The arrays are plain .npy files: `numpy.load(path, mmap_mode="r")` reads them without us.
@@ -32,6 +34,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from utils.data.contents import HASH_BYTES, Contents
 from utils.errors import InputError
 from utils.features.old_folder import OldFeatureFolder
 from utils.files import read_json
@@ -41,6 +44,7 @@ FORMAT = "knowledge-consistency features"
 VERSION = 1
 INDEX = "index.json"
 PATHS = "paths.json"
+HASHES = "hashes.npy"
 # numpy has no bfloat16: its bits are stored as uint16
 STORED_TYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}
 
@@ -126,6 +130,7 @@ class FeatureCache(Dataset):
         paths: the images, relative to the data set's root.
         targets: (N,) int64, or (N, C) float32 for several labels an image.
         hits_a: (N, len(top_k)) bool, `hits_b` of net B.
+        contents: names, labels and hashes of the images, if they are recorded.
 
     Raises:
         InputError: the cache is incomplete or damaged, or of another version of the format.
@@ -155,6 +160,10 @@ class FeatureCache(Dataset):
         self.targets, self.hits_a, self.hits_b = (
             torch.from_numpy(np.array(arrays[name])) for name in ("targets", f"hits_{a}", f"hits_{b}")
         )
+        self.contents: Contents | None = None
+        if (folder / HASHES).exists():
+            hashes = _load(folder / HASHES, np.dtype(np.uint8), (index["count"], HASH_BYTES))
+            self.contents = Contents(self.paths, self.targets, torch.from_numpy(np.array(hashes)))
         self._a, self._b = (_MappedRows(arrays[f"features_{net}"], index["dtype"]) for net in (a, b))
 
     def __len__(self) -> int:

@@ -30,6 +30,7 @@ class OldFeatureFolder(Dataset):
         facts: `shape_a`, `shape_b`, `count`.
         shape_a: shape of one image's feature from net A, taken from file 0; `shape_b` from net B.
         paths: the file names; those of the images were not kept.
+        contents: None: of the images, the files keep no more than the features.
         hits_a: (N, 0) bool, `hits_b` the same: hits were not kept in a form that says which k.
 
     Raises:
@@ -52,6 +53,7 @@ class OldFeatureFolder(Dataset):
         self.shape_a, self.shape_b = tuple(first_a.shape), tuple(first_b.shape)
         self.provenance = Provenance()
         self.facts = {"shape_a": list(self.shape_a), "shape_b": list(self.shape_b), "count": len(self)}
+        self.contents = None
         self.hits_a = self.hits_b = torch.empty(len(self), 0, dtype=torch.bool)
 
     def __len__(self) -> int:

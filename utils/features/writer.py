@@ -13,19 +13,51 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from utils.data.contents import Contents
 from utils.errors import InputError
-from utils.features.cache import FORMAT, INDEX, PATHS, STORED_TYPES, VERSION, array_layout, open_features
+from utils.features.cache import FORMAT, HASHES, INDEX, PATHS, STORED_TYPES, VERSION, array_layout, open_features
 from utils.files import claim, in_words, read_json, write_json
 from utils.provenance import Provenance
 
 
-def is_stored(folder: Path, provenance: Provenance, facts: Mapping[str, Any], paths: Sequence[str]) -> bool:
-    """Say whether a complete cache of exactly these features is there already."""
+def is_stored(
+    folder: Path,
+    provenance: Provenance,
+    facts: Mapping[str, Any],
+    paths: Sequence[str],
+    images: Contents | None = None,
+) -> bool:
+    """Say whether a complete cache of exactly these features is there already.
+
+    Contents are compared where `images` gives them and the cache records them.
+    """
     try:
         stored = open_features(folder, expected=facts)
     except InputError:
         return False
-    return stored.provenance == provenance and stored.paths == list(paths)
+    same = stored.provenance == provenance and stored.paths == list(paths)
+    return same and not (images and stored.contents and stored.contents.changes(images))
+
+
+def check_images(folder: Path, images: Contents) -> None:
+    """Refuse to replace complete features that were made of other images.
+
+    Args:
+        folder: where they would be written.
+        images: of this run.
+
+    Raises:
+        InputError: images were edited, removed, added, renamed or moved to another class; the message names some.
+    """
+    try:
+        recorded = open_features(folder).contents
+    except InputError:  # nothing is there, or what is there is not whole
+        return
+    if recorded and (changes := recorded.changes(images)):
+        raise InputError(
+            f"the features in {folder} were made of other images; since then {changes}; put them back, choose another "
+            "--suffix or --out, or --restart to replace them"
+        )
 
 
 class FeatureWriter:
@@ -43,6 +75,7 @@ class FeatureWriter:
         dtype: how features are stored: torch.float32, float16 or bfloat16.
         top_k: the k of the hits' columns.
         target_shape: () for one int64 label an image, (C,) for C float32 labels.
+        hashes: of the images' files, uint8 (N, 16), as `utils.data.contents` has them; None: nothing is recorded.
         create: make the cache, or attach to one that another process made with the same arguments.
 
     Raises:
@@ -61,6 +94,7 @@ class FeatureWriter:
         dtype: torch.dtype,
         top_k: Sequence[int],
         target_shape: Sequence[int] = (),
+        hashes: Tensor | None = None,
         create: bool = True,
     ):
         self.folder = Path(folder)
@@ -88,7 +122,7 @@ class FeatureWriter:
         if create:
             self._open.enter_context(claim(self.folder))
             try:
-                self._create(paths)
+                self._create(paths, hashes)
             except BaseException:
                 self._open.close()
                 raise
@@ -168,9 +202,9 @@ class FeatureWriter:
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.npy"
 
-    def _create(self, paths: Sequence[str]) -> None:
+    def _create(self, paths: Sequence[str], hashes: Tensor | None) -> None:
         """Replace what an earlier run left by an incomplete cache of empty rows."""
-        own = [INDEX, PATHS, *(f"{name}.npy" for name in self._layout)]
+        own = [INDEX, PATHS, HASHES, *(f"{name}.npy" for name in self._layout)]
         self.folder.mkdir(parents=True, exist_ok=True)
         foreign = sorted(
             entry.name for entry in self.folder.iterdir() if entry.name not in own and entry.name[0] != "."
@@ -191,6 +225,8 @@ class FeatureWriter:
             )
         write_json(self.folder / INDEX, self._index)
         write_json(self.folder / PATHS, list(paths))
+        if hashes is not None:
+            np.save(self.folder / HASHES, hashes.numpy())
         for name, (dtype, shape) in self._layout.items():
             np.lib.format.open_memmap(self._path(name), mode="w+", dtype=dtype, shape=shape)
 

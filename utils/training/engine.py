@@ -4,8 +4,9 @@ A script gives the science as a `step`: batch in, loss and named metrics out, ea
 sample.
 """
 
+import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from utils.progress import Progress
 from utils.runtime import Runtime
 
 FUSED_ON = ("cpu", "cuda")  # kinds of devices
+TOO_FEW = "more than 1 value per channel"  # how PyTorch's BatchNorm words its refusal
 Step = Callable[..., tuple[Tensor, dict[str, Tensor]]]  # step(net, *batch) -> loss, metrics
 
 
@@ -145,6 +147,46 @@ def train_one_epoch(fit: Fit, loader: DataLoader[Any], step: Step, epoch: int) -
 
 
 @torch.no_grad()
+def check_last_batch(model: nn.Module, samples: int, batch_size: int, shape: Sequence[int], runtime: Runtime) -> None:
+    """Refuse batches of one sample where BatchNorm would have one value a channel, before anything is computed.
+
+    Where a batch of one occurs, the model is tried on one, on copies of its buffers.
+
+    Args:
+        model: of samples (n, *shape); left in training mode.
+        samples: that are trained on, in all processes.
+        batch_size: of all processes together.
+        shape: of one sample.
+        runtime: how many processes there are.
+
+    Raises:
+        InputError: the model cannot be trained on a batch of one, and there would be one.
+    """
+    share = math.ceil(samples / runtime.world_size)
+    size = max(1, batch_size // runtime.world_size)
+    last = share % size or size
+    if last > 1:
+        return
+    model.train()
+    parameter = next(model.parameters())
+    sample = torch.zeros(1, *shape, dtype=parameter.dtype, device=parameter.device)
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    try:
+        with torch.random.fork_rng([parameter.device] if parameter.is_cuda else []):
+            torch.func.functional_call(model, buffers, (sample,))
+    except ValueError as error:
+        if TOO_FEW not in str(error):
+            raise
+        sizes = itertools.chain(range(size - 1, 1, -1), range(size + 1, share + 1))
+        better = next((other for other in sizes if share % other != 1), None)
+        such = f", such as {better * runtime.world_size}" if better else ", and more images"
+        raise InputError(
+            f"{samples:,} images in batches of {batch_size} leave one image for the last batch, and BatchNorm needs "
+            f"more than one value a channel: choose another --batch_size{such}"
+        ) from None
+
+
+@torch.no_grad()
 def evaluate(
     net: nn.Module, loader: DataLoader[Any], step: Step, runtime: Runtime, *, label: str = "validation"
 ) -> dict[str, float]:
@@ -199,7 +241,7 @@ def _take(step: Step, net: nn.Module, batch: tuple[Tensor, ...]) -> tuple[Tensor
     try:
         return step(net, *batch)
     except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
+        if TOO_FEW not in str(error):
             raise
         raise InputError(
             f"a batch of {len(batch[0])} image has one value a channel and BatchNorm needs more: "

@@ -1,7 +1,7 @@
 """Trans-Nets that are fitted together: they read the same batches, and each has its own checkpoint and log."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ class Member:
         state: what that holds, or nothing.
         reverse: it reconstructs A's features from B's.
         source: what it reads and reconstructs, as its own direction calls them.
+        images: what is recorded of the images that it is fitted on: "train" → `Contents.to_record()`.
     """
 
     trans_net: Any
@@ -56,6 +57,7 @@ class Member:
     state: checkpoint.State
     reverse: bool
     source: Provenance
+    images: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -82,7 +84,7 @@ class Member:
             return
         state = part_of(fit, self.trans_net).state(
             epoch, trans_net=self.trans_net.config, settings=self.settings, arch=self.source.arch,
-            source=self.source.to_record(),
+            source=self.source.to_record(), images=dict(self.images),
             history=resume.history(self.state, self.settings), versions=resume.VERSIONS, **facts,
         )  # fmt: skip
         checkpoint.save(self.path, state)

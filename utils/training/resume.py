@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from utils import checkpoint
+from utils.data.contents import Contents
 from utils.errors import InputError
 from utils.provenance import Provenance
 
@@ -96,6 +97,26 @@ def check(
         raise InputError(
             f"{own} is of another run, with {difference}; choose another {elsewhere}, or --restart to replace it"
         )
+
+
+def check_images(own: Path, images: Mapping[str, Contents], *, elsewhere: str = "--suffix") -> None:
+    """Refuse to touch a checkpoint that was made of other images.
+
+    Args:
+        own: the checkpoint. One of an earlier version, which records no images, is passed over.
+        images: "train" and "val" → this run's.
+        elsewhere: see `find`.
+
+    Raises:
+        InputError: images were edited, removed, added, renamed or moved to another class; the message names some.
+    """
+    recorded = read_own(own).get("images", {})
+    for split, contents in images.items():
+        if split in recorded and (changes := Contents.from_record(recorded[split]).changes(contents)):
+            raise InputError(
+                f"{own} was made of other {split} images; since then {changes}; put them back, choose another "
+                f"{elsewhere}, or --restart to replace it"
+            )
 
 
 def history(state: checkpoint.State, settings: Mapping[str, Any]) -> list[dict[str, Any]]:

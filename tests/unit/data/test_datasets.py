@@ -30,13 +30,13 @@ def test_the_table_has_the_documented_names():
 
 
 def test_order_is_that_of_image_folder(tmp_path):
-    make_folder(tmp_path / "elsewhere", {"real": 2})
+    make_folder(tmp_path / "elsewhere", {"real": 2, "other": 1})
     root = tmp_path / "train"
     for name in ("b/2.jpg", "b/10.PNG", "b/deep/er/1.jpg", "a/Z.jpeg", "a/z.jpg"):
         make_photo(root / name)
     (root / "a" / "notes.txt").write_text("not an image")
     (root / "c").symlink_to(tmp_path / "elsewhere" / "real")
-    (root / "b" / "linked").symlink_to(tmp_path / "elsewhere" / "real")
+    (root / "b" / "linked").symlink_to(tmp_path / "elsewhere" / "other")
     expected = ImageFolder(str(root))
     data = load(root)
     assert [str(root / path) for path in data.paths] == [path for path, _ in expected.samples]

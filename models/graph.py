@@ -1,58 +1,287 @@
 """A model's forward pass as a graph: its nodes by readable names, and which of them it can be cut at."""
 
 import difflib
-import functools
-import math
-from collections.abc import Callable, Iterable
+import operator
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Set as AbstractSet
+from typing import Any, NamedTuple
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 
+from models.inputs import preprocessing_of
+from models.lengths import add_length
+from models.recorder import NeedsValuesError, Recording, place_of, record, spell
 from utils.errors import InputError
-from utils.later import feature_extraction, torchvision
+
+# Where nothing says the size of images, these are tried in turn: of photos, of small images, what some nets insist on.
+_SIZES = (224, 32, 64, 28, 299, 96, 128, 256, 384, 512)
+# With how many images a model is recorded: first, to see what depends on that number, and to check how.
+_BATCHES = (2, 5, 3)
 
 
-def trace(model: nn.Module) -> tuple[fx.Graph, dict[fx.Node, str]]:
-    """Trace a model's forward pass in evaluation mode; its modules' modes are left as they are.
+class Traced(NamedTuple):
+    """A model's forward pass.
 
-    Returns:
-        The graph, whose nodes name the model's own modules and parameters, and each node's readable name, in order.
+    Attributes:
+        graph: its nodes name the model's modules and parameters. Of their `meta` see `models.recorder.Recording`,
+            with two images; "more" is the shape or length with five, and "larger" that with five of twice the size,
+            where the model takes them.
+        names: each node's readable name, in order.
+        modules: by path what each call of a module gave, in order; None for what is not one tensor.
+        constants: by the name of their node the tensors that belong to no module.
+        image_size: S, pixels, of the images that were recorded.
+        is_fixed: the graph is right for images of that size alone.
     """
-    tracer = feature_extraction.NodePathTracer(autowrap_modules=(math, torchvision.ops), leaf_modules=_leaves())
-    tracer.proxy_buffer_attributes = True  # else what is computed from a buffer becomes a constant of the graph
-    # A functional dropout keeps the flag that it was traced with: in evaluation mode it can never make features
-    # random. (torchvision's dropouts of non-zero rate are modules, which follow train() and eval().)
+
+    graph: fx.Graph
+    names: dict[fx.Node, str]
+    modules: dict[str, list[fx.Node | None]]
+    constants: dict[str, Tensor]
+    image_size: int
+    is_fixed: bool
+
+
+def trace(model: nn.Module, image_size: int | None = None) -> Traced:
+    """Record a model's forward pass in evaluation mode; its modules' modes are left as they are.
+
+    It is recorded with two images, with five, and with five that are twice as large. Where its code computes with lengths in a
+    way that they do not survive, as `int(x.shape[0])`, the recordings differ by numbers. One that grows with the
+    images in the batch is computed from it, one that depends on their size fixes the graph to it; any other difference
+    is refused.
+
+    Args:
+        model: images (N, 3, S, S) → anything. The halves that `models.split` makes are graphs already.
+        image_size: S, pixels. None: what the model says, or the first usual size that it takes.
+
+    Raises:
+        InputError: its code depends on values, or on how many images there are, or it does not take them.
+    """
+    if isinstance(model, fx.GraphModule):
+        graph = fx.Graph()
+        graph.output(graph.graph_copy(model.graph, {}))
+        return Traced(graph, _names(graph), {}, {}, image_size or 0, False)
     modes = modes_of(model)
     model.eval()
     try:
-        graph = tracer.trace(model)
-    except fx.proxy.TraceError as error:
-        raise InputError(
-            f"this {_kind(model)} cannot be cut, because its forward pass depends on values: {error}"
-        ) from None
+        size, first, with_values = _first_recording(model, image_size)
+
+        def again(images: int, times: int = 1) -> Recording:
+            return record(model, (images, 3, times * size, times * size), with_values)
+
+        more, larger = again(_BATCHES[1]), _larger(again)
+        is_fixed = larger is None or not _are_equal(more, larger)
+        _note(first, more, "more")
+        _note(first, larger, "larger")
+        _compute_batch(model, first, more, again)
     finally:
         restore_modes(modes)
-    return graph, dict(tracer.node_to_qualname)
+    return Traced(first.graph, _names(first.graph), first.modules, first.constants, size, is_fixed)
 
 
-@functools.cache
-def _leaves() -> list[type[nn.Module]]:
-    """List the modules that are one node each, beside those of torch.nn.
+def _larger(again: Callable[..., Recording]) -> Recording | None:
+    """Record more images of twice the size, where the model takes them."""
+    try:
+        return again(_BATCHES[1], times=2)
+    except Exception:  # whatever the model's code raises of a size that it does not take
+        return None
 
-    They are torchvision's own layers (StochasticDepth, …) but not its sequences of layers (Conv2dNormActivation, …),
-    and the BatchNorms that `classifiers.fix_batch_norm` makes.
+
+def _are_equal(first: Recording, second: Recording) -> bool:
+    try:
+        return not _differences(first, second)
+    except _ApartError:
+        return False
+
+
+def _note(first: Recording, second: Recording | None, key: str) -> None:
+    """Note at the nodes of one recording the shapes and lengths of another, as far as they are the same calls."""
+    for node, other in zip(first.graph.nodes, second.graph.nodes if second else ()):
+        if (node.op, node.target) != (other.op, other.target):
+            break
+        node.meta[key] = other.meta.get("length", other.meta.get("shape"))
+
+
+def _names(graph: fx.Graph) -> dict[fx.Node, str]:
+    return {node: node.meta["layer"] for node in graph.nodes if "layer" in node.meta}
+
+
+def _first_recording(model: nn.Module, image_size: int | None) -> tuple[int, Recording, bool]:
+    """Record a model at the size that is said, or at the first that it takes; with values if it cannot be without."""
+    carried = preprocessing_of(model)
+    of_model = (getattr(model, "image_size", None), carried.image_size if carried else None)
+    usual = dict.fromkeys([*(size for size in of_model if type(size) is int), *_SIZES])
+    sizes = [image_size] if image_size is not None else list(usual)
+    errors: list[Exception] = []
+    for with_values in (False, True):
+        for size in sizes:
+            try:
+                return size, record(model, (_BATCHES[0], 3, size, size), with_values), with_values
+            except InputError:
+                raise
+            except NeedsValuesError as error:
+                errors.append(error)
+                break
+            except Exception as error:  # whatever the model's code raises
+                errors.append(error)
+    error: BaseException = errors[0]
+    place = spell(place_of(error.__traceback__))
+    error = error.__cause__ or error
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if image_size is not None:
+        raise InputError(
+            f"the network does not take {image_size}×{image_size} images ({reason}, at {place}); "
+            "choose another --image_size"
+        )
+    raise InputError(f"this {_kind(model)} cannot be cut, because its forward pass fails ({reason}): {place}")
+
+
+class _Difference(NamedTuple):
+    """A number that is not the same in two recordings.
+
+    Attributes:
+        node: of the first recording.
+        path: to the number in (node.args, node.kwargs).
+        value: in the first recording.
+        other: in the second.
     """
-    own = [item for item in vars(torchvision.ops).values() if isinstance(item, type) and issubclass(item, nn.Module)]
-    return [item for item in own if not issubclass(item, nn.Sequential)] + [nn.BatchNorm2d]
+
+    node: fx.Node
+    path: tuple[Any, ...]
+    value: int
+    other: int
 
 
-def find_cut(graph: fx.Graph, names: dict[fx.Node, str], layer: str, model: nn.Module) -> fx.Node:
-    """Find the node that a name means, past which no value flows."""
-    cut = _find(names, layer, model)
-    if around := flow_around(graph, cut):
-        later = list(graph.nodes)[list(graph.nodes).index(cut) + 1 :]
-        nearest = next(names[node] for node in later if node in names and not flow_around(graph, node))
-        flowing = ", ".join("the images" if node.op == "placeholder" else names[node] for node in around[:3])
+class _ApartError(Exception):
+    """Two recordings differ by more than numbers.
+
+    Attributes:
+        node: the first at which they do.
+    """
+
+    def __init__(self, node: fx.Node) -> None:
+        super().__init__(node)
+        self.node = node
+
+
+def _differences(first: Recording, second: Recording) -> list[_Difference]:
+    """List the numbers by which two recordings differ.
+
+    Raises:
+        _ApartError: they differ by more.
+    """
+    twins: dict[fx.Node, fx.Node] = {}
+    differences = []
+    nodes, others = list(first.graph.nodes), list(second.graph.nodes)
+    for node, other in zip(nodes, others):
+        twins[node] = other
+        if (node.op, node.target) != (other.op, other.target):
+            raise _ApartError(node)
+        if node.target in first.constants and not torch.equal(
+            first.constants[node.target], second.constants[other.target]
+        ):
+            raise _ApartError(node)
+        for path, value, its in _pairs((node.args, node.kwargs), (other.args, other.kwargs), node):
+            if isinstance(value, fx.Node):
+                if twins.get(value) is not its:
+                    raise _ApartError(node)
+            elif type(value) is type(its) is int and value != its:
+                differences.append(_Difference(node, path, value, its))
+            elif value is not its and value != its:
+                raise _ApartError(node)
+    if len(nodes) != len(others):
+        raise _ApartError(nodes[min(len(nodes), len(others)) - 2])
+    return differences
+
+
+def _pairs(
+    value: Any, other: Any, node: fx.Node, path: tuple[Any, ...] = ()
+) -> Iterator[tuple[tuple[Any, ...], Any, Any]]:
+    """Walk two calls' arguments side by side and give the path to each place and what stands there."""
+    if isinstance(value, slice) and isinstance(other, slice):
+        for key in ("start", "stop", "step"):
+            yield from _pairs(getattr(value, key), getattr(other, key), node, (*path, key))
+    elif isinstance(value, tuple | list | dict) and isinstance(other, tuple | list | dict):
+        keys, its = (list(item) if isinstance(item, dict) else list(range(len(item))) for item in (value, other))
+        if keys != its:
+            raise _ApartError(node)
+        for key in keys:
+            yield from _pairs(value[key], other[key], node, (*path, key))
+    else:
+        yield path, value, other
+
+
+def _compute_batch(model: nn.Module, first: Recording, second: Recording, again: Callable[[int], Recording]) -> None:
+    """Let numbers that grow with the images in a batch be computed from it, in the first recording's graph.
+
+    Such a number is a·N + b: two recordings say a and b, a third confirms it.
+
+    Raises:
+        InputError: something else depends on the number of images.
+    """
+    refusal = f"this {_kind(model)} cannot be cut, because its code depends on the number of images in a batch"
+    try:
+        differences = _differences(first, second)
+        checks = _differences(first, again(_BATCHES[2])) if differences else []
+    except _ApartError as apart:
+        raise InputError(f"{refusal}: {spell(apart.node.meta.get('at'))}") from None
+    third = {(check.node, check.path): check.other for check in checks}
+    terms = []
+    for node, path, value, other in differences:
+        slope = (other - value) // (_BATCHES[1] - _BATCHES[0])  # exact, or the third recording disagrees
+        offset = value - slope * _BATCHES[0]
+        if third.get((node, path)) != slope * _BATCHES[2] + offset:
+            raise InputError(f"{refusal}: {spell(node.meta.get('at'))}")
+        terms.append((node, path, slope, offset))
+    images = next(iter(first.graph.nodes))
+    for node, path, slope, offset in terms:
+        with first.graph.inserting_before(node):
+            length, value = first.graph.call_method("size", (images, 0)), _BATCHES[0]
+            length.meta |= {"length": value, "more": _BATCHES[1], "larger": _BATCHES[1]}
+            if slope != 1:
+                value *= slope
+                length = add_length(first.graph, operator.mul, (length, slope), value)
+            if offset:
+                length = add_length(first.graph, operator.add, (length, offset), value + offset)
+        node.args, node.kwargs = _replaced((node.args, node.kwargs), path, length)
+
+
+def _replaced(value: Any, path: tuple[Any, ...], new: Any) -> Any:
+    """Give nested arguments with another value at a path."""
+    if not path:
+        return new
+    key, rest = path[0], path[1:]
+    if isinstance(value, slice):
+        pieces = {name: getattr(value, name) for name in ("start", "stop", "step")}
+        return slice(*{**pieces, key: _replaced(pieces[key], rest, new)}.values())
+    if isinstance(value, dict):
+        return {**value, key: _replaced(value[key], rest, new)}
+    items = [*value[:key], _replaced(value[key], rest, new), *value[key + 1 :]]
+    return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+
+
+def find_cut(traced: Traced, layer: str, model: nn.Module) -> fx.Node:
+    """Find the node that a name means, past which no value flows.
+
+    Raises:
+        InputError: there is none, or it is no cut.
+    """
+    cut = _find(traced, layer, model)
+    if not _is_feature(cut):
+        shape = cut.meta.get("shape")
+        what = "several values" if shape is None else f"a tensor {shape} for {_BATCHES[0]} images"
+        raise InputError(f"{layer} is no cut: it gives {what}, not one feature for each image; choose another --layer")
+    if around := flow_around(traced.graph, cut):
+        names, nodes = traced.names, list(traced.graph.nodes)
+        last = _last_uses(traced.graph)
+        if cut not in last:
+            raise InputError(f"{layer} is no cut: the logits do not need it; choose another --layer")
+        later = nodes[nodes.index(cut) + 1 :]
+        cuts = set(cut_nodes(traced.graph))
+        nearest = next((names[node] for node in later if node in names and node in cuts), None)
+        flowing = ", ".join(
+            "the images" if node.op == "placeholder" else names.get(node, node.name) for node in around[:3]
+        )
         raise InputError(
             f"{layer} is no cut: {flowing} {'flow' if len(around) > 1 else 'flows'} around it; "
             f"the next layer where everything meets is {nearest}"
@@ -60,13 +289,38 @@ def find_cut(graph: fx.Graph, names: dict[fx.Node, str], layer: str, model: nn.M
     return cut
 
 
-def _find(names: dict[fx.Node, str], layer: str, model: nn.Module) -> fx.Node:
-    """Find the node that a name means: its own, or the last one under a module's path."""
-    found = [node for node, name in names.items() if name == layer or name.startswith(f"{layer}.")]
-    if not found or found[-1].op == "placeholder":
-        near = difflib.get_close_matches(layer, names.values(), cutoff=0)
+def _is_feature(node: fx.Node) -> bool:
+    """Whether a node is one tensor whose first axis is the images."""
+    shape, more = node.meta.get("shape"), node.meta.get("more")
+    return bool(shape) and shape[0] == _BATCHES[0] and (not more or more[0] == _BATCHES[1])
+
+
+def images_in(length: fx.Node) -> int | None:
+    """Say how often a length has the number of images as a factor; 0: it does not depend on it, None: by no factor."""
+    value, more = length.meta["length"], length.meta.get("more")
+    if value == more:
+        return 0
+    factor, rest = divmod(value, _BATCHES[0])
+    return factor if not rest and factor * _BATCHES[1] == more else None
+
+
+def _find(traced: Traced, layer: str, model: nn.Module) -> fx.Node:
+    """Find the node that a name means: its own, a module's output, or the last one under a path."""
+    names = traced.names
+    exact = [node for node, name in names.items() if name == layer and node.op != "placeholder"]
+    if exact:
+        return exact[-1]
+    if layer in traced.modules:
+        output = traced.modules[layer][-1]
+        if output is None:
+            raise InputError(f"{layer} gives several values, not one feature; choose another --layer")
+        if output.op != "placeholder":
+            return output
+    under = [node for node, name in names.items() if name.startswith(f"{layer}.")]
+    if not under:
+        near = difflib.get_close_matches(layer, [*dict.fromkeys([*names.values(), *traced.modules])], cutoff=0)
         raise InputError(f"this {_kind(model)} has no layer {layer!r}; the nearest names are {', '.join(near)}")
-    return found[-1]
+    return under[-1]
 
 
 def result_of(graph: fx.Graph) -> fx.Node:
@@ -74,17 +328,43 @@ def result_of(graph: fx.Graph) -> fx.Node:
     return graph.output_node().all_input_nodes[0]
 
 
+def _last_uses(graph: fx.Graph) -> dict[fx.Node, int]:
+    """Give of every value that carries the images to the result where it is used last, as a place in the graph.
+
+    The result itself is used at the end. Lengths and the device are no such values: they can be had at any cut.
+    """
+    result = result_of(graph)
+    needed = reach(result, lambda node: node.all_input_nodes if "of_images" in node.meta else ())
+    places = {node: place for place, node in enumerate(graph.nodes) if node in needed and "of_images" in node.meta}
+    end = len(graph.nodes)
+    return {
+        node: end if node is result else max(places[user] for user in node.users if user in places) for node in places
+    }
+
+
+def cut_nodes(graph: fx.Graph) -> list[fx.Node]:
+    """List the nodes past which no value flows, in order."""
+    last = _last_uses(graph)
+    cuts, reaching = [], -1  # how far the values before this place reach
+    for place, node in enumerate(graph.nodes):
+        if node in last:
+            if node.op != "placeholder" and reaching <= place and _is_feature(node):
+                cuts.append(node)
+            reaching = max(reaching, last[node])
+    return cuts
+
+
 def flow_around(graph: fx.Graph, cut: fx.Node) -> list[fx.Node]:
     """Give the values that carry the images past `cut` to the result; empty for a cut."""
-    result = result_of(graph)
-    behind = reach(cut, lambda node: node.users)
-    beside = reach(next(iter(graph.nodes)), lambda node: node.users) - behind
-    needed = reach(result, lambda node: node.all_input_nodes, stop={cut})
-    return [
-        node
-        for node in graph.nodes
-        if node in needed & beside and (node is result or not (needed & behind).isdisjoint(node.users))
-    ]
+    last, before = _last_uses(graph), True
+    place = list(graph.nodes).index(cut)
+    around = []
+    for node in graph.nodes:
+        if node is cut:
+            before = False
+        elif before and last.get(node, -1) > place:
+            around.append(node)
+    return around if cut in last else [result_of(graph)]
 
 
 def copy_inputs(target: fx.Graph, node: fx.Node, copies: dict[fx.Node, fx.Node]) -> fx.Node:

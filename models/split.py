@@ -1,75 +1,213 @@
 """Cut a classifier at a layer into a head (images → feature) and a tail (feature → logits).
 
-One mechanism serves every torchvision classifier: its forward pass is traced into a graph whose nodes carry
-readable names (`features.30`, `layer3.5.add`), and the graph is cut at the node that the layer's name means.
+One mechanism serves every network: its forward pass is recorded as a graph whose nodes carry readable names
+(`features.30`, `layer3.5.add`), and the graph is cut at the node that the layer's name means.
 """
 
 import contextlib
+import operator
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
-from torch.fx.passes.shape_prop import ShapeProp
 
-from models.graph import copy_inputs, find_cut, flow_around, modes_of, reach, restore_modes, result_of, trace
+from models.graph import (
+    Traced,
+    copy_inputs,
+    cut_nodes,
+    find_cut,
+    images_in,
+    modes_of,
+    reach,
+    restore_modes,
+    result_of,
+    trace,
+)
+from models.layout import has_channels_last
+from models.recorder import spell
 from utils.errors import InputError
 
 
-def split(model: nn.Module, layer: str) -> tuple[fx.GraphModule, fx.GraphModule]:
+def split(
+    model: nn.Module, layer: str, image_size: int | None = None, *, channels_last: bool | None = None
+) -> tuple[fx.GraphModule, fx.GraphModule]:
     """Cut a model at a layer; `tail(head(images))` equals `model(images)`.
 
     Both halves share the model's modules and parameters and own disjoint sets of them; `train()` and `eval()`
-    of a half act on its Dropout and BatchNorm modules. A layer is a node of the traced graph, or a module
-    whose last node is meant (`layer3`). At the last node the feature is the logits and the tail has no
-    parameters. The halves never change their input in place.
+    of a half act on its Dropout and BatchNorm modules. A layer is a module, whose output is meant as a forward hook
+    sees it, or another node of the graph (`layer3.5.add`). At the last node the feature is the logits and the tail
+    has no parameters. The halves never change their input in place.
+
+    A feature of maps has its channels second, as Trans-Nets take it: where the model has them last, the head moves
+    them and the tail moves them back. `head.meta["channels_last"]` says so.
 
     Args:
         model: images (N, 3, S, S) → logits (N, C); its mode is left as it is.
         layer: the name of the layer.
+        image_size: S, pixels. It matters only where the model's code decides by it, or where sizes in the tail come
+            from before the cut; the halves then refuse other images. None: a usual size that the model takes.
+        channels_last: whether the layer's maps have their channels last. None: see `models.layout`.
 
     Returns:
         head: images → feature. tail: feature → logits.
 
     Raises:
-        InputError: there is no such layer, or it is no cut because other values flow around it.
+        InputError: there is no such layer, it is no cut because other values flow around it, or the model's code
+            depends on values.
     """
-    graph, names = trace(model)
-    cut = find_cut(graph, names, layer, model)
+    traced = trace(model, image_size)
+    cut = find_cut(traced, layer, model)
+    moved = has_channels_last(cut, model, channels_last)
 
-    head_graph = fx.Graph()
-    head_graph.output(copy_inputs(head_graph, cut, {}))
+    head_graph, copies = _begin(traced, cut)
+    feature = copy_inputs(head_graph, cut, copies)
+    head_graph.output(_channels_second(head_graph, feature) if moved else feature)
 
-    tail_graph = fx.Graph()
-    feature = tail_graph.placeholder("feature")
+    head = _module(model, traced, head_graph, "Head")
+    head.meta["channels_last"] = moved
+    return head, _module(model, traced, _tail_graph(traced, cut, moved), "Tail")
+
+
+def _begin(traced: Traced, result: fx.Node) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
+    """Begin a graph that computes `result` of images: with these, and a copy where calls would change them in place."""
+    graph = fx.Graph()
+    original = next(iter(traced.graph.nodes))
+    images = graph.node_copy(original)
+    if traced.is_fixed:
+        images = graph.call_function(of_size, (images, (3, traced.image_size, traced.image_size)))
+    needed = reach(result, lambda node: node.all_input_nodes)
+    if any("writes_images" in node.meta for node in needed):
+        images = graph.call_method("clone", (images,))
+    return graph, {original: images}
+
+
+def _tail_graph(traced: Traced, cut: fx.Node, moved: bool) -> fx.Graph:
+    """Make the graph feature → logits.
+
+    Of lengths that come from before the cut, the number of images is read from the feature, and the others are the
+    numbers that they are at the size of the images that were recorded.
+    """
+    result, graph = result_of(traced.graph), fx.Graph()
+    behind = reach(cut, lambda node: node.users)
+
+    def inputs(node: fx.Node) -> list[fx.Node]:
+        return [] if _is_beside(node, behind) else node.all_input_nodes
+
+    needed = reach(result, inputs, stop={cut})
+    feature = given = graph.placeholder("feature")
+    beside = [node for node in traced.graph.nodes if node in needed and _is_beside(node, behind)]
+    if traced.is_fixed or any(
+        "length" in node.meta and node.meta["more"] != node.meta.get("larger") for node in beside
+    ):
+        shape = cut.meta["shape"][1:]
+        given = graph.call_function(of_size, (feature, (shape[-1], *shape[:-1]) if moved else shape))
+    if moved:
+        given = graph.call_method("permute", (given, 0, 2, 3, 1))
     # VGG's and AlexNet's ReLUs work in place; the caller's feature is not theirs to overwrite.
-    own = tail_graph.call_method("clone", (feature,))
-    tail_graph.output(copy_inputs(tail_graph, result_of(graph), {cut: own}))
-    return fx.GraphModule(model, head_graph, "Head"), fx.GraphModule(model, tail_graph, "Tail")
+    kept = {"memory_format": torch.contiguous_format} if moved else {}
+    copies: dict[fx.Node, Any] = {cut: graph.call_method("clone", (given,), kwargs=kept)}
+    for node in traced.graph.nodes:
+        if node in needed:
+            is_given = _is_beside(node, behind)
+            copies[node] = _given(graph, feature, node) if is_given else graph.node_copy(node, copies.__getitem__)
+    graph.output(copies[result])
+    return graph
 
 
-def tap(model: nn.Module, layers: Sequence[str]) -> fx.GraphModule:
+def _is_beside(node: fx.Node, behind: set[fx.Node]) -> bool:
+    """Whether a node is a length of a value before the cut, or the images' device."""
+    if "device" in node.meta:
+        return True
+    source = node.args[0] if node.target == "size" and "length" in node.meta else None
+    return isinstance(source, fx.Node) and source not in behind and "of_images" in source.meta
+
+
+def _given(graph: fx.Graph, feature: fx.Node, node: fx.Node) -> fx.Node | int:
+    """Give a length from before the cut, or the device, by what a feature says of it."""
+    if "device" in node.meta:
+        return graph.call_function(getattr, (feature, "device"))
+    times = images_in(node)
+    if times is None:
+        raise InputError(
+            f"a length that the tail computes with, {node.meta['length']} for two images, comes from before the cut "
+            f"and depends on the number of images; choose another --layer: {spell(node.args[0].meta.get('at'))}"  # type: ignore[union-attr]
+        )
+    if times == 0:
+        return int(node.meta["length"])
+    images = graph.call_method("size", (feature, 0))
+    return images if times == 1 else graph.call_function(operator.mul, (images, times))
+
+
+def of_size(value: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Give a value back whose shape, without the batch axis, a graph was recorded with.
+
+    Raises:
+        InputError: it has another.
+    """
+    if tuple(value.shape[1:]) != tuple(shape):
+        raise InputError(
+            f"the network was cut for {tuple(shape)}, on which its code depends, and gets {tuple(value.shape[1:])}; "
+            "cut it with the image size that it is asked with"
+        )
+    return value
+
+
+def _channels_second(graph: fx.Graph, feature: fx.Node) -> fx.Node:
+    """Turn (N, H, W, C) into (N, C, H, W)."""
+    return graph.call_method("contiguous", (graph.call_method("permute", (feature, 0, 3, 1, 2)),))
+
+
+def _module(model: nn.Module, traced: Traced, graph: fx.Graph, name: str) -> fx.GraphModule:
+    """Make a module of a graph, with the model's modules and parameters and the constants that it needs."""
+    names = {str(node.target) for node in graph.nodes if node.op == "get_attr"} & traced.constants.keys()
+    vars(model).update({name: traced.constants[name] for name in names})
+    try:
+        module = fx.GraphModule(model, graph, name)
+    finally:
+        for constant in names:
+            del vars(model)[constant]
+    module._non_persistent_buffers_set |= names  # no part of the model's state
+    return module
+
+
+def tap(
+    model: nn.Module,
+    layers: Sequence[str],
+    image_size: int | None = None,
+    *,
+    channels_last: bool | None = None,
+) -> fx.GraphModule:
     """Make a model that also gives its features at some layers: images → (feature, …, logits), in one pass.
 
     Args:
         model: images (N, 3, S, S) → logits (N, C); its modules are shared.
         layers: names, as `split` takes them.
+        image_size: see `split`.
+        channels_last: see `split`.
 
     Raises:
         InputError: see `split`.
     """
-    graph, names = trace(model)
-    found = [find_cut(graph, names, layer, model) for layer in layers]
-    tapped, copies, features = fx.Graph(), dict[fx.Node, fx.Node](), dict[fx.Node, fx.Node]()
-    needed = reach(result_of(graph), lambda node: node.all_input_nodes)
-    for original in graph.nodes:
-        if original in needed:
+    traced = trace(model, image_size)
+    result, found = result_of(traced.graph), [find_cut(traced, layer, model) for layer in layers]
+    moved = {node: has_channels_last(node, model, channels_last) for node in found}
+    tapped, copies = _begin(traced, result)
+    features: dict[fx.Node, fx.Node] = {}
+    needed = reach(result, lambda node: node.all_input_nodes)
+    for original in traced.graph.nodes:
+        if original in needed and original not in copies:
             copies[original] = tapped.node_copy(original, copies.__getitem__)
-        if original in found:  # what follows may work in place
-            features[original] = tapped.call_method("clone", (copies[original],))
-    tapped.output((*(features[node] for node in found), copies[result_of(graph)]))
-    return fx.GraphModule(model, tapped, "Tapped")
+        if original in moved:  # what follows may work in place
+            copied = copies[original]
+            second = tapped.call_method("permute", (copied, 0, 3, 1, 2)) if moved[original] else copied
+            kept = {"memory_format": torch.contiguous_format} if moved[original] else {}
+            features[original] = tapped.call_method("clone", (second,), kwargs=kept)
+    tapped.output((*(features[node] for node in found), copies[result]))
+    module = _module(model, traced, tapped, "Tapped")
+    module.meta["channels_last"] = [moved[node] for node in found]
+    return module
 
 
 def before_last(tail: fx.GraphModule, layer: str) -> fx.GraphModule:
@@ -97,20 +235,13 @@ def cuts(model: nn.Module, image_size: int) -> dict[str, tuple[int, ...]]:
         model: images (N, 3, S, S) → logits (N, C).
         image_size: S, pixels.
     """
-    graph, names = trace(model)
-    modes = modes_of(model)
-    model.eval()
-    try:
-        with torch.no_grad():
-            ShapeProp(fx.GraphModule(model, graph)).propagate(torch.zeros(1, 3, image_size, image_size))
-    finally:
-        restore_modes(modes)
-    shapes = {node: getattr(node.meta.get("tensor_meta"), "shape", None) for node in names}
-    return {
-        names[node]: tuple(shape[1:])
-        for node, shape in shapes.items()
-        if node.op != "placeholder" and shape is not None and not flow_around(graph, node)
-    }
+    traced = trace(model, image_size)
+    shapes = {}
+    for node in cut_nodes(traced.graph):
+        shape = tuple(node.meta["shape"][1:])
+        is_last = has_channels_last(node, model)
+        shapes[traced.names[node]] = (shape[-1], *shape[:-1]) if is_last else shape
+    return shapes
 
 
 def feature_shape(head: nn.Module, image_size: int) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ from models.frozen import freeze_for_inference, freeze_plainly
 from models.graph import modes_of, restore_modes
 from models.layers import Layer
 from models.own import refuse_unnamed
+from models.recorder import DropoutOff
 from models.split import before_last, feature_shape, feature_shapes, from_maps, split, tap
 from utils import checkpoint
 from utils.errors import InputError
@@ -58,6 +59,7 @@ class CutNet:
         tapped: bool = False,
     ) -> None:
         self.model, self.sources, self.state, self.tapped = model, list(sources), state, tapped
+        self.image_size: int | None = None  # pixels that it was cut for, where its code depends on them
         self.form = self.taps if tapped else self.head
         self._is_fast: bool | None = None  # whether `frozen` is fast; None: nothing was proven
 
@@ -78,12 +80,12 @@ class CutNet:
 
     @cached_property
     def _halves(self) -> tuple[fx.GraphModule, fx.GraphModule]:
-        return split(self.model, str(self.source.layer))
+        return split(self.model, str(self.source.layer), self.image_size)
 
     @cached_property
     def taps(self) -> fx.GraphModule:
         """Images (N, 3, S, S) → (feature of every layer, …, logits (N, C)), in one pass."""
-        return tap(self.model, [str(source.layer) for source in self.sources])
+        return tap(self.model, [str(source.layer) for source in self.sources], self.image_size)
 
     def normalised_by(self, normalisation: Normalisation) -> "CutNet":
         """Say by which constants the net reads pixels."""
@@ -105,10 +107,31 @@ class CutNet:
         return self.from_pixels(self.model)
 
     def shapes(self, image_size: int) -> list[Shape]:
-        """Measure the shapes of one image's features at all layers, of S pixels to a side."""
+        """Measure the shapes of one image's features at all layers, of S pixels to a side.
+
+        A net whose code depends on the size of the images is cut anew for this one.
+        """
+        forms = (self.form,) if self.tapped else (self.head, self.tail)
+        if any(form.meta.get("image_size", image_size) != image_size for form in forms):
+            try:
+                self._cut_for(image_size)
+            except InputError:
+                if "image_size" in self.form.meta:
+                    raise  # else the net's end alone does not take them, and its features are right
         if self.tapped:
             return feature_shapes(self.taps, image_size)
         return [feature_shape(self.head, image_size)]
+
+    def _cut_for(self, image_size: int) -> None:
+        """Cut the net anew, for images of S pixels to a side."""
+        size, self.image_size = self.image_size, image_size
+        before = {form: vars(self).pop(form) for form in ("_halves", "taps") if form in vars(self)}
+        try:
+            self.form = self.taps if self.tapped else self.head
+        except InputError:
+            self.image_size = size
+            vars(self).update(before)
+            raise
 
     def penultimate(self, shape: Shape) -> "Penultimate":
         """Give what follows the first layer up to the net's last one.
@@ -142,8 +165,11 @@ class CutNet:
         self.shapes(size)  # says best what is wrong with the size
         seen, logits = self._as_written(images)
         given = _ask(self.form, images)
-        for source, feature, outputs in zip(self.sources, given, seen):
-            if outputs and not any(_differ(feature, output) == 0 for output in outputs):
+        moved = self.form.meta["channels_last"]
+        for source, feature, outputs, is_moved in zip(self.sources, given, seen, moved if self.tapped else [moved]):
+            # Where the net has its channels last, (N, H, W, C), the cut has them second.
+            expected = [output.permute(0, 3, 1, 2) if is_moved else output for output in outputs]
+            if expected and not any(_differ(feature, output) == 0 for output in expected):
                 raise self._refusal(f"its feature at {source.layer} is not what that module gives")
         if logits is not None:
             answer = given[-1] if self.tapped else _ask(self.tail, given[0])[0]
@@ -166,7 +192,8 @@ class CutNet:
         Raises:
             InputError: see `prove`.
         """
-        reason = _why_not_fast(self.form, self._normalised(pixels), self.prove(pixels))
+        given = self.prove(pixels)
+        reason = _why_not_fast(self.form, self._normalised(pixels), given)
         if reason:
             remark(f"{self._name}: {reason}; the plain form of the net is used, which is slower")
         self._is_fast = not reason
@@ -207,7 +234,8 @@ class CutNet:
                 module = self.model.get_submodule(str(source.layer))
                 handles.append(module.register_forward_hook(partial(_record, outputs)))
         try:
-            return seen, _ask(self.model, images)[0]
+            with DropoutOff():
+                return seen, _ask(self.model, images)[0]
         except (RuntimeError, ValueError, AssertionError):
             return seen, None
         finally:

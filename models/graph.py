@@ -15,7 +15,7 @@ from models.recorder import NeedsValuesError, Recording, place_of, record, spell
 from utils.errors import InputError
 
 # Where nothing says the size of images, these are tried in turn: of photos, of small images, what some nets insist on.
-_SIZES = (224, 32, 64, 28, 299, 96, 128, 256, 384, 512)
+_SIZES = (224, 32, 64, 28, 299, 96, 128, 256, 384, 512, 8, 16, 48, 112, 160, 192, 240, 288, 320, 336, 448)
 # With how many images a model is recorded: first, to see what depends on that number, and to check how.
 _BATCHES = (2, 5, 3)
 
@@ -31,7 +31,7 @@ class Traced(NamedTuple):
         modules: by path what each call of a module gave, in order; None for what is not one tensor.
         constants: by the name of their node the tensors that belong to no module.
         image_size: S, pixels, of the images that were recorded.
-        is_fixed: the graph is right for images of that size alone.
+        confirmed: how many of the nodes do the same with larger images; what follows is right for this size alone.
     """
 
     graph: fx.Graph
@@ -39,16 +39,21 @@ class Traced(NamedTuple):
     modules: dict[str, list[fx.Node | None]]
     constants: dict[str, Tensor]
     image_size: int
-    is_fixed: bool
+    confirmed: int
+
+    def is_fixed(self, node: fx.Node | None = None) -> bool:
+        """Whether the graph, up to a node or as a whole, is right for images of one size alone."""
+        nodes = list(self.graph.nodes)
+        return (len(nodes) - 1 if node is None else nodes.index(node)) >= self.confirmed
 
 
 def trace(model: nn.Module, image_size: int | None = None) -> Traced:
     """Record a model's forward pass in evaluation mode; its modules' modes are left as they are.
 
-    It is recorded with two images, with five, and with five that are twice as large. Where its code computes with lengths in a
-    way that they do not survive, as `int(x.shape[0])`, the recordings differ by numbers. One that grows with the
-    images in the batch is computed from it, one that depends on their size fixes the graph to it; any other difference
-    is refused.
+    It is recorded with two images, with five, and with five that are twice as large. Where its code computes with
+    lengths in a way that they do not survive, as `int(x.shape[0])`, the recordings differ by numbers. One that grows
+    with the images in the batch is computed from it, one that depends on their size fixes what follows to that size;
+    any other difference is refused.
 
     Args:
         model: images (N, 3, S, S) → anything. The halves that `models.split` makes are graphs already.
@@ -60,46 +65,26 @@ def trace(model: nn.Module, image_size: int | None = None) -> Traced:
     if isinstance(model, fx.GraphModule):
         graph = fx.Graph()
         graph.output(graph.graph_copy(model.graph, {}))
-        return Traced(graph, _names(graph), {}, {}, image_size or 0, False)
+        return Traced(graph, _names(graph), {}, {}, image_size or 0, len(graph.nodes))
     modes = modes_of(model)
     model.eval()
     try:
         size, first, with_values = _first_recording(model, image_size)
 
         def again(images: int, times: int = 1) -> Recording:
-            return record(model, (images, 3, times * size, times * size), with_values)
+            shape = (images, 3, times * size, times * size)
+            return record(model, shape, with_values, up_to_error=times > 1)
 
-        more, larger = again(_BATCHES[1]), _larger(again)
-        is_fixed = larger is None or not _are_equal(more, larger)
-        _note(first, more, "more")
-        _note(first, larger, "larger")
-        _compute_batch(model, first, more, again)
+        more, larger = again(_BATCHES[1]), again(_BATCHES[1], times=2)
+        _Comparison(first, more).note("more")
+        _Comparison(first, larger).note("larger")
+        counted = _compute_batch(model, first, more, again)
     finally:
         restore_modes(modes)
-    return Traced(first.graph, _names(first.graph), first.modules, first.constants, size, is_fixed)
-
-
-def _larger(again: Callable[..., Recording]) -> Recording | None:
-    """Record more images of twice the size, where the model takes them."""
-    try:
-        return again(_BATCHES[1], times=2)
-    except Exception:  # whatever the model's code raises of a size that it does not take
-        return None
-
-
-def _are_equal(first: Recording, second: Recording) -> bool:
-    try:
-        return not _differences(first, second)
-    except _ApartError:
-        return False
-
-
-def _note(first: Recording, second: Recording | None, key: str) -> None:
-    """Note at the nodes of one recording the shapes and lengths of another, as far as they are the same calls."""
-    for node, other in zip(first.graph.nodes, second.graph.nodes if second else ()):
-        if (node.op, node.target) != (other.op, other.target):
-            break
-        node.meta[key] = other.meta.get("length", other.meta.get("shape"))
+    names, nodes = _names(first.graph), list(first.graph.nodes)
+    agreed = _Comparison(more, larger).agreed
+    confirmed = nodes.index(counted[agreed]) if agreed < len(counted) else len(nodes)
+    return Traced(first.graph, names, first.modules, first.constants, size, confirmed)
 
 
 def _names(graph: fx.Graph) -> dict[fx.Node, str]:
@@ -152,80 +137,105 @@ class _Difference(NamedTuple):
     other: int
 
 
-class _ApartError(Exception):
-    """Two recordings differ by more than numbers.
+class _Comparison:
+    """Two recordings of a model side by side, as far as they make the same calls.
 
     Attributes:
-        node: the first at which they do.
+        twins: to nodes of the first those of the second.
+        differences: numbers that are not the same.
+        apart: the first node at which they differ by more; None where they do not.
+        agreed: how many calls, lengths apart, are the same, numbers included.
     """
 
-    def __init__(self, node: fx.Node) -> None:
-        super().__init__(node)
-        self.node = node
+    def __init__(self, first: Recording, second: Recording) -> None:
+        self.twins: dict[fx.Node, fx.Node] = {}
+        self.differences: list[_Difference] = []
+        self.apart: fx.Node | None = None
+        self.agreed = 0
+        nodes, others = calls(first.graph), calls(second.graph)
+        for node, other in zip(nodes, others):
+            if not self._same(node, other) or not _same_constants(first, second, node, other):
+                self.apart = node
+                break
+            self.twins[node] = other
+            self.agreed += not self.differences
+        else:
+            if len(nodes) != len(others):
+                self.apart = nodes[min(len(nodes), len(others)) - 1]
 
+    def note(self, key: str) -> None:
+        """Note at the nodes of the first recording the shapes and lengths of the second."""
+        for node, twin in self.twins.items():
+            node.meta[key] = twin.meta.get("length", twin.meta.get("shape"))
 
-def _differences(first: Recording, second: Recording) -> list[_Difference]:
-    """List the numbers by which two recordings differ.
-
-    Raises:
-        _ApartError: they differ by more.
-    """
-    twins: dict[fx.Node, fx.Node] = {}
-    differences = []
-    nodes, others = list(first.graph.nodes), list(second.graph.nodes)
-    for node, other in zip(nodes, others):
-        twins[node] = other
+    def _same(self, node: fx.Node, other: fx.Node) -> bool:
+        """Whether two calls are the same but for numbers, which are noted."""
         if (node.op, node.target) != (other.op, other.target):
-            raise _ApartError(node)
-        if node.target in first.constants and not torch.equal(
-            first.constants[node.target], second.constants[other.target]
-        ):
-            raise _ApartError(node)
-        for path, value, its in _pairs((node.args, node.kwargs), (other.args, other.kwargs), node):
-            if isinstance(value, fx.Node):
-                if twins.get(value) is not its:
-                    raise _ApartError(node)
+            return False
+        for path, value, its in _pairs((node.args, node.kwargs), (other.args, other.kwargs)):
+            if isinstance(value, fx.Node) and isinstance(its, fx.Node):
+                if value not in self.twins and _is_aside(value) and self._same(value, its):
+                    self.twins[value] = its
+                if self.twins.get(value) is not its:
+                    return False
             elif type(value) is type(its) is int and value != its:
-                differences.append(_Difference(node, path, value, its))
+                self.differences.append(_Difference(node, path, value, its))
             elif value is not its and value != its:
-                raise _ApartError(node)
-    if len(nodes) != len(others):
-        raise _ApartError(nodes[min(len(nodes), len(others)) - 2])
-    return differences
+                return False
+        return True
 
 
-def _pairs(
-    value: Any, other: Any, node: fx.Node, path: tuple[Any, ...] = ()
-) -> Iterator[tuple[tuple[Any, ...], Any, Any]]:
+def _same_constants(first: Recording, second: Recording, node: fx.Node, other: fx.Node) -> bool:
+    if node.target not in first.constants:
+        return True
+    return torch.equal(first.constants[str(node.target)], second.constants[str(other.target)])
+
+
+def calls(graph: fx.Graph) -> list[fx.Node]:
+    """List the nodes that are values and not lengths or the device."""
+    return [node for node in graph.nodes if not _is_aside(node)]
+
+
+def _is_aside(node: fx.Node) -> bool:
+    return "length" in node.meta or "device" in node.meta
+
+
+def _pairs(value: Any, other: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any, Any]]:
     """Walk two calls' arguments side by side and give the path to each place and what stands there."""
     if isinstance(value, slice) and isinstance(other, slice):
         for key in ("start", "stop", "step"):
-            yield from _pairs(getattr(value, key), getattr(other, key), node, (*path, key))
-    elif isinstance(value, tuple | list | dict) and isinstance(other, tuple | list | dict):
+            yield from _pairs(getattr(value, key), getattr(other, key), (*path, key))
+        return
+    if isinstance(value, tuple | list | dict) and isinstance(other, tuple | list | dict):
         keys, its = (list(item) if isinstance(item, dict) else list(range(len(item))) for item in (value, other))
-        if keys != its:
-            raise _ApartError(node)
-        for key in keys:
-            yield from _pairs(value[key], other[key], node, (*path, key))
-    else:
-        yield path, value, other
+        if keys == its:
+            for key in keys:
+                yield from _pairs(value[key], other[key], (*path, key))
+            return
+    yield path, value, other
 
 
-def _compute_batch(model: nn.Module, first: Recording, second: Recording, again: Callable[[int], Recording]) -> None:
+def _compute_batch(
+    model: nn.Module, first: Recording, second: Recording, again: Callable[[int], Recording]
+) -> list[fx.Node]:
     """Let numbers that grow with the images in a batch be computed from it, in the first recording's graph.
 
     Such a number is a·N + b: two recordings say a and b, a third confirms it.
+
+    Returns:
+        The first recording's calls, without what was added.
 
     Raises:
         InputError: something else depends on the number of images.
     """
     refusal = f"this {_kind(model)} cannot be cut, because its code depends on the number of images in a batch"
-    try:
-        differences = _differences(first, second)
-        checks = _differences(first, again(_BATCHES[2])) if differences else []
-    except _ApartError as apart:
-        raise InputError(f"{refusal}: {spell(apart.node.meta.get('at'))}") from None
-    third = {(check.node, check.path): check.other for check in checks}
+    counted, comparison = calls(first.graph), _Comparison(first, second)
+    differences = comparison.differences
+    check = _Comparison(first, again(_BATCHES[2])) if differences and comparison.apart is None else comparison
+    for apart in (comparison.apart, check.apart):
+        if apart is not None:
+            raise InputError(f"{refusal}: {spell(apart.meta.get('at'))}")
+    third = {(one.node, one.path): one.other for one in check.differences}
     terms = []
     for node, path, value, other in differences:
         slope = (other - value) // (_BATCHES[1] - _BATCHES[0])  # exact, or the third recording disagrees
@@ -244,6 +254,7 @@ def _compute_batch(model: nn.Module, first: Recording, second: Recording, again:
             if offset:
                 length = add_length(first.graph, operator.add, (length, offset), value + offset)
         node.args, node.kwargs = _replaced((node.args, node.kwargs), path, length)
+    return counted
 
 
 def _replaced(value: Any, path: tuple[Any, ...], new: Any) -> Any:

@@ -54,6 +54,7 @@ _DROPOUTS = {
     "alpha_dropout", "alpha_dropout_", "dropout", "dropout1d", "dropout2d", "dropout3d", "dropout_",
     "feature_alpha_dropout", "feature_alpha_dropout_", "feature_dropout", "feature_dropout_",
 }  # fmt: skip
+_ATTENTION = "scaled_dot_product_attention"
 # Of torch.nn, and yet frames for layers rather than layers.
 _FRAMES = (nn.Sequential, nn.DataParallel, nn.TransformerEncoder, nn.TransformerDecoder, nn.Transformer)
 _FLAGS = ("of_images", "of_weights")
@@ -96,13 +97,16 @@ def _without_modes() -> Iterator[None]:
         yield
 
 
-def record(model: nn.Module, shape: tuple[int, int, int, int], with_values: bool = False) -> Recording:
+def record(
+    model: nn.Module, shape: tuple[int, int, int, int], with_values: bool = False, *, up_to_error: bool = False
+) -> Recording:
     """Record what a network does with images of a shape.
 
     Args:
         model: in evaluation mode; its attributes are as before when this returns.
         shape: (N, 3, S, S).
         with_values: run it on real numbers, which takes as long as inference does.
+        up_to_error: give what was recorded where the network does not take such images.
 
     Raises:
         InputError: the code depends on values.
@@ -128,7 +132,11 @@ def record(model: nn.Module, shape: tuple[int, int, int, int], with_values: bool
         recorder = _Recorder(model, images, paths)
         stack.enter_context(recorder.listening())
         stack.enter_context(recorder)
-        recorder.finish(model(images))
+        try:
+            recorder.finish(model(images))
+        except Exception:  # whatever the network's code raises
+            if not up_to_error:
+                raise
     return recorder.recording
 
 
@@ -205,7 +213,7 @@ class _Recorder(TorchFunctionMode):
             func, args, kwargs = self._as_new(name, args, kwargs)
         elif name in _AS and isinstance(args[1], Tensor):
             func, args = getattr(Tensor, _AS[name]), (args[0], self._shape(args[1]))
-        elif name in _DROPOUTS or name == "scaled_dot_product_attention":
+        elif name in _DROPOUTS or name == _ATTENTION:
             args, kwargs = _without_dropout(name, args, kwargs)
         op, target = "call_function", func
         if name == "__setitem__":
@@ -503,7 +511,7 @@ def _layer_types() -> tuple[type[nn.Module], ...]:
 
 def _without_dropout(name: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
     """Switch a function off that would drop values in evaluation mode too."""
-    if name == "scaled_dot_product_attention":
+    if name == _ATTENTION:
         place, key, off = 4, "dropout_p", 0.0
     else:
         place, key, off = 2, "train" if "train" in kwargs else "training", False
@@ -515,6 +523,17 @@ def _without_dropout(name: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
         return args, kwargs
     remark(f"{name} is random in evaluation mode too, by {spell(_place())}; it is off where the network is cut")
     return args, kwargs
+
+
+class DropoutOff(TorchFunctionMode):
+    """Switches functions off that would drop values in evaluation mode too, as a recording does."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call a function, without its dropout."""
+        name = getattr(func, "__name__", "")
+        if name in _DROPOUTS or name == _ATTENTION:
+            args, kwargs = _without_dropout(name, args, kwargs or {})
+        return func(*args, **(kwargs or {}))
 
 
 def _is_method(func: Any) -> bool:

@@ -41,7 +41,8 @@ def split(
     has no parameters. The halves never change their input in place.
 
     A feature of maps has its channels second, as Trans-Nets take it: where the model has them last, the head moves
-    them and the tail moves them back. `head.meta["channels_last"]` says so.
+    them and the tail moves them back. `head.meta["channels_last"]` says so. A half that is right for images of one
+    size alone has it in `meta["image_size"]`.
 
     Args:
         model: images (N, 3, S, S) → logits (N, C); its mode is left as it is.
@@ -66,8 +67,9 @@ def split(
     head_graph.output(_channels_second(head_graph, feature) if moved else feature)
 
     head = _module(model, traced, head_graph, "Head")
+    tail = _module(model, traced, _tail_graph(traced, cut, moved), "Tail")
     head.meta["channels_last"] = moved
-    return head, _module(model, traced, _tail_graph(traced, cut, moved), "Tail")
+    return head, tail
 
 
 def _begin(traced: Traced, result: fx.Node) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
@@ -75,7 +77,7 @@ def _begin(traced: Traced, result: fx.Node) -> tuple[fx.Graph, dict[fx.Node, fx.
     graph = fx.Graph()
     original = next(iter(traced.graph.nodes))
     images = graph.node_copy(original)
-    if traced.is_fixed:
+    if traced.is_fixed(result):
         images = graph.call_function(of_size, (images, (3, traced.image_size, traced.image_size)))
     needed = reach(result, lambda node: node.all_input_nodes)
     if any("writes_images" in node.meta for node in needed):
@@ -98,7 +100,7 @@ def _tail_graph(traced: Traced, cut: fx.Node, moved: bool) -> fx.Graph:
     needed = reach(result, inputs, stop={cut})
     feature = given = graph.placeholder("feature")
     beside = [node for node in traced.graph.nodes if node in needed and _is_beside(node, behind)]
-    if traced.is_fixed or any(
+    if traced.is_fixed() or any(
         "length" in node.meta and node.meta["more"] != node.meta.get("larger") for node in beside
     ):
         shape = cut.meta["shape"][1:]
@@ -169,6 +171,8 @@ def _module(model: nn.Module, traced: Traced, graph: fx.Graph, name: str) -> fx.
         for constant in names:
             del vars(model)[constant]
     module._non_persistent_buffers_set |= names  # no part of the model's state
+    if any(node.target is of_size for node in graph.nodes):
+        module.meta["image_size"] = traced.image_size
     return module
 
 

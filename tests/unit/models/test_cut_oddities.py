@@ -217,6 +217,9 @@ def test_sizes_from_before_the_cut_hold_for_their_images_alone():
     with torch.no_grad():
         assert tail(head(images)).shape == (2, 5)  # only the number of images comes from before
         head, tail = split(Shapes().eval(), "conv1", 16)
+        with pytest.raises(InputError, match=r"\(4, 16, 16\), on which its code depends, and gets \(4, 24, 24\)"):
+            tail(head(images))
+        head, _ = split(Shapes().eval(), "conv2", 16)
         with pytest.raises(InputError, match=r"\(3, 16, 16\), on which its code depends, and gets \(3, 24, 24\)"):
             head(images)
 

@@ -14,10 +14,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from models.classifiers import build, classifier_record, read_classifier
+from models.classifiers import build, check_reloads, classifier_record, read_classifier
 from models.frozen import freeze_for_inference
 from models.layers import usual_layer
-from models.split import feature_shape
+from models.logits import check_logits, has_unused_parameters
+from models.own import words_for
 from utils import checkpoint, opening, options, runs
 from utils.data.batches import Preprocessing
 from utils.data.images import ImageData, check_outputs
@@ -145,7 +146,9 @@ def train_generation(
         loader = opening.image_loader(args, images, runtime)
         teacher = teacher_logits(taught_by, loader, len(classes), runtime, folder=args.out, gpu=args.gpu_teacher)
     seed_everything(args.seed)
-    fit = opening.fit(args, model or build(**record), runtime)
+    model = model or build(**record, image_size=args.image_size)
+    has_unused = runtime.world_size > 1 and has_unused_parameters(model, args.image_size)
+    fit = opening.fit(args, model, runtime, has_unused=has_unused)
     start_epoch = opening.first_epoch(args, fit, state, resumed)
     train_loader = opening.image_loader(args, images, runtime, shuffle=True)
     val_loaders, hits = opening.validation_loaders(args, val_images, runtime), known_hits(state, val_images)
@@ -193,8 +196,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_series(args, record["arch"], teacher)
     paths = [generation_path(args, record["arch"], g) for g in range(args.start_gen, args.generations)]
     opening.bind(args, runtime, images, val_images, own=paths)
-    model = model or build(**record)
-    feature_shape(model, args.image_size)
+    model = model or build(**record, image_size=args.image_size)
+    check_reloads(model, record, args.image_size)
+    check_logits(model, record["arch"], len(images.classes), args.image_size)
     opening.check_last_batch(args, model, images, runtime)
     images, val_images = (opening.decoded(args, data, runtime) for data in (images, val_images))
     first = teacher or generation_path(args, record["arch"], args.start_gen)
@@ -203,7 +207,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         teacher, acc1 = train_generation(generation, teacher, record, images, val_images, args, runtime)
         lines.append(f"{generation:>10}{acc1:>13.2f}  {teacher}")
     runtime.say("\n".join([*lines, f"saved these, and the log of each in {runs.log_folder(args.out)}"]))
-    nets = ("--resume1", first, "--resume2", teacher, *usual_layer(model))
+    nets = ("--resume1", first, "--resume2", teacher, *words_for(record["arch"]), *usual_layer(model))
     runtime.say_next("ConvOutput.py", *nets, "--t_or_v", "both", *parser.again(args, (*options.IMAGES, "out")))
 
 

@@ -13,8 +13,9 @@ from typing import Any
 
 from models.classifiers import read_classifier
 from models.layers import usual_layer
+from models.logits import check_logits, has_unused_parameters
+from models.own import words_for
 from models.pruning import PrunedWeight, cluster, count_removed, prune, train_centroids, zero_removed
-from models.split import feature_shape
 from utils import checkpoint, opening, options, runs
 from utils.data.images import ImageData, check_outputs
 from utils.files import check_unclaimed, sha256, write_json
@@ -116,7 +117,8 @@ def compress(
     record, arch, dataset = original["model"], original["model"]["arch"], options.data_name(args)
     s_conv, s_fc = settings["s_conv"], settings["s_fc"]
     state = checkpoint.load(resumed) if resumed else {}
-    fit = opening.fit(args, model, runtime)
+    has_unused = runtime.world_size > 1 and has_unused_parameters(model, args.image_size)
+    fit = opening.fit(args, model, runtime, has_unused=has_unused)
     layers = prune(model, s_conv, s_fc)
     keep_removed(fit, layers)
     epochs = args.epochs * (2 if args.share_bits else 1)
@@ -182,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     plans = [plan(factor, state["model"]["arch"], args) for factor in args.sweep]
     images, val_images = opening.both_splits(args, opening.known_images(args, state, runtime))
     check_outputs(state["model"]["num_classes"], images, args.resume)
-    feature_shape(model, args.image_size)
+    check_logits(model, state["model"]["arch"], len(images.classes), args.image_size)
     opening.bind(args, runtime, images, val_images, own=[own for own, *_ in plans])
     if args.epochs:
         opening.check_last_batch(args, model, images, runtime)
@@ -195,7 +197,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     reports = [compress(*planned, before, images, val_loaders, record, args, runtime) for planned in plans]
     if len(reports) > 1:
         runtime.say(sweep_table(reports))
-    nets = ("--resume1", plans[-1][0], "--resume2", args.resume, *layer)
+    nets = ("--resume1", plans[-1][0], "--resume2", args.resume, *words_for(state["model"]["arch"]), *layer)
     runtime.say_next("ConvOutput.py", *nets, "--t_or_v", "both", *parser.again(args, (*options.IMAGES, "out")))
     return reports
 

@@ -4,10 +4,10 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
-from models.classifiers import build, classifier_record, fix_batch_norm, read_classifier
+from models.classifiers import build, check_reloads, classifier_record, fix_batch_norm, read_classifier
 from models.layers import usual_layer
-from models.own import refuse_unnamed
-from models.split import feature_shape
+from models.logits import check_logits, has_unused_parameters
+from models.own import named_arch, words_for
 from utils import checkpoint, opening, options, runs
 from utils.data.images import check_outputs
 from utils.errors import InputError
@@ -48,7 +48,8 @@ def fill(args: Namespace) -> None:
         state = checkpoint.load(args.resume, mmap=True)
     elif args.resume and own.exists() and not args.restart:
         state = resume.read_own(own)
-    refuse_unnamed(state.get("arch"), args.arch, own if args.resume == "auto" else args.resume)
+    if isinstance(held := state.get("arch"), str):
+        named_arch(held, args.arch, own if args.resume == "auto" else args.resume)
     args.arch = args.arch or state.get("arch") or options.ARCH
     options.fill(args, state.get("data", {}))
 
@@ -58,13 +59,15 @@ def evaluate(args: Namespace, runtime: opening.Runtime) -> None:
     if args.resume:
         model, state = read_classifier(args.resume, args.arch)
         val_images = opening.images(args, "val", opening.known_images(args, state, runtime))
+        args.arch = state["model"]["arch"]
         check_outputs(state["model"]["num_classes"], val_images, args.resume)
     elif args.pretrained or args.weights:
         val_images = opening.images(args, "val")
-        model = build(args.arch, len(val_images.classes), pretrained=args.pretrained, weights=args.weights)
+        sources = {"pretrained": args.pretrained, "weights": args.weights, "image_size": args.image_size}
+        model = build(args.arch, len(val_images.classes), **sources)
     else:
         raise InputError("--evaluate needs a trained network: name one with --resume")
-    feature_shape(model, args.image_size)  # refuses a size that the network does not take, before images are decoded
+    check_logits(model, args.arch, len(val_images.classes), args.image_size)  # before images are decoded
     loaders = opening.validation_loaders(args, opening.decoded(args, val_images, runtime), runtime)
     step = partial(classify, preprocess=val_images.preprocessing())
     runtime.say(runs.describe(validate(runtime.parallel(model), loaders, runtime, step)))
@@ -93,12 +96,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     classes = train_images.classes
     record = state.get("model") or classifier_record(args.arch, len(classes), train_layer=args.train_layer)
     check_outputs(record["num_classes"], train_images, resumed)
-    model = model or build(**record, pretrained=args.pretrained, weights=args.weights)
+    if model is None:
+        sources = {"pretrained": args.pretrained, "weights": args.weights, "image_size": args.image_size}
+        model = build(**record, **sources)
+        check_reloads(model, record, args.image_size)
     if args.fix_bn:
         fix_batch_norm(model)
-    feature_shape(model, args.image_size)
+    check_logits(model, args.arch, len(classes), args.image_size)
     opening.bind(args, runtime, train_images, val_images, own=own)
-    fit = opening.fit(args, model, runtime)
+    has_unused = runtime.world_size > 1 and has_unused_parameters(model, args.image_size)
+    fit = opening.fit(args, model, runtime, has_unused=has_unused)
     start_epoch = opening.first_epoch(args, fit, state, resumed)
     acc1 = float(state.get("acc1") or 0)
     goes_on = resumed == own and best.exists()  # the best of another run is in no file of this one
@@ -147,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     kept = f" and {best}" if best.exists() else ""
     runtime.say(f"saved {own}{kept}, best accuracy {best_acc1:.2f} %; the log is {log.path}")
     if other := resume.twin(own, settings):
-        nets = ("--resume1", other, "--resume2", own, *usual_layer(model))
+        nets = ("--resume1", other, "--resume2", own, *words_for(args.arch), *usual_layer(model))
         runtime.say_next("ConvOutput.py", *nets, "--t_or_v", "both", *parser.again(args, (*options.IMAGES, "out")))
     else:
         suffix = runs.join(args.suffix.removesuffix(f"sd{args.seed}").rstrip("_"), f"sd{args.seed + 1}")

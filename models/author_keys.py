@@ -22,19 +22,20 @@ def strip_module(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def fold_masks(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Multiply the masks of a compressed net, `{layer}.mask` shaped as the layer's weight, into its weights.
+    """Multiply the masks of a compressed net into its weights: `{layer}.mask` beside a `{layer}.weight` of its shape.
 
-    Raises:
-        InputError: a mask whose layer has no weight of its shape.
+    Any other tensor called `mask` stays what it is.
     """
-    folded = {key: value for key, value in state.items() if not key.endswith(".mask")}
-    for key, mask in state.items():
-        if not key.endswith(".mask"):
-            continue
-        weight = f"{key.removesuffix('.mask')}.weight"
-        if weight not in folded or folded[weight].shape != mask.shape:
-            raise InputError(f"the mask {key} {tuple(mask.shape)} needs a {weight} of the same shape")
-        folded[weight] = folded[weight] * mask.to(folded[weight].dtype)
+    masks = {
+        f"{key.removesuffix('.mask')}.weight": key
+        for key, mask in state.items()
+        if key.endswith(".mask")
+        and (weight := state.get(f"{key.removesuffix('.mask')}.weight")) is not None
+        and weight.shape == mask.shape
+    }
+    folded = {key: value for key, value in state.items() if key not in masks.values()}
+    for weight_key, mask_key in masks.items():
+        folded[weight_key] = state[weight_key] * state[mask_key].to(state[weight_key].dtype)
     return folded
 
 

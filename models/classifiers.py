@@ -1,4 +1,4 @@
-"""Classifiers by name: torchvision's and the small networks, fine-tuning forms, and the checkpoints that hold them."""
+"""Classifiers by name: torchvision's, the small ones, foreign ones; fine-tuning forms; and the files that hold them."""
 
 import difflib
 from collections.abc import Mapping
@@ -8,23 +8,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.author_keys import fold_masks, is_authors_trans_net, strip_module
+from models.author_keys import is_authors_trans_net
 from models.inputs import preprocessing_of
-from models.own import build_own, is_own, refuse_unnamed
+from models.logits import give_logits, initialise_lazy, last_linear, logits_layer, replace_linear
+from models.own import build_foreign, is_foreign, is_own, is_timm, named_arch
 from models.small import names
-from models.small.author_keys import bare_state
 from models.small.auxiliary import build_bare
+from models.state_dicts import candidates, fill, nearest, of_other_classes, official_names, state_dicts
 from utils import checkpoint
 from utils.errors import InputError
 from utils.later import torchvision
+from utils.provenance import same_arch
+from utils.remarks import remark
 
 # torchvision's ImageNet weights of these two expect inputs scaled to [-1, 1]. With `transform_input` always on, a
 # checkpoint need not say whether its network began with those weights.
 _INCEPTION_OPTIONS = {"aux_logits": False, "transform_input": True}
 _OPTIONS = {"googlenet": _INCEPTION_OPTIONS, "inception_v3": _INCEPTION_OPTIONS}
-# Under which key a file has its state dict: ours and the Trans-Net's authors', DCM's, HSAKD's.
-_STATE_DICTS = ("state_dict", "params", "net", "model")
-_AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")  # their auxiliary classifiers, in ImageNet weights only
+_USUAL_CLASSES = 10  # of a foreign net, until its file says how many it has
 
 
 def build(
@@ -34,6 +35,7 @@ def build(
     pretrained: bool = False,
     weights: str | Path | None = None,
     train_layer: int = 34,
+    image_size: int | None = None,
 ) -> nn.Module:
     """Build a classifier, images (N, 3, S, S) → logits (N, num_classes), on the CPU.
 
@@ -42,38 +44,49 @@ def build(
     no gradient, while frozen BatchNorms follow the network's mode (`fix_batch_norm` holds them).
 
     Args:
-        arch: a torchvision classification model, or one with `_ft` appended, a network of `models.small.names`, or the
-            user's own, "package.module:factory" (`models.own`).
+        arch: a torchvision classification model, or one with `_ft` appended, a network of `models.small.names`, or a
+            foreign one (`models.own`). If a foreign one has another number of logits, its last layer is initialised
+            anew for `num_classes`, if it is a plain linear layer, and this is said.
         num_classes: the length of the logits.
-        pretrained: begin with torchvision's IMAGENET1K_V1 weights (`_ft` always does).
-        weights: begin with this file instead: a state dict or a checkpoint, ours or the authors'. If it is for
-            another number of classes, the last layer is initialised anew; all else must fit.
+        pretrained: begin with torchvision's IMAGENET1K_V1 weights (`_ft` always does), or with timm's.
+        weights: begin with this file instead: a state dict or a checkpoint, ours or anybody's. If it is for another
+            number of classes, the last layer is initialised anew, and this is said; all else must fit.
         train_layer: for `_ft`, the first layer of `features` (VGG, AlexNet) that is trained. A VGG that has no such
             layer, as vgg16 with the default, trains its last seven, the last block; the ResNets always train from
             layer3 on.
+        image_size: S, pixels; a foreign net is tried on such images, else on a size that it takes.
 
     Raises:
-        InputError: an unknown name, weights that do not fit or cannot be had.
+        InputError: an unknown name, a foreign net of other logits, weights that do not fit or cannot be had.
     """
-    model = _structure(arch, num_classes, train_layer)
+    model = _structure(arch, num_classes, train_layer, pretrained=pretrained and weights is None)
+    if is_foreign(arch):
+        count = _with_classes(model, arch, num_classes, image_size, said=True)
+        if count not in (None, num_classes):
+            raise InputError(
+                f"{arch} gives {count} logits, {num_classes} are expected, and its last layer is no plain linear layer "
+                "that a new one could replace; write a factory that takes num_classes"
+            )
     base = _base(arch)
     if weights is not None:
-        state, source = bare_state(base, _state_dict(checkpoint.load(weights), weights)[0]), str(weights)
-    elif pretrained or arch != base:
-        state, source = _imagenet_weights(base), f"torchvision's {base}"
+        source, known = str(weights), None if is_foreign(arch) else base
+        _, state, reading = _choose(model, checkpoint.load(weights), source, known)
+        readings = candidates(state, known)
+    elif (pretrained and not is_timm(arch)) or arch != base:
+        source, reading = f"torchvision's {base}", _imagenet_weights(base)
+        readings = iter([reading])
     else:
         return model
 
-    initial = model.state_dict()
-    last = f"{last_layer(model)}."
     if arch != base:
         frozen = tuple(f"{name}." for name in _frozen_layers(model, train_layer))
-        anew = [key for key in initial if not key.startswith(frozen)]
-    elif f"{last}weight" in state and len(state[f"{last}weight"]) != num_classes:
-        anew = [key for key in initial if key.startswith(last)]
-    else:
-        anew = []
-    _fill(model, state | {key: initial[key] for key in anew}, source)
+        fill(model, readings, source, keep=[key for key in model.state_dict() if not key.startswith(frozen)])
+        return model
+    anew = of_other_classes(model, reading, num_classes)
+    fill(model, readings, source, keep=anew)
+    if anew:
+        layers = ", ".join(dict.fromkeys(key.rpartition(".")[0] for key in anew))
+        remark(f"{source} is of {max(anew.values())} classes, these are {num_classes}: {layers} is new")
     return model
 
 
@@ -113,18 +126,19 @@ def read_classifier(
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Read a checkpoint and rebuild its classifier on the CPU, in evaluation mode and float32.
 
-    The file is a checkpoint of ours or of the authors (`epoch`, `arch`, `state_dict`, …; keys with `module` pieces,
-    masks of a compressed net, which are folded into the weights), a file of DCM (`params`) or HSAKD (`net`, `model`),
-    whose heads are dropped, or a bare state dict. Of HSAKD's online pair net 1 is taken.
+    The file is a checkpoint of ours or of the authors (`epoch`, `arch`, `state_dict`, …; masks of a compressed net are
+    folded into the weights), a file of DCM (`params`) or HSAKD (`net`, `model`), whose heads are dropped, one of
+    another training script, or a bare state dict (`models.state_dicts`). Of HSAKD's online pair net 1 is taken.
 
-    Only what is used of the file is read, when it is used: its tensors stay mapped, the optimiser's too. Changes go to
-    memory, never to the file; the file may be replaced meanwhile, as `checkpoint.save` does, but not be overwritten in
-    place. PyTorch 1.0's format is read whole.
+    Of a network that this project or torchvision builds, only what is used of the file is read, when it is used: its
+    tensors stay mapped, the optimiser's too. Changes go to memory, never to the file; the file may be replaced
+    meanwhile, as `checkpoint.save` does, but not be overwritten in place. PyTorch 1.0's format is read whole.
 
     Args:
         path: the file.
-        arch: the architecture that is expected. Needed only where the file does not say its own. With and
-            without `_ft` is the same architecture; what is frozen is as the file says.
+        arch: the architecture that is expected. Needed where the file does not say its own, and for a user's own code
+            (`models.own.named_arch`). With and without `_ft` is the same architecture; what is frozen is as the file
+            says.
         num_classes: the number of classes that is expected, if it matters.
 
     Returns:
@@ -135,40 +149,117 @@ def read_classifier(
         InputError: the file is missing, damaged, holds something else, or not what is expected.
     """
     stored = checkpoint.load(path, mmap=True)
-    state, rest = _state_dict(stored, path)
-    if is_authors_trans_net(state) or "trans_net" in stored:
+    record = _record(stored, arch)
+    if "trans_net" in stored or any(map(is_authors_trans_net, state_dicts(stored).values())):
         raise InputError(f"{path} holds a Trans-Net, a classifier is expected")
-    record = {"arch": rest.get("arch"), **rest.get("model", {})}
-    held = record["arch"] or arch
-    if held is None:
+    if record["arch"] is None:
         raise InputError(f"{path} does not say its architecture; give it with --arch")
-    if arch is not None and _base(arch) != _base(held):
-        raise InputError(f"checkpoint {path} holds a {held}, --arch says {arch}")
-    refuse_unnamed(held, arch, path)
+    if arch is not None and not same_arch(_base(arch), _base(record["arch"])):
+        raise InputError(f"checkpoint {path} holds a {record['arch']}, --arch says {arch}")
+    held, train_layer = named_arch(record["arch"], arch, path), record.get("train_layer", 34)
+    foreign = is_foreign(held)
+    known = None if foreign else _base(held)
+    image_size = _image_size(stored)
 
-    state = bare_state(held, state)
-    train_layer = record.get("train_layer", 34)
-    found = record.get("num_classes") if is_own(held) else None  # whose last layer may stand anywhere
-    if found is None:
-        last = f"{last_layer(_uninitialised(held, 1, train_layer))}.weight"
-        if last not in state:
-            raise InputError(f"{path} does not fit {held}: it has no {last}")
-        found = len(state[last])
-    if num_classes is not None and found != num_classes:
-        raise InputError(f"{path} holds a classifier of {found} classes, {num_classes} are expected")
-    model = _uninitialised(held, found, train_layer)
-    _fill(model, state, str(path))
-    rest["model"] = classifier_record(held, found, train_layer)
+    with torch.random.fork_rng(devices=[]):  # what is drawn is replaced
+        guess = (record.get("num_classes") or num_classes or _USUAL_CLASSES) if foreign else 1
+        model, count = _uninitialised(held, guess, train_layer, image_size)
+        key, state, reading = _choose(model, stored, path, known)
+        classes = set(of_other_classes(model, reading, count).values())
+        if len(classes) == 1:
+            model, count = _uninitialised(held, classes.pop(), train_layer, image_size)
+        fill(model, candidates(state, known), str(path))
+    if num_classes is not None and count != num_classes:
+        raise InputError(f"{path} holds a classifier of {count} classes, {num_classes} are expected")
+    rest = {name: value for name, value in stored.items() if name != key[0]} if key else {}
+    rest["model"] = classifier_record(held, count, train_layer)
     if (carried := preprocessing_of(model)) is not None:
         rest["inputs"] = carried
     return model.eval(), rest
 
 
-def _structure(arch: str, num_classes: int, train_layer: int) -> nn.Module:
+def check_reloads(model: nn.Module, record: Mapping[str, Any], image_size: int) -> None:
+    """Refuse to train a foreign network whose checkpoint could not be read afterwards.
+
+    Args:
+        model: the network.
+        record: of `classifier_record`.
+        image_size: S, pixels.
+
+    Raises:
+        InputError: its state dict holds more than tensors, or another network of its factory does not take it.
+    """
+    arch = record["arch"]
+    if not is_foreign(arch):
+        return
+    state = model.state_dict()
+    if odd := [key for key, value in state.items() if not isinstance(value, Tensor)]:
+        raise InputError(
+            f"a checkpoint of {arch} could not be read again: {odd[0]} of its state_dict is a "
+            f"{type(state[odd[0]]).__name__}, tensors are expected"
+        )
+    with torch.random.fork_rng(devices=[]):
+        again, _ = _uninitialised(arch, record["num_classes"], record["train_layer"], image_size)
+        try:
+            fill(again, candidates(state), "its checkpoint")
+        except InputError as error:
+            raise InputError(f"{arch} makes another network each time it is called: {error}") from None
+
+
+def _record(stored: Mapping[str, Any], arch: str | None) -> dict[str, Any]:
+    """Give what a file says of its classifier, as `classifier_record` does; what it does not say is as `arch`.
+
+    A training script of others may call its architecture by any name, so an option that names a foreign one is right
+    against it.
+    """
+    record = stored.get("model")
+    if isinstance(record, Mapping) and isinstance(record.get("arch"), str):
+        return dict(record)
+    held = stored.get("arch")
+    if not isinstance(held, str) or (arch is not None and is_foreign(arch) and not is_own(held)):
+        held = arch
+    return {"arch": held}
+
+
+def _image_size(stored: Mapping[str, Any]) -> int | None:
+    """Give the size of the images that a checkpoint of ours says it was trained on."""
+    data = stored.get("data")
+    return data.get("image_size") if isinstance(data, Mapping) else None
+
+
+def _choose(
+    model: nn.Module, stored: Mapping[str, Any], path: str | Path, known: str | None
+) -> tuple[tuple[str, ...], Mapping[str, Tensor], dict[str, Tensor]]:
+    """Choose the state dict of a file for a model, and say so where it holds several.
+
+    Args:
+        model: the network.
+        stored: what the file holds.
+        path: the file.
+        known: see `candidates`.
+
+    Returns:
+        The keys that lead to it, the state dict, and the reading of it that comes nearest.
+
+    Raises:
+        InputError: it holds none.
+    """
+    states = state_dicts(stored)
+    if not states:
+        raise InputError(
+            f"{path} holds neither a state_dict nor weights alone, but {', '.join(map(str, list(stored)[:4]))}"
+        )
+    key, reading = nearest(model, states, known)
+    if len(states) > 1:
+        remark(f"{path} holds {', '.join('.'.join(other) for other in states)}; {'.'.join(key)} is taken")
+    return key, states[key], reading
+
+
+def _structure(arch: str, num_classes: int, train_layer: int, *, pretrained: bool = False) -> nn.Module:
     """Build a classifier with random weights; for `_ft`, freeze what is not trained."""
     base = names.torchvision_name(_base(arch))
-    if is_own(arch):
-        return build_own(arch, num_classes)
+    if is_foreign(arch):
+        return build_foreign(arch, num_classes, pretrained=pretrained)
     known = torchvision.models.list_models(module=torchvision.models)
     if names.is_small(base):
         model: nn.Module = build_bare(base, num_classes)
@@ -184,20 +275,51 @@ def _structure(arch: str, num_classes: int, train_layer: int) -> nn.Module:
     return model
 
 
+def _with_classes(
+    model: nn.Module, arch: str, num_classes: int, image_size: int | None, *, said: bool = False
+) -> int | None:
+    """Let a foreign net give its logits alone, `num_classes` of them if its last layer can be exchanged; in place.
+
+    Args:
+        model: the network.
+        arch: how it is called.
+        num_classes: the wanted length of the logits.
+        image_size: see `give_logits`.
+        said: say that a layer is new, as nothing from a file will take its place.
+
+    Returns:
+        Their length; None where it cannot be seen.
+    """
+    initialise_lazy(model, image_size)
+    count = give_logits(model, arch, num_classes, image_size)
+    if count in (None, num_classes) or (name := last_linear(model, num_classes, image_size)) is None:
+        return count
+    replace_linear(model, name, num_classes)
+    if said:
+        remark(f"{arch} gives {count} logits, {num_classes} are expected: {name}, {count} → {num_classes}, is new")
+    return num_classes
+
+
 def _base(arch: str) -> str:
     """Give the architecture's name without what says how it is fine-tuned."""
-    return arch if is_own(arch) else arch.removesuffix("_ft")
+    return arch if is_foreign(arch) else arch.removesuffix("_ft")
 
 
-def _uninitialised(arch: str, num_classes: int, train_layer: int) -> nn.Module:
-    """Give the structure without spending seconds (and random numbers) on weights that a file will replace."""
-    if is_own(arch):
-        return _structure(arch, num_classes, train_layer)
+def _uninitialised(arch: str, num_classes: int, train_layer: int, image_size: int | None) -> tuple[nn.Module, int]:
+    """Give the structure without spending seconds on weights that a file will replace, and its number of classes.
+
+    A foreign net is built with values all the same: code of others may ask for them, and buffers that no file has must
+    be right.
+    """
+    if is_foreign(arch):
+        model = _structure(arch, num_classes, train_layer)
+        count = _with_classes(model, arch, num_classes, image_size)
+        return model, num_classes if count is None else count
     try:
         with torch.device("meta"):
-            return _structure(arch, num_classes, train_layer)
+            return _structure(arch, num_classes, train_layer), num_classes
     except NotImplementedError:  # RegNet computes its widths with tensors, which "meta" has no values for
-        return _structure(arch, num_classes, train_layer)
+        return _structure(arch, num_classes, train_layer), num_classes
 
 
 def _frozen_layers(model: nn.Module, train_layer: int) -> list[str]:
@@ -214,24 +336,16 @@ def _frozen_layers(model: nn.Module, train_layer: int) -> list[str]:
 
 
 def last_layer(model: nn.Module) -> str:
-    """Name the layer that gives the logits: in every classifier the last one with weights."""
-    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
-
-
-def _state_dict(stored: Mapping[str, Any], path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Take the state dict out of what a file holds, masks folded, no `module` pieces; give the rest too."""
-    held = next((key for key in _STATE_DICTS if isinstance(stored.get(key), Mapping)), None)
-    state = stored if held is None else stored[held]
-    if not all(isinstance(value, Tensor) for value in state.values()):
-        raise InputError(f"{path} holds neither a state_dict nor weights alone, but {', '.join(list(stored)[:4])}")
-    rest = {} if held is None else {key: value for key, value in stored.items() if key != held}
-    return fold_masks(strip_module(state)), rest
+    """Name the layer that gives the logits: the last with weights; of a foreign net the one whose output they are."""
+    known = type(model).__module__.partition(".")[0] in ("torchvision", "models")
+    found = None if known else logits_layer(model)
+    return found or [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
 
 
 def _imagenet_weights(arch: str) -> dict[str, Tensor]:
     """Give torchvision's IMAGENET1K_V1 weights, from its cache or the network."""
     base = names.torchvision_name(arch)
-    if names.is_small(base) or is_own(base):
+    if names.is_small(base) or is_foreign(base):
         raise InputError(f"there are no ImageNet weights of {base}; give a local file with --weights FILE")
     choices = torchvision.models.get_model_weights(base).__members__
     if "IMAGENET1K_V1" not in choices:
@@ -246,22 +360,4 @@ def _imagenet_weights(arch: str) -> dict[str, Tensor]:
             f"the weights of {base} cannot be downloaded ({error}); "
             f"save {chosen.url} as {cached}, or give a local file with --weights FILE"
         ) from None
-    return {key: value for key, value in state.items() if not key.startswith(_AUXILIARY)}
-
-
-def _fill(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Give a model, which may be uninitialised, the tensors of a state dict that fits it exactly, in float32."""
-    own = model.state_dict()
-    misfits = [
-        f"{key} is {tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
-        for key in own
-        if key in state and state[key].shape != own[key].shape
-    ]
-    if not misfits:
-        state = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
-        # PyTorch supplies the batch counters of BatchNorm where an old file lacks them.
-        missing, unexpected = model.load_state_dict(state, strict=False, assign=True)
-        misfits = [f"{key} is missing" for key in missing] + [f"{key} is unexpected" for key in unexpected]
-    if misfits:
-        shown = ", ".join(misfits[:4]) + (f" and {len(misfits) - 4} more" if len(misfits) > 4 else "")
-        raise InputError(f"{source} does not fit {type(model).__name__}: {shown}")
+    return official_names(state)

@@ -13,7 +13,7 @@ from models.classifiers import build, last_layer, read_classifier
 from models.frozen import freeze_for_inference, freeze_plainly
 from models.graph import modes_of, restore_modes
 from models.layers import Layer
-from models.own import refuse_unnamed
+from models.own import is_foreign, named_arch
 from models.recorder import DropoutOff
 from models.split import before_last, feature_shape, feature_shapes, from_maps, split, tap
 from utils import checkpoint
@@ -353,8 +353,8 @@ def untrained_net(source: NetSource, classes: int, named: str | None = None) -> 
     """
     if source.arch is None or source.layer is None or not classes:
         raise InputError("the features do not say of which net, layer and classes they are; store them anew")
-    refuse_unnamed(source.arch, named, "the stored features' record")
-    model = build(source.arch.removesuffix("_ft"), classes)
+    arch = named_arch(source.arch, named, "the stored features' record")
+    model = build(arch if is_foreign(arch) else arch.removesuffix("_ft"), classes)
     origin = replace(source, path=None, sha256=None)
     return CutNet(model.requires_grad_(False).eval(), [origin], {})
 

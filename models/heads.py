@@ -74,10 +74,13 @@ def head_flops(known: Provenance, named: tuple[str | None, str | None] = (None, 
         None where the record does not say it: the authors' features, or a user's own architecture that is not named.
     """
     image = torch.empty(1, 3, known.image_size, known.image_size, device="meta")
+    sources = zip((known.a, known.b), named)
     try:
-        with torch.device("meta"), flop_counter.FlopCounterMode(display=False) as counter:
-            for source, arch in zip((known.a, known.b), named):
-                untrained_net(source, len(known.classes or ()), arch).head(image)
+        with torch.device("meta"):
+            heads = [untrained_net(source, len(known.classes or ()), arch).head for source, arch in sources]
     except InputError:
         return None
+    with flop_counter.FlopCounterMode(display=False) as counter:
+        for head in heads:
+            head(image)
     return counter.get_total_flops()

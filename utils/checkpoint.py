@@ -1,19 +1,26 @@
 """Checkpoints: written whole or not at all, read without running any code that they carry."""
 
 import errno
+import json
 import pickle
 import struct
 import zipfile
+from collections.abc import Mapping
 from itertools import pairwise
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from utils.errors import InputError
 from utils.files import replacing
+from utils.later import safetensors
+from utils.parser import Namespace
 
 State = dict[str, Any]
+_RECORD = "record"  # of the metadata of a .safetensors file: what a checkpoint says beside its weights, as JSON
 
 
 def save(path: str | Path, state: State) -> None:
@@ -34,8 +41,25 @@ def save(path: str | Path, state: State) -> None:
             ) from None
 
 
+def save_safetensors(path: str | Path, state: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
+    """Save a state dict for other programs, atomically, as a .safetensors file.
+
+    Args:
+        path: the file.
+        state: the tensors. One that several names share is written once for each.
+        record: plain values that `load` gives beside them: the architecture, the data.
+    """
+    metadata = {"format": "pt", _RECORD: json.dumps(record)}
+    with replacing(path) as temporary:
+        tensors = {name: value.detach().cpu().clone().contiguous() for name, value in state.items()}
+        safetensors.torch.save_file(tensors, temporary, metadata)
+
+
 def load(path: str | Path, *, mmap: bool = False) -> State:
-    """Read a checkpoint onto the CPU: today's zip format or PyTorch 1.0's, tensors and plain values only.
+    """Read a checkpoint onto the CPU: tensors and plain values only.
+
+    It is in today's zip format, PyTorch 1.0's, or .safetensors, whatever its name. Plain values are also numbers and
+    arrays of NumPy, paths, and the options of a training script, an `argparse.Namespace`.
 
     Args:
         path: the file.
@@ -45,15 +69,21 @@ def load(path: str | Path, *, mmap: bool = False) -> State:
         The saved dictionary. Tensors saved on a GPU arrive on the CPU.
 
     Raises:
-        InputError: there is no such file, it is truncated or no checkpoint, or it holds objects that
-            only running its code could rebuild.
+        InputError: there is no such file, it is truncated or no checkpoint, it is a program (TorchScript, an
+            exported net), or it holds objects that only running its code could rebuild.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"no checkpoint at {path}{_what_is_there(path)}")
     damaged = InputError(f"{path} is truncated or not a checkpoint; make or download it again")
+    if _is_safetensors(path):
+        return _load_safetensors(path, damaged)
+    zipped = zipfile.is_zipfile(path)
+    if zipped:
+        _refuse_program(path)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and zipfile.is_zipfile(path))
+        with torch.serialization.safe_globals(_plain_types()):
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and zipped)
     except pickle.UnpicklingError as error:
         if "GLOBAL" in str(error):  # the opcode that asks for a class or function
             raise InputError(
@@ -80,6 +110,67 @@ def load(path: str | Path, *, mmap: bool = False) -> State:
     if not isinstance(state, dict):
         raise InputError(f"{path} holds a {type(state).__name__}, a checkpoint is a dictionary")
     return state
+
+
+def _plain_types() -> list[Any]:
+    """List the types, beside PyTorch's own, that training scripts put into checkpoints and that only hold values.
+
+    An entry with a name says what stands for the type of that name: paths are not opened, NumPy's scalars are read
+    here.
+    """
+    kinds = [kind for kind in vars(np.dtypes).values() if isinstance(kind, type)]
+    stand_ins: dict[str, Any] = {
+        "{numpy}.multiarray.scalar": _numpy_scalar,
+        "{numpy}.multiarray._reconstruct": np.empty(0).__reduce__()[0],
+        "{pathlib}.PosixPath": PurePosixPath,
+        "{pathlib}.PurePosixPath": PurePosixPath,
+        "{pathlib}.WindowsPath": PureWindowsPath,
+        "{pathlib}.PureWindowsPath": PureWindowsPath,
+    }
+    # Both have moved between their versions.
+    places = ({"numpy": "numpy.core", "pathlib": "pathlib"}, {"numpy": "numpy._core", "pathlib": "pathlib._local"})
+    named = [(kind, name.format(**place)) for name, kind in stand_ins.items() for place in places]
+    return [Namespace, np.dtype, np.ndarray, *(kind for kind in kinds if kind is not np.dtypes.ObjectDType), *named]
+
+
+def _numpy_scalar(dtype: np.dtype, content: bytes) -> Any:
+    """Give the number that a pickled NumPy scalar is."""
+    return np.frombuffer(content, dtype, count=1)[0]
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file begins as a .safetensors file does: the length of a JSON header, then that header."""
+    with path.open("rb") as file:
+        beginning = file.read(9)
+    return len(beginning) == 9 and beginning[8:] == b"{" and struct.unpack("<Q", beginning[:8])[0] < 1 << 30
+
+
+def _load_safetensors(path: Path, damaged: InputError) -> State:
+    """Read a .safetensors file, whose tensors stay mapped until they are used."""
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+        tensors = safetensors.torch.load_file(path)
+        record = json.loads(metadata[_RECORD]) if _RECORD in metadata else None
+    except (safetensors.SafetensorError, ValueError, RuntimeError):
+        raise damaged from None
+    return {**record, "state_dict": tensors} if isinstance(record, dict) else tensors
+
+
+def _refuse_program(path: Path) -> None:
+    """Refuse archives that hold a program, not a dictionary.
+
+    Raises:
+        InputError: it is one.
+    """
+    with zipfile.ZipFile(path) as archive:
+        names = {name.partition("/")[2] for name in archive.namelist()}
+    programs = {"constants.pkl": "a TorchScript archive", "archive_format": "an exported program (torch.export)"}
+    if kind := next((kind for name, kind in programs.items() if name in names), None):
+        raise InputError(
+            f"{path} is {kind}, which carries code and not a dictionary of weights; save the net's state_dict and use "
+            "that"
+        )
 
 
 def _what_is_there(path: Path) -> str:

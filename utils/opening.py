@@ -63,9 +63,9 @@ def optimizer(args: Namespace, model: nn.Module) -> torch.optim.Optimizer:
     )
 
 
-def fit(args: Namespace, model: nn.Module, runtime: Runtime) -> Fit:
-    """Move a model to its devices and give it its optimiser."""
-    net = runtime.parallel(model)
+def fit(args: Namespace, model: nn.Module, runtime: Runtime, *, has_unused: bool = False) -> Fit:
+    """Move a model to its devices and give it its optimiser; `has_unused` as `Runtime.parallel` takes it."""
+    net = runtime.parallel(model, has_unused=has_unused)
     return Fit(net, model, optimizer(args, model), runtime.grad_scaler(), runtime, args.print_freq)
 
 

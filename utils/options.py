@@ -13,7 +13,7 @@ from utils.parser import Ignored, Namespace, Parser, list_of, plain_name, real, 
 # --layer, --conv_layer, --fc, --image_size, and whether --channels_last says so of a net
 LayerOptions = tuple[str | None, int | None, bool, int | None, bool | None]
 ARCH, DATASET, IMAGE_SIZE = "vgg16_bn", "CUB200", 224  # where neither an option nor a checkpoint says another
-ARCHS = "a torchvision classifier, a *_ft name, or your own package.module:factory on PYTHONPATH"
+ARCHS = "a torchvision classifier, a *_ft name, timm:NAME, or your own package.module:factory or file.py:factory"
 SMALLEST_IMAGE = 8  # pixels to a side
 IMAGES = ("dataset", "name", "data_root", "train_path", "val_path")  # which a next step takes from this one
 # Options that say where, how fast or how often something happens, but do not change what comes out.

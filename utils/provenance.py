@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from utils.errors import InputError
@@ -150,11 +150,31 @@ def _net(record: Mapping[str, Any], name: str, common: Normalisation | None) -> 
     return NetSource(arch, layer, path, digest, constants, record.get(f"top1_percent_{name}"))
 
 
+def same_arch(first: str, second: str) -> bool:
+    """Whether two names mean the same architecture.
+
+    A file that holds a factory may be moved or named from another folder: "nets.py:tiny", "../nets.py:tiny" and the
+    module "zoo.nets:tiny" are the same.
+    """
+    if first == second or ".py:" not in f"{first} {second}":
+        return first == second
+    return _factory(first) == _factory(second)
+
+
+def _factory(arch: str) -> tuple[str, str]:
+    """Give the name of a factory's module, without its package or folder, and its own."""
+    source, _, factory = arch.rpartition(":")
+    module = PurePath(source).stem if source.endswith(".py") else source.rpartition(".")[2]
+    return module, factory
+
+
 def _differs(mine: Any, theirs: Any, of: str, but: tuple[str, ...] = ()) -> str | None:
     """Compare two records of one type field by field; None is what one of them does not know."""
     for entry in fields(mine):
         ours, others = getattr(mine, entry.name), getattr(theirs, entry.name)
         if entry.name in but or not entry.compare or ours is None or others is None or ours == others:
+            continue
+        if entry.name == "arch" and same_arch(ours, others):
             continue
         if entry.name == "sha256":
             return f"another{of.removeprefix(' of')}: {mine.path} ({ours[:8]}) instead of {theirs.path} ({others[:8]})"

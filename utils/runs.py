@@ -5,7 +5,7 @@ import json
 import math
 import time
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from utils.files import check_unclaimed, claim, replacing
@@ -20,14 +20,24 @@ SECONDS_BETWEEN_SAVES = 600.0
 def join(*parts: str | int | None) -> str:
     """Join the parts of a name that say something: ("CUB200", "", "alexnet") → "CUB200_alexnet".
 
-    The colon of a user's own architecture, which not every file system takes, becomes a dot.
+    The colon of a foreign architecture, which not every file system takes, becomes a dot, and of a file that it names
+    the folder and the ending go: "../zoo/nets.py:tiny" → "nets.tiny".
     """
-    return "_".join(str(part).replace(":", ".") for part in parts if part not in (None, ""))
+    return "_".join(_short(str(part)) for part in parts if part not in (None, ""))
 
 
 def pair(first: str | None, second: str | None) -> str:
     """Name two nets or layers, once where they are the same: "alexnet", "alexnet-resnet34"."""
-    return str(first) if first == second else f"{first}-{second}"
+    short = _short(str(first)), _short(str(second))
+    return str(first) if short[0] == short[1] else "-".join(short)
+
+
+def _short(name: str) -> str:
+    """Give the name of an architecture as a name of a file may have it."""
+    source, colon, factory = name.rpartition(":")
+    if not colon:
+        return name
+    return f"{PurePath(source).stem if source.endswith('.py') else source}.{factory}".replace(":", ".")
 
 
 def classifier_path(out: str, dataset: str, arch: str, suffix: str, *, best: bool = False) -> Path:

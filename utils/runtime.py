@@ -111,17 +111,22 @@ class Runtime:
         """Print the command of the step that comes next, ready to paste."""
         self.say(f"next: python {script} {shlex.join(str(word) for word in words)}")
 
-    def parallel(self, model: nn.Module) -> nn.Module:
+    def parallel(self, model: nn.Module, *, has_unused: bool = False) -> nn.Module:
         """Move a model to its device(s) and wrap it; keep the argument as the unwrapped handle.
 
         The wrapper calls `forward` only: compiled with `--compile`, `DistributedDataParallel` under
-        torchrun where something is trained, `DataParallel` for several `--device_ids`.
+        torchrun where something is trained, `DataParallel` for several `--device_ids`. `has_unused`: there may be
+        parameters that the result does not depend on, which every backward pass is then searched for.
         """
         model.to(self.device)
         wrapped: nn.Module = torch.compile(model) if self.compiled else model  # type: ignore[assignment]
         if self.world_size > 1:
             if any(parameter.requires_grad for parameter in model.parameters()):
-                wrapped = nn.parallel.DistributedDataParallel(wrapped, device_ids=list(self.device_ids) or None)
+                wrapped = nn.parallel.DistributedDataParallel(
+                    wrapped,
+                    device_ids=list(self.device_ids) or None,
+                    find_unused_parameters=has_unused,
+                )
         elif len(self.device_ids) > 1:
             wrapped = nn.DataParallel(wrapped, device_ids=list(self.device_ids))
         return wrapped

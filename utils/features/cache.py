@@ -38,7 +38,7 @@ from utils.data.contents import HASH_BYTES, Contents
 from utils.errors import InputError
 from utils.features.old_folder import OldFeatureFolder
 from utils.files import read_json
-from utils.provenance import Provenance
+from utils.provenance import Provenance, same_arch
 
 FORMAT = "knowledge-consistency features"
 VERSION = 1
@@ -92,6 +92,8 @@ def open_features(
         wanted.setdefault("split", split)
     for key, value in json.loads(json.dumps(wanted)).items():  # as JSON gives it back: lists for tuples
         if key not in facts and isinstance(features, OldFeatureFolder):
+            continue
+        if key == "arch" and isinstance(held := facts.get(key), str) and same_arch(held, value):
             continue
         if facts.get(key) != value:
             raise InputError(

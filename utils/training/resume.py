@@ -11,7 +11,7 @@ import torch
 from utils import checkpoint
 from utils.data.contents import Contents
 from utils.errors import InputError
-from utils.provenance import Provenance
+from utils.provenance import Provenance, same_arch
 
 VERSIONS = {"torch": str(torch.__version__), "torchvision": version("torchvision")}  # recorded, not compared
 
@@ -91,7 +91,9 @@ def check(
     fitted = Provenance.from_record(state.get("source", {}))
     difference = fitted.differs(source) if source else None
     for name, value in settings.items():
-        if difference is None and name in stored and stored[name] != value and not (name == "epochs" and extendable):
+        if difference is None and name in stored and not (name == "epochs" and extendable):
+            if stored[name] == value or _same_names(stored[name], value):
+                continue
             difference = f"{name} {stored[name]} instead of {value}"
     if difference:
         raise InputError(
@@ -117,6 +119,10 @@ def check_images(own: Path, images: Mapping[str, Contents], *, elsewhere: str = 
                 f"{own} was made of other {split} images; since then {changes}; put them back, choose another "
                 f"{elsewhere}, or --restart to replace it"
             )
+
+
+def _same_names(first: Any, second: Any) -> bool:
+    return isinstance(first, str) and isinstance(second, str) and same_arch(first, second)
 
 
 def history(state: checkpoint.State, settings: Mapping[str, Any]) -> list[dict[str, Any]]:

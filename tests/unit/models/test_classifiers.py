@@ -89,6 +89,6 @@ def test_a_failing_download_says_what_to_do(torch_home):
 
 
 def test_a_network_without_such_weights_says_so(torch_home, monkeypatch):
-    monkeypatch.setattr("models.classifiers._structure", lambda *args: None)  # it has 600 million weights
+    monkeypatch.setattr("models.classifiers._structure", lambda *args, **more: None)  # it has 600 million weights
     with pytest.raises(InputError, match="no IMAGENET1K_V1 weights of vit_h_14; give a local file with --weights"):
         build("vit_h_14", 7, pretrained=True)

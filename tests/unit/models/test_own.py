@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from models.classifiers import build, classifier_record, load_classifier, read_classifier
-from models.own import build_own, is_own, refuse_unnamed
+from models.own import build_foreign, is_own, named_arch
 from utils import checkpoint
 from utils.errors import InputError
 
@@ -83,40 +83,47 @@ def test_a_checkpoint_alone_runs_no_code(saved, mine):
 
 
 def test_only_the_named_code_may_run():
-    refuse_unnamed("resnet18", None, "net.pth.tar")
-    refuse_unnamed(None, None, "net.pth.tar")
-    refuse_unnamed(ARCH, ARCH, "net.pth.tar")
+    assert named_arch("resnet18", None, "net.pth.tar") == "resnet18"
+    assert named_arch("timm:test_vit", None, "net.pth.tar") == "timm:test_vit"
+    assert named_arch(ARCH, ARCH, "net.pth.tar") == ARCH
     with pytest.raises(InputError, match=rf"net\.pth\.tar holds a {ARCH}, .* add --arch {ARCH}"):
-        refuse_unnamed(ARCH, None, "net.pth.tar")
+        named_arch(ARCH, None, "net.pth.tar")
+
+
+def test_a_file_that_was_moved_is_built_where_the_option_says():
+    assert named_arch("zoo/nets.py:small", "../nets.py:small", "net.pth.tar") == "../nets.py:small"
+    for other in ("zoo/nets.py:large", "zoo/layers.py:small", None):
+        with pytest.raises(InputError, match=r"add --arch zoo/nets\.py:small"):
+            named_arch("zoo/nets.py:small", other, "net.pth.tar")
 
 
 @pytest.mark.parametrize(
     ("arch", "said"),
     [
-        ("mine.nets:large", "has no function 'large'"), ("mine.nets:constant", "has no function"),
-        ("mine.layers:small", "there is no module mine.layers"), ("yours.nets:small", "PYTHONPATH, which has no yours"),
-        (":small", "PYTHONPATH, which has no package"), ("mine.nets:number", "gives a int, a torch.nn.Module"),
+        ("mine.nets:large", "has no function 'large'; it has small, number"),
+        ("mine.nets:constant", "has no function"),
+        ("mine.layers:small", "there is no module mine.layers"),
+        ("yours.nets:small", "no module 'yours' is installed or on PYTHONPATH; .* --arch path/to/nets.py:factory"),
+        (":small", "no module '' is installed"),
+        ("mine.nets:number", "gives a int, a torch.nn.Module"),
     ],
-)  # fmt: skip
+)
 def test_what_is_not_there_is_named(mine, arch, said):
     with pytest.raises(InputError, match=said):
-        build_own(arch, 3)
+        build_foreign(arch, 3)
 
 
-def test_an_installed_package_is_not_on_pythonpath(monkeypatch, mine, saved):
-    with pytest.raises(InputError, match="PYTHONPATH, which has no torchvision"):
-        build_own("torchvision.models:resnet18", 3)
-    monkeypatch.setenv("PYTHONPATH", "")
-    with pytest.raises(InputError, match="PYTHONPATH, which has no mine"):
-        load_classifier(saved[0], ARCH)
+def test_an_installed_package_may_be_named(mine):
+    model = build("torchvision.models:resnet18", 3)
+    assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 3)
 
 
 def test_another_package_of_that_name_is_not_taken(mine):
     utils = mine.parent / "utils"
     utils.mkdir()
     (utils / "__init__.py").write_text("def small(num_classes): ...")
-    with pytest.raises(InputError, match="means another package here"):
-        build_own("utils:small", 3)
+    with pytest.raises(InputError, match=r"utils means another package here; name the file .*here/utils\.py:factory"):
+        build_foreign("utils:small", 3)
 
 
 def test_there_are_no_imagenet_weights_of_own_nets(mine):

@@ -1,0 +1,325 @@
+"""What a classifier's forward pass gives: where its logits are, how many, and which layer makes them.
+
+A network of this project or of torchvision gives logits (N, C). Other people's nets give them as (N, C, 1, 1), beside
+other things, or otherwise in training than in evaluation. `give_logits` looks once, on images without values, and
+lets the network return its logits alone.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from models.inputs import preprocessing_of
+from utils.errors import InputError
+from utils.remarks import remark
+
+_USUAL_SIZES = (224, 32, 64, 28, 128, 256, 299, 384, 96, 512)  # pixels, tried where nobody says one
+_USUAL_KEYS = ("logits", "out", "output", "pred", "prediction", "scores")
+Step = str | int
+
+
+class Output(NamedTuple):
+    """Where the logits are in what a forward pass returns.
+
+    Attributes:
+        path: the keys, indices or attributes that lead to them; () if they are all that it returns.
+        shape: theirs, without the batch axis: (C,) or (C, 1, 1).
+        layer: the module that gives them, or None where it is no module's output.
+        around: what they are an entry of, in words.
+    """
+
+    path: tuple[Step, ...]
+    shape: tuple[int, ...]
+    layer: str | None
+    around: str = ""
+
+
+def give_logits(model: nn.Module, arch: str, num_classes: int, image_size: int | None = None) -> int | None:
+    """Let a foreign network return its logits (N, C) alone, in both modes; in place.
+
+    What it leaves out, or flattens, is said once. Names of modules and of tensors do not change.
+
+    Args:
+        model: images (N, 3, S, S) → logits, or something that holds them.
+        arch: how it is called, for what is said.
+        num_classes: where several outputs could be the logits, those of so many classes are.
+        image_size: S, pixels. None: as its factory says, or a usual size that it takes.
+
+    Returns:
+        C; or None where it takes none of those sizes or gives nothing of the logits' shape.
+    """
+    size = _fitting_size(model, image_size)
+    if size is None:
+        return None
+    plain, trained = (look_for_logits(model, size, num_classes, training=mode) for mode in (False, True))
+    if plain is None or trained is None or plain.shape[0] != trained.shape[0]:
+        return None
+    outputs = {False: plain, True: trained}
+    for mode, output in outputs.items():
+        when = " in training" if mode and output[:2] != plain[:2] else ""
+        if output.path and (not mode or when):
+            keys = ", ".join(repr(step) for step in output.path)
+            rest = "; the loss is of them alone" if when else ""
+            remark(f"{arch} gives {output.around}{when}, its logits are entry {keys}{rest}")
+    if len(plain.shape) > 1:
+        remark(f"{arch} gives logits (N, {', '.join(map(str, plain.shape))}), they are flattened")
+    if any(output.path or len(output.shape) > 1 for output in outputs.values()):
+        _return_logits_alone(model, outputs)
+    return plain.shape[0]
+
+
+def check_logits(model: nn.Module, arch: str, num_classes: int, image_size: int) -> None:
+    """Refuse a network that does not take the images, or does not give their logits; no image is decoded for it.
+
+    Args:
+        model: images (N, 3, S, S) → logits (N, C); a foreign one is changed as `give_logits` does.
+        arch: how it is called.
+        num_classes: C.
+        image_size: S, pixels.
+
+    Raises:
+        InputError: it is so.
+    """
+    with _explained(model, image_size):
+        shown = _describe(run_blank(model, image_size, training=False))
+    if ":" in arch:
+        count = give_logits(model, arch, num_classes, image_size)
+    else:
+        output = look_for_logits(model, image_size, num_classes, training=False)
+        count = None if output is None else output.shape[0]
+    if count is None:
+        with _explained(model, image_size):
+            trained = _describe(run_blank(model, image_size, training=True))
+        given = shown if shown == trained else f"{shown}, in training {trained}"
+        raise InputError(f"{arch} gives {given} for 2 images, logits (2, {num_classes}) are expected")
+    if count != num_classes:
+        raise InputError(f"{arch} gives {count} logits, the images have {num_classes} classes")
+
+
+def look_for_logits(model: nn.Module, image_size: int, num_classes: int, *, training: bool) -> Output | None:
+    """Say where the logits are in what a network returns for two blank images.
+
+    Args:
+        model: its mode, values and random numbers are left as they are.
+        image_size: S, pixels.
+        num_classes: of several outputs, those of so many classes are the logits.
+        training: the mode that it is asked in.
+
+    Returns:
+        None if it does not take such images, or gives nothing of the logits' shape.
+    """
+    made: list[tuple[str, Any]] = []  # by layers with weights, in order
+    with contextlib.ExitStack() as hooks:
+        for name, module in model.named_modules():
+            if isinstance(getattr(module, "weight", None), Tensor):
+                hook = module.register_forward_hook(lambda _m, _i, made_now, name=name: made.append((name, made_now)))
+                hooks.callback(hook.remove)
+        try:
+            returned = run_blank(model, image_size, training=training)
+        except Exception:
+            return None
+    tensors = [(path, tensor) for path, tensor in _tensors(returned) if _may_be_logits(tensor)]
+    tensors.sort(key=lambda entry: (entry[1].shape[1] != num_classes, entry[1].ndim))  # which keeps the order of equals
+    if not tensors:
+        return None
+    path, logits = tensors[0]
+    whole = (logits, logits._base)  # (N, C, 1, 1), of which logits may be a view
+    layer = next((name for name, tensor in reversed(made) if any(tensor is other for other in whole)), None)
+    around = returned
+    for step in path[:-1]:
+        around = _entry(around, step)
+    return Output(path, tuple(logits.shape[1:]), layer, _describe(around) if path else "")
+
+
+def last_linear(model: nn.Module, num_classes: int, image_size: int | None = None) -> str | None:
+    """Name the plain linear layer whose output is the logits, which another may take the place of; None: none is."""
+    size = _fitting_size(model, image_size)
+    output = None if size is None else look_for_logits(model, size, num_classes, training=False)
+    if output is None or output.layer is None:
+        return None
+    layer = model.get_submodule(output.layer)
+    shared = [name for name, weight in model.named_parameters(remove_duplicate=False) if weight is layer.weight]
+    plain = type(layer) is nn.Linear and not layer._forward_pre_hooks and not layer._forward_hooks
+    return output.layer if plain and len(shared) == 1 else None
+
+
+def logits_layer(model: nn.Module) -> str | None:
+    """Name the layer whose output is the logits, wherever it stands; None where it is no module's output."""
+    size = _fitting_size(model, None)
+    output = None if size is None else look_for_logits(model, size, 0, training=False)
+    return None if output is None else output.layer
+
+
+def replace_linear(model: nn.Module, name: str, num_classes: int) -> None:
+    """Put a new linear layer of `num_classes` outputs in place of one."""
+    old = model.get_submodule(name)
+    assert isinstance(old, nn.Linear)
+    new = nn.Linear(old.in_features, num_classes, bias=old.bias is not None, device=old.weight.device)
+    model.set_submodule(name, new)
+
+
+def has_unused_parameters(model: nn.Module, image_size: int) -> bool:
+    """Whether there are parameters to train on which the logits do not depend, or may be; they are named once.
+
+    Args:
+        model: images (N, 3, S, S) → logits (N, C).
+        image_size: S, pixels.
+    """
+    trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    try:
+        with torch.enable_grad():
+            blank = {name: value.detach().to("meta").requires_grad_() for name, value in trained.items()}
+            logits = run_blank(model, image_size, training=True, parameters=blank)
+            gradients = torch.autograd.grad(logits.sum(), list(blank.values()), allow_unused=True)
+    except Exception:  # it cannot be seen without values
+        return True
+    unused = [name for name, gradient in zip(trained, gradients) if gradient is None]
+    if unused:
+        shown = ", ".join(unused[:4]) + (f" and {len(unused) - 4} more" if len(unused) > 4 else "")
+        remark(f"the logits do not depend on {shown}: not trained")
+    return bool(unused)
+
+
+def run_blank(
+    model: nn.Module,
+    image_size: int,
+    *,
+    training: bool,
+    parameters: Mapping[str, Tensor] | None = None,
+) -> Any:
+    """Give what a network returns for two images, as tensors without values where it can be run so.
+
+    Its mode, its values (BatchNorm's statistics among them) and the random numbers are left as they are.
+
+    Args:
+        model: images (N, 3, S, S) → anything.
+        image_size: S, pixels.
+        training: the mode that it is asked in.
+        parameters: on "meta", to take in place of its own; it is then run there or not at all.
+    """
+    modes = {module: module.training for module in model.modules()}
+    model.train(training)
+    image = torch.zeros(2, 3, image_size, image_size)
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    try:
+        with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(parameters is not None):
+            try:
+                blank = {name: value.detach().to("meta") for name, value in tensors.items()}
+                return functional_call(model, {**blank, **(parameters or {})}, image.to("meta"))
+            except Exception:  # a net that holds other tensors, or asks for values
+                if parameters is not None:
+                    raise
+            device = next((value.device for value in tensors.values()), image.device)
+            buffers = {name: value.clone() for name, value in model.named_buffers()}
+            return functional_call(model, buffers, image.to(device))
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def initialise_lazy(model: nn.Module, image_size: int | None) -> None:
+    """Give lazy layers, which learn their widths from the first images, their weights; in place.
+
+    Args:
+        model: in training mode.
+        image_size: S, pixels; see `give_logits`.
+    """
+    if any(nn.parameter.is_lazy(value) for value in (*model.parameters(), *model.buffers())):
+        for size in _sizes(model, image_size):
+            with contextlib.suppress(Exception), torch.no_grad():
+                model.eval()(torch.zeros(2, 3, size, size))
+                break
+        model.train()
+
+
+@contextlib.contextmanager
+def _explained(model: nn.Module, image_size: int) -> Iterator[None]:
+    """Say in one sentence that a network does not take images of a size."""
+    try:
+        yield
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if "channel" in reason and "got 3" in reason:
+            instead = "it must take images of 3 channels, grey photos are given as such too"
+        else:
+            only = getattr(model, "image_size", None) or getattr(preprocessing_of(model), "image_size", None)
+            instead = f"it takes --image_size {only}" if only else "choose another --image_size"
+        raise InputError(f"the network does not take {image_size}×{image_size} images ({reason}); {instead}") from None
+
+
+def _fitting_size(model: nn.Module, image_size: int | None) -> int | None:
+    """Choose a size of images that a network takes."""
+    for size in _sizes(model, image_size):
+        with contextlib.suppress(Exception):
+            run_blank(model, size, training=False)
+            return size
+    return None
+
+
+def _sizes(model: nn.Module, image_size: int | None) -> list[int]:
+    """List the sizes of images to try a network on."""
+    if image_size is not None:
+        return [image_size]
+    carried = preprocessing_of(model)
+    return [carried.image_size] if carried and carried.image_size else list(_USUAL_SIZES)
+
+
+def _may_be_logits(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and (tensor.ndim == 2 or (tensor.ndim == 4 and tensor.shape[2:] == (1, 1)))
+
+
+def _tensors(value: Any, path: tuple[Step, ...] = ()) -> Iterator[tuple[tuple[Step, ...], Tensor]]:
+    """List the tensors in what a forward pass returns, those that are called logits first."""
+    if isinstance(value, Tensor):
+        yield path, value
+        return
+    steps: list[Any] = []
+    if isinstance(value, Mapping):
+        steps = list(value)
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        steps = list(getattr(value, "_fields", range(len(value))))
+    elif hasattr(value, "logits"):
+        steps = ["logits"]
+    usual = [key for key in _USUAL_KEYS if key in steps]
+    for step in (*usual, *(step for step in steps if step not in usual)):
+        yield from _tensors(_entry(value, step), (*path, step))
+
+
+def _entry(value: Any, step: Step) -> Any:
+    """Take one entry of what a forward pass returns."""
+    by_key = isinstance(step, int) or isinstance(value, Mapping)
+    return value[step] if by_key else getattr(value, str(step))
+
+
+def _return_logits_alone(model: nn.Module, outputs: Mapping[bool, Output]) -> None:
+    """Make a network's forward pass return its logits (N, C), by its mode.
+
+    Its class changes and not the network around it, so that names stay, and whoever traces the forward pass sees the
+    logits leave it.
+    """
+    kind = type(model)
+
+    def forward(self: nn.Module, images: Tensor) -> Tensor:
+        returned = kind.forward(self, images)
+        output = outputs[self.training]
+        for step in output.path:
+            returned = _entry(returned, step)
+        return returned.flatten(1) if len(output.shape) > 1 else returned
+
+    model.__class__ = type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
+
+
+def _describe(returned: Any) -> str:
+    """Say what a forward pass returned, in a few words."""
+    if isinstance(returned, Tensor):
+        return str(tuple(returned.shape))
+    kind = type(returned).__name__
+    if isinstance(returned, Mapping):
+        return f"a {kind} of {', '.join(map(str, list(returned)[:6]))}"
+    if isinstance(returned, Sequence) and not isinstance(returned, str):
+        return f"a {kind} of {len(returned)}"
+    return f"a {kind}"

@@ -1,0 +1,196 @@
+"""Modules of the user's: imported by name from anywhere, or loaded from a file of any repository.
+
+To import a module is to run its code. `models.own` asks for it only where an option names it.
+"""
+
+import ast
+import contextlib
+import importlib
+import importlib.machinery
+import importlib.util
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+
+from utils.errors import InputError
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+
+@dataclass
+class Home:
+    """The folders of a file of the user's, in which its imports are looked for.
+
+    Attributes:
+        first: where they are looked for before anywhere else.
+        last: where they are looked for after everywhere else.
+        package: the top package that the file is a module of, or "".
+        modules: what was imported from there. Outside of `entered` it is in nobody's way.
+    """
+
+    first: tuple[Path, ...]
+    last: tuple[Path, ...] = ()
+    package: str = ""
+    modules: dict[str, ModuleType] = field(default_factory=dict)
+
+    def has(self, name: str, module: ModuleType) -> bool:
+        """Whether a module was imported from these folders, which may hold installed packages deeper inside."""
+        return any(_stands_at(module, folder, name.partition(".")[0]) for folder in (*self.first, *self.last))
+
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[None]:
+        """Let imports find this home's modules, also those that are called as this project's or the package are.
+
+        Afterwards the table of modules and the path are as they were, but for what was imported from elsewhere.
+        """
+        rivals = {name for name in sys.modules if "." not in name and self._replaces(name)}
+        before = dict(sys.modules)
+        for name in before:
+            if name.partition(".")[0] in rivals:
+                del sys.modules[name]
+        sys.modules.update(self.modules)
+        path = list(sys.path)
+        others = [entry for entry in path if not rivals or Path(entry).resolve() != PROJECT]
+        sys.path[:] = [*map(str, self.first), *others, *map(str, self.last)]
+        importlib.invalidate_caches()
+        try:
+            yield
+        finally:
+            sys.path[:] = path
+            of_here = {
+                name: module
+                for name, module in sys.modules.items()
+                if before.get(name) is not module and (name in self.modules or self.has(name, module))
+            }
+            self.modules |= of_here
+            for name in of_here:
+                del sys.modules[name]
+            sys.modules.update(before)
+
+    def _replaces(self, name: str) -> bool:
+        """Whether a loaded top module must make way for one of this home."""
+        module = sys.modules[name]
+        if self.has(name, module) or not (name == self.package or _stands_at(module, PROJECT, name)):
+            return False
+        folders = (*self.first, *self.last)
+        return any((folder / f"{name}.py").is_file() or any((folder / name).glob("*.py")) for folder in folders)
+
+
+_files: dict[Path, tuple[ModuleType, Home]] = {}  # so that a file is run once and its classes stay the same
+
+
+@contextlib.contextmanager
+def opened(source: str, arch: str) -> Iterator[ModuleType]:
+    """Import a module, and let what runs in the block import as the module does.
+
+    Args:
+        source: "package.module", installed or on PYTHONPATH; or a path that ends in ".py". Such a file finds what it
+            finds in its own repository: its siblings, relative imports, and packages beside its own, also where
+            they are called as this project's are (`models`, `utils`). Neither of them sees the other's.
+        arch: what asks for it, for messages.
+
+    Raises:
+        InputError: there is no such module, or its code fails, also in the block.
+    """
+    try:
+        if not source.endswith(".py"):
+            yield _import(source, arch)
+            return
+        path = Path(source).expanduser().resolve()
+        if not path.is_file():
+            raise InputError(f"{arch}: there is no file {path}")
+        if path not in _files:
+            home = _home_of(path)
+            with home.entered():
+                _files[path] = (_load(path, home), home)
+        module, home = _files[path]
+        with home.entered():
+            yield module
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{arch}: {_failure(error)}") from error
+
+
+def _import(name: str, arch: str) -> ModuleType:
+    """Import a module by its name."""
+    package = name.partition(".")[0]
+    words = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    folders = [str(Path(folder).absolute()) for folder in words if folder]
+    sys.path.extend(folder for folder in folders if folder not in sys.path)
+    importlib.invalidate_caches()
+    meant = importlib.machinery.PathFinder.find_spec(package, folders) if package else None
+    present = importlib.util.find_spec(package) if package else None
+    if present is None:
+        raise InputError(
+            f"{arch}: no module {package!r} is installed or on PYTHONPATH; set PYTHONPATH to the folder that has it, "
+            "or name its file, as in --arch path/to/nets.py:factory"
+        )
+    if meant is not None and meant.origin != present.origin:
+        raise InputError(
+            f"{arch}: the name {package} means another package here; name the file instead, as in "
+            f"--arch {Path(folders[0], *name.split('.'))}.py:factory"
+        )
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise
+        raise InputError(f"{arch}: there is no module {error.name} in {present.origin or package}") from None
+
+
+def _home_of(path: Path) -> Home:
+    """Find the folders that a file's imports mean: its own, and the one above its package."""
+    folder = root = path.parent
+    while (root / "__init__.py").exists() and root.parent != root:
+        root = root.parent
+    if root != folder:
+        return Home((root, folder), package=path.relative_to(root).parts[0])
+    # Without an __init__.py the folder may be a package all the same, of a repository whose root is above it.
+    return Home((folder,), (folder.parent,))
+
+
+def _load(path: Path, home: Home) -> ModuleType:
+    """Run a file; its home is entered."""
+    if home.package:
+        names = path.relative_to(home.first[0]).with_suffix("").parts
+        return importlib.import_module(".".join(names if names[-1] != "__init__" else names[:-1]))
+    tree = ast.parse(path.read_bytes(), str(path))
+    name = path.stem
+    if any(isinstance(node, ast.ImportFrom) and node.level for node in ast.walk(tree)):
+        package = ModuleType(f"_{path.parent.name.replace('.', '_')}")
+        package.__path__ = [str(path.parent)]
+        home.modules[package.__name__] = sys.modules[package.__name__] = package
+        name = f"{package.__name__}.{name}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    home.modules[name] = sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _stands_at(module: ModuleType, folder: Path, name: str) -> bool:
+    """Whether a module, or the package that it is in, is `name` or `name.py` in a folder."""
+    places = [getattr(module, "__file__", None), *getattr(module, "__path__", ())]
+    inside = (folder / name, folder / f"{name}.py")
+    return any(Path(place).is_relative_to(tops) for place in places if place for tops in inside)
+
+
+def _failure(error: Exception) -> str:
+    """Say what went wrong in a user's code, and in which line of it."""
+    sentence = str(error).partition("\n")[0]
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}, line {error.lineno}: {sentence}"
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [
+        frame
+        for frame in frames
+        if not frame.filename.startswith("<") and "site-packages" not in frame.filename and frame.filename != __file__
+    ]
+    place = (theirs or frames)[-1]
+    return f"{place.filename}, line {place.lineno}: {type(error).__name__}: {sentence}"

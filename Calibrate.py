@@ -127,7 +127,7 @@ def beside_untrained(
     of_a, source = which == "A", train.provenance
     seed_everything(budget.seed + 1)  # the seed itself may be the one that the net began with
     net = untrained_net(source.a if of_a else source.b, len(source.classes or ()), budget.arch)
-    net.prove(opening.few_pixels(opening.images_of_features(budget, train)[1]))
+    net.prove(opening.few_pixels(opening.images_of_features(budget, train, runtime)[1]))
     head = net.from_pixels(net.head).to(runtime.device)
     set_statistics(head, opening.mixed_pixels(budget, train, runtime))
     shape = train.shape_a if of_a else train.shape_b

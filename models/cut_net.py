@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -125,7 +126,7 @@ class CutNet:
     def _cut_for(self, image_size: int) -> None:
         """Cut the net anew, for images of S pixels to a side."""
         size, self.image_size = self.image_size, image_size
-        before = {form: vars(self).pop(form) for form in ("_halves", "taps") if form in vars(self)}
+        before: dict[str, Any] = {form: vars(self).pop(form) for form in ("_halves", "taps") if form in vars(self)}
         try:
             self.form = self.taps if self.tapped else self.head
         except InputError:

@@ -98,9 +98,9 @@ def test_a_net_that_is_cut_into_something_else_is_refused_before_anything_is_wri
 ):
     original = cut_net.tap
 
-    def lossy(model, layers):
-        tapped = original(model, layers)
-        node = next(node for node in tapped.graph.nodes if node.name == "relu_1")
+    def lossy(*words):
+        tapped = original(*words)
+        node = [node for node in tapped.graph.nodes if "relu" in node.name][-1]
         node.replace_all_uses_with(node.args[0])
         tapped.graph.erase_node(node)
         tapped.recompile()

@@ -109,10 +109,8 @@ def _first_recording(model: nn.Module, image_size: int | None) -> tuple[int, Rec
                 break
             except Exception as error:  # whatever the model's code raises
                 errors.append(error)
-    error: BaseException = errors[0]
-    place = spell(place_of(error.__traceback__))
-    error = error.__cause__ or error
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    first, place = errors[0], spell(place_of(errors[0].__traceback__))
+    reason = str(first).splitlines()[0] if str(first) else type(first).__name__
     if image_size is not None:
         raise InputError(
             f"the network does not take {image_size}×{image_size} images ({reason}, at {place}); "
@@ -203,8 +201,8 @@ def _is_aside(node: fx.Node) -> bool:
 def _pairs(value: Any, other: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any, Any]]:
     """Walk two calls' arguments side by side and give the path to each place and what stands there."""
     if isinstance(value, slice) and isinstance(other, slice):
-        for key in ("start", "stop", "step"):
-            yield from _pairs(getattr(value, key), getattr(other, key), (*path, key))
+        for place in ("start", "stop", "step"):
+            yield from _pairs(getattr(value, place), getattr(other, place), (*path, place))
         return
     if isinstance(value, tuple | list | dict) and isinstance(other, tuple | list | dict):
         keys, its = (list(item) if isinstance(item, dict) else list(range(len(item))) for item in (value, other))
@@ -303,7 +301,9 @@ def find_cut(traced: Traced, layer: str, model: nn.Module) -> fx.Node:
 def _is_feature(node: fx.Node) -> bool:
     """Whether a node is one tensor whose first axis is the images."""
     shape, more = node.meta.get("shape"), node.meta.get("more")
-    return bool(shape) and shape[0] == _BATCHES[0] and (not more or more[0] == _BATCHES[1])
+    if not shape or shape[0] != _BATCHES[0]:
+        return False
+    return not more or more[0] == _BATCHES[1]
 
 
 def images_in(length: fx.Node) -> int | None:

@@ -1,6 +1,6 @@
 """Which axis of a network's maps holds the channels."""
 
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import fx, nn
@@ -11,6 +11,9 @@ _LAST = (nn.Linear, nn.LayerNorm)
 _SECOND = (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.GroupNorm, nn.InstanceNorm2d)
 _LAST_FUNCTIONS = (functional.linear, functional.layer_norm)
 _SECOND_FUNCTIONS = (functional.conv2d, functional.batch_norm, functional.group_norm, torch.conv2d)
+# What moves axes, even where the shape stays; and what joins or parts them, of which the last may stay the last.
+_MOVE = {"movedim", "permute", "swapaxes", "transpose", torch.movedim, torch.permute, torch.transpose}
+_JOIN = {"flatten", "reshape", "unflatten", "view", torch.flatten, torch.reshape}
 
 
 def has_channels_last(node: fx.Node, model: nn.Module, override: bool | None = None) -> bool:
@@ -32,29 +35,31 @@ def has_channels_last(node: fx.Node, model: nn.Module, override: bool | None = N
         return override
     if larger is not None and (shape[1] == larger[1]) != (shape[3] == larger[3]):
         return bool(shape[3] == larger[3])
-    for neighbours in (lambda one: one.users, lambda one: one.all_input_nodes):
-        answer = _nearest(node, model, neighbours)
-        if answer is not None:
-            return answer
-    return False
+    reads = _nearest(node, model, list(node.users), lambda one: list(one.users))
+    writes = _nearest(node, model, [node], lambda one: one.all_input_nodes)
+    return bool(writes if reads is None else reads)
 
 
-def _nearest(node: fx.Node, model: nn.Module, neighbours: Any) -> bool | None:
-    """Ask the nearest layer in one direction, through whatever keeps the shape; None where there is none."""
-    backwards = node in [user for one in neighbours(node) for user in one.users]
-    waiting, seen = [node] if backwards else list(neighbours(node)), {node}
-    while waiting:
-        current = waiting.pop(0)
-        answer = _reads_last(current, model, node.meta["shape"])
-        if answer is not None:
-            return answer
-        if current.meta.get("shape") == node.meta["shape"]:
-            seen.add(current)
-            waiting += [other for other in neighbours(current) if other not in seen]
+def _nearest(
+    node: fx.Node, model: nn.Module, waiting: list[fx.Node], further: Callable[[fx.Node], list[fx.Node]]
+) -> bool | None:
+    """Say how the nearest layer in one direction sees a value, through what keeps its shape; None where none does."""
+    shape, seen = node.meta["shape"], set[fx.Node]()
+    ahead = [(one, False) for one in waiting]  # with whether only the last axis is the same as the value's
+    while ahead:
+        current, is_joined = ahead.pop(0)
+        is_last = _works_on_last(current, model)
+        if is_last or (is_last is not None and not is_joined):
+            return is_last
+        seen.add(current)
+        its = current.meta.get("shape") or (None,)
+        is_joined = is_joined or current.target in _JOIN
+        if current.target not in _MOVE and (its == shape or (is_joined and its[-1] == shape[-1])):
+            ahead += [(other, is_joined) for other in further(current) if other not in seen]
     return None
 
 
-def _reads_last(node: fx.Node, model: nn.Module, shape: tuple[int, ...]) -> bool | None:
+def _works_on_last(node: fx.Node, model: nn.Module) -> bool | None:
     """Say whether a call works on the last axis as channels, or on the second; None: on neither."""
     if node.op == "call_module":
         module = model.get_submodule(str(node.target))

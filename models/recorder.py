@@ -185,7 +185,7 @@ class _Recorder(TorchFunctionMode):
             for (_, name), scope in _wrapped_fns_to_patch.items()
             if name in scope
         }
-        nn.Module.__call__ = lambda module, *args, **kwargs: self._call(of_module, module, args, kwargs)  # type: ignore[method-assign, assignment]
+        nn.Module.__call__ = lambda module, *args, **kwargs: self._call(of_module, module, args, kwargs)  # type: ignore[method-assign]
         for scope, name, function in wrapped.values():
             scope[name] = self._keep_whole(function)
         try:
@@ -556,7 +556,8 @@ def _without_values(model: nn.Module, paths: dict[int, str]) -> dict[int, str]:
     twins: dict[int, Tensor] = {}
     of_twins: dict[int, str] = {}
     for module in model.modules():
-        for held in (vars(module), module._buffers, module._parameters):
+        holders: tuple[dict[str, Any], ...] = (vars(module), module._buffers, module._parameters)
+        for held in holders:
             for name, value in held.items():
                 if not isinstance(value, Tensor):
                     continue
@@ -575,7 +576,7 @@ def _attributes_kept(model: nn.Module) -> Iterator[None]:
     containers = (dict, list)
     before = []
     for module in model.modules():
-        held = dict(vars(module))
+        held: dict[str, Any] = dict(vars(module))
         before.append((module, held, {key: item.copy() for key, item in held.items() if isinstance(item, containers)}))
     try:
         yield
@@ -584,7 +585,7 @@ def _attributes_kept(model: nn.Module) -> Iterator[None]:
             vars(module).clear()
             vars(module).update(held)
             for key, content in contents.items():
-                if isinstance(held[key], list):
+                if isinstance(content, list):
                     held[key][:] = content
                 elif [*map(id, held[key].values())] != [*map(id, content.values())]:
                     held[key].clear()

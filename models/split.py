@@ -108,7 +108,7 @@ def _tail_graph(traced: Traced, cut: fx.Node, moved: bool) -> fx.Graph:
     if moved:
         given = graph.call_method("permute", (given, 0, 2, 3, 1))
     # VGG's and AlexNet's ReLUs work in place; the caller's feature is not theirs to overwrite.
-    kept = {"memory_format": torch.contiguous_format} if moved else {}
+    kept: dict[str, Any] = {"memory_format": torch.contiguous_format} if moved else {}
     copies: dict[fx.Node, Any] = {cut: graph.call_method("clone", (given,), kwargs=kept)}
     for node in traced.graph.nodes:
         if node in needed:
@@ -206,7 +206,7 @@ def tap(
         if original in moved:  # what follows may work in place
             copied = copies[original]
             second = tapped.call_method("permute", (copied, 0, 3, 1, 2)) if moved[original] else copied
-            kept = {"memory_format": torch.contiguous_format} if moved[original] else {}
+            kept: dict[str, Any] = {"memory_format": torch.contiguous_format} if moved[original] else {}
             features[original] = tapped.call_method("clone", (second,), kwargs=kept)
     tapped.output((*(features[node] for node in found), copies[result]))
     module = _module(model, traced, tapped, "Tapped")
@@ -246,6 +246,18 @@ def cuts(model: nn.Module, image_size: int) -> dict[str, tuple[int, ...]]:
         is_last = has_channels_last(node, model)
         shapes[traced.names[node]] = (shape[-1], *shape[:-1]) if is_last else shape
     return shapes
+
+
+def module_cuts(model: nn.Module, image_size: int) -> list[str]:
+    """Name the modules at whose output a model can be cut, in order; of one that is called several times, none.
+
+    Args:
+        model: images (N, 3, S, S) → logits (N, C).
+        image_size: S, pixels.
+    """
+    traced = trace(model, image_size)
+    nodes = cut_nodes(traced.graph)
+    return [path for path, outputs in traced.modules.items() if len(outputs) == 1 and outputs[0] in nodes]
 
 
 def feature_shape(head: nn.Module, image_size: int) -> tuple[int, ...]:

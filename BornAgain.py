@@ -18,7 +18,6 @@ from models.classifiers import build, check_reloads, classifier_record, read_cla
 from models.frozen import freeze_for_inference
 from models.layers import usual_layer
 from models.logits import check_logits, has_unused_parameters
-from models.own import words_for
 from utils import checkpoint, opening, options, runs
 from utils.data.batches import Preprocessing
 from utils.data.images import ImageData, check_outputs
@@ -207,8 +206,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         teacher, acc1 = train_generation(generation, teacher, record, images, val_images, args, runtime)
         lines.append(f"{generation:>10}{acc1:>13.2f}  {teacher}")
     runtime.say("\n".join([*lines, f"saved these, and the log of each in {runs.log_folder(args.out)}"]))
-    nets = ("--resume1", first, "--resume2", teacher, *words_for(record["arch"]), *usual_layer(model))
-    runtime.say_next("ConvOutput.py", *nets, "--t_or_v", "both", *parser.again(args, (*options.IMAGES, "out")))
+    named = options.arch_words(("--arch1", "--arch2"), args.arch, args.student_arch or args.arch)
+    layer = ["--layers", "stages"] if args.student_arch else usual_layer(model)
+    nets = ("--resume1", first, "--resume2", teacher, *named, *layer)
+    same = parser.again(args, (*options.IMAGES, *options.MACHINE, "out"))
+    runtime.say_next("ConvOutput.py", *nets, "--t_or_v", "both", *same)
 
 
 if __name__ == "__main__":

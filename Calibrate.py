@@ -14,6 +14,7 @@ Intervals are 95 % over the held-out images, and hold every Trans-Net as it was 
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,6 +40,7 @@ from utils.measures.permutation import calibrate_linear
 from utils.measures.similarity import linear_cka, procrustes, ridge_r2, svcca
 from utils.parser import Namespace, Parser, result_file, some_path, whole
 from utils.provenance import Provenance
+from utils.report.results import holds_results
 from utils.report.tables import calibration_table, save_report
 from utils.runtime import Runtime, command, seed_everything
 from utils.training import closed_form, reconstruction
@@ -70,7 +72,9 @@ def build_parser() -> Parser:
     group.add_argument("--permutations", type=whole(0), default=200, metavar="N", help="of the test; 0: no test")
     group = parser.add_argument_group("images, for untrained nets")
     options.add_image_folders(group)
-    group.add_argument("-a", "--arch", help="its architecture, needed where that is your own code")
+    group.add_argument("-a", "--arch", help="architecture of both, needed where that is your own code")
+    group.add_argument("--arch_A", help="architecture of A; overrides --arch")
+    group.add_argument("--arch_B", help="architecture of B; overrides --arch")
     group = parser.add_argument_group("results")
     group.add_argument("--json", type=result_file(), metavar="FILE", help="write everything as JSON")
     group.add_argument("--csv", type=result_file(), metavar="FILE", help="write the table as CSV")
@@ -126,7 +130,8 @@ def beside_untrained(
     """
     of_a, source = which == "A", train.provenance
     seed_everything(budget.seed + 1)  # the seed itself may be the one that the net began with
-    net = untrained_net(source.a if of_a else source.b, len(source.classes or ()), budget.arch)
+    of_net, named = (source.a, budget.arch_A) if of_a else (source.b, budget.arch_B)
+    net = untrained_net(of_net, len(source.classes or ()), named or budget.arch)
     net.prove(opening.few_pixels(opening.images_of_features(budget, train, runtime)[1]))
     head = net.from_pixels(net.head).to(runtime.device)
     set_statistics(head, opening.mixed_pixels(budget, train, runtime))
@@ -190,11 +195,13 @@ def pooled(side: Side) -> torch.Tensor:
 @command
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Run the step; returns the report that --json writes."""
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args = parser.parse_args(argv)
     runtime = opening.start(args)
     state = checkpoint.load(args.transnet)
-    trans_net, budget = build_from_state(state, args.transnet).to(runtime.device), budget_of(args, state)
     train, val = (opening.stored_features(args, args.convOut_path, split, {}) for split in ("train", "val"))
+    options.fill_image_folders(args, parser, val.provenance.folders)
+    trans_net, budget = build_from_state(state, args.transnet).to(runtime.device), budget_of(args, state)
     Provenance.from_record(state.get("source", {})).check(val.provenance, args.transnet, but=("split", "sample_num"))
     check_fit(trans_net, val.shape_a, val.shape_b)
     notes, untrained = list[str](), dict[str, Parts]()
@@ -230,6 +237,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         save_report(report, args.json, args.csv, [list(rows[0]), *(list(row.values()) for row in rows)])
     if args.sums and runtime.is_main:
         calibration.save_sums(args.sums, *three)
+    if args.json and holds_results(Path(args.json).parent):
+        runtime.say_next("Report.py", Path(args.json).parent)
     return report
 
 

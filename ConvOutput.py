@@ -5,16 +5,18 @@ import gc
 import math
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from models.classifiers import read_classifier
 from models.cut_net import CutNet, open_net
-from models.layers import Layer
-from models.split import cuts
+from models.layers import Layer, note_of_sources, paired_stages
+from models.split import cuts_and_others
+from models.stages import stages_of
 from utils import opening, options, runs
 from utils.data.images import ImageData
 from utils.errors import InputError
@@ -35,18 +37,24 @@ def build_parser() -> Parser:
     group.add_argument("-a", "--arch", help="architecture of both; default: the checkpoints'")
     group.add_argument("--arch1", help="architecture of net A; overrides --arch")
     group.add_argument("--arch2", help="architecture of net B; overrides --arch")
-    group.add_argument("--resume1", required=True, type=some_path, metavar="A", help="checkpoint of net A")
-    group.add_argument("--resume2", required=True, type=some_path, metavar="B", help="checkpoint of net B")
+    group.add_argument("--resume1", type=some_path, metavar="A", help="checkpoint of net A")
+    group.add_argument("--resume2", type=some_path, metavar="B", help="checkpoint of net B")
     options.add_layer_options(parser, default="40")
     options.add_second_layer_options(parser)
     group = parser.add_argument_group("several layers, in one pass")
-    group.add_argument("--layers", type=list_of(some_path), metavar="A,B,C", help="one folder for each; or all")
+    group.add_argument(
+        "--layers", type=list_of(some_path), metavar="A,B,C",
+        help="one folder for each; or stages: the ends of both nets' stages, matched from the last; or all",
+    )  # fmt: skip
+    group.add_argument(
+        "--layers2", type=list_of(some_path), metavar="A,B,C", help="those of net B, where they differ: pairs by place"
+    )
     group.add_argument("--below", type=real(above=0), default=500, metavar="MB", help="of all: layers that take less")
     group = parser.add_argument_group("features")
     group.add_argument("--t_or_v", choices=["train", "val", "both"], default="train", help="which images")
     group.add_argument("--topk", type=list_of(whole(1)), metavar="[1,3]", help="hits to record; default: [1,3]")
     group.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32", help="as stored")
-    group.add_argument("--list_layers", action="store_true", help="only print net A's layers, with shape and bytes")
+    group.add_argument("--list_layers", action="store_true", help="only print the layers of one net or both")
     options.add_data_options(parser, batch_size=64, cache_images="off", two_nets=True)  # every photo is read once
     options.add_run_options(parser)
     options.add_output_options(parser)
@@ -78,36 +86,133 @@ def store(nets: Mapping[str, nn.Module], split: Split, args: Namespace, runtime:
                 writer.write(name, rows, features[i], targets, hits)
 
 
-def layer_sizes(args: Namespace) -> dict[str, tuple[tuple[int, ...], float]]:
-    """Give every layer at which net A can be cut: the shape of its feature, and the MB that storing it takes."""
-    model, state = read_classifier(args.resume1, args.arch1 or args.arch)
-    filled = Namespace(**vars(args))
-    options.fill(filled, state.get("data", {}))
-    count = len(opening.images(filled, "val" if args.t_or_v == "val" else "train"))
-    each = count * getattr(torch, args.dtype).itemsize / 1e6
-    return {name: (shape, math.prod(shape) * each) for name, shape in cuts(model, filled.image_size).items()}
+def check_options(parser: Parser, args: Namespace) -> None:
+    """Refuse options that contradict each other, or have no effect."""
+    if not (args.resume1 and args.resume2) and not (args.list_layers and (args.resume1 or args.resume2)):
+        parser.error("name both --resume1 and --resume2; --list_layers takes one as well")
+    if args.layers2 is None:
+        return
+    if args.layers is None or args.layers[0] in ("all", "stages"):
+        parser.error("--layers2 names the layers of net B beside --layers A1,A2, one for each")
+    if len(args.layers) != len(args.layers2):
+        counts = f"{len(args.layers)} of --layers and {len(args.layers2)} of --layers2"
+        parser.error(f"layers are paired by their place, and these are {counts}; name as many of net B as of net A")
+    parser.refuse_without_effect(args, ["layer2", "conv_layer2"], "beside --layers2")
 
 
-def list_layers(args: Namespace) -> None:
-    """Print every layer at which net A can be cut, and what storing its features takes."""
-    print(f"{'--layer':<40}{'feature':>20}{'all images':>20}")
-    for name, (shape, megabytes) in layer_sizes(args).items():
-        print(f"{name:<40}{shape!s:>20}{megabytes:>17,.1f} MB")
+class Surveyed(NamedTuple):
+    """A net that was read to see where it can be cut.
+
+    Attributes:
+        shapes: of one image's feature at every cut, in order, (C, H, W), (T, C) or (C,).
+        stages: the cuts at which stages end, and how they are best named.
+        data: what its checkpoint says of its images.
+        image_size: pixels to a side.
+        others: the modules that are no cuts, and why.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    stages: Mapping[str, str]
+    data: Mapping[str, Any]
+    image_size: int
+    others: Mapping[str, str]
 
 
-def chosen_layers(args: Namespace) -> list[tuple[Layer, Layer]]:
+def survey(args: Namespace, number: int) -> Surveyed:
+    """Read net 1 or 2, and see where it can be cut at the size of its images."""
+    path, arch = getattr(args, f"resume{number}"), getattr(args, f"arch{number}") or args.arch
+    model, state = read_classifier(path, arch)
+    data = state.get("data", {})
+    size = filled(args, data).image_size
+    last = options.channels_last(args, "AB"[number - 1])
+    shapes, others = cuts_and_others(model, size, channels_last=last)
+    return Surveyed(shapes, stages_of(model, shapes), data, size, others)
+
+
+def filled(args: Namespace, data: Mapping[str, Any]) -> Namespace:
+    """Give the options with what one checkpoint says of its images."""
+    one = Namespace(**vars(args))
+    options.fill(one, data)
+    return one
+
+
+def megabytes(args: Namespace, shape: Sequence[int], images: int) -> float:
+    """Say what storing a feature of one net takes."""
+    return images * math.prod(shape) * getattr(torch, args.dtype).itemsize / 1e6
+
+
+def count_images(args: Namespace, data: Mapping[str, Any]) -> int:
+    """Count the images whose features will be stored, of one split."""
+    return len(opening.images(filled(args, data), "val" if args.t_or_v == "val" else "train"))
+
+
+def list_layers(args: Namespace, runtime: Runtime) -> None:
+    """Print where each net can be cut, what storing it takes, and where its stages end."""
+    for number, net in enumerate("AB", start=1):
+        if (path := getattr(args, f"resume{number}")) is None:
+            continue
+        surveyed = survey(args, number)
+        try:
+            images = count_images(args, surveyed.data)
+            stored = f"{images:,} images"
+        except InputError as error:
+            runtime.say(f"note: sizes are those of one image, because {error}")
+            images, stored = 1, "one image"
+        runtime.say(f"net {net}, {path}, images of {surveyed.image_size} pixels")
+        width = max(map(len, (*surveyed.shapes, *surveyed.others))) + 2
+        runtime.say(f"{'--layer':<{width}}{'feature: C, H, W':>18}{stored:>20}")
+        for name, shape in surveyed.shapes.items():
+            size, mark = megabytes(args, shape, images), ""
+            if name in surveyed.stages:
+                stage = list(surveyed.stages).index(name) + 1
+                mark = f"  end of stage {stage}: {surveyed.stages[name]}"
+            runtime.say(f"{name:<{width}}{shape!s:>18}{size:>17,.1f} MB{mark}")
+        for name, reason in surveyed.others.items():
+            runtime.say(f"{name:<{width}}no cut: {reason}")
+
+
+def chosen_layers(args: Namespace, runtime: Runtime) -> list[tuple[Layer, Layer]]:
     """Give the layers of net A and net B that are stored, B's as A's unless it has one of its own."""
     first, second = (Layer(*layer, default=40) for layer in options.both_layers(args))
     if args.layers is None:
         return [(first, second)]
-    names = args.layers
-    if names == ["all"]:
-        names = [name for name, (_, megabytes) in layer_sizes(args).items() if megabytes <= args.below]
-    if not names:
-        raise InputError(f"no layer's features take less than --below {args.below:g} MB; --list_layers prints them all")
-    layers = [Layer(conv_layer=int(name), fc=args.fc) if name.isdigit() else Layer(name) for name in names]
+    if args.layers == ["stages"]:
+        pairs = stage_pairs(args, runtime)
+    elif args.layers == ["all"]:
+        surveyed = survey(args, 1)
+        images = count_images(args, surveyed.data)
+        sizes = {name: megabytes(args, shape, images) for name, shape in surveyed.shapes.items()}
+        pairs = [(name, name) for name, size in sizes.items() if size <= args.below]
+        if not pairs:
+            raise InputError(
+                f"no layer's features take less than --below {args.below:g} MB; --list_layers prints them all"
+            )
+    else:
+        pairs = list(zip(args.layers, args.layers2 or args.layers))
+    numbered = args.layers not in (["stages"], ["all"])
+    chosen = [
+        tuple(one_of_several(name, of_net, numbered) for name, of_net in zip(pair, (first, second))) for pair in pairs
+    ]
     own = args.layer2 is not None or args.conv_layer2 is not None
-    return [(layer, second if own else layer) for layer in layers]
+    return [(layer, second if own else other) for layer, other in chosen]
+
+
+def one_of_several(name: str, of_net: Layer, numbered: bool) -> Layer:
+    """Give a layer of --layers, with what other options say of its net; digits are a documented number."""
+    if numbered and name.isdigit():
+        return replace(of_net, name=None, conv_layer=int(name))
+    return replace(of_net, name=name)
+
+
+def stage_pairs(args: Namespace, runtime: Runtime) -> list[tuple[str, str]]:
+    """Match the stages of net A and net B, from the last one back."""
+    ends_a, ends_b = (list(survey(args, number).stages.values()) for number in (1, 2))
+    pairs = paired_stages(ends_a, ends_b)
+    if len(ends_a) != len(ends_b):
+        counts = f"net A has {len(ends_a)} stages and net B {len(ends_b)}"
+        named = ", ".join(f"{first} and {second}" for first, second in pairs)
+        runtime.say(f"note: {counts}; matched from the last one, these are compared: {named}")
+    return pairs
 
 
 def plan(
@@ -126,7 +231,7 @@ def plan(
         provenance = Provenance(
             recorded_a, recorded_b, dataset=args.dataset, name=args.name, split=images.split,
             sample_num=args.sample_num, classes=images.classes, transform=images.decoding_record,
-            arch=arch, label=labels[i], files_sha256=contents.sha256,
+            arch=arch, label=labels[i], files_sha256=contents.sha256, folders=options.image_folders(args),
         )  # fmt: skip
         folder = runs.features_folder(args.out, name, args.sample_num, arch, labels[i], args.suffix, images.split)
         split.folders.append(folder)
@@ -168,10 +273,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the step."""
     parser = build_parser()
     args = parser.parse_args(argv)
+    check_options(parser, args)
     runtime = opening.start(args)
+    words = sys.argv[1:] if argv is None else argv
     if args.list_layers:
-        return list_layers(args)
-    firsts, seconds = zip(*chosen_layers(args))
+        list_layers(args, runtime)
+        if args.resume1 and args.resume2:
+            again = (word for word in words if word not in ("--list_layers", "--list-layers"))
+            runtime.say_next("ConvOutput.py", *again, "--layers", "stages", "--t_or_v", "both")
+        return
+    firsts, seconds = zip(*chosen_layers(args, runtime))
     nets = {
         "a": open_net(args.resume1, args.arch1 or args.arch, firsts),
         "b": open_net(args.resume2, args.arch2 or args.arch, seconds, options.second_layer_hint(args)),
@@ -182,6 +293,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         name: net.normalised_by(opening.normalisation(args, net.state, runtime, name.upper()))
         for name, net in nets.items()
     }
+    models = [net.model for net in nets.values()]
+    for sources in zip(*(net.sources for net in nets.values())):
+        if note := note_of_sources(sources, models, args.image_size):
+            runtime.say(note)
+    del models
     splits = ["train", "val"] if args.t_or_v == "both" else [args.t_or_v]
     listed = [opening.images(args, split, data_a) for split in splits]
     classes = listed[0].classes
@@ -207,10 +323,13 @@ def main(argv: Sequence[str] | None = None) -> None:
                 store(asked, split, args, runtime)
                 if not nets:
                     finish(split, runtime)
-    folder = planned[0].folders[0].parent
+    folders = planned[0].folders
+    folder = folders[len(folders) // 2].parent  # of several layers one in the middle
     fit = ("--convOut_path", folder, "--standardise", "--solve", "--epochs", 10, "--out", args.out)
-    again = (*(sys.argv[1:] if argv is None else argv), "--t_or_v", "train")
-    runtime.say_next(*("Training_TransNet.py", *fit) if (folder / "train").is_dir() else ("ConvOutput.py", *again))
+    if (folder / "train").is_dir():
+        runtime.say_next("Training_TransNet.py", *fit, *parser.again(args, options.MACHINE))
+    else:
+        runtime.say_next("ConvOutput.py", *words, "--t_or_v", "train")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from models.classifiers import classifier_record
 from models.small.author_keys import authors_state
 from models.small.couple import Couple, build_couple
-from models.small.names import bare_name
+from models.small.names import TAKEN, bare_name
 from utils import checkpoint, opening, options, runs
 from utils.distillation import dcm_log
 from utils.distillation.dcm import METHODS, mutual_terms
@@ -42,8 +42,8 @@ def build_parser() -> Parser:
     group = parser.add_argument_group("networks")
     group.add_argument("--depth", type=whole(1), default=28, help="of the WRN that a network is where none is named")
     group.add_argument("--width", type=real(above=0), default=10, help="of that WRN, may be fractional")
-    group.add_argument("--net1", type=plain_name, metavar="ARCH", help="a network with heads; default: wrn_DEPTH_WIDTH")
-    group.add_argument("--net2", type=plain_name, metavar="ARCH", help="the same, such as mobilenet")
+    group.add_argument("--net1", type=plain_name, metavar="ARCH", help=f"one of {TAKEN}; default: wrn_DEPTH_WIDTH")
+    group.add_argument("--net2", type=plain_name, metavar="ARCH", help="the same of the other network")
     group.add_argument("--method", choices=METHODS, default="dcm", help="who learns from whom")
     group.add_argument(
         "--batch_statistics", type=int, choices=[1, 2], nargs="+", default=[], metavar="N",
@@ -195,7 +195,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     said = " and ".join(f"{metrics[f'val_net{number}_top1_prec']:.2f} %" for number in (1, 2))
     runtime.say(f"saved {own}, net1.pth.tar, net2.pth.tar, model.pt7, log.txt, metrics.jsonl; test accuracy {said}")
     nets = ("--resume1", folder / "net1.pth.tar", "--resume2", folder / "net2.pth.tar")
-    runtime.say_next("ConvOutput.py", *nets, "--list_layers", *parser.again(args, options.IMAGES))
+    same = parser.again(args, (*options.IMAGES, *options.MACHINE))
+    layers = ("--layers", "stages", "--t_or_v", "both")
+    runtime.say_next("ConvOutput.py", *nets, *layers, "--out", folder, *same)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from torch import nn
 
 from models import hsakd_nets
 from models.classifiers import classifier_record
+from models.small import names
 from models.small.hsakd_files import check_own, documented_file, fill_from_file, to_authors_state
 from utils import checkpoint, hsakd_options, opening, options, runs
 from utils.data.datasets import dataset_spec
@@ -74,7 +75,9 @@ def build_parser() -> Parser:
     commands = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
     for name, what in hsakd_options.COMMANDS.items():
         example = hsakd_options.EXAMPLES[name]
-        hsakd_options.add_options(commands.add_parser(name, description=what, help=what, example=example), name)
+        command_parser = commands.add_parser(name, description=what, help=what, example=example)
+        nets = ", ".join(names.ONLINE_PAIRS) if name == "online" else names.TAKEN
+        hsakd_options.add_options(command_parser, name, nets)
     return parser
 
 

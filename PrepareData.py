@@ -7,7 +7,6 @@ cannot be used is named; the exit code is then 1, with --skip_bad 0.
 """
 
 import os
-import shlex
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 from utils.data.datasets import VOC_CLASSES
 from utils.errors import InputError
 from utils.files import check_writable
-from utils.parser import Parser, some_path, whole
+from utils.parser import Parser, command_line, some_path, whole
 from utils.prepare import arrays
 from utils.prepare.archives import CUB_PARTS, DOG_PARTS, read_cub, read_dogs
 from utils.prepare.cropping import Listing, Problem, clear_target, crop_all
@@ -104,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     skipped = sum(map(len, problems.values()))
     if skipped and not args.skip_bad:
         raise InputError(f"{skipped:,} entries, named above, could not be used; mend them or accept that by --skip_bad")
-    print(f"next: python Training.py --dataset {args.dataset} --data_root {shlex.quote(str(args.out))}")
+    print(f"next: {command_line('Training.py', '--dataset', args.dataset, '--data_root', args.out)}")
 
 
 def read(dataset: str, folders: list[Path], lists: list[Path], limit: int | None) -> Listing:

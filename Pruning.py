@@ -14,7 +14,6 @@ from typing import Any
 from models.classifiers import read_classifier
 from models.layers import usual_layer
 from models.logits import check_logits, has_unused_parameters
-from models.own import words_for
 from models.pruning import PrunedWeight, cluster, count_removed, prune, train_centroids, zero_removed
 from utils import checkpoint, opening, options, runs
 from utils.data.images import ImageData, check_outputs
@@ -197,8 +196,10 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     reports = [compress(*planned, before, images, val_loaders, record, args, runtime) for planned in plans]
     if len(reports) > 1:
         runtime.say(sweep_table(reports))
-    nets = ("--resume1", plans[-1][0], "--resume2", args.resume, *words_for(state["model"]["arch"]), *layer)
-    runtime.say_next("ConvOutput.py", *nets, "--t_or_v", "both", *parser.again(args, (*options.IMAGES, "out")))
+    arch = options.arch_words(("--arch1", "--arch2"), args.arch, args.arch)
+    nets = ("--resume1", plans[-1][0], "--resume2", args.resume, *arch, *layer)
+    same = parser.again(args, (*options.IMAGES, *options.MACHINE, "out"))
+    runtime.say_next("ConvOutput.py", *nets, "--t_or_v", "both", *same)
     return reports
 
 

@@ -3,6 +3,9 @@
 import sys
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
+
+from torch import nn
 
 from models.classifiers import build, check_reloads, classifier_record, fix_batch_norm, read_classifier
 from models.layers import usual_layer
@@ -71,6 +74,29 @@ def evaluate(args: Namespace, runtime: opening.Runtime) -> None:
     loaders = opening.validation_loaders(args, opening.decoded(args, val_images, runtime), runtime)
     step = partial(classify, preprocess=val_images.preprocessing())
     runtime.say(runs.describe(validate(runtime.parallel(model), loaders, runtime, step)))
+
+
+def next_words(
+    args: Namespace, parser: Parser, words: Sequence[str], model: nn.Module, own: Path, twin: Path | None
+) -> list[object]:
+    """Give the command that follows: both nets' features, or this command again with another seed.
+
+    Args:
+        args: the options, filled in.
+        parser: of the options.
+        words: the command line.
+        model: what was trained.
+        own: its checkpoint.
+        twin: the checkpoint of the same settings and another seed, if there is one.
+    """
+    if twin:
+        nets = ("--resume1", twin, "--resume2", own, *words_for(args.arch), *usual_layer(model))
+        same = parser.again(args, (*options.IMAGES, *options.MACHINE, "out"))
+        return ["ConvOutput.py", *nets, "--t_or_v", "both", *same]
+    suffix = runs.join(args.suffix.removesuffix(f"sd{args.seed}").rstrip("_"), f"sd{args.seed + 1}")
+    one_run = ("--resume", "--start_epoch", "--seed", "--suffix")
+    again = [word for word in parser.without(words, one_run) if word != "--restart"]
+    return ["Training.py", *again, "--seed", args.seed + 1, "--suffix", suffix]
 
 
 @command
@@ -153,13 +179,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                 checkpoint.save(best, state)
     kept = f" and {best}" if best.exists() else ""
     runtime.say(f"saved {own}{kept}, best accuracy {best_acc1:.2f} %; the log is {log.path}")
-    if other := resume.twin(own, settings):
-        nets = ("--resume1", other, "--resume2", own, *words_for(args.arch), *usual_layer(model))
-        runtime.say_next("ConvOutput.py", *nets, "--t_or_v", "both", *parser.again(args, (*options.IMAGES, "out")))
-    else:
-        suffix = runs.join(args.suffix.removesuffix(f"sd{args.seed}").rstrip("_"), f"sd{args.seed + 1}")
-        again = sys.argv[1:] if argv is None else argv
-        runtime.say_next("Training.py", *again, "--seed", args.seed + 1, "--suffix", suffix)
+    words = sys.argv[1:] if argv is None else argv
+    script, *following = next_words(args, parser, words, model, own, resume.twin(own, settings))
+    runtime.say_next(str(script), *following)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import torch
 from models.cut_net import CutNet, Penultimate, open_net, reopen_net, stand_in_pixels
 from models.fitting import between, fill_trans_net
 from models.heads import Heads, freeze_heads, head_flops
-from models.layers import Layer
+from models.layers import Layer, note_of_sources
 from models.pair import read_stored
 from utils import checkpoint, fit_options, opening, options, runs
 from utils.errors import InputError
@@ -73,6 +73,8 @@ def open_nets(args: Namespace, runtime: Runtime) -> tuple[CutNet, CutNet]:
     a, b = (
         net.normalised_by(opening.normalisation(args, net.state, runtime, name)) for name, net in (("A", a), ("B", b))
     )
+    if note := note_of_sources((a.source, b.source), (a.model, b.model), args.image_size):
+        runtime.say(note)
     return a, b
 
 
@@ -219,7 +221,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     for reverse, source in sources.items():
         kind = {"reverse": reverse, "initial_seed": kinds[0].seed}
         trans_nets = [member.path for member in members if member.settings | kind == member.settings]
-        where = fit_options.again(parser, args, source.provenance, features.folder, reverse, bool(val_features))
+        where = [
+            *fit_options.again(parser, args, source.provenance, features.folder, reverse, bool(val_features)),
+            "--json",
+            runs.report_folder(args.out, trans_nets[0]) / "variance.json",
+        ]
         runtime.say_next("Variance.py", *where, "--transnet", *trans_nets)
 
 

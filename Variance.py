@@ -1,6 +1,7 @@
 """Measure how much of net B's knowledge each order of net A's explains: variances and instability (paper Sec. 4.2)."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from models.cut_net import open_net
 from models.fitting import check_fit
 from models.heads import freeze_heads
 from models.layers import Layer
+from models.own import is_own
 from models.pair import Decomposition, read_stored
 from models.trans_net import TransNet, build_from_state
 from utils import checkpoint, opening, options, runs
@@ -74,8 +76,8 @@ def open_stored(args: Namespace) -> Source:
 def open_live(args: Namespace, fitted: Provenance, runtime: Runtime) -> Source:
     """Open both nets, cut where the options say or else where the Trans-Net was fitted, and the images."""
     first, second = (Layer(*layer) for layer in options.both_layers(args))
-    net_in = open_net(args.net_in, args.arch_in, first.or_node(fitted.a.layer))
-    net_tar = open_net(args.net_tar, args.arch_tar, second.or_node(fitted.b.layer), options.second_layer_hint(args))
+    net_in = open_net(args.net_in, args.arch_in, first.or_source(fitted.a))
+    net_tar = open_net(args.net_tar, args.arch_tar, second.or_source(fitted.b), options.second_layer_hint(args))
     data_in = net_in.state.get("data", {})
     options.fill(args, data_in, net_tar.state.get("data", {}))
     images = opening.images(args, args.t_or_v, data_in if fitted.classes is None else data_in | {"classes": None})
@@ -137,6 +139,23 @@ def check_options(parser: Parser, args: Namespace) -> None:
         parser.error("--spectrum compares Trans-Nets of several depths: name them all behind --transnet")
 
 
+def say_next(args: Namespace, parser: Parser, source: Provenance, runtime: Runtime) -> None:
+    """Print the step that follows: calibrate on stored features, or refine the nets."""
+    machine = parser.again(args, options.MACHINE)
+    if args.convOut_path and args.t_or_v == "val":
+        archs = [arch if arch and is_own(arch) else None for arch in (source.a.arch, source.b.arch)]
+        words = ["--convOut_path", args.convOut_path, *["--reverse"] * args.reverse]
+        words += ["--transnet", args.transnet[0], *options.arch_words(("--arch_A", "--arch_B"), *archs)]
+        words += ["--json", str(Path(args.json).parent / "calibration.json")] if args.json else []
+        runtime.say_next("Calibrate.py", *words, *machine)
+    elif not args.convOut_path:
+        nets = ("--net_A", args.net_in, "--net_B", args.net_tar, "--resume_Ys", args.transnet[0])
+        named = options.arch_words(("--arch_A", "--arch_B"), args.arch_in, args.arch_tar)
+        layers = ("--layer", source.a.layer, "--layer2", source.b.layer)
+        same = parser.again(args, (*options.IMAGES, *options.PIXELS))
+        runtime.say_next("transClassifier.py", *nets, *named, *layers, *same, *machine)
+
+
 @command
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Run the step; returns the report that --json writes."""
@@ -158,7 +177,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     loader = opening.loader(args, source.data, runtime)
     moments = measure(trans_nets, source, loader, runtime, per_image=args.bootstrap > 0)
     record = source.provenance.to_record()
-    made_of = {key: value for key, value in record.items() if key not in ("classes", "transform")}
+    made_of = {key: value for key, value in record.items() if key not in ("classes", "transform", "folders")}
     made_of |= {"transnet_path": args.transnet[0], "transnet": sha256(args.transnet[0]), "p": trans_nets[0].p.tolist()}
     depths = [(net.order + 1, of_net) for net, of_net in zip(trans_nets, moments)]
     report = variance_report(depths, args.mean, args.bootstrap, source.provenance.classes)
@@ -171,13 +190,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             save_figure(args.spectrum, spectrum_figure(report["spectrum"]))
         if args.figure:
             draw(args.figure, trans_nets[0], report["channels"], source, args.figure_image, runtime)
-    if args.convOut_path:
-        words = ["--convOut_path", args.convOut_path, "--transnet", args.transnet[0], *["--reverse"] * args.reverse]
-        runtime.say_next("Calibrate.py", *words)
-    else:
-        nets = ("--net_A", args.net_in, "--net_B", args.net_tar, "--resume_Ys", args.transnet[0])
-        layers = ("--layer", source.provenance.a.layer, "--layer2", source.provenance.b.layer)
-        runtime.say_next("transClassifier.py", *nets, *layers, *parser.again(args, options.IMAGES))
+    say_next(args, parser, source.provenance, runtime)
     return report
 
 

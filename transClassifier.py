@@ -15,6 +15,7 @@ from utils import checkpoint, opening, options, runs
 from utils.data.images import check_outputs
 from utils.errors import InputError
 from utils.files import sha256
+from utils.normalisation import normalisation_words, recorded_normalisation
 from utils.parser import Namespace, Parser, list_of, some_path, whole
 from utils.provenance import NetSource, Provenance
 from utils.runtime import command
@@ -27,10 +28,10 @@ from utils.training.schedules import due, set_learning_rate
 # Options that say what the files say themselves; in their place stand the files' hashes and layers.
 NOT_RECORDED = ["arch", "arch_A", "arch_B", "net_A", "net_B", "resume_Ys"]
 NOT_RECORDED += ["conv_layer", "layer", "fc", "conv_layer2", "layer2", "normalisation1", "normalisation2"]
-
-# What a baseline has in common with a run. Of a raw feature no Trans-Net says how its images are normalised.
-OF_BASELINE = (
-    *options.IMAGES, "epochs", "lr", "logspace", "seed", "out", "normalisation", "normalisation1", "normalisation2",
+# Options of training that a fair baseline has too.
+AS_LONG = (
+    "sample_num", "sub_sampler_split", "augment", "batch_size", "epochs", "optim", "lr", "momentum",
+    "weight_decay", "logspace", "epoch_step", "decay_factor", "val_epoch", "save_epoch", "seed", "amp",
 )  # fmt: skip
 
 
@@ -90,9 +91,9 @@ def open_nets(args: Namespace, fitted: Provenance) -> dict[str, CutNet]:
     first, second = (Layer(*layer) for layer in options.both_layers(args))
     nets, hint = {}, options.second_layer_hint(args)
     if args.net_A:
-        nets["A"] = open_net(args.net_A, args.arch_A or args.arch, first.or_node(fitted.a.layer))
+        nets["A"] = open_net(args.net_A, args.arch_A or args.arch, first.or_source(fitted.a))
     if args.net_B:
-        nets["B"] = open_net(args.net_B, args.arch_B or args.arch, second.or_node(fitted.b.layer), hint)
+        nets["B"] = open_net(args.net_B, args.arch_B or args.arch, second.or_source(fitted.b), hint)
     return nets
 
 
@@ -127,6 +128,18 @@ def fill_tail(tail: nn.Module, path: Path, settings: dict[str, Any], source: Pro
         raise InputError(f"{path} holds no tail that was tuned on this feature of these nets; use its own options")
     tail.load_state_dict(state["state_dict"])
     return state
+
+
+def baseline_words(args: Namespace, parser: Parser, net: CutNet) -> list[str]:
+    """Give the words that tune a net's tail as long on its own feature."""
+    source, named = net.source, getattr(args, f"arch_{args.tail}") or args.arch
+    words = ["--input", f"raw_{args.tail}", f"--net_{args.tail}", str(source.path), "--layer", str(source.layer)]
+    words += ["--arch", named] if named else []
+    given = parser.again(args, ("normalisation", "normalisation1", "normalisation2"))
+    if not given and source.normalisation and not recorded_normalisation(net.state.get("data", {})):
+        words += ["--normalisation", normalisation_words(source.normalisation)]  # only the Trans-Net says it
+    same = (*options.IMAGES, *options.PIXELS, *AS_LONG, *options.MACHINE, "out")
+    return [*words, *parser.again(args, same)]
 
 
 @command
@@ -206,9 +219,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 log.saved(own, epoch + 1)
     runtime.say(f"saved {own}, accuracy {acc1:.2f} %, best {best_acc1:.2f} %; the log is {log.path}")
     if args.input not in RAW:  # a fair baseline: the net's own feature, tuned as long
-        tuned = nets[args.tail].source
-        words = ("--input", f"raw_{args.tail}", f"--net_{args.tail}", tuned.path, "--layer", tuned.layer)
-        runtime.say_next("transClassifier.py", *words, *parser.again(args, OF_BASELINE))
+        runtime.say_next("transClassifier.py", *baseline_words(args, parser, nets[args.tail]))
 
 
 if __name__ == "__main__":

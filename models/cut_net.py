@@ -81,12 +81,14 @@ class CutNet:
 
     @cached_property
     def _halves(self) -> tuple[fx.GraphModule, fx.GraphModule]:
-        return split(self.model, str(self.source.layer), self.image_size)
+        last = self.source.channels_last
+        return split(self.model, str(self.source.layer), self.image_size, channels_last=last)
 
     @cached_property
     def taps(self) -> fx.GraphModule:
         """Images (N, 3, S, S) → (feature of every layer, …, logits (N, C)), in one pass."""
-        return tap(self.model, [str(source.layer) for source in self.sources], self.image_size)
+        layers, last = [str(source.layer) for source in self.sources], self.source.channels_last
+        return tap(self.model, layers, self.image_size, channels_last=last)
 
     def normalised_by(self, normalisation: Normalisation) -> "CutNet":
         """Say by which constants the net reads pixels."""
@@ -310,9 +312,13 @@ def open_net(path: str | Path, arch: str | None, layers: Layer | Sequence[Layer]
     """
     model, state = read_classifier(path, arch)
     digest, tapped = sha256(path), not isinstance(layers, Layer)
+    several: Sequence[Layer] = [layers] if isinstance(layers, Layer) else layers
     try:
-        nodes = [layer.node(model) for layer in ([layers] if isinstance(layers, Layer) else layers)]
-        sources = [NetSource(state["model"]["arch"], node, str(path), digest) for node in nodes]
+        size = state.get("data", {}).get("image_size")
+        known = NetSource(state["model"]["arch"], None, str(path), digest)
+        sources = [
+            replace(known, layer=layer.node(model, size), channels_last=layer.channels_last) for layer in several
+        ]
         return CutNet(model, sources, state, tapped=tapped)
     except InputError as error:
         raise InputError(f"{error}{hint}") from None
@@ -330,7 +336,7 @@ def reopen_net(source: NetSource, arch: str | None) -> CutNet:
     """
     if source.path is None or source.layer is None:
         raise InputError("the features do not say of which net they are, whose layers are asked for; store them anew")
-    net = open_net(source.path, arch, Layer(source.layer))
+    net = open_net(source.path, arch, Layer().or_source(source))
     if source.sha256 != net.source.sha256:
         raise InputError(f"{source.path} is not the net any more that the features were stored of; store them anew")
     return net if source.normalisation is None else net.normalised_by(source.normalisation)

@@ -330,7 +330,10 @@ def _find(traced: Traced, layer: str, model: nn.Module) -> fx.Node:
     under = [node for node, name in names.items() if name.startswith(f"{layer}.")]
     if not under:
         near = difflib.get_close_matches(layer, [*dict.fromkeys([*names.values(), *traced.modules])], cutoff=0)
-        raise InputError(f"this {_kind(model)} has no layer {layer!r}; the nearest names are {', '.join(near)}")
+        raise InputError(
+            f"this {_kind(model)} has no layer {layer!r}; the nearest names are {', '.join(near)}; "
+            "ConvOutput.py --list_layers prints all"
+        )
     return under[-1]
 
 

@@ -10,6 +10,7 @@ from models.split import cuts
 from models.stages import place_of, stages, stages_of
 from utils.errors import InputError
 from utils.later import torchvision
+from utils.provenance import NetSource
 
 STAGE = re.compile(r"stage:(-?\d+)")  # what `--layer` may say in place of a name
 USUAL_SIZE = 224  # pixels, where nothing says another
@@ -42,9 +43,10 @@ class Layer:
         """Whether an option says the layer."""
         return self.name is not None or self.conv_layer is not None
 
-    def or_node(self, node: str | None) -> "Layer":
-        """Give the layer of a node that a file knows, where no option says another."""
-        return self if self.is_named or node is None else replace(self, name=node)
+    def or_source(self, source: NetSource) -> "Layer":
+        """Take what a file knows of the layer, where no option says another."""
+        last = source.channels_last if self.channels_last is None else self.channels_last
+        return replace(self, name=self.name if self.is_named else source.layer, channels_last=last)
 
     @property
     def label(self) -> str:
@@ -93,6 +95,14 @@ def paired_stages(first: Sequence[str], second: Sequence[str]) -> list[tuple[str
     return list(zip(first[-count:], second[-count:]))
 
 
+def note_of_sources(sources: Sequence[NetSource], models: Sequence[nn.Module], image_size: int) -> str | None:
+    """Say what `note_of_depths` says, of nets A and B of two architectures that are cut at one name."""
+    first, second = sources
+    if first.arch == second.arch or first.layer != second.layer:
+        return None
+    return note_of_depths(models, str(first.layer), image_size)
+
+
 def note_of_depths(models: Sequence[nn.Module], layer: str, image_size: int) -> str | None:
     """Say where one name means another relative depth in two nets, and which layers correspond.
 
@@ -102,7 +112,8 @@ def note_of_depths(models: Sequence[nn.Module], layer: str, image_size: int) -> 
         image_size: S, pixels.
 
     Returns:
-        A sentence; None where the layer lies in the same stage of both, and as far in it.
+        A sentence; None where the layer lies in the same stage of both, counted from the last, and
+        as far in it.
     """
     places, ends = [], []
     for model in models:
@@ -111,7 +122,7 @@ def note_of_depths(models: Sequence[nn.Module], layer: str, image_size: int) -> 
         if place is None:
             return None
         places.append(place)
-        ends.append(stages_of(model, shapes))
+        ends.append(list(stages_of(model, shapes).values()))
     (stage_a, share_a), (stage_b, share_b) = places
     if stage_a == stage_b and abs(share_a - share_b) < TOLERANCE:
         return None

@@ -44,9 +44,9 @@ def is_timm(arch: str) -> bool:
     return arch.startswith(TIMM)
 
 
-def words_for(*archs: str) -> list[str]:
-    """Give the words that name architectures to a next step, which needs them where they are the user's own."""
-    return ["--arch", archs[0]] if is_own(archs[0]) and len(set(archs)) == 1 else []
+def words_for(arch: str) -> list[str]:
+    """Give the words that name an architecture to a next step, which needs them where it is the user's own."""
+    return ["--arch", arch] if is_own(arch) else []
 
 
 def is_foreign(arch: str) -> bool:

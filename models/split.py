@@ -18,6 +18,7 @@ from models.graph import (
     copy_inputs,
     cut_nodes,
     find_cut,
+    flow_around,
     images_in,
     modes_of,
     reach,
@@ -239,13 +240,38 @@ def cuts(model: nn.Module, image_size: int) -> dict[str, tuple[int, ...]]:
         model: images (N, 3, S, S) → logits (N, C).
         image_size: S, pixels.
     """
+    return cuts_and_others(model, image_size)[0]
+
+
+def cuts_and_others(
+    model: nn.Module, image_size: int, *, channels_last: bool | None = None
+) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+    """List every layer at which a model can be cut, and the modules at which it cannot.
+
+    Args:
+        model: images (N, 3, S, S) → logits (N, C).
+        image_size: S, pixels.
+        channels_last: see `split`.
+
+    Returns:
+        The shape of one image's feature by cuts, in order; why not by modules, in words.
+    """
     traced = trace(model, image_size)
-    shapes = {}
-    for node in cut_nodes(traced.graph):
+    shapes, names = {}, traced.names
+    nodes = cut_nodes(traced.graph)
+    for node in nodes:
         shape = tuple(node.meta["shape"][1:])
-        is_last = has_channels_last(node, model)
-        shapes[traced.names[node]] = (shape[-1], *shape[:-1]) if is_last else shape
-    return shapes
+        is_last = has_channels_last(node, model, channels_last)
+        shapes[names[node]] = (shape[-1], *shape[:-1]) if is_last else shape
+    others = {}
+    for module, (*_, output) in traced.modules.items():
+        if output is None:
+            others[module] = "gives several values"
+        elif module and output not in nodes and output.op != "placeholder":
+            around = [names.get(node, "the images") for node in flow_around(traced.graph, output)]
+            flowing = ", ".join(around[:2]) + (", …" if len(around) > 2 else "")
+            others[module] = f"{flowing} {'flows' if len(around) == 1 else 'flow'} around it"
+    return shapes, others
 
 
 def module_cuts(model: nn.Module, image_size: int) -> list[str]:

@@ -32,13 +32,14 @@ def stages(model: nn.Module, image_size: int) -> list[str]:
     Returns:
         Each the name of a module whose output it is (`layer1`), or else of a node (`relu_1`).
     """
-    return stages_of(model, cuts(model, image_size))
+    return list(stages_of(model, cuts(model, image_size)).values())
 
 
-def stages_of(model: nn.Module, shapes: Shapes) -> list[str]:
-    """Name the layers at which stages end, of known cuts; see `stages`."""
+def stages_of(model: nn.Module, shapes: Shapes) -> dict[str, str]:
+    """Name the layers at which stages end as `stages` does, by the cuts that they are."""
     layout = _Layout(model, shapes)
-    return layout.readable(layout.stage_ends())
+    ends = layout.stage_ends()
+    return dict(zip((layout.names[end] for end in ends), layout.readable(ends)))
 
 
 def place_of(model: nn.Module, shapes: Shapes, layer: str) -> tuple[int, float] | None:

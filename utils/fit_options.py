@@ -155,7 +155,20 @@ def again(
     """
     images = [] if has_val else ["--t_or_v", "train"]
     if folder is None:
+        given = exchanged(args) if reverse else args
         nets = ["--net_in", source.a.path, "--net_tar", source.b.path]
+        nets += options.arch_words(("--arch_in", "--arch_tar"), *archs(given), common=None)
         layers = ["--layer", source.a.layer, "--layer2", source.b.layer]
-        return [*nets, *layers, *parser.again(args, (*options.IMAGES, "image_size")), *images]
-    return ["--convOut_path", folder.parent if has_val else folder, *images, *["--reverse"] * reverse]
+        same = (*options.IMAGES, *options.PIXELS, *([] if has_val else ["sample_num", "sub_sampler_split"]))
+        return [*nets, *layers, *parser.again(given, (*same, *options.MACHINE)), *images]
+    stored = ["--convOut_path", folder.parent if has_val else folder, *images, *["--reverse"] * reverse]
+    return [*stored, *parser.again(args, options.MACHINE)]
+
+
+def exchanged(args: Namespace) -> Namespace:
+    """Give the options with what they say of nets A and B exchanged: a fit B → A calls B's features x."""
+    given = Namespace(**vars(args))
+    given.arch_A, given.arch_B = args.arch_B, args.arch_A
+    given.normalisation1, given.normalisation2 = args.normalisation2, args.normalisation1
+    given.channels_last = {"A": "B", "B": "A"}.get(args.channels_last, args.channels_last)
+    return given

@@ -43,11 +43,17 @@ FILES = ("pretrained_backbone", "tcheckpoint", "s_path")  # options that name wh
 NOT_RECORDED = ("checkpoint_dir", "evaluate", "launcher")
 
 
-def add_options(parser: Parser, command: str) -> None:
-    """Add the options that a command has."""
+def add_options(parser: Parser, command: str, nets: str) -> None:
+    """Add the options that a command has.
+
+    Args:
+        parser: of the command.
+        command: its name.
+        nets: the networks that it takes, in words.
+    """
     recipe = PROBE if command == "probe" else CIFAR
     _add_data_options(parser, command, recipe)
-    _add_training_options(parser, command, recipe)
+    _add_training_options(parser, command, recipe, nets)
     if command == "teacher":
         group = parser.add_argument_group("teacher")
         group.add_argument("--freezed", action="store_true", help="load the backbone and train its branches alone")
@@ -116,10 +122,11 @@ def _add_data_options(parser: Parser, command: str, recipe: Recipe) -> None:
     )
 
 
-def _add_training_options(parser: Parser, command: str, recipe: Recipe) -> None:
+def _add_training_options(parser: Parser, command: str, recipe: Recipe, nets: str) -> None:
     group = parser.add_argument_group("training")
     required = command == "baseline"
-    group.add_argument("--arch", required=required, help=f"network; default: {ARCHS.get(command, ('none',))[0]}")
+    default = ARCHS.get(command, ("none",))[0]
+    group.add_argument("--arch", required=required, help=f"one of {nets}; default: {default}")
     group.add_argument("--init_lr", dest="lr", type=real(above=0), help=_said(recipe, "lr", "learning rate"))
     group.add_argument("--weight_decay", type=real(), help=_said(recipe, "weight_decay", "of all parameters"))
     group.add_argument("--milestones", type=whole(0), nargs="+", help=_said(recipe, "milestones", "epochs of × 0.1"))
@@ -196,7 +203,14 @@ def following(args: Namespace, own: Path, arch: str) -> list[str]:
         words = ["student", "--tarch", args.arch, "--tcheckpoint", str(own), "--dataset", args.name]
     else:
         words = ["probe", "--arch", arch, "--s_path", str(own)]
-    return [*words, "--data", args.data_root]
+        words += ["--dataset", args.name] if args.train_path else []  # no other data set is there
+    words += ["--data", args.data_root]
+    usual = {
+        "checkpoint_dir": "./checkpoint", "out": ".", "device_ids": [0],
+        "image_size": (IMAGENET if args.name == "imagenet" else CIFAR)["image_size"],
+    }  # fmt: skip
+    given = {name: getattr(args, name) for name in usual}
+    return words + [word for name in usual if given[name] != usual[name] for word in (f"--{name}", str(given[name]))]
 
 
 def files(args: Namespace) -> dict[str, str]:

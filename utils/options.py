@@ -15,7 +15,10 @@ LayerOptions = tuple[str | None, int | None, bool, int | None, bool | None]
 ARCH, DATASET, IMAGE_SIZE = "vgg16_bn", "CUB200", 224  # where neither an option nor a checkpoint says another
 ARCHS = "a torchvision classifier, a *_ft name, timm:NAME, or your own package.module:factory or file.py:factory"
 SMALLEST_IMAGE = 8  # pixels to a side
-IMAGES = ("dataset", "name", "data_root", "train_path", "val_path")  # which a next step takes from this one
+# What a next step takes from this one: which images, how nets see them, and where it computes.
+IMAGES = ("dataset", "name", "data_root", "train_path", "val_path")
+PIXELS = ("image_size", "normalisation", "normalisation1", "normalisation2", "channels_last")
+MACHINE = ("device_ids", "gpu", "workers")
 # Options that say where, how fast or how often something happens, but do not change what comes out.
 NEUTRAL = {
     "device_ids", "gpu", "compile", "workers", "suffix", "out", "data_root", "train_path", "val_path", "cache_images",
@@ -246,6 +249,35 @@ def both_layers(args: Namespace) -> tuple[LayerOptions, LayerOptions]:
         return (*first, last_a), (*first, last_b)
     number = args.conv_layer if args.conv_layer2 is None else args.conv_layer2
     return (*first, last_a), (args.layer2, number, args.fc, args.image_size, last_b)
+
+
+def image_folders(args: Namespace) -> dict[str, str]:
+    """Give where the images are, as `Provenance.folders` records it."""
+    named = {name: getattr(args, name) for name in ("data_root", "train_path", "val_path")}
+    return {name: str(path) for name, path in named.items() if path is not None}
+
+
+def fill_image_folders(args: Namespace, parser: Parser, recorded: Mapping[str, str] | None) -> None:
+    """Take where the images are from a record, as far as no option says it."""
+    if all(getattr(args, name) == parser.get_default(name) for name in image_folders(args)):
+        vars(args).update(recorded or {})
+
+
+def arch_words(
+    options_: tuple[str, str], first: str | None, second: str | None, *, common: str | None = "--arch"
+) -> list[str]:
+    """Give the words that name the architectures of nets A and B to a next step.
+
+    Args:
+        options_: the options that name each, ("--arch1", "--arch2").
+        first: net A's architecture; None where its checkpoint is enough.
+        second: net B's.
+        common: the option that names both, if there is one.
+    """
+    if first is not None and first == second and common:
+        return [common, first]
+    named = zip(options_, (first, second))
+    return [word for option, arch in named if arch is not None for word in (option, arch)]
 
 
 def channels_last(args: Namespace, net: str) -> bool | None:

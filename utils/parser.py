@@ -5,6 +5,7 @@ import copy
 import math
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -73,13 +74,32 @@ class Parser(argparse.ArgumentParser):
             names: their destinations; what is as it is without an option is left out.
         """
         actions = {action.dest: action for action in reversed(self._actions) if action.dest in names}
-        given = {name: getattr(args, name) for name in names}
-        return [
-            word
-            for name, value in given.items()
-            if value not in (None, actions[name].default)
-            for word in (actions[name].option_strings[0], str(value))
-        ]
+        words = list[str]()
+        for name in names:
+            value, action = getattr(args, name), actions[name]
+            if value not in (None, action.default):
+                words += [action.option_strings[0], *([] if action.nargs == 0 else [str(value)])]
+        return words
+
+    def without(self, words: Sequence[str], names: Sequence[str]) -> list[str]:
+        """Give a command line without some options that take one value.
+
+        Args:
+            words: the command line, which can be parsed.
+            names: the options, "--resume", in each of their spellings.
+        """
+        kept, is_value = list[str](), False
+        for word in map(_with_underscores, map(str, words)):
+            is_option = word.partition("=")[0] in names
+            if not is_option and not is_value:
+                kept.append(word)
+            is_value = is_option and "=" not in word
+        return kept
+
+
+def command_line(script: str, *words: object) -> str:
+    """Give a command of this project, ready to paste."""
+    return f"python {script} {shlex.join(str(word) for word in words)}"
 
 
 def _with_underscores(word: str) -> str:

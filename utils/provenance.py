@@ -22,6 +22,7 @@ class NetSource:
         sha256: of that file.
         normalisation: the constants by which it reads pixels.
         top1_percent: its accuracy on the same images, as its checkpoint says it; what is measured is held against it.
+        channels_last: what an option says of its maps at the layer; None: that is found out.
     """
 
     arch: str | None = None
@@ -30,6 +31,7 @@ class NetSource:
     sha256: str | None = None
     normalisation: Normalisation | None = None
     top1_percent: float | None = field(default=None, compare=False)
+    channels_last: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ class Provenance:
             what changed).
         arch: both architectures as file names have them, "alexnet" or "alexnet-resnet34", whatever the direction.
         label: the layers likewise: "30", "10-3".
+        folders: where the images were, by the options that name them (`options.image_folders`).
+            Like a net's path it says where to look, and is not compared.
     """
 
     a: NetSource = NetSource()
@@ -68,6 +72,7 @@ class Provenance:
     files_sha256: str | None = field(default=None, compare=False)
     arch: str | None = field(default=None, compare=False)
     label: str | None = field(default=None, compare=False)
+    folders: Mapping[str, str] | None = field(default=None, compare=False)
 
     @property
     def image_size(self) -> int:
@@ -118,10 +123,12 @@ class Provenance:
     def to_record(self) -> dict[str, Any]:
         """Give the flat dictionary that is stored; what is unknown is left out."""
         record = {name: getattr(self, name) for name in _OF_IMAGES}
-        record |= {"arch": self.arch, "layer": self.label}  # the names that version 1 of the cache gave them
+        record |= {"folders": self.folders, "arch": self.arch}
+        record |= {"layer": self.label}  # the names that version 1 of the cache gave them
         for net, name in ((self.a, "a"), (self.b, "b")):
             record |= {f"arch_{name}": net.arch, f"layer_{name}": net.layer, f"path_{name}": net.path}
             record |= {f"checkpoint_{name}": net.sha256, f"top1_percent_{name}": net.top1_percent}
+            record[f"channels_last_{name}"] = net.channels_last
         alike = self.a.normalisation == self.b.normalisation
         if alike and self.a.normalisation and self.transform is not None:
             mean, std = map(list, self.a.normalisation)
@@ -139,7 +146,8 @@ class Provenance:
             transform = dict(record["transform"])
             images["transform"] = {name: transform[name] for name in transform if name not in ("mean", "std")}
         a, b = (_net(record, name, common) for name in "ab")
-        return cls(a=a, b=b, **images, arch=record.get("arch"), label=record.get("layer"))
+        others = {"arch": record.get("arch"), "label": record.get("layer"), "folders": record.get("folders")}
+        return cls(a=a, b=b, **images, **others)
 
 
 def _net(record: Mapping[str, Any], name: str, common: Normalisation | None) -> NetSource:
@@ -147,7 +155,8 @@ def _net(record: Mapping[str, Any], name: str, common: Normalisation | None) -> 
     arch, layer, path, digest = (record.get(f"{key}_{name}") for key in ("arch", "layer", "path", "checkpoint"))
     of_net = record.get(f"normalisation_{name}")
     constants = common if of_net is None else as_normalisation(of_net)
-    return NetSource(arch, layer, path, digest, constants, record.get(f"top1_percent_{name}"))
+    others = (record.get(f"{key}_{name}") for key in ("top1_percent", "channels_last"))
+    return NetSource(arch, layer, path, digest, constants, *others)
 
 
 def same_arch(first: str, second: str) -> bool:

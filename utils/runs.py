@@ -62,6 +62,11 @@ def trans_net_path(
     return Path(out, "model_checkpoints", join(dataset, arch), name + ".pth.tar")
 
 
+def report_folder(out: str, trans_net: Path) -> Path:
+    """`reports/{dataset}_{arch}/L{layer}_{sample_num}_{suffix}`, named as the Trans-Net is."""
+    return Path(out, "reports", trans_net.parent.name, stem(trans_net))
+
+
 def refined_path(out: str, dataset: str, sample_num: str, arch: str, feature: str, suffix: str, layer: str) -> Path:
     """`check/{dataset}_{sample_num}_{arch}/checkpoint_{feature}_{suffix}_L{layer}.pth.tar`."""
     name = join("checkpoint", feature, suffix, f"L{layer}")

@@ -5,7 +5,6 @@ import errno
 import functools
 import os
 import random
-import shlex
 import signal
 import sys
 import threading
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from utils import remarks
 from utils.errors import InputError
+from utils.parser import command_line
 
 Result = TypeVar("Result")
 AMP_DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -109,7 +109,7 @@ class Runtime:
 
     def say_next(self, script: str, *words: object) -> None:
         """Print the command of the step that comes next, ready to paste."""
-        self.say(f"next: python {script} {shlex.join(str(word) for word in words)}")
+        self.say(f"next: {command_line(script, *words)}")
 
     def parallel(self, model: nn.Module, *, has_unused: bool = False) -> nn.Module:
         """Move a model to its device(s) and wrap it; keep the argument as the unwrapped handle.

@@ -43,12 +43,17 @@ _NAMED: dict[str, Callable[[], Description]] = {
 _WRN = re.compile(r"wrn_(\d+)_(\d+(?:\.\d+)?)")
 _DIVIDED_MOBILENET = re.compile(r"mobilenet(\d+)")
 NAMES = ("wrn_16_1", "wrn_16_2", "wrn_28_10", "wrn_40_1", "wrn_40_2", *_NAMED)  # for "the nearest name is"
+TAKEN = (  # by the methods with heads, in words
+    "wrn_DEPTH_WIDTH, resnet8 to resnet110, resnet8x4, resnet32x4, ResNet50, vgg13_bn_32, mobilenet, mobilenetV2, "
+    "ShuffleV1, ShuffleV2, resnet18_imagenet, resnet34_imagenet, resnet50_imagenet"
+)
 # HSAKD's pairs of equal networks are called X_X, with another X than elsewhere.
 _ONLINE = {
     "WRN_40_2": "wrn_40_2", "WRN_40_1": "wrn_40_1", "resnet56": "resnet56", "resnet32x4": "resnet32x4",
     "vgg13": "vgg13_bn_32", "mbv2": "mobilenetV2", "shufflev1": "ShuffleV1", "shufflev2": "ShuffleV2",
     "resnet18": "resnet18_imagenet",
 }  # fmt: skip
+ONLINE_PAIRS = {f"{name}_{name}": (bare, bare) for name, bare in _ONLINE.items()}
 
 
 def bare_name(arch: str) -> str:
@@ -80,7 +85,7 @@ def describe(arch: str) -> Description:
     if divided := _DIVIDED_MOBILENET.fullmatch(arch):
         return describe_mobilenet(int(divided[1]))
     near = difflib.get_close_matches(arch, NAMES, n=1, cutoff=0)[0]
-    raise InputError(f"there is no architecture {arch!r} with heads; the nearest name is {near}")
+    raise InputError(f"there is no architecture {arch!r} with heads; the nearest name is {near}, and there are {TAKEN}")
 
 
 def online_pair(arch: str) -> tuple[str, str]:
@@ -89,7 +94,6 @@ def online_pair(arch: str) -> tuple[str, str]:
     Raises:
         InputError: an unknown pair.
     """
-    pairs = {f"{name}_{name}": (bare, bare) for name, bare in _ONLINE.items()}
-    if arch not in pairs:
-        raise InputError(f"there is no pair {arch!r}; the pairs are {', '.join(pairs)}")
-    return pairs[arch]
+    if arch not in ONLINE_PAIRS:
+        raise InputError(f"there is no pair {arch!r}; the pairs are {', '.join(ONLINE_PAIRS)}")
+    return ONLINE_PAIRS[arch]

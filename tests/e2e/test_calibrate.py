@@ -9,7 +9,7 @@ import torch
 import Calibrate
 import Training_TransNet
 from experiments import knowledge
-from tests.e2e.road import data, run
+from tests.e2e.road import run
 from utils.features.writer import FeatureWriter
 from utils.provenance import NetSource, Provenance
 
@@ -95,18 +95,18 @@ def test_pairs_that_share_their_class_alone_are_at_the_floor(tmp_path):
     assert all(row["low"] <= row["value"] <= row["high"] for row in report["rows"])
 
 
-def test_a_fit_is_repeated_with_its_own_budget(road, tmp_path, photos):
+def test_a_fit_is_repeated_with_its_own_budget(road, tmp_path):
     words = ["--convOut_path", road.features, "--transnet", road.trans_net]
-    report = run(Calibrate, "--bootstrap 100 --permutations 0", *words)
+    nowhere = ("--train_path", tmp_path / "nowhere", "--val_path", tmp_path / "nowhere")
+    report = run(Calibrate, "--bootstrap 100 --permutations 0", *words, *nowhere)
     assert (report["epochs"], report["images"], report["linear"]) == (2, 24, None)
     again = run(
-        Calibrate, "--epochs 1 --bootstrap 100 --permutations 19", *words, *data(photos)[4:],
-        "--csv", tmp_path / "c.csv",
+        Calibrate, "--epochs 1 --bootstrap 100 --permutations 19", *words, "--csv", tmp_path / "c.csv",
     )  # fmt: skip
     first, second = ({row["pairs"]: row["value"] for row in one["rows"]} for one in (report, again))
     assert first["this Trans-Net"] == second["this Trans-Net"]
     assert first["the same pairs, another seed"] < second["the same pairs, another seed"]
-    for untrained in UNTRAINED:
+    for untrained in UNTRAINED:  # the stored features know where their images were
         assert untrained in second and untrained not in first
         assert second[untrained] != second["the same pairs, another seed"]
     assert (tmp_path / "c.csv").read_text().startswith("pairs,linear_reference,value,low,high")

@@ -4,11 +4,12 @@ import pytest
 import torch
 
 import ConvOutput
+import Training
 import Training_TransNet
 from models.classifiers import load_classifier
 from models.layers import layer_name
 from models.split import cuts, split
-from tests.e2e.road import FIT, files, run
+from tests.e2e.road import FIT, data, files, run
 from utils import checkpoint
 from utils.data.images import load_images
 from utils.features.cache import open_features
@@ -42,14 +43,31 @@ def test_features_are_the_nets_own_at_that_layer(road, photos):
 
 def test_every_cut_is_listed_with_its_shape_and_bytes(road, tmp_path, capsys):
     run(ConvOutput, "--list_layers --t_or_v val --dtype float16", *road.nets[:-1], tmp_path)
-    head, *lines = capsys.readouterr().out.splitlines()[1:]  # after the one that says where it runs
-    assert head.split() == ["--layer", "feature", "all", "images"]
-    listed = {line.split()[0]: line[40:] for line in lines}
-    assert list(listed) == list(cuts(load_classifier(road.a), 64))
-    assert listed["layer1.1.add"].split(maxsplit=3)[:3] == ["(64,", "16,", "16)"]
-    assert listed["layer1.1.add"].endswith(f" {64 * 16 * 16 * 2 * 24 / 1e6:.1f} MB")
-    assert "layer1.1.conv1" not in listed  # inside a residual branch
+    said = capsys.readouterr().out.splitlines()[1:]  # after the line that says where it runs
+    first, second = (
+        said.index(f"net {net}, {path}, images of 64 pixels") for net, path in (("A", road.a), ("B", road.b))
+    )
+    assert said[first + 1].split() == ["--layer", "feature:", "C,", "H,", "W", "24", "images"]
+    listed = {line.split()[0]: line.split(maxsplit=1)[1] for line in said[first + 2 : second]}
+    of_b = [line.split()[0] for line in said[second + 2 : -1]]
+    no_cut = {name for name, rest in listed.items() if rest.startswith("no cut: ")}
+    assert list(listed) == of_b
+    assert [name for name in listed if name not in no_cut] == list(cuts(load_classifier(road.a), 64))
+    megabytes = 64 * 16 * 16 * 2 * 24 / 1e6
+    assert listed["layer1.1.add"].split() == ["(64,", "16,", "16)", f"{megabytes:.1f}", "MB"]
+    assert listed["layer1.1.relu_1"].endswith("MB  end of stage 2: layer1")
+    assert listed["layer1.1.conv1"] == "no cut: layer1.0.relu_1 flows around it"  # a residual branch
+    assert said[-1].startswith("next: python ConvOutput.py ") and "--list_layers" not in said[-1]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_one_net_is_listed_alone_and_without_its_images(road, tmp_path, capsys):
+    run(ConvOutput, "--list-layers", "--resume2", road.b, "--train_path", tmp_path / "nowhere")
+    _, note, head, *lines = capsys.readouterr().out.splitlines()
+    assert note.startswith("note: sizes are those of one image, because ") and "nowhere" in note
+    assert head == f"net B, {road.b}, images of 64 pixels"
+    listed = [line.split()[0] for line in lines[1:] if "no cut: " not in line]
+    assert listed == list(cuts(load_classifier(road.b), 64))
 
 
 def test_features_that_are_there_are_not_computed_again(road, capsys):
@@ -129,3 +147,66 @@ def test_all_layers_that_are_small_enough_are_stored(road, tmp_path):
     assert stored[0].provenance.b.layer == "fc"
     with pytest.raises(SystemExit, match=r"no layer's features take less than --below 1e-05 MB"):
         run(ConvOutput, "--layers all --below 0.00001 --t_or_v val", *nets)
+
+
+def test_layers_of_both_nets_are_paired_by_their_place(road, tmp_path):
+    run(ConvOutput, "--layers layer1,3 --layers2 2,layer4 --t_or_v val", *road.nets[:-1], tmp_path)
+    folders = [tmp_path / f"convOuts/folder_resnet18/folder_L{label}/val" for label in ("3-layer4", "layer1-2")]
+    assert sorted((tmp_path / "convOuts").rglob("val")) == folders
+    shapes = [(stored.shape_a, stored.shape_b) for stored in map(open_features, folders)]
+    assert shapes == [((256, 4, 4), (512, 2, 2)), ((64, 16, 16), (128, 8, 8))]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("--layers a,b --layers2 c", "paired by their place, and these are 2 of --layers and 1 of --layers2"),
+        ("--layers stages --layers2 c", "--layers2 names the layers of net B beside --layers A1,A2"),
+        ("--layers2 c", "--layers2 names the layers of net B beside --layers A1,A2"),
+        ("--layers a --layers2 c --layer2 d", "--layer2 has no effect beside --layers2"),
+    ],
+)
+def test_layers_that_make_no_pairs_are_refused(line, said, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run(ConvOutput, f"--resume1 A --resume2 B {line}")
+    assert stopped.value.code == 2 and said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("line", ["--resume1 A --conv_layer 1", "--resume2 B", "--list_layers"])
+def test_both_nets_are_named(line, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run(ConvOutput, line)
+    assert stopped.value.code == 2 and "name both --resume1 and --resume2" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def shallow(road, photos):
+    """A net of fewer blocks and stages than the road's, which knows the same photos."""
+    words = "--arch resnet8 --image_size 64 --epochs 1 -b 12 --seed 7"
+    run(Training, words, *data(photos), "--out", road.out / "shallow")
+    return road.out / "shallow/model_checkpoints/checkpoint_folder_resnet8.pth.tar"
+
+
+def test_stages_are_matched_from_the_last(road, shallow, tmp_path, capsys):
+    nets = ("--resume1", road.a, "--resume2", shallow, *road.nets[4:-1], tmp_path)
+    run(ConvOutput, "--layers stages --t_or_v both", *nets)
+    said = capsys.readouterr().out
+    pairs = [("layer2", "layer1"), ("layer3", "layer2"), ("layer4", "layer3")]
+    named = ", ".join(f"{first} and {second}" for first, second in pairs)
+    assert f"note: net A has 5 stages and net B 3; matched from the last one, these are compared: {named}" in said
+    folders = [tmp_path / f"convOuts/folder_resnet18-resnet8/folder_L{a}-{b}" for a, b in pairs]
+    assert sorted((tmp_path / "convOuts").rglob("val")) == [folder / "val" for folder in folders]
+    stored = [open_features(folder / "train") for folder in folders]
+    assert [part.shape_a[0] for part in stored] == [128, 256, 512]
+    assert [(part.provenance.a.layer, part.provenance.b.layer) for part in stored] == pairs
+    assert f"--convOut_path {folders[1]} " in said.splitlines()[-1]  # one in the middle
+
+
+def test_the_same_name_at_another_depth_is_said(road, shallow, tmp_path, capsys):
+    nets = ("--resume1", road.a, "--resume2", shallow, *road.nets[4:-1], tmp_path)
+    run(ConvOutput, "--layers layer1.0.add,layer3 --t_or_v val", *nets)
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: layer")]
+    assert [note.split()[1] for note in notes] == ["layer1.0.add", "layer3"]
+    assert "stage 2 of 5 in net A but 80% through stage 1 of 3 in net B; --layers stages " in notes[0]
+    run(ConvOutput, "--conv_layer 2 --t_or_v val", *road.nets[:-1], tmp_path)
+    assert "note: " not in capsys.readouterr().out  # one architecture

@@ -8,7 +8,7 @@ from utils.parser import Parser
 
 def parsed(command, line=""):
     parser = Parser("test")
-    hsakd_options.add_options(parser, command)
+    hsakd_options.add_options(parser, command, "networks")
     args = parser.parse_args(line.split())
     hsakd_options.fill(parser, args)
     return args

@@ -119,6 +119,14 @@ def read_results(folder: str | Path) -> list[Result]:
     return sorted(found, key=lambda result: list(KINDS).index(result.kind))
 
 
+def holds_results(folder: str | Path) -> bool:
+    """Whether a folder is one that `read_results` takes."""
+    try:
+        return bool(read_results(folder))
+    except InputError:
+        return False
+
+
 def read_pictures(folder: str | Path) -> list[Picture]:
     """Read the pictures of a run."""
     found = []

@@ -6,6 +6,7 @@ from torch import nn
 from models.layers import Layer, layer_name, note_of_depths, paired_stages, usual_layer
 from models.split import feature_shape, split
 from utils.errors import InputError
+from utils.provenance import NetSource
 
 
 @pytest.mark.parametrize(
@@ -123,11 +124,14 @@ def test_a_usual_layer_can_be_pasted(arch, words, node):
 
 
 def test_a_files_layer_stands_where_no_option_says_another():
-    assert Layer().or_node("layer2.1.add") == Layer("layer2.1.add")
-    assert Layer(fc=True).or_node("layer2.1.add").label == "layer2.1.add"
-    assert Layer(None, 0).or_node("layer2.1.add") == Layer(None, 0)
-    assert Layer("layer1").or_node("layer2.1.add") == Layer("layer1")
-    assert Layer(default=40).or_node(None) == Layer(default=40)
+    assert Layer().or_source(NetSource(layer="layer2.1.add")) == Layer("layer2.1.add")
+    assert Layer(fc=True).or_source(NetSource(layer="layer2.1.add")).label == "layer2.1.add"
+    assert Layer(None, 0).or_source(NetSource(layer="layer2.1.add")) == Layer(None, 0)
+    assert Layer("layer1").or_source(NetSource(layer="layer2.1.add")) == Layer("layer1")
+    assert Layer(default=40).or_source(NetSource()) == Layer(default=40)
+    swin = NetSource(layer="features.3", channels_last=True)
+    assert Layer().or_source(swin).channels_last and Layer("features.3").or_source(swin).channels_last
+    assert not Layer(channels_last=False).or_source(swin).channels_last
     assert [layer.is_named for layer in (Layer(), Layer(fc=True), Layer(None, 0), Layer("a"))] == [
         False, False, True, True,
     ]  # fmt: skip

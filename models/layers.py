@@ -90,7 +90,7 @@ def _stage(model: nn.Module, number: int, image_size: int) -> str:
 
 
 def paired_stages(first: Sequence[str], second: Sequence[str]) -> list[tuple[str, str]]:
-    """Match the stages of two nets from the last one back: what nets of one task have alike is their end."""
+    """Match the stages of two nets from the last one back: nets of one task are alike at the end."""
     count = min(len(first), len(second))
     return list(zip(first[-count:], second[-count:]))
 

@@ -1,4 +1,4 @@
-"""The stages of a net: where its maps shrink, and the layers at which nets of different depth correspond."""
+"""The stages of a net: where its maps shrink, and where nets of different depth correspond."""
 
 import math
 import re
@@ -43,7 +43,7 @@ def stages_of(model: nn.Module, shapes: Shapes) -> dict[str, str]:
 
 
 def place_of(model: nn.Module, shapes: Shapes, layer: str) -> tuple[int, float] | None:
-    """Say where a layer lies: in which stage, counted from the last as 0, and behind which share of its cuts.
+    """Say where a layer lies: in which stage, the last being 0, and behind which share of its cuts.
 
     Args:
         model: see `stages`.
@@ -108,7 +108,7 @@ class _Layout:
         return chosen
 
     def _shrinking(self) -> list[int]:
-        """Give the cuts at which a map is at most half as wide as the one before, and the first that is no map."""
+        """Give the cuts where a map is at most half as wide as before, and the first without map."""
         indices, before = list[int](), 0
         for index, shape in enumerate(self.shapes):
             pooled = len(shape) == 3 and shape[1:] == (1, 1) and before > 2  # what halving alone does not give
@@ -121,7 +121,7 @@ class _Layout:
         return indices
 
     def _block_begin(self, first: int, shrinking: Sequence[int]) -> int:
-        """Give the first cut of the block that shrinks the map at cut `first`, or `first` where it is in none.
+        """Give the first cut of the block that shrinks the map at cut `first`, or else `first`.
 
         A block is the largest module that shrinks a map once and does not hold all cuts so far. A
         plain list of layers is one only if no layer with weights stands in it before the one that
@@ -151,7 +151,7 @@ class _Layout:
         return _MOVING.fullmatch(called) is not None
 
     def _has_weights(self, first: int, last: int) -> bool:
-        """Whether a module with a matrix of weights works from one cut to another, and has no other cuts."""
+        """Whether a module with a matrix of weights has cuts from one to another and no others."""
         outside = (*self.names[:first], *self.names[last + 1 :])
         inside = {name for cut in range(first, last + 1) for name in (*self._around(cut), self.names[cut])}
         return any(not _holds(module, outside) for module in inside & self.matrices)

@@ -217,3 +217,15 @@ def test_names_are_no_paths():
         with pytest.raises(argparse.ArgumentTypeError) as error:
             plain_name(text)
         assert str(error.value) == f"expected a name, not a path, got {text!r}"
+
+
+def test_a_command_line_goes_without_some_options():
+    words = ["--resume", "auto", "--seed=3", "--lr", "1", "--start-epoch", "2", "-e"]
+    assert Parser("A step.").without(words, ("--resume", "--seed", "--start_epoch")) == ["--lr", "1", "-e"]
+
+
+def test_a_switch_is_said_again_without_a_value():
+    step = Parser("A step.")
+    step.add_argument("--tf32", action="store_true")
+    assert step.again(step.parse_args(["--tf32"]), ["tf32"]) == ["--tf32"]
+    assert step.again(step.parse_args([]), ["tf32"]) == []

@@ -1,4 +1,3 @@
-import json
 from dataclasses import replace
 from typing import Any
 
@@ -216,3 +215,10 @@ def test_fields_may_be_left_out_of_the_comparison():
     assert WHOLE.differs(replace(with_net("a", layer="x"), split="val"), but=("split",)) == (
         "layer features.10 of net A instead of x"
     )
+
+
+def test_where_images_were_is_kept_and_not_compared():
+    here = replace(WHOLE, folders={"train_path": "a/train"})
+    again = Provenance.from_record(here.to_record())
+    assert again.folders == {"train_path": "a/train"} and again == WHOLE
+    assert WHOLE.differs(again) is None

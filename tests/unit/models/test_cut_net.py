@@ -9,7 +9,7 @@ from models.layers import Layer
 from models.split import split
 from utils.errors import InputError
 from utils.files import sha256
-from utils.provenance import NetSource
+from utils.provenance import NetSource, Provenance
 
 LAYER = "layer2.1.add"
 
@@ -82,3 +82,15 @@ def test_a_tapped_net_knows_its_layers(nets):
     assert [len(shape) for shape in shapes] == [3, 3, 1]
     with pytest.raises(InputError, match=r"has no layer 'layer9'.*; say more"):
         open_net(nets[0], None, [Layer("layer9")], "; say more")
+
+
+def test_what_an_option_says_of_the_axes_holds_wherever_the_net_is_opened(nets):
+    """Read as (N, H, W, C), maps (N, 4, 8, 8) have 8 channels of 4 × 8; the record of the net says so."""
+    plain, moved = (open_net(nets[0], None, Layer(LAYER, channels_last=last)) for last in (None, True))
+    ((channels, height, width),) = plain.shapes(32)
+    assert moved.shapes(32) == [(width, channels, height)]
+    kept = Provenance.from_record(Provenance(moved.source).to_record()).a
+    assert kept.channels_last and reopen_net(kept, None).shapes(32) == moved.shapes(32)
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(moved.tail(moved.head(images)), plain.tail(plain.head(images)))

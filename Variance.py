@@ -6,15 +6,18 @@ from typing import Any
 
 import torch
 
+from consistency.answers import REFUSED_MATCH, Answers, knowledge_record
 from models.cut_net import open_net
 from models.fitting import check_fit
 from models.heads import freeze_heads
 from models.layers import Layer
 from models.own import is_own
 from models.pair import Decomposition, read_stored
+from models.tail import FrozenTail, open_tail
 from models.trans_net import TransNet, build_from_state
 from utils import checkpoint, opening, options, runs
 from utils.data.images import ImageData
+from utils.errors import InputError
 from utils.features.live import live_source
 from utils.features.source import Source
 from utils.files import sha256
@@ -25,7 +28,7 @@ from utils.progress import Progress
 from utils.provenance import Provenance
 from utils.report.charts import spectrum_figure
 from utils.report.maps import component_figure, save_figure
-from utils.report.tables import save_report, variance_rows, variance_table
+from utils.report.tables import knowledge_table, save_report, variance_rows, variance_table
 from utils.runtime import Runtime, command
 from utils.training.reconstruction import merged
 
@@ -94,9 +97,13 @@ def open_live(args: Namespace, fitted: Provenance, runtime: Runtime) -> Source:
 
 @torch.no_grad()
 def measure(
-    nets: Sequence[TransNet], source: Source, loader: opening.Loader, runtime: Runtime, *, per_image: bool
-) -> list[ImageMoments]:
-    """Decompose every pair by the first Trans-Net, reconstruct it by the others, in one pass; all processes get all."""
+    nets: Sequence[TransNet], source: Source, loader: opening.Loader, answers: Answers | None, runtime: Runtime,
+    *, per_image: bool,
+) -> tuple[list[ImageMoments], Answers | None]:  # fmt: skip
+    """Decompose every pair by the first Trans-Net, reconstruct it by the others, in one pass; all processes get all.
+
+    With `answers`, B's tail answers to each g(x) besides.
+    """
     decomposition = runtime.parallel(Decomposition(nets[0]).requires_grad_(False)).eval()
     others = [runtime.parallel(net.requires_grad_(False)).eval() for net in nets[1:]]
     found = [ImageMoments(net.constant, per_image=per_image) for net in nets]
@@ -105,10 +112,41 @@ def measure(
         x, target = source.read(*on_device)
         components, residual = decomposition(x, target)
         found[0].update(components.transpose(0, 1), residual, numbers, labels)
-        for other, moments in zip(others, found[1:]):
-            output = other(x)
+        sent = {sender_name(nets[0]): target - residual}
+        for net, other, moments in zip(nets[1:], others, found[1:]):
+            sent[sender_name(net)] = output = other(x)
             moments.update(output[None], target - output, numbers)
-    return [merged(moments, runtime) for moments in found]
+        if answers is not None:
+            answers.update(x, target, sent, labels, numbers)
+    merged_answers = None if answers is None else merged(answers.cpu(), runtime)
+    return [merged(moments, runtime) for moments in found], merged_answers
+
+
+def sender_name(net: TransNet) -> str:
+    """Name a Trans-Net by its depth."""
+    layers = net.order + 1
+    return f"g of {layers} layer{'s' if layers > 1 else ''}"
+
+
+def open_answers(
+    args: Namespace, source: Source, states: Sequence[checkpoint.State], runtime: Runtime
+) -> tuple[Answers | None, list[str]]:
+    """Read the tails behind the features; where there is none, say why and leave its numbers out."""
+    tails: list[FrozenTail | None] = []
+    notes = []
+    for state, path in zip(states, args.transnet):
+        if (match := state.get("settings", {}).get("match", "feature")) != "feature":
+            return None, [f"{path} {REFUSED_MATCH.format(match)}"]
+    nets = ((source.provenance.a, args.arch_in), (source.provenance.b, args.arch_tar))
+    losses = ("the decision recovery", "what B still knows")
+    for (net, arch), shape, loss in zip(nets, source.shapes, losses):
+        try:
+            tails.append(open_tail(net, arch, shape).to(runtime.device))
+        except InputError as error:
+            tails.append(None)
+            notes.append(f"{loss} is left out: {error}")
+    tail_a, tail_b = tails
+    return (None, notes[-1:]) if tail_b is None else (Answers(tail_b, tail_a), notes)
 
 
 @torch.no_grad()
@@ -175,7 +213,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
     source = opening.with_decoded(args, source, runtime)
     loader = opening.loader(args, source.data, runtime)
-    moments = measure(trans_nets, source, loader, runtime, per_image=args.bootstrap > 0)
+    answers, notes = open_answers(args, source, states, runtime)
+    moments, answers = measure(trans_nets, source, loader, answers, runtime, per_image=args.bootstrap > 0)
     record = source.provenance.to_record()
     made_of = {key: value for key, value in record.items() if key not in ("classes", "transform", "folders")}
     made_of |= {"transnet_path": args.transnet[0], "transnet": sha256(args.transnet[0]), "p": trans_nets[0].p.tolist()}
@@ -183,8 +222,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     report = variance_report(depths, args.mean, args.bootstrap, source.provenance.classes)
     report |= {"doubts": opening.source_doubts(args, source, runtime)}
     report |= {"source": made_of, **{key: states[0].get(key) for key in ("settings", "linear_reference")}}
+    rows = {} if answers is None else answers.table(resamples=args.bootstrap, seed=args.seed)
+    report["still_known"] = knowledge_record(rows, notes)
     if runtime.is_main:
         print(f"{report['images']:,} {args.t_or_v} images, mean per {args.mean}", variance_table(report), sep="\n")
+        print(knowledge_table(report["still_known"]))
         save_report(report, args.json, args.csv, variance_rows(report))
         if args.spectrum:
             save_figure(args.spectrum, spectrum_figure(report["spectrum"]))

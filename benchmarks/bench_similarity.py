@@ -8,8 +8,10 @@ memory is what it needs beyond the features and the libraries.
 
 Then small nets are trained on the digits by Training.py. Of pairs of nets, every score ranks those of two trained nets
 against those of which one is untrained, and pairs of one architecture against pairs of two: the area under the curve
-(AUC) is how often a pair of the first kind has the higher score, 0.5 is chance. The consistency is the linear
-reference's, calibrated within the class, the mean of both directions. Prints Markdown.
+(AUC) is how often a pair of the first kind has the higher score, 0.5 is chance. Untrained nets have the statistics of
+one pass over the fitting images, or (0/1) BatchNorms as initialised. The consistency is the linear reference's,
+calibrated within the class, the mean of both directions and the smaller. CKA, SVCCA and Procrustes take positions as
+rows; "images" are the same with an image as a row. Prints Markdown.
 """
 
 import argparse
@@ -23,6 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import scipy.linalg
@@ -31,9 +34,11 @@ from torch import Tensor
 
 import Training
 from benchmarks.machine import ran_on
+from consistency.similarity import SCORES, ImageRows, image_rows
 from models.cut_net import open_net, untrained_net
 from models.layers import Layer
 from models.split import as_maps
+from models.untrained import set_statistics
 from utils.data.images import ImageData, load_images
 from utils.measures.pair_sums import PairSums
 from utils.measures.permutation import calibrate_linear
@@ -42,12 +47,12 @@ from utils.provenance import NetSource
 
 BATCH = 256
 ARCHS = {"resnet8": "layer2", "wrn_10_1": "group1"}  # and where their features are taken: 32 channels
-TRAINED, UNTRAINED = 4, 3  # nets of each architecture
+TRAINED, UNTRAINED = 4, 3  # nets of each architecture and kind
+UNTRAINED_KINDS = ("untrained", "untrained 0/1")
 IMAGE_SIZE, EPOCHS = 16, 3
 FIT_IMAGES, HELD_IMAGES = 400, 200
 SHUFFLES = 5
-NAMES = ("consistency", "CKA", "SVCCA", "Procrustes")
-SIGNS = np.array([1, 1, 1, -1])[:, None]  # the last is a distance
+NAMES = ("consistency", "smaller way", "CKA", "SVCCA", "1 − Procrustes", *(f"{name}, images" for name in SCORES))
 
 
 def oracle_cka(x: Tensor, y: Tensor) -> float:
@@ -123,15 +128,20 @@ def oracle_table(measures: Sequence[str], rows: Sequence[int], channels: int) ->
             )  # fmt: skip
 
 
-def features_of(head: torch.nn.Module, images: ImageData, count: int) -> Tensor:
-    """Give the features of the first images of every class, (N, C, H, W)."""
+def inputs_of(images: ImageData, count: int) -> Tensor:
+    """Give normalised images of every class, (N, 3, S, S)."""
     chosen = range(0, len(images), len(images) // count)[:count]  # the classes lie one behind the other
     pixels, *_ = images.__getitems__(list(chosen))
+    return images.preprocessing()(pixels)
+
+
+def features_of(head: torch.nn.Module, images: ImageData, count: int) -> Tensor:
+    """Give the features of these images, (N, C, H, W)."""
     with torch.no_grad():
-        return as_maps(head(images.preprocessing()(pixels))).double()
+        return as_maps(head(inputs_of(images, count))).double()
 
 
-def nets(data_root: str) -> dict[tuple[str, bool, int], list[Tensor]]:
+def nets(data_root: str) -> dict[tuple[str, str, int], list[Tensor]]:
     """Train small nets; give the features of trained and of untrained ones: of images to fit, and held-out ones."""
     images = [load_images("digits", split, data_root=data_root, image_size=IMAGE_SIZE) for split in ("train", "val")]
     found = {}
@@ -144,10 +154,14 @@ def nets(data_root: str) -> dict[tuple[str, bool, int], list[Tensor]]:
                 with contextlib.redirect_stdout(io.StringIO()):
                     Training.main(words.split())
                 path = Path(out, "model_checkpoints", f"checkpoint_digits_{arch}_sd{seed}.pth.tar")
-                heads[arch, True, seed] = open_net(path, None, Layer(layer)).head.eval()
-            for seed in range(UNTRAINED):
+                heads[arch, "trained", seed] = open_net(path, None, Layer(layer)).head.eval()
+            for kind, seed in itertools.product(UNTRAINED_KINDS, range(UNTRAINED)):
                 torch.manual_seed(100 + seed)
-                heads[arch, False, seed] = untrained_net(NetSource(arch, layer), len(images[0].classes)).head
+                head = untrained_net(NetSource(arch, layer), len(images[0].classes)).head
+                if kind == "untrained":
+                    pixels, order = inputs_of(images[0], FIT_IMAGES), torch.randperm(FIT_IMAGES)
+                    set_statistics(head, (pixels[part] for part in order.split(100)))
+                heads[arch, kind, seed] = head
             for key, head in heads.items():
                 counts = (FIT_IMAGES, HELD_IMAGES)
                 found[key] = [features_of(head, part, count) for part, count in zip(images, counts)]
@@ -164,13 +178,24 @@ def scores_of(x: list[Tensor], y: list[Tensor], labels: list[Tensor]) -> list[fl
         )  # fmt: skip
         both.append(found.intervals["consistency"].value)
     sums = streamed(x[1], y[1])
-    scores = (linear_cka(sums), svcca(sums), procrustes(sums))
-    return [float(value) for value in np.array([np.mean(np.array(both, float)), *(s.value for s in scores)], float)]
+    distance = procrustes(sums).value
+    scores: list[Any] = [
+        np.mean(np.array(both, float)),
+        np.min(np.array(both, float)),
+        linear_cka(sums).value,
+        svcca(sums).value,
+    ]
+    scores.append(None if distance is None else 1 - distance)
+    rows_x, rows_y = (ImageRows(image_rows(part[1])) for part in (x, y))
+    scores += [score(rows_x, rows_y, None) for score in SCORES.values()]
+    return [float(value) for value in np.array(scores, float)]
 
 
 def auc(first: Sequence[float], second: Sequence[float]) -> float:
-    """Give how often a score of the first kind is the higher one (of distances the lower); a tie counts half."""
+    """Give how often a score of the first kind is the higher one; a tie counts half. NaN where a score is none."""
     difference = np.subtract.outer(np.array(first), np.array(second))
+    if not np.isfinite(difference).all():
+        return float("nan")
     return float((difference > 0).mean() + 0.5 * (difference == 0).mean())
 
 
@@ -183,18 +208,25 @@ def apart_table(data_root: str) -> None:
     pairs = {(a, b): scores_of(found[a], found[b], labels) for a, b in itertools.combinations(found, 2)}
 
     def kind(keep: Callable[..., bool]) -> list[list[float]]:
-        return [scores for ((arch, one, _), (other, two, _)), scores in pairs.items() if keep(arch == other, one, two)]
+        return [
+            scores for ((arch, one, _), (other, two, _)), scores in pairs.items() if keep(arch == other, {one, two})
+        ]
 
-    trained = kind(lambda same, one, two: same and one and two)
+    trained = kind(lambda same, both: same and both == {"trained"})
     kinds = {
-        "both trained / one untrained, of one architecture": kind(lambda same, one, two: same and one != two),
-        "one architecture / two, all trained": kind(lambda same, one, two: not same and one and two),
+        f"both trained / one {name}, of one architecture": kind(
+            lambda same, both, name=name: same and both == {"trained", name}
+        )
+        for name in UNTRAINED_KINDS
     }
-    print(f"\nNets on the digits at {IMAGE_SIZE} pixels: {TRAINED} trained and {UNTRAINED} untrained ones each of ")
+    kinds["one architecture / two, all trained"] = kind(lambda same, both: not same and both == {"trained"})
+    print(
+        f"\nNets on the digits at {IMAGE_SIZE} pixels: {TRAINED} trained and {UNTRAINED} untrained ones of each kind of"
+    )
     print(f"{', '.join(ARCHS)}; {FIT_IMAGES} images fitted, {HELD_IMAGES} held out\n")
     print(f"| AUC | pairs | {' | '.join(NAMES)} |\n|---|---:|{'---:|' * len(NAMES)}")
     for name, others in kinds.items():
-        areas = [auc(*columns) for columns in zip(SIGNS * np.array(trained).T, SIGNS * np.array(others).T)]
+        areas = [auc(*columns) for columns in zip(np.array(trained).T, np.array(others).T)]
         print(f"| {name} | {len(trained)} / {len(others)} | {' | '.join(f'{area:.3f}' for area in areas)} |")
     print(f"\n| mean score | {' | '.join(NAMES)} |\n|---|{'---:|' * len(NAMES)}")
     for name, some in {"both trained, one architecture": trained, **kinds}.items():

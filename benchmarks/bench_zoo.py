@@ -77,13 +77,10 @@ def with_interval(interval: Interval, unit: float = 100) -> str:
 def squared_errors(sources: Sequence[ImageRows], targets: Sequence[ImageRows]) -> Array:
     """Give each held-out image's Σ |y − ŷ|² of every ridge regression, float32 (S, T, N)."""
     widths = [target.rows.shape[1] for target in targets]
-    fitted, rows = (
-        torch.cat([(part - target.fitted.mean(0)).float() for target, part in zip(targets, parts)], dim=1)
-        for parts in ([target.fitted for target in targets], [target.rows for target in targets])
-    )
+    fitted, rows = (torch.cat([target.about[which].float() for target in targets], dim=1) for which in (0, 1))
     errors = np.empty((len(sources), len(targets), len(rows)), np.float32)
     for source, of_source in zip(sources, errors):
-        squares = (rows - source.smoother[0].float() @ fitted).square()
+        squares = (rows - source.smoother.float() @ fitted).square()
         of_source[:] = torch.stack([part.sum(1) for part in squares.split(widths, dim=1)]).numpy()
         del source.smoother
     return errors
@@ -264,7 +261,7 @@ def coverage(found: Mapping[str, Array], title: str) -> None:
     def ways(forth: Array, back: Array, of_a: Array, of_b: Array) -> dict[str, Array]:
         return {"one way": 1 - forth / of_b, "smaller way": np.minimum(1 - forth / of_b, 1 - back / of_a)}
 
-    rows = {}
+    rows: dict[str, list[str]] = {}
     for layer in range(layers):
         same = errors[:, layer, :, layer]  # (M, M, N)
         of_b = np.broadcast_to(whole[None, :, layer], same.shape)
@@ -297,7 +294,7 @@ def coverage(found: Mapping[str, Array], title: str) -> None:
 class Sender:
     """What stands in A's place: its maps of the fitted and of the held-out images, and rows of them."""
 
-    def __init__(self, maps: tuple[Tensor, Tensor]) -> None:
+    def __init__(self, maps: Sequence[Tensor]) -> None:
         self.maps = maps
         self.rows = ImageRows(image_rows(maps[1]), image_rows(maps[0]))
 
@@ -305,7 +302,7 @@ class Sender:
 class Receiver(Sender):
     """Net B: its maps, and its answers to the held-out images."""
 
-    def __init__(self, maps: tuple[Tensor, Tensor], net: zoo.Staged, depth: int) -> None:
+    def __init__(self, maps: Sequence[Tensor], net: zoo.Staged, depth: int) -> None:
         super().__init__(maps)
         self.net, self.depth = net, depth
         self.penultimate, self.logits = net.tail_in_batches(maps[1], depth)
@@ -369,8 +366,7 @@ def areas(by_layer: Sequence[Scores], first: str, title: str) -> None:
         return [one[name] for one in scores[kind]]
 
     def area(scores: Scores, kind: str, name: str) -> float:
-        both = column(scores, first, name), column(scores, kind, name)
-        return auc(*both) if np.isfinite(np.concatenate(both)).all() else np.nan
+        return auc(column(scores, first, name), column(scores, kind, name))
 
     counts = ", ".join(f"{len(pairs)} {kind}" for kind, pairs in by_layer[0].items())
     print(f"\n### {title}\n\nPairs a layer: {counts}.")

@@ -155,15 +155,26 @@ class PointMap:
         return F.conv2d(x, self.weight, self.constant)
 
 
+def layers_of(net: Staged, depth: int) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
+    """Give the convolution and the BatchNorm of a stage of the tiny recipe."""
+    convolution, norm = (net.get_submodule(f"stages.{depth - 1}.{place}") for place in (0, 1))
+    assert isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+    return convolution, norm
+
+
+def reader_of(net: Staged, depth: int) -> nn.Conv2d | nn.Linear:
+    """Give the layer that reads the maps behind `depth` stages."""
+    return net.fc if depth == len(net.stages) else layers_of(net, depth + 1)[0]
+
+
 def permuted(net: Staged, depth: int, order: Tensor) -> Staged:
     """Give a copy that computes the same, the channels behind `depth` stages of the tiny recipe in another order."""
     net = copy.deepcopy(net)
-    convolution, norm, _ = net.stages[depth - 1]
-    for module in (convolution, norm):
+    for module in layers_of(net, depth):
         for value in (*module.parameters(), *module.buffers()):
             if value.ndim:
                 value.data = value.data[order]
-    reader = net.fc if depth == len(net.stages) else net.stages[depth][0]
+    reader = reader_of(net, depth)
     reader.weight.data = reader.weight.data[:, order]
     return net
 
@@ -171,10 +182,10 @@ def permuted(net: Staged, depth: int, order: Tensor) -> Staged:
 def rescaled(net: Staged, depth: int, factors: Tensor) -> Staged:
     """Give a copy that computes the same: channels behind `depth` stages times factors, undone by what reads them."""
     net = copy.deepcopy(net)
-    norm = net.stages[depth - 1][1]
+    _, norm = layers_of(net, depth)
     norm.weight.data *= factors
     norm.bias.data *= factors
-    reader = net.fc if depth == len(net.stages) else net.stages[depth][0]
+    reader = reader_of(net, depth)
     reader.weight.data /= factors.reshape(1, -1, *[1] * (reader.weight.ndim - 2))
     return net
 
@@ -182,7 +193,6 @@ def rescaled(net: Staged, depth: int, factors: Tensor) -> Staged:
 def folded(net: Staged) -> Staged:
     """Give a copy that computes the same, each BatchNorm of the tiny recipe folded into its convolution."""
     net = copy.deepcopy(net)
-    for stage in net.stages:
-        convolution, norm, _ = stage
-        stage[0], stage[1] = fuse_conv_bn_eval(convolution, norm), nn.Identity()
+    for depth in range(1, len(net.stages) + 1):
+        net.stages[depth - 1] = nn.Sequential(fuse_conv_bn_eval(*layers_of(net, depth)), nn.ReLU())
     return net

@@ -129,21 +129,31 @@ class ImageRows:
         return cosines.topk(min(NEIGHBOURS, len(unit) - 1), dim=1).indices
 
     @cached_property
-    def smoother(self) -> tuple[Tensor, Tensor]:
-        """H (N, M) and HᵀH: a ridge regression on the fitted images predicts H Y, of Y about its mean."""
-        assert self.fitted is not None
-        fitted, rows = (part - self.fitted.mean(0) for part in (self.fitted, self.rows))
+    def about(self) -> tuple[Tensor, Tensor]:
+        """The rows of the fitted and of the held-out images about the mean of the fitted ones."""
+        if self.fitted is None:
+            raise InputError("a regression needs images to be fitted to; give their rows too")
+        mean = self.fitted.mean(0)
+        return self.fitted - mean, self.rows - mean
+
+    @cached_property
+    def smoother(self) -> Tensor:
+        """H (N, M): what a ridge regression on the fitted images predicts is H Y, of Y about its mean."""
+        fitted, rows = self.about
         gram = fitted @ fitted.mT
         penalty = WEIGHT * gram.trace() / fitted.shape[1]
         gram.diagonal().add_(penalty if penalty > 0 else 1.0)
-        smoother = torch.cholesky_solve(fitted @ rows.mT, torch.linalg.cholesky(gram)).mT
-        return smoother, smoother.mT @ smoother
+        return torch.cholesky_solve(fitted @ rows.mT, torch.linalg.cholesky(gram)).mT
+
+    @cached_property
+    def smoother_gram(self) -> Tensor:
+        """HᵀH (M, M)."""
+        return self.smoother.mT @ self.smoother
 
     @cached_property
     def products(self) -> tuple[Tensor, Tensor, float]:
         """Products about the fitted images' mean: of these (M, M), of rows with them (N, M), Σ |row|²."""
-        assert self.fitted is not None
-        fitted, rows = (part - self.fitted.mean(0) for part in (self.fitted, self.rows))
+        fitted, rows = self.about
         return fitted @ fitted.mT, rows @ fitted.mT, rows.square().sum().item()
 
 
@@ -193,11 +203,11 @@ def mutual_neighbours(x: ImageRows, y: ImageRows, order: Tensor | None = None) -
 
 def ridge_r2(x: ImageRows, y: ImageRows, order: Tensor | None = None, fit_order: Tensor | None = None) -> float:
     """Compute R² of a ridge regression of y on x: fitted on some images, judged on the held-out ones."""
-    (smoother, squared), (of_fitted, across, energy) = x.smoother, y.products
+    of_fitted, across, energy = y.products
     if order is not None and fit_order is not None:
         of_fitted, across = of_fitted[fit_order][:, fit_order], across[order][:, fit_order]
     # Σ |y − H Y|² = Σ |y|² − 2 Σ H ∘ (y Yᵀ) + Σ HᵀH ∘ (Y Yᵀ)
-    error = energy - 2 * (smoother * across).sum() + (squared * of_fitted).sum()
+    error = energy - 2 * (x.smoother * across).sum() + (x.smoother_gram * of_fitted).sum()
     return float(1 - error / y.centred.square().sum())
 
 

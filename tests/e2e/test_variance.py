@@ -268,3 +268,32 @@ def test_an_option_without_effect_is_an_error(line, option, beside, capsys):
     assert exit_.value.code == 2
     said = capsys.readouterr().err
     assert f"error: {option} has no effect beside {beside}" in said and said.count("\n") == 1
+
+
+def test_what_b_still_knows_stands_beside_each_depth(road, photos, tmp_path, capsys):
+    nets = ("--net_in", road.a, "--net_tar", road.b, *data(photos))
+    live = run(Variance, "--conv_layer 1 --bootstrap 50", *nets, "--transnet", road.trans_net)
+    stored = run(Variance, "--bootstrap 50", "--convOut_path", road.features, "--transnet", road.trans_net)
+    for report in (live, stored):
+        rows = {row["sender"]: row for row in report["still_known"]["rows"]}
+        assert list(rows) == ["B itself", "g of 3 layers", "another image of the class"]
+        itself = rows["B itself"]
+        assert itself["K"]["value"] == pytest.approx(itself["I_B"]["value"], abs=1e-6)
+        assert itself["penultimate_r2"]["value"] == pytest.approx(1, abs=1e-6)
+        assert "decision_recovery" in itself and len(itself["lost_bits"]) == report["images"]
+    one, other = (report["still_known"]["rows"][1]["K"]["value"] for report in (live, stored))
+    assert one == pytest.approx(other, abs=1e-4)
+    printed = capsys.readouterr().out
+    assert "what B still knows: of" in printed and "another image of the class" in printed
+
+
+def test_without_bs_checkpoint_the_rest_is_printed(road, tmp_path, capsys):
+    moved = road.b.rename(tmp_path / "moved.pth.tar")
+    try:
+        report = run(Variance, "--bootstrap 0", "--convOut_path", road.features, "--transnet", road.trans_net)
+    finally:
+        moved.rename(road.b)
+    assert report["still_known"]["rows"] == [] and report["instability"] > 0
+    (note,) = report["still_known"]["notes"]
+    assert note.startswith("what B still knows is left out:") and str(road.b) in note
+    assert f"note: {note}" in capsys.readouterr().out

@@ -130,6 +130,31 @@ def similarity_lines(scores: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
+def knowledge_table(known: Mapping[str, Any]) -> str:
+    """Lay out what B still knows: of every sender the bits, the share, what is beyond the class, and decisions."""
+    rows, notes = known["rows"], [f"note: {note}" for note in known["notes"]]
+    if not rows:
+        return "\n".join(["", *notes])
+
+    def cell(row: Mapping[str, Any], name: str) -> str:
+        value = row[name]["value"] if name in row else None
+        return "" if value is None else f"{value:.3f}"
+
+    columns = {
+        "bits": "K", "calibrated": "K_c", "share": "share", "beyond": "rho", "p": "p", "R2": "penultimate_r2",
+        "agreement": "agreement", "recovery": "decision_recovery",
+    }  # fmt: skip
+    bits = cell(rows[0], "I_B")
+    lines = ["", f"what B still knows: of {bits} bits that its answer says of an image"]
+    lines.append(f"{'sender':<34}" + "".join(f"{name:>11}" for name in columns))
+    for row in rows:
+        test = "" if row["p"] is None else f"{row['p']:.4f}"
+        cells = (test if name == "p" else cell(row, name) for name in columns.values())
+        lines.append(f"{row['sender']:<34}" + "".join(f"{text:>11}" for text in cells))
+    lines.append("beyond: of what images that B answers alike differ in; shown where p is small, never by agreement")
+    return "\n".join([*lines, *notes])
+
+
 def linear_lines(test: Mapping[str, Any]) -> list[str]:
     """Lay out the linear reference's own calibration and its test."""
     own, left = test["consistency"], test["instability"]["value"]

@@ -5,7 +5,7 @@ makes of its batch, on the device, x (N, C, H, W) and the target (N, C', H', W')
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -26,7 +26,16 @@ from utils.training.schedules import due, set_learning_rate
 
 Read = Callable[..., tuple[Tensor, Tensor]]
 Loader = DataLoader[Any]
-Seen = TypeVar("Seen", FeatureMoments, ImageMoments, PairSums)
+
+
+class Mergeable(Protocol):
+    """What keeps sums or rows of the images that it saw."""
+
+    def merge(self, other: Any) -> None:
+        """Add what another process saw."""
+
+
+Seen = TypeVar("Seen", bound=Mergeable)
 FLAT = 0.01  # relative differences below this are none: of an error over the last tenth of the epochs, of two fits
 
 

@@ -1,0 +1,120 @@
+"""The table "what B still knows": B's answers to x*, and to what each sender gives in its place, from one pass."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from consistency.knowledge import Knowledge, measure_knowledge
+from utils.errors import InputError
+from utils.measures.calibration import shuffled_within_class
+
+ITSELF, UNTRUE = "B itself", "another image of the class"
+REFUSED_MATCH = "was fitted with --match {}, which had B's layers in its loss: what B still knows says nothing of A"
+
+
+class Answers:
+    """Collect B's answers of all images.
+
+    Memory, on the CPU: 4 (C + d) bytes an image and sender, d the width of B's penultimate feature.
+
+    Args:
+        tail: maps (N, C, H, W) → penultimate feature or None, logits; `models.tail.FrozenTail`.
+        tail_a: the same of A, for the decision recovery; None: there is none.
+    """
+
+    def __init__(self, tail: nn.Module, tail_a: nn.Module | None = None) -> None:
+        self.tail, self.tail_a = tail, tail_a
+        self._columns: dict[str, list[Tensor]] = {}
+
+    @torch.no_grad()
+    def update(self, x: Tensor, target: Tensor, sent: Mapping[str, Tensor], labels: Tensor, numbers: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            x: A's maps, for A's answers.
+            target: x*, B's maps.
+            sent: g(x) of every sender, by its name.
+            labels: the images' classes, (N,), or several labels each, (N, classes).
+            numbers: the images' numbers in their data set, (N,).
+        """
+        self._keep("labels", labels)
+        self._keep("numbers", numbers)
+        for name, maps in {ITSELF: target, **sent}.items():
+            penultimate, logits = self.tail(maps.float())
+            self._keep(f"logits {name}", logits.float())
+            if penultimate is not None:
+                self._keep(f"penultimate {name}", penultimate.flatten(1).float())
+        if self.tail_a is not None:
+            self._keep("logits of A", self.tail_a(x.float())[1].float())
+
+    def cpu(self) -> "Answers":
+        """Forget the nets, so that another process can read the answers."""
+        self.tail = nn.Identity()
+        self.tail_a = None
+        return self
+
+    def merge(self, other: "Answers") -> None:
+        """Add the images that another process saw."""
+        for name, parts in other._columns.items():
+            self._columns.setdefault(name, []).extend(parts)
+
+    def table(self, *, permutations: int = 1000, resamples: int = 1000, seed: int = 0) -> dict[str, Knowledge]:
+        """Measure every sender: B itself, a first sender's untrue pairs, and each sender.
+
+        Untrue pairs give B what the first sender makes of another image of the class, which is a
+        permutation of its answers: what the class alone is worth.
+
+        Args:
+            permutations: see `measure_knowledge`.
+            resamples: of the images.
+            seed: of everything that is drawn.
+
+        Raises:
+            InputError: see `measure_knowledge`.
+        """
+        columns = {name: torch.cat(parts) for name, parts in self._columns.items()}
+        order = columns.pop("numbers").argsort()
+        columns = {name: values[order] for name, values in columns.items()}
+        labels, itself = columns.pop("labels"), columns[f"logits {ITSELF}"]
+        multi_label = labels.ndim > 1
+        senders = [name.removeprefix("logits ") for name in columns if name.startswith("logits ")]
+        senders = [name for name in senders if name != "of A"]
+
+        def measured(name: str, images: Tensor | slice) -> Knowledge:
+            pair = [columns.get(f"penultimate {one}") for one in (ITSELF, name)]
+            both = None if pair[0] is None or pair[1] is None else (pair[0], pair[1][images])
+            return measure_knowledge(
+                itself,
+                columns[f"logits {name}"][images],
+                labels=None if multi_label else labels,
+                penultimate=both,
+                logits_a=columns.get("logits of A"),
+                multi_label=multi_label,
+                permutations=permutations,
+                resamples=resamples,
+                seed=seed,
+            )
+
+        rows = {ITSELF: measured(ITSELF, slice(None))}
+        rows |= {name: measured(name, slice(None)) for name in senders if name != ITSELF}
+        if not multi_label and len(senders) > 1:
+            try:
+                mixed = shuffled_within_class(labels, torch.Generator().manual_seed(seed))
+            except InputError:
+                return rows  # no class has two images
+            rows[UNTRUE] = measured(senders[1], mixed)
+        return rows
+
+    def _keep(self, name: str, values: Tensor) -> None:
+        self._columns.setdefault(name, []).append(values.cpu())
+
+
+def knowledge_record(rows: Mapping[str, Knowledge], notes: list[str]) -> dict[str, Any]:
+    """Give the table as plain values, for JSON."""
+    every = [note for row in rows.values() for note in row.notes]
+    return {
+        "rows": [{"sender": name, **row.report()} for name, row in rows.items()],
+        "notes": list(dict.fromkeys([*notes, *every])),
+    }

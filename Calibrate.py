@@ -182,9 +182,9 @@ def similarities(args: Namespace, parts: Sequence[opening.Features]) -> list[dic
     """Measure similarities with an image as a row, each held against permutations within the class."""
     rows = [[pooled(Side(part, which, image_rows)) for part in parts] for which in (0, 1)]
     labels, generator = [classes_of(part) for part in parts], torch.Generator().manual_seed(args.seed)
-    nets = (ImageRows(held_out, fitted) for fitted, held_out in rows)
+    x, y = (ImageRows(held_out, fitted) for fitted, held_out in rows)
     draws = min(args.permutations, PERMUTED_SIMILARITIES)
-    return [asdict(score) for score in image_similarities(*nets, labels, generator, draws=draws)]
+    return [asdict(score) for score in image_similarities(x, y, labels, generator, draws=draws)]
 
 
 def pooled(side: Side) -> torch.Tensor:

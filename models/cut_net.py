@@ -212,14 +212,18 @@ class CutNet:
         Raises:
             RuntimeError: nothing was proven.
         """
+        return self.from_pixels(self.frozen_form(device))
+
+    def frozen_form(self, device: torch.device) -> nn.Module:
+        """Give the same of images that are normalised already, float32 (N, 3, S, S); see `frozen`."""
         if self._is_fast is None:
             raise RuntimeError("call prove() before the features of this net are used")
         if self._is_fast:
-            return self.from_pixels(freeze_for_inference(self.form, device))
+            return freeze_for_inference(self.form, device)
         try:
-            return self.from_pixels(freeze_plainly(self.form).to(device))
+            return freeze_plainly(self.form).to(device)
         except Exception:  # what cannot be copied is taken itself
-            return self.from_pixels(self.form.requires_grad_(False).eval().to(device))
+            return self.form.requires_grad_(False).eval().to(device)
 
     def _normalised(self, pixels: Tensor) -> Tensor:
         """Give a proof its images; by which constants makes no difference to it."""

@@ -147,10 +147,12 @@ class LinearCalibration(NamedTuple):
         null: it and those of permuted pairs: a test.
         intervals: "instability", "null" (the mean of shuffled pairs), "ceiling" (A → A) and the normalised
             "consistency"; they hold every regression as it was fitted.
+        sums: every held-out image's part of Var(x*) and Var(x_Δ), (N, 2), of the true pairs, the null and the ceiling.
     """
 
     null: Null
     intervals: dict[str, Interval]
+    sums: tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
 
     def report(self) -> dict[str, Any]:
         """Give the test and the intervals as plain values.
@@ -192,12 +194,15 @@ def calibrate_linear(
     errors = permuted_errors(*sides, *orders, **options)
     null = untrue_errors(*sides, shuffled, labels[1], **options)
     least = permuted_errors(x[0], x[0], x[1], x[1], *(order[:0] for order in orders), **options)
+    sums = (
+        np.stack([errors.target, errors.observed], axis=1),
+        np.stack([errors.target, null.mean(0)], axis=1),
+        np.stack([least.target, least.observed], axis=1),
+    )
     intervals = consistency_interval(
         instability_of,
-        [np.stack([errors.target, errors.observed], axis=1)],
-        [np.stack([errors.target, null.mean(0)], axis=1)],
-        [np.stack([least.target, least.observed], axis=1)],
+        *([part] for part in sums),
         resamples=resamples,
         seed=int(torch.randint(1 << 31, (), generator=generator)),
     )
-    return LinearCalibration(errors.null(), intervals)
+    return LinearCalibration(errors.null(), intervals, sums)

@@ -1,18 +1,19 @@
 """Train a classifier: the nets A and B that the other steps compare (paper Sec. 4)."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from models.classifiers import build, check_reloads, classifier_record, fix_batch_norm, read_classifier
 from models.layers import usual_layer
 from models.logits import check_logits, has_unused_parameters
-from models.own import named_arch, words_for
+from models.own import is_own, named_arch
 from utils import checkpoint, opening, options, runs
-from utils.data.images import check_outputs
+from utils.data.images import ImageData, check_outputs
 from utils.errors import InputError
 from utils.files import sha256
 from utils.parser import Namespace, Parser, some_path, whole
@@ -34,6 +35,12 @@ def build_parser() -> Parser:
     group.add_argument("--train_layer", type=whole(0), default=34, help="of *_ft networks: first layer that is trained")
     group.add_argument("--fix_bn", action="store_true", help="keep BatchNorm's running statistics as loaded")
     group.add_argument("-e", "--evaluate", action="store_true", help="only measure the accuracy of --resume")
+    group.add_argument(
+        "--export",
+        type=some_path,
+        metavar="FILE.safetensors",
+        help="also write the weights for other programs; with -e those of --resume",
+    )
     options.add_data_options(parser, batch_size=128)
     options.add_training_options(parser, optim="SGD", lr=0.01, epochs=300)
     options.add_resume_options(parser)
@@ -57,6 +64,14 @@ def fill(args: Namespace) -> None:
     options.fill(args, state.get("data", {}))
 
 
+def new_model(args: Namespace, record: Mapping[str, Any]) -> nn.Module:
+    """Build the network that a record describes, as the options begin it."""
+    sources = {"pretrained": args.pretrained, "weights": args.weights, "image_size": args.image_size}
+    model = build(**record, **sources)
+    check_reloads(model, record, args.image_size)
+    return model
+
+
 def evaluate(args: Namespace, runtime: opening.Runtime) -> None:
     """Measure a network's accuracy on the validation images."""
     if args.resume:
@@ -66,14 +81,24 @@ def evaluate(args: Namespace, runtime: opening.Runtime) -> None:
         check_outputs(state["model"]["num_classes"], val_images, args.resume)
     elif args.pretrained or args.weights:
         val_images = opening.images(args, "val")
-        sources = {"pretrained": args.pretrained, "weights": args.weights, "image_size": args.image_size}
-        model = build(args.arch, len(val_images.classes), **sources)
+        model = new_model(args, classifier_record(args.arch, len(val_images.classes)))
     else:
         raise InputError("--evaluate needs a trained network: name one with --resume")
     check_logits(model, args.arch, len(val_images.classes), args.image_size)  # before images are decoded
     loaders = opening.validation_loaders(args, opening.decoded(args, val_images, runtime), runtime)
     step = partial(classify, preprocess=val_images.preprocessing())
     runtime.say(runs.describe(validate(runtime.parallel(model), loaders, runtime, step)))
+    export(args, model, classifier_record(args.arch, len(val_images.classes)), val_images, runtime)
+
+
+def export(
+    args: Namespace, model: nn.Module, record: Mapping[str, Any], images: ImageData, runtime: opening.Runtime
+) -> None:
+    """Write the weights as --export says, with what a checkpoint says of the network and of its images."""
+    if args.export and runtime.is_main:
+        facts = {"arch": record["arch"], "model": record, "data": opening.data_record(args, images)}
+        checkpoint.save_safetensors(args.export, model.state_dict(), facts)
+        runtime.say(f"saved {args.export}")
 
 
 def next_words(
@@ -90,11 +115,12 @@ def next_words(
         twin: the checkpoint of the same settings and another seed, if there is one.
     """
     if twin:
-        nets = ("--resume1", twin, "--resume2", own, *words_for(args.arch), *usual_layer(model))
+        arch = ["--arch", args.arch] if is_own(args.arch) else []
+        nets = ("--resume1", twin, "--resume2", own, *arch, *usual_layer(model))
         same = parser.again(args, (*options.IMAGES, *options.MACHINE, "out"))
         return ["ConvOutput.py", *nets, "--t_or_v", "both", *same]
     suffix = runs.join(args.suffix.removesuffix(f"sd{args.seed}").rstrip("_"), f"sd{args.seed + 1}")
-    one_run = ("--resume", "--start_epoch", "--seed", "--suffix")
+    one_run = ("--resume", "--start_epoch", "--seed", "--suffix", "--export")
     again = [word for word in parser.without(words, one_run) if word != "--restart"]
     return ["Training.py", *again, "--seed", args.seed + 1, "--suffix", suffix]
 
@@ -114,7 +140,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         evaluate(args, runtime)
         return
 
-    settings = options.settings(args, but=["evaluate"], weights=sha256(args.weights) if args.weights else None)
+    settings = options.settings(
+        args, but=["evaluate", "export"], weights=sha256(args.weights) if args.weights else None
+    )
     resumed = resume.find(args.resume, own, settings, restart=args.restart, extendable=not args.logspace)
     model, state = read_classifier(resumed, args.arch) if resumed else (None, {})
     known_images = opening.known_images(args, state, runtime) if resumed else None
@@ -122,10 +150,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     classes = train_images.classes
     record = state.get("model") or classifier_record(args.arch, len(classes), train_layer=args.train_layer)
     check_outputs(record["num_classes"], train_images, resumed)
-    if model is None:
-        sources = {"pretrained": args.pretrained, "weights": args.weights, "image_size": args.image_size}
-        model = build(**record, **sources)
-        check_reloads(model, record, args.image_size)
+    model = model or new_model(args, record)
     if args.fix_bn:
         fix_batch_norm(model)
     check_logits(model, args.arch, len(classes), args.image_size)
@@ -179,6 +204,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 checkpoint.save(best, state)
     kept = f" and {best}" if best.exists() else ""
     runtime.say(f"saved {own}{kept}, best accuracy {best_acc1:.2f} %; the log is {log.path}")
+    export(args, model, record, train_images, runtime)
     words = sys.argv[1:] if argv is None else argv
     script, *following = next_words(args, parser, words, model, own, resume.twin(own, settings))
     runtime.say_next(str(script), *following)

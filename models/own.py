@@ -44,11 +44,6 @@ def is_timm(arch: str) -> bool:
     return arch.startswith(TIMM)
 
 
-def words_for(arch: str) -> list[str]:
-    """Give the words that name an architecture to a next step, which needs them where it is the user's own."""
-    return ["--arch", arch] if is_own(arch) else []
-
-
 def is_foreign(arch: str) -> bool:
     """Whether a network is built by code that this project does not know."""
     return ":" in arch

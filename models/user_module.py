@@ -52,6 +52,8 @@ class Home:
         for name in before:
             if name.partition(".")[0] in rivals:
                 del sys.modules[name]
+        for name in rivals:
+            self._make_namespace(name)
         sys.modules.update(self.modules)
         path = list(sys.path)
         others = [entry for entry in path if not rivals or Path(entry).resolve() != PROJECT]
@@ -70,6 +72,18 @@ class Home:
             for name in of_here:
                 del sys.modules[name]
             sys.modules.update(before)
+
+    def _make_namespace(self, name: str) -> None:
+        """Make the package that is a folder without an `__init__.py`.
+
+        Python's own has a `__file__` of None, over which `inspect` stumbles where it knew another package of that name;
+        and it would prefer a package with an `__init__.py` from anywhere on the path.
+        """
+        folders = [folder / name for folder in (*self.first, *self.last)]
+        regular = any((folder / "__init__.py").is_file() or folder.with_suffix(".py").is_file() for folder in folders)
+        if not regular and name not in self.modules:
+            self.modules[name] = package = ModuleType(name)
+            package.__path__ = [str(folder) for folder in folders if folder.is_dir()]
 
     def _replaces(self, name: str) -> bool:
         """Whether a loaded top module must make way for one of this home."""

@@ -92,7 +92,7 @@ def check(
     difference = fitted.differs(source) if source else None
     for name, value in settings.items():
         if difference is None and name in stored and not (name == "epochs" and extendable):
-            if stored[name] == value or _same_names(stored[name], value):
+            if _agrees(stored, name, value):
                 continue
             difference = f"{name} {stored[name]} instead of {value}"
     if difference:
@@ -121,8 +121,12 @@ def check_images(own: Path, images: Mapping[str, Contents], *, elsewhere: str = 
             )
 
 
-def _same_names(first: Any, second: Any) -> bool:
-    return isinstance(first, str) and isinstance(second, str) and same_arch(first, second)
+def _agrees(stored: Mapping[str, Any], name: str, value: Any) -> bool:
+    """Whether recorded settings have this value; a factory's file may have been moved (`same_arch`)."""
+    if name not in stored:
+        return False
+    held = stored[name]
+    return held == value or (isinstance(held, str) and isinstance(value, str) and same_arch(held, value))
 
 
 def history(state: checkpoint.State, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -146,6 +150,6 @@ def twin(own: Path, settings: Mapping[str, Any]) -> Path | None:
     for path in sorted(own.parent.glob("checkpoint_*.pth.tar")):
         with contextlib.suppress(InputError):  # what cannot be read is no twin
             stored = checkpoint.load(path, mmap=True).get("settings", {})
-            if {name for name in settings if name not in stored or stored[name] != settings[name]} == {"seed"}:
+            if {name for name in settings if not _agrees(stored, name, settings[name])} == {"seed"}:
                 return path
     return None

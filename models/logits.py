@@ -115,7 +115,8 @@ def look_for_logits(model: nn.Module, image_size: int, num_classes: int, *, trai
     made: list[tuple[str, Any]] = []  # by layers with weights, in order
     with contextlib.ExitStack() as hooks:
         for name, module in model.named_modules():
-            if isinstance(getattr(module, "weight", None), Tensor):
+            has_weight = isinstance(getattr(module, "weight", None), Tensor)
+            if has_weight and not isinstance(module, torch.jit.ScriptModule):  # which takes no hooks
                 hook = module.register_forward_hook(lambda _m, _i, made_now, name=name: made.append((name, made_now)))
                 hooks.callback(hook.remove)
         try:
@@ -215,7 +216,13 @@ def run_blank(
                     raise
             device = next((value.device for value in tensors.values()), image.device)
             buffers = {name: value.clone() for name, value in model.named_buffers()}
-            return functional_call(model, buffers, image.to(device))
+            if not isinstance(model, torch.jit.ScriptModule):
+                return functional_call(model, buffers, image.to(device))
+            try:
+                return model(image.to(device))
+            finally:
+                for name, value in model.named_buffers():
+                    value.copy_(buffers[name])
     finally:
         for module, mode in modes.items():
             module.training = mode

@@ -75,6 +75,16 @@ def compiled(num_classes):
     return torch.compile(Plain(num_classes))
 
 
+def scripted(num_classes):
+    layers = nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Flatten(2), Mean(), nn.Linear(8, num_classes)
+    return torch.jit.script(nn.Sequential(*layers))
+
+
+class Mean(nn.Module):
+    def forward(self, x: Tensor):
+        return x.mean(2)
+
+
 class TupleInTraining(Plain):
     def __init__(self, num_classes: int) -> None:
         super().__init__(num_classes)

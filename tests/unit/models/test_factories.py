@@ -98,6 +98,14 @@ def test_looking_changes_neither_statistics_nor_random_numbers():
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
+def test_a_scripted_net_is_looked_at_as_it_is():
+    net = plain(factory="scripted")
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    check_logits(net, f"{HERE}:scripted", 4, 16)
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
 def test_parameters_without_a_part_in_the_logits_are_named(capsys):
     assert not has_unused_parameters(foreign.Plain(4), 16)
     assert has_unused_parameters(plain(factory="tuple_in_training"), 16)

@@ -18,7 +18,8 @@ from types import ModuleType
 
 from utils.errors import InputError
 
-PROJECT = Path(__file__).resolve().parents[1]
+PROJECT = Path(__file__).resolve().parents[1]  # the checkout, or where it is installed among others
+PACKAGES = ("models", "utils", "consistency", "experiments", "benchmarks", "tests")  # of this project
 
 
 @dataclass
@@ -47,7 +48,7 @@ class Home:
 
         Afterwards the table of modules and the path are as they were, but for what was imported from elsewhere.
         """
-        rivals = {name for name in sys.modules if "." not in name and self._replaces(name)}
+        rivals = {name for name in (*PACKAGES, self.package) if name in sys.modules and self._replaces(name)}
         before = dict(sys.modules)
         for name in before:
             if name.partition(".")[0] in rivals:
@@ -56,8 +57,8 @@ class Home:
             self._make_namespace(name)
         sys.modules.update(self.modules)
         path = list(sys.path)
-        others = [entry for entry in path if not rivals or Path(entry).resolve() != PROJECT]
-        sys.path[:] = [*map(str, self.first), *others, *map(str, self.last)]
+        first, last = (list(map(str, folders)) for folders in (self.first, self.last))
+        sys.path[:] = [*first, *last, *path] if rivals else [*first, *path, *last]
         importlib.invalidate_caches()
         try:
             yield
@@ -88,7 +89,8 @@ class Home:
     def _replaces(self, name: str) -> bool:
         """Whether a loaded top module must make way for one of this home."""
         module = sys.modules[name]
-        if self.has(name, module) or not (name == self.package or _stands_at(module, PROJECT, name)):
+        ours = name in PACKAGES and _stands_at(module, PROJECT, name)
+        if self.has(name, module) or not (ours or name == self.package):
             return False
         folders = (*self.first, *self.last)
         return any((folder / f"{name}.py").is_file() or any((folder / name).glob("*.py")) for folder in folders)

@@ -72,6 +72,12 @@ def net(num_classes):
     assert logits(tmp_path / "models/resnet.py") == (2, 4)
 
 
+def test_a_package_above_the_files_folder_is_the_users(tmp_path):
+    write(tmp_path, nets__net="from utils import Net as net\n", utils__tools=NET)
+    (tmp_path / "utils/__init__.py").write_text("from .tools import Net\n")
+    assert logits(tmp_path / "nets/net.py") == (2, 4)
+
+
 @pytest.mark.parametrize("package", [True, False], ids=["with __init__.py", "without"])
 def test_relative_imports(tmp_path, package):
     write(tmp_path, models__blocks=NET, models__resnet="from .blocks import Net as net\n")

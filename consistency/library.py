@@ -152,7 +152,7 @@ def fit(
     """
     pairs = _Pairs(x, target)
     runtime = Runtime(torch.device(device), (), 0, 1, None, False, seed)
-    with _seeded(seed), torch.enable_grad():
+    with _seeded(seed, runtime.device), torch.enable_grad():
         trans_net = between(*pairs.shapes, layers=layers, **{"standardise": True} | config)
         family, linear = Family([trans_net]), trans_net.linear_reference().to(device)
         net = runtime.parallel(family)
@@ -307,8 +307,8 @@ def calibrate(
             device=device,
         )
 
-    with _seeded(seed):
-        maps_a, maps_b = as_maps(pairs.x), as_maps(pairs.target)
+    maps_a, maps_b = as_maps(pairs.x), as_maps(pairs.target)
+    with _seeded(seed, torch.device(device)):  # `between` initialises what is not used here
         forth, back = way(maps_a, maps_b, pairs.shapes), way(maps_b, maps_a, pairs.shapes[::-1])
     shared = several.shared(forth.sums, back.sums, resamples=resamples, seed=seed)["shared"]
     try:
@@ -479,10 +479,10 @@ def _open(net: nn.Module | str | Path, layer: str, image_size: int, arch: str | 
 
 
 @contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Seed everything for a block, and give Python's, NumPy's and torch's random numbers back behind it."""
     python, of_numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
         try:
             seed_everything(seed)
             yield

@@ -1,42 +1,59 @@
 """The project as a package: its steps are listed, and all that they need is installed."""
 
+import re
+import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
-import tomllib
 
 import consistency
 from consistency import steps
 from utils.errors import InputError
 
+tomllib = pytest.importorskip("tomllib")  # of Python 3.11
 ROOT = Path(consistency.__file__).parents[1]
 SCRIPTS = {path.stem for path in ROOT.glob("*.py")}
 pytestmark = pytest.mark.skipif(not (ROOT / "pyproject.toml").exists(), reason="not a clone of the repository")
 
 
-def setup():
+def project():
     return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 
 def test_all_steps_are_listed_and_installed():
-    assert set(steps.STEPS) == SCRIPTS == set(setup()["tool"]["setuptools"]["py-modules"])
+    """A new step belongs into `consistency.steps.STEPS` and into `py-modules` of pyproject.toml."""
+    assert set(steps.STEPS) == SCRIPTS
+    assert set(project()["tool"]["setuptools"]["py-modules"]) == SCRIPTS
 
 
-def test_all_files_of_the_packages_are_installed():
-    tables = setup()["tool"]["setuptools"]
-    packages = {pattern.rstrip("*") for pattern in tables["packages"]["find"]["include"]}
-    assert {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"benchmarks", "tests"} <= packages
-    for package in packages:
-        files = [path for path in (ROOT / package).rglob("*") if path.is_file() and path.suffix != ".pyc"]
-        assert {path.suffix for path in files} <= {".py", ".jinja"}
-        assert all((path.parent / "__init__.py").exists() for path in files)
+def test_a_wheel_holds_all_files_and_needs_all_libraries(tmp_path):
+    pytest.importorskip("setuptools", minversion="70.1")
+    source = tmp_path / "source"
+    source.mkdir()
+    packages = ("consistency", "distillation", "models", "utils")
+    for path in (*ROOT.glob("*.py"), *(ROOT / name for name in ("pyproject.toml", "requirements.txt", "README.md"))):
+        shutil.copy(path, source)
+    for folder in (ROOT / name for name in packages if (ROOT / name).is_dir()):
+        shutil.copytree(folder, source / folder.name, ignore=shutil.ignore_patterns("__pycache__"))
+    expected = {path.relative_to(source).as_posix() for path in source.rglob("*") if path.suffix in (".py", ".jinja")}
+    words = ["pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path), str(source)]
+    done = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        files = {name for name in archive.namelist() if ".dist-info/" not in name}
+        (metadata,) = (archive.read(name).decode() for name in archive.namelist() if name.endswith("/METADATA"))
+    assert files == expected
+    needed = set(re.findall(r"^Requires-Dist: (\S+)", metadata, re.MULTILINE))
+    assert needed == set((ROOT / "requirements.txt").read_text(encoding="utf-8").split())
 
 
 def command(words, folder):
     """Run the command as its entry does, whose first place to look for modules is not the folder."""
-    module, _, function = setup()["project"]["scripts"]["knowledge-consistency"].partition(":")
+    module, _, function = project()["project"]["scripts"]["knowledge-consistency"].partition(":")
     path = [str(ROOT), *(entry for entry in sys.path if entry and "site-packages" in entry)]
     program = (
         f"import sys; sys.path[:1] = {path}; from {module} import {function}\n"

@@ -165,7 +165,8 @@ def summary(rows: list[Row]) -> str:
 def main(argv: list[str] | None = None) -> None:
     """Measure the networks, print their table and keep it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("architectures", nargs="*", help="default: those of both libraries")
+    everything = "timm, torchvision, or names; default: both libraries"
+    parser.add_argument("architectures", nargs="*", help=everything)
     parser.add_argument("--results", help="name of the file under benchmarks/results")
     args = parser.parse_args(argv)
     ran = ran_on(__file__, argv, "torch", "torchvision", "timm")
@@ -173,8 +174,10 @@ def main(argv: list[str] | None = None) -> None:
         "timm": [f"{TIMM}{name}" for name in OF_TIMM],
         "torchvision": torchvision.models.list_models(module=torchvision.models),
     }
+    named = [name for name in args.architectures if name not in libraries]
     if args.architectures:
-        libraries = {"named": args.architectures}
+        chosen = {library: names for library, names in libraries.items() if library in args.architectures}
+        libraries = {**chosen, **({"named": named} if named else {})}
     texts = ["# Networks that others wrote, cut\n"]
     for library, names in libraries.items():
         rows = []

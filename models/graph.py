@@ -2,6 +2,7 @@
 
 import difflib
 import operator
+import re
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from typing import Any, NamedTuple
@@ -328,6 +329,11 @@ def _find(traced: Traced, layer: str, model: nn.Module) -> fx.Node:
         if output.op != "placeholder":
             return output
     under = [node for node, name in names.items() if name.startswith(f"{layer}.")]
+    if not under and (numbered := re.fullmatch(r"(.*\bgetitem)_\d+", layer)):
+        # Earlier versions counted lengths that the code reads too: the class token of a ViT was getitem_5.
+        under = [
+            node for node, name in names.items() if name == numbered[1] and numbered[1] + "_1" not in names.values()
+        ]
     if not under:
         near = difflib.get_close_matches(layer, [*dict.fromkeys([*names.values(), *traced.modules])], cutoff=0)
         raise InputError(

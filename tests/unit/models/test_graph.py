@@ -37,3 +37,9 @@ def test_a_branch_is_no_cut():
     assert [names[node] for node in flow_around(graph, branch)] == ["layer2.0.relu_1"]
     with pytest.raises(InputError, match=r"layer2\.1\.conv1 is no cut: layer2\.0\.relu_1 flows around it"):
         find_cut(traced, "layer2.1.conv1", model)
+
+
+def test_a_name_that_counted_lengths_still_means_its_node():
+    model = torchvision.models.vit_b_32(num_classes=3)
+    traced = trace(model)
+    assert find_cut(traced, "getitem_5", model) is find_cut(traced, "getitem", model)

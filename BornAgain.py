@@ -18,22 +18,22 @@ from models.classifiers import build, check_reloads, classifier_record, read_cla
 from models.frozen import freeze_for_inference
 from models.layers import usual_layer
 from models.logits import check_logits, has_unused_parameters
-from utils import checkpoint, opening, options, runs
+from utils import opening, options, runs
 from utils.data.batches import Preprocessing
 from utils.data.images import ImageData, check_outputs
 from utils.distillation.born_again import distillation_loss
 from utils.distillation.teacher import Teacher, teacher_logits
-from utils.files import check_unclaimed, sha256
+from utils.files import sha256
 from utils.normalisation import recorded_normalisation
 from utils.parser import Namespace, Parser, real, whole
 from utils.pixels import FromPixels
 from utils.runtime import Runtime, command, seed_everything
-from utils.training import resume
 from utils.training.classification import classify, known_hits, validate
 from utils.training.engine import train_one_epoch
 from utils.training.losses import classification_loss
 from utils.training.metrics import accuracies_percent, main_accuracy
-from utils.training.schedules import due, geometric, set_learning_rate
+from utils.training.run import Run
+from utils.training.schedules import geometric, set_learning_rate
 
 NOT_RECORDED = ("generations", "start_gen", "gpu_teacher", "student_arch")  # `arch` is each generation's own
 
@@ -81,21 +81,23 @@ def first_teacher(args: Namespace) -> Path | None:
     return before if args.resume in ("", "auto") else Path(args.resume)
 
 
-def find(args: Namespace, arch: str, generation: int, **teacher: str | None) -> tuple[dict[str, Any], Path | None]:
-    """Give what is recorded of a generation, as far as its teacher's hash is known, and what it goes on from."""
-    own, seed = generation_path(args, arch, generation), args.seed + 10 * (generation - args.start_gen + 1)
-    settings = options.settings(args, but=NOT_RECORDED, arch=arch, generation=generation, seed=seed, **teacher)
-    check_unclaimed(runs.log_folder(args.out, runs.stem(own)))
+def open_run(args: Namespace, runtime: Runtime, arch: str, generation: int, **teacher: str | None) -> Run:
+    """Find what a generation goes on from; its settings have its teacher's hash as far as that is known."""
+    seed = args.seed + 10 * (generation - args.start_gen + 1)
+    described = {"arch": arch, "generation": generation, "seed": seed, **teacher}
+    settings = options.settings(args, but=NOT_RECORDED, **described)
+    path = generation_path(args, arch, generation)
     extendable = not args.logspace and args.lambd == args.lambd_end
-    return settings, resume.find("auto", own, settings, restart=args.restart, extendable=extendable)
+    choices = {"resume": "auto", "extendable": extendable, "again": "the same command"}
+    return opening.run(args, runtime, path, settings, **choices)
 
 
-def check_series(args: Namespace, arch: str, teacher: Path | None) -> None:
+def check_series(args: Namespace, runtime: Runtime, arch: str, teacher: Path | None) -> None:
     """Refuse what another run left under the name of any generation; a teacher counts once it is trained."""
     known = {"teacher": sha256(teacher) if teacher else None}
     for generation in range(args.start_gen, args.generations):
-        _, own = find(args, arch, generation, **known)
-        known = {"teacher": sha256(own)} if own and resume.read_own(own)["epoch"] >= args.epochs else {}
+        run = open_run(args, runtime, arch, generation, **known)
+        known = {"teacher": sha256(run.path)} if run.is_finished else {}
 
 
 def distil(
@@ -118,6 +120,28 @@ def distil(
     return task + lambd * imitation, {"CE": task, "KD": imitation, **accuracies_percent(logits, targets)}
 
 
+def open_teacher(
+    generation: int, path: Path, arch: str, images: ImageData, args: Namespace, runtime: Runtime
+) -> Teacher:
+    """Open a generation's teacher, which reads images by its own constants; give its logits (N, C) for the images.
+
+    Args:
+        generation: that is taught.
+        path: of the teacher.
+        arch: of the series; the first teacher may have another one.
+        images: to learn from.
+        args: the options, with the generation's seed.
+        runtime: device, processes, precision.
+    """
+    first = generation == args.start_gen
+    classes = len(images.classes)
+    model, state = read_classifier(path, args.arch if first else arch, classes)
+    constants = recorded_normalisation(state.get("data", {})) or images.normalisation
+    net = FromPixels(freeze_for_inference(model, runtime.device), constants)
+    loader = opening.image_loader(args, images, runtime)
+    return teacher_logits(net, loader, classes, runtime, folder=args.out, gpu=args.gpu_teacher)
+
+
 def train_generation(
     generation: int,
     teacher_path: Path | None,
@@ -128,53 +152,62 @@ def train_generation(
     runtime: Runtime,
 ) -> tuple[Path, float]:
     """Train one network of the series, or what is left of its epochs; give its file and its accuracy in percent."""
-    arch, classes, own = record["arch"], images.classes, generation_path(args, record["arch"], generation)
-    settings, resumed = find(args, arch, generation, teacher=sha256(teacher_path) if teacher_path else None)
-    args, runtime = Namespace(**vars(args) | {"seed": settings["seed"]}), replace(runtime, seed=settings["seed"])
-    model, state = read_classifier(resumed, arch) if resumed else (None, {})
-    acc1, best_acc1 = (state.get(name, 0) for name in ("acc1", "best_acc1"))
-    if state.get("epoch", 0) >= args.epochs:
-        runtime.say(f"generation {generation} is trained already: {own}")
-        return own, acc1
+    # What the generation goes on from; it has a seed of its own.
+    hashed = sha256(teacher_path) if teacher_path else None
+    run = open_run(args, runtime, record["arch"], generation, teacher=hashed)
+    if run.is_finished:
+        runtime.say(f"generation {generation} is trained already: {run.path}")
+        return run.path, run.acc1
+    args = Namespace(**vars(args) | {"seed": run.settings["seed"]})
+    runtime = replace(runtime, seed=args.seed)
+
+    # The teacher, then the student.
     teacher = None
     if teacher_path:
-        taught_arch = args.arch if generation == args.start_gen else arch
-        taught_by, taught = read_classifier(teacher_path, taught_arch, len(classes))
-        constants = recorded_normalisation(taught.get("data", {})) or images.normalisation
-        taught_by = FromPixels(freeze_for_inference(taught_by, runtime.device), constants)
-        loader = opening.image_loader(args, images, runtime)
-        teacher = teacher_logits(taught_by, loader, len(classes), runtime, folder=args.out, gpu=args.gpu_teacher)
+        teacher = open_teacher(generation, teacher_path, record["arch"], images, args, runtime)
     seed_everything(args.seed)
-    model = model or build(**record, image_size=args.image_size)
-    has_unused = runtime.world_size > 1 and has_unused_parameters(model, args.image_size)
-    fit = opening.fit(args, model, runtime, has_unused=has_unused)
-    start_epoch = opening.first_epoch(args, fit, state, resumed)
-    train_loader = opening.image_loader(args, images, runtime, shuffle=True)
-    val_loaders, hits = opening.validation_loaders(args, val_images, runtime), known_hits(state, val_images)
-    rates, past = opening.rates(args), resume.history(state, settings)
-    images_record = opening.images_record(images, val_images)
-    preprocess, lambdas = images.preprocessing(args.seed), geometric(args.lambd, args.lambd_end, args.epochs)
-    runtime.say(f"generation {generation}, seed {args.seed}, taught by {teacher_path or 'the labels alone'}")
-    folder, again = runs.log_folder(args.out, runs.stem(own)), "the same command"
-    with runs.RunLog(folder, args.epochs, start_epoch=start_epoch, active=runtime.is_main, again=again) as log:
-        for epoch in range(start_epoch, args.epochs):
+    if run.resumed:
+        model, _ = read_classifier(run.resumed, record["arch"])
+    else:
+        model = build(**record, image_size=args.image_size)
+    unused = runtime.world_size > 1 and has_unused_parameters(model, args.image_size)
+    fit = opening.fit(args, model, runtime, has_unused=unused)
+    run.restore(fit)
+
+    loader = opening.image_loader(args, images, runtime, shuffle=True)
+    val_loaders = opening.validation_loaders(args, val_images, runtime)
+    hits = known_hits(run.state, val_images)  # uint8 (N,): which images the net gets right
+    preprocess, rates = images.preprocessing(args.seed), opening.rates(args)
+    lambdas = geometric(args.lambd, args.lambd_end, args.epochs)
+    facts = {
+        "arch": record["arch"],
+        "model": record,
+        "data": opening.data_record(args, images),
+        "images": opening.images_record(images, val_images),
+    }
+    taught_by = teacher_path or "the labels alone"
+    runtime.say(f"generation {generation}, seed {args.seed}, taught by {taught_by}")
+
+    with run:
+        for epoch in run.epochs():
+            # Train: on the labels alone, or on what the teacher makes of the same augmented images too.
             set_learning_rate(fit.optimizer, rates[epoch])
             step = partial(classify, preprocess=partial(preprocess, epoch=epoch))
             if teacher:
                 of_teacher = {"teacher": teacher, "lambd": lambdas[epoch], "tau": args.tau}
                 step = partial(distil, preprocess=preprocess, epoch=epoch, **of_teacher)
-            metrics = train_one_epoch(fit, train_loader, step, epoch)
-            if due(epoch, args.val_epoch, args.epochs):
-                metrics |= validate(fit.net, val_loaders, runtime, partial(classify, preprocess=preprocess), hits)
-                best_acc1 = max(acc1 := main_accuracy(metrics, "val_"), best_acc1)
-            log.write(epoch, metrics | {"lr": rates[epoch]} | ({"lambda": lambdas[epoch]} if teacher else {}))
-            if runtime.is_main and due(epoch, args.save_epoch, args.epochs):
-                facts = {"arch": arch, "model": record, "data": opening.data_record(args, images), "settings": settings}
-                facts |= {"history": past, "versions": resume.VERSIONS, "images": images_record}
-                checkpoint.save(own, fit.state(epoch + 1, **facts, acc1=acc1, best_acc1=best_acc1, hits=hits))
-                log.saved(own, epoch + 1)
+            metrics = train_one_epoch(fit, loader, step, epoch)
+            # Evaluate.
+            if run.is_due_to_validate(epoch):
+                step = partial(classify, preprocess=preprocess)
+                metrics |= validate(fit.net, val_loaders, runtime, step, hits)
+                run.measured(main_accuracy(metrics, "val_"))
+            # Write and save.
+            weight = {"lambda": lambdas[epoch]} if teacher else {}
+            run.write(epoch, metrics | {"lr": rates[epoch]} | weight)
+            run.save(epoch, fit.state(epoch + 1, **facts, **run.accuracies, hits=hits))
     runtime.barrier()  # the next generation's teacher is read by every process
-    return own, acc1
+    return run.path, run.acc1
 
 
 @command
@@ -192,7 +225,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_outputs(record["num_classes"], images, teacher)
     if args.student_arch:
         model, record = None, classifier_record(args.student_arch, len(images.classes))
-    check_series(args, record["arch"], teacher)
+    check_series(args, runtime, record["arch"], teacher)
     paths = [generation_path(args, record["arch"], g) for g in range(args.start_gen, args.generations)]
     opening.bind(args, runtime, images, val_images, own=paths)
     model = model or build(**record, image_size=args.image_size)

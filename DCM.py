@@ -19,17 +19,16 @@ from models.classifiers import classifier_record
 from models.small.author_keys import authors_state
 from models.small.couple import Couple, build_couple
 from models.small.names import TAKEN, bare_name
-from utils import checkpoint, opening, options, runs
+from utils import checkpoint, opening, options
 from utils.distillation import dcm_log
 from utils.distillation.dcm import METHODS, mutual_terms
 from utils.errors import InputError
 from utils.parser import Namespace, Parser, list_of, plain_name, real, some_path, whole
 from utils.runtime import command
-from utils.training import resume
 from utils.training.classification import validate
 from utils.training.engine import Fit, train_one_epoch
 from utils.training.metrics import accuracies_percent
-from utils.training.schedules import due, set_learning_rate
+from utils.training.schedules import set_learning_rate
 
 CHECKPOINT = "checkpoint.pth.tar"
 NOT_RECORDED = ("depth", "width", "ngpu", "dtype", "note")  # net1 and net2 say what the first two mean
@@ -124,17 +123,69 @@ def teach(
     return terms.total, metrics
 
 
-def save(folder: Path, fit: Fit, couple: Couple, epoch: int, metrics: dict[str, float], facts: dict[str, Any]) -> None:
-    """Save what the run goes on from, each network as a classifier of the suite, and network 1 as the authors do."""
-    own, accuracies = [], [metrics[f"val_net{number}_top1_prec"] for number in (1, 2)]
-    for net, acc1 in zip((couple.net1, couple.net2), accuracies):
+def rates_of_epochs(args: Namespace) -> list[float]:
+    """Give the learning rate of every epoch: it falls before each of --epoch_step, counted from 1."""
+    epochs = range(1, args.epochs + 1)
+    falls = [sum(first <= epoch for first in args.epoch_step) for epoch in epochs]
+    return [args.lr * args.lr_decay_ratio**count for count in falls]
+
+
+def write_authors_log(
+    args: Namespace,
+    folder: Path,
+    couple: Couple,
+    metrics: dict[str, float],
+    **facts: float,
+) -> None:
+    """Add an epoch to log.txt, with the options and the numbers by the authors' names."""
+    named = vars(args) | {theirs: getattr(args, ours) for theirs, ours in AUTHORS_NAMES.items()}
+    n_parameters = sum(parameter.numel() for parameter in couple.parameters())
+    stats = dcm_log.stats(named, metrics, n_parameters=n_parameters, **facts)
+    dcm_log.write(folder / "log.txt", stats)
+
+
+def save_nets(
+    folder: Path,
+    fit: Fit,
+    couple: Couple,
+    epoch: int,
+    metrics: dict[str, float],
+    facts: dict[str, Any],
+) -> checkpoint.State:
+    """Save each network as a classifier of the suite, and network 1 as the authors do.
+
+    Args:
+        folder: where the files are made.
+        fit: the optimiser of both networks.
+        couple: both networks.
+        epoch: how many are trained.
+        metrics: the accuracies after the last of them.
+        facts: what is recorded of the run and of its images.
+
+    Returns:
+        What a run goes on from.
+    """
+    accuracies = [metrics[f"val_net{number}_top1_prec"] for number in (1, 2)]
+    states = []
+    for number, net in enumerate((couple.net1, couple.net2), start=1):
         record = classifier_record(net.backbone.arch, len(facts["data"]["classes"]))
-        own.append({**facts, "epoch": epoch, "arch": record["arch"], "model": record, "acc1": acc1})
-        checkpoint.save(folder / f"net{len(own)}.pth.tar", {**own[-1], "state_dict": net.backbone.state_dict()})
-    theirs = {"params": authors_state(couple.net1), "epoch": epoch, "optimizer": fit.optimizer.state_dict()}
+        described = {"arch": record["arch"], "model": record, "acc1": accuracies[number - 1]}
+        states.append({**facts, "epoch": epoch, **described})
+        weights = net.backbone.state_dict()
+        checkpoint.save(folder / f"net{number}.pth.tar", {**states[-1], "state_dict": weights})
+    authors = authors_state(couple.net1)
+    theirs = {"params": authors, "epoch": epoch, "optimizer": fit.optimizer.state_dict()}
     checkpoint.save(folder / "model.pt7", theirs)
     errors = {f"net{number}": 100 - acc1 for number, acc1 in enumerate(accuracies, start=1)}
-    checkpoint.save(folder / CHECKPOINT, own[0] | fit.state(epoch, test_error=errors))
+    return states[0] | fit.state(epoch, test_error=errors)
+
+
+def features_words(args: Namespace, parser: Parser, folder: Path) -> list[Any]:
+    """Give the words that store both networks' features."""
+    nets = ("--resume1", folder / "net1.pth.tar", "--resume2", folder / "net2.pth.tar")
+    layers = ("--layers", "stages", "--t_or_v", "both")
+    same = parser.again(args, (*options.IMAGES, *options.MACHINE))
+    return [*nets, *layers, "--out", folder, *same]
 
 
 @command
@@ -144,60 +195,73 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     fill(args, parser)
     runtime = opening.start(args)
-    folder, own, settings = Path(args.out), Path(args.out, CHECKPOINT), options.settings(args, but=NOT_RECORDED)
-    resumed = resume.find(args.resume, own, settings, restart=args.restart, extendable=True, elsewhere="--save")
-    state = checkpoint.load(resumed) if resumed else {}
-    images, test_images = find_images(args, state)
-    opening.bind(args, runtime, images, test_images, own=own, elsewhere="--save")
-    num_classes, heads = len(images.classes), args.method == "dcm"
-    couple = build_couple(
-        (args.net1, args.net2), num_classes, heads=heads, in_training=args.batch_statistics,
-        state=state.get("state_dict", {}) if resumed else None,
-    )  # fmt: skip
-    fit = opening.fit(args, couple, runtime)
-    start_epoch = opening.first_epoch(args, fit, state, resumed)
-    if start_epoch >= args.epochs:
-        runtime.say(f"{resumed} is trained for {start_epoch} epochs already")
-        return
 
+    # What the run goes on from; another run's checkpoint in its place is refused before an image is read.
+    folder = Path(args.out)
+    settings = options.settings(args, but=NOT_RECORDED)
+    run = opening.run(args, runtime, folder / CHECKPOINT, settings, log_folder=folder, elsewhere="--save")
+    images, test_images = find_images(args, run.state)
+    opening.bind(args, runtime, images, test_images, own=run.path, elsewhere="--save")
+
+    # Both networks, with two heads each where those teach.
+    couple = build_couple(
+        (args.net1, args.net2),
+        len(images.classes),
+        heads=args.method == "dcm",
+        in_training=args.batch_statistics,
+        state=run.state.get("state_dict", {}) if run.resumed else None,
+    )
+    fit = opening.fit(args, couple, runtime)
+    run.restore(fit)
+    if run.is_finished:
+        runtime.say(f"{run.resumed} is trained for {run.start_epoch} epochs already")
+        return
     opening.check_last_batch(args, couple, images, runtime)
-    log = runs.RunLog(folder, args.epochs, start_epoch=start_epoch, active=runtime.is_main, elsewhere="--save")
-    images, test_images = (opening.decoded(args, data, runtime) for data in (images, test_images))
+
+    # Nothing is left to refuse: decode the images.
+    images = opening.decoded(args, images, runtime)
+    test_images = opening.decoded(args, test_images, runtime)
     loader = opening.image_loader(args, images, runtime, shuffle=True)
     test_loaders = opening.validation_loaders(args, test_images, runtime)
-    preprocess, step = images.preprocessing(args.seed), partial(teach, method=args.method)
-    falls = [sum(first <= epoch + 1 for first in args.epoch_step) for epoch in range(args.epochs)]
-    rates = [args.lr * args.lr_decay_ratio**count for count in falls]
-    counts = {"num_classes": num_classes, "n_parameters": sum(parameter.numel() for parameter in couple.parameters())}
-    facts: dict[str, Any] = {
-        "data": opening.data_record(args, images), "settings": settings, "history": resume.history(state, settings),
-        "versions": resume.VERSIONS, "images": opening.images_record(images, test_images),
-    }  # fmt: skip
-    runtime.say(f"{args.method}: {args.net1} and {args.net2}, {len(images):,} training images of {num_classes} classes")
-    with log:
-        for epoch in range(start_epoch, args.epochs):
+    preprocess, rates = images.preprocessing(args.seed), rates_of_epochs(args)
+    facts = {
+        "data": opening.data_record(args, images),
+        "images": opening.images_record(images, test_images),
+        **run.record,
+    }
+    runtime.say(
+        f"{args.method}: {args.net1} and {args.net2}, {len(images):,} training images of {len(images.classes)} classes"
+    )
+
+    with run:
+        for epoch in run.epochs():
+            # Train: a fall of the rate begins the optimiser anew, as the authors make a new one.
             set_learning_rate(fit.optimizer, rates[epoch])
             if epoch + 1 in args.epoch_step and not args.keep_momentum:
-                fit.optimizer.state.clear()  # the authors make a new optimiser
+                fit.optimizer.state.clear()
             began = time.perf_counter()
-            metrics = train_one_epoch(fit, loader, partial(step, preprocess=partial(preprocess, epoch=epoch)), epoch)
+            augment = partial(preprocess, epoch=epoch)
+            step = partial(teach, method=args.method, preprocess=augment)
+            metrics = train_one_epoch(fit, loader, step, epoch)
+            # Test.
             trained = time.perf_counter()
-            metrics |= validate(fit.net, test_loaders, runtime, partial(step, preprocess=preprocess))
+            step = partial(teach, method=args.method, preprocess=preprocess)
+            metrics |= validate(fit.net, test_loaders, runtime, step)
             seconds = {"train_time": trained - began, "test_time": time.perf_counter() - trained}
-            log.write(epoch, metrics | {"lr": rates[epoch]})
-            if not runtime.is_main:
-                continue
-            named = vars(args) | {theirs: getattr(args, ours) for theirs, ours in AUTHORS_NAMES.items()}
-            dcm_log.write(folder / "log.txt", dcm_log.stats(named, metrics, epoch=epoch + 1, **counts, **seconds))
-            if due(epoch, args.save_epoch, args.epochs):
-                save(folder, fit, couple, epoch + 1, metrics, facts)
-                log.saved(own, epoch + 1)
-    said = " and ".join(f"{metrics[f'val_net{number}_top1_prec']:.2f} %" for number in (1, 2))
-    runtime.say(f"saved {own}, net1.pth.tar, net2.pth.tar, model.pt7, log.txt, metrics.jsonl; test accuracy {said}")
-    nets = ("--resume1", folder / "net1.pth.tar", "--resume2", folder / "net2.pth.tar")
-    same = parser.again(args, (*options.IMAGES, *options.MACHINE))
-    layers = ("--layers", "stages", "--t_or_v", "both")
-    runtime.say_next("ConvOutput.py", *nets, *layers, "--out", folder, *same)
+            # Write our log and the authors', and save.
+            run.write(epoch, metrics | {"lr": rates[epoch]})
+            if runtime.is_main:
+                counts = {"epoch": epoch + 1, "num_classes": len(images.classes)}
+                write_authors_log(args, folder, couple, metrics, **counts, **seconds)
+            if runtime.is_main and run.is_due_to_save(epoch):
+                run.save_last(epoch + 1, save_nets(folder, fit, couple, epoch + 1, metrics, facts))
+
+    tested = [f"{metrics[f'val_{net}_top1_prec']:.2f} %" for net in ("net1", "net2")]
+    runtime.say(
+        f"saved {run.path}, net1.pth.tar, net2.pth.tar, model.pt7, log.txt, metrics.jsonl; "
+        f"test accuracy {' and '.join(tested)}"
+    )
+    runtime.say_next("ConvOutput.py", *features_words(args, parser, folder))
 
 
 if __name__ == "__main__":

@@ -8,24 +8,23 @@ centroids are trained for --epochs more. The result is an ordinary checkpoint wi
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from models.classifiers import read_classifier
 from models.layers import usual_layer
 from models.logits import check_logits, has_unused_parameters
 from models.pruning import PrunedWeight, cluster, count_removed, prune, train_centroids, zero_removed
-from utils import checkpoint, opening, options, runs
+from utils import opening, options, runs
 from utils.data.images import ImageData, check_outputs
-from utils.files import check_unclaimed, sha256, write_json
+from utils.files import sha256, write_json
 from utils.parser import Namespace, Parser, list_of, real, some_path
 from utils.report.tables import compression_table, sweep_table
 from utils.runtime import Runtime, command
-from utils.training import resume
 from utils.training.classification import classify, validate
 from utils.training.engine import Fit, train_one_epoch
 from utils.training.metrics import main_accuracy
-from utils.training.schedules import due, set_learning_rate
+from utils.training.run import Run
+from utils.training.schedules import set_learning_rate
 
 
 def build_parser() -> Parser:
@@ -73,39 +72,36 @@ def share(args: Namespace, fit: Fit, layers: Sequence[PrunedWeight]) -> Fit:
     return fit
 
 
-def plan(factor: float, arch: str, args: Namespace) -> tuple[Path, dict[str, Any], Path | None]:
-    """Say where the net of a factor on --s_conv and --s_fc is saved, what is recorded, and what it goes on from."""
+def open_run(args: Namespace, runtime: Runtime, arch: str, factor: float) -> Run:
+    """Find what the net of a factor on --s_conv and --s_fc goes on from."""
     s_conv, s_fc = factor * args.s_conv, factor * args.s_fc
     label = f"pruned{s_conv:g}-{s_fc:g}" + (f"-{args.share_bits}bit" if args.share_bits else "")
-    own = runs.classifier_path(args.out, options.data_name(args), arch, runs.join(args.suffix, label))
-    settings = options.settings(
-        args, but=["sweep"], arch=arch, s_conv=s_conv, s_fc=s_fc, compressed=sha256(args.resume)
-    )
-    check_unclaimed(runs.log_folder(args.out, runs.stem(own)))
-    return own, settings, resume.find("auto", own, settings, restart=args.restart)
+    name = runs.join(args.suffix, label)
+    path = runs.classifier_path(args.out, options.data_name(args), arch, name)
+    described = {"arch": arch, "s_conv": s_conv, "s_fc": s_fc, "compressed": sha256(args.resume)}
+    settings = options.settings(args, but=["sweep"], **described)
+    stages = 2 if args.share_bits else 1  # retrained, then the shared weights trained
+    choices = {"resume": "auto", "extendable": False, "stages": stages, "again": "the same command"}
+    return opening.run(args, runtime, path, settings, **choices)
 
 
 def compress(
-    own: Path,
-    settings: dict[str, Any],
-    resumed: Path | None,
+    run: Run,
     before_percent: float,
     images: ImageData,
+    val_images: ImageData,
     val_loaders: opening.Loaders,
-    images_record: dict[str, Any],
     args: Namespace,
     runtime: Runtime,
 ) -> dict[str, Any]:
     """Make one compressed net, or what is left of its epochs.
 
     Args:
-        own: where it is saved.
-        settings: what is recorded.
-        resumed: the checkpoint that it goes on from.
+        run: where it is saved, and what it goes on from.
         before_percent: accuracy of the net that is compressed.
         images: to retrain on.
-        val_loaders: to measure accuracies on.
-        images_record: what is recorded of both.
+        val_images: what accuracies are measured on.
+        val_loaders: of these.
         args: the options.
         runtime: device, processes, precision.
 
@@ -113,60 +109,70 @@ def compress(
         The report, which is also written beside the checkpoint.
     """
     model, original = read_classifier(args.resume, args.arch)
-    record, arch, dataset = original["model"], original["model"]["arch"], options.data_name(args)
-    s_conv, s_fc = settings["s_conv"], settings["s_fc"]
-    state = checkpoint.load(resumed) if resumed else {}
-    has_unused = runtime.world_size > 1 and has_unused_parameters(model, args.image_size)
-    fit = opening.fit(args, model, runtime, has_unused=has_unused)
+    unused = runtime.world_size > 1 and has_unused_parameters(model, args.image_size)
+    fit = opening.fit(args, model, runtime, has_unused=unused)
+
+    # Remove small weights, and keep them at zero through every step of the optimiser.
+    s_conv, s_fc = run.settings["s_conv"], run.settings["s_fc"]
     layers = prune(model, s_conv, s_fc)
     keep_removed(fit, layers)
-    epochs = args.epochs * (2 if args.share_bits else 1)
-    rates, share_rates = opening.rates(args), opening.rates(args, args.share_lr)
-    if resumed:
-        model.load_state_dict(state["state_dict"])
-        fit = share(args, fit, layers) if state["epoch"] > args.epochs else fit
-        start_epoch = opening.first_epoch(args, fit, state, resumed, epochs)
-        accuracy = state["accuracy_percent"]
+    if run.resumed:
+        model.load_state_dict(run.state["state_dict"])
+        fit = share(args, fit, layers) if run.start_epoch > args.epochs else fit
+        run.restore(fit)
+        accuracy = run.state["accuracy_percent"]
     else:
-        start_epoch, accuracy = 0, {"before": before_percent, "pruned": measure(fit, val_loaders)}
-    runtime.say(f"thresholds {s_conv:g} std of convolutions and {s_fc:g} std of linear layers: {own}")
-    train_loader = opening.image_loader(args, images, runtime, shuffle=True)
+        accuracy = {"before": before_percent, "pruned": measure(fit, val_loaders)}
+    runtime.say(f"thresholds {s_conv:g} std of convolutions and {s_fc:g} std of linear layers: {run.path}")
+
+    loader = opening.image_loader(args, images, runtime, shuffle=True)
+    rates, share_rates = opening.rates(args), opening.rates(args, args.share_lr)
     facts = {
-        "arch": arch, "model": record, "data": opening.data_record(args, images), "settings": settings,
-        "history": resume.history(state, settings), "versions": resume.VERSIONS, "accuracy_percent": accuracy,
-        "images": images_record,
-    }  # fmt: skip
-    folder, again = runs.log_folder(args.out, runs.stem(own)), "the same command"
-    with runs.RunLog(folder, epochs, start_epoch=start_epoch, active=runtime.is_main, again=again) as log:
-        if runtime.is_main and not resumed:
-            checkpoint.save(own, fit.state(0, acc1=accuracy["pruned"], best_acc1=accuracy["pruned"], **facts))
-        for epoch in range(start_epoch, epochs):
+        "arch": original["model"]["arch"],
+        "model": original["model"],
+        "data": opening.data_record(args, images),
+        "images": opening.images_record(images, val_images),
+        "accuracy_percent": accuracy,
+    }
+    with run:
+        if not run.resumed:
+            acc1 = accuracy["pruned"]
+            run.save_last(0, fit.state(0, **facts, acc1=acc1, best_acc1=acc1))
+        for epoch in run.epochs():
+            # The second stage: weights of a layer share values, the centroids, which are a second group of parameters.
             sharing, stage_epoch = epoch >= args.epochs, epoch % args.epochs
             if epoch == args.epochs:
                 fit = share(args, fit, layers)
                 accuracy["shared"] = measure(fit, val_loaders)
-            lr = rates[stage_epoch]  # the second group are the centroids
+            # Train.
+            lr = rates[stage_epoch]
             set_learning_rate(fit.optimizer, *([lr, share_rates[stage_epoch]] if sharing else [lr]))
-            metrics = train_one_epoch(fit, train_loader, classify, epoch)
-            if due(stage_epoch, args.val_epoch, args.epochs):
+            metrics = train_one_epoch(fit, loader, classify, epoch)
+            # Evaluate.
+            if run.is_due_to_validate(epoch):
                 metrics |= validate(fit.net, val_loaders, runtime)
                 accuracy["fine-tuned" if sharing else "retrained"] = main_accuracy(metrics, "val_")
-            log.write(epoch, metrics | {"lr": lr})
-            if runtime.is_main and due(stage_epoch, args.save_epoch, args.epochs):
-                acc1 = list(accuracy.values())[-1]
-                checkpoint.save(own, fit.state(epoch + 1, acc1=acc1, best_acc1=acc1, **facts))
-                log.saved(own, epoch + 1)
+            # Write and save; whatever was measured last is the accuracy.
+            run.write(epoch, metrics | {"lr": lr})
+            acc1 = list(accuracy.values())[-1]
+            run.save(epoch, fit.state(epoch + 1, **facts, acc1=acc1, best_acc1=acc1))
 
     if any(layer.weight[layer.removed].any() for layer in layers):
-        raise RuntimeError(f"a removed weight of {own} is no longer zero")
+        raise RuntimeError(f"a removed weight of {run.path} is no longer zero")
     report = {
-        "checkpoint": own.name, "source": {"path": args.resume, "sha256": settings["compressed"]}, "arch": arch,
-        "dataset": dataset, "accuracy_percent": accuracy, "options": settings, **count_removed(model, layers),
-    }  # fmt: skip
-    report_path = own.with_name(own.name.removesuffix(".pth.tar") + ".json")
+        "checkpoint": run.path.name,
+        "source": {"path": args.resume, "sha256": run.settings["compressed"]},
+        "arch": original["model"]["arch"],
+        "dataset": options.data_name(args),
+        "accuracy_percent": accuracy,
+        "options": run.settings,
+        **count_removed(model, layers),
+    }
+    report_path = run.path.with_name(run.path.name.removesuffix(".pth.tar") + ".json")
     if runtime.is_main:
         write_json(report_path, report)
-    runtime.say(f"{compression_table(report)}\nsaved {own} and {report_path}; the log is {log.path}")
+    table = compression_table(report)
+    runtime.say(f"{table}\nsaved {run.path} and {report_path}; the log is {run.log_path}")
     return report
 
 
@@ -178,26 +184,34 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     if args.share_bits and not args.epochs:
         parser.error("--share_bits needs --epochs to train the shared weights")
     runtime = opening.start(args)
+
+    # The net to compress, and what each compressed one goes on from.
     model, state = read_classifier(args.resume, args.arch)
+    arch = state["model"]["arch"]
     options.fill(args, state.get("data", {}))
-    plans = [plan(factor, state["model"]["arch"], args) for factor in args.sweep]
-    images, val_images = opening.both_splits(args, opening.known_images(args, state, runtime))
+    factors = [open_run(args, runtime, arch, factor) for factor in args.sweep]
+
+    # The images, hashed and not yet decoded.
+    known_images = opening.known_images(args, state, runtime)
+    images, val_images = opening.both_splits(args, known_images)
     check_outputs(state["model"]["num_classes"], images, args.resume)
-    check_logits(model, state["model"]["arch"], len(images.classes), args.image_size)
-    opening.bind(args, runtime, images, val_images, own=[own for own, *_ in plans])
+    check_logits(model, arch, len(images.classes), args.image_size)
+    opening.bind(args, runtime, images, val_images, own=[run.path for run in factors])
     if args.epochs:
         opening.check_last_batch(args, model, images, runtime)
     layer = usual_layer(model)
+
+    # Nothing is left to refuse: decode the images, measure the net, compress it.
     images, val_images = (opening.decoded(args, data, runtime) for data in (images, val_images))
     val_loaders = opening.validation_loaders(args, val_images, runtime)
     before = main_accuracy(validate(runtime.parallel(model), val_loaders, runtime), "val_")
     del model
-    record = opening.images_record(images, val_images)
-    reports = [compress(*planned, before, images, val_loaders, record, args, runtime) for planned in plans]
+    data = (images, val_images, val_loaders)
+    reports = [compress(run, before, *data, args, runtime) for run in factors]
     if len(reports) > 1:
         runtime.say(sweep_table(reports))
-    arch = options.arch_words(("--arch1", "--arch2"), args.arch, args.arch)
-    nets = ("--resume1", plans[-1][0], "--resume2", args.resume, *arch, *layer)
+    named = options.arch_words(("--arch1", "--arch2"), args.arch, args.arch)
+    nets = ("--resume1", factors[-1].path, "--resume2", args.resume, *named, *layer)
     same = parser.again(args, (*options.IMAGES, *options.MACHINE, "out"))
     runtime.say_next("ConvOutput.py", *nets, "--t_or_v", "both", *same)
     return reports

@@ -22,7 +22,8 @@ from utils.training import resume
 from utils.training.classification import classify, known_hits, validate
 from utils.training.engine import train_one_epoch
 from utils.training.metrics import main_accuracy
-from utils.training.schedules import due, set_learning_rate
+from utils.training.run import Run
+from utils.training.schedules import set_learning_rate
 
 
 def build_parser() -> Parser:
@@ -101,9 +102,36 @@ def export(
         runtime.say(f"saved {args.export}")
 
 
-def next_words(
-    args: Namespace, parser: Parser, words: Sequence[str], model: nn.Module, own: Path, twin: Path | None
-) -> list[object]:
+def open_model_and_images(
+    args: Namespace, runtime: opening.Runtime, resumed: Path | None
+) -> tuple[nn.Module, dict[str, Any], ImageData, ImageData]:
+    """List the images, and build the network that is trained on them or read it from a checkpoint.
+
+    Args:
+        args: the options, filled in.
+        runtime: says a line once.
+        resumed: the checkpoint that the run goes on from, or None.
+
+    Returns:
+        The model, its record (`classifier_record`), the training and the validation images.
+
+    Raises:
+        InputError: the network and the images do not fit each other.
+    """
+    model, state = read_classifier(resumed, args.arch) if resumed else (None, {})
+    in_training = opening.known_images(args, state, runtime) if resumed else None
+    train_images, val_images = opening.both_splits(args, in_training)
+    classes = len(train_images.classes)
+    record = state.get("model") or classifier_record(args.arch, classes, train_layer=args.train_layer)
+    check_outputs(record["num_classes"], train_images, resumed)
+    model = model or new_model(args, record)
+    if args.fix_bn:
+        fix_batch_norm(model)
+    check_logits(model, args.arch, classes, args.image_size)
+    return model, record, train_images, val_images
+
+
+def next_words(args: Namespace, parser: Parser, words: Sequence[str], model: nn.Module, run: Run) -> list[Any]:
     """Give the command that follows: both nets' features, or this command again with another seed.
 
     Args:
@@ -111,14 +139,14 @@ def next_words(
         parser: of the options.
         words: the command line.
         model: what was trained.
-        own: its checkpoint.
-        twin: the checkpoint of the same settings and another seed, if there is one.
+        run: that trained it.
     """
-    if twin:
-        arch = ["--arch", args.arch] if is_own(args.arch) else []
-        nets = ("--resume1", twin, "--resume2", own, *arch, *usual_layer(model))
+    if twin := resume.twin(run.path, run.settings):  # the same settings, another seed
+        nets = ("--resume1", twin, "--resume2", run.path)
+        arch = ("--arch", args.arch) if is_own(args.arch) else ()
+        cut = (*arch, *usual_layer(model))
         same = parser.again(args, (*options.IMAGES, *options.MACHINE, "out"))
-        return ["ConvOutput.py", *nets, "--t_or_v", "both", *same]
+        return ["ConvOutput.py", *nets, *cut, "--t_or_v", "both", *same]
     suffix = runs.join(args.suffix.removesuffix(f"sd{args.seed}").rstrip("_"), f"sd{args.seed + 1}")
     one_run = ("--resume", "--start_epoch", "--seed", "--suffix", "--export")
     again = [word for word in parser.without(words, one_run) if word != "--restart"]
@@ -132,82 +160,68 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     runtime = opening.start(args)
     fill(args)
-    dataset = options.data_name(args)
-    own = runs.classifier_path(args.out, dataset, args.arch, args.suffix)
-    best = runs.classifier_path(args.out, dataset, args.arch, args.suffix, best=True)
+    classifier_path = partial(runs.classifier_path, args.out, options.data_name(args), args.arch, args.suffix)
+    path, best_path = classifier_path(), classifier_path(best=True)
     if args.evaluate:
-        args.resume = str(own) if args.resume == "auto" else args.resume
+        args.resume = str(path) if args.resume == "auto" else args.resume
         evaluate(args, runtime)
         return
 
+    # What the run goes on from; another run's checkpoint in its place is refused before an image is read.
     settings = options.settings(
         args, but=["evaluate", "export"], weights=sha256(args.weights) if args.weights else None
     )
-    resumed = resume.find(args.resume, own, settings, restart=args.restart, extendable=not args.logspace)
-    model, state = read_classifier(resumed, args.arch) if resumed else (None, {})
-    known_images = opening.known_images(args, state, runtime) if resumed else None
-    train_images, val_images = opening.both_splits(args, known_images)
-    classes = train_images.classes
-    record = state.get("model") or classifier_record(args.arch, len(classes), train_layer=args.train_layer)
-    check_outputs(record["num_classes"], train_images, resumed)
-    model = model or new_model(args, record)
-    if args.fix_bn:
-        fix_batch_norm(model)
-    check_logits(model, args.arch, len(classes), args.image_size)
-    opening.bind(args, runtime, train_images, val_images, own=own)
-    has_unused = runtime.world_size > 1 and has_unused_parameters(model, args.image_size)
-    fit = opening.fit(args, model, runtime, has_unused=has_unused)
-    start_epoch = opening.first_epoch(args, fit, state, resumed)
-    acc1 = float(state.get("acc1") or 0)
-    goes_on = resumed == own and best.exists()  # the best of another run is in no file of this one
-    best_acc1 = float(state.get("best_acc1") or 0) if goes_on else 0.0
-    if start_epoch >= args.epochs:
-        runtime.say(f"{resumed} is trained for {start_epoch} epochs already, accuracy {acc1:.2f} %")
-        return
+    run = opening.run(args, runtime, path, settings, best_path=best_path)
 
+    # The images, hashed and not yet decoded, and a network for their classes.
+    model, record, train_images, val_images = open_model_and_images(args, runtime, run.resumed)
+    opening.bind(args, runtime, train_images, val_images, own=path)
+    unused = runtime.world_size > 1 and has_unused_parameters(model, args.image_size)
+    fit = opening.fit(args, model, runtime, has_unused=unused)
+    run.restore(fit)
+    if run.is_finished:
+        runtime.say(f"{run.resumed} is trained for {run.start_epoch} epochs already, accuracy {run.acc1:.2f} %")
+        return
     opening.check_last_batch(args, model, train_images, runtime)
-    log_folder = runs.log_folder(args.out, runs.join(dataset, args.arch, args.suffix))
-    log = runs.RunLog(log_folder, args.epochs, start_epoch=start_epoch, active=runtime.is_main)
-    train_images, val_images = (opening.decoded(args, data, runtime) for data in (train_images, val_images))
+
+    # Nothing is left to refuse: decode the images.
+    train_images = opening.decoded(args, train_images, runtime)
+    val_images = opening.decoded(args, val_images, runtime)
     loader = opening.image_loader(args, train_images, runtime, shuffle=True)
-    val_loaders, hits = opening.validation_loaders(args, val_images, runtime), known_hits(state, val_images)
-    rates, past, preprocess = (
-        opening.rates(args),
-        resume.history(state, settings),
-        train_images.preprocessing(args.seed),
-    )
-    images_record = opening.images_record(train_images, val_images)
+    val_loaders = opening.validation_loaders(args, val_images, runtime)
+    hits = known_hits(run.state, val_images)  # uint8 (N,): which images the net gets right
+    preprocess, rates = train_images.preprocessing(args.seed), opening.rates(args)
+    facts = {
+        "arch": args.arch,
+        "model": record,
+        "data": opening.data_record(args, train_images),
+        "images": opening.images_record(train_images, val_images),
+    }
     runtime.say(
-        f"{args.arch}: {len(train_images):,} training and {len(val_images):,} validation images, {len(classes)} classes"
+        f"{args.arch}: {len(train_images):,} training and {len(val_images):,} validation images, "
+        f"{len(train_images.classes)} classes"
     )
-    with log:
-        for epoch in range(start_epoch, args.epochs):
+
+    with run:
+        for epoch in run.epochs():
+            # Train: every epoch augments its images in its own way.
             set_learning_rate(fit.optimizer, rates[epoch])
             step = partial(classify, preprocess=partial(preprocess, epoch=epoch))
             metrics = train_one_epoch(fit, loader, step, epoch)
-            validated = due(epoch, args.val_epoch, args.epochs)
-            if validated:
-                metrics |= validate(fit.net, val_loaders, runtime, partial(classify, preprocess=preprocess), hits)
-                acc1 = main_accuracy(metrics, "val_")
-            log.write(epoch, metrics | {"lr": rates[epoch]})
-            is_best = validated and acc1 > best_acc1
-            best_acc1 = acc1 if is_best else best_acc1
-            state = fit.state(
-                epoch + 1, arch=args.arch, model=record, data=opening.data_record(args, train_images),
-                settings=settings, history=past, versions=resume.VERSIONS, acc1=acc1, best_acc1=best_acc1,
-                hits=hits, images=images_record,
-            )  # fmt: skip
-            if runtime.is_main and due(epoch, args.save_epoch, args.epochs):
-                checkpoint.save(own, state)
-                log.saved(own, epoch + 1)
-            if runtime.is_main and is_best:
-                checkpoint.save(best, state)
-    kept = f" and {best}" if best.exists() else ""
-    runtime.say(f"saved {own}{kept}, best accuracy {best_acc1:.2f} %; the log is {log.path}")
+            # Evaluate.
+            if run.is_due_to_validate(epoch):
+                step = partial(classify, preprocess=preprocess)
+                metrics |= validate(fit.net, val_loaders, runtime, step, hits)
+                run.measured(main_accuracy(metrics, "val_"))
+            # Write and save.
+            run.write(epoch, metrics | {"lr": rates[epoch]})
+            run.save(epoch, fit.state(epoch + 1, **facts, **run.accuracies, hits=hits))
+
+    kept = f" and {best_path}" if best_path.exists() else ""
+    runtime.say(f"saved {path}{kept}, best accuracy {run.best_acc1:.2f} %; the log is {run.log_path}")
     export(args, model, record, train_images, runtime)
     words = sys.argv[1:] if argv is None else argv
-    script, *following = next_words(args, parser, words, model, own, resume.twin(own, settings))
-    runtime.say_next(str(script), *following)
+    runtime.say_next(*next_words(args, parser, words, model, run))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -19,11 +18,11 @@ from utils.normalisation import normalisation_words, recorded_normalisation
 from utils.parser import Namespace, Parser, list_of, some_path, whole
 from utils.provenance import NetSource, Provenance
 from utils.runtime import command
-from utils.training import resume
 from utils.training.classification import classify, classify_features, known_hits, validate
 from utils.training.engine import train_one_epoch
 from utils.training.metrics import main_accuracy
-from utils.training.schedules import due, set_learning_rate
+from utils.training.run import Run
+from utils.training.schedules import set_learning_rate
 
 # Options that say what the files say themselves; in their place stand the files' hashes and layers.
 NOT_RECORDED = ["arch", "arch_A", "arch_B", "net_A", "net_B", "resume_Ys"]
@@ -86,15 +85,60 @@ def usual_tail(name: str) -> str:
     return RAW.get(name, "B")
 
 
-def open_nets(args: Namespace, fitted: Provenance) -> dict[str, CutNet]:
-    """Read the nets that are named, cut where the options say or else where the Trans-Net was fitted."""
+def open_trans_net(parser: Parser, args: Namespace) -> tuple[TransNet | None, Provenance]:
+    """Read the Trans-Net, if the input needs one, and what it was fitted to; fill in --in_mode."""
+    if args.input in RAW:
+        return None, Provenance()
+    state = checkpoint.load(args.resume_Ys)
+    trans_net = build_from_state(state, args.resume_Ys)
+    args.in_mode = select(parser, args.in_mode, trans_net)
+    return trans_net, Provenance.from_record(state.get("source", {}))
+
+
+def open_nets(args: Namespace, fitted: Provenance, runtime: opening.Runtime) -> tuple[dict[str, CutNet], Provenance]:
+    """Read the nets that are named, and fill in the data options that none of the user's says.
+
+    Args:
+        args: the options; a net is cut where they say.
+        fitted: what the Trans-Net says of the nets: the cut, if no option says it, and the normalisation.
+        runtime: says a line once.
+
+    Returns:
+        "A" and "B", as far as they are named, each with the constants by which it reads pixels; and what they are.
+
+    Raises:
+        InputError: the Trans-Net was fitted to other nets.
+    """
     first, second = (Layer(*layer) for layer in options.both_layers(args))
     nets, hint = {}, options.second_layer_hint(args)
     if args.net_A:
         nets["A"] = open_net(args.net_A, args.arch_A or args.arch, first.or_source(fitted.a))
     if args.net_B:
         nets["B"] = open_net(args.net_B, args.arch_B or args.arch, second.or_source(fitted.b), hint)
-    return nets
+    options.fill(args, *(net.state.get("data", {}) for net in (nets[args.tail], *nets.values())))
+    for name, net in nets.items():
+        recorded = getattr(fitted, name.lower())
+        constants = opening.normalisation(args, net.state, runtime, name, recorded)
+        nets[name] = net.normalised_by(constants)
+    source_a, source_b = (nets[name].source if name in nets else NetSource() for name in "AB")
+    source = Provenance(source_a, source_b)
+    fitted.check(source, args.resume_Ys)
+    return nets, source
+
+
+def open_feature(
+    args: Namespace,
+    nets: dict[str, CutNet],
+    trans_net: TransNet | None,
+    images: opening.ImageData,
+    runtime: opening.Runtime,
+) -> tuple[nn.Module, tuple[int, ...]]:
+    """Make the frozen network that gives what the tail reads: pixels (N, 3, S, S) → (N, *shape); and that shape."""
+    pixels = opening.few_pixels(images)  # on which the cut of a net proves itself
+    frozen, shape = freeze(args.input, nets, trans_net, args.in_mode or [], args.tail, pixels)
+    if args.input == "residual_added" and all(args.in_mode or []):
+        runtime.say("note: all components and x_Δ add up to x_B, so this is the feature of --input raw_B")
+    return runtime.parallel(frozen), shape
 
 
 def select(parser: Parser, in_mode: list[int] | None, trans_net: TransNet) -> list[int]:
@@ -119,15 +163,30 @@ def result_path(args: Namespace, nets: dict[str, CutNet], fitted: Provenance) ->
     return runs.refined_path(args.out, options.data_name(args), args.sample_num, arch, feature, args.suffix, label)
 
 
-def fill_tail(tail: nn.Module, path: Path, settings: dict[str, Any], source: Provenance) -> checkpoint.State:
+def open_run(
+    args: Namespace,
+    runtime: opening.Runtime,
+    nets: dict[str, CutNet],
+    fitted: Provenance,
+    source: Provenance,
+) -> Run:
+    """Find what a tail goes on from."""
+    path = result_path(args, nets, fitted)
+    hashed = None if args.input in RAW else sha256(args.resume_Ys)
+    settings = options.settings(args, but=NOT_RECORDED, transnet=hashed)
+    log_folder = runs.log_folder(args.out, path.parent.name, runs.stem(path))
+    return opening.run(args, runtime, path, settings, source=source, log_folder=log_folder)
+
+
+def fill_tail(tail: nn.Module, run: Run, source: Provenance) -> None:
     """Load the tail that a run goes on from, which must have been tuned on the same feature."""
-    state = checkpoint.load(path)
-    recorded = state.get("settings", {})
-    same = all(recorded.get(name) == settings[name] for name in ("input", "in_mode", "tail", "transnet"))
-    if not same or Provenance.from_record(state.get("source", {})).differs(source):
-        raise InputError(f"{path} holds no tail that was tuned on this feature of these nets; use its own options")
-    tail.load_state_dict(state["state_dict"])
-    return state
+    recorded, names = run.state.get("settings", {}), ("input", "in_mode", "tail", "transnet")
+    same = all(recorded.get(name) == run.settings[name] for name in names)
+    if not same or Provenance.from_record(run.state.get("source", {})).differs(source):
+        raise InputError(
+            f"{run.resumed} holds no tail that was tuned on this feature of these nets; use its own options"
+        )
+    tail.load_state_dict(run.state["state_dict"])
 
 
 def baseline_words(args: Namespace, parser: Parser, net: CutNet) -> list[str]:
@@ -149,77 +208,78 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     check_options(parser, args)
     runtime = opening.start(args)
-    fitted, trans_net = Provenance(), None
-    if args.input not in RAW:
-        state = checkpoint.load(args.resume_Ys)
-        trans_net = build_from_state(state, args.resume_Ys)
-        fitted = Provenance.from_record(state.get("source", {}))
-        args.in_mode = select(parser, args.in_mode, trans_net)
-    nets = open_nets(args, fitted)
-    tail, tail_state = nets[args.tail].tail, nets[args.tail].state
-    options.fill(args, *(net.state.get("data", {}) for net in (nets[args.tail], *nets.values())))
-    for name, net in nets.items():
-        fit_of_net = getattr(fitted, name.lower())
-        nets[name] = net.normalised_by(opening.normalisation(args, net.state, runtime, name, fit_of_net))
-    source_a, source_b = (nets[name].source if name in nets else NetSource() for name in "AB")
-    source = Provenance(source_a, source_b)
-    fitted.check(source, args.resume_Ys)
-    train_images, val_images = opening.both_splits(args, tail_state.get("data"))
-    frozen, shape = freeze(args.input, nets, trans_net, args.in_mode or [], args.tail, opening.few_pixels(train_images))
-    if args.input == "residual_added" and all(args.in_mode or []):
-        runtime.say("note: all components and x_Δ add up to x_B, so this is the feature of --input raw_B")
-    own = result_path(args, nets, fitted)
-    settings = options.settings(args, but=NOT_RECORDED, transnet=sha256(args.resume_Ys) if trans_net else None)
-    resumed = resume.find(args.resume, own, settings, source=source, restart=args.restart, extendable=not args.logspace)
-    model_record = tail_state["model"]
-    check_outputs(model_record["num_classes"], train_images, f"the tail of net {args.tail}")
-    opening.bind(args, runtime, train_images, val_images, own=own)
-    state = fill_tail(tail, resumed, settings, source) if resumed else {}
-    fit = opening.fit(args, tail, runtime)
-    start_epoch = opening.first_epoch(args, fit, state, resumed)
-    if start_epoch < args.epochs:
-        opening.check_last_batch(args, tail, train_images, runtime, shape)
-    frozen_net = runtime.parallel(frozen)
-    features = partial(opening.with_features, args, frozen=frozen_net, shape=shape, runtime=runtime, folder=own.parent)
-    name, writes = runs.stem(own), runtime.is_main and start_epoch < args.epochs
-    log_folder = runs.log_folder(args.out, own.parent.name, name)
-    log = runs.RunLog(log_folder, args.epochs, start_epoch=start_epoch, active=writes)
-    val_loaders = opening.validation_loaders(args, features(val_images), runtime)
+
+    # The Trans-Net and both nets, cut where it was fitted; each net reads images by its own constants.
+    trans_net, fitted = open_trans_net(parser, args)
+    nets, source = open_nets(args, fitted, runtime)
+    tuned = nets[args.tail]
+
+    # The images, and what makes features of them: image (3, S, S) → feature of `shape`, which the tail reads.
+    train_images, val_images = opening.both_splits(args, tuned.state.get("data"))
+    frozen, shape = open_feature(args, nets, trans_net, train_images, runtime)
+
+    # What the run goes on from; another run's checkpoint in its place is refused before images are decoded.
+    run = open_run(args, runtime, nets, fitted, source)
+    record = tuned.state["model"]
+    check_outputs(record["num_classes"], train_images, f"the tail of net {args.tail}")
+    opening.bind(args, runtime, train_images, val_images, own=run.path)
+    if run.resumed:
+        fill_tail(tuned.tail, run, source)
+    fit = opening.fit(args, tuned.tail, runtime)
+    run.restore(fit)
+    if not run.is_finished:
+        opening.check_last_batch(args, tuned.tail, train_images, runtime, shape)
+
+    # The feature of an image that is not augmented never changes: it is computed once.
+    stored = partial(
+        opening.with_features,
+        args,
+        frozen=frozen,
+        shape=shape,
+        runtime=runtime,
+        folder=run.path.parent,
+    )
+    val_loaders = opening.validation_loaders(args, stored(val_images), runtime)
     metrics = validate(fit.net, val_loaders, runtime, classify_features)
-    runtime.say(f"{name} after {start_epoch} epochs of tuning: {runs.describe(metrics)}")
-    if start_epoch >= args.epochs:
+    runtime.say(f"{runs.stem(run.path)} after {run.start_epoch} epochs of tuning: {runs.describe(metrics)}")
+    if run.is_finished:
         return
 
-    # The frozen nets normalise by their own constants.
-    step, augment = classify_features, train_images.preprocessing(args.seed).augmented
-    train_data = opening.decoded(args, train_images, runtime) if train_images.augments else features(train_images)
-    loader = opening.image_loader(args, train_data, runtime, shuffle=True)
-    rates, past, hits = opening.rates(args), resume.history(state, settings), known_hits(state, val_images)
-    acc1, best_acc1 = float(state.get("acc1", 0)), 0.0 if resumed != own else float(state.get("best_acc1", 0))
-    record = opening.data_record(args, train_images) | {"normalisation": nets[args.tail].source.normalisation}
-    with log:
-        for epoch in range(start_epoch, args.epochs):
+    # That of an augmented image is computed in every epoch.
+    decoded = partial(opening.decoded, args, runtime=runtime)
+    training_data = (decoded if train_images.augments else stored)(train_images)
+    loader = opening.image_loader(args, training_data, runtime, shuffle=True)
+    preprocess, rates = train_images.preprocessing(args.seed), opening.rates(args)
+    hits = known_hits(run.state, val_images)  # uint8 (N,): which images the tail gets right
+    normalisation = {"normalisation": tuned.source.normalisation}
+    facts = {
+        "arch": record["arch"],
+        "model": record,
+        "source": source.to_record(),
+        "data": opening.data_record(args, train_images) | normalisation,
+        "images": opening.images_record(train_images, val_images),
+    }
+
+    with run:
+        for epoch in run.epochs():
+            # Train: the frozen nets, through which augmented images pass, normalise by constants of their own.
             set_learning_rate(fit.optimizer, rates[epoch])
+            step = classify_features
             if train_images.augments:
-                step = partial(classify, preprocess=partial(augment, epoch=epoch), frozen=frozen_net)
+                augment = partial(preprocess.augmented, epoch=epoch)
+                step = partial(classify, preprocess=augment, frozen=frozen)
             metrics = train_one_epoch(fit, loader, step, epoch)
-            if due(epoch, args.val_epoch, args.epochs):
+            # Evaluate.
+            if run.is_due_to_validate(epoch):
                 metrics |= validate(fit.net, val_loaders, runtime, classify_features, hits)
-                acc1 = main_accuracy(metrics, "val_")
-                best_acc1 = max(acc1, best_acc1)
-            log.write(epoch, metrics | {"lr": rates[epoch]})
-            if runtime.is_main and (due(epoch, args.save_epoch, args.epochs) or log.overdue):
-                state = fit.state(
-                    epoch + 1, arch=model_record["arch"], model=model_record, source=source.to_record(),
-                    data=record, settings=settings, history=past,
-                    versions=resume.VERSIONS, acc1=acc1, best_acc1=best_acc1, hits=hits,
-                    images=opening.images_record(train_images, val_images),
-                )  # fmt: skip
-                checkpoint.save(own, state)
-                log.saved(own, epoch + 1)
-    runtime.say(f"saved {own}, accuracy {acc1:.2f} %, best {best_acc1:.2f} %; the log is {log.path}")
+                run.measured(main_accuracy(metrics, "val_"))
+            # Write and save.
+            run.write(epoch, metrics | {"lr": rates[epoch]})
+            run.save(epoch, fit.state(epoch + 1, **facts, **run.accuracies, hits=hits))
+
+    runtime.say(f"saved {run.path}, accuracy {run.acc1:.2f} %, best {run.best_acc1:.2f} %; the log is {run.log_path}")
     if args.input not in RAW:  # a fair baseline: the net's own feature, tuned as long
-        runtime.say_next("transClassifier.py", *baseline_words(args, parser, nets[args.tail]))
+        runtime.say_next("transClassifier.py", *baseline_words(args, parser, tuned))
 
 
 if __name__ == "__main__":

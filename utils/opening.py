@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from utils import checkpoint
+from utils import runs
 from utils.data.batches import AUGMENTATIONS
 from utils.data.computed_once import compute_once
 from utils.data.contents import Contents, read_contents
@@ -36,6 +36,7 @@ from utils.runtime import Runtime
 from utils.runtime import start as start_runtime
 from utils.training import engine, resume
 from utils.training.engine import Fit, make_optimizer
+from utils.training.run import Run
 from utils.training.schedules import learning_rates
 
 Loader = DataLoader[tuple[Tensor, ...]]
@@ -89,36 +90,29 @@ def check_last_batch(
     engine.check_last_batch(model, len(data), args.batch_size, shape, runtime)
 
 
-def first_epoch(
-    args: Namespace, fit: Fit, state: checkpoint.State, path: Path | None, epochs: int | None = None
-) -> int:
-    """Put the optimiser where a checkpoint left it.
+def run(args: Namespace, runtime: Runtime, path: Path, settings: Mapping[str, Any], **choices: Any) -> Run:
+    """Find what a run of training goes on from, as the options say; see `Run`.
 
     Args:
-        args: the options.
-        fit: its model has the checkpoint's weights already.
-        state: the checkpoint, or nothing.
-        path: its file.
-        epochs: in all; None: as --epochs says.
-
-    Returns:
-        The first epoch to train, counted from 0.
+        args: the options; one that a step does not have changes nothing.
+        runtime: which process this is.
+        path: where the last epoch is saved; the log is named after it.
+        settings: every option that changes the result.
+        choices: arguments of `Run`, in place of what the options say.
 
     Raises:
-        InputError: `--start_epoch` leaves no epoch to train.
+        InputError: another run is writing there, or its checkpoint is there; or no epoch is left to train.
     """
-    done = fit.restore(state, path) if path else 0
-    start_epoch = getattr(args, "start_epoch", None)  # which a series and a compression do not have
-    if start_epoch is not None:
-        if start_epoch >= args.epochs:
-            raise InputError(f"--start_epoch {start_epoch} leaves nothing of --epochs {args.epochs} to train")
-        done = start_epoch
-    epochs = epochs or args.epochs
-    if path and done < epochs:
-        planned = state.get("settings", {}).get("epochs", args.epochs)
-        longer = "" if planned == args.epochs else f", which was to end after {planned}"
-        fit.runtime.say(f"going on after epoch {done} of {epochs}: {path}{longer}")
-    return done
+    usual = {
+        "log_folder": runs.log_folder(args.out, runs.stem(path)),
+        "resume": getattr(args, "resume", "auto"),
+        "restart": args.restart,
+        "extendable": not getattr(args, "logspace", 0),  # --logspace spreads its decades over all epochs
+        "start_epoch": getattr(args, "start_epoch", None),
+        "val_epoch": getattr(args, "val_epoch", 1),
+        "save_epoch": getattr(args, "save_epoch", 1),
+    }
+    return Run(path, settings, args.epochs, runtime, **usual | choices)
 
 
 def images(args: Namespace, split: str, known: Mapping[str, Any] | None = None, *, augment: bool = False) -> ImageData:

@@ -4,6 +4,7 @@ from torch import nn
 
 from tests.unit.step_options import parsed
 from utils import checkpoint, opening
+from utils.errors import InputError
 from utils.runtime import Runtime
 
 # --- the run
@@ -45,37 +46,16 @@ def test_every_epoch_has_its_rate():
     assert opening.rates(parsed("--logspace", "0", "--epoch_step", "2", "--decay_factor", "0.5")) == [0.5, 0.5, 0.25]
 
 
-def test_a_run_goes_on_where_its_checkpoint_stopped(cpu, tmp_path, capsys):
-    path = tmp_path / "c.pth.tar"
-    fit = opening.fit(parsed(), nn.Linear(2, 3), cpu)
-    fit.net(torch.ones(1, 2)).sum().backward()
-    fit.optimizer.step()
-    checkpoint.save(path, fit.state(2))
-    state = checkpoint.load(path)
-
-    again = opening.fit(parsed(), nn.Linear(2, 3), cpu)
-    assert opening.first_epoch(parsed(), again, state, path) == 2
-    assert capsys.readouterr().out == f"going on after epoch 2 of 3: {path}\n"
-    momentum = [entry["momentum_buffer"] for entry in again.optimizer.state_dict()["state"].values()]
-    assert momentum and all(buffer.any() for buffer in momentum)
-
-    longer = state | {"settings": {"epochs": 2}}
-    assert opening.first_epoch(parsed(), again, longer, path) == 2
-    assert capsys.readouterr().out == f"going on after epoch 2 of 3: {path}, which was to end after 2\n"
-    assert opening.first_epoch(parsed(), again, state, path, 6) == 2  # of a step with a second stage
-    assert capsys.readouterr().out == f"going on after epoch 2 of 6: {path}\n"
-
-    assert opening.first_epoch(parsed("--start_epoch", "0"), again, state, path) == 0
-    assert "after epoch 0 of 3" in capsys.readouterr().out
-    assert opening.first_epoch(parsed("--epochs", "2"), again, state, path) == 2  # nothing is left to do
-    assert capsys.readouterr().out == ""
-
-
-def test_a_new_run_begins_at_the_beginning(cpu, capsys):
-    fit = opening.fit(parsed(), nn.Linear(2, 3), cpu)
-    assert opening.first_epoch(parsed(), fit, {}, None) == 0
-    args = parsed()
+def test_a_run_is_opened_as_the_options_say(cpu, tmp_path):
+    path = tmp_path / "model_checkpoints/checkpoint_toy_sd0.pth.tar"
+    out = ["--out", str(tmp_path)]
+    run = opening.run(parsed(*out, "--start_epoch", "2"), cpu, path, {})
+    assert (run.start_epoch, run.log_path) == (2, tmp_path / "logs/toy_sd0/metrics.jsonl")
+    args = parsed(*out)
     del args.start_epoch  # which a series and a compression do not have
-    assert opening.first_epoch(args, fit, {}, None) == 0
-    assert opening.first_epoch(parsed("--start_epoch", "2"), fit, {}, None) == 2
-    assert capsys.readouterr().out == ""
+    assert opening.run(args, cpu, path, {}).start_epoch == 0
+    path.parent.mkdir()
+    checkpoint.save(path, {"settings": {"epochs": 2}})
+    assert opening.run(parsed(*out, "--logspace", "0"), cpu, path, {"epochs": 3}).resumed is None
+    with pytest.raises(InputError, match="epochs 2 instead of 3"):  # every rate would change
+        opening.run(parsed(*out, "--logspace", "1"), cpu, path, {"epochs": 3})

@@ -48,14 +48,19 @@ def test_every_epoch_has_its_rate():
 
 def test_a_run_is_opened_as_the_options_say(cpu, tmp_path):
     path = tmp_path / "model_checkpoints/checkpoint_toy_sd0.pth.tar"
-    out = ["--out", str(tmp_path)]
-    run = opening.run(parsed(*out, "--start_epoch", "2"), cpu, path, {})
+
+    def options(*words):
+        args = parsed(*words)
+        args.out = str(tmp_path)
+        return args
+
+    run = opening.run(options("--start_epoch", "2"), cpu, path, {})
     assert (run.start_epoch, run.log_path) == (2, tmp_path / "logs/toy_sd0/metrics.jsonl")
-    args = parsed(*out)
+    args = options()
     del args.start_epoch  # which a series and a compression do not have
     assert opening.run(args, cpu, path, {}).start_epoch == 0
     path.parent.mkdir()
     checkpoint.save(path, {"settings": {"epochs": 2}})
-    assert opening.run(parsed(*out, "--logspace", "0"), cpu, path, {"epochs": 3}).resumed is None
+    assert opening.run(options("--logspace", "0"), cpu, path, {"epochs": 3}).resumed is None
     with pytest.raises(InputError, match="epochs 2 instead of 3"):  # every rate would change
-        opening.run(parsed(*out, "--logspace", "1"), cpu, path, {"epochs": 3})
+        opening.run(options("--logspace", "1"), cpu, path, {"epochs": 3})

@@ -6,7 +6,7 @@ ImageNet are the same with --dataset imagenet. A run writes {checkpoint_dir}/{ru
 {out}/result/{run}.txt and {out}/logs/{run}. Its last epoch is its result; the best one stands beside it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,17 +18,18 @@ from models import hsakd_nets
 from models.classifiers import classifier_record
 from models.small import names
 from models.small.hsakd_files import check_own, documented_file, fill_from_file, to_authors_state
-from utils import checkpoint, hsakd_options, opening, options, runs
+from utils import hsakd_options, opening, options, runs
 from utils.data.datasets import dataset_spec
 from utils.data.images import ImageData
 from utils.distillation import hsakd, hsakd_log, hsakd_steps
-from utils.files import check_unclaimed, check_writable, sha256
+from utils.files import check_writable, sha256
 from utils.parser import Namespace, Parser
 from utils.runtime import Runtime, command
-from utils.training import resume, schedules
+from utils.training import schedules
 from utils.training.classification import classify, validate
 from utils.training.engine import Fit, Step, train_one_epoch
 from utils.training.metrics import accuracies_percent
+from utils.training.run import Run
 
 
 class Method(NamedTuple):
@@ -81,41 +82,107 @@ def build_parser() -> Parser:
     return parser
 
 
+def fill_files(args: Namespace) -> None:
+    """Name the files that the options mean, where the authors document them under other names."""
+    for option, path in hsakd_options.files(args).items():
+        setattr(args, option, str(documented_file(path)))
+
+
+def open_networks(args: Namespace, method: Method, classes: int, runtime: Runtime) -> tuple[nn.Module, dict[str, Any]]:
+    """Make what is trained, and what its steps take by name: a teacher `teacher`, a temperature `tau`."""
+    model, teacher = method.networks(classes, **{option: getattr(args, option) for option in method.options})
+    by_name: dict[str, Any] = {"tau": args.kd_T} if "kd_T" in args else {}
+    if teacher is not None:
+        hsakd.check_branches(len(model.heads), len(teacher.heads))  # type: ignore[arg-type]
+        by_name["teacher"] = runtime.parallel(teacher)
+    return model, by_name
+
+
+def open_fit(args: Namespace, model: nn.Module, runtime: Runtime) -> Fit:
+    """Move a model to its devices and give it the authors' optimiser over what is trained of it."""
+    net = runtime.parallel(model)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(trained, args.lr, 0.9, weight_decay=args.weight_decay, nesterov=args.nesterov)
+    return Fit(net, model, optimizer, runtime.grad_scaler(), runtime, args.print_freq)
+
+
 def open_loaders(
-    args: Namespace, train_images: ImageData, runtime: Runtime
-) -> tuple[opening.Loader, dict[str, opening.Loader]]:
-    """Make the loader of the images that are trained on and, with --select val, the one of those held out of them."""
-    share, ratio = args.hold_out if args.select == "val" else 0, getattr(args, "few_ratio", None) or 1
-    kept, held = hsakd.split_training(train_images.paths, train_images.targets.numpy(), ratio, share)
+    args: Namespace, train_images: ImageData, test_images: ImageData, runtime: Runtime
+) -> tuple[opening.Loader, opening.Loaders]:
+    """Decode the images and make their loaders.
+
+    Returns:
+        That of the images that are trained on; and by "test" that of the test images and, with --select val, by "val"
+        that of training images that are held out.
+    """
+    tested = opening.image_loader(args, opening.decoded(args, test_images, runtime), runtime)
+    share = args.hold_out if args.select == "val" else 0
+    ratio = getattr(args, "few_ratio", None) or 1
+    labels = train_images.targets.numpy()
+    kept, held = map(torch.from_numpy, hsakd.split_training(train_images.paths, labels, ratio, share))
     unseen = train_images = opening.decoded(args, train_images, runtime)
     if train_images.augments_while_decoding:
         in_order = Namespace(**vars(args) | {"val_path": str(train_images.root)})
         unseen = opening.images(in_order, "val", {"normalisation": train_images.normalisation})
-    loader = opening.image_loader(args, train_images, runtime, shuffle=True, part=torch.from_numpy(kept))
-    return loader, {"val": opening.image_loader(args, unseen, runtime, part=torch.from_numpy(held))} if share else {}
+    loader = opening.image_loader(args, train_images, runtime, shuffle=True, part=kept)
+    held_out = {"val": opening.image_loader(args, unseen, runtime, part=held)} if share else {}
+    return loader, {"test": tested} | held_out
 
 
 def evaluate(net: nn.Module, loaders: opening.Loaders, runtime: Runtime, step: Step) -> dict[str, float]:
     """Evaluate on the test images and on held-out ones, as far as there are: `test_{metric}`, `val_{metric}`."""
-    found = {split: validate(net, {"": loader}, runtime, step) for split, loader in loaders.items()}
-    return {name.replace("val_", f"{split}_", 1): value for split in found for name, value in found[split].items()}
+    metrics: dict[str, float] = {}
+    for split, loader in loaders.items():
+        of_split = validate(net, {"": loader}, runtime, step)
+        metrics |= {name.replace("val_", f"{split}_", 1): of_split[name] for name in of_split}
+    return metrics
 
 
-def find_own(
-    args: Namespace, own: Path, best_path: Path, settings: Mapping[str, Any]
-) -> tuple[Path | None, checkpoint.State]:
-    """Find the checkpoint that this run goes on from, if it does, and read it."""
-    if args.evaluate:
-        return None, {}
+def evaluate_files(args: Namespace, method: Method, path: Path, runtime: Runtime) -> None:
+    """Measure what a run saved, its last epoch and its best one, on the test images."""
+    train_images, test_images = opening.both_splits(args)
+    model, _ = open_networks(args, method, len(train_images.classes), runtime)
+    fill_from_file(model, path)  # which may be refused, before images are decoded
+    net = runtime.parallel(model)
+    test_images = opening.decoded(args, test_images, runtime)
+    loaders = {"test": opening.image_loader(args, test_images, runtime)}
+    measure = partial(method.measure, preprocess=train_images.preprocessing(args.seed))
+    for file in filter(Path.exists, (path, best_path(path))):
+        fill_from_file(model, file)
+        runtime.say(f"{file}: {runs.describe(evaluate(net, loaders, runtime, measure))}")
+
+
+def best_path(path: Path) -> Path:
+    """Say where the best epoch of a run is saved, whose last one is at `path`."""
+    return path.with_name(path.name.replace(".pth.tar", "_best.pth.tar"))
+
+
+def open_run(args: Namespace, runtime: Runtime, path: Path, name: str) -> Run:
+    """Find what the run goes on from; a file of the authors' is left alone."""
     if not args.restart:
-        check_own(own)
-    check_unclaimed(runs.log_folder(args.out, own.parent.name))
-    extendable = args.lr_type == "multistep"
-    resumed = resume.find(args.resume, own, settings, restart=args.restart, extendable=extendable)
-    state = checkpoint.load(resumed) if resumed else {}
-    if resumed != own or not best_path.exists():
-        state.pop("best", None)  # the best of another run is in no file of this one
-    return resumed, state
+        check_own(path)
+    hashes = {option: sha256(file) for option, file in hsakd_options.files(args).items()}
+    settings = options.settings(args, but=hsakd_options.NOT_RECORDED, **hashes)
+    choices = {
+        "log_folder": runs.log_folder(args.out, name),
+        "best_path": best_path(path),
+        "extendable": args.lr_type == "multistep",
+        "first_epoch": 0,  # the authors' files hold an epoch's number, counted from 0
+    }
+    return opening.run(args, runtime, path, settings, **choices)
+
+
+def authors_state(fit: Fit, last: hsakd_log.Row, best: dict[str, hsakd_log.Row], percent: float) -> dict[str, Any]:
+    """Give what a checkpoint says after an epoch, by the authors' names; their accuracy is a share."""
+    return {
+        "net": to_authors_state(fit.model),
+        "acc": percent / 100,
+        "epoch": last["epoch"],
+        "last": last,
+        "best": best,
+        "optimizer": fit.optimizer.state_dict(),
+        "scaler": fit.scaler.state_dict(),
+    }
 
 
 def rates_of_epochs(args: Namespace) -> list[float]:
@@ -137,73 +204,73 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.launcher:
         runtime.say("several processes are started by torchrun: torchrun --nproc_per_node GPUS HSAKD.py …")
     method, name = METHODS[args.command], hsakd_options.run_name(args)
-    own = Path(args.checkpoint_dir, name, f"{args.arch}.pth.tar")
-    best_path, text_path = own.with_name(f"{args.arch}_best.pth.tar"), Path(args.out, "result", f"{name}.txt")
-    vars(args).update({option: str(documented_file(path)) for option, path in hsakd_options.files(args).items()})
-    hashes = {option: sha256(path) for option, path in hsakd_options.files(args).items()}
-    settings = options.settings(args, but=hsakd_options.NOT_RECORDED, **hashes)
-    resumed, state = find_own(args, own, best_path, settings)
-    train_images, test_images = opening.both_splits(args, state.get("data"))
-    opening.bind(args, runtime, train_images, test_images, own=() if args.evaluate else own)
-    classes = len(train_images.classes)
-    model, teacher = method.networks(classes, **{option: getattr(args, option) for option in method.options})
-    by_name: dict[str, Any] = {"tau": args.kd_T} if "kd_T" in args else {}
-    if teacher is not None:
-        hsakd.check_branches(len(model.heads), len(teacher.heads))  # type: ignore[arg-type]
-        by_name["teacher"] = runtime.parallel(teacher)
-    preprocess = train_images.preprocessing(args.seed)
-    measure = partial(method.measure, preprocess=preprocess)
-    if resumed or args.evaluate:
-        fill_from_file(model, resumed or own)
-    net = runtime.parallel(model)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.SGD(trained, args.lr, 0.9, weight_decay=args.weight_decay, nesterov=args.nesterov)
-    fit = Fit(net, model, optimizer, runtime.grad_scaler(), runtime, args.print_freq)
-    start_epoch = fit.restore(state, resumed) + 1 if resumed else 0  # the files hold an epoch's number, from 0
-    loaders = {"test": opening.image_loader(args, opening.decoded(args, test_images, runtime), runtime)}
+    path = Path(args.checkpoint_dir, name, f"{args.arch}.pth.tar")
+    fill_files(args)
     if args.evaluate:
-        for path in [own, best_path] if best_path.exists() else [own]:
-            fill_from_file(model, path)
-            runtime.say(f"{path}: {runs.describe(evaluate(net, loaders, runtime, measure))}")
+        evaluate_files(args, method, path, runtime)
         return
 
-    last, best, taught = (state.get(key, {}) for key in ("last", "best", "teacher"))
-    if teacher is not None and not resumed:
-        taught = evaluate(by_name["teacher"], loaders, runtime, measure)
-    loader, held_out = open_loaders(args, train_images, runtime)
+    # What the run goes on from; another run's checkpoint in its place is refused before an image is read.
+    run = open_run(args, runtime, path, name)
+    train_images, test_images = opening.both_splits(args, run.state.get("data"))
+    opening.bind(args, runtime, train_images, test_images, own=path)
+
+    # The network, and its teacher if it has one.
+    classes = len(train_images.classes)
+    model, by_name = open_networks(args, method, classes, runtime)
+    if run.resumed:
+        fill_from_file(model, run.resumed)
+    fit = open_fit(args, model, runtime)
+    run.restore(fit)
+
+    # The images, and how well the teacher does on those of the test.
+    loader, evaluated = open_loaders(args, train_images, test_images, runtime)
+    preprocess, rates = train_images.preprocessing(args.seed), rates_of_epochs(args)
+    measure = partial(method.measure, preprocess=preprocess)
+    taught = run.state.get("teacher", {})
+    if "teacher" in by_name and not run.resumed:
+        taught = evaluate(by_name["teacher"], {"test": evaluated["test"]}, runtime, measure)
+    facts = {
+        "model": classifier_record(hsakd_nets.bare_arch(model), classes),
+        "data": opening.data_record(args, train_images),
+        "images": opening.images_record(train_images, test_images),
+        "teacher": taught,
+    }
     trained_on = len(loader.dataset)  # type: ignore[arg-type]
     runtime.say(f"{name}: {trained_on:,} training and {len(test_images):,} test images, {classes} classes")
-    facts = {
-        "model": classifier_record(hsakd_nets.bare_arch(model), classes), "settings": settings,
-        "data": opening.data_record(args, train_images), "history": resume.history(state, settings),
-        "versions": resume.VERSIONS, "teacher": taught,
-        "images": opening.images_record(train_images, test_images),
-    }  # fmt: skip
-    folder = runs.log_folder(args.out, name)
-    with runs.RunLog(folder, args.epochs, start_epoch=start_epoch, active=runtime.is_main) as log:
-        for epoch, rate in list(enumerate(rates_of_epochs(args)))[start_epoch:]:
-            schedules.set_learning_rate(optimizer, rate)
+
+    text_path = Path(args.out, "result", f"{name}.txt")
+    last = run.state.get("last", {})
+    best = run.state.get("best", {}) if run.has_best else {}
+    with run:
+        for epoch in run.epochs():
+            # Train: in a warm-up every step has a rate of its own.
+            schedules.set_learning_rate(fit.optimizer, rates[epoch])
+            warm_up = schedules.warm_up(args.lr, epoch, args.warmup_epoch, len(loader))
             step = partial(method.step, preprocess=partial(preprocess, epoch=epoch), **by_name)
-            with schedules.each_step(optimizer, schedules.warm_up(args.lr, epoch, args.warmup_epoch, len(loader))):
+            with schedules.each_step(fit.optimizer, warm_up):
                 metrics = train_one_epoch(fit, loader, step, epoch)
-            measured = evaluate(net, loaders | held_out, runtime, measure)
-            log.write(epoch, metrics | measured | {"lr": optimizer.param_groups[0]["lr"]})
+            # Evaluate.
+            measured = evaluate(fit.net, evaluated, runtime, measure)
             last = {"epoch": epoch, **measured}
             best = hsakd_log.best_of(best, last, method.decides)
+            run.is_best = best[args.select] is last
+            # Write and save, as the authors' scripts do.
+            run.write(epoch, metrics | measured | {"lr": fit.optimizer.param_groups[0]["lr"]})
+            percent = hsakd_log.decided(last, args.select, method.decides)
+            run.save(epoch, facts | authors_state(fit, last, best, percent))
             if runtime.is_main:
-                state = facts | {
-                    "net": to_authors_state(model), "acc": hsakd_log.decided(last, args.select, method.decides) / 100,
-                    "epoch": epoch, "last": last, "best": best, "optimizer": optimizer.state_dict(),
-                    "scaler": fit.scaler.state_dict(),
-                }  # fmt: skip
-                checkpoint.save(own, state)
-                log.saved(own, epoch + 1)
-                if best[args.select] is last:
-                    checkpoint.save(best_path, state)
-                hsakd_log.write(text_path, settings, str(runtime.device), runs.read_metrics(log.path), taught)
+                hsakd_log.write(
+                    text_path,
+                    run.settings,
+                    str(runtime.device),
+                    runs.read_metrics(run.log_path),
+                    taught,
+                )
+
     runtime.say(hsakd_log.closing_words(last, best, probe=args.command == "probe"))
-    runtime.say(f"saved {own}, {best_path.name} beside it, and {text_path}; the log is {log.path}")
-    if following := hsakd_options.following(args, own, hsakd_nets.bare_arch(model)):
+    runtime.say(f"saved {path}, {best_path(path).name} beside it, and {text_path}; the log is {run.log_path}")
+    if following := hsakd_options.following(args, path, hsakd_nets.bare_arch(model)):
         runtime.say_next("HSAKD.py", *following)
 
 

@@ -246,17 +246,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
 
     # That of an augmented image is computed in every epoch.
-    decoded = partial(opening.decoded, args, runtime=runtime)
-    training_data = (decoded if train_images.augments else stored)(train_images)
+    training_data = opening.decoded(args, train_images, runtime) if train_images.augments else stored(train_images)
     loader = opening.image_loader(args, training_data, runtime, shuffle=True)
-    preprocess, rates = train_images.preprocessing(args.seed), opening.rates(args)
+    augment, rates = train_images.preprocessing(args.seed).augmented, opening.rates(args)
     hits = known_hits(run.state, val_images)  # uint8 (N,): which images the tail gets right
-    normalisation = {"normalisation": tuned.source.normalisation}
     facts = {
         "arch": record["arch"],
         "model": record,
         "source": source.to_record(),
-        "data": opening.data_record(args, train_images) | normalisation,
+        "data": opening.data_record(args, train_images) | {"normalisation": tuned.source.normalisation},
         "images": opening.images_record(train_images, val_images),
     }
 
@@ -266,8 +264,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             set_learning_rate(fit.optimizer, rates[epoch])
             step = classify_features
             if train_images.augments:
-                augment = partial(preprocess.augmented, epoch=epoch)
-                step = partial(classify, preprocess=augment, frozen=frozen)
+                step = partial(classify, preprocess=partial(augment, epoch=epoch), frozen=frozen)
             metrics = train_one_epoch(fit, loader, step, epoch)
             # Evaluate.
             if run.is_due_to_validate(epoch):

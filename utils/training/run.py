@@ -63,6 +63,7 @@ class Run:
         extendable: bool = False,
         source: Provenance | None = None,
         start_epoch: int | None = None,
+        first_epoch: int = 1,
         stages: int = 1,
         val_epoch: int = 1,
         save_epoch: int = 1,
@@ -83,6 +84,7 @@ class Run:
             extendable: another number of epochs may go on with the same checkpoint.
             source: the features that are read, if any.
             start_epoch: the first epoch, instead of the one that the checkpoint stopped at.
+            first_epoch: what a checkpoint that was saved after the first epoch has under "epoch".
             stages: how often `epochs` are trained; after the last epoch of each everything is due.
             val_epoch: epochs between validations.
             save_epoch: epochs between checkpoints.
@@ -103,7 +105,7 @@ class Run:
         if start_epoch is not None and start_epoch >= epochs:
             raise InputError(f"--start_epoch {start_epoch} leaves nothing of --epochs {epochs} to train")
         has_training_state = {"epoch", "optimizer"} <= self.state.keys()
-        trained = int(self.state["epoch"]) if has_training_state else 0
+        trained = int(self.state["epoch"]) + 1 - first_epoch if has_training_state else 0
         self.start_epoch = trained if start_epoch is None else start_epoch
         self.acc1 = float(self.state.get("acc1") or 0)
         self.best_acc1 = float(self.state.get("best_acc1") or 0) if self.has_best else 0.0

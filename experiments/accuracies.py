@@ -17,10 +17,10 @@ from models.classifiers import read_classifier
 from utils.data.images import ImageData, check_classes, load_images
 from utils.data.loaders import make_loader
 from utils.errors import InputError
-from utils.files import write_csv, write_text
 from utils.measures.bootstrap import Interval, accuracy, verdict
 from utils.options import add_data_root
 from utils.parser import Parser, result_file, some_path
+from utils.report.tables import markdown_table, save_table
 from utils.runtime import command
 from utils.training.metrics import topk_hits
 
@@ -119,12 +119,12 @@ def judged(more: Interval | None, form: str = "+.1f") -> str:
 
 def markdown(rows: Sequence[Row]) -> str:
     """Write a table."""
-    lines = ["| net | method | seeds | top-1 accuracy, % | more than alone, points |", "|---|---|---:|---:|---:|"]
-    for row in rows:
-        cells = (row.net, TITLES[row.method], str(row.seeds), written(row.accuracy), judged(row.gain))
-        lines.append(f"| {' | '.join(cells)} |")
+    head = ("net", "method", "seeds", "top-1 accuracy, %", "more than alone, points")
+    cells = [(row.net, TITLES[row.method], str(row.seeds), written(row.accuracy), judged(row.gain)) for row in rows]
+    table = markdown_table(head, cells, texts=2)
     images = sorted({row.images for row in rows})
-    return "\n".join([*lines, "", f"{' or '.join(f'{count:,}' for count in images)} test images; 95 % intervals.", ""])
+    counts = " or ".join(f"{count:,}" for count in images)
+    return f"{table}\n\n{counts} test images; 95 % intervals.\n"
 
 
 def build_parser() -> Parser:
@@ -145,11 +145,9 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
     rows = rows_of(read_hits(args.run, args.data_root))
     text = markdown(rows)
     print(text)
-    if args.markdown:
-        write_text(args.markdown, text)
-    if args.csv:
-        head = ["net", "method", "seeds", "images", "accuracy_percent", "low", "high", "gain_points", "low", "high"]
-        write_csv(args.csv, [head, *(csv_line(row) for row in rows)])
+    ends = ("low", "high")
+    head = ("net", "method", "seeds", "images", "accuracy_percent", *ends, "gain_points", *ends)
+    save_table(text, [head, *(csv_line(row) for row in rows)], args.markdown, args.csv)
     return rows
 
 

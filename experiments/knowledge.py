@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 
 from experiments.accuracies import TITLES, Row, judged, plain, read_hits, rows_of, written
 from utils.errors import InputError
-from utils.files import replacing, write_csv, write_text
+from utils.files import replacing
 from utils.measures.bootstrap import Interval, count, mean_over_fits, weighted
 from utils.measures.calibration import KINDS, instability_of, load_sums, normalised_consistency
 from utils.options import add_data_root
 from utils.parser import Parser, result_file, some_path, whole
 from utils.report.charts import CURVES
+from utils.report.tables import markdown_table, save_table
 from utils.runtime import command
 
 METHODS = {name: TITLES[name] for name in ("alone", "kd", "dcm", "hsakd")} | {"dcm_partner": "DCM, its own partner"}
@@ -92,7 +93,7 @@ def markdown(cells: Sequence[Cell], accuracies: Sequence[Row]) -> str:
         "top-1, %",
         *(f"{DIRECTIONS[direction]}, stage {stage}" for direction, stage in columns),
     ]
-    lines = [f"| {' | '.join(titles)} |", "|---|---:|---:|" + "---:|" * len(columns)]
+    rows = []
     for method in METHODS:
         found = [by_place.get((method, *column)) for column in columns]
         students = " or ".join(map(str, sorted({cell.students for cell in found if cell})))
@@ -101,12 +102,12 @@ def markdown(cells: Sequence[Cell], accuracies: Sequence[Row]) -> str:
         accuracy = next((row for row in accuracies if row.method == method), None)
         values = [written(cell.consistency, ".3f") if cell else "" for cell in found]
         top1 = written(accuracy.accuracy) if accuracy else ""
-        lines.append(f"| {METHODS[method]} | {students} | {top1} | {' | '.join(values)} |")
+        rows.append([METHODS[method], students, top1, *values])
         if method not in NOT_COMPARED:
             more = [judged(cell.gain, "+.3f") if cell else "" for cell in found]
             said = judged(accuracy.gain) if accuracy else ""
-            lines.append(f"| … more than alone | | {said} | {' | '.join(more)} |")
-    return "\n".join([*lines, ""])
+            rows.append(["… more than alone", "", said, *more])
+    return f"{markdown_table(titles, rows)}\n"
 
 
 def draw_figure(cells: Sequence[Cell], accuracies: Sequence[Row]) -> Figure:
@@ -179,11 +180,9 @@ def main(argv: Sequence[str] | None = None) -> list[Cell]:
     students = [row for row in rows_of(measured) if {"kd", "hsakd"} & measured[row.net].keys()]
     text = markdown(cells, students)
     print(text)
-    if args.markdown:
-        write_text(args.markdown, text)
-    if args.csv:
-        head = ["direction", "stage", "method", "students", "consistency", "low", "high", "more", "low", "high"]
-        write_csv(args.csv, [head, *(csv_line(cell) for cell in cells)])
+    ends = ("low", "high")
+    head = ("direction", "stage", "method", "students", "consistency", *ends, "more", *ends)
+    save_table(text, [head, *(csv_line(cell) for cell in cells)], args.markdown, args.csv)
     if args.figure:
         with replacing(args.figure) as temporary:
             draw_figure(cells, students).savefig(temporary, dpi=150)

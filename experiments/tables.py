@@ -19,8 +19,9 @@ from experiments.intervals import LEGEND, Between, Claim, Number, decide, measur
 from experiments.settings import NETS, differences
 from utils import checkpoint
 from utils.errors import InputError
-from utils.files import read_json, write_csv, write_text
+from utils.files import read_json
 from utils.parser import Parser, result_file, some_path
+from utils.report.tables import markdown_table, save_table
 from utils.runtime import command
 
 PAPER = Path(__file__).with_name("paper.json")
@@ -174,13 +175,12 @@ def lines(table: Table) -> list[list[str]]:
 
 def markdown(table: Table) -> str:
     """Write a table as Markdown."""
-    head, *body = (f"| {' | '.join(cells)} |" for cells in lines(table))
-    rule = "|---" + "|---:" * (head.count("|") - 2) + "|"
+    head, *body = lines(table)
     claims = [claim.line(table.number_format) for claim in table.claims]
     below = ["", *claims] if claims else []
     below += ["", LEGEND] if table.intervals else []
     notes = [f"{note}\n" for note in table.notes]
-    return "\n".join([f"### {table.title}", "", *notes, head, rule, *body, *below, ""])
+    return "\n".join([f"### {table.title}", "", *notes, markdown_table(head, body), *below, ""])
 
 
 def build_parser() -> Parser:
@@ -216,17 +216,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise InputError(f"{results.folder} has no number of these tables; run the scripts in experiments/ first")
     text = "\n".join(markdown(table if args.paper_columns == "all" else with_numbers(table)) for table in tables)
     print(text)
-    if args.markdown:
-        write_text(args.markdown, f"Paper: {paper['source']}.\n\n{text}")
-    if args.csv:
-        keys = [(table, key) for table in tables for key in product(table.rows, table.columns)]
-        numbers = [
-            (table.name, *key, table.ours.get(key), table.paper.get(key), *table.intervals.get(key, (None, None, None)))
-            for table, key in keys
-        ]
-        write_csv(args.csv, [("table", "row", "column", "ours", "paper", "low", "high", "between"), *numbers])
-    for file in filter(None, (args.markdown, args.csv)):
-        print(f"saved {file}")
+    keys = [(table, key) for table in tables for key in product(table.rows, table.columns)]
+    none = (None, None, None)
+    numbers = [
+        (
+            table.name,
+            *key,
+            table.ours.get(key),
+            table.paper.get(key),
+            *table.intervals.get(key, none),
+        )
+        for table, key in keys
+    ]
+    names = ("table", "row", "column", "ours", "paper", "low", "high", "between")
+    text = f"Paper: {paper['source']}.\n\n{text}"
+    save_table(text, [names, *numbers], args.markdown, args.csv)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from utils.files import write_csv, write_json
+from utils.files import write_csv, write_json, write_text
 
 
 def variance_table(report: Mapping[str, Any]) -> str:
@@ -181,6 +181,22 @@ def held_fixed(interval: Mapping[str, Any]) -> str:
     return f"{100 * interval['confidence']:g} %, {interval['resamples']:,} resamples of the {drawn}{fixed}"
 
 
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], texts: int = 1) -> str:
+    """Lay out a table as Markdown: the first `texts` columns are words, the others numbers, to the right."""
+    rule = "|".join(["---"] * texts + ["---:"] * (len(head) - texts))
+    first, *others = (f"| {' | '.join(cells)} |" for cells in (head, *rows))
+    return "\n".join([first, f"|{rule}|", *others])
+
+
+def save_table(text: str, rows: Iterable[Sequence[Any]], markdown_file: str | None, csv_file: str | None) -> None:
+    """Write a table's Markdown and its rows, the head first, as CSV, where files are named, and say so."""
+    if markdown_file:
+        write_text(markdown_file, text)
+    if csv_file:
+        write_csv(csv_file, rows)
+    _say_saved(markdown_file, csv_file)
+
+
 def save_report(
     report: Mapping[str, Any], json_file: str | None, csv_file: str | None, rows: Iterable[Sequence[Any]]
 ) -> None:
@@ -189,5 +205,9 @@ def save_report(
         write_json(json_file, report)
     if csv_file:
         write_csv(csv_file, rows)
-    for file in filter(None, (json_file, csv_file)):
+    _say_saved(json_file, csv_file)
+
+
+def _say_saved(*files: str | None) -> None:
+    for file in filter(None, files):
         print(f"saved {file}")

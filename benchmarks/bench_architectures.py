@@ -153,7 +153,7 @@ def summary(rows: list[Row]) -> str:
     """Count what is equal, what is refused and what differs."""
     cut = [row for row in rows if row.feature is not None]
     wrong = [row.arch for row in cut if max(row.feature or 0, row.logits or 0) > 1e-4]
-    slow = [row.arch for row in cut if (1 if row.fast is None else row.fast) > 1e-4]
+    slow = [row.arch for row in cut if row.reason or row.fast is None or row.fast > 1e-4]
     return (
         f"{len(cut)} of {len(rows)} are cut, {len(cut) - len(wrong)} of these equal to 1e-4"
         f"{' (not ' + ', '.join(wrong) + ')' if wrong else ''}; the fast form differs or fails for "

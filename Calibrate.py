@@ -1,9 +1,10 @@
 """Say what an instability is worth: what pairs that share nothing leave (nulls), what perfect ones do (ceilings).
 
-With the budget of a Trans-Net others are fitted: to pairs shuffled within the class or over all images (and judged on
-every two held-out images of a class or of all), to an untrained A and an untrained B (their BatchNorms with the
-statistics of the fitting images), to A → A, and to the same pairs from another seed.
-The normalised consistency is 0 for pairs that share nothing beyond the class and 1 for what A → A reaches:
+With the budget and the spare channels of a Trans-Net others are fitted: to pairs shuffled within the
+class or over all images (and judged on every two held-out images of a class or of all), to an untrained
+A and an untrained B (their BatchNorms with the statistics of the fitting images), to A → A, and to the
+same pairs from another seed. The normalised consistency is 0 for pairs that share nothing beyond the
+class and 1 for what A → A reaches:
 
     (null − instability) / (null − ceiling)
 
@@ -11,7 +12,7 @@ The linear reference is tested besides: under permutations within the class, at 
 Intervals are 95 % over the held-out images, and hold every Trans-Net as it was fitted.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.utils.data import Subset
 
 from consistency.similarity import ImageRows, image_rows, image_similarities
 from models.cut_net import untrained_net
@@ -43,20 +45,29 @@ from utils.provenance import Provenance
 from utils.report.results import holds_results
 from utils.report.tables import calibration_table, save_report
 from utils.runtime import Runtime, command, seed_everything
-from utils.training import closed_form, reconstruction
-from utils.training.family import Family
+from utils.training import reconstruction
+from utils.training.budget import Budget
+from utils.training.fitting import Fitting, Pairs
 
 THIS, NULL, UNFITTED = "this Trans-Net", "null: shuffled within the class", "null: g untrained"
 NULL_OF_ALL, CEILING = "null: shuffled over all images", "ceiling: A → A"
 PERMUTED_SIMILARITIES = 39  # at most: each takes decompositions; enough for a p of 0.025
-BUDGET = ("epochs", "lr", "logspace", "epoch_step", "decay_factor", "optim", "momentum", "weight_decay", "batch_size")
 
 
 class Fitted(NamedTuple):
-    """Every held-out image's part of Var(x*) and Var(x_Δ) after a fit, (N, 2), and what the linear reference leaves."""
+    """What a fit left.
+
+    Attributes:
+        errors: every held-out image's part of Var(x*) and Var(x_Δ), (N, 2).
+        linear: what the linear reference leaves of the variance; None: nobody asked.
+        steps: of the optimiser; None: the Trans-Net's file does not say.
+        is_linear: the linear layer took the Trans-Net's place.
+    """
 
     errors: NDArray[np.float64]
     linear: float | None
+    steps: int | None
+    is_linear: bool
 
 
 def build_parser() -> Parser:
@@ -66,7 +77,7 @@ def build_parser() -> Parser:
     group.add_argument("--convOut_path", required=True, type=some_path, metavar="FOLDER", help="train and val features")
     group.add_argument("--transnet", required=True, type=some_path, metavar="FILE", help="the Trans-Net, one of ours")
     group.add_argument("--reverse", action="store_true", help="it reconstructs A's features from B's")
-    group.add_argument("--epochs", type=whole(0), help="of the other fits; default: the Trans-Net's own")
+    group.add_argument("--epochs", type=whole(0), help="of the Trans-Net's fit; others are refused")
     group.add_argument("--brief", action="store_true", help="fit only what the consistency needs: a null, a ceiling")
     group.add_argument("--bootstrap", type=whole(100), default=1000, metavar="N", help="resamples of the images")
     group.add_argument("--permutations", type=whole(0), default=200, metavar="N", help="of the test; 0: no test")
@@ -84,61 +95,113 @@ def build_parser() -> Parser:
     return parser
 
 
-def budget_of(args: Namespace, state: checkpoint.State) -> Namespace:
-    """Give the options of the Trans-Net's own fit, with this run's devices."""
+def budget_of(args: Namespace, state: checkpoint.State) -> tuple[Namespace, Budget]:
+    """Give the options of the Trans-Net's own fit, with this run's devices, and its budget.
+
+    Raises:
+        InputError: the fit cannot be repeated, or --epochs asks for another budget than the Trans-Net's.
+    """
     settings = state.get("settings")
     if not settings:
         raise InputError(f"{args.transnet} does not say how it was fitted; fit it anew with Training_TransNet.py")
     if settings.get("match", "feature") != "feature":
         raise InputError(f"{args.transnet} was fitted with --match {settings['match']}, which is not repeated here")
-    known = {name: settings[name] for name in (*BUDGET, "solve", "alpha", "L2")}
-    return Namespace(**vars(args) | known | ({} if args.epochs is None else {"epochs": args.epochs}))
+    budget = Budget.of(settings, print_freq=args.print_freq)
+    if budget.steps is not None:  # --until converged went on from the option's
+        budget = Budget.of(settings, print_freq=args.print_freq, steps=state["fitted"]["steps"])
+    if args.epochs is not None and args.epochs != budget.epochs:
+        own = f"{budget.epochs} epochs" if budget.steps is None else f"{budget.steps} steps"
+        raise InputError(
+            f"--epochs {args.epochs} is another budget than that of {args.transnet} ({own}), and a null says something "
+            "only of a fit with its own budget; fit that Trans-Net anew, or leave --epochs out"
+        )
+    known = {name: settings[name] for name in ("batch_size", "alpha", "L2")}
+    return Namespace(**vars(args) | known), budget
 
 
 def fit(
-    budget: Namespace, config: dict[str, Any], parts: Parts, *, seed: int, runtime: Runtime, trained: bool = True
+    args: Namespace,
+    budget: Budget,
+    config: dict[str, Any],
+    parts: Parts,
+    *,
+    seed: int,
+    runtime: Runtime,
+    trained: bool = True,
+    label: str = "fit",
 ) -> Fitted:
     """Fit a Trans-Net to some pairs with a given budget, or leave it untrained, and measure it on held-out ones."""
     seed_everything(seed)
     train, val, classes = parts
     net = TransNet(**config | ({"out_channels": config["in_channels"], "out_size": None} if train.itself else {}))
-    linear, family = net.linear_reference().to(runtime.device), Family([net])
-    running = opening.fit(budget, family, runtime)
-    loader, in_order = (opening.feature_loader(budget, train, runtime, shuffle=shuffle) for shuffle in (True, False))
-    unseen = opening.feature_loader(budget, val, runtime)
-    reconstruction.set_standards([linear, net], in_order, read_stored, runtime)
+
+    def load(part: torch.Tensor, shuffle: bool) -> opening.Loader:
+        return opening.feature_loader(args, Subset(train, part.tolist()), runtime, shuffle=shuffle)
+
+    alpha = torch.zeros(net.order) if args.L2 else torch.tensor(args.alpha).flip(0)
+    pairs = Pairs(load, read_stored, torch.arange(len(train)))
+    fitting = Fitting([net], pairs, budget, runtime, alphas=[alpha])
+    unseen = opening.feature_loader(args, val, runtime)
     errors = partial(reconstruction.image_errors, loader=unseen, read=read_stored, runtime=runtime, classes=classes)
     if not trained:
-        return Fitted(errors(net), None)
-    reference = closed_form.linear_reference(linear, in_order, None, read_stored, runtime)
-    solve = partial(closed_form.solve_or_linear, [net], reference, in_order, read_stored, runtime)
-    if budget.solve is not None:
-        solve(last=not budget.epochs)
-    alpha = torch.zeros(net.order) if budget.L2 else torch.tensor(budget.alpha).flip(0)
-    step = partial(reconstruction.reconstruct, family=family, alphas=[alpha.to(runtime.device)], read=read_stored)
-    for _ in reconstruction.epochs(running, loader, step, opening.rates(budget), solve_every=budget.solve, solve=solve):
-        pass
-    return Fitted(errors(net), float(instability_of(errors(linear).sum(0))["instability"]))
+        reconstruction.set_standards([net], load(pairs.fitted, False), read_stored, runtime)
+        return Fitted(errors(net), None, 0, False)
+    fitting.run(label)
+    record, linear = fitting.record(0), errors(fitting.beside[False].linear)
+    of_linear = float(instability_of(linear.sum(0))["instability"])
+    return Fitted(errors(net), of_linear, record["steps"], bool(record["linear"] and record["linear"]["taken"]))
+
+
+class Kept:
+    """The fits of an interrupted run, beside the file that --json names; nothing where it names none."""
+
+    def __init__(self, json_file: str | None, identity: Mapping[str, Any], runtime: Runtime) -> None:
+        self.path = Path(f"{json_file}.fits") if json_file else None
+        self.state: checkpoint.State = {"identity": dict(identity), "fits": {}}
+        self.runtime = runtime
+        if self.path and self.path.exists():
+            stored = checkpoint.load(self.path)
+            if stored.get("identity") == self.state["identity"]:
+                self.state = stored
+
+    def get(self, name: str) -> Fitted | None:
+        """Give a fit that is there."""
+        if name not in self.state["fits"]:
+            return None
+        errors, *others = self.state["fits"][name]
+        self.runtime.say(f"{name}: fitted before the interruption")
+        return Fitted(errors.numpy(), *others)
+
+    def put(self, name: str, fitted: Fitted) -> None:
+        """Keep a fit."""
+        self.state["fits"][name] = [torch.from_numpy(fitted.errors), *fitted[1:]]
+        if self.path and self.runtime.is_main:
+            checkpoint.save(self.path, self.state)
+
+    def remove(self) -> None:
+        """Forget them: all is written."""
+        if self.path and self.runtime.is_main:
+            self.path.unlink(missing_ok=True)
 
 
 def beside_untrained(
-    which: str, budget: Namespace, train: opening.Features, val: opening.Features, runtime: Runtime
+    which: str, args: Namespace, train: opening.Features, val: opening.Features, runtime: Runtime
 ) -> Parts:
     """Pair one net's stored features with what net `which`, "A" or "B", makes of the images before any training.
 
     Its BatchNorms have the statistics of one pass over the fitting images (`set_statistics`).
     """
     of_a, source = which == "A", train.provenance
-    seed_everything(budget.seed + 1)  # the seed itself may be the one that the net began with
-    of_net, named = (source.a, budget.arch_A) if of_a else (source.b, budget.arch_B)
-    net = untrained_net(of_net, len(source.classes or ()), named or budget.arch)
-    net.prove(opening.few_pixels(opening.images_of_features(budget, train, runtime)[1]))
+    seed_everything(args.seed + 1)  # the seed itself may be the one that the net began with
+    of_net, named = (source.a, args.arch_A) if of_a else (source.b, args.arch_B)
+    net = untrained_net(of_net, len(source.classes or ()), named or args.arch)
+    net.prove(opening.few_pixels(opening.images_of_features(args, train, runtime)[1]))
     head = net.from_pixels(net.head).to(runtime.device)
-    set_statistics(head, opening.mixed_pixels(budget, train, runtime))
+    set_statistics(head, opening.mixed_pixels(args, train, runtime))
     shape = train.shape_a if of_a else train.shape_b
 
     def beside(part: opening.Features) -> Pairing:
-        rows = opening.features_anew(budget, part, head, runtime, shape)
+        rows = opening.features_anew(args, part, head, runtime, shape)
         return Pairing(part, x=rows) if of_a else Pairing(part, target=rows)
 
     return Parts(beside(train), beside(val))
@@ -170,9 +233,9 @@ def linear_test(args: Namespace, parts: Sequence[opening.Features], net: TransNe
     ).report()  # fmt: skip
 
 
-def baselines(parts: Sequence[opening.Features], budget: Namespace, runtime: Runtime) -> list[dict[str, Any]]:
+def baselines(parts: Sequence[opening.Features], args: Namespace, runtime: Runtime) -> list[dict[str, Any]]:
     """Measure other people's similarities on the same held-out features."""
-    loaders = [opening.feature_loader(budget, part, runtime) for part in parts]
+    loaders = [opening.feature_loader(args, part, runtime) for part in parts]
     fitted, held_out = (reconstruction.pair_sums(loader, read_stored, runtime) for loader in loaders)
     scores = (linear_cka(held_out), svcca(held_out), procrustes(held_out), ridge_r2(fitted, held_out))
     return [asdict(score) for score in scores]
@@ -201,34 +264,45 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     state = checkpoint.load(args.transnet)
     train, val = (opening.stored_features(args, args.convOut_path, split, {}) for split in ("train", "val"))
     options.fill_image_folders(args, parser, val.provenance.folders)
-    trans_net, budget = build_from_state(state, args.transnet).to(runtime.device), budget_of(args, state)
+    trans_net = build_from_state(state, args.transnet).to(runtime.device)
+    named, budget = budget_of(args, state)
     Provenance.from_record(state.get("source", {})).check(val.provenance, args.transnet, but=("split", "sample_num"))
     check_fit(trans_net, val.shape_a, val.shape_b)
     notes, untrained = list[str](), dict[str, Parts]()
     for which in () if args.brief else ("A", "B"):
         try:
-            untrained[f"null: {which} untrained"] = beside_untrained(which, budget, train, val, runtime)
+            untrained[f"null: {which} untrained"] = beside_untrained(which, named, train, val, runtime)
         except InputError as error:
             notes.append(f"the null of an untrained {which} is left out: {error}")
-    errors = reconstruction.image_errors(trans_net, opening.feature_loader(budget, val, runtime), read_stored, runtime)
-    again = partial(fit, budget, trans_net.config, seed=args.seed + 1, runtime=runtime)
-    found = {THIS: Fitted(errors, (state.get("linear_reference") or {}).get("instability"))}
-    for name, parts in pairings(train, val, untrained, args.seed).items():
-        if not args.brief or name in (NULL, CEILING):
-            runtime.say(name)
-            found[name] = again(parts, trained=name != UNFITTED)
+    errors = reconstruction.image_errors(trans_net, opening.feature_loader(named, val, runtime), read_stored, runtime)
+    fitted = state.get("fitted") or {}
+    replaced, linear = (fitted.get("linear") or {}).get("taken", False), (state.get("linear_reference") or {})
+    found = {THIS: Fitted(errors, linear.get("instability"), fitted.get("steps"), replaced)}
+    identity = {"transnet": sha256(args.transnet), "seed": args.seed, "features": train.provenance.to_record()}
+    kept = Kept(args.json, identity, runtime)
+    kinds = pairings(train, val, untrained, args.seed)
+    kinds = {name: parts for name, parts in kinds.items() if not args.brief or name in (NULL, CEILING)}
+    for number, (name, parts) in enumerate(kinds.items(), start=1):
+        label = f"{name} ({number} of {len(kinds)})"
+        runtime.say(label)
+        found[name] = kept.get(name) or fit(
+            named, budget, trans_net.config, parts, seed=args.seed + 1, runtime=runtime, trained=name != UNFITTED,
+            label=label,
+        )  # fmt: skip
+        kept.put(name, found[name])
     rows = []
-    for name, (errors, linear) in found.items():
-        interval = bootstrap(instability_of, [errors], resamples=args.bootstrap)["instability"]
-        rows.append({"pairs": name, "linear_reference": linear, **asdict(interval)})
+    for name, one in found.items():
+        interval = bootstrap(instability_of, [one.errors], resamples=args.bootstrap)["instability"]
+        how = {"steps": one.steps, "hidden": trans_net.hidden, "is_linear": one.is_linear}
+        rows.append({"pairs": name, "linear_reference": one.linear, **asdict(interval), **how})
     three = [found[name].errors for name in (THIS, NULL, CEILING)]
     shared = calibration.consistency_interval(instability_of, *([one] for one in three), resamples=args.bootstrap)
     report = {
         "rows": rows, "consistency": asdict(shared["consistency"]),
         "linear": linear_test(args, (train, val), trans_net, runtime) if args.permutations else None,
         "similarities": similarities(args, (train, val)),
-        "baselines": baselines((train, val), budget, runtime), "doubts": doubts(val), "notes": notes,
-        "epochs": budget.epochs,
+        "baselines": baselines((train, val), named, runtime), "doubts": doubts(val), "notes": notes,
+        "epochs": budget.epochs, "fitted": state.get("fitted"),
         "images": len(val), "transnet": sha256(args.transnet), "settings": state["settings"],
         "source": val.provenance.to_record(),
     }  # fmt: skip
@@ -237,6 +311,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         save_report(report, args.json, args.csv, [list(rows[0]), *(list(row.values()) for row in rows)])
     if args.sums and runtime.is_main:
         calibration.save_sums(args.sums, *three)
+    kept.remove()
     if args.json and holds_results(Path(args.json).parent):
         runtime.say_next("Report.py", Path(args.json).parent)
     return report

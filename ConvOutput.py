@@ -325,7 +325,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     finish(split, runtime)
     folders = planned[0].folders
     folder = folders[len(folders) // 2].parent  # of several layers one in the middle
-    fit = ("--convOut_path", folder, "--standardise", "--solve", "--epochs", 10, "--out", args.out)
+    fit = ("--convOut_path", folder, "--standardise", "--solve", "--out", args.out)
     if (folder / "train").is_dir():
         runtime.say_next("Training_TransNet.py", *fit, *parser.again(args, options.MACHINE))
     else:

@@ -6,7 +6,8 @@ A := $(OUT)/model_checkpoints/checkpoint_digits_resnet18_sd0.pth.tar
 B := $(OUT)/model_checkpoints/checkpoint_digits_resnet18_sd5.pth.tar
 FEATURES := $(OUT)/convOuts/digits_resnet18/digits_L2
 TRANSNET := $(OUT)/model_checkpoints/digits_resnet18/checkpoint_L2
-FIT := --convOut_path $(FEATURES) --standardise --solve --lr 3e-4 --logspace 1 --epochs 10 --out $(OUT) --resume auto
+FIT := --convOut_path $(FEATURES) --standardise --solve --hidden 0 --lr 3e-4 --logspace 1 --epochs 10 \
+	--out $(OUT) --resume auto
 
 .PHONY: demo test lint bench clean
 

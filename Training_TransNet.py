@@ -5,17 +5,20 @@ that unexplained was not fitted to its end.
 """
 
 import contextlib
-import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
+from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from models.cut_net import CutNet, Penultimate, open_net, reopen_net, stand_in_pixels
-from models.fitting import between, fill_trans_net
+from models.fitting import between, channels_of, fill_trans_net
 from models.heads import Heads, freeze_heads, head_flops
 from models.layers import Layer, note_of_sources
 from models.pair import read_stored
+from models.trans_net import TransNet
 from utils import checkpoint, fit_options, opening, options, runs
 from utils.errors import InputError
 from utils.features.live import live_source
@@ -23,10 +26,27 @@ from utils.features.source import Source, costs, hold_out
 from utils.fit_options import Kind
 from utils.parser import Namespace, Parser
 from utils.report.maps import decomposition_figure
+from utils.report.tables import closing_words
 from utils.runtime import Runtime, command, seed_everything
-from utils.training import closed_form, reconstruction, resume
-from utils.training.family import Family, Member, of_member, restore
+from utils.training import resume
+from utils.training.budget import Budget
+from utils.training.family import Member, of_member, restore
+from utils.training.fitting import Beside, Fitting, Pairs, converge
 from utils.training.schedules import due
+
+
+class Group(NamedTuple):
+    """Trans-Nets that are fitted together.
+
+    Attributes:
+        members: of one budget.
+        budget: how far and by what.
+        records: for each what doublings changed, where that was tried.
+    """
+
+    members: list[Member]
+    budget: Budget
+    records: list[dict[str, Any] | None]
 
 
 def build_parser() -> Parser:
@@ -35,9 +55,10 @@ def build_parser() -> Parser:
     fit_options.add_source_options(parser)
     fit_options.add_family_options(parser)
     options.add_trans_net_options(parser)
+    fit_options.add_budget_options(parser)
     options.add_training_options(
-        parser, optim="Adam", lr=1e-4, epochs=800, fewest_epochs=0, logspace=2, decay_factor=0.2, save_epoch=100,
-        val_epoch=10,
+        parser, optim=None, lr=None, epochs=None, optims=("SGD", "Adam", "Muon"), momentum=None, weight_decay=None,
+        fewest_epochs=0, logspace=2, decay_factor=0.2, save_epoch=100, val_epoch=10,
     )  # fmt: skip
     options.add_resume_options(parser)
     options.add_run_options(parser)
@@ -115,25 +136,130 @@ def open_member(args: Namespace, kind: Kind, source: Source) -> Member:
     """Make one Trans-Net, as its seed initialises it, or find it where an earlier run left it."""
     said = {"dataset": options.data_name(args), "arch": args.arch or options.ARCH, "sample_num": args.sample_num}
     known = source.provenance.completed(**said, label=layers_of(args)[-1])  # the authors' features say nothing
-    own, settings = fit_options.place(args, kind, known), fit_options.settings(args, kind)
+    path = fit_options.place(args, kind, known)
+    settings = fit_options.settings(args, kind, channels_of(source.shapes[0]))
     resumed = resume.find(
-        args.resume, own, settings, source=source.provenance, restart=args.restart, extendable=not args.logspace
-    )
-    contents = {source.provenance.split or "train": source.data.contents} if source.data.contents else {}
-    if own.exists() and not args.restart:
-        resume.check_images(own, contents)
-    seed_everything(kind.seed)
-    trans_net = between(
-        *source.shapes, layers=kind.layers, fc=args.fc, norm=args.norm, bn=args.bn, affine=args.affine,
-        fix_p=args.fix_p, standardise=args.standardise,
+        args.resume, path, settings, source=source.provenance, restart=args.restart,
+        extendable=args.steps is None and not args.logspace,
     )  # fmt: skip
+    contents = {source.provenance.split or "train": source.data.contents} if source.data.contents else {}
+    if path.exists() and not args.restart:
+        resume.check_images(path, contents)
     state = checkpoint.load(resumed) if resumed else {}
+    hidden = settings["hidden"]
+    if resumed and (args.hidden is None or args.until):  # it may be of a version without them, or have been doubled
+        hidden = state.get("trans_net", {}).get("hidden", 0)
+    trans_net = make_trans_net(args, kind, source, hidden)
     if resumed:
         fill_trans_net(trans_net, state, resumed)
     images = {split: recorded.to_record() for split, recorded in contents.items()}
     weights = settings["alpha"]
     by_order = torch.zeros(len(weights)) if args.L2 else torch.tensor(weights).flip(0)  # as p is
-    return Member(trans_net, own, settings, by_order, resumed, state, kind.reverse, source.provenance, images)
+    title = fit_options.title(args, kind)
+    return Member(trans_net, path, settings, by_order, resumed, state, kind.reverse, source.provenance, images, title)
+
+
+def make_trans_net(args: Namespace, kind: Kind, source: Source, hidden: int) -> TransNet:
+    """Make a Trans-Net with M = `hidden` spare channels, as its seed initialises it."""
+    seed_everything(kind.seed)
+    return between(
+        *source.shapes, layers=kind.layers, fc=args.fc, norm=args.norm, bn=args.bn, affine=args.affine,
+        fix_p=args.fix_p, standardise=args.standardise, hidden=hidden,
+    )  # fmt: skip
+
+
+def group(args: Namespace, members: Sequence[Member]) -> list[Group]:
+    """Part Trans-Nets by their budgets.
+
+    One standardised layer that is solved needs no step: it is the linear reference. With --until converged each has
+    steps of its own, which its checkpoint knows where it goes on from one.
+    """
+    budget = Budget.of(vars(args))
+    if budget.steps is None:
+        return [Group([*members], budget, [None] * len(members))]
+    solved = [one for one in members if is_solved(args, one)]
+    deep = [one for one in members if one not in solved]
+    groups = [Group(solved, replace(budget, steps=0), [None] * len(solved))] if solved else []
+    if not args.until:
+        return groups + [Group(deep, budget, [None] * len(deep))] * bool(deep)
+    for member in deep:
+        record = member.state.get("fitted")
+        of_member = replace(budget, steps=record["steps"]) if record else budget
+        groups.append(Group([member], of_member, [record]))
+    return groups
+
+
+def is_solved(args: Namespace, member: Member) -> bool:
+    """Say whether the closed form alone makes a Trans-Net: it has one standardised layer."""
+    return args.standardise and args.solve is not None and member.trans_net.order == 0
+
+
+def find_end(args: Namespace, group: Group, kind: Kind, source: Source, pairs: Pairs, runtime: Runtime) -> Group:
+    """Find the steps and spare channels that a Trans-Net needs; see `converge`."""
+    (member,) = group.members
+    convergence = converge(
+        partial(make_trans_net, args, kind, source), pairs, group.budget, runtime,
+        hidden=member.trans_net.hidden, backwards=kind.reverse, alpha=member.alpha, tolerance=args.tolerance,
+    )  # fmt: skip
+    found = replace(member, trans_net=make_trans_net(args, kind, source, convergence.hidden))
+    return Group([found], replace(group.budget, steps=convergence.steps), [convergence.record()])
+
+
+def fit_group(
+    args: Namespace,
+    group: Group,
+    pairs: Pairs,
+    sources: Mapping[bool, Source],
+    beside: dict[bool, Beside],
+    throughs: Mapping[bool, nn.Module],
+    doubts: Mapping[str, Any],
+    runtime: Runtime,
+) -> None:
+    """Fit the Trans-Nets of a group, epoch by epoch; write their logs and checkpoints."""
+    members, budget, records = group
+    fitting = Fitting(
+        [member.trans_net for member in members], pairs, budget, runtime,
+        backwards=[member.reverse for member in members], alphas=[member.alpha for member in members],
+        throughs=throughs, beside=beside, reference=not args.no_reference,
+    )  # fmt: skip
+    start_epoch = restore(members, fitting.fit) if args.start_epoch is None else args.start_epoch
+    count = len(fitting.rates)
+    fitting.begin(start_epoch=start_epoch)
+
+    def save(i: int, epoch: int, held_out: float | None, **measures: Any) -> None:
+        facts = {"linear_reference": beside[members[i].reverse].record(), "fitted": fitting.record(i, records[i])}
+        keep = bool(epoch) and args.save_per_epoch
+        members[i].save(fitting.fit, epoch, keep=keep, held_out=held_out, **measures, **facts, **doubts)
+
+    with contextlib.ExitStack() as stack:
+        logs = [stack.enter_context(one.log(args.out, count, start_epoch, runtime, **doubts)) for one in members]
+        held_out = list[float]()
+        if not count:
+            held_out = fitting.instabilities()
+            for i in range(len(members)):
+                save(i, 0, held_out[i] if held_out else None)
+        for epoch, metrics in fitting.epochs(start_epoch):
+            measured = due(epoch, args.val_epoch, count)
+            held_out = fitting.instabilities() if measured else []
+            saved = due(epoch, args.save_epoch, count) or any(log.overdue for log in logs)
+            for i, (member, log) in enumerate(zip(members, logs)):
+                reference = beside[member.reverse].record()
+                of_this = of_member(metrics, i) | {"lr": fitting.rates[epoch][0]}
+                of_this |= {"linear_reference": reference["instability"]} if reference else {}
+                of_this |= {"val_instability": held_out[i]} if held_out else {}
+                log.write(epoch, of_this, fitting.words(i, of_this))
+                if args.draw and measured:
+                    data = sources[member.reverse].data
+                    pair = sources[member.reverse].read(*runtime.to_device(data.__getitems__([0])))
+                    log.figure(epoch, "components", decomposition_figure(member.trans_net.eval(), *pair))
+                if saved:
+                    save(i, epoch + 1, of_this.get("val_instability"), mse=of_this["MSE"])
+                    log.saved(member.path, epoch + 1)
+    for i, (member, log) in enumerate(zip(members, logs)):
+        reference = beside[member.reverse].record()
+        words = closing_words(fitting.record(i, records[i]), held_out[i] if held_out else None, reference, **doubts)
+        copies = f", every saved epoch in {member.copy_of('…').name}" if args.save_per_epoch else ""
+        runtime.say(f"saved {member.path}{copies}; {words}; the log is {log.path}")
 
 
 @command
@@ -147,11 +273,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     kinds = fit_options.kinds(args)
     sources = {reverse: features.reversed() if reverse else features for reverse, *_ in kinds}
     members = [open_member(args, kind, sources[kind.reverse]) for kind in kinds]
-    family = Family([member.trans_net for member in members], [member.reverse for member in members])
-    fit = opening.fit(args, family, runtime)
-    start_epoch = restore(members, fit) if args.start_epoch is None else args.start_epoch
-    if members[0].resumed and start_epoch >= args.epochs:
-        runtime.say(f"{members[0].path} is fitted for {start_epoch} epochs already")
+    kind_of = {member.path: kind for member, kind in zip(members, kinds)}
+    fitted, held_out = hold_out(len(features.data), 0 if val_features else args.hold_out)
+    groups = list[Group]()
+    for one in group(args, members):
+        first, searching = one.members[0], bool(args.until) and one.records == [None] and bool(one.budget.steps)
+        count = len(one.budget.rates(one.budget.batches(len(fitted), runtime.world_size)))
+        done = first.state.get("epoch", 0) if args.start_epoch is None else args.start_epoch
+        if first.resumed and not searching and done >= count:
+            runtime.say(f"{first.path} is fitted for {done} epochs already")
+        else:
+            groups.append(one)
+    if not groups:
         return
 
     archs = fit_options.archs(args)
@@ -159,68 +292,29 @@ def main(argv: Sequence[str] | None = None) -> None:
         runtime.say(costs(features.shapes, len(features.data), head_flops(features.provenance, archs)))
     features = opening.with_decoded(args, features, runtime)
     val_features = val_features and opening.with_decoded(args, val_features, runtime)
-    fitted, held_out = hold_out(len(features.data), 0 if val_features else args.hold_out)
+    sources = {reverse: source._replace(data=features.data) for reverse, source in sources.items()}
     load = partial(opening.loader, args, runtime=runtime)
     unseen = load(val_features.data) if val_features else None
     unseen = load(features.data, part=held_out) if len(held_out) else unseen
-    loader, in_order = (load(features.data, part=fitted, shuffle=shuffle) for shuffle in (True, False))
+    pairs = Pairs(lambda part, shuffle: load(features.data, part=part, shuffle=shuffle), features.read, fitted, unseen)
     shapes = " → ".join(map(str, sources[kinds[0].reverse].shapes))
     runtime.say(f"{shapes}, layers {args.layers}, {len(fitted):,} images: {members[0].path}")
-    reads = {reverse: source.read for reverse, source in sources.items()}
-    directions = closed_form.directions_of(members, reads, in_order, unseen, runtime)
-    for direction in directions.values():
-        direction.begin(new=start_epoch == 0, reference=not args.no_reference)
-    solve = partial(closed_form.solve_all, list(directions.values()))
-    if args.solve is not None and start_epoch == 0:
-        solve(last=not args.epochs)
     doubts = opening.say_doubts(args, val_features or features, runtime)
-    alphas = [member.alpha.to(runtime.device) for member in members]
     throughs = {
         reverse: open_penultimate(source, archs[1 - reverse]).to(runtime.device)
         for reverse, source in sources.items() if args.match == "penultimate"
     }  # fmt: skip
-    step = partial(reconstruction.reconstruct, family=family, alphas=alphas, read=features.read, throughs=throughs)
-    rates, left = opening.rates(args), list[float]()
-    with contextlib.ExitStack() as stack:
-        logs = [
-            stack.enter_context(member.log(args.out, args.epochs, start_epoch, runtime, **doubts)) for member in members
-        ]
-        if not args.epochs:
-            left = closed_form.instabilities_of(directions.values())
-            for member, held in itertools.zip_longest(members, left):
-                member.save(fit, 0, held_out=held, linear_reference=directions[member.reverse].record, **doubts)
-        for epoch, metrics in reconstruction.epochs(
-            fit, loader, step, rates, start_epoch=start_epoch,
-            solve_every=args.solve if args.match == "feature" else None, solve=solve,
-        ):  # fmt: skip
-            measured = due(epoch, args.val_epoch, args.epochs)
-            left = closed_form.instabilities_of(directions.values()) if measured else []
-            saved = due(epoch, args.save_epoch, args.epochs) or any(log.overdue for log in logs)
-            for i, (member, log) in enumerate(zip(members, logs)):
-                reference = directions[member.reverse].record
-                own = of_member(metrics, i) | {"lr": rates[epoch]}
-                own |= {"linear_reference": reference["instability"]} if reference else {}
-                own |= {"val_instability": left[i]} if left else {}
-                log.write(epoch, own)
-                if args.draw and measured:
-                    pair = sources[member.reverse].read(*runtime.to_device(features.data.__getitems__([0])))
-                    log.figure(epoch, "components", decomposition_figure(member.trans_net.eval(), *pair))
-                if saved:
-                    measures = {"mse": own["MSE"], "held_out": own.get("val_instability")}
-                    member.save(
-                        fit, epoch + 1, keep=args.save_per_epoch, linear_reference=reference, **measures, **doubts
-                    )
-                    log.saved(member.path, epoch + 1)
-    for i, (member, log) in enumerate(zip(members, logs)):
-        errors = [line["MSE"] for line in runs.read_metrics(log.path)]
-        words = reconstruction.closing_words(
-            errors, left[i] if left else None, directions[member.reverse].record, **doubts
-        )
-        copies = f", every saved epoch in {member.copy_of('…').name}" if args.save_per_epoch else ""
-        runtime.say(f"saved {member.path}{copies}; {words}; the log is {log.path}")
+    beside = dict[bool, Beside]()
+    for one in groups:
+        if args.until and one.budget.steps and one.records == [None]:
+            kind = kind_of[one.members[0].path]
+            at_end = find_end(args, one, kind, sources[kind.reverse], pairs, runtime)
+        else:
+            at_end = one
+        fit_group(args, at_end, pairs, sources, beside, throughs, doubts, runtime)
     for reverse, source in sources.items():
-        kind = {"reverse": reverse, "initial_seed": kinds[0].seed}
-        trans_nets = [member.path for member in members if member.settings | kind == member.settings]
+        alike = {"reverse": reverse, "initial_seed": kinds[0].seed}
+        trans_nets = [member.path for member in members if member.settings | alike == member.settings]
         where = [
             *fit_options.again(parser, args, source.provenance, features.folder, reverse, bool(val_features)),
             "--json",

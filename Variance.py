@@ -221,7 +221,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     depths = [(net.order + 1, of_net) for net, of_net in zip(trans_nets, moments)]
     report = variance_report(depths, args.mean, args.bootstrap, source.provenance.classes)
     report |= {"doubts": opening.source_doubts(args, source, runtime)}
-    report |= {"source": made_of, **{key: states[0].get(key) for key in ("settings", "linear_reference")}}
+    report |= {"source": made_of, **{key: states[0].get(key) for key in ("settings", "linear_reference", "fitted")}}
     rows = {} if answers is None else answers.table(resamples=args.bootstrap, seed=args.seed)
     report["still_known"] = knowledge_record(rows, notes)
     if runtime.is_main:

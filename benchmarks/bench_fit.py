@@ -19,7 +19,8 @@ from benchmarks.machine import ran_on
 from utils import checkpoint, runs
 
 RELEASED = "--alpha [0.1,0.1] --lr 0.001 --logspace 2"  # its 1e-4 is for 1,000 epochs of 5,994 images
-SOLVED = "--alpha [0.1,0.1] --standardise --lr 3e-4 --logspace 1"
+SOLVED = "--alpha [0.1,0.1] --standardise --lr 3e-4 --logspace 1 --hidden 0"
+DEFAULT = "--alpha [0.1,0.1] --standardise --solve"
 
 
 class Fit(NamedTuple):
@@ -28,17 +29,19 @@ class Fit(NamedTuple):
     Attributes:
         title: in the table.
         options: of Training_TransNet.py.
-        epochs: how many.
+        epochs: how many; None: a budget in steps.
     """
 
     title: str
     options: str
-    epochs: int
+    epochs: int | None
 
 
 FITS = [
     *(Fit(f"released procedure, {epochs} epochs", RELEASED, epochs) for epochs in (15, 60, 200)),
     *(Fit(f"--standardise --solve, {epochs} epochs", f"{SOLVED} --solve", epochs) for epochs in (0, 5, 15)),
+    Fit("--standardise --solve (400 steps)", DEFAULT, None),
+    Fit("--standardise --solve --hidden 0 (400 steps)", f"{DEFAULT} --hidden 0", None),
     Fit("linear reference (--layers 1 --standardise --solve)", "--layers 1 --standardise --solve", 0),
 ]
 
@@ -46,9 +49,10 @@ FITS = [
 def measure(fit: Fit, features: str) -> tuple[float, float]:
     """Fit once; give the held-out instability and the seconds."""
     with tempfile.TemporaryDirectory() as out:
-        words = ["--convOut_path", features, *fit.options.split(), "--epochs", str(fit.epochs), "--out", out]
+        budget = [] if fit.epochs is None else ["--epochs", str(fit.epochs)]
+        words = ["--convOut_path", features, *fit.options.split(), *budget, "--out", out]
         began = time.perf_counter()
-        Training_TransNet.main([*words, "--no_reference", "--val_epoch", str(max(1, fit.epochs)), "--validate"])
+        Training_TransNet.main([*words, "--no_reference", "--val_epoch", "1000", "--validate"])
         seconds = time.perf_counter() - began
         (path,) = Path(out).glob("model_checkpoints/*/*.pth.tar")
         (log,) = Path(out).glob("logs/*/*/metrics.jsonl")

@@ -8,7 +8,10 @@ knowledge), with s of it; all are rotated and widened. Its variance is what the 
 the whole; within the class what a regression from other images of the class leaves.
 
 The instability is the linear reference's, at one ridge weight; other images' x give the null, A → A the ceiling. Every
-repetition draws new classes, nets and images. Prints Markdown.
+repetition draws new classes, nets and images.
+
+Last, maps that a Trans-Net must find: rows x of independent channels, all of them informative, and targets behind one
+or two layers of ReLUs. The fits are the product's own, by its default budget and by --until converged. Prints Markdown.
 """
 
 import argparse
@@ -23,11 +26,19 @@ import torch
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LinearRegression
 from torch import Tensor
+from torch.utils.data import Dataset, Subset
 
 from benchmarks.machine import ran_on
-from utils.measures.bootstrap import Interval
+from models.pair import read_stored
+from models.trans_net import TransNet
+from utils.data.loaders import make_loader
+from utils.measures.bootstrap import Interval, bootstrap
 from utils.measures.calibration import Null, best_of, permutations
 from utils.measures.permutation import calibrate_linear, permuted_errors
+from utils.runtime import Runtime
+from utils.training.budget import Budget
+from utils.training.fitting import Fitting, Pairs, converge
+from utils.training.reconstruction import image_errors
 
 CLASSES, LATENT, CHANNELS, WIDENED, SIDE = 10, 6, 12, 36, 2
 FIT_IMAGES, HELD_IMAGES = 320, 160
@@ -210,14 +221,112 @@ def tail_accuracies(pair: Features) -> list[float]:
     return [tail.score(part, pair.labels[1]) for part in (target_held, sent)]
 
 
+MAP_CHANNELS, MAP_ROWS, MAP_HELD = 8, 4000, 1000
+MAPS = {  # kind of target → layers that it needs
+    "full": 3,  # W0 ReLU(W1 ReLU(W2 x) / σ) / σ: two layers of ReLUs, and nothing else
+    "even": 2,  # V |U x|: of no linear layer's
+    "linear": 1,
+}
+
+
+class Rows(Dataset[Any]):
+    """Rows of x and of the target, (N, C, 1, 1), as batches of the feature cache."""
+
+    def __init__(self, x: Tensor, target: Tensor) -> None:
+        self.x, self.target = x, target
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, ...]:
+        """Give x, the target, no classes, and the numbers."""
+        rows = torch.as_tensor(indices)
+        return self.x[rows], self.target[rows], torch.zeros_like(rows), rows
+
+
+def planted_map(kind: str, seed: int) -> Rows:
+    """Draw x, (N, C, 1, 1), normal, and a target of `MAPS` behind random matrices."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(MAP_ROWS + MAP_HELD, MAP_CHANNELS, generator=generator)
+    first, second, last = torch.randn(3, MAP_CHANNELS, MAP_CHANNELS, generator=generator)
+    if kind == "full":
+        inner = (x @ first.T).relu()
+        outer = (inner / inner.std(0) @ second.T).relu()
+        target = outer / outer.std(0) @ last.T
+    else:
+        target = ((x @ first.T).abs() if kind == "even" else x) @ last.T
+    return Rows(x[..., None, None], target[..., None, None])
+
+
+def map_table(seeds: int) -> None:
+    """Print what one, two and three layers find of planted maps, and what the third adds to the second."""
+    print(f"\n## Maps of {MAP_CHANNELS} channels, {MAP_ROWS} rows fitted, {MAP_HELD} held out\n")
+    print("R² on held-out rows; the gain of the third layer with its 95 % interval, paired by row.\n")
+    print("| planted map | seed | budget | linear | 2 layers | 3 layers | gain of the third | steps, M, ridge | s |")
+    print("|---|---:|---|---:|---:|---:|---:|---|---:|")
+    cpu = Runtime(torch.device("cpu"), (), 0, 1, None, False, 0)
+    for kind in MAPS:
+        for seed in range(seeds):
+            rows = planted_map(kind, seed)
+
+            def load(part: Tensor, shuffle: bool = False, rows: Rows = rows) -> Any:
+                return make_loader(Subset(rows, part.tolist()), 64, shuffle=shuffle)
+
+            images = torch.arange(len(rows))
+            pairs = Pairs(load, read_stored, images[:MAP_ROWS], load(images[MAP_ROWS:]))
+            for until in (False, True):
+                print(map_row(kind, seed, pairs, cpu, until=until), flush=True)
+
+
+def map_row(kind: str, seed: int, pairs: Pairs, cpu: Runtime, *, until: bool) -> str:
+    """Fit two and three layers and lay them out as a row of the table."""
+    began, errors, how, linear = time.process_time(), list[Any](), "", float("nan")
+    for layers in (2, 3):
+        alpha = torch.full((layers - 1,), 0.1)
+
+        def make(hidden: int, layers: int = layers) -> TransNet:
+            torch.manual_seed(seed)
+            return TransNet(MAP_CHANNELS, MAP_CHANNELS, layers, 1, standardise=True, hidden=hidden)
+
+        budget, hidden = Budget(), MAP_CHANNELS
+        if until:
+            end = converge(make, pairs, Budget(steps=200), cpu, hidden=hidden, alpha=alpha)
+            budget, hidden = Budget(steps=end.steps), end.hidden
+        fitting = Fitting([make(hidden)], pairs, budget, cpu, alphas=[alpha]).run()
+        assert pairs.unseen is not None
+        errors.append(image_errors(fitting.trans_nets[0], pairs.unseen, read_stored, cpu))
+        reference = fitting.beside[False].reference
+        assert reference is not None
+        linear, how = 1 - reference.instability, f"{budget.steps}, {hidden}, {fitting.ridges[0]:g}"
+
+    def gains(two: Any, three: Any) -> dict[str, Any]:
+        return {"gain": (two[..., 1] - three[..., 1]) / two[..., 0]}
+
+    two, three = (1 - one[:, 1].sum() / one[:, 0].sum() for one in errors)
+    gain = bootstrap(gains, errors)["gain"]
+    ends = f"{gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]"
+    budget_name = "--until converged" if until else "default"
+    seconds = time.process_time() - began
+    return (
+        f"| {kind} | {seed} | {budget_name} | {linear:.4f} | {two:.4f} | {three:.4f} | {ends} | {how} | {seconds:.0f} |"
+    )
+
+
 def main(argv: list[str] | None = None) -> None:
     """Measure and print Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=400, help="of every line")
+    parser.add_argument("--seeds", type=int, default=3, help="of every planted map")
+    parser.add_argument("--maps", action="store_true", help="planted maps alone")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     where, began = ran_on(__file__, argv, "torch", "scipy"), time.process_time()
     print(f"# Planted truth, {datetime.date.today()}\n")
+    if args.maps:
+        map_table(args.seeds)
+        print(f"\n{time.process_time() - began:.0f} s of the processor; ")
+        print(where)
+        return
     print(f"{args.repetitions} repetitions of every line; {FIT_IMAGES} images fitted, {HELD_IMAGES} held out, ")
     print(f"{CHANNELS} channels widened to {WIDENED}, maps of {SIDE} × {SIDE}; ridge weight {WEIGHT}, ")
     print(f"{SHUFFLES} shuffled pairings.")
@@ -225,6 +334,7 @@ def main(argv: list[str] | None = None) -> None:
     null_table(args.repetitions)
     attack_table(args.repetitions)
     planted_table(args.repetitions, within=False)
+    map_table(args.seeds)
     print(f"\n{time.process_time() - began:.0f} s of the processor; ")
     print(where)
 

@@ -17,7 +17,6 @@ import copy
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,29 +24,28 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from consistency import several
 from consistency.floors import class_variances
 from consistency.knowledge import Knowledge, measure_knowledge
 from consistency.similarity import Calibrated, ImageRows, image_rows, image_similarities
 from models.cut_net import CutNet, open_net, stand_in_pixels
-from models.fitting import between, check_fit
+from models.fitting import between, channels_of, check_fit
 from models.layers import Layer
 from models.pair import read_stored
 from models.split import as_maps, from_maps
 from models.trans_net import TransNet
 from utils.data.loaders import make_loader
 from utils.errors import InputError
+from utils.fit_options import HIDDEN, STEPS
 from utils.measures.bootstrap import Interval, bootstrap
 from utils.measures.moments import ImageMoments
 from utils.measures.permutation import LinearCalibration, calibrate_linear
 from utils.provenance import NetSource
 from utils.runtime import Runtime, seed_everything
-from utils.training import closed_form, reconstruction
-from utils.training.engine import Fit, make_optimizer
-from utils.training.family import Family
-from utils.training.schedules import learning_rates
+from utils.training.budget import Budget
+from utils.training.fitting import Fitting, Pairs
 
 BATCH = 64  # images that are computed at one time
 DECADES = 1.0  # by which the learning rate of a fit falls
@@ -111,8 +109,10 @@ def fit(
     target: ArrayLike,
     *,
     layers: int = 3,
-    epochs: int = 10,
-    lr: float = 3e-4,
+    hidden: int | None = None,
+    steps: int | None = None,
+    epochs: int | None = None,
+    lr: float | None = None,
     batch_size: int = BATCH,
     alpha: Sequence[float] | None = None,
     seed: int = 0,
@@ -121,9 +121,9 @@ def fit(
 ) -> TransNet:
     """Fit a Trans-Net as `Training_TransNet.py --standardise --solve` does.
 
-    x and the target are standardised. W(0) is solved in closed form before the first epoch and after
-    the last, and all else is trained by Adam in between. A Trans-Net that leaves more than the best
-    single linear layer becomes that layer.
+    x and the target are standardised. W(0) is solved in closed form first and last, and all else is
+    trained by Muon in between. A Trans-Net that leaves more than the best single linear layer becomes
+    that layer.
 
         >>> import consistency
         >>> x = torch.randn(80, 3, 4, 4)
@@ -136,8 +136,11 @@ def fit(
         x: A's feature, (N, C, H, W), (N, T, C) or (N, C).
         target: B's, of the same images and as many axes; its maps may have another size.
         layers: K + 1, linear layers. 1: the linear reference alone.
-        epochs: passes over the images; 0: the closed form alone.
-        lr: the first learning rate.
+        hidden: M, spare channels behind x's own; None: 0 for one layer, else 64, or as many as x has if
+            that is fewer.
+        steps: of the optimiser; None: 400, unless `epochs` are given.
+        epochs: passes over the images by Adam, in place of steps; 0: the closed form alone.
+        lr: the highest learning rate; None: 0.02 for steps, 0.0003 for epochs.
         batch_size: images of a step.
         alpha: weights of the penalty on p(1) … p(K), (K,); None: no penalty.
         seed: of the initialisation and of the order of images.
@@ -153,21 +156,24 @@ def fit(
     pairs = _Pairs(x, target)
     runtime = Runtime(torch.device(device), (), 0, 1, None, False, seed)
     with _seeded(seed, runtime.device), torch.enable_grad():
-        trans_net = between(*pairs.shapes, layers=layers, **{"standardise": True} | config)
-        family, linear = Family([trans_net]), trans_net.linear_reference().to(device)
-        net = runtime.parallel(family)
-        optimizer = make_optimizer("Adam", family.parameters(), lr=lr, momentum=0.9, weight_decay=0)
-        run = Fit(net, family, optimizer, runtime.grad_scaler(), runtime)
-        in_order, shuffled = (make_loader(pairs, batch_size, shuffle=shuffle, seed=seed) for shuffle in (False, True))
-        reconstruction.set_standards([linear, trans_net], in_order, read_stored, runtime)
-        reference = closed_form.linear_reference(linear, in_order, None, read_stored, runtime)
-        solve = partial(closed_form.solve_or_linear, [trans_net], reference, in_order, read_stored, runtime)
-        solve(last=not epochs)
+        if hidden is None:
+            hidden = min(channels_of(pairs.shapes[0]), HIDDEN) if layers > 1 else 0
+        trans_net = between(*pairs.shapes, layers=layers, hidden=hidden, **{"standardise": True} | config)
+        if epochs is None:
+            budget = Budget(steps=STEPS if steps is None else steps, lr=lr or 0.02, batch_size=batch_size)
+        else:
+            budget = Budget(
+                optim="Adam", lr=lr or 3e-4, steps=None, epochs=epochs, logspace=DECADES, batch_size=batch_size
+            )  # fmt: skip
+        if layers == 1 and epochs is None:
+            budget = Budget(steps=0, batch_size=batch_size)  # the closed form is all of it
+
+        def load(part: Tensor, shuffle: bool) -> Any:
+            return make_loader(Subset(pairs, part.tolist()), batch_size, shuffle=shuffle, seed=seed)
+
         weights = torch.zeros(layers - 1) if alpha is None else torch.tensor(alpha, dtype=torch.float32)
-        step = partial(reconstruction.reconstruct, family=family, alphas=[weights.to(device)], read=read_stored)
-        rates = learning_rates(lr, epochs, logspace=DECADES)
-        for _ in reconstruction.epochs(run, shuffled, step, rates, solve_every=0, solve=solve):
-            pass
+        of_all = Pairs(load, read_stored, torch.arange(len(pairs)))
+        Fitting([trans_net], of_all, budget, runtime, alphas=[weights]).run()
     return trans_net.cpu().eval().requires_grad_(False)
 
 

@@ -17,7 +17,7 @@ esac
 export OUT=${OUT:-runs/small} JOBS=${JOBS:-2} OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 export DATA=$OUT/data BIRDS=$OUT/data/birds DOGS=$OUT/data/dogs IMAGE_SIZE=${IMAGE_SIZE:-64} BATCH=16
 export SEEDS=${SEEDS:-0 5 10} EPOCHS=${EPOCHS:-12} PRUNE_EPOCHS=${PRUNE_EPOCHS:-4} GENERATIONS=${GENERATIONS:-3}
-export FIT='--standardise --solve --logspace 1' TRANS_EPOCHS=${TRANS_EPOCHS:-5} TRANS_LR=0.0003
+export FIT='--standardise --solve --hidden 0 --logspace 1' TRANS_EPOCHS=${TRANS_EPOCHS:-5} TRANS_LR=0.0003
 export CALIBRATE=${CALIBRATE:---brief --permutations 99} THRESHOLDS=${THRESHOLDS:-0.4-1.25 1.2-2}
 export REFINE_EPOCHS=${REFINE_EPOCHS:-4} REFINE_LR=0.0001
 # A ResNet-18 and a ShuffleNet that reaches as much; the weak net is a ResNet-18 that saw half of the images. Of all,

@@ -37,6 +37,11 @@ def between(
     return TransNet(x[1], target[1], layers, 1 if fc or len(shape_a) < 3 else 3, out_size=size, **config)
 
 
+def channels_of(shape: tuple[int, ...]) -> int:
+    """Say how many channels one image's feature has: maps (C, H, W), tokens (T, C) or a vector (C,)."""
+    return as_maps(torch.empty(1, *shape, device="meta")).shape[1]
+
+
 def fill_trans_net(trans_net: TransNet, state: dict[str, Any], path: str | Path) -> None:
     """Give a Trans-Net the weights of a checkpoint that was read from `path`, which must be built alike.
 

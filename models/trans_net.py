@@ -5,6 +5,7 @@ Symbols, used with these meanings everywhere:
     x           A's feature, (N, C_in, H, W)
     target      B's feature x*, (N, C_out, H', W')
     order k     the number of non-linear layers that a component passed, 0 … K
+    hidden      M, how many zero channels are added to x behind its own; they give W(k) room to compute in
     p           p[k-1] = p(k) = sigmoid(logit_p[k-1]), the weight of what comes from order k
     components  x(0) … x(K), their sum is g(x), but for the constant
     constant    what g(x) has in each channel beside them, of no order; 0 where nothing is standardised
@@ -31,7 +32,7 @@ class TransNet(nn.Module):
 
     Args:
         in_channels: C_in.
-        out_channels: C_out. W(k ≥ 1) map C_in → C_in, W(0) maps C_in → C_out.
+        out_channels: C_out. W(k ≥ 1) map C_in + M → C_in + M, W(0) maps C_in + M → C_out.
         layers: the number of linear layers, K + 1 (3 in the paper: orders 0, 1, 2).
         kernel_size: 3 on feature maps (padding 1), 1 on fully-connected features and tokens.
         norm: what Σ is, "instance" (the released code) or "batch" (the paper's text).
@@ -44,6 +45,9 @@ class TransNet(nn.Module):
             whole layer (paper, footnote 2), instead of scaling x by Σ. The numbers come by `set_standards` and
             travel with the weights; `forward` and `decompose` take and give features in their own units. What a
             ReLU gives is never negative, so the constant is the target's mean and a learned shift from there.
+        hidden: M. ReLU(h) is added to x in x's channels: where all of them are informative, what a layer computes and
+            what it destroys of x cannot be told apart again. M spare channels, zero in x, have room for it. 0 is the
+            paper's Trans-Net. All equations stay as they are; an instability is relative to M.
     """
 
     x_mean: Tensor
@@ -64,6 +68,7 @@ class TransNet(nn.Module):
         affine: bool = False,
         fix_p: bool = False,
         standardise: bool = False,
+        hidden: int = 0,
     ) -> None:
         super().__init__()
         if norm not in ("instance", "batch"):
@@ -72,32 +77,33 @@ class TransNet(nn.Module):
             raise ValueError(f"a Trans-Net has at least one linear layer, not {layers}")
         if bn and standardise:
             raise ValueError("bn and standardise are two normalisations of the same input; choose one")
+        if hidden < 0:
+            raise ValueError(f"there are no {hidden} spare channels; hidden is at least 0")
         # What rebuilds this module; it travels in the checkpoint.
         self.config: dict[str, Any] = {
             "in_channels": in_channels, "out_channels": out_channels, "layers": layers, "kernel_size": kernel_size,
             "norm": norm, "out_size": out_size, "bn": bn, "affine": affine, "fix_p": fix_p,
-            "standardise": standardise,
+            "standardise": standardise, "hidden": hidden,
         }  # fmt: skip
-        self.out_size, self.standardise = out_size, standardise
+        self.out_size, self.standardise, self.hidden = out_size, standardise, hidden
+        width = in_channels + hidden
         self.linear = nn.ModuleList(  # linear[k] is W(k), initialised as the framework does: uniform in ±1/√fan_in
-            nn.Conv2d(
-                in_channels, in_channels if k else out_channels, kernel_size, padding=kernel_size // 2, bias=False
-            )
+            nn.Conv2d(width, width if k else out_channels, kernel_size, padding=kernel_size // 2, bias=False)
             for k in range(layers)
         )
         self.logit_p = nn.Parameter(torch.zeros(layers - 1), requires_grad=not fix_p)
         self.shift = nn.Parameter(torch.zeros(out_channels)) if standardise else None
 
-        def scale() -> nn.Module:
-            return BatchScale(in_channels) if norm == "batch" else InstanceScale()
+        def scale(channels: int) -> nn.Module:
+            return BatchScale(channels) if norm == "batch" else InstanceScale()
 
-        self.scale = nn.ModuleList(scale() for _ in range(layers - 1))  # scale[k-1] gives the divisor of h(k)
+        self.scale = nn.ModuleList(scale(width) for _ in range(layers - 1))  # scale[k-1] gives the divisor of h(k)
         self.input_norm: nn.Module | None = None
         if bn:
             norm_class = nn.BatchNorm2d if norm == "batch" else nn.InstanceNorm2d
             self.input_norm = norm_class(in_channels, affine=affine)
         elif not standardise:
-            self.input_scale = scale()
+            self.input_scale = scale(in_channels)
         for name, channels in (("x", in_channels), ("target", out_channels)):
             # Without `standardise` they change nothing, and checkpoints do not hold them.
             self.register_buffer(f"{name}_mean", torch.zeros(channels), persistent=standardise)
@@ -151,13 +157,15 @@ class TransNet(nn.Module):
         return x
 
     def _prepare(self, x: Tensor) -> Tensor:
-        """Resize x to the target's size and normalise its magnitude, (N, C_in, H, W) → (N, C_in, H', W')."""
+        """Resize x, normalise its magnitude and add the spare channels, (N, C_in, H, W) → (N, C_in + M, H', W')."""
         x = self.resize(x)
         if self.standardise:
-            return (x - self.x_mean[:, None, None]) / self.x_std
-        if self.input_norm is not None:
-            return self.input_norm(x)
-        return x / self.input_scale(x)
+            x = (x - self.x_mean[:, None, None]) / self.x_std
+        elif self.input_norm is not None:
+            x = self.input_norm(x)
+        else:
+            x = x / self.input_scale(x)
+        return F.pad(x, (0, 0, 0, 0, 0, self.hidden)) if self.hidden else x
 
     def last_input(self, x: Tensor) -> Tensor:
         """Give what W(0) reads: u, of which `standard_target`(g(x)) is W(0) u + shift.
@@ -166,7 +174,7 @@ class TransNet(nn.Module):
             x: A's feature, (N, C_in, H, W).
 
         Returns:
-            x + p(1) · ReLU( Σ(1)^(-1/2) h(1) ), (N, C_in, H', W'); of one layer the standardised x itself.
+            x + p(1) · ReLU( Σ(1)^(-1/2) h(1) ), (N, C_in + M, H', W'); of one layer the standardised x itself.
         """
         x, p = self._prepare(x), self.p
         u = x
@@ -178,7 +186,12 @@ class TransNet(nn.Module):
 
     @torch.no_grad()
     def set_last_weight(self, weight: Tensor, shift: Tensor | None = None) -> None:
-        """Set W(0), (C_out, C_in, k, k), and the shift, (C_out,), as solved from `last_input` and `standard_target`."""
+        """Set W(0) and the shift as solved from `last_input` and `standard_target`.
+
+        Args:
+            weight: (C_out, C_in + M, k, k).
+            shift: (C_out,); None: it stays.
+        """
         self.linear[0].get_parameter("weight").copy_(weight)
         if shift is not None and self.shift is not None:
             self.shift.copy_(shift)
@@ -189,8 +202,12 @@ class TransNet(nn.Module):
 
         What random or badly fitted branches add to x, W(0) cannot take out again: where the linear map alone leaves
         less on held-out images, it is the better g. It ends a fit, for no gradient reaches p(1) any more.
+
+        Args:
+            weight: (C_out, C_in, k, k).
+            shift: (C_out,).
         """
-        self.set_last_weight(weight, shift)
+        self.set_last_weight(F.pad(weight, (0, 0, 0, 0, 0, self.hidden)), shift)
         self.logit_p[:1] = -1e4  # the sigmoid of it is 0
 
     def linear_reference(self) -> "TransNet":
@@ -198,7 +215,7 @@ class TransNet(nn.Module):
 
         It has the standards of this one; where this one has none, they are yet to be set.
         """
-        reference = TransNet(**(self.config | {"layers": 1, "bn": False, "standardise": True}))
+        reference = TransNet(**(self.config | {"layers": 1, "bn": False, "standardise": True, "hidden": 0}))
         reference.set_standards(self.x_mean, float(self.x_std), self.target_mean, float(self.target_std))
         return reference.to(self.x_mean.device)
 

@@ -13,6 +13,8 @@ NOT_RECORDED = ["convOut_path", "net_A", "net_B", "arch", "arch_A", "arch_B", "d
 NOT_RECORDED += ["conv_layer", "layer", "conv_layer2", "layer2", "image_size", "augment"]
 NOT_RECORDED += ["normalisation", "normalisation1", "normalisation2"]  # which the features' record says
 NOT_RECORDED += ["both_directions", "seeds", "validate", "draw", "save_per_epoch", "no_reference"]
+STEPS, FIRST_STEPS, HIDDEN = 400, 200, 64  # of a budget in steps; that --until converged begins with; M at most
+OF_EPOCHS = ["epochs", "logspace", "epoch_step", "decay_factor"]
 OF_IMAGES = ["image_size", "sub_sampler_split", "cache_images", "normalisation", "normalisation1", "normalisation2"]
 DEFAULT_LAYER = 40  # of a VGG
 
@@ -67,6 +69,51 @@ def add_family_options(parser: Parser) -> None:
     )  # fmt: skip
 
 
+def add_budget_options(parser: Parser) -> None:
+    """A budget in steps of the optimiser, in place of epochs, and where it ends."""
+    group = parser.add_argument_group("budget in steps, in place of epochs")
+    group.add_argument(
+        "--steps", type=whole(1), metavar="N",
+        help="of the optimiser: the rate rises over the first 5 %% and falls by half a cosine; with "
+        f"--standardise --solve {STEPS} unless --epochs, --optim or --lr is given",
+    )  # fmt: skip
+    group.add_argument(
+        "--until", choices=["converged"],
+        help="double the steps until that changes nothing on fitted images held out, and then the spare channels once",
+    )  # fmt: skip
+    group.add_argument(
+        "--tolerance", type=real(above=0), metavar="E",
+        help="a change of the instability below E is none; default: a tenth of its own 95 %% interval",
+    )  # fmt: skip
+
+
+def fill_budget(args: Namespace) -> None:
+    """Fill in what no option says of the budget: in steps where W(0) is solved, else as the released code has it."""
+    solved = args.standardise and args.solve is not None and args.match == "feature"
+    free = args.epochs is None and args.lr is None and args.optim is None
+    if args.steps is None and (args.until or (solved and free)):
+        args.steps = FIRST_STEPS if args.until else STEPS
+    in_steps = args.steps is not None
+    args.optim = args.optim or ("Muon" if in_steps else "Adam")
+    if args.lr is None:
+        args.lr = {"Muon": 0.02, "Adam": 3e-3, "SGD": 0.01}[args.optim] if in_steps or args.optim == "Muon" else 1e-4
+    if args.momentum is None:
+        args.momentum = 0.95 if args.optim == "Muon" else 0.9
+    if args.weight_decay is None:
+        args.weight_decay = 0.0 if args.optim == "Muon" else 1e-4
+    if args.epochs is None and not in_steps:
+        args.epochs = 800
+
+
+def hidden(args: Namespace, layers: int, channels: int) -> int:
+    """Give M, the spare channels of a depth whose x has so many channels."""
+    if layers == 1:
+        return 0
+    if args.hidden is not None:
+        return args.hidden
+    return min(channels, HIDDEN) if args.standardise and args.solve is not None else 0
+
+
 def add_kept_options(parser: Parser) -> None:
     """What is kept beside a checkpoint and a log of each Trans-Net."""
     group = parser.add_argument_group("what else is kept")
@@ -81,13 +128,21 @@ def kinds(args: Namespace) -> list[Kind]:
 
 
 def check(parser: Parser, args: Namespace) -> None:
-    """Refuse options that contradict each other."""
+    """Refuse options that contradict each other, and fill in the budget."""
     depths, orders, weights = len(args.layers), args.layers[0] - 1, len(args.alpha or [])
     if depths == 1 and args.alpha is not None and weights != orders:
         parser.error(f"--alpha has {weights} entries, --layers {orders + 1} needs {orders}, highest order first")
     if depths > 1 and args.alpha is not None and weights != 1:
         parser.error("with several --layers, --alpha has one entry, for every order of every depth")
-    if not args.epochs and args.solve is None:
+    if args.steps is not None or args.until:
+        parser.refuse_without_effect(args, OF_EPOCHS, "beside --steps, which have their own rates")
+    if args.until and not (args.standardise and args.solve is not None and args.match == "feature"):
+        parser.error("--until converged needs --standardise and --solve, and --match feature")
+    if args.until and args.no_reference:
+        parser.error("--until converged compares with the linear reference; leave --no_reference out")
+    if not args.until:
+        parser.refuse_without_effect(args, ["tolerance"], "without --until converged")
+    if args.epochs == 0 and args.solve is None:
         parser.error("--epochs 0 leaves the Trans-Net as it is initialised, unless --solve solves its last layer")
     if bool(args.net_A) != bool(args.net_B):
         parser.error("name both --net_A and --net_B, or --convOut_path")
@@ -97,6 +152,7 @@ def check(parser: Parser, args: Namespace) -> None:
     else:
         parser.refuse_without_effect(args, OF_IMAGES, "on features that are stored already; name --net_A and --net_B")
     parser.refuse_without_effect(args, ["augment"], "here: features are those of the images as they are")
+    fill_budget(args)
     wanted = kinds(args)
     if len(set(wanted)) < len(wanted):
         parser.error("--layers and --seeds name no number twice: that would be one Trans-Net in one file")
@@ -115,12 +171,25 @@ def alpha(args: Namespace, layers: int) -> list[float]:
     return said * (layers - 1) if len(said) == 1 else said
 
 
-def settings(args: Namespace, kind: Kind) -> dict[str, Any]:
-    """Give what is recorded of how a Trans-Net is fitted: the same alone and among others."""
+def settings(args: Namespace, kind: Kind, channels: int) -> dict[str, Any]:
+    """Give what is recorded of how a Trans-Net is fitted: the same alone and among others.
+
+    Args:
+        args: the options, filled in.
+        kind: which.
+        channels: of its x.
+    """
+    without = [name for name in ("steps", "until", "tolerance") if getattr(args, name) is None]
     return options.settings(
-        args, but=NOT_RECORDED, layers=kind.layers, alpha=alpha(args, kind.layers), reverse=kind.reverse,
-        initial_seed=kind.seed,
+        args, but=[*NOT_RECORDED, *without], layers=kind.layers, alpha=alpha(args, kind.layers), reverse=kind.reverse,
+        initial_seed=kind.seed, hidden=hidden(args, kind.layers, channels),
     )  # fmt: skip
+
+
+def title(args: Namespace, kind: Kind) -> str:
+    """Name a Trans-Net on a line of the terminal: "3 layers, B → A, seed 1"."""
+    words = ["1 layer" if kind.layers == 1 else f"{kind.layers} layers", "B → A" if kind.reverse else "A → B"]
+    return ", ".join([*words, *[f"seed {kind.seed}"] * (len(args.seeds or []) > 1)])
 
 
 def place(args: Namespace, kind: Kind, known: Provenance) -> Path:

@@ -134,22 +134,33 @@ def add_batch_option(group: argparse._ActionsContainer, batch_size: int) -> None
 def add_training_options(
     parser: argparse.ArgumentParser,
     *,
-    optim: str,
-    lr: float,
-    epochs: int,
+    optim: str | None,
+    lr: float | None,
+    epochs: int | None,
+    optims: Sequence[str] = ("SGD", "Adam"),
+    momentum: float | None = 0.9,
+    weight_decay: float | None = 1e-4,
     fewest_epochs: int = 1,
     logspace: float = 0,
     decay_factor: float = 0.3,
     save_epoch: int = 1,
     val_epoch: int = 5,
 ) -> None:
-    """Optimiser, learning rates, epochs and saving; the defaults are the step's."""
+    """Optimiser, learning rates, epochs and saving; the defaults are the step's, None is filled in by it."""
     group = parser.add_argument_group("training")
-    group.add_argument("--optim", choices=["SGD", "Adam"], default=optim, help="optimiser")
-    group.add_argument("--lr", "--learning_rate", type=real(), default=lr, help="first learning rate")
-    group.add_argument("--momentum", type=real(), default=0.9, help="of SGD")
-    group.add_argument("--wd", "--weight_decay", dest="weight_decay", type=real(), default=1e-4, help="weight decay")
-    group.add_argument("--epochs", type=whole(fewest_epochs), default=epochs, help="epochs in all")
+    group.add_argument(
+        "--optim", choices=list(optims), default=optim, help="optimiser; default: Adam, with --steps Muon"
+    )
+    group.add_argument(
+        "--lr", "--learning_rate", type=real(), default=lr,
+        help="first learning rate; default: 0.0001, with --steps 0.02 of Muon, 0.003 of Adam, 0.01 of SGD",
+    )  # fmt: skip
+    group.add_argument("--momentum", type=real(), default=momentum, help="of SGD; default: 0.9, of Muon 0.95")
+    group.add_argument(
+        "--wd", "--weight_decay", dest="weight_decay", type=real(), default=weight_decay,
+        help="weight decay; default: 0.0001, of Muon 0",
+    )  # fmt: skip
+    group.add_argument("--epochs", type=whole(fewest_epochs), default=epochs, help="epochs in all; default: 800")
     group.add_argument(
         "--logspace", type=real(), nargs="?", const=2.0, default=logspace, metavar="DECADES",
         help="decades that the learning rate falls over all epochs (2 if no number follows); 0: steps",
@@ -200,6 +211,11 @@ def add_trans_net_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--layers", type=list_of(whole(1)), default=[3], metavar="3",
         help="linear layers, highest order + 1; 1,2,3: a Trans-Net of each depth, from one reading",
+    )  # fmt: skip
+    group.add_argument(
+        "--hidden", type=whole(0), metavar="M",
+        help="spare channels behind x's own, in which W(k) have room; default: 0, and with --standardise --solve and "
+        "two layers or more 64, or as many as x has if that is fewer",
     )  # fmt: skip
     normalised = group.add_mutually_exclusive_group()
     normalised.add_argument(

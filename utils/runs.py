@@ -100,6 +100,7 @@ class RunLog:
         elsewhere: str = "--suffix",
         again: str = "--resume auto",
         facts: Mapping[str, Any] | None = None,
+        title: str = "",
     ) -> None:
         """Prepare; nothing is written before `with`.
 
@@ -111,6 +112,7 @@ class RunLog:
             elsewhere: the option that names another folder.
             again: what goes on with an interrupted run, in words.
             facts: plain values that stand in every line of `metrics.jsonl` beside the metrics.
+            title: names the run in front of its lines, where others run beside it.
 
         Raises:
             InputError: another run is writing there.
@@ -119,7 +121,7 @@ class RunLog:
             check_unclaimed(folder, elsewhere=elsewhere)
         self.path = folder / "metrics.jsonl"
         self.epochs, self.start_epoch, self.active = epochs, start_epoch, active
-        self._elsewhere, self._again = elsewhere, again
+        self._elsewhere, self._again, self.title = elsewhere, again, title
         self._facts = dict(facts or {})
         self._open = contextlib.ExitStack()
         self._saved = "nothing was saved yet"
@@ -151,14 +153,22 @@ class RunLog:
         """Whether more would be lost by now than anybody wants to compute again."""
         return time.monotonic() - self._last_saved > SECONDS_BETWEEN_SAVES
 
-    def write(self, epoch: int, metrics: dict[str, float]) -> None:
-        """Add one epoch, with the seconds since the one before. In JSON, what is no finite number becomes null."""
+    def write(self, epoch: int, metrics: dict[str, float], words: str | None = None) -> None:
+        """Add one epoch, with the seconds since the one before. In JSON, what is no finite number becomes null.
+
+        Args:
+            epoch: counted from 0.
+            metrics: of this epoch.
+            words: what the terminal says in place of them.
+        """
         now = time.monotonic()
         metrics = metrics | {"seconds": now - self._last_write}
         self._last_write = now
         if not self.active:
             return
-        print(f"epoch {epoch + 1}/{self.epochs} · {describe(metrics)}", flush=True)
+        title = f"{self.title}: " if self.title else ""
+        shown = describe(metrics) if words is None else f"{words} · {metrics['seconds']:.1f} s"
+        print(f"{title}epoch {epoch + 1}/{self.epochs} · {shown}", flush=True)
         for name, value in metrics.items():
             self.board.add_scalar(name, value, epoch)
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}

@@ -47,11 +47,11 @@ def epochs(monkeypatch):
     trained: list[int] = []
     stop_at: list[int] = []
 
-    def write(log, epoch, metrics):
+    def write(log, epoch, metrics, words=None):
         if len(trained) in stop_at:
             raise KeyboardInterrupt
         trained.append(epoch)
-        original(log, epoch, metrics)
+        original(log, epoch, metrics, words)
 
     original = RunLog.write
     monkeypatch.setattr(RunLog, "write", write)

@@ -15,7 +15,7 @@ from utils.provenance import NetSource, Provenance
 
 pytestmark = pytest.mark.e2e
 FIT = "--layers 1 --standardise --solve --epochs 0"
-UNTRAINED = ["null: A untrained", "null: B untrained"]
+UNTRAINED, UNFITTED = ["null: A untrained", "null: B untrained"], "null: g untrained"
 NAMES = [
     "this Trans-Net", "null: shuffled within the class", "null: shuffled over all images", "null: g untrained",
     "the same pairs, another seed", "ceiling: A → A",
@@ -100,17 +100,56 @@ def test_a_fit_is_repeated_with_its_own_budget(road, tmp_path):
     nowhere = ("--train_path", tmp_path / "nowhere", "--val_path", tmp_path / "nowhere")
     report = run(Calibrate, "--bootstrap 100 --permutations 0", *words, *nowhere)
     assert (report["epochs"], report["images"], report["linear"]) == (2, 24, None)
+    with pytest.raises(SystemExit, match=r"--epochs 1 is another budget than that of .* \(2 epochs\)"):
+        run(Calibrate, "--epochs 1", *words)
     again = run(
-        Calibrate, "--epochs 1 --bootstrap 100 --permutations 19", *words, "--csv", tmp_path / "c.csv",
+        Calibrate, "--epochs 2 --bootstrap 100 --permutations 19", *words, "--csv", tmp_path / "c.csv",
     )  # fmt: skip
     first, second = ({row["pairs"]: row["value"] for row in one["rows"]} for one in (report, again))
-    assert first["this Trans-Net"] == second["this Trans-Net"]
-    assert first["the same pairs, another seed"] < second["the same pairs, another seed"]
+    assert all(first[name] == second[name] for name in first)
+    assert {row["pairs"]: row["steps"] for row in again["rows"]} == dict.fromkeys(second, 6) | {UNFITTED: 0}
     for untrained in UNTRAINED:  # the stored features know where their images were
         assert untrained in second and untrained not in first
         assert second[untrained] != second["the same pairs, another seed"]
     assert (tmp_path / "c.csv").read_text().startswith("pairs,linear_reference,value,low,high")
     assert again["linear"]["permutations"] == 19
+
+
+def test_an_interrupted_calibration_goes_on(tmp_path, monkeypatch, capsys):
+    """Every fit that was finished is taken from the file beside --json, and that goes when all is written."""
+    features, target = planted(tmp_path / "features", "mixed"), tmp_path / "c.json"
+    whole = calibrate(features, tmp_path / "whole")
+    begun, fit = [], Calibrate.fit
+
+    def interrupted(*args, **options):
+        begun.append(options["label"])
+        if len(begun) == 3:
+            raise KeyboardInterrupt
+        return fit(*args, **options)
+
+    monkeypatch.setattr(Calibrate, "fit", interrupted)
+    with pytest.raises(SystemExit):
+        calibrate(features, tmp_path, "--json", target)
+    assert (tmp_path / "c.json.fits").exists() and not target.exists()
+    capsys.readouterr()
+    words = ["--convOut_path", features, "--transnet", tmp_path / "model_checkpoints/planted_net/checkpoint_L1.pth.tar"]
+    report = run(Calibrate, "--permutations 39", *words, "--json", target)
+    assert [label.split(" (")[0] for label in begun] == [*NAMES[1:4], *NAMES[3:]]
+    assert capsys.readouterr().out.count("fitted before the interruption") == 2
+    assert report["rows"] == whole["rows"] and not (tmp_path / "c.json.fits").exists()
+
+
+def test_every_fit_beside_one_of_steps_has_its_steps_and_spare_channels(tmp_path, monkeypatch, capsys):
+    features = planted(tmp_path / "features", "mixed")
+    line = "--standardise --solve --steps 3 --hidden 2 --layers 2 --alpha 0.1"
+    run(Training_TransNet, line, "--convOut_path", features, "--out", tmp_path)
+    trans_net = tmp_path / "model_checkpoints/planted_net/checkpoint_L1.pth.tar"
+    report = run(Calibrate, "--permutations 0 --bootstrap 100", "--convOut_path", features, "--transnet", trans_net)
+    rows = {row["pairs"]: row for row in report["rows"]}
+    assert {row["steps"] for name, row in rows.items() if name != UNFITTED} == {3}
+    assert {row["hidden"] for row in rows.values()} == {2}
+    assert rows[NAMES[0]]["is_linear"] and rows[NAMES[-1]]["is_linear"] and rows[NAMES[-1]]["value"] < 1e-9
+    assert report["fitted"]["linear"]["taken"] and "the linear layer took its place" in capsys.readouterr().out
 
 
 def test_a_trans_net_of_other_features_is_refused(road, tmp_path):

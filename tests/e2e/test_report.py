@@ -20,7 +20,7 @@ def measured(road, tmp_path_factory):
     words = "--bootstrap 100", "--convOut_path", road.features, "--transnet", road.trans_net
     files = "--json", folder / "variance.json", "--figure", folder / "components.png"
     run(Variance, *words, *files)
-    run(Calibrate, f"--epochs 1 --permutations 19 {words[0]}", *words[1:], "--json", folder / "calibration.json")
+    run(Calibrate, f"--permutations 19 {words[0]}", *words[1:], "--json", folder / "calibration.json")
     run(Report, "", folder)
     return folder
 

@@ -66,7 +66,7 @@ def test_a_family_is_measured_like_single_fits(road, family, capsys):
         report = run(Variance, direction, "--convOut_path", road.features, "--transnet", path)
         instability = report["var"]["residual"] / report["var"]["target"]
         assert checkpoint.load(path)["held_out"] == pytest.approx(instability, rel=1e-5)
-        budget = "--brief --epochs 0 --permutations 0 --bootstrap 100"
+        budget = "--brief --permutations 0 --bootstrap 100"
         rows = run(Calibrate, f"{budget} {direction}", "--convOut_path", road.features, "--transnet", path)["rows"]
         assert rows[0]["value"] == pytest.approx(instability, rel=1e-4)
     with pytest.raises(SystemExit, match=r"nets A and B exchanged \(the direction of --reverse\)"):

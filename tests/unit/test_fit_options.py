@@ -14,7 +14,11 @@ def parser():
     fit_options.add_source_options(parser)
     fit_options.add_family_options(parser)
     options.add_trans_net_options(parser)
-    options.add_training_options(parser, optim="Adam", lr=1e-4, epochs=800, fewest_epochs=0, logspace=2)
+    fit_options.add_budget_options(parser)
+    options.add_training_options(
+        parser, optim=None, lr=None, epochs=None, optims=("SGD", "Adam", "Muon"), momentum=None, weight_decay=None,
+        fewest_epochs=0, logspace=2,
+    )  # fmt: skip
     options.add_resume_options(parser)
     options.add_run_options(parser)
     options.add_output_options(parser)
@@ -59,8 +63,8 @@ def test_alone_and_among_others_the_same_is_recorded(parser):
     alone = parser.parse_args(["--layers", "3", "--alpha", "[0.1,0.1]", "--reverse", "--seeds", "2"])
     (kind,) = fit_options.kinds(alone)
     assert kind in fit_options.kinds(together)
-    found = fit_options.settings(together, kind)
-    assert found == fit_options.settings(alone, kind)
+    found = fit_options.settings(together, kind, 32)
+    assert found == fit_options.settings(alone, kind, 32)
     assert (found["layers"], found["alpha"], found["reverse"]) == (3, [0.1, 0.1], True)
     assert (found["seed"], found["initial_seed"]) == (0, 2)
 
@@ -85,6 +89,11 @@ def test_one_weight_counts_for_every_order(parser, words, layers, expected):
         (["--seeds", "1,1"], "name no number twice"),
         (["--layers", "2,2"], "name no number twice"),
         (["--both_directions", "--resume", "g.pth.tar"], "one Trans-Net, and these are 2: use --resume auto"),
+        (["--steps", "9", "--epochs", "3"], "--epochs has no effect beside --steps"),
+        (["--steps", "9", "--logspace", "1"], "--logspace has no effect beside --steps"),
+        (["--until", "converged"], "--until converged needs --standardise and --solve"),
+        (["--until", "converged", "--standardise", "--solve", "--no_reference"], "leave --no_reference out"),
+        (["--tolerance", "0.1"], "--tolerance has no effect without --until converged"),
     ],
 )  # fmt: skip
 def test_contradictions_are_refused(parser, words, said, capsys):
@@ -134,3 +143,55 @@ def test_features_are_stored_or_computed_and_not_both(parser, words, said, capsy
     with pytest.raises(SystemExit):
         fit_options.check(parser, parser.parse_args(words))
     assert said in capsys.readouterr().err
+
+
+SOLVED = ["--standardise", "--solve"]
+RELEASED = {"optim": "Adam", "lr": 1e-4, "momentum": 0.9, "weight_decay": 1e-4, "epochs": 800, "steps": None}
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], RELEASED),
+        (["--standardise"], RELEASED),
+        ([*SOLVED, "--match", "penultimate"], RELEASED),
+        ([*SOLVED, "--lr", "0.1"], RELEASED | {"lr": 0.1}),
+        ([*SOLVED, "--epochs", "0"], RELEASED | {"epochs": 0}),
+        (["--optim", "SGD"], RELEASED | {"optim": "SGD"}),
+        (SOLVED, {"optim": "Muon", "lr": 0.02, "momentum": 0.95, "weight_decay": 0, "epochs": None, "steps": 400}),
+        ([*SOLVED, "--until", "converged"], {"optim": "Muon", "steps": 200, "epochs": None}),
+        ([*SOLVED, "--until", "converged", "--steps", "50", "--lr", "1"], {"lr": 1, "steps": 50}),
+        (["--steps", "50"], {"optim": "Muon", "lr": 0.02, "epochs": None, "steps": 50}),
+        (["--steps", "50", "--optim", "Adam"], {"optim": "Adam", "lr": 3e-3, "momentum": 0.9, "weight_decay": 1e-4}),
+    ],
+)
+def test_the_budget_is_that_of_the_released_code_or_in_steps(parser, words, expected):
+    args = parser.parse_args(words)
+    fit_options.check(parser, args)
+    assert {name: getattr(args, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "layers", "channels", "expected"),
+    [
+        ([], 3, 32, 0), (SOLVED, 3, 32, 32), (SOLVED, 2, 512, 64), (SOLVED, 1, 32, 0),
+        ([*SOLVED, "--hidden", "0"], 3, 32, 0), (["--hidden", "7"], 3, 32, 7), (["--hidden", "7"], 1, 32, 0),
+    ],
+)  # fmt: skip
+def test_deep_solved_fits_have_spare_channels(parser, words, layers, channels, expected):
+    assert fit_options.hidden(parser.parse_args(words), layers, channels) == expected
+
+
+def test_what_the_released_procedure_records_knows_nothing_of_steps(parser):
+    args = parser.parse_args([])
+    fit_options.check(parser, args)
+    (kind,) = fit_options.kinds(args)
+    found = fit_options.settings(args, kind, 32)
+    assert not {"steps", "until", "tolerance"} & set(found) and found["hidden"] == 0
+
+
+@pytest.mark.parametrize(("words", "kind", "said"), [
+    ([], Kind(False, 3, 0), "3 layers, A → B"), (["--seeds", "0,1"], Kind(True, 1, 1), "1 layer, B → A, seed 1"),
+])  # fmt: skip
+def test_lines_name_their_fit(parser, words, kind, said):
+    assert fit_options.title(parser.parse_args(words), kind) == said

@@ -117,12 +117,15 @@ class NormalEquations:
         for own, more in zip(self.sums(), other.sums()):
             own.add_(more.to(own.device))
 
-    def solve(self, ridges: Sequence[float] = RIDGES, *, constant: bool = False) -> RidgeSolution:
+    def solve(
+        self, ridges: Sequence[float] = RIDGES, *, constant: bool = False, judges: Sequence[int] | None = None
+    ) -> RidgeSolution:
         """Choose λ by the error on held-out folds and fit on all images.
 
         Args:
             ridges: the λ to choose from, as shares of the mean diagonal, each > 0; see `descend`.
             constant: fit a constant beside W.
+            judges: the folds that are held out in turn, and choose λ; None: all.
 
         Raises:
             InputError: the sums are not finite.
@@ -130,9 +133,10 @@ class NormalEquations:
         if not all(total.isfinite().all() for total in self.sums()):
             raise InputError("the features hold values that are not finite: train the nets again, or store them anew")
         all_folds = torch.ones_like(self.energy)
-        whole = float(self.energy.sum())
+        numbers = list(range(self.folds) if judges is None else judges)
+        whole = float(self.energy[numbers].sum())
         if constant:
-            *totals, count = self.totals.sum(0).tolist()
+            *totals, count = self.totals[numbers].sum(0).tolist()
             whole -= sum(total**2 for total in totals) / (count or 1.0)
 
         def fit(folds: Tensor, ridge: float) -> Tensor:
@@ -140,7 +144,7 @@ class NormalEquations:
 
         def held_out(ridge: float) -> float:
             left = 0.0
-            for held in all_folds.diag():
+            for held in all_folds.diag()[numbers]:
                 weight = fit(all_folds - held, ridge)
                 change = weight * (self._gram(held, constant) @ weight - 2 * self._cross(held, constant))
                 left += max(0.0, float(held @ self.energy + change.sum()))  # rounding alone makes it negative

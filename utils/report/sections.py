@@ -71,7 +71,8 @@ def _lay_out(result: Result) -> Section:
         headlines = [("normalised consistency", shared, result.interval("consistency"))]
         title, tables = "What that is worth", list(calibration_tables(result))
     doubts = [result.value("doubts", number) for number in range(len(result.get("doubts") or ()))]
-    return Section(f"{title} ({result.name})", of, doubts, headlines, [*tables, settings_table(result)])
+    tables += [*fit_tables(result), settings_table(result)]
+    return Section(f"{title} ({result.name})", of, doubts, headlines, tables)
 
 
 def variance_tables(result: Result) -> Iterator[Table]:
@@ -118,11 +119,14 @@ def calibration_tables(result: Result) -> Iterator[Table]:
             result.value("rows", number, "value", form=".4f"),
             result.interval("rows", number),
             "–" if row["linear_reference"] is None else result.value("rows", number, "linear_reference", form=".4f"),
+            *(result.value("rows", number, key) for key in ("steps", "hidden") if key in row),
+            *(["the linear layer" if row["is_linear"] else "–"] if "is_linear" in row else []),
         ]
         for number, row in enumerate(result.get("rows"))
     ]
     note = "; ".join([f"Intervals: {held_fixed(result.get('consistency'))}", *(result.get("notes") or ())])
-    yield Table("Floor and ceiling", ("pairs", "instability", "its interval", "linear reference"), rows, f"{note}.")
+    head = ("pairs", "instability", "its interval", "linear reference", "steps", "M", "its place taken by")
+    yield Table("Floor and ceiling", head[: len(rows[0])], rows, f"{note}.")
     if result.get("linear"):
         whole = {
             "permutations": "permutations within the class",
@@ -141,6 +145,29 @@ def calibration_tables(result: Result) -> Iterator[Table]:
         for row, score in enumerate(result.get("baselines"))
     ]
     yield Table("Other measures of the same features", ("measure", "value", ""), rows)
+
+
+def fit_tables(result: Result) -> Iterator[Table]:
+    """Lay out how far the Trans-Net was fitted; nothing where its file does not say."""
+    rows: list[list[Cell]] = [
+        [name, result.value("fitted", *path, form=form)]
+        for name, form, path in (
+            ("steps", ",", ("steps",)),
+            ("spare channels M", "", ("hidden",)),
+            ("whether it is at its end", "", ("state",)),
+            ("what twice the steps changed", "+.4f", ("of_steps",)),
+            ("what twice M changed", "+.4f", ("of_width",)),
+            ("changes below this are none", ".4f", ("tolerance",)),
+            ("ridge weight of W(0)", "g", ("ridge",)),
+            ("the linear layer took its place", "", ("linear", "taken")),
+            ("what the linear layer left of the images that judge", ".4f", ("linear", "linear")),
+            ("what the Trans-Net left of them", ".4f", ("linear", "deep")),
+        )
+        if result.get("fitted", *path) is not None
+    ]
+    if rows:
+        note = "Doublings were tried on fitted images held out; they serve for changes, and not for levels."
+        yield Table("Fit", ("", "value"), rows, note)
 
 
 def settings_table(result: Result) -> Table:

@@ -24,6 +24,7 @@ def variance_table(report: Mapping[str, Any]) -> str:
     lines.append(f"instability Var(x_Δ)/Var(x*) = {instability:.4f}  {between}".rstrip())
     if reference:
         lines.append(f"of the linear reference        {reference['instability']:.4f} ({reference['measured_on']})")
+    lines += [f"fit: {'; '.join(fit_words(report['fitted']))}"] if "fitted" in report else []
     if instability > 1:
         lines.append(
             "above 1: g(x) is further from x* than x*'s own mean is, so this measures a failed fit (usual causes: too "
@@ -37,6 +38,57 @@ def variance_table(report: Mapping[str, Any]) -> str:
         lines.append(f"intervals: {held_fixed(intervals['instability'])}")
     lines += [f"doubt: {sentence}" for sentence in report.get("doubts") or ()]
     return "\n".join(lines)
+
+
+WORSE = 1.01  # times the linear reference: more than that is no accident of rounding
+
+
+def fit_words(record: Mapping[str, Any] | None) -> list[str]:
+    """Say how far a Trans-Net was fitted: steps, spare channels, what doublings changed, whether it is linear."""
+    if record is None:
+        return ["how far it was fitted is not recorded"]
+    words = [f"{record['steps']:,} steps, {record['hidden']} spare channels"]
+    changes = {"the steps": record.get("of_steps"), "the channels": record.get("of_width")}
+    tried = [f"twice {what} {change:+.4f}" for what, change in changes.items() if change is not None]
+    if tried:
+        words.append(f"{record['state']} ({', '.join(tried)} on images held out; {record['tolerance']:.4f} is none)")
+    elif record["steps"]:
+        words.append("whether more change it was not tried (--until converged)")
+    if compared := record.get("linear"):
+        errors = f"{compared['linear']:.4f}, it {compared['deep']:.4f}"
+        of_what = "of the images that judge" if compared["unseen"] else "by cross-validation of the last layer"
+        if compared["taken"]:
+            words.append(f"THE LINEAR LAYER TOOK ITS PLACE: it leaves {errors} {of_what}")
+        else:
+            words.append(f"the linear layer leaves {errors} {of_what}")
+    return words
+
+
+def closing_words(
+    record: Mapping[str, Any] | None,
+    instability: float | None,
+    reference: Mapping[str, Any] | None,
+    doubts: Sequence[str] = (),
+) -> str:
+    """Say how a fit ended.
+
+    Args:
+        record: what is recorded of how far it was fitted.
+        instability: on held-out images, if there are any.
+        reference: what is recorded of the linear reference.
+        doubts: sentences about the nets.
+    """
+    words = [*(f"DOUBTFUL: {sentence}" for sentence in doubts), *fit_words(record)]
+    if reference is None:
+        return "; ".join([*words, "the linear reference is not known"])
+    linear = reference["instability"]
+    if instability is None:
+        words.append(f"linear reference {linear:.4f} by cross-validation; no held-out images to compare it on")
+        return "; ".join(words)
+    words.append(f"instability {instability:.4f} on held-out images, of the linear reference {linear:.4f}")
+    if instability > WORSE * linear:
+        words.append("WORSE than one linear layer, so it measures this fit and not the nets: try --solve, more steps")
+    return "; ".join(words)
 
 
 def variance_rows(report: Mapping[str, Any]) -> list[list[Any]]:
@@ -97,11 +149,15 @@ def sweep_table(reports: Sequence[Mapping[str, Any]]) -> str:
 
 def calibration_table(report: Mapping[str, Any]) -> str:
     """Lay out a calibration: every kind of pairs with its interval, the consistency, other similarities."""
-    lines = [f"{report['images']:,} held-out images, {report['epochs']} epochs", ""]
-    lines.append(f"{'pairs':<34}{'instability':>12}{'95 % interval':>20}{'linear':>10}")
+    lines = [f"{report['images']:,} held-out images", ""]
+    lines.append(f"{'pairs':<34}{'instability':>12}{'95 % interval':>20}{'linear':>10}{'steps':>8}{'M':>6}")
     for row in report["rows"]:
         linear = "" if row["linear_reference"] is None else f"{row['linear_reference']:.4f}"
-        lines.append(f"{row['pairs']:<34}{row['value']:>12.4f}{interval_text(row):>20}{linear:>10}")
+        steps, hidden = ("" if row.get(key) is None else row[key] for key in ("steps", "hidden"))
+        taken = "  the linear layer took its place" if row.get("is_linear") else ""
+        lines.append(
+            f"{row['pairs']:<34}{row['value']:>12.4f}{interval_text(row):>20}{linear:>10}{steps:>8}{hidden:>6}{taken}"
+        )
     consistency = report["consistency"]
     value = "undefined" if consistency["value"] is None else f"{consistency['value']:.4f}"
     lines += ["", f"normalised consistency (null within the class → A → A): {value}  {interval_text(consistency)}"]

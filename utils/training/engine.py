@@ -19,6 +19,7 @@ from utils import checkpoint
 from utils.errors import InputError
 from utils.progress import Progress
 from utils.runtime import Runtime
+from utils.training.muon import Muon
 
 FUSED_ON = ("cpu", "cuda")  # kinds of devices
 TOO_FEW = "more than 1 value per channel"  # how PyTorch's BatchNorm words its refusal
@@ -93,12 +94,14 @@ class Fit:
                 f"{path} holds weights but no training state, so it cannot be resumed; use it as --weights"
             )
         try:
-            saved, fused = state["optimizer"], self.optimizer.param_groups[0].get("fused")
+            saved, now = state["optimizer"], self.optimizer.param_groups[0]
             # How a step is computed is this run's affair, as its device is, and not the file's.
-            groups = [{**group, "fused": fused} for group in saved["param_groups"]]
+            how = {"fused": now["fused"]} if "fused" in now else {}
+            groups = [{**group, **how} for group in saved["param_groups"]]
+            options = set(self.optimizer.defaults)
             self.optimizer.load_state_dict({**saved, "param_groups": groups})
             # PyTorch takes any optimiser's groups and fails in the first step; it adds what is younger than the file.
-            if absent := self.optimizer.defaults.keys() - self.optimizer.param_groups[0].keys():
+            if absent := options - self.optimizer.param_groups[0].keys():
                 raise ValueError(f"it has no {', '.join(sorted(absent))}")
             if state.get("scaler"):
                 self.scaler.load_state_dict(state["scaler"])
@@ -107,7 +110,9 @@ class Fit:
         return int(state["epoch"])
 
 
-def train_one_epoch(fit: Fit, loader: DataLoader[Any], step: Step, epoch: int) -> dict[str, float]:
+def train_one_epoch(
+    fit: Fit, loader: DataLoader[Any], step: Step, epoch: int, *, steps: int | None = None
+) -> dict[str, float]:
     """Train for one epoch.
 
     Args:
@@ -115,6 +120,7 @@ def train_one_epoch(fit: Fit, loader: DataLoader[Any], step: Step, epoch: int) -
         loader: from `make_loader`; shuffled by (seed, epoch).
         step: `step(net, *batch) -> (loss, metrics)`, called under autocast with the batch on the device.
         epoch: counted from 0; seeds this epoch.
+        steps: the epoch ends after so many; None: with the loader.
 
     Returns:
         `Loss` and the step's metrics, means over all samples of all processes.
@@ -128,7 +134,9 @@ def train_one_epoch(fit: Fit, loader: DataLoader[Any], step: Step, epoch: int) -
     runtime.seed_epoch(epoch)
     loader.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
     averages = Averages()
-    progress = Progress(loader, f"epoch {epoch + 1}", quiet=not runtime.is_main)
+    total = len(loader) if steps is None else min(steps, len(loader))
+    batches = itertools.islice(loader, total)
+    progress = Progress(batches, f"epoch {epoch + 1}", total=total, quiet=not runtime.is_main)
     for index, batch in enumerate(progress):
         with runtime.autocast():
             loss, metrics = _take(step, fit.net, runtime.to_device(batch))
@@ -223,9 +231,10 @@ def evaluate(
 def make_optimizer(
     name: str, parameters: Iterable[nn.Parameter], *, lr: float, momentum: float, weight_decay: float
 ) -> torch.optim.Optimizer:
-    """Make "SGD" (with momentum) or "Adam" over the parameters that are trained.
+    """Make "SGD" (with momentum), "Adam" or "Muon" (see `Muon`) over the parameters that are trained.
 
-    All tensors of a step are updated in one pass over each where PyTorch can (`fused`), which rounds otherwise.
+    All tensors of a step of SGD or Adam are updated in one pass over each where PyTorch can (`fused`), which rounds
+    otherwise.
     """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     fused = all(parameter.device.type in FUSED_ON and parameter.is_floating_point() for parameter in trained)
@@ -233,7 +242,9 @@ def make_optimizer(
         return torch.optim.SGD(trained, lr, momentum=momentum, weight_decay=weight_decay, fused=fused)
     if name == "Adam":
         return torch.optim.Adam(trained, lr, weight_decay=weight_decay, fused=fused)
-    raise ValueError(f"optimizer {name!r} is neither SGD nor Adam")
+    if name == "Muon":
+        return Muon(trained, lr, momentum=momentum, weight_decay=weight_decay)
+    raise ValueError(f"optimizer {name!r} is neither SGD nor Adam nor Muon")
 
 
 def _take(step: Step, net: nn.Module, batch: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]:

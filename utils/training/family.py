@@ -47,6 +47,7 @@ class Member:
         reverse: it reconstructs A's features from B's.
         source: what it reads and reconstructs, as its own direction calls them.
         images: what is recorded of the images that it is fitted on: "train" → `Contents.to_record()`.
+        title: names it on the terminal.
     """
 
     trans_net: Any
@@ -58,6 +59,7 @@ class Member:
     reverse: bool
     source: Provenance
     images: Mapping[str, Any] = field(default_factory=dict)
+    title: str = ""
 
     @property
     def name(self) -> str:
@@ -67,7 +69,9 @@ class Member:
     def log(self, out: str, epochs: int, start_epoch: int, runtime: Runtime, **facts: Any) -> runs.RunLog:
         """Make its log, in each line of whose file `facts` stand too."""
         folder = runs.log_folder(out, self.path.parent.name, self.name)
-        return runs.RunLog(folder, epochs, start_epoch=start_epoch, active=runtime.is_main, facts=facts)
+        return runs.RunLog(
+            folder, epochs, start_epoch=start_epoch, active=runtime.is_main, facts=facts, title=self.title
+        )
 
     def restore(self, fit: Fit) -> int:
         """Put its share of the optimiser where its checkpoint left it; give the number of epochs that were trained."""

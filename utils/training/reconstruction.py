@@ -19,10 +19,8 @@ from utils.measures.moments import FeatureMoments, ImageMoments
 from utils.measures.pair_sums import PairSums
 from utils.progress import Progress
 from utils.runtime import Runtime
-from utils.training.engine import Fit, Step, train_one_epoch
 from utils.training.family import Family
 from utils.training.losses import order_penalty
-from utils.training.schedules import due, set_learning_rate
 
 Read = Callable[..., tuple[Tensor, Tensor]]
 Loader = DataLoader[Any]
@@ -36,7 +34,6 @@ class Mergeable(Protocol):
 
 
 Seen = TypeVar("Seen", bound=Mergeable)
-FLAT = 0.01  # relative differences below this are none: of an error over the last tenth of the epochs, of two fits
 
 
 def reconstruct(
@@ -184,64 +181,3 @@ def merged(seen: Seen, runtime: Runtime) -> Seen:
     for other in others:
         first.merge(other)
     return first
-
-
-def epochs(
-    fit: Fit,
-    loader: Loader,
-    step: Step,
-    rates: Sequence[float],
-    *,
-    start_epoch: int = 0,
-    solve_every: int | None = None,
-    solve: Callable[..., None],
-) -> Iterator[tuple[int, dict[str, float]]]:
-    """Train epoch by epoch, with the closed form where it is due.
-
-    Args:
-        fit: of a family.
-        loader: a shuffled one.
-        step: `reconstruct` with its arguments.
-        rates: the learning rate of every epoch.
-        start_epoch: the first, counted from 0.
-        solve_every: epochs between closed forms; 0: after the last alone; None: never.
-        solve: called with `last`.
-
-    Yields:
-        The epoch and its metrics.
-    """
-    for epoch in range(start_epoch, len(rates)):
-        set_learning_rate(fit.optimizer, rates[epoch])
-        metrics = train_one_epoch(fit, loader, step, epoch)
-        if solve_every is not None and due(epoch, solve_every or len(rates), len(rates)):
-            solve(last=epoch + 1 == len(rates))
-        yield epoch, metrics
-
-
-def closing_words(
-    errors: Sequence[float], instability: float | None, reference: Mapping[str, Any] | None, doubts: Sequence[str] = ()
-) -> str:
-    """Say how far a fit got: whether its error still falls, and how it compares with the linear reference.
-
-    Args:
-        errors: the mean squared error of every epoch.
-        instability: on held-out images, if there are any.
-        reference: what is recorded of the linear reference.
-        doubts: sentences about the nets.
-    """
-    words = [f"DOUBTFUL: {sentence}" for sentence in doubts]
-    if len(errors) > 1:
-        before = errors[-1 - max(1, len(errors) // 10)]
-        change = 1 - errors[-1] / before if before else 0.0
-        state = "flat" if abs(change) < FLAT else "not flat yet"
-        words.append(f"error {100 * change:.2g} % lower over the last tenth of the epochs: {state}")
-    if reference is None:
-        return "; ".join([*words, "the linear reference is not known"])
-    linear = reference["instability"]
-    if instability is None:
-        words.append(f"linear reference {linear:.4f} by cross-validation; no held-out images to compare it on")
-        return "; ".join(words)
-    words.append(f"instability {instability:.4f} on held-out images, of the linear reference {linear:.4f}")
-    if instability > (1 + FLAT) * linear:
-        words.append("WORSE than one linear layer, so it measures this fit and not the nets: try --solve, more epochs")
-    return "; ".join(words)

@@ -40,6 +40,19 @@ def warm_restarts(lr: float, epochs: int, first: int) -> list[float]:
     return rates[:epochs]
 
 
+def warm_up_and_cosine(lr: float, steps: int, share: float = 0.05) -> list[float]:
+    """Go up to `lr` in a straight line over the first `share` of the steps, then down half a cosine towards 0.
+
+    Returns:
+        One rate a step, each above 0.
+    """
+    rising = max(1, int(share * steps))
+    falling = max(1, steps - rising)
+    up = [lr * (step + 1) / rising for step in range(rising)]
+    down = [lr / 2 * (1 + math.cos(math.pi * step / falling)) for step in range(steps - rising)]
+    return (up + down)[:steps]
+
+
 def warm_up(lr: float, epoch: int, epochs: int, steps: int) -> list[float]:
     """Give the rate of every step of an epoch of a linear warm-up, lr·(1 + step + epoch·steps) / (epochs·steps).
 

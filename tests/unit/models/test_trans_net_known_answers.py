@@ -9,7 +9,7 @@ from torch import nn
 
 from models.divisors import EPS
 from models.trans_net import TransNet
-from tests.unit.models.lively import NORMS, maps
+from tests.unit.models.lively import NORMS, lively, maps
 from utils.measures.moments import ImageMoments
 from utils.measures.variances import variance_report
 from utils.training.losses import order_penalty
@@ -134,3 +134,59 @@ def test_an_even_function_is_beyond_order_0_and_found_at_order_1():
     assert linear["instability"] > 0.95
     assert found["instability"] < 0.05
     assert found["var"]["order1"] > found["var"]["order0"]
+
+
+# --- spare channels
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("options", [{}, {"norm": "batch"}, {"bn": True}, {"standardise": True}])
+@pytest.mark.parametrize("hidden", [1, 5])
+def test_spare_channels_that_nothing_flows_through_change_nothing(options, hidden):
+    """The wide net has the narrow one's weights, and zeros where a spare channel takes part."""
+    narrow, wide = lively(4, 3, **options), lively(4, 3, hidden=hidden, **options)
+    state = narrow.state_dict()
+    for name, value in wide.state_dict().items():
+        value.zero_() if value.is_floating_point() else value.fill_(1)
+        of_narrow = state[name]
+        value[tuple(slice(size) for size in of_narrow.shape)] = of_narrow
+    x = maps(3, 4)
+    for ours, theirs in zip((wide(x), *wide.decompose(x)), (narrow(x), *narrow.decompose(x))):
+        torch.testing.assert_close(ours, theirs)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("norm", ["instance", "batch"])
+@pytest.mark.parametrize("layers", [2, 3, 4])
+def test_orders_of_a_net_with_spare_channels_add_up(norm, layers):
+    net = lively(4, 3, layers, norm=norm, hidden=6, standardise=True)
+    x = maps(3, 4)
+    output, components = net.decompose(x)
+    torch.testing.assert_close(output, net(x))
+    torch.testing.assert_close(components.sum(0) + net.constant[:, None, None], net(x))
+    assert components.shape == (layers, 3, 3, 6, 6) and components[1:].abs().amax((1, 2, 3, 4)).min() > 0.01
+    # Order 0 is linear in x: a spare channel is empty there.
+    torch.testing.assert_close(components[0], net.target_std * F.conv2d(
+        (x - net.x_mean[:, None, None]) / net.x_std, net.linear[0].weight[:, :4], padding=1
+    ))  # fmt: skip
+
+
+@torch.no_grad()
+def test_spare_channels_have_what_the_paper_has_no_room_for():
+    """An even map |z|, and z as well: with x's channels alone, ReLU(±z) is added to z itself."""
+    net = TransNet(1, 2, 2, kernel_size=1, hidden=2, fix_p=True).eval()
+    net.linear[1].weight.copy_(torch.tensor([[0.0, 0, 0], [1, 0, 0], [-1, 0, 0]])[..., None, None])
+    net.linear[0].weight.copy_(torch.tensor([[1.0, 0, 0], [0, 2, 2]])[..., None, None])
+    z = torch.linspace(-1, 1, 9)[:, None, None, None]  # one position: both divisors are 1
+    torch.testing.assert_close(net(z), torch.cat([z, z.abs()], dim=1))
+
+
+def test_spare_channels_travel(tmp_path):
+    net = lively(4, 3, hidden=2)
+    assert net.config["hidden"] == 2 and TransNet(4, 3).config["hidden"] == 0
+    again = TransNet(**net.config)
+    again.load_state_dict(net.state_dict())
+    assert again.linear[0].weight.shape == (3, 6, 3, 3) and again.linear[2].weight.shape == (6, 6, 3, 3)
+    assert net.linear_reference().linear[0].weight.shape == (3, 4, 3, 3)
+    with pytest.raises(ValueError, match="at least 0"):
+        TransNet(4, 3, hidden=-1)

@@ -113,3 +113,22 @@ def test_settings_and_hashes_stand_at_the_end():
 def test_a_result_that_was_changed_by_hand_is_refused_by_name(kind, content, change):
     with pytest.raises(InputError, match=f"{kind}.json was changed after it was written"):
         lay_out(Result(f"{kind}.json", kind, content | change))
+
+
+def test_a_fit_says_how_far_it_got():
+    linear = {"taken": False, "linear": 0.42, "deep": 0.33, "unseen": True}
+    fitted = {"steps": 400, "hidden": 64, "state": "at its end", "of_steps": -0.001, "of_width": None, "linear": linear}
+    _, tables = read("variance", VARIANCE | {"fitted": fitted})
+    assert tables["Fit"] == [
+        ["steps", "400"],
+        ["spare channels M", "64"],
+        ["whether it is at its end", "at its end"],
+        ["what twice the steps changed", "-0.0010"],
+        ["the linear layer took its place", "False"],
+        ["what the linear layer left of the images that judge", "0.4200"],
+        ["what the Trans-Net left of them", "0.3300"],
+    ]
+    rows = [row | {"steps": 400, "hidden": 64, "is_linear": i == 1} for i, row in enumerate(CALIBRATION["rows"])]
+    section, tables = read("calibration", CALIBRATION | {"rows": rows})
+    assert [row[4:] for row in tables["Floor and ceiling"]] == [["400", "64", "–"], ["400", "64", "the linear layer"]]
+    assert section.tables[0].head[4:6] == ("steps", "M")

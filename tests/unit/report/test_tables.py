@@ -2,9 +2,13 @@
 
 import json
 
+import pytest
+
 from utils.report.tables import (
     calibration_table,
+    closing_words,
     compression_table,
+    fit_words,
     linear_lines,
     save_report,
     sweep_table,
@@ -165,3 +169,34 @@ def test_a_calibration_has_its_nulls_test_and_notes():
     assert "permutations" not in untested and "note" not in untested
     unknown = test | {"consistency": {"value": None, "low": None, "high": None}}
     assert "undefined" in linear_lines(unknown)[0]
+
+
+FITTED = {"steps": 400, "hidden": 64, "state": "not tried", "linear": None}
+REFERENCE = {"instability": 0.1, "ridge": 0.1, "measured_on": "held-out images"}
+
+
+@pytest.mark.parametrize(
+    ("record", "instability", "reference", "said"),
+    [
+        (FITTED, 0.2, REFERENCE, ["400 steps, 64 spare channels", "not tried", "WORSE than one linear layer"]),
+        (FITTED, 0.1004, REFERENCE, ["0.1004 on held-out images, of the linear reference 0.1000"]),
+        (None, None, REFERENCE, ["not recorded", "linear reference 0.1000 by cross-validation"]),
+        (FITTED | {"steps": 0}, None, None, ["0 steps", "the linear reference is not known"]),
+    ],
+)
+def test_a_fit_says_how_it_ended(record, instability, reference, said):
+    words = closing_words(record, instability, reference)
+    assert all(part in words for part in said)
+    assert ("WORSE" in words) == ("WORSE than one linear layer" in said)
+
+
+def test_a_fit_says_what_doublings_changed_and_what_took_its_place():
+    linear = {"taken": True, "linear": 0.25, "deep": 0.5, "unseen": True}
+    record = FITTED | {
+        "state": "width not at its end", "of_steps": -0.001, "of_width": -0.02, "tolerance": 0.002, "linear": linear,
+    }  # fmt: skip
+    words = "; ".join(fit_words(record))
+    assert "width not at its end (twice the steps -0.0010, twice the channels -0.0200" in words
+    assert "THE LINEAR LAYER TOOK ITS PLACE: it leaves 0.2500, it 0.5000 of the images that judge" in words
+    kept = fit_words(FITTED | {"linear": linear | {"taken": False, "unseen": False}})[-1]
+    assert kept.startswith("the linear layer leaves 0.2500") and "cross-validation" in kept

@@ -9,6 +9,7 @@ from torch import nn
 from utils import checkpoint
 from utils.errors import InputError
 from utils.training.engine import Fit, make_optimizer
+from utils.training.muon import Muon
 
 
 def test_optimisers_take_what_is_trained():
@@ -81,7 +82,9 @@ def trained(cpu, optim=torch.optim.SGD, **options):
     return fit_of(net, optimizer, cpu)
 
 
-@pytest.mark.parametrize(("optim", "options"), [(torch.optim.SGD, {"momentum": 0.9}), (torch.optim.Adam, {})])
+@pytest.mark.parametrize(
+    ("optim", "options"), [(torch.optim.SGD, {"momentum": 0.9}), (torch.optim.Adam, {}), (Muon, {"weight_decay": 0.1})]
+)
 def test_training_goes_on_where_it_stopped(tmp_path, cpu, optim, options):
     fit = trained(cpu, optim, **options)
     state = fit.state(7, arch="linear", acc1=3.5)
@@ -133,6 +136,16 @@ def test_weights_alone_and_other_parameters_cannot_be_resumed(cpu):
 def test_another_kind_of_optimiser_cannot_be_resumed(cpu, adam_first, momentum):
     sgd, adam = functools.partial(torch.optim.SGD, momentum=momentum), torch.optim.Adam
     first, second = (adam, sgd) if adam_first else (sgd, adam)
+    assert_refused(cpu, first, second)
+
+
+@pytest.mark.parametrize("other", [torch.optim.Adam, torch.optim.SGD])
+@pytest.mark.parametrize("muon_first", [True, False])
+def test_muon_is_another_kind_too(cpu, muon_first, other):
+    assert_refused(cpu, *((Muon, other) if muon_first else (other, Muon)))
+
+
+def assert_refused(cpu, first, second):
     fit = trained(cpu, first)
     other = fit_of(fit.model, second(fit.model.parameters(), lr=0.1), cpu)
     with pytest.raises(InputError, match="was trained with another optimiser"):

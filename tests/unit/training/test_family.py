@@ -39,9 +39,9 @@ def member(net, path, state=None, resumed=None):
     return Member(net, path, settings, torch.zeros(net.order), resumed, state or {}, False, source)
 
 
-@pytest.mark.parametrize("kind", ["Adam", "SGD"])
+@pytest.mark.parametrize("kind", ["Adam", "SGD", "Muon"])
 def test_together_is_as_alone(cpu, kind):
-    """The gradient of one member knows nothing of the others, and the optimisers work element by element."""
+    """The gradient of one member knows nothing of the others, nor does the step of one weight of other weights."""
     together, alone = family_of(1, 3, 3), family_of(1, 3, 3)
     backwards = [False, True, False]
     take_steps(fit_of(together, cpu, kind, backwards), 4)

@@ -17,7 +17,6 @@ from utils.training import engine
 from utils.training.engine import Averages, Fit, make_optimizer
 from utils.training.family import Family
 from utils.training.reconstruction import (
-    closing_words,
     image_errors,
     instabilities,
     merged,
@@ -56,23 +55,6 @@ def test_the_loss_is_the_sum_of_the_members(standardise, cpu):
     assert metrics["1.L2_loss"].item() == pytest.approx(penalty)
     assert {name for name in metrics if name.startswith("0.")} == {"0.Loss", "0.MSE", "0.L2_loss"}
     assert {"1.p1", "1.p2"} <= set(metrics)
-
-
-REFERENCE = {"instability": 0.1, "ridge": 0.1, "measured_on": "held-out images"}
-
-
-@pytest.mark.parametrize(
-    ("errors", "instability", "said"),
-    [
-        ([1.0, 0.5], 0.2, ["50 % lower", "not flat yet", "WORSE than one linear layer"]),
-        ([1.0] * 20 + [0.999], 0.1004, ["flat", "0.1004 on held-out images, of the linear reference 0.1000"]),
-        ([], None, ["linear reference 0.1000 by cross-validation"]),
-    ],
-)
-def test_a_fit_says_how_far_it_got(errors, instability, said):
-    words = closing_words(errors, instability, REFERENCE)
-    assert all(part in words for part in said)
-    assert ("WORSE" in words) == ("WORSE than one linear layer" in said)
 
 
 def test_the_errors_of_every_image_give_the_instability(cpu):

@@ -10,6 +10,7 @@ from utils.training.schedules import (
     set_learning_rate,
     warm_restarts,
     warm_up,
+    warm_up_and_cosine,
 )
 
 
@@ -21,6 +22,16 @@ def test_steps_by_default():
 def test_decades_include_the_first_and_the_last_epoch():
     rates = learning_rates(1e-4, 5, logspace=2, epoch_step=1, decay_factor=0.1)
     assert rates == pytest.approx([1e-4, 1e-4 * 10**-0.5, 1e-5, 1e-5 * 10**-0.5, 1e-6])
+
+
+def test_a_rate_rises_and_falls_by_half_a_cosine():
+    rates = warm_up_and_cosine(0.02, 100)
+    assert len(rates) == 100 and min(rates) > 0 and max(rates) == 0.02
+    assert rates[:5] == pytest.approx([0.004, 0.008, 0.012, 0.016, 0.02])
+    assert rates[5:] == sorted(rates[5:], reverse=True)
+    assert rates[5 + 47] + rates[5 + 48] == pytest.approx(0.02, rel=0.02)  # half way down at half the time
+    assert rates[-1] < 2e-5
+    assert [len(warm_up_and_cosine(1, steps)) for steps in (0, 1, 2)] == [0, 1, 2]
 
 
 @pytest.mark.parametrize("logspace", [0, 2])

@@ -1,0 +1,112 @@
+"""Muon: momentum whose update of every weight matrix is made orthogonal, and Adam for what is no matrix."""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# An odd polynomial a·s + b·s³ + c·s⁵ that, repeated, drives every singular value s in (0, 1] near 1 (to about
+# 0.7 … 1.2, which serves as well as 1 and takes fewer repetitions). Coefficients of Jordan et al., 2024.
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+REPETITIONS = 5
+
+
+class Muon(torch.optim.Optimizer):
+    """Train the weights of linear layers by orthogonalised momentum, and everything else by Adam.
+
+    A step of a weight W (out, in, …), read as a matrix out × (all the rest):
+
+        M ← β M + (1 − β) ∇,    U = UVᵀ of the singular value decomposition of (1 − β) ∇ + β M = UΣVᵀ
+        W ← (1 − lr · weight_decay) W − lr · 0.2 · √max(out, in …) · U
+
+    The factor gives an update the root mean square that one of Adam has. All directions of a matrix move at the
+    same speed, also those of small gradients: they are the ones that an epoch of Adam hardly touches.
+
+    Args:
+        parameters: of two or more dimensions, or of fewer: those are Adam's.
+        lr: of the matrices.
+        momentum: β, applied as Nesterov does.
+        weight_decay: decoupled from the gradient; of the matrices alone.
+        adam_share: Adam's learning rate in units of `lr`, so that one schedule serves both.
+        betas: Adam's.
+        eps: Adam's.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[Tensor],
+        lr: float = 0.02,
+        *,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+        adam_share: float = 0.15,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+    ) -> None:
+        defaults = {
+            "lr": lr, "momentum": momentum, "weight_decay": weight_decay, "adam_share": adam_share, "betas": betas,
+            "eps": eps,
+        }  # fmt: skip
+        super().__init__(parameters, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
+        """Take a step."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if parameter.ndim >= 2:
+                    _step_of_matrix(parameter, parameter.grad, state, group)
+                else:
+                    _step_of_adam(parameter, parameter.grad, state, group)
+        return loss
+
+
+def _step_of_matrix(weight: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+    if not state:
+        state["momentum_buffer"] = torch.zeros_like(weight)
+    buffer, beta, lr = state["momentum_buffer"], group["momentum"], group["lr"]
+    buffer.lerp_(gradient, 1 - beta)
+    update = orthogonalised(gradient.lerp(buffer, beta).flatten(1))
+    weight.mul_(1 - lr * group["weight_decay"])
+    weight.add_(update.view_as(weight), alpha=-lr * 0.2 * math.sqrt(max(update.shape)))
+
+
+def _step_of_adam(parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+    if not state:
+        state |= {"step": torch.zeros(()), "exp_avg": torch.zeros_like(parameter)}
+        state["exp_avg_sq"] = torch.zeros_like(parameter)
+    state["step"] += 1
+    taken, (first, second) = state["step"].item(), group["betas"]
+    state["exp_avg"].lerp_(gradient, 1 - first)
+    state["exp_avg_sq"].lerp_(gradient.square(), 1 - second)
+    deviation = (state["exp_avg_sq"] / (1 - second**taken)).sqrt_().add_(group["eps"])
+    lr = group["lr"] * group["adam_share"]
+    parameter.addcdiv_(state["exp_avg"], deviation, value=-lr / (1 - first**taken))
+
+
+def orthogonalised(matrix: Tensor) -> Tensor:
+    """Give nearly UVᵀ of a matrix UΣVᵀ (m, n) by five Newton–Schulz steps; of zeros, zeros.
+
+    Args:
+        matrix: any floating dtype; the products are taken in bfloat16, whose rounding is below the polynomial's.
+
+    Returns:
+        The same shape and dtype.
+    """
+    a, b, c = COEFFICIENTS
+    flat = matrix.shape[0] > matrix.shape[1]
+    x = (matrix.T if flat else matrix).bfloat16()
+    x = x / x.norm().clamp_min(1e-7)  # no singular value is above 1
+    for _ in range(REPETITIONS):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.T if flat else x).to(matrix.dtype)

@@ -14,6 +14,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from distillation.born_again import distillation_loss
+from distillation.teacher import Teacher, teacher_logits
 from models.classifiers import build, check_reloads, classifier_record, read_classifier
 from models.frozen import freeze_for_inference
 from models.layers import usual_layer
@@ -21,8 +23,6 @@ from models.logits import check_logits, has_unused_parameters
 from utils import opening, options, runs
 from utils.data.batches import Preprocessing
 from utils.data.images import ImageData, check_outputs
-from utils.distillation.born_again import distillation_loss
-from utils.distillation.teacher import Teacher, teacher_logits
 from utils.files import sha256
 from utils.normalisation import recorded_normalisation
 from utils.parser import Namespace, Parser, real, whole

@@ -23,9 +23,16 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Subset
 
+from consistency import calibration, reconstruction
+from consistency.bootstrap import bootstrap
+from consistency.budget import Budget
+from consistency.calibration import instability_of
+from consistency.fitting import Fitting, Pairs
+from consistency.permutation import calibrate_linear
+from consistency.position_similarity import linear_cka, procrustes, ridge_r2, svcca
 from consistency.similarity import ImageRows, image_rows, image_similarities
+from consistency.trans_nets import check_fit
 from models.cut_net import untrained_net
-from models.fitting import check_fit
 from models.pair import read_stored
 from models.split import as_maps
 from models.trans_net import TransNet, build_from_state
@@ -35,19 +42,11 @@ from utils.errors import InputError
 from utils.features.nets import doubts
 from utils.features.pairing import Pairing, Parts, Side, classes_of
 from utils.files import sha256
-from utils.measures import calibration
-from utils.measures.bootstrap import bootstrap
-from utils.measures.calibration import instability_of
-from utils.measures.permutation import calibrate_linear
-from utils.measures.similarity import linear_cka, procrustes, ridge_r2, svcca
 from utils.parser import Namespace, Parser, result_file, some_path, whole
 from utils.provenance import Provenance
 from utils.report.results import holds_results
 from utils.report.tables import calibration_table, save_report
 from utils.runtime import Runtime, command, seed_everything
-from utils.training import reconstruction
-from utils.training.budget import Budget
-from utils.training.fitting import Fitting, Pairs
 
 THIS, NULL, UNFITTED = "this Trans-Net", "null: shuffled within the class", "null: g untrained"
 NULL_OF_ALL, CEILING = "null: shuffled over all images", "ceiling: A → A"

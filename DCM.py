@@ -15,13 +15,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from distillation import dcm_log
+from distillation.dcm import METHODS, mutual_terms
 from models.classifiers import classifier_record
 from models.small.author_keys import authors_state
 from models.small.couple import Couple, build_couple
 from models.small.names import TAKEN, bare_name
 from utils import checkpoint, opening, options
-from utils.distillation import dcm_log
-from utils.distillation.dcm import METHODS, mutual_terms
 from utils.errors import InputError
 from utils.parser import Namespace, Parser, list_of, plain_name, real, some_path, whole
 from utils.runtime import command

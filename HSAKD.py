@@ -14,14 +14,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from models import hsakd_nets
+from distillation import hsakd, hsakd_log, hsakd_nets, hsakd_options, hsakd_steps
 from models.classifiers import classifier_record
 from models.small import names
 from models.small.hsakd_files import check_own, documented_file, fill_from_file, to_authors_state
-from utils import hsakd_options, opening, options, runs
+from utils import opening, options, runs
 from utils.data.datasets import dataset_spec
 from utils.data.images import ImageData
-from utils.distillation import hsakd, hsakd_log, hsakd_steps
 from utils.files import check_writable, sha256
 from utils.parser import Namespace, Parser
 from utils.runtime import Runtime, command

@@ -29,7 +29,7 @@ test: lint
 lint: .venv/.installed
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m mypy consistency models utils experiments benchmarks *.py
+	$(PY) -m mypy consistency distillation models utils experiments benchmarks *.py
 
 bench: .venv/.installed
 	for bench in benchmarks/bench_*.py; do $(PY) -m benchmarks.$$(basename $$bench .py) || exit 1; done

@@ -13,8 +13,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from consistency.budget import Budget
+from consistency.family import Member, of_member, restore
+from consistency.fitting import Beside, Fitting, Pairs, converge
+from consistency.trans_nets import between, channels_of, fill_trans_net
 from models.cut_net import CutNet, Penultimate, open_net, reopen_net, stand_in_pixels
-from models.fitting import between, channels_of, fill_trans_net
 from models.heads import Heads, freeze_heads, head_flops
 from models.layers import Layer, note_of_sources
 from models.pair import read_stored
@@ -29,9 +32,6 @@ from utils.report.maps import decomposition_figure
 from utils.report.tables import closing_words
 from utils.runtime import Runtime, command, seed_everything
 from utils.training import resume
-from utils.training.budget import Budget
-from utils.training.family import Member, of_member, restore
-from utils.training.fitting import Beside, Fitting, Pairs, converge
 from utils.training.schedules import due
 
 

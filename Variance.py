@@ -7,8 +7,11 @@ from typing import Any
 import torch
 
 from consistency.answers import REFUSED_MATCH, Answers, knowledge_record
+from consistency.moments import ImageMoments
+from consistency.reconstruction import merged
+from consistency.trans_nets import check_fit
+from consistency.variance_report import rank_channels, variance_report
 from models.cut_net import open_net
-from models.fitting import check_fit
 from models.heads import freeze_heads
 from models.layers import Layer
 from models.own import is_own
@@ -21,8 +24,6 @@ from utils.errors import InputError
 from utils.features.live import live_source
 from utils.features.source import Source
 from utils.files import sha256
-from utils.measures.moments import ImageMoments
-from utils.measures.variances import rank_channels, variance_report
 from utils.parser import PICTURES, Namespace, Parser, result_file, some_path, whole
 from utils.progress import Progress
 from utils.provenance import Provenance
@@ -30,7 +31,6 @@ from utils.report.charts import spectrum_figure
 from utils.report.maps import component_figure, save_figure
 from utils.report.tables import knowledge_table, save_report, variance_rows, variance_table
 from utils.runtime import Runtime, command
-from utils.training.reconstruction import merged
 
 OF_NETS = (
     "net_in", "net_tar", "arch_in", "arch_tar", "name", "train_path", "val_path", "image_size", "sample_num",

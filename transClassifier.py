@@ -6,8 +6,8 @@ from pathlib import Path
 
 from torch import nn
 
+from consistency.frozen_feature import INPUTS, NOISE, RAW, freeze
 from models.cut_net import CutNet, open_net
-from models.frozen_feature import INPUTS, NOISE, RAW, freeze
 from models.layers import Layer
 from models.trans_net import TransNet, build_from_state
 from utils import checkpoint, opening, options, runs

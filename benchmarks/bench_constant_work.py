@@ -18,17 +18,17 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.machine import ran_on
+from consistency.frozen_feature import freeze
+from distillation.born_again import distillation_loss
+from distillation.teacher import Teacher, live_logits, teacher_logits
 from models.classifiers import build
 from models.cut_net import CutNet
-from models.frozen_feature import freeze
 from models.trans_net import TransNet
 from utils.data.computed_once import compute_once
 from utils.data.datasets import ImageList
 from utils.data.images import ImageData
 from utils.data.loaders import make_loader
 from utils.data.storage import TensorStore
-from utils.distillation.born_again import distillation_loss
-from utils.distillation.teacher import Teacher, live_logits, teacher_logits
 from utils.pixels import FromPixels, normalise
 from utils.provenance import NetSource
 from utils.runtime import Runtime, start

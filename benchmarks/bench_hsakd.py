@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.machine import ran_on
+from distillation.hsakd import rotate
+from distillation.hsakd_steps import teach
 from models.small.auxiliary import build_with_heads
 from utils.data.batches import AUGMENTATIONS, Preprocessing
-from utils.distillation.hsakd import rotate
-from utils.distillation.hsakd_steps import teach
 from utils.normalisation import NORMALISATIONS
 from utils.runtime import start
 from utils.training.metrics import accuracies_percent

@@ -29,16 +29,16 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from benchmarks.machine import ran_on
+from consistency.bootstrap import Interval, bootstrap
+from consistency.budget import Budget
+from consistency.calibration import Null, best_of, permutations
+from consistency.fitting import Fitting, Pairs, converge
+from consistency.permutation import calibrate_linear, permuted_errors
+from consistency.reconstruction import image_errors
 from models.pair import read_stored
 from models.trans_net import TransNet
 from utils.data.loaders import make_loader
-from utils.measures.bootstrap import Interval, bootstrap
-from utils.measures.calibration import Null, best_of, permutations
-from utils.measures.permutation import calibrate_linear, permuted_errors
 from utils.runtime import Runtime
-from utils.training.budget import Budget
-from utils.training.fitting import Fitting, Pairs, converge
-from utils.training.reconstruction import image_errors
 
 CLASSES, LATENT, CHANNELS, WIDENED, SIDE = 10, 6, 12, 36, 2
 FIT_IMAGES, HELD_IMAGES = 320, 160

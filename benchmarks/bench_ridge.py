@@ -24,7 +24,7 @@ from sklearn.linear_model import Ridge
 from torch import Tensor
 
 from benchmarks.machine import ran_on
-from utils.measures.ridge import NormalEquations, bytes_needed
+from consistency.ridge import NormalEquations, bytes_needed
 
 BATCH = 64
 SHARE = 1e-2  # ridge weight over the mean diagonal

@@ -34,15 +34,15 @@ from torch import Tensor
 
 import Training
 from benchmarks.machine import ran_on
+from consistency.pair_sums import PairSums
+from consistency.permutation import calibrate_linear
+from consistency.position_similarity import linear_cka, procrustes, svcca
 from consistency.similarity import SCORES, ImageRows, image_rows
 from models.cut_net import open_net, untrained_net
 from models.layers import Layer
 from models.split import as_maps
 from models.untrained import set_statistics
 from utils.data.images import ImageData, load_images
-from utils.measures.pair_sums import PairSums
-from utils.measures.permutation import calibrate_linear
-from utils.measures.similarity import linear_cka, procrustes, svcca
 from utils.provenance import NetSource
 
 BATCH = 256

@@ -18,16 +18,16 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from benchmarks.machine import ran_on
-from models.fitting import between, channels_of
+from consistency.bootstrap import bootstrap
+from consistency.budget import Budget
+from consistency.calibration import instability_of
+from consistency.fitting import Beside, Fitting, Pairs
+from consistency.reconstruction import image_errors
+from consistency.trans_nets import between, channels_of
 from models.pair import read_stored
 from utils.data.loaders import make_loader
 from utils.features.cache import open_features
-from utils.measures.bootstrap import bootstrap
-from utils.measures.calibration import instability_of
 from utils.runtime import Runtime, seed_everything, start
-from utils.training.budget import Budget
-from utils.training.fitting import Beside, Fitting, Pairs
-from utils.training.reconstruction import image_errors
 
 LAYERS, STEPS, WIDTHS = 3, (200, 400, 800), (0, 0.5, 1, 2)  # widths in units of x's channels
 ALPHA = 0.1

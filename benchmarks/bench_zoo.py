@@ -38,12 +38,12 @@ from benchmarks import zoo
 from benchmarks.bench_similarity import auc
 from benchmarks.machine import ran_on
 from consistency import similarity
+from consistency.bootstrap import Interval
+from consistency.calibration import shuffled_within_class
 from consistency.knowledge import Knowledge, measure_knowledge
+from consistency.position_similarity import unbiased_hsic
 from consistency.several import over_nets
 from consistency.similarity import ImageRows, image_rows
-from utils.measures.bootstrap import Interval
-from utils.measures.calibration import shuffled_within_class
-from utils.measures.similarity import unbiased_hsic
 
 Array = NDArray[Any]
 

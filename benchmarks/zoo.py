@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from consistency.ridge import RIDGES, NormalEquations
 from models.untrained import set_statistics
 from utils.data.images import load_images
-from utils.measures.ridge import RIDGES, NormalEquations
 
 CIFAR = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))  # mean and deviation, of the tiny nets
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from consistency.calibration import shuffled_within_class
 from consistency.knowledge import Knowledge, measure_knowledge
 from utils.errors import InputError
-from utils.measures.calibration import shuffled_within_class
 
 ITSELF, UNTRUE = "B itself", "another image of the class"
 REFUSED_MATCH = "was fitted with --match {}, which had B's layers in its loss: what B still knows says nothing of A"

@@ -30,9 +30,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from consistency.bootstrap import Interval, bootstrap
 from utils.errors import InputError
 from utils.later import scipy
-from utils.measures.bootstrap import Interval, bootstrap
 
 LEAST_BITS = 0.1  # of I_B, below which B's answers hardly depend on the image
 BLOCK_BYTES = 1 << 27  # of divergences between images of a class that are in memory at one time

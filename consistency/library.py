@@ -27,11 +27,16 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
 from consistency import several
+from consistency.bootstrap import Interval, bootstrap
+from consistency.budget import Budget
+from consistency.fitting import Fitting, Pairs
 from consistency.floors import class_variances
 from consistency.knowledge import Knowledge, measure_knowledge
+from consistency.moments import ImageMoments
+from consistency.permutation import LinearCalibration, calibrate_linear
 from consistency.similarity import Calibrated, ImageRows, image_rows, image_similarities
+from consistency.trans_nets import between, channels_of, check_fit
 from models.cut_net import CutNet, open_net, stand_in_pixels
-from models.fitting import between, channels_of, check_fit
 from models.layers import Layer
 from models.pair import read_stored
 from models.split import as_maps, from_maps
@@ -39,13 +44,8 @@ from models.trans_net import TransNet
 from utils.data.loaders import make_loader
 from utils.errors import InputError
 from utils.fit_options import HIDDEN, STEPS
-from utils.measures.bootstrap import Interval, bootstrap
-from utils.measures.moments import ImageMoments
-from utils.measures.permutation import LinearCalibration, calibrate_linear
 from utils.provenance import NetSource
 from utils.runtime import Runtime, seed_everything
-from utils.training.budget import Budget
-from utils.training.fitting import Fitting, Pairs
 
 BATCH = 64  # images that are computed at one time
 DECADES = 1.0  # by which the learning rate of a fit falls
@@ -145,7 +145,7 @@ def fit(
         alpha: weights of the penalty on p(1) … p(K), (K,); None: no penalty.
         seed: of the initialisation and of the order of images.
         device: that computes. The features stay on the CPU; a batch at a time moves.
-        config: other arguments of `models.fitting.between` and `TransNet`, such as `fc` or `norm`.
+        config: other arguments of `consistency.trans_nets.between` and `TransNet`, such as `fc` or `norm`.
 
     Returns:
         The Trans-Net on the CPU, in evaluation mode: maps (N, C, H, W) → (N, C', H', W').

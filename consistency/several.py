@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from consistency.bootstrap import Interval, bootstrap, count
+from consistency.calibration import instability_of, normalised_consistency
 from utils.errors import InputError
-from utils.measures.bootstrap import Interval, bootstrap, count
-from utils.measures.calibration import instability_of, normalised_consistency
 
 Array = NDArray[Any]
 Direction = tuple[Array, Array, Array]  # of the observed pairs, their null and their ceiling, (N, 2)

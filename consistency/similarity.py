@@ -1,6 +1,6 @@
 """Similarities of two nets with an image as a row, each held against permutations of the images.
 
-Where positions are rows (`utils.measures.similarity`), neighbouring rows are nearly copies, and two
+Where positions are rows (`consistency.position_similarity`), neighbouring rows are nearly copies, and two
 nets of which one is untrained look as alike as two trained ones. Here maps are pooled to 4 × 4
 positions and flattened: a row is an image, (C·16,), and a vector stays as it is.
 
@@ -31,10 +31,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from consistency.calibration import Null, permutations
+from consistency.position_similarity import unbiased_hsic
 from utils.errors import InputError
 from utils.later import scipy
-from utils.measures.calibration import Null, permutations
-from utils.measures.similarity import unbiased_hsic
 
 SIDE = 4  # of maps that are pooled
 NEIGHBOURS = 10

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from utils.measures.bootstrap import Interval, Verdict, bootstrap, verdict
+from consistency.bootstrap import Interval, Verdict, bootstrap, verdict
 
 Facts = Mapping[str, Any]
 Key = tuple[str, str]  # row, column
@@ -67,7 +67,7 @@ class Claim:
         where: the row or column that it is about.
         difference: between the two numbers, the larger one first.
         interval: of the difference; None where it is not known image by image.
-        verdict: see `utils.measures.bootstrap.verdict`.
+        verdict: see `consistency.bootstrap.verdict`.
     """
 
     says: str

@@ -17,11 +17,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from consistency.bootstrap import Interval, count, mean_over_fits, weighted
+from consistency.calibration import KINDS, instability_of, load_sums, normalised_consistency
 from experiments.accuracies import TITLES, Row, judged, plain, read_hits, rows_of, written
 from utils.errors import InputError
 from utils.files import replacing
-from utils.measures.bootstrap import Interval, count, mean_over_fits, weighted
-from utils.measures.calibration import KINDS, instability_of, load_sums, normalised_consistency
 from utils.options import add_data_root
 from utils.parser import Parser, result_file, some_path, whole
 from utils.report.charts import CURVES

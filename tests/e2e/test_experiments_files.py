@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from distillation import hsakd_options
 from models.layers import Layer
 from tests.e2e.sections import ARCHS, SECTIONS, commands
-from utils import hsakd_options, runs
+from utils import runs
 from utils.options import data_name
 
 pytestmark = pytest.mark.e2e

@@ -16,9 +16,9 @@ import Training
 import Training_TransNet
 import transClassifier
 import Variance
+from distillation.hsakd_options import COMMANDS
 from experiments import figures, tables
 from tests.e2e.road import run
-from utils.hsakd_options import COMMANDS
 
 pytestmark = pytest.mark.e2e
 PARSERS = [(script, "") for script in (BornAgain, Calibrate, ConvOutput, DCM, HSAKD, PrepareData, Pruning, Training)]

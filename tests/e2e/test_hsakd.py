@@ -70,7 +70,7 @@ def done(photos, tmp_path_factory):
     run(photos, out, taught)
     run(photos, out, f"{taught} --few-ratio 0.5 --select val --hold_out 0.25")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("models.hsakd_nets.online_pair", lambda _: ("wrn_10_0.5", "wrn_10_0.5"))
+        patch.setattr("distillation.hsakd_nets.online_pair", lambda _: ("wrn_10_0.5", "wrn_10_0.5"))
         run(photos, out, "online --arch WRN_40_1_WRN_40_1")
     run(photos, out, f"probe --arch resnet8 --dataset STL-10 --s-path {path_of(out, 'student')} --epochs 2")
     return out

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import transClassifier
-from models.frozen_feature import FrozenFeature
+from consistency.frozen_feature import FrozenFeature
 from models.split import split
 from tests.e2e.refined import ARCH, CHANNELS, LAYER, SIZE, lines, tuned
 from utils import checkpoint

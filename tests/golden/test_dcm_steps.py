@@ -5,9 +5,9 @@ import pytest
 import torch
 
 import models
+from distillation.dcm import mutual_terms
 from models.small.author_keys import authors_keys
 from tests.golden.authors_nets import assert_gradient_norms, assert_logits, norms, part, read, tensor
-from utils.distillation.dcm import mutual_terms
 
 pytestmark = pytest.mark.golden
 PAIRS = {"dcm_wrn16_wrn16": ("wrn_16_1", "wrn_16_1", 10), "dcm_wrn16_mobilenet8": ("wrn_16_0.5", "mobilenet8", 100)}

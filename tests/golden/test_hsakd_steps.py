@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 
 import models
+from distillation.hsakd import few_shot_indices, online_terms, rotate, student_terms, teacher_terms
 from models.classifiers import fix_batch_norm
 from models.probe import linear_probe
 from models.small.author_keys import authors_keys, authors_state
 from tests.golden.authors_nets import assert_gradient_norms, assert_logits, filled, norms, part, read, tensor
-from utils.distillation.hsakd import few_shot_indices, online_terms, rotate, student_terms, teacher_terms
 
 pytestmark = pytest.mark.golden
 ROWS = (slice(0, 4), slice(4, 8))

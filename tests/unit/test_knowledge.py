@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from consistency.bootstrap import Interval
+from consistency.calibration import save_sums
+from consistency.moments import ImageMoments
 from experiments import knowledge
 from experiments.accuracies import Row
-from utils.measures.bootstrap import Interval
-from utils.measures.calibration import save_sums
-from utils.measures.moments import ImageMoments
 
 IMAGES = 40
 

@@ -17,6 +17,8 @@ SCRIPTS = sorted(ROOT.glob("*.py"))
 MODELS = sorted((ROOT / "models").rglob("*.py"))
 UTILS = sorted((ROOT / "utils").rglob("*.py"))
 CONSISTENCY = sorted((ROOT / "consistency").rglob("*.py"))
+DISTILLATION = sorted((ROOT / "distillation").rglob("*.py"))
+SCIENCE = CONSISTENCY + DISTILLATION
 FROM_UTILS_IN_MODELS = {
     "utils.checkpoint", "utils.errors", "utils.files", "utils.later", "utils.normalisation", "utils.pixels",
     "utils.provenance", "utils.remarks",
@@ -26,9 +28,7 @@ WINGS = {
     "data": set(),
     "prepare": {"data"},
     "features": {"data"},
-    "training": {"data", "measures"},
-    "distillation": {"data"},
-    "measures": set(),
+    "training": {"data"},
     "report": set(),
 }
 EFFECTS = {
@@ -60,7 +60,7 @@ def imports(path: Path) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative imports hide the plan"
-            of_room = node.module in ("utils", "models", "consistency")
+            of_room = node.module in ("utils", "models", "consistency", "distillation")
             found |= {f"{node.module}.{alias.name}" for alias in node.names} if of_room else {str(node.module)}
     return found
 
@@ -99,7 +99,9 @@ def room(path: Path) -> str:
 @files(UTILS)
 def test_utils_knows_neither_models_nor_scripts(path):
     assert not {
-        name for name in imports(path) if name.split(".")[0] in {"consistency", "models", "experiments", *STEPS}
+        name
+        for name in imports(path)
+        if name.split(".")[0] in {"consistency", "distillation", "models", "experiments", *STEPS}
     }
 
 
@@ -120,12 +122,17 @@ def test_every_wing_is_in_the_plan():
 def test_models_takes_little_from_utils(path):
     found = {name for name in imports(path) if name.split(".")[0] == "utils"}
     assert found <= FROM_UTILS_IN_MODELS
-    assert not {name for name in imports(path) if name.split(".")[0] in {"consistency", *STEPS}}
+    assert not {name for name in imports(path) if name.split(".")[0] in {"consistency", "distillation", *STEPS}}
+
+
+@files(SCIENCE)
+def test_the_science_stands_on_models_and_utils(path):
+    assert not {name for name in imports(path) if name.split(".")[0] in {"experiments", *STEPS}}
 
 
 @files(CONSISTENCY)
-def test_consistency_stands_on_models_and_utils(path):
-    assert not {name for name in imports(path) if name.split(".")[0] in {"experiments", *STEPS}}
+def test_consistency_knows_no_way_to_distil(path):
+    assert not {name for name in imports(path) if name.split(".")[0] == "distillation"}
 
 
 @files(SCRIPTS)
@@ -133,7 +140,7 @@ def test_no_script_imports_another(path):
     assert not imports(path) & STEPS
 
 
-@files(SCRIPTS + CONSISTENCY + MODELS + UTILS)
+@files(SCRIPTS + SCIENCE + MODELS + UTILS)
 def test_nothing_happens_at_import(path):
     calls = [node for node in at_import(parse(path)) if isinstance(node, ast.Call)]
     calls = [call for call in calls if ast.unparse(call) != "torch.device('cpu')"]  # chooses nothing
@@ -143,7 +150,7 @@ def test_nothing_happens_at_import(path):
 def test_imports_are_silent_and_ignore_the_command_line():
     """All of them in one process, whose command line would end any parser."""
     names = [path.stem for path in SCRIPTS]
-    names += [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in CONSISTENCY + MODELS + UTILS]
+    names += [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in SCIENCE + MODELS + UTILS]
     program = (
         "import importlib, sys, torch\n"
         "before = torch.random.get_rng_state(), torch.get_num_threads()\n"
@@ -168,10 +175,10 @@ def test_a_parser_loads_no_library_but_pytorch():
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "", "")
 
 
-@files(CONSISTENCY + MODELS + UTILS)
+@files(SCIENCE + MODELS + UTILS)
 def test_args_stay_in_scripts_options_and_opening(path):
     args_rooms = ("parser.py", "options.py", "hsakd_options.py", "fit_options.py", "opening.py")
-    if path.parent == ROOT / "utils" and path.name in args_rooms:
+    if path.parent in (ROOT / "utils", ROOT / "distillation") and path.name in args_rooms:
         return
     tree = parse(path)
     taken = {
@@ -191,5 +198,5 @@ def test_every_step_is_a_parser_and_a_command(path):
 
 
 def test_no_room_is_called_after_nothing():
-    names = {path.stem for path in CONSISTENCY + MODELS + UTILS}
+    names = {path.stem for path in SCIENCE + MODELS + UTILS}
     assert not names & {"misc", "helpers", "utils", "common", "tools", "stuff"}

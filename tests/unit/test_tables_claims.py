@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from consistency.bootstrap import bootstrap
 from experiments import tables
 from tests.unit.planted_results import DATA, by_title, fill, save, variance
 from utils import checkpoint
 from utils.files import read_json, write_json
-from utils.measures.bootstrap import bootstrap
 
 
 def measured(path, instability, seed=0, images=400, name="CUB200", same=0):

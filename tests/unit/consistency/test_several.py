@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
+from consistency.bootstrap import bootstrap
+from consistency.calibration import consistency_interval, instability_of
 from consistency.several import over_nets, shared
 from utils.errors import InputError
-from utils.measures.bootstrap import bootstrap
-from utils.measures.calibration import consistency_interval, instability_of
 
 
 def direction(instability, null=0.8, ceiling=0.0, images=200, seed=0):

@@ -11,12 +11,12 @@ from sklearn.linear_model import Ridge
 from sklearn.neighbors import NearestNeighbors
 
 from consistency import similarity
+from consistency.pair_sums import PairSums
+from consistency.position_similarity import linear_cka
+from consistency.position_similarity import procrustes as procrustes_distance
+from consistency.position_similarity import svcca as svcca_of_sums
 from consistency.similarity import ImageRows, image_rows, image_similarities
 from utils.errors import InputError
-from utils.measures.pair_sums import PairSums
-from utils.measures.similarity import linear_cka
-from utils.measures.similarity import procrustes as procrustes_distance
-from utils.measures.similarity import svcca as svcca_of_sums
 
 SHAPES = [{}, {"rows": 30, "p": 70, "q": 50}, {"p": 12, "q": 60}]
 

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from utils.distillation.born_again import distillation_loss
+from distillation.born_again import distillation_loss
 
 
 def softmax(logits, tau=1.0):

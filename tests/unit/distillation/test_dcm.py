@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from utils.distillation.dcm import EPS, mutual_terms
+from distillation.dcm import EPS, mutual_terms
 from utils.errors import InputError
 
 

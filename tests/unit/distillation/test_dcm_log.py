@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from utils.distillation import dcm_log
+from distillation import dcm_log
 
 METRICS = {
     "Loss": 9.0, "net1_top1_prec": 1.0, "net1_ep1_top1_prec": 2.0, "net1_ep2_top1_prec": 3.0, "net2_top1_prec": 4.0,

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from utils.distillation.hsakd import (
+from distillation.hsakd import (
     branch_accuracies_percent,
     class_logits,
     distillation,

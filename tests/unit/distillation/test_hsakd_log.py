@@ -1,6 +1,6 @@
 import pytest
 
-from utils.distillation import hsakd_log
+from distillation import hsakd_log
 
 EPOCH = {
     "epoch": 0, "Loss": 3.5, "ce_class": 1.0, "ce_aux1": 0.5, "kl_aux1": 2.0, "ss_aux1": 25.0, "class_aux1": 50.0,

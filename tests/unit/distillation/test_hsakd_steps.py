@@ -7,10 +7,10 @@ from PIL import Image
 from torch import nn
 from torchvision.transforms.functional import pil_to_tensor
 
+from distillation import hsakd_steps
+from distillation.hsakd import online_terms, rotate, student_terms, teacher_terms
 from models.small.auxiliary import build_with_heads
 from tests.unit.photos import real_data
-from utils.distillation import hsakd_steps
-from utils.distillation.hsakd import online_terms, rotate, student_terms, teacher_terms
 from utils.prepare.arrays import CIFAR100_PARTS, read_cifar100
 from utils.prepare.unpacking import unpacked
 

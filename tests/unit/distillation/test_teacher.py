@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import nn
 
+from distillation.teacher import live_logits, teacher_logits
 from models.classifiers import build
 from utils.data.images import ImageData, load_images
 from utils.data.loaders import make_loader
-from utils.distillation.teacher import live_logits, teacher_logits
 from utils.errors import InputError
 from utils.normalisation import NORMALISATIONS
 from utils.pixels import FromPixels, normalise

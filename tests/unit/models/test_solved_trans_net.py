@@ -7,10 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from consistency.moments import FeatureMoments, ImageMoments
+from consistency.ridge import NormalEquations
+from consistency.variance_report import variance_report
 from models.trans_net import TransNet
-from utils.measures.moments import FeatureMoments, ImageMoments
-from utils.measures.ridge import NormalEquations
-from utils.measures.variances import variance_report
 
 TRAIN, HELD_OUT = slice(240), slice(240, 300)
 

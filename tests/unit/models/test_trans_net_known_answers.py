@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from consistency.moments import ImageMoments
+from consistency.variance_report import variance_report
 from models.divisors import EPS
 from models.trans_net import TransNet
 from tests.unit.models.lively import NORMS, lively, maps
-from utils.measures.moments import ImageMoments
-from utils.measures.variances import variance_report
 from utils.training.losses import order_penalty
 
 

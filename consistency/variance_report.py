@@ -1,0 +1,156 @@
+"""What Variance.py reports of accumulated moments: variances and instabilities with their intervals over images.
+
+Every interval holds the Trans-Net as it was fitted, and the means that deviations are from: it says what other images
+would give.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from consistency.bootstrap import Interval, bootstrap
+from consistency.moments import ImageMoments
+
+DIGITS = 7  # of the record per image
+
+Array = NDArray[Any]
+Record = dict[str, Any]
+
+
+def variance_report(
+    by_depth: Sequence[tuple[int, ImageMoments]],
+    mean: str = "channel",
+    resamples: int = 0,
+    classes: Sequence[str] | None = None,
+) -> Record:
+    """Summarise as plain numbers.
+
+    Args:
+        by_depth: for each Trans-Net its number of layers and the moments of the same images. All but the spectrum is
+            about the first one.
+        mean: see `ImageMoments.products`.
+        resamples: of the images; 0: no intervals.
+        classes: names by label; None: the labels are the names.
+
+    Returns:
+        `images`, `mean`, `var`, `instability`, `covariance`, `channels`, and of several Trans-Nets the `spectrum`.
+        With resamples `intervals`, an `Interval` for each of `component_numbers`; `classes`; and `per_image`, of each
+        vector the images' mean squared deviations, whose mean over the images is its variance.
+    """
+    moments = by_depth[0][1]
+    names, products = moments.names(mean), moments.products(mean)
+    matrix = products.mean(0)
+    variance = dict(zip(names, matrix.diagonal().tolist()))
+    report: Record = {
+        "images": moments.images,
+        "mean": mean,
+        "var": variance,
+        # A constant target has nothing to reconstruct; NaN would not be JSON.
+        "instability": variance["residual"] / variance["target"] if variance["target"] > 0 else None,
+        "covariance": {"names": names, "matrix": matrix.tolist()},
+    }
+    if len(by_depth) > 1:
+        report["spectrum"] = spectrum(by_depth, resamples)
+    report["channels"] = channel_report(moments, resamples)
+    if resamples:
+        found = bootstrap(moments.statistic(mean), moments.arrays(mean), resamples=resamples)
+        report["intervals"] = {name: asdict(interval) for name, interval in found.items()}
+        report["classes"] = class_report(moments, mean, resamples, classes)
+        squares = np.diagonal(products, axis1=1, axis2=2).T.tolist()
+        report["per_image"] = {name: [_rounded(value) for value in row] for name, row in zip(names, squares)}
+    return report
+
+
+def channel_report(moments: ImageMoments, resamples: int = 0) -> list[Record]:
+    """Give for each channel of x* its number, Var(x*), and its instability with the interval's ends."""
+    squares = moments.channel_squares()
+    found = bootstrap(_ratios, [(squares / len(squares)).astype(np.float32)], resamples=resamples)
+    variances = squares.mean(0)[0].tolist()
+    return [
+        {"channel": channel, "variance": variance, **_ends(interval)}
+        for channel, (variance, interval) in enumerate(zip(variances, found.values()))
+    ]
+
+
+def class_report(
+    moments: ImageMoments, mean: str = "channel", resamples: int = 0, classes: Sequence[str] | None = None
+) -> list[Record]:
+    """Give the same for each class, measured as if its images were all there are: from the class's own mean.
+
+    Args:
+        moments: with labels; see `ImageMoments.update`.
+        mean: see `ImageMoments.products`.
+        resamples: of the class's images; one image alone has no interval.
+        classes: names by label; None: the labels are the names.
+    """
+    rows = []
+    for label, part in moments.classes():
+        found = bootstrap(part.statistic(mean), part.arrays(mean), resamples=resamples if part.images > 1 else 0)
+        row = {"class": classes[label] if classes else str(label), "images": part.images}
+        rows.append(row | {"variance": found["var_target"].value, **_ends(found["instability"])})
+    return rows
+
+
+def spectrum(by_depth: Sequence[tuple[int, ImageMoments]], resamples: int = 0) -> list[Record]:
+    """Give R² = 1 − instability of every depth, and its gain over the depth before it, which is paired by image.
+
+    Args:
+        by_depth: for each Trans-Net its number of layers and the moments of the same images.
+        resamples: of the images; 0: no intervals.
+
+    Returns:
+        A row a depth, the shallowest first: `layers`, `r2`, `gain`, and with resamples the `intervals` of both.
+    """
+    ordered = sorted(by_depth, key=lambda pair: pair[0])
+    statistics = [moments.statistic() for _, moments in ordered]
+
+    def numbers(*sums: Array) -> dict[str, Array]:
+        r2 = [1 - statistic(part)["instability"] for statistic, part in zip(statistics, sums)]
+        gains = [r2[0], *(after - before for before, after in pairwise(r2))]
+        both = {"r2": r2, "gain": gains}
+        return {f"{name} {i}": value for name, values in both.items() for i, value in enumerate(values)}
+
+    found = bootstrap(numbers, [array for _, moments in ordered for array in moments.arrays()], resamples=resamples)
+    rows = []
+    for i, (layers, _) in enumerate(ordered):
+        of_depth = {name: found[f"{name} {i}"] for name in ("r2", "gain")}
+        row: Record = {"layers": layers, **{name: interval.value for name, interval in of_depth.items()}}
+        if resamples:
+            row["intervals"] = {name: asdict(interval) for name, interval in of_depth.items()}
+        rows.append(row)
+    return rows
+
+
+def rank_channels(channels: Sequence[Mapping[str, Any]], ends: int | None = None) -> list[Mapping[str, Any]]:
+    """Order the channels of x* by their instability, the most consistent first.
+
+    Channels whose variance is below a tenth of the mean are left out: they are nearly dead, and their ratio says
+    little about what the nets know.
+
+    Args:
+        channels: from `channel_report`.
+        ends: only so many most consistent and so many least consistent channels.
+    """
+    least = 0.1 * float(np.mean([row["variance"] for row in channels]))
+    alive = [row for row in channels if row["variance"] >= least and row["instability"] is not None]
+    ordered = sorted(alive, key=lambda row: row["instability"])
+    return ordered if ends is None or 2 * ends >= len(ordered) else [*ordered[:ends], *ordered[-ends:]]
+
+
+def _ratios(squares: Array) -> dict[str, Array]:
+    """Give the instability of every channel from variances of x* and x_Δ (…, 2, C)."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ratios = squares[..., 1, :] / squares[..., 0, :]
+    return {str(channel): ratios[..., channel] for channel in range(ratios.shape[-1])}
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.{DIGITS}g}")
+
+
+def _ends(interval: Interval) -> Record:
+    return {"instability": interval.value, "low": interval.low, "high": interval.high}

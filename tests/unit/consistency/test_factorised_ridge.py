@@ -1,0 +1,45 @@
+import numpy as np
+import pytest
+import torch
+
+from consistency import factorised_ridge
+from consistency.factorised_ridge import Reference, Targets, channel_means
+
+
+def maps(images, channels, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(images, channels, 2, 2, generator=generator, dtype=torch.float64) + 1
+
+
+def rows(part, mean):
+    return (part - mean[:, None, None]).flatten(2).mT.flatten(0, 1)  # (N·U, C)
+
+
+@pytest.mark.parametrize("images", [20, 3])  # 12 rows of 15 columns: the dual form
+def test_one_factor_solves_every_pairing(images, monkeypatch):
+    monkeypatch.setattr(factorised_ridge, "CHUNK_BYTES", 8 * 4 * 15 * 2)  # a few images
+    x, target = maps(images, 15, 0), maps(images, 6, 1)
+    x_mean, target_mean = (channel_means(part, "cpu") for part in (x, target))
+    torch.testing.assert_close(x_mean, x.mean((0, 2, 3)))
+    reference = Reference(x, x_mean, 0.2, 1)
+    assert reference.dual == (images == 3)
+    inverses = torch.stack([torch.arange(images), torch.arange(images).roll(1)])
+    found = reference.solve(Targets(target, target_mean), inverses)
+    gram = rows(x, x_mean).T @ rows(x, x_mean)
+    penalised = gram + 0.2 * gram.trace() / 15 * torch.eye(15)
+    for solution, inverse in zip(found.split(6, dim=1), inverses):
+        expected = torch.linalg.solve(penalised, rows(x, x_mean).T @ rows(target[inverse], target_mean))
+        torch.testing.assert_close(solution, expected)
+
+
+def test_rows_and_squares_are_of_the_images_asked_for(tmp_path):
+    target = maps(5, 6, 1)
+    np.save(tmp_path / "target.npy", target.numpy())
+    mean = channel_means(target, "cpu")
+    for kind in (target, np.load(tmp_path / "target.npy", mmap_mode="r")):
+        targets = Targets(kind, mean)
+        found = targets.rows(torch.tensor([[3, 0], [4, 4]]))
+        torch.testing.assert_close(
+            found, torch.cat([rows(target[[3, 0]], mean), rows(target[[4, 4]], mean)], dim=1), rtol=0, atol=1e-15
+        )
+        torch.testing.assert_close(targets.squares(), rows(target, mean).square().sum(1).unflatten(0, (5, 4)).sum(1))

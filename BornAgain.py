@@ -1,9 +1,10 @@
 """Train a series of born-again networks, each taught by the one before it (paper Sec. 4.5).
 
-Generation g learns from the labels and from generation g - 1 (Furlanello et al. 2018). --resume T names the teacher of
-the first one that is trained: with --start_gen 1, T is generation 0; with 0, T is no part of the series. Without it,
-net 0 learns from the labels alone, and a later --start_gen takes the net before it from model_checkpoints. The
-same command again keeps the generations that are whole and goes on where the series stopped.
+Generation g learns from the labels and from generation g - 1 (Furlanello et al. 2018). --resume T
+names the teacher of the first one that is trained: with --start_gen 1, T is generation 0; with 0, T
+is no part of the series. Without it, net 0 learns from the labels alone, and a later --start_gen
+takes the net before it from model_checkpoints. The same command again keeps the generations that
+are whole and goes on where the series stopped.
 """
 
 from collections.abc import Sequence
@@ -35,23 +36,55 @@ from utils.training.metrics import accuracies_percent, main_accuracy
 from utils.training.run import Run
 from utils.training.schedules import geometric, set_learning_rate
 
-NOT_RECORDED = ("generations", "start_gen", "gpu_teacher", "student_arch")  # `arch` is each generation's own
+# `arch` is each generation's own
+NOT_RECORDED = ("generations", "start_gen", "gpu_teacher", "student_arch")
 
 
 def build_parser() -> Parser:
     """Declare this step's options."""
-    parser = Parser(__doc__, "python BornAgain.py --start_gen 1 --resume TEACHER.pth.tar -a vgg16_bn --lr 0.01")
+    parser = Parser(
+        __doc__, "python BornAgain.py --start_gen 1 --resume TEACHER.pth.tar -a vgg16_bn --lr 0.01"
+    )
     group = parser.add_argument_group("series")
-    group.add_argument("-a", "--arch", help=f"{options.ARCHS}; default: the teacher's, or {options.ARCH}")
-    group.add_argument("--student_arch", metavar="ARCH", help="of the series, where it is not the teacher's")
-    group.add_argument("--resume", default="", metavar="T", help="first one's teacher; none or auto: the series' own")
+    group.add_argument(
+        "-a", "--arch", help=f"{options.ARCHS}; default: the teacher's, or {options.ARCH}"
+    )
+    group.add_argument(
+        "--student_arch", metavar="ARCH", help="of the series, where it is not the teacher's"
+    )
+    group.add_argument(
+        "--resume",
+        default="",
+        metavar="T",
+        help="first one's teacher; none or auto: the series' own",
+    )
     options.add_restart_option(group)
-    group.add_argument("-g", "--generations", type=whole(1), default=5, help="networks of the series, with number 0")
+    group.add_argument(
+        "-g",
+        "--generations",
+        type=whole(1),
+        default=5,
+        help="networks of the series, with number 0",
+    )
     group.add_argument("--start_gen", type=whole(0), default=0, help="first generation to train")
-    group.add_argument("--gpu_teacher", type=whole(0), metavar="N", help="GPU of a teacher that sees augmented images")
-    group.add_argument("--tau", type=real(above=0), default=1.0, help="temperature of both softmaxes")
-    group.add_argument("--lambd", type=real(), default=0.5, help="weight of the teacher in the loss, first epoch")
-    group.add_argument("--lambd_end", type=real(), default=0.5, help="the same in the last epoch; geometric between")
+    group.add_argument(
+        "--gpu_teacher",
+        type=whole(0),
+        metavar="N",
+        help="GPU of a teacher that sees augmented images",
+    )
+    group.add_argument(
+        "--tau", type=real(above=0), default=1.0, help="temperature of both softmaxes"
+    )
+    group.add_argument(
+        "--lambd", type=real(), default=0.5, help="weight of the teacher in the loss, first epoch"
+    )
+    group.add_argument(
+        "--lambd_end",
+        type=real(),
+        default=0.5,
+        help="the same in the last epoch; geometric between",
+    )
     options.add_data_options(parser, batch_size=128)
     options.add_training_options(parser, optim="SGD", lr=1e-3, epochs=300)
     options.add_run_options(parser)
@@ -63,26 +96,41 @@ def build_parser() -> Parser:
 def check(args: Namespace, parser: Parser) -> None:
     """Refuse values that make no series."""
     if args.start_gen >= args.generations:
-        parser.error(f"--start_gen {args.start_gen} is not in the series of generations 0 to {args.generations - 1}")
+        parser.error(
+            f"--start_gen {args.start_gen} is not in the series of generations 0 to"
+            f" {args.generations - 1}"
+        )
     if args.lambd != args.lambd_end and min(args.lambd, args.lambd_end) <= 0:
         parser.error("--lambd and --lambd_end must both be positive where they differ")
     if args.student_arch and args.resume in ("", "auto"):
-        parser.error("--student_arch is of nets that learn from another one: name that by --resume TEACHER")
+        parser.error(
+            "--student_arch is of nets that learn from another one: name that by --resume TEACHER"
+        )
 
 
 def generation_path(args: Namespace, arch: str, generation: int) -> Path:
     """`model_checkpoints/checkpoint_{dataset}_{arch}_{suffix}_gen{g}.pth.tar`."""
-    return runs.classifier_path(args.out, options.data_name(args), arch, runs.join(args.suffix, f"gen{generation}"))
+    return runs.classifier_path(
+        args.out, options.data_name(args), arch, runs.join(args.suffix, f"gen{generation}")
+    )
 
 
 def first_teacher(args: Namespace) -> Path | None:
     """Find the teacher of the first generation to train, if it has one."""
-    before = generation_path(args, args.arch or options.ARCH, args.start_gen - 1) if args.start_gen else None
+    before = (
+        generation_path(args, args.arch or options.ARCH, args.start_gen - 1)
+        if args.start_gen
+        else None
+    )
     return before if args.resume in ("", "auto") else Path(args.resume)
 
 
-def open_run(args: Namespace, runtime: Runtime, arch: str, generation: int, **teacher: str | None) -> Run:
-    """Find what a generation goes on from; its settings have its teacher's hash as far as that is known."""
+def open_run(
+    args: Namespace, runtime: Runtime, arch: str, generation: int, **teacher: str | None
+) -> Run:
+    """Find what a generation goes on from; its settings have its teacher's hash as far as that
+    is known.
+    """
     seed = args.seed + 10 * (generation - args.start_gen + 1)
     described = {"arch": arch, "generation": generation, "seed": seed, **teacher}
     settings = options.settings(args, but=NOT_RECORDED, **described)
@@ -93,7 +141,9 @@ def open_run(args: Namespace, runtime: Runtime, arch: str, generation: int, **te
 
 
 def check_series(args: Namespace, runtime: Runtime, arch: str, teacher: Path | None) -> None:
-    """Refuse what another run left under the name of any generation; a teacher counts once it is trained."""
+    """Refuse what another run left under the name of any generation; a teacher counts once it is
+    trained.
+    """
     known = {"teacher": sha256(teacher) if teacher else None}
     for generation in range(args.start_gen, args.generations):
         run = open_run(args, runtime, arch, generation, **known)
@@ -112,18 +162,26 @@ def distil(
     lambd: float,
     tau: float,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """CE + λ·τ²·mean over samples of −Σ softmax(teacher/τ)·log_softmax(student/τ), for a batch of photos."""
+    """CE + λ·τ²·mean over samples of −Σ softmax(teacher/τ)·log_softmax(student/τ), for a batch
+    of photos.
+    """
     augmented = preprocess.augmented(pixels, indices, epoch)
     logits = net(preprocess(augmented))
     task = classification_loss(logits, targets)
-    imitation = distillation_loss(logits, teacher(augmented, indices), tau)  # which has constants of its own
-    return task + lambd * imitation, {"CE": task, "KD": imitation, **accuracies_percent(logits, targets)}
+    # Which has constants of its own
+    imitation = distillation_loss(logits, teacher(augmented, indices), tau)
+    return task + lambd * imitation, {
+        "CE": task,
+        "KD": imitation,
+        **accuracies_percent(logits, targets),
+    }
 
 
 def open_teacher(
     generation: int, path: Path, arch: str, images: ImageData, args: Namespace, runtime: Runtime
 ) -> Teacher:
-    """Open a generation's teacher, which reads images by its own constants; give its logits (N, C) for the images.
+    """Open a generation's teacher, which reads images by its own constants; give its logits (N, C)
+    for the images.
 
     Args:
         generation: that is taught.
@@ -151,7 +209,9 @@ def train_generation(
     args: Namespace,
     runtime: Runtime,
 ) -> tuple[Path, float]:
-    """Train one network of the series, or what is left of its epochs; give its file and its accuracy in percent."""
+    """Train one network of the series, or what is left of its epochs; give its file and its
+    accuracy in percent.
+    """
     # What the generation goes on from; it has a seed of its own.
     hashed = sha256(teacher_path) if teacher_path else None
     run = open_run(args, runtime, record["arch"], generation, teacher=hashed)
@@ -190,7 +250,8 @@ def train_generation(
 
     with run:
         for epoch in run.epochs():
-            # Train: on the labels alone, or on what the teacher makes of the same augmented images too.
+            # Train: on the labels alone, or on what the teacher makes of the same augmented images
+            # too.
             set_learning_rate(fit.optimizer, rates[epoch])
             step = partial(classify, preprocess=partial(preprocess, epoch=epoch))
             if teacher:
@@ -220,13 +281,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     teacher = first_teacher(args)
     model, state = read_classifier(teacher, args.arch) if teacher else (None, {})
     options.fill(args, state.get("data", {}))
-    images, val_images = opening.both_splits(args, opening.known_images(args, state, runtime) if teacher else None)
+    images, val_images = opening.both_splits(
+        args, opening.known_images(args, state, runtime) if teacher else None
+    )
     record = state.get("model") or classifier_record(args.arch or options.ARCH, len(images.classes))
     check_outputs(record["num_classes"], images, teacher)
     if args.student_arch:
         model, record = None, classifier_record(args.student_arch, len(images.classes))
     check_series(args, runtime, record["arch"], teacher)
-    paths = [generation_path(args, record["arch"], g) for g in range(args.start_gen, args.generations)]
+    paths = [
+        generation_path(args, record["arch"], g) for g in range(args.start_gen, args.generations)
+    ]
     opening.bind(args, runtime, images, val_images, own=paths)
     model = model or build(**record, image_size=args.image_size)
     check_reloads(model, record, args.image_size)
@@ -236,9 +301,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     first = teacher or generation_path(args, record["arch"], args.start_gen)
     lines = [f"{'generation':>10}{'accuracy, %':>13}  checkpoint"]
     for generation in range(args.start_gen, args.generations):
-        teacher, acc1 = train_generation(generation, teacher, record, images, val_images, args, runtime)
+        teacher, acc1 = train_generation(
+            generation, teacher, record, images, val_images, args, runtime
+        )
         lines.append(f"{generation:>10}{acc1:>13.2f}  {teacher}")
-    runtime.say("\n".join([*lines, f"saved these, and the log of each in {runs.log_folder(args.out)}"]))
+    runtime.say(
+        "\n".join([*lines, f"saved these, and the log of each in {runs.log_folder(args.out)}"])
+    )
     named = options.arch_words(("--arch1", "--arch2"), args.arch, args.student_arch or args.arch)
     layer = ["--layers", "stages"] if args.student_arch else usual_layer(model)
     nets = ("--resume1", first, "--resume2", teacher, *named, *layer)

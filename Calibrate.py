@@ -1,15 +1,16 @@
-"""Say what an instability is worth: what pairs that share nothing leave (nulls), what perfect ones do (ceilings).
+"""Say what an instability is worth: what pairs that share nothing leave (nulls), what perfect ones
+do (ceilings).
 
-With the budget and the spare channels of a Trans-Net others are fitted: to pairs shuffled within the
-class or over all images (and judged on every two held-out images of a class or of all), to an untrained
-A and an untrained B (their BatchNorms with the statistics of the fitting images), to A → A, and to the
-same pairs from another seed. The normalised consistency is 0 for pairs that share nothing beyond the
-class and 1 for what A → A reaches:
+With the budget and the spare channels of a Trans-Net others are fitted: to pairs shuffled within
+the class or over all images (and judged on every two held-out images of a class or of all), to an
+untrained A and an untrained B (their BatchNorms with the statistics of the fitting images), to A →
+A, and to the same pairs from another seed. The normalised consistency is 0 for pairs that share
+nothing beyond the class and 1 for what A → A reaches:
 
     (null − instability) / (null − ceiling)
 
-The linear reference is tested besides: under permutations within the class, at one ridge weight for all of them.
-Intervals are 95 % over the held-out images, and hold every Trans-Net as it was fitted.
+The linear reference is tested besides: under permutations within the class, at one ridge weight for
+all of them. Intervals are 95 % over the held-out images, and hold every Trans-Net as it was fitted.
 """
 
 from collections.abc import Mapping, Sequence
@@ -73,22 +74,53 @@ def build_parser() -> Parser:
     """Declare this step's options."""
     parser = Parser(__doc__, "python Calibrate.py --convOut_path convOuts/… --transnet G.pth.tar")
     group = parser.add_argument_group("what is calibrated")
-    group.add_argument("--convOut_path", required=True, type=some_path, metavar="FOLDER", help="train and val features")
-    group.add_argument("--transnet", required=True, type=some_path, metavar="FILE", help="the Trans-Net, one of ours")
-    group.add_argument("--reverse", action="store_true", help="it reconstructs A's features from B's")
+    group.add_argument(
+        "--convOut_path",
+        required=True,
+        type=some_path,
+        metavar="FOLDER",
+        help="train and val features",
+    )
+    group.add_argument(
+        "--transnet",
+        required=True,
+        type=some_path,
+        metavar="FILE",
+        help="the Trans-Net, one of ours",
+    )
+    group.add_argument(
+        "--reverse", action="store_true", help="it reconstructs A's features from B's"
+    )
     group.add_argument("--epochs", type=whole(0), help="of the Trans-Net's fit; others are refused")
-    group.add_argument("--brief", action="store_true", help="fit only what the consistency needs: a null, a ceiling")
-    group.add_argument("--bootstrap", type=whole(100), default=1000, metavar="N", help="resamples of the images")
-    group.add_argument("--permutations", type=whole(0), default=200, metavar="N", help="of the test; 0: no test")
+    group.add_argument(
+        "--brief",
+        action="store_true",
+        help="fit only what the consistency needs: a null, a ceiling",
+    )
+    group.add_argument(
+        "--bootstrap", type=whole(100), default=1000, metavar="N", help="resamples of the images"
+    )
+    group.add_argument(
+        "--permutations", type=whole(0), default=200, metavar="N", help="of the test; 0: no test"
+    )
     group = parser.add_argument_group("images, for untrained nets")
     options.add_image_folders(group)
-    group.add_argument("-a", "--arch", help="architecture of both, needed where that is your own code")
+    group.add_argument(
+        "-a", "--arch", help="architecture of both, needed where that is your own code"
+    )
     group.add_argument("--arch_A", help="architecture of A; overrides --arch")
     group.add_argument("--arch_B", help="architecture of B; overrides --arch")
     group = parser.add_argument_group("results")
-    group.add_argument("--json", type=result_file(), metavar="FILE", help="write everything as JSON")
+    group.add_argument(
+        "--json", type=result_file(), metavar="FILE", help="write everything as JSON"
+    )
     group.add_argument("--csv", type=result_file(), metavar="FILE", help="write the table as CSV")
-    group.add_argument("--sums", type=result_file(".npz"), metavar="FILE", help="write each image's part of variances")
+    group.add_argument(
+        "--sums",
+        type=result_file(".npz"),
+        metavar="FILE",
+        help="write each image's part of variances",
+    )
     options.add_run_options(parser)
     parser.set_defaults(dataset=None, print_freq=10)
     return parser
@@ -98,21 +130,28 @@ def budget_of(args: Namespace, state: checkpoint.State) -> tuple[Namespace, Budg
     """Give the options of the Trans-Net's own fit, with this run's devices, and its budget.
 
     Raises:
-        InputError: the fit cannot be repeated, or --epochs asks for another budget than the Trans-Net's.
+        InputError: the fit cannot be repeated, or --epochs asks for another budget than the
+            Trans-Net's.
     """
     settings = state.get("settings")
     if not settings:
-        raise InputError(f"{args.transnet} does not say how it was fitted; fit it anew with Training_TransNet.py")
+        raise InputError(
+            f"{args.transnet} does not say how it was fitted; fit it anew with Training_TransNet.py"
+        )
     if settings.get("match", "feature") != "feature":
-        raise InputError(f"{args.transnet} was fitted with --match {settings['match']}, which is not repeated here")
+        raise InputError(
+            f"{args.transnet} was fitted with --match {settings['match']}, which is not repeated"
+            " here"
+        )
     budget = Budget.of(settings, print_freq=args.print_freq)
     if budget.steps is not None:  # --until converged went on from the option's
         budget = Budget.of(settings, print_freq=args.print_freq, steps=state["fitted"]["steps"])
     if args.epochs is not None and args.epochs != budget.epochs:
         own = f"{budget.epochs} epochs" if budget.steps is None else f"{budget.steps} steps"
         raise InputError(
-            f"--epochs {args.epochs} is another budget than that of {args.transnet} ({own}), and a null says something "
-            "only of a fit with its own budget; fit that Trans-Net anew, or leave --epochs out"
+            f"--epochs {args.epochs} is another budget than that of {args.transnet} ({own}), and a"
+            " null says something only of a fit with its own budget; fit that Trans-Net anew, or"
+            " leave --epochs out"
         )
     known = {name: settings[name] for name in ("batch_size", "alpha", "L2")}
     return Namespace(**vars(args) | known), budget
@@ -129,10 +168,15 @@ def fit(
     trained: bool = True,
     label: str = "fit",
 ) -> Fitted:
-    """Fit a Trans-Net to some pairs with a given budget, or leave it untrained, and measure it on held-out ones."""
+    """Fit a Trans-Net to some pairs with a given budget, or leave it untrained, and measure it
+    on held-out ones.
+    """
     seed_everything(seed)
     train, val, classes = parts
-    net = TransNet(**config | ({"out_channels": config["in_channels"], "out_size": None} if train.itself else {}))
+    net = TransNet(
+        **config
+        | ({"out_channels": config["in_channels"], "out_size": None} if train.itself else {})
+    )
 
     def load(part: torch.Tensor, shuffle: bool) -> opening.Loader:
         return opening.feature_loader(args, Subset(train, part.tolist()), runtime, shuffle=shuffle)
@@ -141,20 +185,35 @@ def fit(
     pairs = Pairs(load, read_stored, torch.arange(len(train)))
     fitting = Fitting([net], pairs, budget, runtime, alphas=[alpha])
     unseen = opening.feature_loader(args, val, runtime)
-    errors = partial(reconstruction.image_errors, loader=unseen, read=read_stored, runtime=runtime, classes=classes)
+    errors = partial(
+        reconstruction.image_errors,
+        loader=unseen,
+        read=read_stored,
+        runtime=runtime,
+        classes=classes,
+    )
     if not trained:
         reconstruction.set_standards([net], load(pairs.fitted, False), read_stored, runtime)
         return Fitted(errors(net), None, 0, False)
     fitting.run(label)
     record, linear = fitting.record(0), errors(fitting.beside[False].linear)
     of_linear = float(instability_of(linear.sum(0))["instability"])
-    return Fitted(errors(net), of_linear, record["steps"], bool(record["linear"] and record["linear"]["taken"]))
+    return Fitted(
+        errors(net),
+        of_linear,
+        record["steps"],
+        bool(record["linear"] and record["linear"]["taken"]),
+    )
 
 
 class Kept:
-    """The fits of an interrupted run, beside the file that --json names; nothing where it names none."""
+    """The fits of an interrupted run, beside the file that --json names; nothing where it names
+    none.
+    """
 
-    def __init__(self, json_file: str | None, identity: Mapping[str, Any], runtime: Runtime) -> None:
+    def __init__(
+        self, json_file: str | None, identity: Mapping[str, Any], runtime: Runtime
+    ) -> None:
         self.path = Path(f"{json_file}.fits") if json_file else None
         self.state: checkpoint.State = {"identity": dict(identity), "fits": {}}
         self.runtime = runtime
@@ -186,7 +245,8 @@ class Kept:
 def beside_untrained(
     which: str, args: Namespace, train: opening.Features, val: opening.Features, runtime: Runtime
 ) -> Parts:
-    """Pair one net's stored features with what net `which`, "A" or "B", makes of the images before any training.
+    """Pair one net's stored features with what net `which`, "A" or "B", makes of the images before
+    any training.
 
     Its BatchNorms have the statistics of one pass over the fitting images (`set_statistics`).
     """
@@ -222,28 +282,52 @@ def pairings(
     return kinds
 
 
-def linear_test(args: Namespace, parts: Sequence[opening.Features], net: TransNet, runtime: Runtime) -> dict[str, Any]:
-    """Hold the linear reference of one ridge weight against permutations of the images within their classes."""
+def linear_test(
+    args: Namespace, parts: Sequence[opening.Features], net: TransNet, runtime: Runtime
+) -> dict[str, Any]:
+    """Hold the linear reference of one ridge weight against permutations of the images within
+    their classes.
+    """
     views = (lambda feature: net.resize(as_maps(feature)), as_maps)
     x, target = ([Side(part, which, view) for part in parts] for which, view in enumerate(views))
     return calibrate_linear(
-        x, target, [classes_of(part) for part in parts], torch.Generator().manual_seed(args.seed % 2**64),
-        draws=args.permutations, resamples=args.bootstrap, kernel_size=net.config["kernel_size"], device=runtime.device,
-    ).report()  # fmt: skip
+        x,
+        target,
+        [classes_of(part) for part in parts],
+        torch.Generator().manual_seed(args.seed % 2**64),
+        draws=args.permutations,
+        resamples=args.bootstrap,
+        kernel_size=net.config["kernel_size"],
+        device=runtime.device,
+    ).report()
 
 
-def baselines(parts: Sequence[opening.Features], args: Namespace, runtime: Runtime) -> list[dict[str, Any]]:
+def baselines(
+    parts: Sequence[opening.Features], args: Namespace, runtime: Runtime
+) -> list[dict[str, Any]]:
     """Measure other people's similarities on the same held-out features."""
     loaders = [opening.feature_loader(args, part, runtime) for part in parts]
-    fitted, held_out = (reconstruction.pair_sums(loader, read_stored, runtime) for loader in loaders)
-    scores = (linear_cka(held_out), svcca(held_out), procrustes(held_out), ridge_r2(fitted, held_out))
+    fitted, held_out = (
+        reconstruction.pair_sums(loader, read_stored, runtime) for loader in loaders
+    )
+    scores = (
+        linear_cka(held_out),
+        svcca(held_out),
+        procrustes(held_out),
+        ridge_r2(fitted, held_out),
+    )
     return [asdict(score) for score in scores]
 
 
 def similarities(args: Namespace, parts: Sequence[opening.Features]) -> list[dict[str, Any]]:
-    """Measure similarities with an image as a row, each held against permutations within the class."""
+    """Measure similarities with an image as a row, each held against permutations within the
+    class.
+    """
     rows = [[pooled(Side(part, which, image_rows)) for part in parts] for which in (0, 1)]
-    labels, generator = [classes_of(part) for part in parts], torch.Generator().manual_seed(args.seed)
+    labels, generator = (
+        [classes_of(part) for part in parts],
+        torch.Generator().manual_seed(args.seed),
+    )
     x, y = (ImageRows(held_out, fitted) for fitted, held_out in rows)
     draws = min(args.permutations, PERMUTED_SIMILARITIES)
     return [asdict(score) for score in image_similarities(x, y, labels, generator, draws=draws)]
@@ -261,33 +345,56 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args = parser.parse_args(argv)
     runtime = opening.start(args)
     state = checkpoint.load(args.transnet)
-    train, val = (opening.stored_features(args, args.convOut_path, split, {}) for split in ("train", "val"))
+    train, val = (
+        opening.stored_features(args, args.convOut_path, split, {}) for split in ("train", "val")
+    )
     options.fill_image_folders(args, parser, val.provenance.folders)
     trans_net = build_from_state(state, args.transnet).to(runtime.device)
     named, budget = budget_of(args, state)
-    Provenance.from_record(state.get("source", {})).check(val.provenance, args.transnet, but=("split", "sample_num"))
+    Provenance.from_record(state.get("source", {})).check(
+        val.provenance, args.transnet, but=("split", "sample_num")
+    )
     check_fit(trans_net, val.shape_a, val.shape_b)
     notes, untrained = list[str](), dict[str, Parts]()
     for which in () if args.brief else ("A", "B"):
         try:
-            untrained[f"null: {which} untrained"] = beside_untrained(which, named, train, val, runtime)
+            untrained[f"null: {which} untrained"] = beside_untrained(
+                which, named, train, val, runtime
+            )
         except InputError as error:
             notes.append(f"the null of an untrained {which} is left out: {error}")
-    errors = reconstruction.image_errors(trans_net, opening.feature_loader(named, val, runtime), read_stored, runtime)
+    errors = reconstruction.image_errors(
+        trans_net, opening.feature_loader(named, val, runtime), read_stored, runtime
+    )
     fitted = state.get("fitted") or {}
-    replaced, linear = (fitted.get("linear") or {}).get("taken", False), (state.get("linear_reference") or {})
+    replaced, linear = (
+        (fitted.get("linear") or {}).get("taken", False),
+        (state.get("linear_reference") or {}),
+    )
     found = {THIS: Fitted(errors, linear.get("instability"), fitted.get("steps"), replaced)}
-    identity = {"transnet": sha256(args.transnet), "seed": args.seed, "features": train.provenance.to_record()}
+    identity = {
+        "transnet": sha256(args.transnet),
+        "seed": args.seed,
+        "features": train.provenance.to_record(),
+    }
     kept = Kept(args.json, identity, runtime)
     kinds = pairings(train, val, untrained, args.seed)
-    kinds = {name: parts for name, parts in kinds.items() if not args.brief or name in (NULL, CEILING)}
+    kinds = {
+        name: parts for name, parts in kinds.items() if not args.brief or name in (NULL, CEILING)
+    }
     for number, (name, parts) in enumerate(kinds.items(), start=1):
         label = f"{name} ({number} of {len(kinds)})"
         runtime.say(label)
         found[name] = kept.get(name) or fit(
-            named, budget, trans_net.config, parts, seed=args.seed + 1, runtime=runtime, trained=name != UNFITTED,
+            named,
+            budget,
+            trans_net.config,
+            parts,
+            seed=args.seed + 1,
+            runtime=runtime,
+            trained=name != UNFITTED,
             label=label,
-        )  # fmt: skip
+        )
         kept.put(name, found[name])
     rows = []
     for name, one in found.items():
@@ -295,19 +402,31 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         how = {"steps": one.steps, "hidden": trans_net.hidden, "is_linear": one.is_linear}
         rows.append({"pairs": name, "linear_reference": one.linear, **asdict(interval), **how})
     three = [found[name].errors for name in (THIS, NULL, CEILING)]
-    shared = calibration.consistency_interval(instability_of, *([one] for one in three), resamples=args.bootstrap)
+    shared = calibration.consistency_interval(
+        instability_of, *([one] for one in three), resamples=args.bootstrap
+    )
     report = {
-        "rows": rows, "consistency": asdict(shared["consistency"]),
-        "linear": linear_test(args, (train, val), trans_net, runtime) if args.permutations else None,
+        "rows": rows,
+        "consistency": asdict(shared["consistency"]),
+        "linear": (
+            linear_test(args, (train, val), trans_net, runtime) if args.permutations else None
+        ),
         "similarities": similarities(args, (train, val)),
-        "baselines": baselines((train, val), named, runtime), "doubts": doubts(val), "notes": notes,
-        "epochs": budget.epochs, "fitted": state.get("fitted"),
-        "images": len(val), "transnet": sha256(args.transnet), "settings": state["settings"],
+        "baselines": baselines((train, val), named, runtime),
+        "doubts": doubts(val),
+        "notes": notes,
+        "epochs": budget.epochs,
+        "fitted": state.get("fitted"),
+        "images": len(val),
+        "transnet": sha256(args.transnet),
+        "settings": state["settings"],
         "source": val.provenance.to_record(),
-    }  # fmt: skip
+    }
     runtime.say(calibration_table(report))
     if runtime.is_main:
-        save_report(report, args.json, args.csv, [list(rows[0]), *(list(row.values()) for row in rows)])
+        save_report(
+            report, args.json, args.csv, [list(rows[0]), *(list(row.values()) for row in rows)]
+        )
     if args.sums and runtime.is_main:
         calibration.save_sums(args.sums, *three)
     kept.remove()

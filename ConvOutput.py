@@ -1,4 +1,6 @@
-"""Store the features of nets A and B for every image of a data set, once, for all Trans-Nets that follow."""
+"""Store the features of nets A and B for every image of a data set, once, for all Trans-Nets
+that follow.
+"""
 
 import contextlib
 import gc
@@ -32,7 +34,9 @@ from utils.training.metrics import topk_hits
 
 def build_parser() -> Parser:
     """Declare this step's options."""
-    parser = Parser(__doc__, "python ConvOutput.py --resume1 A.pth.tar --resume2 B.pth.tar --conv_layer 30")
+    parser = Parser(
+        __doc__, "python ConvOutput.py --resume1 A.pth.tar --resume2 B.pth.tar --conv_layer 30"
+    )
     group = parser.add_argument_group("networks")
     group.add_argument("-a", "--arch", help="architecture of both; default: the checkpoints'")
     group.add_argument("--arch1", help="architecture of net A; overrides --arch")
@@ -43,19 +47,42 @@ def build_parser() -> Parser:
     options.add_second_layer_options(parser)
     group = parser.add_argument_group("several layers, in one pass")
     group.add_argument(
-        "--layers", type=list_of(some_path), metavar="A,B,C",
-        help="one folder for each; or stages: the ends of both nets' stages, matched from the last; or all",
-    )  # fmt: skip
-    group.add_argument(
-        "--layers2", type=list_of(some_path), metavar="A,B,C", help="those of net B, where they differ: pairs by place"
+        "--layers",
+        type=list_of(some_path),
+        metavar="A,B,C",
+        help=(
+            "one folder for each; or stages: the ends of both nets' stages, matched from the last;"
+            " or all"
+        ),
     )
-    group.add_argument("--below", type=real(above=0), default=500, metavar="MB", help="of all: layers that take less")
+    group.add_argument(
+        "--layers2",
+        type=list_of(some_path),
+        metavar="A,B,C",
+        help="those of net B, where they differ: pairs by place",
+    )
+    group.add_argument(
+        "--below",
+        type=real(above=0),
+        default=500,
+        metavar="MB",
+        help="of all: layers that take less",
+    )
     group = parser.add_argument_group("features")
-    group.add_argument("--t_or_v", choices=["train", "val", "both"], default="train", help="which images")
-    group.add_argument("--topk", type=list_of(whole(1)), metavar="[1,3]", help="hits to record; default: [1,3]")
-    group.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32", help="as stored")
-    group.add_argument("--list_layers", action="store_true", help="only print the layers of one net or both")
-    options.add_data_options(parser, batch_size=64, cache_images="off", two_nets=True)  # every photo is read once
+    group.add_argument(
+        "--t_or_v", choices=["train", "val", "both"], default="train", help="which images"
+    )
+    group.add_argument(
+        "--topk", type=list_of(whole(1)), metavar="[1,3]", help="hits to record; default: [1,3]"
+    )
+    group.add_argument(
+        "--dtype", choices=["float32", "float16", "bfloat16"], default="float32", help="as stored"
+    )
+    group.add_argument(
+        "--list_layers", action="store_true", help="only print the layers of one net or both"
+    )
+    # Every photo is read once
+    options.add_data_options(parser, batch_size=64, cache_images="off", two_nets=True)
     options.add_run_options(parser)
     options.add_output_options(parser)
     options.add_restart_option(parser)
@@ -64,7 +91,9 @@ def build_parser() -> Parser:
 
 
 class Split(NamedTuple):
-    """The images of one split, the folder of each layer's features, and writers of those that are not there yet."""
+    """The images of one split, the folder of each layer's features, and writers of those that
+    are not there yet.
+    """
 
     images: ImageData
     folders: list[Path]
@@ -73,7 +102,9 @@ class Split(NamedTuple):
 
 @torch.no_grad()
 def store(nets: Mapping[str, nn.Module], split: Split, args: Namespace, runtime: Runtime) -> None:
-    """Pass every image once through net "a", "b" or both, pixels → (feature, …, logits), and write what they give."""
+    """Pass every image once through net "a", "b" or both, pixels → (feature, …, logits), and
+    write what they give.
+    """
     loader = opening.image_loader(args, split.images, runtime)
     label = f"{split.images.split} features of {' and '.join(nets).upper()}"
     for batch in Progress(loader, label, quiet=not runtime.is_main):
@@ -88,7 +119,9 @@ def store(nets: Mapping[str, nn.Module], split: Split, args: Namespace, runtime:
 
 def check_options(parser: Parser, args: Namespace) -> None:
     """Refuse options that contradict each other, or have no effect."""
-    if not (args.resume1 and args.resume2) and not (args.list_layers and (args.resume1 or args.resume2)):
+    if not (args.resume1 and args.resume2) and not (
+        args.list_layers and (args.resume1 or args.resume2)
+    ):
         parser.error("name both --resume1 and --resume2; --list_layers takes one as well")
     if args.layers2 is None:
         return
@@ -96,7 +129,10 @@ def check_options(parser: Parser, args: Namespace) -> None:
         parser.error("--layers2 names the layers of net B beside --layers A1,A2, one for each")
     if len(args.layers) != len(args.layers2):
         counts = f"{len(args.layers)} of --layers and {len(args.layers2)} of --layers2"
-        parser.error(f"layers are paired by their place, and these are {counts}; name as many of net B as of net A")
+        parser.error(
+            f"layers are paired by their place, and these are {counts}; name as many of net B as of"
+            " net A"
+        )
     parser.refuse_without_effect(args, ["layer2", "conv_layer2"], "beside --layers2")
 
 
@@ -172,7 +208,9 @@ def list_layers(args: Namespace, runtime: Runtime) -> None:
 
 
 def chosen_layers(args: Namespace, runtime: Runtime) -> list[tuple[Layer, Layer]]:
-    """Give the layers of net A and net B that are stored, B's as A's unless it has one of its own."""
+    """Give the layers of net A and net B that are stored, B's as A's unless it has one of its
+    own.
+    """
     first, second = (Layer(*layer, default=40) for layer in options.both_layers(args))
     if args.layers is None:
         return [(first, second)]
@@ -185,20 +223,24 @@ def chosen_layers(args: Namespace, runtime: Runtime) -> list[tuple[Layer, Layer]
         pairs = [(name, name) for name, size in sizes.items() if size <= args.below]
         if not pairs:
             raise InputError(
-                f"no layer's features take less than --below {args.below:g} MB; --list_layers prints them all"
+                f"no layer's features take less than --below {args.below:g} MB; --list_layers"
+                " prints them all"
             )
     else:
         pairs = list(zip(args.layers, args.layers2 or args.layers))
     numbered = args.layers not in (["stages"], ["all"])
     chosen = [
-        tuple(one_of_several(name, of_net, numbered) for name, of_net in zip(pair, (first, second))) for pair in pairs
+        tuple(one_of_several(name, of_net, numbered) for name, of_net in zip(pair, (first, second)))
+        for pair in pairs
     ]
     own = args.layer2 is not None or args.conv_layer2 is not None
     return [(layer, second if own else other) for layer, other in chosen]
 
 
 def one_of_several(name: str, of_net: Layer, numbered: bool) -> Layer:
-    """Give a layer of --layers, with what other options say of its net; digits are a documented number."""
+    """Give a layer of --layers, with what other options say of its net; digits are a documented
+    number.
+    """
     if numbered and name.isdigit():
         return replace(of_net, name=None, conv_layer=int(name))
     return replace(of_net, name=name)
@@ -216,24 +258,42 @@ def stage_pairs(args: Namespace, runtime: Runtime) -> list[tuple[str, str]]:
 
 
 def plan(
-    args: Namespace, nets: Mapping[str, CutNet], images: ImageData, labels: Sequence[str], runtime: Runtime,
+    args: Namespace,
+    nets: Mapping[str, CutNet],
+    images: ImageData,
+    labels: Sequence[str],
+    runtime: Runtime,
     stack: contextlib.ExitStack,
-) -> Split:  # fmt: skip
-    """Find the layers of a split, of these labels in file names, that are not stored yet; open writers on a stack."""
+) -> Split:
+    """Find the layers of a split, of these labels in file names, that are not stored yet; open
+    writers on a stack.
+    """
     a, b = nets["a"], nets["b"]
     arch, name = runs.pair(a.sources[0].arch, b.sources[0].arch), options.data_name(args)
     split, contents = Split(images, [], {}), opening.bind(args, runtime, images)[images.split]
     shapes = (net.shapes(args.image_size) for net in nets.values())
     for i, (source_a, source_b, shape_a, shape_b) in enumerate(zip(a.sources, b.sources, *shapes)):
         recorded_a, recorded_b = (
-            opening.with_record(args, source, net.state, images) for source, net in ((source_a, a), (source_b, b))
+            opening.with_record(args, source, net.state, images)
+            for source, net in ((source_a, a), (source_b, b))
         )
         provenance = Provenance(
-            recorded_a, recorded_b, dataset=args.dataset, name=args.name, split=images.split,
-            sample_num=args.sample_num, classes=images.classes, transform=images.decoding_record,
-            arch=arch, label=labels[i], files_sha256=contents.sha256, folders=options.image_folders(args),
-        )  # fmt: skip
-        folder = runs.features_folder(args.out, name, args.sample_num, arch, labels[i], args.suffix, images.split)
+            recorded_a,
+            recorded_b,
+            dataset=args.dataset,
+            name=args.name,
+            split=images.split,
+            sample_num=args.sample_num,
+            classes=images.classes,
+            transform=images.decoding_record,
+            arch=arch,
+            label=labels[i],
+            files_sha256=contents.sha256,
+            folders=options.image_folders(args),
+        )
+        folder = runs.features_folder(
+            args.out, name, args.sample_num, arch, labels[i], args.suffix, images.split
+        )
         split.folders.append(folder)
         if not args.restart:
             check_images(folder, contents)
@@ -242,13 +302,23 @@ def plan(
         if is_stored(folder, provenance, facts, images.paths, contents):
             runtime.say(f"{folder} has these features already")
             continue
-        runtime.say(f"{arch} at {labels[i]}: features {shape_a} and {shape_b} of {len(images):,} images to {folder}")
+        runtime.say(
+            f"{arch} at {labels[i]}: features {shape_a} and {shape_b} of {len(images):,} images to"
+            f" {folder}"
+        )
         with runtime.main_first():
             writer = FeatureWriter(
-                folder, provenance=provenance, paths=images.paths, shape_a=shape_a, shape_b=shape_b, top_k=args.topk,
-                dtype=getattr(torch, args.dtype), target_shape=images.targets.shape[1:], create=runtime.is_main,
+                folder,
+                provenance=provenance,
+                paths=images.paths,
+                shape_a=shape_a,
+                shape_b=shape_b,
+                top_k=args.topk,
+                dtype=getattr(torch, args.dtype),
+                target_shape=images.targets.shape[1:],
+                create=runtime.is_main,
                 hashes=contents.hashes,
-            )  # fmt: skip
+            )
             split.writers[i] = stack.enter_context(writer)
     return split
 
@@ -285,7 +355,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     firsts, seconds = zip(*chosen_layers(args, runtime))
     nets = {
         "a": open_net(args.resume1, args.arch1 or args.arch, firsts),
-        "b": open_net(args.resume2, args.arch2 or args.arch, seconds, options.second_layer_hint(args)),
+        "b": open_net(
+            args.resume2, args.arch2 or args.arch, seconds, options.second_layer_hint(args)
+        ),
     }
     data_a, data_b = (net.state.get("data", {}) for net in nets.values())
     options.fill(args, data_a, data_b)
@@ -302,7 +374,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     listed = [opening.images(args, split, data_a) for split in splits]
     classes = listed[0].classes
     if data_b.get("classes", classes) != classes:  # nets of different tasks (paper Sec. 4.6)
-        runtime.say(f"note: {args.resume2} was trained on other classes than net A, so its accuracy here means nothing")
+        runtime.say(
+            f"note: {args.resume2} was trained on other classes than net A, so its accuracy here"
+            " means nothing"
+        )
     args.topk = args.topk or [k for k in (1, 3) if k <= len(classes)]
     if max(args.topk) > len(classes):
         parser.error(f"--topk {args.topk} asks for more answers than the {len(classes)} classes")
@@ -313,12 +388,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     with contextlib.ExitStack() as stack:
         planned = [plan(args, nets, images, labels, runtime, stack) for images in listed]
         missing = [split for split in planned if split.writers]
-        missing = [split._replace(images=opening.decoded(args, split.images, runtime)) for split in missing]
-        # On the CPU one net after the other, so that memory holds one; a GPU would wait for the second decoding.
+        missing = [
+            split._replace(images=opening.decoded(args, split.images, runtime)) for split in missing
+        ]
+        # On the CPU one net after the other, so that memory holds one; a GPU would wait for the
+        # second decoding.
         passes = ["ab"] if runtime.device.type == "cuda" else ["a", "b"]
         for names in passes if missing else ():
-            asked = {name: runtime.parallel(nets.pop(name).frozen(runtime.device)) for name in names}
-            gc.collect()  # graphs and their modules refer to each other: the net before goes only now
+            asked = {
+                name: runtime.parallel(nets.pop(name).frozen(runtime.device)) for name in names
+            }
+            # Graphs and their modules refer to each other: the net before goes only now
+            gc.collect()
             for split in missing:
                 store(asked, split, args, runtime)
                 if not nets:

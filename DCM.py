@@ -1,9 +1,10 @@
 """Train two networks that teach each other across layers (DCM, Yao and Sun 2020), from scratch.
 
-Both have two heads on earlier stages. Every head learns from the labels and from every head of the other network, and
-one backward pass moves both. --method dml: the final layers alone teach each other (Zhang et al. 2018); alone: none
-does. --save receives checkpoint.pth.tar, which a run goes on from; net1.pth.tar and net2.pth.tar, classifiers without
-heads for the other steps; and what the authors' script writes, model.pt7 (network 1) and log.txt.
+Both have two heads on earlier stages. Every head learns from the labels and from every head of the
+other network, and one backward pass moves both. --method dml: the final layers alone teach each
+other (Zhang et al. 2018); alone: none does. --save receives checkpoint.pth.tar, which a run goes on
+from; net1.pth.tar and net2.pth.tar, classifiers without heads for the other steps; and what the
+authors' script writes, model.pt7 (network 1) and log.txt.
 """
 
 import time
@@ -31,49 +32,111 @@ from utils.training.metrics import accuracies_percent
 from utils.training.schedules import set_learning_rate
 
 CHECKPOINT = "checkpoint.pth.tar"
-NOT_RECORDED = ("depth", "width", "ngpu", "dtype", "note")  # net1 and net2 say what the first two mean
-AUTHORS_NAMES = {"save": "out", "dataroot": "data_root", "nthread": "workers", "gpu_id": "device_ids"}
+# net1 and net2 say what the first two mean
+NOT_RECORDED = ("depth", "width", "ngpu", "dtype", "note")
+AUTHORS_NAMES = {
+    "save": "out",
+    "dataroot": "data_root",
+    "nthread": "workers",
+    "gpu_id": "device_ids",
+}
 
 
 def build_parser() -> Parser:
     """Declare this step's options."""
-    parser = Parser(__doc__, "python DCM.py --save ./logs/wrn-28-10 --depth 28 --width 10 --dataroot data")
+    parser = Parser(
+        __doc__, "python DCM.py --save ./logs/wrn-28-10 --depth 28 --width 10 --dataroot data"
+    )
     group = parser.add_argument_group("networks")
-    group.add_argument("--depth", type=whole(1), default=28, help="of the WRN that a network is where none is named")
-    group.add_argument("--width", type=real(above=0), default=10, help="of that WRN, may be fractional")
-    group.add_argument("--net1", type=plain_name, metavar="ARCH", help=f"one of {TAKEN}; default: wrn_DEPTH_WIDTH")
-    group.add_argument("--net2", type=plain_name, metavar="ARCH", help="the same of the other network")
+    group.add_argument(
+        "--depth",
+        type=whole(1),
+        default=28,
+        help="of the WRN that a network is where none is named",
+    )
+    group.add_argument(
+        "--width", type=real(above=0), default=10, help="of that WRN, may be fractional"
+    )
+    group.add_argument(
+        "--net1", type=plain_name, metavar="ARCH", help=f"one of {TAKEN}; default: wrn_DEPTH_WIDTH"
+    )
+    group.add_argument(
+        "--net2", type=plain_name, metavar="ARCH", help="the same of the other network"
+    )
     group.add_argument("--method", choices=METHODS, default="dcm", help="who learns from whom")
     group.add_argument(
-        "--batch_statistics", type=int, choices=[1, 2], nargs="+", default=[], metavar="N",
+        "--batch_statistics",
+        type=int,
+        choices=[1, 2],
+        nargs="+",
+        default=[],
+        metavar="N",
         help="test these networks (1, 2) in training mode, as the authors do with MobileNet",
-    )  # fmt: skip
+    )
     group = parser.add_argument_group("training")
     group.add_argument("--lr", type=real(), default=0.1, help="first learning rate")
-    group.add_argument("--wd", "--weight_decay", dest="weight_decay", type=real(), default=5e-4, help="weight decay")
+    group.add_argument(
+        "--wd",
+        "--weight_decay",
+        dest="weight_decay",
+        type=real(),
+        default=5e-4,
+        help="weight decay",
+    )
     group.add_argument("--epochs", type=whole(1), default=200, help="epochs in all")
     group.add_argument(
-        "--epoch_step", type=list_of(whole(1), empty=True), default=[60, 120, 160], metavar="[60,120,160]",
-        help="epochs, counted from 1, before which the learning rate falls and the optimiser begins anew",
-    )  # fmt: skip
+        "--epoch_step",
+        type=list_of(whole(1), empty=True),
+        default=[60, 120, 160],
+        metavar="[60,120,160]",
+        help=(
+            "epochs, counted from 1, before which the learning rate falls and the optimiser begins"
+            " anew"
+        ),
+    )
     group.add_argument("--lr_decay_ratio", type=real(above=0), default=0.2, help="of such a fall")
-    group.add_argument("--keep_momentum", action="store_true", help="let only the learning rate fall there")
+    group.add_argument(
+        "--keep_momentum", action="store_true", help="let only the learning rate fall there"
+    )
     group.add_argument("--save_epoch", type=whole(1), default=1, help="epochs between checkpoints")
-    group.add_argument("-p", "--print_freq", type=whole(1), default=10, help="batches between readings of the loss")
+    group.add_argument(
+        "-p", "--print_freq", type=whole(1), default=10, help="batches between readings of the loss"
+    )
     options.add_data_options(parser, batch_size=128)
     options.add_resume_options(parser)
     options.add_run_options(parser)
     group = parser.add_argument_group("the authors' names")
-    group.add_argument("--save", dest="out", type=some_path, required=True, metavar="FOLDER", help="what is written")
-    group.add_argument("--dataroot", dest="data_root", type=some_path, default=SUPPRESS, help="--data_root")
-    group.add_argument("--nthread", dest="workers", type=whole(0), default=SUPPRESS, help="--workers")
-    group.add_argument("--gpu_id", dest="device_ids", type=list_of(whole(0)), default=SUPPRESS, help="--device_ids")
+    group.add_argument(
+        "--save",
+        dest="out",
+        type=some_path,
+        required=True,
+        metavar="FOLDER",
+        help="what is written",
+    )
+    group.add_argument(
+        "--dataroot", dest="data_root", type=some_path, default=SUPPRESS, help="--data_root"
+    )
+    group.add_argument(
+        "--nthread", dest="workers", type=whole(0), default=SUPPRESS, help="--workers"
+    )
+    group.add_argument(
+        "--gpu_id", dest="device_ids", type=list_of(whole(0)), default=SUPPRESS, help="--device_ids"
+    )
     group.add_argument("--ngpu", type=whole(1), help="only the first so many of --gpu_id")
-    group.add_argument("--dtype", choices=["float"], default="float", help="of images; mixed precision: --amp")
+    group.add_argument(
+        "--dtype", choices=["float"], default="float", help="of images; mixed precision: --amp"
+    )
     group.add_argument("--note", default="", help="a remark for log.txt")
     options.add_ignored_options(parser, "--groups", "--cuda")
     parser.set_defaults(
-        dataset="CIFAR100", image_size=32, augment="reflect4", normalisation="dcm", seed=1, optim="SGD", momentum=0.9
+        dataset="CIFAR100",
+        image_size=32,
+        augment="reflect4",
+        normalisation="dcm",
+        seed=1,
+        optim="SGD",
+        momentum=0.9,
     )
     return parser
 
@@ -82,25 +145,39 @@ def fill(args: Namespace, parser: Parser) -> None:
     """Name the networks and the GPUs that the authors' options mean."""
     if args.net1 and args.net2:
         parser.refuse_without_effect(args, ["depth", "width"], "beside --net1 and --net2")
-    args.net1, args.net2 = (bare_name(net or f"wrn_{args.depth}_{args.width:g}") for net in (args.net1, args.net2))
+    args.net1, args.net2 = (
+        bare_name(net or f"wrn_{args.depth}_{args.width:g}") for net in (args.net1, args.net2)
+    )
     if args.ngpu:
         args.device_ids = (args.device_ids or list(range(args.ngpu)))[: args.ngpu]
         if len(args.device_ids) < args.ngpu:
-            parser.error(f"--ngpu {args.ngpu} needs as many GPUs in --gpu_id, which has {len(args.device_ids)}")
+            parser.error(
+                f"--ngpu {args.ngpu} needs as many GPUs in --gpu_id, which has"
+                f" {len(args.device_ids)}"
+            )
 
 
-def find_images(args: Namespace, state: checkpoint.State) -> tuple[opening.ImageData, opening.ImageData]:
-    """List both splits; the authors' --dataroot was the official archive, which PrepareData.py makes images of."""
+def find_images(
+    args: Namespace, state: checkpoint.State
+) -> tuple[opening.ImageData, opening.ImageData]:
+    """List both splits; the authors' --dataroot was the official archive, which PrepareData.py
+    makes images of.
+    """
     root = Path(args.data_root)
-    archives = [place for pattern in ("cifar-10*", "meta", "batches.meta") for place in root.glob(pattern)]
+    archives = [
+        place for pattern in ("cifar-10*", "meta", "batches.meta") for place in root.glob(pattern)
+    ]
     if archives and not args.train_path and not (root / args.dataset).exists():
         raise InputError(
-            f"{root} holds the official archive; make its images first: python PrepareData.py {args.dataset} "
-            f"--src {root} --out {root}"
+            f"{root} holds the official archive; make its images first: python PrepareData.py"
+            f" {args.dataset} --src {root} --out {root}"
         )
     images, test_images = opening.both_splits(args, state.get("data"))
     if images.targets.ndim == 2:
-        raise InputError(f"{args.dataset} has several labels an image, and DCM's losses are for one; take another one")
+        raise InputError(
+            f"{args.dataset} has several labels an image, and DCM's losses are for one; take"
+            " another one"
+        )
     return images, test_images
 
 
@@ -113,18 +190,27 @@ def teach(
     preprocess: Callable[[Tensor, Tensor], Tensor],
     method: str,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Take both networks' common loss of a batch (24 terms, all of weight 1, for DCM), and every head's accuracy."""
+    """Take both networks' common loss of a batch (24 terms, all of weight 1, for DCM), and every
+    head's accuracy.
+    """
     first, second = net(preprocess(pixels, indices))
     terms = mutual_terms(first, second, targets, method)
     metrics = {"CE": terms.ce.sum(), "KL": terms.kl.sum()}
     for number, (final, heads) in enumerate((first, second), start=1):
-        for place, logits in {"": final, **{f"ep{ep}_": head for ep, head in enumerate(heads, start=1)}}.items():
-            metrics[f"net{number}_{place}top1_prec"] = accuracies_percent(logits, targets)["top1_prec"]
+        for place, logits in {
+            "": final,
+            **{f"ep{ep}_": head for ep, head in enumerate(heads, start=1)},
+        }.items():
+            metrics[f"net{number}_{place}top1_prec"] = accuracies_percent(logits, targets)[
+                "top1_prec"
+            ]
     return terms.total, metrics
 
 
 def rates_of_epochs(args: Namespace) -> list[float]:
-    """Give the learning rate of every epoch: it falls before each of --epoch_step, counted from 1."""
+    """Give the learning rate of every epoch: it falls before each of --epoch_step, counted from
+    1.
+    """
     epochs = range(1, args.epochs + 1)
     falls = [sum(first <= epoch for first in args.epoch_step) for epoch in epochs]
     return [args.lr * args.lr_decay_ratio**count for count in falls]
@@ -196,10 +282,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     fill(args, parser)
     runtime = opening.start(args)
 
-    # What the run goes on from; another run's checkpoint in its place is refused before an image is read.
+    # What the run goes on from; another run's checkpoint in its place is refused before an image is
+    # read.
     folder = Path(args.out)
     settings = options.settings(args, but=NOT_RECORDED)
-    run = opening.run(args, runtime, folder / CHECKPOINT, settings, log_folder=folder, elsewhere="--save")
+    run = opening.run(
+        args, runtime, folder / CHECKPOINT, settings, log_folder=folder, elsewhere="--save"
+    )
     images, test_images = find_images(args, run.state)
     opening.bind(args, runtime, images, test_images, own=run.path, elsewhere="--save")
 
@@ -230,7 +319,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         **run.record,
     }
     runtime.say(
-        f"{args.method}: {args.net1} and {args.net2}, {len(images):,} training images of {len(images.classes)} classes"
+        f"{args.method}: {args.net1} and {args.net2}, {len(images):,} training images of"
+        f" {len(images.classes)} classes"
     )
 
     with run:

@@ -1,9 +1,11 @@
-"""Distil a network's classes and its branches' classes and rotations (HSAKD; Yang et al. 2021, online 2022).
+"""Distil a network's classes and its branches' classes and rotations (HSAKD; Yang et al. 2021,
+online 2022).
 
-The commands are the authors' scripts with their options, files and logs: train_baseline_cifar, train_teacher_cifar,
-train_student_cifar and train_student_few_shot (student --few_ratio), train_online_kd_cifar, eval_rep (probe); those for
-ImageNet are the same with --dataset imagenet. A run writes {checkpoint_dir}/{run}/{arch}.pth.tar and …_best.pth.tar,
-{out}/result/{run}.txt and {out}/logs/{run}. Its last epoch is its result; the best one stands beside it.
+The commands are the authors' scripts with their options, files and logs: train_baseline_cifar,
+train_teacher_cifar, train_student_cifar and train_student_few_shot (student --few_ratio),
+train_online_kd_cifar, eval_rep (probe); those for ImageNet are the same with --dataset imagenet. A
+run writes {checkpoint_dir}/{run}/{arch}.pth.tar and …_best.pth.tar, {out}/result/{run}.txt and
+{out}/logs/{run}. Its last epoch is its result; the best one stands beside it.
 """
 
 from collections.abc import Callable, Sequence
@@ -51,28 +53,36 @@ class Method(NamedTuple):
 METHODS = {
     "baseline": Method(hsakd_nets.baseline, ("arch",), classify, classify, "top1_prec"),
     "teacher": Method(
-        hsakd_nets.teacher, ("arch", "pretrained_backbone"),
+        hsakd_nets.teacher,
+        ("arch", "pretrained_backbone"),
         partial(hsakd_steps.teach, accuracies=accuracies_percent),
-        partial(hsakd_steps.measure, accuracies=accuracies_percent), "ss_aux",
+        partial(hsakd_steps.measure, accuracies=accuracies_percent),
+        "ss_aux",
     ),
     "student": Method(
-        hsakd_nets.student, ("arch", "tarch", "tcheckpoint"),
+        hsakd_nets.student,
+        ("arch", "tarch", "tcheckpoint"),
         partial(hsakd_steps.distil, accuracies=accuracies_percent),
-        partial(hsakd_steps.measure, accuracies=accuracies_percent), "top1_prec",
+        partial(hsakd_steps.measure, accuracies=accuracies_percent),
+        "top1_prec",
     ),
     "online": Method(
-        hsakd_nets.online, ("arch",),
+        hsakd_nets.online,
+        ("arch",),
         partial(hsakd_steps.teach_each_other, accuracies=accuracies_percent),
-        partial(hsakd_steps.measure_both, accuracies=accuracies_percent), "top1_prec",
+        partial(hsakd_steps.measure_both, accuracies=accuracies_percent),
+        "top1_prec",
     ),
     "probe": Method(hsakd_nets.probe, ("arch", "s_path"), classify, classify, "top1_prec"),
-}  # fmt: skip
+}
 
 
 def build_parser() -> Parser:
     """Declare the commands and their options."""
     parser = Parser(__doc__, hsakd_options.EXAMPLES["student"])
-    commands = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(
+        title="commands", dest="command", required=True, metavar="COMMAND"
+    )
     for name, what in hsakd_options.COMMANDS.items():
         example = hsakd_options.EXAMPLES[name]
         command_parser = commands.add_parser(name, description=what, help=what, example=example)
@@ -87,9 +97,15 @@ def fill_files(args: Namespace) -> None:
         setattr(args, option, str(documented_file(path)))
 
 
-def open_networks(args: Namespace, method: Method, classes: int, runtime: Runtime) -> tuple[nn.Module, dict[str, Any]]:
-    """Make what is trained, and what its steps take by name: a teacher `teacher`, a temperature `tau`."""
-    model, teacher = method.networks(classes, **{option: getattr(args, option) for option in method.options})
+def open_networks(
+    args: Namespace, method: Method, classes: int, runtime: Runtime
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Make what is trained, and what its steps take by name: a teacher `teacher`, a temperature
+    `tau`.
+    """
+    model, teacher = method.networks(
+        classes, **{option: getattr(args, option) for option in method.options}
+    )
     by_name: dict[str, Any] = {"tau": args.kd_T} if "kd_T" in args else {}
     if teacher is not None:
         hsakd.check_branches(len(model.heads), len(teacher.heads))  # type: ignore[arg-type]
@@ -101,7 +117,9 @@ def open_fit(args: Namespace, model: nn.Module, runtime: Runtime) -> Fit:
     """Move a model to its devices and give it the authors' optimiser over what is trained of it."""
     net = runtime.parallel(model)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.SGD(trained, args.lr, 0.9, weight_decay=args.weight_decay, nesterov=args.nesterov)
+    optimizer = torch.optim.SGD(
+        trained, args.lr, 0.9, weight_decay=args.weight_decay, nesterov=args.nesterov
+    )
     return Fit(net, model, optimizer, runtime.grad_scaler(), runtime, args.print_freq)
 
 
@@ -111,14 +129,16 @@ def open_loaders(
     """Decode the images and make their loaders.
 
     Returns:
-        That of the images that are trained on; and by "test" that of the test images and, with --select val, by "val"
-        that of training images that are held out.
+        That of the images that are trained on; and by "test" that of the test images and, with
+        --select val, by "val" that of training images that are held out.
     """
     tested = opening.image_loader(args, opening.decoded(args, test_images, runtime), runtime)
     share = args.hold_out if args.select == "val" else 0
     ratio = getattr(args, "few_ratio", None) or 1
     labels = train_images.targets.numpy()
-    kept, held = map(torch.from_numpy, hsakd.split_training(train_images.paths, labels, ratio, share))
+    kept, held = map(
+        torch.from_numpy, hsakd.split_training(train_images.paths, labels, ratio, share)
+    )
     unseen = train_images = opening.decoded(args, train_images, runtime)
     if train_images.augments_while_decoding:
         in_order = Namespace(**vars(args) | {"val_path": str(train_images.root)})
@@ -128,8 +148,12 @@ def open_loaders(
     return loader, {"test": tested} | held_out
 
 
-def evaluate(net: nn.Module, loaders: opening.Loaders, runtime: Runtime, step: Step) -> dict[str, float]:
-    """Evaluate on the test images and on held-out ones, as far as there are: `test_{metric}`, `val_{metric}`."""
+def evaluate(
+    net: nn.Module, loaders: opening.Loaders, runtime: Runtime, step: Step
+) -> dict[str, float]:
+    """Evaluate on the test images and on held-out ones, as far as there are: `test_{metric}`,
+    `val_{metric}`.
+    """
     metrics: dict[str, float] = {}
     for split, loader in loaders.items():
         of_split = validate(net, {"": loader}, runtime, step)
@@ -171,8 +195,12 @@ def open_run(args: Namespace, runtime: Runtime, path: Path, name: str) -> Run:
     return opening.run(args, runtime, path, settings, **choices)
 
 
-def authors_state(fit: Fit, last: hsakd_log.Row, best: dict[str, hsakd_log.Row], percent: float) -> dict[str, Any]:
-    """Give what a checkpoint says after an epoch, by the authors' names; their accuracy is a share."""
+def authors_state(
+    fit: Fit, last: hsakd_log.Row, best: dict[str, hsakd_log.Row], percent: float
+) -> dict[str, Any]:
+    """Give what a checkpoint says after an epoch, by the authors' names; their accuracy is a
+    share.
+    """
     return {
         "net": to_authors_state(fit.model),
         "acc": percent / 100,
@@ -201,7 +229,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_writable(args.checkpoint_dir)
     runtime = opening.start(args)
     if args.launcher:
-        runtime.say("several processes are started by torchrun: torchrun --nproc_per_node GPUS HSAKD.py …")
+        runtime.say(
+            "several processes are started by torchrun: torchrun --nproc_per_node GPUS HSAKD.py …"
+        )
     method, name = METHODS[args.command], hsakd_options.run_name(args)
     path = Path(args.checkpoint_dir, name, f"{args.arch}.pth.tar")
     fill_files(args)
@@ -209,7 +239,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         evaluate_files(args, method, path, runtime)
         return
 
-    # What the run goes on from; another run's checkpoint in its place is refused before an image is read.
+    # What the run goes on from; another run's checkpoint in its place is refused before an image is
+    # read.
     run = open_run(args, runtime, path, name)
     train_images, test_images = opening.both_splits(args, run.state.get("data"))
     opening.bind(args, runtime, train_images, test_images, own=path)
@@ -236,7 +267,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         "teacher": taught,
     }
     trained_on = len(loader.dataset)  # type: ignore[arg-type]
-    runtime.say(f"{name}: {trained_on:,} training and {len(test_images):,} test images, {classes} classes")
+    runtime.say(
+        f"{name}: {trained_on:,} training and {len(test_images):,} test images, {classes} classes"
+    )
 
     text_path = Path(args.out, "result", f"{name}.txt")
     last = run.state.get("last", {})
@@ -268,7 +301,10 @@ def main(argv: Sequence[str] | None = None) -> None:
                 )
 
     runtime.say(hsakd_log.closing_words(last, best, probe=args.command == "probe"))
-    runtime.say(f"saved {path}, {best_path(path).name} beside it, and {text_path}; the log is {run.log_path}")
+    runtime.say(
+        f"saved {path}, {best_path(path).name} beside it, and {text_path}; the log is"
+        f" {run.log_path}"
+    )
     if following := hsakd_options.following(args, path, hsakd_nets.bare_arch(model)):
         runtime.say_next("HSAKD.py", *following)
 

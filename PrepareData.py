@@ -1,9 +1,11 @@
-"""Make the official archives of a data set into images, one folder a class (paper Sec. 4; DCM, HSAKD).
+"""Make the official archives of a data set into images, one folder a class (paper Sec. 4; DCM,
+HSAKD).
 
-Writes {out}/{dataset}/{train,test}/{class}/*: RGB; photos with boxes as JPEG of quality 95, each object cut out by its
-box, which ends at the photo's border; arrays of pixels as PNG, named by their place in the archive; small JPEGs as they
-are. Class folders sort by official id. What is there already is left alone, so a run that was stopped goes on. What
-cannot be used is named; the exit code is then 1, with --skip_bad 0.
+Writes {out}/{dataset}/{train,test}/{class}/*: RGB; photos with boxes as JPEG of quality 95, each
+object cut out by its box, which ends at the photo's border; arrays of pixels as PNG, named by their
+place in the archive; small JPEGs as they are. Class folders sort by official id. What is there
+already is left alone, so a run that was stopped goes on. What cannot be used is named; the exit
+code is then 1, with --skip_bad 0.
 """
 
 import os
@@ -52,23 +54,49 @@ def build_parser() -> Parser:
     group = parser.add_argument_group("images")
     group.add_argument("dataset", choices=PARTS, help="digits needs no --src")
     group.add_argument(
-        "--src", nargs="+", action="extend", type=_path, default=[], metavar="PATH",
-        help="official archives (.tar, .tgz, .zip) or folders with their content; mix320: those of CUB200 and DOG120",
-    )  # fmt: skip
+        "--src",
+        nargs="+",
+        action="extend",
+        type=_path,
+        default=[],
+        metavar="PATH",
+        help=(
+            "official archives (.tar, .tgz, .zip) or folders with their content; mix320: those of"
+            " CUB200 and DOG120"
+        ),
+    )
     group.add_argument(
-        "--out", type=_path, default=Path(os.environ.get("KC_DATA", "data")),
+        "--out",
+        type=_path,
+        default=Path(os.environ.get("KC_DATA", "data")),
         help="folder of the data sets; default from KC_DATA",
-    )  # fmt: skip
-    group.add_argument("--classes", type=whole(1), metavar="N", help="only the first N classes that there are")
-    group.add_argument("--skip_bad", action="store_true", help="end well although some photos cannot be cropped")
+    )
     group.add_argument(
-        "-j", "--workers", type=whole(1), default=os.cpu_count() or 1, help="processes that crop or threads that write"
+        "--classes", type=whole(1), metavar="N", help="only the first N classes that there are"
+    )
+    group.add_argument(
+        "--skip_bad", action="store_true", help="end well although some photos cannot be cropped"
+    )
+    group.add_argument(
+        "-j",
+        "--workers",
+        type=whole(1),
+        default=os.cpu_count() or 1,
+        help="processes that crop or threads that write",
     )
     voc = parser.add_argument_group("VOC2012_crop, VOC2012_animal")
     voc.add_argument(
-        "--list", nargs="+", action="extend", type=_path, default=[], metavar="FILE",
-        help="crop exactly the objects of the authors' pickled list for train; a second one is for test",
-    )  # fmt: skip
+        "--list",
+        nargs="+",
+        action="extend",
+        type=_path,
+        default=[],
+        metavar="FILE",
+        help=(
+            "crop exactly the objects of the authors' pickled list for train; a second one is for"
+            " test"
+        ),
+    )
     voc.add_argument("--val_list", type=_path, metavar="FILE", help="the list for test")
     return parser
 
@@ -89,21 +117,31 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(f"--list is for VOC2012_crop and VOC2012_animal, not for {args.dataset}")
     check_writable(args.out)
     datasets = ["CUB200", "DOG120"] if args.dataset == "mix320" else [args.dataset]
-    # Without --src mix320 only checks that both halves are there, and the digits come with scikit-learn.
+    # Without --src mix320 only checks that both halves are there, and the digits come with
+    # scikit-learn.
     there = args.dataset == "mix320" and all((args.out / name).is_dir() for name in datasets)
     if not args.src and not there and args.dataset != "digits":
         official = ", ".join(PARTS[args.dataset].values())
-        raise InputError(f"{args.dataset} needs --src: the official {official}, or folders with their content")
+        raise InputError(
+            f"{args.dataset} needs --src: the official {official}, or folders with their content"
+        )
     problems: dict[str, list[Problem]] = {name: [] for name in datasets}
     with unpacked(args.src, PARTS[args.dataset], args.out / f".{args.dataset}.unpacked") as folders:
         for name in [] if there and not args.src else datasets:
-            problems[name] = prepare(read(name, folders, lists, args.classes), args.out / name, args.workers)
+            problems[name] = prepare(
+                read(name, folders, lists, args.classes), args.out / name, args.workers
+            )
     print_problems([problem for found in problems.values() for problem in found])
     print_table(problems, args.out)
     skipped = sum(map(len, problems.values()))
     if skipped and not args.skip_bad:
-        raise InputError(f"{skipped:,} entries, named above, could not be used; mend them or accept that by --skip_bad")
-    print(f"next: {command_line('Training.py', '--dataset', args.dataset, '--data_root', args.out)}")
+        raise InputError(
+            f"{skipped:,} entries, named above, could not be used; mend them or accept that by"
+            " --skip_bad"
+        )
+    print(
+        f"next: {command_line('Training.py', '--dataset', args.dataset, '--data_root', args.out)}"
+    )
 
 
 def read(dataset: str, folders: list[Path], lists: list[Path], limit: int | None) -> Listing:
@@ -113,11 +151,15 @@ def read(dataset: str, folders: list[Path], lists: list[Path], limit: int | None
     if dataset in READERS:
         return READERS[dataset](folders, limit)
     names = VOC_ANIMALS if dataset == "VOC2012_animal" else VOC_CLASSES
-    return read_voc_lists(folders, lists, names, limit) if lists else read_voc(folders, names, limit)
+    return (
+        read_voc_lists(folders, lists, names, limit) if lists else read_voc(folders, names, limit)
+    )
 
 
 def prepare(listing: Listing, target: Path, workers: int) -> list[Problem]:
-    """Make the images of `listing` below `target`, say what was done, and return what could not be used."""
+    """Make the images of `listing` below `target`, say what was done, and return what could not
+    be used.
+    """
     for note in listing.notes:
         print(note)
     if not listing.crops and not listing.files:
@@ -137,9 +179,10 @@ def crop_photos(listing: Listing, target: Path, workers: int) -> list[Problem]:
     problems = [outcome.problem for outcome in outcomes if outcome.problem]
     modes = Counter(outcome.mode for outcome in made if outcome.mode != "RGB")
     print(
-        f"{target}: {len(made):,} crops made, {len(outcomes) - len(made) - len(problems):,} were there; "
-        f"{sum(outcome.clamped for outcome in made):,} boxes clamped to the photo, "
-        f"{sum(modes.values()):,} photos made RGB" + "".join(f" ({n} {mode})" for mode, n in modes.items())
+        f"{target}: {len(made):,} crops made, {len(outcomes) - len(made) - len(problems):,} were"
+        f" there; {sum(outcome.clamped for outcome in made):,} boxes clamped to the photo,"
+        f" {sum(modes.values()):,} photos made RGB"
+        + "".join(f" ({n} {mode})" for mode, n in modes.items())
     )
     return problems
 
@@ -153,7 +196,9 @@ def print_problems(problems: list[Problem]) -> None:
 
 
 def print_table(problems: dict[str, list[Problem]], out: Path) -> None:
-    """Print what lies in each data set's folder, and how many entries of its source were skipped."""
+    """Print what lies in each data set's folder, and how many entries of its source were
+    skipped.
+    """
     print(f"{'data set':<16}{'classes':>8}{'train':>8}{'test':>8}{'skipped':>8}")
     for name, skipped in problems.items():
         images = {split: list((out / name / split).glob("*/[!.]*")) for split in ("train", "test")}

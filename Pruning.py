@@ -1,9 +1,11 @@
-"""Compress a classifier: remove small weights, retrain the rest, perhaps let them share values (paper Sec. 4.4).
+"""Compress a classifier: remove small weights, retrain the rest, perhaps let them share values
+(paper Sec. 4.4).
 
-After Han et al. (2016): of every layer the weights of magnitude up to s · std of that layer are removed, and the rest
-is trained for --epochs. With --share_bits the weights left in each layer are then clustered by k-means, and the
-centroids are trained for --epochs more. The result is an ordinary checkpoint with zeros, named by the thresholds
-(checkpoint_…_pruned0.2-1), and a JSON file beside it. The same command again goes on where it stopped.
+After Han et al. (2016): of every layer the weights of magnitude up to s · std of that layer are
+removed, and the rest is trained for --epochs. With --share_bits the weights left in each layer are
+then clustered by k-means, and the centroids are trained for --epochs more. The result is an
+ordinary checkpoint with zeros, named by the thresholds (checkpoint_…_pruned0.2-1), and a JSON file
+beside it. The same command again goes on where it stopped.
 """
 
 from collections.abc import Sequence
@@ -13,7 +15,14 @@ from typing import Any
 from models.classifiers import read_classifier
 from models.layers import usual_layer
 from models.logits import check_logits, has_unused_parameters
-from models.pruning import PrunedWeight, cluster, count_removed, prune, train_centroids, zero_removed
+from models.pruning import (
+    PrunedWeight,
+    cluster,
+    count_removed,
+    prune,
+    train_centroids,
+    zero_removed,
+)
 from utils import opening, options, runs
 from utils.data.images import ImageData, check_outputs
 from utils.files import sha256, write_json
@@ -32,21 +41,44 @@ def build_parser() -> Parser:
     parser = Parser(__doc__, "python Pruning.py --resume NET.pth.tar --s_conv 0.2 --sweep [1,2]")
     group = parser.add_argument_group("compression")
     group.add_argument(
-        "--resume", required=True, type=some_path, metavar="NET", help="checkpoint of the classifier to compress"
+        "--resume",
+        required=True,
+        type=some_path,
+        metavar="NET",
+        help="checkpoint of the classifier to compress",
     )
     options.add_restart_option(group)
     group.add_argument("-a", "--arch", help="its architecture, if the file does not say")
-    group.add_argument("--s_conv", type=real(), default=0.2, help="threshold of a convolution, in std of its weights")
-    group.add_argument("--s_fc", type=real(), default=1.0, help="threshold of a linear layer, in std of its weights")
     group.add_argument(
-        "--sweep", type=list_of(real()), default=[1.0], metavar="[0.5,1,2]",
+        "--s_conv",
+        type=real(),
+        default=0.2,
+        help="threshold of a convolution, in std of its weights",
+    )
+    group.add_argument(
+        "--s_fc",
+        type=real(),
+        default=1.0,
+        help="threshold of a linear layer, in std of its weights",
+    )
+    group.add_argument(
+        "--sweep",
+        type=list_of(real()),
+        default=[1.0],
+        metavar="[0.5,1,2]",
         help="factors on both s_conv and s_fc; one compressed net for each",
-    )  # fmt: skip
+    )
     group.add_argument(
-        "--share_bits", type=int, choices=range(9), default=0, metavar="N",
+        "--share_bits",
+        type=int,
+        choices=range(9),
+        default=0,
+        metavar="N",
         help="share at most 2^N weights in each layer, N up to 8; 0: none",
-    )  # fmt: skip
-    group.add_argument("--share_lr", type=real(), default=1e-6, help="first learning rate of the centroids")
+    )
+    group.add_argument(
+        "--share_lr", type=real(), default=1e-6, help="first learning rate of the centroids"
+    )
     options.add_data_options(parser, batch_size=128)
     options.add_training_options(parser, optim="SGD", lr=1e-4, epochs=20, fewest_epochs=0)
     options.add_run_options(parser)
@@ -66,7 +98,9 @@ def keep_removed(fit: Fit, layers: Sequence[PrunedWeight]) -> None:
 
 
 def share(args: Namespace, fit: Fit, layers: Sequence[PrunedWeight]) -> Fit:
-    """Cluster the weights and give the centroids an optimiser of their own, which remembers nothing of the weights."""
+    """Cluster the weights and give the centroids an optimiser of their own, which remembers
+    nothing of the weights.
+    """
     fit = replace(fit, optimizer=opening.optimizer(args, fit.model))
     train_centroids(fit.optimizer, layers, cluster(layers, args.share_bits), args.share_lr)
     return fit
@@ -123,7 +157,9 @@ def compress(
         accuracy = run.state["accuracy_percent"]
     else:
         accuracy = {"before": before_percent, "pruned": measure(fit, val_loaders)}
-    runtime.say(f"thresholds {s_conv:g} std of convolutions and {s_fc:g} std of linear layers: {run.path}")
+    runtime.say(
+        f"thresholds {s_conv:g} std of convolutions and {s_fc:g} std of linear layers: {run.path}"
+    )
 
     loader = opening.image_loader(args, images, runtime, shuffle=True)
     rates, share_rates = opening.rates(args), opening.rates(args, args.share_lr)
@@ -139,7 +175,8 @@ def compress(
             acc1 = accuracy["pruned"]
             run.save_last(0, fit.state(0, **facts, acc1=acc1, best_acc1=acc1))
         for epoch in run.epochs():
-            # The second stage: weights of a layer share values, the centroids, which are a second group of parameters.
+            # The second stage: weights of a layer share values, the centroids, which are a second
+            # group of parameters.
             sharing, stage_epoch = epoch >= args.epochs, epoch % args.epochs
             if epoch == args.epochs:
                 fit = share(args, fit, layers)

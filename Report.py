@@ -1,7 +1,8 @@
-"""Put a run on one page of HTML: tables with intervals, figures, settings, provenance, and how to read them.
+"""Put a run on one page of HTML: tables with intervals, figures, settings, provenance, and how to
+read them.
 
-The page holds all that it shows and loads nothing. --check makes it anew from the run's folder and fails where a number
-of the page is another.
+The page holds all that it shows and loads nothing. --check makes it anew from the run's folder and
+fails where a number of the page is another.
 """
 
 from collections.abc import Sequence
@@ -18,11 +19,20 @@ def build_parser() -> Parser:
     """Declare this step's options."""
     parser = Parser(__doc__, "python Report.py demo --out demo/page.html")
     group = parser.add_argument_group("page")
-    which = "folder with what Variance.py --json, --figure, --spectrum and Calibrate.py --json wrote"
+    which = (
+        "folder with what Variance.py --json, --figure, --spectrum and Calibrate.py --json wrote"
+    )
     group.add_argument("run", type=some_path, metavar="RUN", help=f"{which} (.png and .svg)")
     what = group.add_mutually_exclusive_group()
-    what.add_argument("--out", type=result_file(".html"), metavar="FILE", help="write it; default: RUN/page.html")
-    what.add_argument("--check", type=some_path, metavar="FILE", help="hold a page against the run, and write nothing")
+    what.add_argument(
+        "--out", type=result_file(".html"), metavar="FILE", help="write it; default: RUN/page.html"
+    )
+    what.add_argument(
+        "--check",
+        type=some_path,
+        metavar="FILE",
+        help="hold a page against the run, and write nothing",
+    )
     return parser
 
 

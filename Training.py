@@ -8,7 +8,13 @@ from typing import Any
 
 from torch import nn
 
-from models.classifiers import build, check_reloads, classifier_record, fix_batch_norm, read_classifier
+from models.classifiers import (
+    build,
+    check_reloads,
+    classifier_record,
+    fix_batch_norm,
+    read_classifier,
+)
 from models.layers import usual_layer
 from models.logits import check_logits, has_unused_parameters
 from models.own import is_own, named_arch
@@ -28,14 +34,29 @@ from utils.training.schedules import set_learning_rate
 
 def build_parser() -> Parser:
     """Declare this step's options."""
-    parser = Parser(__doc__, "python Training.py --dataset CUB200 --arch vgg16_bn --seed 0 --suffix sd0")
+    parser = Parser(
+        __doc__, "python Training.py --dataset CUB200 --arch vgg16_bn --seed 0 --suffix sd0"
+    )
     group = parser.add_argument_group("network")
     group.add_argument("-a", "--arch", help=f"{options.ARCHS}; default: {options.ARCH}")
-    group.add_argument("--pretrained", action="store_true", help="start from torchvision's ImageNet weights")
-    group.add_argument("--weights", type=some_path, metavar="FILE", help="start from the weights in a file")
-    group.add_argument("--train_layer", type=whole(0), default=34, help="of *_ft networks: first layer that is trained")
-    group.add_argument("--fix_bn", action="store_true", help="keep BatchNorm's running statistics as loaded")
-    group.add_argument("-e", "--evaluate", action="store_true", help="only measure the accuracy of --resume")
+    group.add_argument(
+        "--pretrained", action="store_true", help="start from torchvision's ImageNet weights"
+    )
+    group.add_argument(
+        "--weights", type=some_path, metavar="FILE", help="start from the weights in a file"
+    )
+    group.add_argument(
+        "--train_layer",
+        type=whole(0),
+        default=34,
+        help="of *_ft networks: first layer that is trained",
+    )
+    group.add_argument(
+        "--fix_bn", action="store_true", help="keep BatchNorm's running statistics as loaded"
+    )
+    group.add_argument(
+        "-e", "--evaluate", action="store_true", help="only measure the accuracy of --resume"
+    )
     group.add_argument(
         "--export",
         type=some_path,
@@ -52,9 +73,13 @@ def build_parser() -> Parser:
 
 
 def fill(args: Namespace) -> None:
-    """Take architecture, data set and image size from the checkpoint that --resume means, where no option says them."""
+    """Take architecture, data set and image size from the checkpoint that --resume means, where
+    no option says them.
+    """
     state: checkpoint.State = {}
-    own = runs.classifier_path(args.out, options.data_name(args), args.arch or options.ARCH, args.suffix)
+    own = runs.classifier_path(
+        args.out, options.data_name(args), args.arch or options.ARCH, args.suffix
+    )
     if args.resume not in ("", "auto"):
         state = checkpoint.load(args.resume, mmap=True)
     elif args.resume and own.exists() and not args.restart:
@@ -67,7 +92,11 @@ def fill(args: Namespace) -> None:
 
 def new_model(args: Namespace, record: Mapping[str, Any]) -> nn.Module:
     """Build the network that a record describes, as the options begin it."""
-    sources = {"pretrained": args.pretrained, "weights": args.weights, "image_size": args.image_size}
+    sources = {
+        "pretrained": args.pretrained,
+        "weights": args.weights,
+        "image_size": args.image_size,
+    }
     model = build(**record, **sources)
     check_reloads(model, record, args.image_size)
     return model
@@ -85,7 +114,8 @@ def evaluate(args: Namespace, runtime: opening.Runtime) -> None:
         model = new_model(args, classifier_record(args.arch, len(val_images.classes)))
     else:
         raise InputError("--evaluate needs a trained network: name one with --resume")
-    check_logits(model, args.arch, len(val_images.classes), args.image_size)  # before images are decoded
+    # Before images are decoded
+    check_logits(model, args.arch, len(val_images.classes), args.image_size)
     loaders = opening.validation_loaders(args, opening.decoded(args, val_images, runtime), runtime)
     step = partial(classify, preprocess=val_images.preprocessing())
     runtime.say(runs.describe(validate(runtime.parallel(model), loaders, runtime, step)))
@@ -93,9 +123,15 @@ def evaluate(args: Namespace, runtime: opening.Runtime) -> None:
 
 
 def export(
-    args: Namespace, model: nn.Module, record: Mapping[str, Any], images: ImageData, runtime: opening.Runtime
+    args: Namespace,
+    model: nn.Module,
+    record: Mapping[str, Any],
+    images: ImageData,
+    runtime: opening.Runtime,
 ) -> None:
-    """Write the weights as --export says, with what a checkpoint says of the network and of its images."""
+    """Write the weights as --export says, with what a checkpoint says of the network and of its
+    images.
+    """
     if args.export and runtime.is_main:
         facts = {"arch": record["arch"], "model": record, "data": opening.data_record(args, images)}
         checkpoint.save_safetensors(args.export, model.state_dict(), facts)
@@ -122,7 +158,9 @@ def open_model_and_images(
     in_training = opening.known_images(args, state, runtime) if resumed else None
     train_images, val_images = opening.both_splits(args, in_training)
     classes = len(train_images.classes)
-    record = state.get("model") or classifier_record(args.arch, classes, train_layer=args.train_layer)
+    record = state.get("model") or classifier_record(
+        args.arch, classes, train_layer=args.train_layer
+    )
     check_outputs(record["num_classes"], train_images, resumed)
     model = model or new_model(args, record)
     if args.fix_bn:
@@ -131,7 +169,9 @@ def open_model_and_images(
     return model, record, train_images, val_images
 
 
-def next_words(args: Namespace, parser: Parser, words: Sequence[str], model: nn.Module, run: Run) -> list[Any]:
+def next_words(
+    args: Namespace, parser: Parser, words: Sequence[str], model: nn.Module, run: Run
+) -> list[Any]:
     """Give the command that follows: both nets' features, or this command again with another seed.
 
     Args:
@@ -160,14 +200,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     runtime = opening.start(args)
     fill(args)
-    classifier_path = partial(runs.classifier_path, args.out, options.data_name(args), args.arch, args.suffix)
+    classifier_path = partial(
+        runs.classifier_path, args.out, options.data_name(args), args.arch, args.suffix
+    )
     path, best_path = classifier_path(), classifier_path(best=True)
     if args.evaluate:
         args.resume = str(path) if args.resume == "auto" else args.resume
         evaluate(args, runtime)
         return
 
-    # What the run goes on from; another run's checkpoint in its place is refused before an image is read.
+    # What the run goes on from; another run's checkpoint in its place is refused before an image is
+    # read.
     settings = options.settings(
         args, but=["evaluate", "export"], weights=sha256(args.weights) if args.weights else None
     )
@@ -180,7 +223,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     fit = opening.fit(args, model, runtime, has_unused=unused)
     run.restore(fit)
     if run.is_finished:
-        runtime.say(f"{run.resumed} is trained for {run.start_epoch} epochs already, accuracy {run.acc1:.2f} %")
+        runtime.say(
+            f"{run.resumed} is trained for {run.start_epoch} epochs already, accuracy"
+            f" {run.acc1:.2f} %"
+        )
         return
     opening.check_last_batch(args, model, train_images, runtime)
 
@@ -218,7 +264,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             run.save(epoch, fit.state(epoch + 1, **facts, **run.accuracies, hits=hits))
 
     kept = f" and {best_path}" if best_path.exists() else ""
-    runtime.say(f"saved {path}{kept}, best accuracy {run.best_acc1:.2f} %; the log is {run.log_path}")
+    runtime.say(
+        f"saved {path}{kept}, best accuracy {run.best_acc1:.2f} %; the log is {run.log_path}"
+    )
     export(args, model, record, train_images, runtime)
     words = sys.argv[1:] if argv is None else argv
     runtime.say_next(*next_words(args, parser, words, model, run))

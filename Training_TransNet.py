@@ -1,7 +1,7 @@
 """Fit Trans-Nets that reconstruct net B's features from net A's (paper Sec. 3).
 
-Beside every Trans-Net stands the linear reference: the best single linear layer, in closed form. What leaves more than
-that unexplained was not fitted to its end.
+Beside every Trans-Net stands the linear reference: the best single linear layer, in closed form.
+What leaves more than that unexplained was not fitted to its end.
 """
 
 import contextlib
@@ -51,15 +51,27 @@ class Group(NamedTuple):
 
 def build_parser() -> Parser:
     """Declare this step's options."""
-    parser = Parser(__doc__, "python Training_TransNet.py --convOut_path convOuts/… --alpha [0.1,0.1]")
+    parser = Parser(
+        __doc__, "python Training_TransNet.py --convOut_path convOuts/… --alpha [0.1,0.1]"
+    )
     fit_options.add_source_options(parser)
     fit_options.add_family_options(parser)
     options.add_trans_net_options(parser)
     fit_options.add_budget_options(parser)
     options.add_training_options(
-        parser, optim=None, lr=None, epochs=None, optims=("SGD", "Adam", "Muon"), momentum=None, weight_decay=None,
-        fewest_epochs=0, logspace=2, decay_factor=0.2, save_epoch=100, val_epoch=10,
-    )  # fmt: skip
+        parser,
+        optim=None,
+        lr=None,
+        epochs=None,
+        optims=("SGD", "Adam", "Muon"),
+        momentum=None,
+        weight_decay=None,
+        fewest_epochs=0,
+        logspace=2,
+        decay_factor=0.2,
+        save_epoch=100,
+        val_epoch=10,
+    )
     options.add_resume_options(parser)
     options.add_run_options(parser)
     options.add_output_options(parser)
@@ -70,37 +82,55 @@ def build_parser() -> Parser:
 
 def layers_of(args: Namespace) -> tuple[Layer, Layer, str]:
     """Give the layers of net A and net B, and what file names call them."""
-    first, second = (Layer(*layer, default=fit_options.DEFAULT_LAYER) for layer in options.both_layers(args))
+    first, second = (
+        Layer(*layer, default=fit_options.DEFAULT_LAYER) for layer in options.both_layers(args)
+    )
     return first, second, runs.pair(first.label, second.label)
 
 
 def open_stored(args: Namespace, split: str) -> Source:
     """Open the stored features that the options mean, and check what the options say of them."""
     first, second, label = layers_of(args)
-    names = (options.data_name(args), args.sample_num, args.arch or options.ARCH, label, args.suffix, split)
+    names = (
+        options.data_name(args),
+        args.sample_num,
+        args.arch or options.ARCH,
+        label,
+        args.suffix,
+        split,
+    )
     folder = args.convOut_path or runs.features_folder(args.out, *names)
     layer = label if first.is_named or second.is_named else None
     said = {"arch": args.arch, "sample_num": args.sample_num or None, "layer": layer}
-    data = opening.stored_features(Namespace(**vars(args) | {"reverse": False}), folder, split, said)
+    data = opening.stored_features(
+        Namespace(**vars(args) | {"reverse": False}), folder, split, said
+    )
     return Source(data, read_stored, (data.shape_a, data.shape_b), data.provenance)
 
 
 def open_nets(args: Namespace, runtime: Runtime) -> tuple[CutNet, CutNet]:
-    """Open both nets, cut where the options say, each with the constants that it reads pixels by."""
+    """Open both nets, cut where the options say, each with the constants that it reads pixels
+    by.
+    """
     (first, second, _), (arch_a, arch_b) = layers_of(args), fit_options.archs(args)
     a = open_net(args.net_A, arch_a, first)
     b = open_net(args.net_B, arch_b, second, options.second_layer_hint(args))
     options.fill(args, *(net.state.get("data", {}) for net in (a, b)))
     a, b = (
-        net.normalised_by(opening.normalisation(args, net.state, runtime, name)) for name, net in (("A", a), ("B", b))
+        net.normalised_by(opening.normalisation(args, net.state, runtime, name))
+        for name, net in (("A", a), ("B", b))
     )
     if note := note_of_sources((a.source, b.source), (a.model, b.model), args.image_size):
         runtime.say(note)
     return a, b
 
 
-def open_live(args: Namespace, nets: tuple[CutNet, CutNet], heads: Heads, split: str, runtime: Runtime) -> Source:
-    """Open images whose features are computed whenever they are read, recorded as ConvOutput.py records them."""
+def open_live(
+    args: Namespace, nets: tuple[CutNet, CutNet], heads: Heads, split: str, runtime: Runtime
+) -> Source:
+    """Open images whose features are computed whenever they are read, recorded as ConvOutput.py
+    records them.
+    """
     images = opening.images(args, split, nets[0].state.get("data", {}))
     a, b = (opening.with_record(args, net.source, net.state, images) for net in nets)
     known = {"dataset": args.dataset, "name": args.name, "sample_num": args.sample_num}
@@ -126,7 +156,9 @@ def open_sources(args: Namespace, runtime: Runtime) -> tuple[Source, Source | No
 
 
 def open_penultimate(source: Source, arch: str | None) -> Penultimate:
-    """Open the target's net again, and give its frozen layers from the features up to its last one."""
+    """Open the target's net again, and give its frozen layers from the features up to its last
+    one.
+    """
     net = reopen_net(source.provenance.b, arch)
     net.prove(stand_in_pixels(source.provenance.image_size))
     return net.penultimate(source.shapes[1])
@@ -134,20 +166,32 @@ def open_penultimate(source: Source, arch: str | None) -> Penultimate:
 
 def open_member(args: Namespace, kind: Kind, source: Source) -> Member:
     """Make one Trans-Net, as its seed initialises it, or find it where an earlier run left it."""
-    said = {"dataset": options.data_name(args), "arch": args.arch or options.ARCH, "sample_num": args.sample_num}
-    known = source.provenance.completed(**said, label=layers_of(args)[-1])  # the authors' features say nothing
+    said = {
+        "dataset": options.data_name(args),
+        "arch": args.arch or options.ARCH,
+        "sample_num": args.sample_num,
+    }
+    # The authors' features say nothing
+    known = source.provenance.completed(**said, label=layers_of(args)[-1])
     path = fit_options.place(args, kind, known)
     settings = fit_options.settings(args, kind, channels_of(source.shapes[0]))
     resumed = resume.find(
-        args.resume, path, settings, source=source.provenance, restart=args.restart,
+        args.resume,
+        path,
+        settings,
+        source=source.provenance,
+        restart=args.restart,
         extendable=args.steps is None and not args.logspace,
-    )  # fmt: skip
-    contents = {source.provenance.split or "train": source.data.contents} if source.data.contents else {}
+    )
+    contents = (
+        {source.provenance.split or "train": source.data.contents} if source.data.contents else {}
+    )
     if path.exists() and not args.restart:
         resume.check_images(path, contents)
     state = checkpoint.load(resumed) if resumed else {}
     hidden = settings["hidden"]
-    if resumed and (args.hidden is None or args.until):  # it may be of a version without them, or have been doubled
+    # It may be of a version without them, or have been doubled
+    if resumed and (args.hidden is None or args.until):
         hidden = state.get("trans_net", {}).get("hidden", 0)
     trans_net = make_trans_net(args, kind, source, hidden)
     if resumed:
@@ -156,23 +200,41 @@ def open_member(args: Namespace, kind: Kind, source: Source) -> Member:
     weights = settings["alpha"]
     by_order = torch.zeros(len(weights)) if args.L2 else torch.tensor(weights).flip(0)  # as p is
     title = fit_options.title(args, kind)
-    return Member(trans_net, path, settings, by_order, resumed, state, kind.reverse, source.provenance, images, title)
+    return Member(
+        trans_net,
+        path,
+        settings,
+        by_order,
+        resumed,
+        state,
+        kind.reverse,
+        source.provenance,
+        images,
+        title,
+    )
 
 
 def make_trans_net(args: Namespace, kind: Kind, source: Source, hidden: int) -> TransNet:
     """Make a Trans-Net with M = `hidden` spare channels, as its seed initialises it."""
     seed_everything(kind.seed)
     return between(
-        *source.shapes, layers=kind.layers, fc=args.fc, norm=args.norm, bn=args.bn, affine=args.affine,
-        fix_p=args.fix_p, standardise=args.standardise, hidden=hidden,
-    )  # fmt: skip
+        *source.shapes,
+        layers=kind.layers,
+        fc=args.fc,
+        norm=args.norm,
+        bn=args.bn,
+        affine=args.affine,
+        fix_p=args.fix_p,
+        standardise=args.standardise,
+        hidden=hidden,
+    )
 
 
 def group(args: Namespace, members: Sequence[Member]) -> list[Group]:
     """Part Trans-Nets by their budgets.
 
-    One standardised layer that is solved needs no step: it is the linear reference. With --until converged each has
-    steps of its own, which its checkpoint knows where it goes on from one.
+    One standardised layer that is solved needs no step: it is the linear reference. With --until
+    converged each has steps of its own, which its checkpoint knows where it goes on from one.
     """
     budget = Budget.of(vars(args))
     if budget.steps is None:
@@ -194,13 +256,21 @@ def is_solved(args: Namespace, member: Member) -> bool:
     return args.standardise and args.solve is not None and member.trans_net.order == 0
 
 
-def find_end(args: Namespace, group: Group, kind: Kind, source: Source, pairs: Pairs, runtime: Runtime) -> Group:
+def find_end(
+    args: Namespace, group: Group, kind: Kind, source: Source, pairs: Pairs, runtime: Runtime
+) -> Group:
     """Find the steps and spare channels that a Trans-Net needs; see `converge`."""
     (member,) = group.members
     convergence = converge(
-        partial(make_trans_net, args, kind, source), pairs, group.budget, runtime,
-        hidden=member.trans_net.hidden, backwards=kind.reverse, alpha=member.alpha, tolerance=args.tolerance,
-    )  # fmt: skip
+        partial(make_trans_net, args, kind, source),
+        pairs,
+        group.budget,
+        runtime,
+        hidden=member.trans_net.hidden,
+        backwards=kind.reverse,
+        alpha=member.alpha,
+        tolerance=args.tolerance,
+    )
     found = replace(member, trans_net=make_trans_net(args, kind, source, convergence.hidden))
     return Group([found], replace(group.budget, steps=convergence.steps), [convergence.record()])
 
@@ -218,21 +288,35 @@ def fit_group(
     """Fit the Trans-Nets of a group, epoch by epoch; write their logs and checkpoints."""
     members, budget, records = group
     fitting = Fitting(
-        [member.trans_net for member in members], pairs, budget, runtime,
-        backwards=[member.reverse for member in members], alphas=[member.alpha for member in members],
-        throughs=throughs, beside=beside, reference=not args.no_reference,
-    )  # fmt: skip
+        [member.trans_net for member in members],
+        pairs,
+        budget,
+        runtime,
+        backwards=[member.reverse for member in members],
+        alphas=[member.alpha for member in members],
+        throughs=throughs,
+        beside=beside,
+        reference=not args.no_reference,
+    )
     start_epoch = restore(members, fitting.fit) if args.start_epoch is None else args.start_epoch
     count = len(fitting.rates)
     fitting.begin(start_epoch=start_epoch)
 
     def save(i: int, epoch: int, held_out: float | None, **measures: Any) -> None:
-        facts = {"linear_reference": beside[members[i].reverse].record(), "fitted": fitting.record(i, records[i])}
+        facts = {
+            "linear_reference": beside[members[i].reverse].record(),
+            "fitted": fitting.record(i, records[i]),
+        }
         keep = bool(epoch) and args.save_per_epoch
-        members[i].save(fitting.fit, epoch, keep=keep, held_out=held_out, **measures, **facts, **doubts)
+        members[i].save(
+            fitting.fit, epoch, keep=keep, held_out=held_out, **measures, **facts, **doubts
+        )
 
     with contextlib.ExitStack() as stack:
-        logs = [stack.enter_context(one.log(args.out, count, start_epoch, runtime, **doubts)) for one in members]
+        logs = [
+            stack.enter_context(one.log(args.out, count, start_epoch, runtime, **doubts))
+            for one in members
+        ]
         held_out = list[float]()
         if not count:
             held_out = fitting.instabilities()
@@ -251,13 +335,17 @@ def fit_group(
                 if args.draw and measured:
                     data = sources[member.reverse].data
                     pair = sources[member.reverse].read(*runtime.to_device(data.__getitems__([0])))
-                    log.figure(epoch, "components", decomposition_figure(member.trans_net.eval(), *pair))
+                    log.figure(
+                        epoch, "components", decomposition_figure(member.trans_net.eval(), *pair)
+                    )
                 if saved:
                     save(i, epoch + 1, of_this.get("val_instability"), mse=of_this["MSE"])
                     log.saved(member.path, epoch + 1)
     for i, (member, log) in enumerate(zip(members, logs)):
         reference = beside[member.reverse].record()
-        words = closing_words(fitting.record(i, records[i]), held_out[i] if held_out else None, reference, **doubts)
+        words = closing_words(
+            fitting.record(i, records[i]), held_out[i] if held_out else None, reference, **doubts
+        )
         copies = f", every saved epoch in {member.copy_of('…').name}" if args.save_per_epoch else ""
         runtime.say(f"saved {member.path}{copies}; {words}; the log is {log.path}")
 
@@ -277,7 +365,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     fitted, held_out = hold_out(len(features.data), 0 if val_features else args.hold_out)
     groups = list[Group]()
     for one in group(args, members):
-        first, searching = one.members[0], bool(args.until) and one.records == [None] and bool(one.budget.steps)
+        first, searching = (
+            one.members[0],
+            bool(args.until) and one.records == [None] and bool(one.budget.steps),
+        )
         count = len(one.budget.rates(one.budget.batches(len(fitted), runtime.world_size)))
         done = first.state.get("epoch", 0) if args.start_epoch is None else args.start_epoch
         if first.resumed and not searching and done >= count:
@@ -289,21 +380,29 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     archs = fit_options.archs(args)
     if features.folder is None:
-        runtime.say(costs(features.shapes, len(features.data), head_flops(features.provenance, archs)))
+        runtime.say(
+            costs(features.shapes, len(features.data), head_flops(features.provenance, archs))
+        )
     features = opening.with_decoded(args, features, runtime)
     val_features = val_features and opening.with_decoded(args, val_features, runtime)
     sources = {reverse: source._replace(data=features.data) for reverse, source in sources.items()}
     load = partial(opening.loader, args, runtime=runtime)
     unseen = load(val_features.data) if val_features else None
     unseen = load(features.data, part=held_out) if len(held_out) else unseen
-    pairs = Pairs(lambda part, shuffle: load(features.data, part=part, shuffle=shuffle), features.read, fitted, unseen)
+    pairs = Pairs(
+        lambda part, shuffle: load(features.data, part=part, shuffle=shuffle),
+        features.read,
+        fitted,
+        unseen,
+    )
     shapes = " → ".join(map(str, sources[kinds[0].reverse].shapes))
     runtime.say(f"{shapes}, layers {args.layers}, {len(fitted):,} images: {members[0].path}")
     doubts = opening.say_doubts(args, val_features or features, runtime)
     throughs = {
         reverse: open_penultimate(source, archs[1 - reverse]).to(runtime.device)
-        for reverse, source in sources.items() if args.match == "penultimate"
-    }  # fmt: skip
+        for reverse, source in sources.items()
+        if args.match == "penultimate"
+    }
     beside = dict[bool, Beside]()
     for one in groups:
         if args.until and one.budget.steps and one.records == [None]:
@@ -314,9 +413,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         fit_group(args, at_end, pairs, sources, beside, throughs, doubts, runtime)
     for reverse, source in sources.items():
         alike = {"reverse": reverse, "initial_seed": kinds[0].seed}
-        trans_nets = [member.path for member in members if member.settings | alike == member.settings]
+        trans_nets = [
+            member.path for member in members if member.settings | alike == member.settings
+        ]
         where = [
-            *fit_options.again(parser, args, source.provenance, features.folder, reverse, bool(val_features)),
+            *fit_options.again(
+                parser, args, source.provenance, features.folder, reverse, bool(val_features)
+            ),
             "--json",
             runs.report_folder(args.out, trans_nets[0]) / "variance.json",
         ]

@@ -1,4 +1,6 @@
-"""Measure how much of net B's knowledge each order of net A's explains: variances and instability (paper Sec. 4.2)."""
+"""Measure how much of net B's knowledge each order of net A's explains: variances and
+instability (paper Sec. 4.2).
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,36 +35,94 @@ from utils.report.tables import knowledge_table, save_report, variance_rows, var
 from utils.runtime import Runtime, command
 
 OF_NETS = (
-    "net_in", "net_tar", "arch_in", "arch_tar", "name", "train_path", "val_path", "image_size", "sample_num",
-    "sub_sampler_split", "cache_images", "normalisation", "normalisation1", "normalisation2",
-)  # fmt: skip
-NOT_OF_THE_FIT = ("split", "sample_num")  # a Trans-Net is fitted on some images and measured on others
+    "net_in",
+    "net_tar",
+    "arch_in",
+    "arch_tar",
+    "name",
+    "train_path",
+    "val_path",
+    "image_size",
+    "sample_num",
+    "sub_sampler_split",
+    "cache_images",
+    "normalisation",
+    "normalisation1",
+    "normalisation2",
+)
+# A Trans-Net is fitted on some images and measured on others
+NOT_OF_THE_FIT = ("split", "sample_num")
 
 
 def build_parser() -> Parser:
     """Declare this step's options."""
-    parser = Parser(__doc__, "python Variance.py --net_in A.pth.tar --net_tar B.pth.tar --transnet G.pth.tar")
+    parser = Parser(
+        __doc__, "python Variance.py --net_in A.pth.tar --net_tar B.pth.tar --transnet G.pth.tar"
+    )
     group = parser.add_argument_group("what is measured")
-    which = "the Trans-Net, ours or the authors'; others of the same features, of other depths: their spectrum"
-    group.add_argument("--transnet", required=True, nargs="+", type=some_path, metavar="FILE", help=which)
-    group.add_argument("--net_in", type=some_path, metavar="A", help="checkpoint of the net whose features are x")
-    group.add_argument("--net_tar", type=some_path, metavar="B", help="checkpoint of the net of the target x*")
+    which = (
+        "the Trans-Net, ours or the authors'; others of the same features, of other depths: their"
+        " spectrum"
+    )
+    group.add_argument(
+        "--transnet", required=True, nargs="+", type=some_path, metavar="FILE", help=which
+    )
+    group.add_argument(
+        "--net_in", type=some_path, metavar="A", help="checkpoint of the net whose features are x"
+    )
+    group.add_argument(
+        "--net_tar", type=some_path, metavar="B", help="checkpoint of the net of the target x*"
+    )
     group.add_argument("--arch_in", help="architecture of A; default: the checkpoint's")
     group.add_argument("--arch_tar", help="architecture of B; default: the checkpoint's")
-    group.add_argument("--convOut_path", type=some_path, metavar="FOLDER", help="stored features in place of the nets")
-    group.add_argument("--reverse", action="store_true", help="with --convOut_path: x is B's feature, the target A's")
+    group.add_argument(
+        "--convOut_path",
+        type=some_path,
+        metavar="FOLDER",
+        help="stored features in place of the nets",
+    )
+    group.add_argument(
+        "--reverse",
+        action="store_true",
+        help="with --convOut_path: x is B's feature, the target A's",
+    )
     group.add_argument("--t_or_v", choices=["train", "val"], default="val", help="which images")
-    group.add_argument("--mean", choices=["channel", "global"], default="channel", help="per channel, or one (paper)")
-    group.add_argument("--bootstrap", type=whole(0), default=1000, metavar="N", help="resamples for intervals, or 0")
+    group.add_argument(
+        "--mean",
+        choices=["channel", "global"],
+        default="channel",
+        help="per channel, or one (paper)",
+    )
+    group.add_argument(
+        "--bootstrap",
+        type=whole(0),
+        default=1000,
+        metavar="N",
+        help="resamples for intervals, or 0",
+    )
     options.add_layer_options(parser, default="the Trans-Net's")
     options.add_second_layer_options(parser)
     group = parser.add_argument_group("results")
-    group.add_argument("--json", type=result_file(), metavar="FILE", help="write everything as JSON")
-    group.add_argument("--csv", type=result_file(), metavar="FILE", help="write the variances as CSV")
-    group.add_argument("--figure", type=result_file(*PICTURES), metavar="FILE", help="draw the components of one image")
-    group.add_argument("--spectrum", type=result_file(*PICTURES), metavar="FILE", help="draw what depths explain")
-    group.add_argument("--figure_image", type=whole(0), default=0, metavar="I", help="which image that is")
-    options.add_data_options(parser, batch_size=64, cache_images="off", two_nets=True)  # every photo is read once
+    group.add_argument(
+        "--json", type=result_file(), metavar="FILE", help="write everything as JSON"
+    )
+    group.add_argument(
+        "--csv", type=result_file(), metavar="FILE", help="write the variances as CSV"
+    )
+    group.add_argument(
+        "--figure",
+        type=result_file(*PICTURES),
+        metavar="FILE",
+        help="draw the components of one image",
+    )
+    group.add_argument(
+        "--spectrum", type=result_file(*PICTURES), metavar="FILE", help="draw what depths explain"
+    )
+    group.add_argument(
+        "--figure_image", type=whole(0), default=0, metavar="I", help="which image that is"
+    )
+    # Every photo is read once
+    options.add_data_options(parser, batch_size=64, cache_images="off", two_nets=True)
     options.add_run_options(parser)
     options.add_ignored_options(parser)
     return parser
@@ -77,19 +137,28 @@ def open_stored(args: Namespace) -> Source:
 
 
 def open_live(args: Namespace, fitted: Provenance, runtime: Runtime) -> Source:
-    """Open both nets, cut where the options say or else where the Trans-Net was fitted, and the images."""
+    """Open both nets, cut where the options say or else where the Trans-Net was fitted, and the
+    images.
+    """
     first, second = (Layer(*layer) for layer in options.both_layers(args))
     net_in = open_net(args.net_in, args.arch_in, first.or_source(fitted.a))
-    net_tar = open_net(args.net_tar, args.arch_tar, second.or_source(fitted.b), options.second_layer_hint(args))
+    net_tar = open_net(
+        args.net_tar, args.arch_tar, second.or_source(fitted.b), options.second_layer_hint(args)
+    )
     data_in = net_in.state.get("data", {})
     options.fill(args, data_in, net_tar.state.get("data", {}))
-    images = opening.images(args, args.t_or_v, data_in if fitted.classes is None else data_in | {"classes": None})
+    images = opening.images(
+        args, args.t_or_v, data_in if fitted.classes is None else data_in | {"classes": None}
+    )
     nets = (("A", net_in, fitted.a), ("B", net_tar, fitted.b))
     net_in, net_tar = (
-        net.normalised_by(opening.normalisation(args, net.state, runtime, name, fit)) for name, net, fit in nets
+        net.normalised_by(opening.normalisation(args, net.state, runtime, name, fit))
+        for name, net, fit in nets
     )
     heads = freeze_heads(net_in, net_tar, opening.few_pixels(images), runtime.device)
-    in_, tar = (opening.with_record(args, net.source, net.state, images) for net in (net_in, net_tar))
+    in_, tar = (
+        opening.with_record(args, net.source, net.state, images) for net in (net_in, net_tar)
+    )
     known = {"dataset": args.dataset, "name": args.name, "sample_num": args.sample_num}
     whole = (net_in.whole(), net_tar.whole())
     return live_source(images, (in_, tar), heads.modules, heads.shapes, runtime, whole, **known)
@@ -97,10 +166,16 @@ def open_live(args: Namespace, fitted: Provenance, runtime: Runtime) -> Source:
 
 @torch.no_grad()
 def measure(
-    nets: Sequence[TransNet], source: Source, loader: opening.Loader, answers: Answers | None, runtime: Runtime,
-    *, per_image: bool,
-) -> tuple[list[ImageMoments], Answers | None]:  # fmt: skip
-    """Decompose every pair by the first Trans-Net, reconstruct it by the others, in one pass; all processes get all.
+    nets: Sequence[TransNet],
+    source: Source,
+    loader: opening.Loader,
+    answers: Answers | None,
+    runtime: Runtime,
+    *,
+    per_image: bool,
+) -> tuple[list[ImageMoments], Answers | None]:
+    """Decompose every pair by the first Trans-Net, reconstruct it by the others, in one pass; all
+    processes get all.
 
     With `answers`, B's tail answers to each g(x) besides.
     """
@@ -131,7 +206,9 @@ def sender_name(net: TransNet) -> str:
 def open_answers(
     args: Namespace, source: Source, states: Sequence[checkpoint.State], runtime: Runtime
 ) -> tuple[Answers | None, list[str]]:
-    """Read the tails behind the features; where there is none, say why and leave its numbers out."""
+    """Read the tails behind the features; where there is none, say why and leave its numbers
+    out.
+    """
     tails: list[FrozenTail | None] = []
     notes = []
     for state, path in zip(states, args.transnet):
@@ -151,7 +228,12 @@ def open_answers(
 
 @torch.no_grad()
 def draw(
-    file: str, net: TransNet, channels: Sequence[Mapping[str, Any]], source: Source, index: int, runtime: Runtime
+    file: str,
+    net: TransNet,
+    channels: Sequence[Mapping[str, Any]],
+    source: Source,
+    index: int,
+    runtime: Runtime,
 ) -> None:
     """Draw the two most and the two least consistent channels of one image."""
     batch = source.data.__getitems__([index])
@@ -169,12 +251,18 @@ def check_options(parser: Parser, args: Namespace) -> None:
     if bool(args.convOut_path) == bool(args.net_in and args.net_tar):
         parser.error("name both --net_in and --net_tar, or --convOut_path")
     if args.convOut_path:
-        parser.refuse_without_effect(args, OF_NETS, "beside --convOut_path: those features are stored already")
+        parser.refuse_without_effect(
+            args, OF_NETS, "beside --convOut_path: those features are stored already"
+        )
     else:
-        parser.refuse_without_effect(args, ["reverse"], "beside the nets: exchange --net_in and --net_tar")
+        parser.refuse_without_effect(
+            args, ["reverse"], "beside the nets: exchange --net_in and --net_tar"
+        )
     options.check_layers(parser, args)
     if args.spectrum and len(args.transnet) == 1:
-        parser.error("--spectrum compares Trans-Nets of several depths: name them all behind --transnet")
+        parser.error(
+            "--spectrum compares Trans-Nets of several depths: name them all behind --transnet"
+        )
 
 
 def say_next(args: Namespace, parser: Parser, source: Provenance, runtime: Runtime) -> None:
@@ -183,7 +271,11 @@ def say_next(args: Namespace, parser: Parser, source: Provenance, runtime: Runti
     if args.convOut_path and args.t_or_v == "val":
         archs = [arch if arch and is_own(arch) else None for arch in (source.a.arch, source.b.arch)]
         words = ["--convOut_path", args.convOut_path, *["--reverse"] * args.reverse]
-        words += ["--transnet", args.transnet[0], *options.arch_words(("--arch_A", "--arch_B"), *archs)]
+        words += [
+            "--transnet",
+            args.transnet[0],
+            *options.arch_words(("--arch_A", "--arch_B"), *archs),
+        ]
         words += ["--json", str(Path(args.json).parent / "calibration.json")] if args.json else []
         runtime.say_next("Calibrate.py", *words, *machine)
     elif not args.convOut_path:
@@ -209,23 +301,42 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         fitted.check(source.provenance, path, but=NOT_OF_THE_FIT)
         check_fit(net, *source.shapes)
     if args.figure and args.figure_image >= len(source.data):
-        parser.error(f"--figure_image {args.figure_image} is not among the {len(source.data)} images")
+        parser.error(
+            f"--figure_image {args.figure_image} is not among the {len(source.data)} images"
+        )
 
     source = opening.with_decoded(args, source, runtime)
     loader = opening.loader(args, source.data, runtime)
     answers, notes = open_answers(args, source, states, runtime)
-    moments, answers = measure(trans_nets, source, loader, answers, runtime, per_image=args.bootstrap > 0)
+    moments, answers = measure(
+        trans_nets, source, loader, answers, runtime, per_image=args.bootstrap > 0
+    )
     record = source.provenance.to_record()
-    made_of = {key: value for key, value in record.items() if key not in ("classes", "transform", "folders")}
-    made_of |= {"transnet_path": args.transnet[0], "transnet": sha256(args.transnet[0]), "p": trans_nets[0].p.tolist()}
+    made_of = {
+        key: value
+        for key, value in record.items()
+        if key not in ("classes", "transform", "folders")
+    }
+    made_of |= {
+        "transnet_path": args.transnet[0],
+        "transnet": sha256(args.transnet[0]),
+        "p": trans_nets[0].p.tolist(),
+    }
     depths = [(net.order + 1, of_net) for net, of_net in zip(trans_nets, moments)]
     report = variance_report(depths, args.mean, args.bootstrap, source.provenance.classes)
     report |= {"doubts": opening.source_doubts(args, source, runtime)}
-    report |= {"source": made_of, **{key: states[0].get(key) for key in ("settings", "linear_reference", "fitted")}}
+    report |= {
+        "source": made_of,
+        **{key: states[0].get(key) for key in ("settings", "linear_reference", "fitted")},
+    }
     rows = {} if answers is None else answers.table(resamples=args.bootstrap, seed=args.seed)
     report["still_known"] = knowledge_record(rows, notes)
     if runtime.is_main:
-        print(f"{report['images']:,} {args.t_or_v} images, mean per {args.mean}", variance_table(report), sep="\n")
+        print(
+            f"{report['images']:,} {args.t_or_v} images, mean per {args.mean}",
+            variance_table(report),
+            sep="\n",
+        )
         print(knowledge_table(report["still_known"]))
         save_report(report, args.json, args.csv, variance_rows(report))
         if args.spectrum:

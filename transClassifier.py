@@ -1,4 +1,6 @@
-"""Refine features: tune a tail on what a Trans-Net keeps, with all else frozen (paper Sec. 4.1 and 4.3)."""
+"""Refine features: tune a tail on what a Trans-Net keeps, with all else frozen (paper Sec. 4.1
+and 4.3).
+"""
 
 from collections.abc import Sequence
 from functools import partial
@@ -26,40 +28,92 @@ from utils.training.schedules import set_learning_rate
 
 # Options that say what the files say themselves; in their place stand the files' hashes and layers.
 NOT_RECORDED = ["arch", "arch_A", "arch_B", "net_A", "net_B", "resume_Ys"]
-NOT_RECORDED += ["conv_layer", "layer", "fc", "conv_layer2", "layer2", "normalisation1", "normalisation2"]
+NOT_RECORDED += [
+    "conv_layer",
+    "layer",
+    "fc",
+    "conv_layer2",
+    "layer2",
+    "normalisation1",
+    "normalisation2",
+]
 # Options of training that a fair baseline has too.
 AS_LONG = (
-    "sample_num", "sub_sampler_split", "augment", "batch_size", "epochs", "optim", "lr", "momentum",
-    "weight_decay", "logspace", "epoch_step", "decay_factor", "val_epoch", "save_epoch", "seed", "amp",
-)  # fmt: skip
+    "sample_num",
+    "sub_sampler_split",
+    "augment",
+    "batch_size",
+    "epochs",
+    "optim",
+    "lr",
+    "momentum",
+    "weight_decay",
+    "logspace",
+    "epoch_step",
+    "decay_factor",
+    "val_epoch",
+    "save_epoch",
+    "seed",
+    "amp",
+)
 
 
 def build_parser() -> Parser:
     """Declare this step's options."""
-    parser = Parser(__doc__, "python transClassifier.py --net_A A.pth.tar --net_B B.pth.tar --resume_Ys G.pth.tar")
+    parser = Parser(
+        __doc__,
+        "python transClassifier.py --net_A A.pth.tar --net_B B.pth.tar --resume_Ys G.pth.tar",
+    )
     group = parser.add_argument_group("networks")
     group.add_argument("-a", "--arch", help="architecture of both nets; default: the checkpoints'")
     group.add_argument("--arch_A", help="architecture of net A; overrides --arch")
     group.add_argument("--arch_B", help="architecture of net B; overrides --arch")
-    group.add_argument("--net_A", type=some_path, metavar="A", help="checkpoint of the net that the Trans-Net reads")
-    group.add_argument("--net_B", type=some_path, metavar="B", help="checkpoint of the net that it reconstructs")
-    group.add_argument("--resume_Ys", type=some_path, metavar="FILE", help="the Trans-Net, ours or the authors'")
+    group.add_argument(
+        "--net_A",
+        type=some_path,
+        metavar="A",
+        help="checkpoint of the net that the Trans-Net reads",
+    )
+    group.add_argument(
+        "--net_B", type=some_path, metavar="B", help="checkpoint of the net that it reconstructs"
+    )
+    group.add_argument(
+        "--resume_Ys", type=some_path, metavar="FILE", help="the Trans-Net, ours or the authors'"
+    )
     options.add_layer_options(parser, default="the Trans-Net's")
     options.add_second_layer_options(parser)
     group = parser.add_argument_group("refinement")
     group.add_argument(
-        "--input", choices=INPUTS, default="components",
-        help="what the tail reads: components x(k), a net's raw feature, those + x_Δ, or x_B + noise as large as x_Δ",
-    )  # fmt: skip
+        "--input",
+        choices=INPUTS,
+        default="components",
+        help=(
+            "what the tail reads: components x(k), a net's raw feature, those + x_Δ, or x_B + noise"
+            " as large as x_Δ"
+        ),
+    )
     group.add_argument(
-        "--in_mode", type=list_of(whole(0)), metavar="[1,1,1]",
+        "--in_mode",
+        type=list_of(whole(0)),
+        metavar="[1,1,1]",
         help="which components are summed, from x(0) up: [1,0,0] is x(0) alone; default: all",
-    )  # fmt: skip
-    group.add_argument("--tail", choices=["A", "B"], help="whose layers are tuned on it; default: B's, for raw_A A's")
+    )
+    group.add_argument(
+        "--tail",
+        choices=["A", "B"],
+        help="whose layers are tuned on it; default: B's, for raw_A A's",
+    )
     # Unless augmented, all images are read once.
     options.add_data_options(parser, batch_size=64, cache_images="off", two_nets=True)
     options.add_training_options(
-        parser, optim="Adam", lr=1e-5, epochs=1000, fewest_epochs=0, logspace=2, save_epoch=100, val_epoch=10
+        parser,
+        optim="Adam",
+        lr=1e-5,
+        epochs=1000,
+        fewest_epochs=0,
+        logspace=2,
+        save_epoch=100,
+        val_epoch=10,
     )
     options.add_resume_options(parser)
     options.add_run_options(parser)
@@ -69,15 +123,21 @@ def build_parser() -> Parser:
 
 
 def check_options(parser: Parser, args: Namespace) -> None:
-    """Refuse options that leave out a file which the input or the tail needs, or that contradict each other."""
+    """Refuse options that leave out a file which the input or the tail needs, or that contradict
+    each other.
+    """
     options.check_layers(parser, args)
     raw = RAW.get(args.input)
     args.tail = args.tail or usual_tail(args.input)
     needed = [f"net_{raw}", f"net_{args.tail}"] if raw else ["net_A", "net_B", "resume_Ys"]
     if missing := [f"--{name}" for name in dict.fromkeys(needed) if getattr(args, name) is None]:
-        parser.error(f"--input {args.input} with the tail of net {args.tail} needs {' and '.join(missing)}")
+        parser.error(
+            f"--input {args.input} with the tail of net {args.tail} needs {' and '.join(missing)}"
+        )
     if args.in_mode is not None and (raw or args.input == NOISE):
-        parser.error(f"--in_mode chooses components of a Trans-Net, and --input {args.input} has none")
+        parser.error(
+            f"--in_mode chooses components of a Trans-Net, and --input {args.input} has none"
+        )
 
 
 def usual_tail(name: str) -> str:
@@ -95,16 +155,20 @@ def open_trans_net(parser: Parser, args: Namespace) -> tuple[TransNet | None, Pr
     return trans_net, Provenance.from_record(state.get("source", {}))
 
 
-def open_nets(args: Namespace, fitted: Provenance, runtime: opening.Runtime) -> tuple[dict[str, CutNet], Provenance]:
+def open_nets(
+    args: Namespace, fitted: Provenance, runtime: opening.Runtime
+) -> tuple[dict[str, CutNet], Provenance]:
     """Read the nets that are named, and fill in the data options that none of the user's says.
 
     Args:
         args: the options; a net is cut where they say.
-        fitted: what the Trans-Net says of the nets: the cut, if no option says it, and the normalisation.
+        fitted: what the Trans-Net says of the nets: the cut, if no option says it, and the
+            normalisation.
         runtime: says a line once.
 
     Returns:
-        "A" and "B", as far as they are named, each with the constants by which it reads pixels; and what they are.
+        "A" and "B", as far as they are named, each with the constants by which it reads pixels; and
+        what they are.
 
     Raises:
         InputError: the Trans-Net was fitted to other nets.
@@ -133,11 +197,15 @@ def open_feature(
     images: opening.ImageData,
     runtime: opening.Runtime,
 ) -> tuple[nn.Module, tuple[int, ...]]:
-    """Make the frozen network that gives what the tail reads: pixels (N, 3, S, S) → (N, *shape); and that shape."""
+    """Make the frozen network that gives what the tail reads: pixels (N, 3, S, S) → (N, *shape);
+    and that shape.
+    """
     pixels = opening.few_pixels(images)  # on which the cut of a net proves itself
     frozen, shape = freeze(args.input, nets, trans_net, args.in_mode or [], args.tail, pixels)
     if args.input == "residual_added" and all(args.in_mode or []):
-        runtime.say("note: all components and x_Δ add up to x_B, so this is the feature of --input raw_B")
+        runtime.say(
+            "note: all components and x_Δ add up to x_B, so this is the feature of --input raw_B"
+        )
     return runtime.parallel(frozen), shape
 
 
@@ -145,7 +213,9 @@ def select(parser: Parser, in_mode: list[int] | None, trans_net: TransNet) -> li
     """Give one 0 or 1 for each component, x(0) first."""
     in_mode = [1] * (trans_net.order + 1) if in_mode is None else in_mode
     if len(in_mode) != trans_net.order + 1 or not set(in_mode) <= {0, 1} or not any(in_mode):
-        parser.error(f"--in_mode takes 1 or 0 for each of x(0) … x({trans_net.order}), some 1, not {in_mode}")
+        parser.error(
+            f"--in_mode takes 1 or 0 for each of x(0) … x({trans_net.order}), some 1, not {in_mode}"
+        )
     return in_mode
 
 
@@ -160,7 +230,9 @@ def result_path(args: Namespace, nets: dict[str, CutNet], fitted: Provenance) ->
         "" if args.tail == usual_tail(args.input) else f"tail{args.tail}",
     )
     arch = runs.pair(archs[0], archs[-1])
-    return runs.refined_path(args.out, options.data_name(args), args.sample_num, arch, feature, args.suffix, label)
+    return runs.refined_path(
+        args.out, options.data_name(args), args.sample_num, arch, feature, args.suffix, label
+    )
 
 
 def open_run(
@@ -184,7 +256,8 @@ def fill_tail(tail: nn.Module, run: Run, source: Provenance) -> None:
     same = all(recorded.get(name) == run.settings[name] for name in names)
     if not same or Provenance.from_record(run.state.get("source", {})).differs(source):
         raise InputError(
-            f"{run.resumed} holds no tail that was tuned on this feature of these nets; use its own options"
+            f"{run.resumed} holds no tail that was tuned on this feature of these nets; use its own"
+            " options"
         )
     tail.load_state_dict(run.state["state_dict"])
 
@@ -192,11 +265,19 @@ def fill_tail(tail: nn.Module, run: Run, source: Provenance) -> None:
 def baseline_words(args: Namespace, parser: Parser, net: CutNet) -> list[str]:
     """Give the words that tune a net's tail as long on its own feature."""
     source, named = net.source, getattr(args, f"arch_{args.tail}") or args.arch
-    words = ["--input", f"raw_{args.tail}", f"--net_{args.tail}", str(source.path), "--layer", str(source.layer)]
+    words = [
+        "--input",
+        f"raw_{args.tail}",
+        f"--net_{args.tail}",
+        str(source.path),
+        "--layer",
+        str(source.layer),
+    ]
     words += ["--arch", named] if named else []
     given = parser.again(args, ("normalisation", "normalisation1", "normalisation2"))
     if not given and source.normalisation and not recorded_normalisation(net.state.get("data", {})):
-        words += ["--normalisation", normalisation_words(source.normalisation)]  # only the Trans-Net says it
+        # Only the Trans-Net says it
+        words += ["--normalisation", normalisation_words(source.normalisation)]
     same = (*options.IMAGES, *options.PIXELS, *AS_LONG, *options.MACHINE, "out")
     return [*words, *parser.again(args, same)]
 
@@ -209,16 +290,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_options(parser, args)
     runtime = opening.start(args)
 
-    # The Trans-Net and both nets, cut where it was fitted; each net reads images by its own constants.
+    # The Trans-Net and both nets, cut where it was fitted; each net reads images by its own
+    # constants.
     trans_net, fitted = open_trans_net(parser, args)
     nets, source = open_nets(args, fitted, runtime)
     tuned = nets[args.tail]
 
-    # The images, and what makes features of them: image (3, S, S) → feature of `shape`, which the tail reads.
+    # The images, and what makes features of them: image (3, S, S) → feature of `shape`, which the
+    # tail reads.
     train_images, val_images = opening.both_splits(args, tuned.state.get("data"))
     frozen, shape = open_feature(args, nets, trans_net, train_images, runtime)
 
-    # What the run goes on from; another run's checkpoint in its place is refused before images are decoded.
+    # What the run goes on from; another run's checkpoint in its place is refused before images are
+    # decoded.
     run = open_run(args, runtime, nets, fitted, source)
     record = tuned.state["model"]
     check_outputs(record["num_classes"], train_images, f"the tail of net {args.tail}")
@@ -241,12 +325,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     val_loaders = opening.validation_loaders(args, stored(val_images), runtime)
     metrics = validate(fit.net, val_loaders, runtime, classify_features)
-    runtime.say(f"{runs.stem(run.path)} after {run.start_epoch} epochs of tuning: {runs.describe(metrics)}")
+    runtime.say(
+        f"{runs.stem(run.path)} after {run.start_epoch} epochs of tuning: {runs.describe(metrics)}"
+    )
     if run.is_finished:
         return
 
     # That of an augmented image is computed in every epoch.
-    training_data = opening.decoded(args, train_images, runtime) if train_images.augments else stored(train_images)
+    training_data = (
+        opening.decoded(args, train_images, runtime)
+        if train_images.augments
+        else stored(train_images)
+    )
     loader = opening.image_loader(args, training_data, runtime, shuffle=True)
     augment, rates = train_images.preprocessing(args.seed).augmented, opening.rates(args)
     hits = known_hits(run.state, val_images)  # uint8 (N,): which images the tail gets right
@@ -254,13 +344,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         "arch": record["arch"],
         "model": record,
         "source": source.to_record(),
-        "data": opening.data_record(args, train_images) | {"normalisation": tuned.source.normalisation},
+        "data": (
+            opening.data_record(args, train_images) | {"normalisation": tuned.source.normalisation}
+        ),
         "images": opening.images_record(train_images, val_images),
     }
 
     with run:
         for epoch in run.epochs():
-            # Train: the frozen nets, through which augmented images pass, normalise by constants of their own.
+            # Train: the frozen nets, through which augmented images pass, normalise by constants of
+            # their own.
             set_learning_rate(fit.optimizer, rates[epoch])
             step = classify_features
             if train_images.augments:
@@ -274,7 +367,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             run.write(epoch, metrics | {"lr": rates[epoch]})
             run.save(epoch, fit.state(epoch + 1, **facts, **run.accuracies, hits=hits))
 
-    runtime.say(f"saved {run.path}, accuracy {run.acc1:.2f} %, best {run.best_acc1:.2f} %; the log is {run.log_path}")
+    runtime.say(
+        f"saved {run.path}, accuracy {run.acc1:.2f} %, best {run.best_acc1:.2f} %; the log is"
+        f" {run.log_path}"
+    )
     if args.input not in RAW:  # a fair baseline: the net's own feature, tuned as long
         runtime.say_next("transClassifier.py", *baseline_words(args, parser, tuned))
 

@@ -2,17 +2,18 @@
 
     python -m benchmarks.bench_architectures [ARCHITECTURE …] [--results NAME]
 
-60 architectures of timm, every family with layers or attention of its own among them, and all classifiers of
-torchvision, or those that are named (`timm:NAME`, or torchvision's NAME). Weights are random by a seed, and BatchNorms
-have the statistics of one pass over noise, so that none is an identity. Each is cut at two of its modules, one in the
-middle and one late, of all at which it can be cut. There
+60 architectures of timm, every family with layers or attention of its own among them, and all
+classifiers of torchvision, or those that are named (`timm:NAME`, or torchvision's NAME). Weights
+are random by a seed, and BatchNorms have the statistics of one pass over noise, so that none is an
+identity. Each is cut at two of its modules, one in the middle and one late, of all at which it can
+be cut. There
 
     feature   head(images) is held against what a forward hook sees in the plain network,
     logits    tail(head(images)) against the network's own,
     fast      the fast form of the head (folded, channels last) against the plain head,
 
-each by the largest difference over the largest value. What is refused stands in the table with its line. With
---results, NAME.md has it.
+each by the largest difference over the largest value. What is refused stands in the table with its
+line. With --results, NAME.md has it.
 """
 
 import argparse
@@ -33,25 +34,77 @@ from utils.errors import InputError
 from utils.later import timm, torchvision
 
 SMALL = 64  # pixels to a side, where a network takes them
-# Small variants of families with layers, norms or attention of their own. Where a network's size is an option of its
-# factory, it is made for 64 or 128 pixels; others take only what they were made for.
+# Small variants of families with layers, norms or attention of their own. Where a network's size is
+# an option of its factory, it is made for 64 or 128 pixels; others take only what they were made
+# for.
 OF_TIMM = (
-    "beit_base_patch16_224", "cait_xxs24_224", "coat_lite_tiny", "coatnet_nano_rw_224", "convit_tiny",
-    "convmixer_768_32", "convnext_atto", "crossvit_tiny_240", "cspresnet50", "darknet17", "davit_tiny",
-    "deit_tiny_patch16_224", "densenet121", "dla34", "dm_nfnet_f0", "dpn48b", "eca_botnext26ts_256",
-    "edgenext_xx_small", "efficientformer_l1", "efficientformerv2_s0", "efficientnet_b0", "efficientvit_b0",
-    "efficientvit_m0", "ese_vovnet19b_dw", "eva02_tiny_patch14_224", "fastvit_t8", "fbnetc_100",
-    "focalnet_tiny_srf", "gcvit_xxtiny", "ghostnet_100", "halonet26t", "hardcorenas_a", "hgnetv2_b0",
-    "hrnet_w18_small", "inception_v3", "lambda_resnet26t", "lcnet_050", "levit_128s", "maxvit_pico_rw_256",
-    "mixer_s32_224", "mnasnet_small", "mobilenetv2_050", "mobilenetv3_small_050", "mobilenetv4_conv_small",
-    "mobilevit_xxs", "mvitv2_tiny", "nest_tiny", "pit_ti_224", "poolformer_s12", "pvt_v2_b0", "regnetx_002",
-    "regnetz_b16", "repvit_m0_9", "resnest14d", "resnetv2_50", "rexnet_100", "skresnet18",
-    "swin_tiny_patch4_window7_224", "volo_d1_224", "xcit_nano_12_p16_224",
-)  # fmt: skip
+    "beit_base_patch16_224",
+    "cait_xxs24_224",
+    "coat_lite_tiny",
+    "coatnet_nano_rw_224",
+    "convit_tiny",
+    "convmixer_768_32",
+    "convnext_atto",
+    "crossvit_tiny_240",
+    "cspresnet50",
+    "darknet17",
+    "davit_tiny",
+    "deit_tiny_patch16_224",
+    "densenet121",
+    "dla34",
+    "dm_nfnet_f0",
+    "dpn48b",
+    "eca_botnext26ts_256",
+    "edgenext_xx_small",
+    "efficientformer_l1",
+    "efficientformerv2_s0",
+    "efficientnet_b0",
+    "efficientvit_b0",
+    "efficientvit_m0",
+    "ese_vovnet19b_dw",
+    "eva02_tiny_patch14_224",
+    "fastvit_t8",
+    "fbnetc_100",
+    "focalnet_tiny_srf",
+    "gcvit_xxtiny",
+    "ghostnet_100",
+    "halonet26t",
+    "hardcorenas_a",
+    "hgnetv2_b0",
+    "hrnet_w18_small",
+    "inception_v3",
+    "lambda_resnet26t",
+    "lcnet_050",
+    "levit_128s",
+    "maxvit_pico_rw_256",
+    "mixer_s32_224",
+    "mnasnet_small",
+    "mobilenetv2_050",
+    "mobilenetv3_small_050",
+    "mobilenetv4_conv_small",
+    "mobilevit_xxs",
+    "mvitv2_tiny",
+    "nest_tiny",
+    "pit_ti_224",
+    "poolformer_s12",
+    "pvt_v2_b0",
+    "regnetx_002",
+    "regnetz_b16",
+    "repvit_m0_9",
+    "resnest14d",
+    "resnetv2_50",
+    "rexnet_100",
+    "skresnet18",
+    "swin_tiny_patch4_window7_224",
+    "volo_d1_224",
+    "xcit_nano_12_p16_224",
+)
 
 
 class Row(NamedTuple):
-    """What a network gave: its layers, the largest of both layers' differences, or the line that refuses it."""
+    """What a network gave: its layers, the largest of both layers' differences, or the line that
+    refuses it.
+    """
 
     arch: str
     size: int
@@ -87,7 +140,8 @@ def build(arch: str) -> tuple[nn.Module, int]:
         except (AssertionError, RuntimeError, ValueError):
             continue
         for weight in net.parameters():
-            if weight.ndim > 1 and not weight.any():  # else the logits are 0 whatever the tail computes
+            # Else the logits are 0 whatever the tail computes
+            if weight.ndim > 1 and not weight.any():
                 nn.init.normal_(weight, std=0.02)
         set_statistics(net, [torch.randn(4, 3, given, given)])
         return net, given
@@ -101,7 +155,9 @@ def choose(layers: list[str]) -> list[str]:
         InputError: there is none at which it can be cut.
     """
     if not layers:
-        raise InputError("past every module other values flow: its branches meet at the logits alone")
+        raise InputError(
+            "past every module other values flow: its branches meet at the logits alone"
+        )
     return list(dict.fromkeys([layers[len(layers) // 2], layers[len(layers) * 5 // 6]]))
 
 
@@ -119,7 +175,9 @@ def measure(arch: str) -> Row:
     feature, logits, fast, reason = [], [], [], ""
     for layer in layers:
         seen: list[Tensor] = []
-        hook = net.get_submodule(layer).register_forward_hook(lambda *given, seen=seen: seen.append(given[2].clone()))
+        hook = net.get_submodule(layer).register_forward_hook(
+            lambda *given, seen=seen: seen.append(given[2].clone())
+        )
         expected = net(images)
         hook.remove()
         head, tail = split(net, layer, size)
@@ -131,7 +189,16 @@ def measure(arch: str) -> Row:
             fast.append(differ(freeze_for_inference(head, torch.device("cpu"))(images), given))
         except Exception as error:  # a fast form that fails is not used
             reason = f"fast form: {type(error).__name__}: {str(error).splitlines()[0]}"
-    return Row(arch, size, seconds, ", ".join(layers), max(feature), max(logits), max(fast, default=None), reason)
+    return Row(
+        arch,
+        size,
+        seconds,
+        ", ".join(layers),
+        max(feature),
+        max(logits),
+        max(fast, default=None),
+        reason,
+    )
 
 
 def differ(given: Tensor, expected: Tensor) -> float:
@@ -145,8 +212,14 @@ def differ(given: Tensor, expected: Tensor) -> float:
 
 def line(row: Row) -> str:
     """Write a row of the Markdown table."""
-    numbers = ("refused" if value is None else f"{value:.0e}" for value in (row.feature, row.logits, row.fast))
-    return f"| {row.arch} | {row.size} | {row.layers} | {' | '.join(numbers)} | {row.seconds:.1f} | {row.reason} |"
+    numbers = (
+        "refused" if value is None else f"{value:.0e}"
+        for value in (row.feature, row.logits, row.fast)
+    )
+    return (
+        f"| {row.arch} | {row.size} | {row.layers} | {' | '.join(numbers)} | {row.seconds:.1f} |"
+        f" {row.reason} |"
+    )
 
 
 def summary(rows: list[Row]) -> str:
@@ -164,7 +237,9 @@ def summary(rows: list[Row]) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """Measure the networks, print their table and keep it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     everything = "timm, torchvision, or names; default: both libraries"
     parser.add_argument("architectures", nargs="*", help=everything)
     parser.add_argument("--results", help="name of the file under benchmarks/results")
@@ -176,7 +251,9 @@ def main(argv: list[str] | None = None) -> None:
     }
     named = [name for name in args.architectures if name not in libraries]
     if args.architectures:
-        chosen = {library: names for library, names in libraries.items() if library in args.architectures}
+        chosen = {
+            library: names for library, names in libraries.items() if library in args.architectures
+        }
         libraries = {**chosen, **({"named": named} if named else {})}
     texts = ["# Networks that others wrote, cut\n"]
     for library, names in libraries.items():
@@ -187,7 +264,10 @@ def main(argv: list[str] | None = None) -> None:
             print(line(rows[-1]), flush=True)
         texts += [
             f"## {library}: {summary(rows)}\n",
-            "| architecture | pixels | layers | feature | logits | fast | seconds to list | reason |",
+            (
+                "| architecture | pixels | layers | feature | logits | fast | seconds to list |"
+                " reason |"
+            ),
             "|---|---:|---|---:|---:|---:|---:|---|",
             *map(line, rows),
             "",

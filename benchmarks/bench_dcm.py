@@ -1,9 +1,11 @@
-"""A training step of DCM against the sum of the two networks' plain training steps, and the ratio of their FLOPs.
+"""A training step of DCM against the sum of the two networks' plain training steps, and the ratio
+of their FLOPs.
 
     python -m benchmarks.bench_dcm
 
-The kinds of epoch take turns, and their median counts. On a CPU, seconds are those that this process computed in all of
-its threads, so that other programs count little; on a GPU, those on the clock. Prints Markdown.
+The kinds of epoch take turns, and their median counts. On a CPU, seconds are those that this
+process computed in all of its threads, so that other programs count little; on a GPU, those on the
+clock. Prints Markdown.
 """
 
 import argparse
@@ -37,7 +39,9 @@ TARGET = 1.15  # times the ratio of the FLOPs
 
 def main(argv: list[str] | None = None) -> None:
     """Measure and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--pairs", nargs="+", default=["wrn_16_1-wrn_16_1", "wrn_16_1-mobilenet8"])
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--steps", type=int, default=2, help="of an epoch")
@@ -48,10 +52,10 @@ def main(argv: list[str] | None = None) -> None:
     images = random_images(args.batch_size * args.steps)
     rows = [measure(pair, images, args.batch_size, args.rounds, runtime) for pair in args.pairs]
     print(
-        f"\nBatches of {args.batch_size} images of {IMAGE_SIZE} pixels, float32, {CLASSES} classes; FLOPs of "
-        f"convolutions and linear layers, forward and backward; the target is at most {TARGET}\n\n"
-        "| networks | s a step, both alone | s a step, DCM | ratio | ratio of FLOPs | ratio of ratios |\n"
-        "|---|---:|---:|---:|---:|---:|"
+        f"\nBatches of {args.batch_size} images of {IMAGE_SIZE} pixels, float32, {CLASSES} classes;"
+        " FLOPs of convolutions and linear layers, forward and backward; the target is at most"
+        f" {TARGET}\n\n| networks | s a step, both alone | s a step, DCM | ratio | ratio of FLOPs |"
+        " ratio of ratios |\n|---|---:|---:|---:|---:|---:|"
     )
     print("\n".join(rows))
     print(f"\n{where}")
@@ -65,7 +69,10 @@ def measure(pair: str, images: ImageData, batch_size: int, rounds: int, runtime:
     plain = partial(classify, preprocess=preprocess)
     alone = [(fit_of(build_bare(arch, CLASSES), runtime), plain) for arch in archs]
     together = [
-        (fit_of(build_couple(archs, CLASSES), runtime), partial(DCM.teach, preprocess=preprocess, method="dcm"))
+        (
+            fit_of(build_couple(archs, CLASSES), runtime),
+            partial(DCM.teach, preprocess=preprocess, method="dcm"),
+        )
     ]
 
     def epoch(fits: Sequence[tuple[Fit, Step]], index: int) -> None:
@@ -87,8 +94,14 @@ def measure(pair: str, images: ImageData, batch_size: int, rounds: int, runtime:
             kind(index)
             measured.append((clock() - began) / len(loader))
     cells = [f"{statistics.median(m):.3f} ({min(m):.3f} to {max(m):.3f})" for m in seconds]
-    ratio, of_flops = statistics.median(seconds[1]) / statistics.median(seconds[0]), flops[1] / flops[0]
-    return f"| {pair} | {cells[0]} | {cells[1]} | {ratio:.2f} | {of_flops:.2f} | {ratio / of_flops:.2f} |"
+    ratio, of_flops = (
+        statistics.median(seconds[1]) / statistics.median(seconds[0]),
+        flops[1] / flops[0],
+    )
+    return (
+        f"| {pair} | {cells[0]} | {cells[1]} | {ratio:.2f} | {of_flops:.2f} |"
+        f" {ratio / of_flops:.2f} |"
+    )
 
 
 def fit_of(model: nn.Module, runtime: Runtime) -> Fit:
@@ -103,9 +116,13 @@ def random_images(count: int) -> ImageData:
     classes = [str(label) for label in range(CLASSES)]
     pixels = torch.randint(0, 256, (count, 3, IMAGE_SIZE, IMAGE_SIZE), dtype=torch.uint8)
     images = ImageData(
-        ImageList(Path(), names, targets, classes, {}), name="folder", split="train", image_size=IMAGE_SIZE,
-        normalisation=NORMALISATIONS["dcm"], augmentation=AUGMENTATIONS["reflect4"],
-    )  # fmt: skip
+        ImageList(Path(), names, targets, classes, {}),
+        name="folder",
+        split="train",
+        image_size=IMAGE_SIZE,
+        normalisation=NORMALISATIONS["dcm"],
+        augmentation=AUGMENTATIONS["reflect4"],
+    )
     return images.with_stored(TensorStore(pixels))
 
 

@@ -1,10 +1,12 @@
-"""Held-out instability against seconds: the released procedure, the closed form, and the linear reference.
+"""Held-out instability against seconds: the released procedure, the closed form, and the linear
+reference.
 
     python -m benchmarks.bench_fit [FEATURES] [--out FILE.md]
 
-FEATURES is what `ConvOutput.py --t_or_v both` wrote; default: those of `make demo`. The fits are those of
-Training_TransNet.py itself, run one after the other in folders of their own, K = 2. Seconds count the whole of its
-`main`, with one measuring at the end, without the start-up of Python and without the linear reference beside the fit.
+FEATURES is what `ConvOutput.py --t_or_v both` wrote; default: those of `make demo`. The fits are
+those of Training_TransNet.py itself, run one after the other in folders of their own, K = 2.
+Seconds count the whole of its `main`, with one measuring at the end, without the start-up of Python
+and without the linear reference beside the fit.
 """
 
 import argparse
@@ -18,7 +20,8 @@ import Training_TransNet
 from benchmarks.machine import ran_on
 from utils import checkpoint, runs
 
-RELEASED = "--alpha [0.1,0.1] --lr 0.001 --logspace 2"  # its 1e-4 is for 1,000 epochs of 5,994 images
+# Its 1e-4 is for 1,000 epochs of 5,994 images
+RELEASED = "--alpha [0.1,0.1] --lr 0.001 --logspace 2"
 SOLVED = "--alpha [0.1,0.1] --standardise --lr 3e-4 --logspace 1 --hidden 0"
 DEFAULT = "--alpha [0.1,0.1] --standardise --solve"
 
@@ -39,10 +42,15 @@ class Fit(NamedTuple):
 
 FITS = [
     *(Fit(f"released procedure, {epochs} epochs", RELEASED, epochs) for epochs in (15, 60, 200)),
-    *(Fit(f"--standardise --solve, {epochs} epochs", f"{SOLVED} --solve", epochs) for epochs in (0, 5, 15)),
+    *(
+        Fit(f"--standardise --solve, {epochs} epochs", f"{SOLVED} --solve", epochs)
+        for epochs in (0, 5, 15)
+    ),
     Fit("--standardise --solve (400 steps)", DEFAULT, None),
     Fit("--standardise --solve --hidden 0 (400 steps)", f"{DEFAULT} --hidden 0", None),
-    Fit("linear reference (--layers 1 --standardise --solve)", "--layers 1 --standardise --solve", 0),
+    Fit(
+        "linear reference (--layers 1 --standardise --solve)", "--layers 1 --standardise --solve", 0
+    ),
 ]
 
 
@@ -64,8 +72,12 @@ def measure(fit: Fit, features: str) -> tuple[float, float]:
 
 def main(argv: list[str] | None = None) -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("features", metavar="FEATURES", nargs="?", default="demo/convOuts/digits_resnet18/digits_L2")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "features", metavar="FEATURES", nargs="?", default="demo/convOuts/digits_resnet18/digits_L2"
+    )
     parser.add_argument("--out", type=Path, help="write the table as Markdown")
     args = parser.parse_args(argv)
     where = ran_on(__file__, argv, "torch")
@@ -76,7 +88,8 @@ def main(argv: list[str] | None = None) -> None:
         print(rows[-1], flush=True)
     index = json.loads(Path(args.features, "train", "index.json").read_text(encoding="utf-8"))
     what = (
-        f"{index['record'].get('arch')} at {index['record'].get('layer')}, {index['shape_a']}, {index['count']} images"
+        f"{index['record'].get('arch')} at {index['record'].get('layer')}, {index['shape_a']},"
+        f" {index['count']} images"
     )
     text = "\n".join([*rows, "", f"{what}; {where}"])
     print(text)

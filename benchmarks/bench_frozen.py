@@ -1,10 +1,12 @@
-"""A head as it is cut from its classifier, the frozen form of it, and its bare convolutions: seconds an image.
+"""A head as it is cut from its classifier, the frozen form of it, and its bare convolutions:
+seconds an image.
 
     python -m benchmarks.bench_frozen
 
-The three take turns, and their medians count: on a CPU, which other programs may share, of the processor's seconds of
-all threads (set OMP_NUM_THREADS=1). The bare convolutions read inputs of the same shapes that lie ready in
-`channels_last` order, with nothing between them: what the frozen form cannot be faster than. Prints Markdown.
+The three take turns, and their medians count: on a CPU, which other programs may share, of the
+processor's seconds of all threads (set OMP_NUM_THREADS=1). The bare convolutions read inputs of the
+same shapes that lie ready in `channels_last` order, with nothing between them: what the frozen form
+cannot be faster than. Prints Markdown.
 """
 
 import argparse
@@ -28,7 +30,9 @@ CLASSES = 200
 
 
 class Row(NamedTuple):
-    """Medians in seconds an image, and the largest difference of the frozen feature over its largest entry."""
+    """Medians in seconds an image, and the largest difference of the frozen feature over its
+    largest entry.
+    """
 
     head: float
     frozen: float
@@ -38,7 +42,9 @@ class Row(NamedTuple):
 
 def main(argv: list[str] | None = None) -> None:
     """Measure and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--image_size", type=int, default=224)
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)
@@ -47,16 +53,17 @@ def main(argv: list[str] | None = None) -> None:
     where = ran_on(__file__, argv, "torch", "torchvision", cuda=device.type == "cuda")
     images = torch.randn(args.batch_size, 3, args.image_size, args.image_size, device=device)
     print(
-        f"\nBatches of {args.batch_size} of {args.image_size} × {args.image_size} pixels, float32\n\n"
-        "| head | s an image, as cut | frozen | bare convolutions | as cut / frozen | convolutions / frozen "
-        "| largest difference |\n|---|---:|---:|---:|---:|---:|---:|"
+        f"\nBatches of {args.batch_size} of {args.image_size} × {args.image_size} pixels,"
+        " float32\n\n| head | s an image, as cut | frozen | bare convolutions | as cut / frozen |"
+        " convolutions / frozen | largest difference |\n|---|---:|---:|---:|---:|---:|---:|"
     )
     for arch, layer in HEADS:
         row = measure(arch, layer, images, args.rounds)
         assert row.difference < 1e-5, "the frozen form must compute the same"
         print(
-            f"| {arch} at {layer} | {row.head:.4f} | {row.frozen:.4f} | {row.convolutions:.4f} "
-            f"| {row.head / row.frozen:.2f} | {row.convolutions / row.frozen:.0%} | {row.difference:.1e} |",
+            f"| {arch} at {layer} | {row.head:.4f} | {row.frozen:.4f} | {row.convolutions:.4f} |"
+            f" {row.head / row.frozen:.2f} | {row.convolutions / row.frozen:.0%} |"
+            f" {row.difference:.1e} |",
             flush=True,
         )
     print(f"\n{where}")
@@ -75,7 +82,8 @@ def measure(arch: str, layer: str, images: Tensor, rounds: int) -> Row:
         bare_convolutions(frozen, images),
     )
     seconds: tuple[list[float], ...] = ([], [], [])
-    clock = time.perf_counter if images.is_cuda else time.process_time  # other programs may share the processor
+    # Other programs may share the processor
+    clock = time.perf_counter if images.is_cuda else time.process_time
     for _ in range(rounds + 1):
         for form, measured in zip(forms, seconds):
             began = clock()

@@ -1,11 +1,12 @@
-"""HSAKD's batches: a training step on B images in four rotations against four plain steps on B images.
+"""HSAKD's batches: a training step on B images in four rotations against four plain steps on B
+images.
 
     python -m benchmarks.bench_hsakd
 
-Both run the same network with branches on uint8 images; the rotated step of 4B rows also preprocesses B images, rotates
-them and has four times the rows of every loss. The two kinds take turns, and their median counts. On a CPU, seconds are
-those that this process computed in all of its threads, so that other programs count little; on a GPU, those on the
-clock. Prints Markdown.
+Both run the same network with branches on uint8 images; the rotated step of 4B rows also
+preprocesses B images, rotates them and has four times the rows of every loss. The two kinds take
+turns, and their median counts. On a CPU, seconds are those that this process computed in all of its
+threads, so that other programs count little; on a GPU, those on the clock. Prints Markdown.
 """
 
 import argparse
@@ -31,7 +32,9 @@ CLASSES = 100
 
 def main(argv: list[str] | None = None) -> None:
     """Measure and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--arch", default="resnet20")
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=9)
@@ -43,7 +46,9 @@ def main(argv: list[str] | None = None) -> None:
     images = torch.randint(0, 256, (args.batch_size, 3, 32, 32), dtype=torch.uint8, device=device)
     targets = torch.randint(0, CLASSES, (args.batch_size,), device=device)
     indices = torch.arange(args.batch_size, device=device)
-    preprocess = partial(Preprocessing(*NORMALISATIONS["cifar"], augmentation=AUGMENTATIONS["zero4"]), epoch=0)
+    preprocess = partial(
+        Preprocessing(*NORMALISATIONS["cifar"], augmentation=AUGMENTATIONS["zero4"]), epoch=0
+    )
     rotated = partial(teach, preprocess=preprocess, accuracies=accuracies_percent)
     kinds: dict[str, Callable[[], object]] = {
         "plain": partial(four_plain_steps, net, preprocess, images, targets, indices),
@@ -61,13 +66,15 @@ def main(argv: list[str] | None = None) -> None:
             seconds[kind].append(clock() - began)
     seconds = {kind: found[1:] for kind, found in seconds.items()}  # the first round sets up
     medians = {kind: statistics.median(found) for kind, found in seconds.items()}
-    ranges = {kind: f"{1e3 * min(found):.0f} to {1e3 * max(found):.0f}" for kind, found in seconds.items()}
+    ranges = {
+        kind: f"{1e3 * min(found):.0f} to {1e3 * max(found):.0f}" for kind, found in seconds.items()
+    }
     print(
-        f"\n{args.arch} with branches, batches of {args.batch_size}, float32\n\n"
-        "| four plain steps, ms | one rotated step, ms | ratio | of it preprocessing and rotating, ms |\n"
-        "|---:|---:|---:|---:|\n"
-        f"| {1e3 * medians['plain']:.0f} ({ranges['plain']}) | {1e3 * medians['rotated']:.0f} ({ranges['rotated']}) "
-        f"| {medians['rotated'] / medians['plain']:.3f} | {1e3 * medians['rotation']:.2f} |"
+        f"\n{args.arch} with branches, batches of {args.batch_size}, float32\n\n| four plain steps,"
+        " ms | one rotated step, ms | ratio | of it preprocessing and rotating, ms"
+        f" |\n|---:|---:|---:|---:|\n| {1e3 * medians['plain']:.0f} ({ranges['plain']}) |"
+        f" {1e3 * medians['rotated']:.0f} ({ranges['rotated']}) |"
+        f" {medians['rotated'] / medians['plain']:.3f} | {1e3 * medians['rotation']:.2f} |"
     )
     print(f"\n{where}")
 
@@ -79,19 +86,31 @@ def train(net: nn.Module, loss: Callable[[], Tensor]) -> None:
 
 
 def four_plain_steps(
-    net: nn.Module, preprocess: Callable[[Tensor, Tensor], Tensor], images: Tensor, targets: Tensor, indices: Tensor
+    net: nn.Module,
+    preprocess: Callable[[Tensor, Tensor], Tensor],
+    images: Tensor,
+    targets: Tensor,
+    indices: Tensor,
 ) -> None:
-    """Train on the images as they are, four times, with a loss of the logits and of every branch's."""
+    """Train on the images as they are, four times, with a loss of the logits and of every
+    branch's.
+    """
     for _ in range(4):
         train(net, partial(plain_loss, net, preprocess, images, targets, indices))
 
 
 def plain_loss(
-    net: nn.Module, preprocess: Callable[[Tensor, Tensor], Tensor], images: Tensor, targets: Tensor, indices: Tensor
+    net: nn.Module,
+    preprocess: Callable[[Tensor, Tensor], Tensor],
+    images: Tensor,
+    targets: Tensor,
+    indices: Tensor,
 ) -> Tensor:
     """CE of the logits and of every branch's."""
     logits, branches = net(preprocess(images, indices))
-    return torch.stack([nn.functional.cross_entropy(found, targets) for found in (logits, *branches)]).sum()
+    return torch.stack(
+        [nn.functional.cross_entropy(found, targets) for found in (logits, *branches)]
+    ).sum()
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""Photos into batches: decoded in every epoch against decoded once, what that costs in memory, and augmentation.
+"""Photos into batches: decoded in every epoch against decoded once, what that costs in memory, and
+augmentation.
 
     python -m benchmarks.bench_input --images data/CUB200/train
 
-Without --images: the real photos below KC_REAL_DATA, or 500 synthetic ones of 500 × 400 pixels. The files are
-read once before, so that they come from the system's file cache; later epochs take turns, and their median counts.
+Without --images: the real photos below KC_REAL_DATA, or 500 synthetic ones of 500 × 400 pixels. The
+files are read once before, so that they come from the system's file cache; later epochs take turns,
+and their median counts.
 """
 
 import argparse
@@ -32,7 +34,9 @@ from utils.pixels import normalise
 
 def main(argv: list[str] | None = None) -> None:
     """Measure and print Markdown tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", type=Path, help="folder of class folders")
     parser.add_argument("--image_size", type=int, default=224)
     parser.add_argument("--batch_size", type=int, default=64)
@@ -43,18 +47,25 @@ def main(argv: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = args.images or real_photos() or synthetic_photos(Path(scratch, "photos"), 500)
         data = open_photos(folder, args.image_size)
-        kilobytes = sum(data.file(index).stat().st_size for index in range(len(data))) / len(data) / 1e3
+        kilobytes = (
+            sum(data.file(index).stat().st_size for index in range(len(data))) / len(data) / 1e3
+        )
         for index in range(len(data)):
             data.file(index).read_bytes()
-        print(f"{len(data)} photos of {kilobytes:.0f} kB on average, to {args.image_size} × {args.image_size} pixels\n")
+        print(
+            f"{len(data)} photos of {kilobytes:.0f} kB on average, to {args.image_size} ×"
+            f" {args.image_size} pixels\n"
+        )
         if Path("/proc/self/status").is_file():
             memory_table(folder, args.image_size, args.workers)
-        cached_seconds = speed_table(data, Path(scratch, "cache"), args.batch_size, args.workers, args.rounds)
+        cached_seconds = speed_table(
+            data, Path(scratch, "cache"), args.batch_size, args.workers, args.rounds
+        )
     step_seconds = training_step_seconds(args.image_size)
     print(
-        f"\nFeeding an image that is decoded already takes {cached_seconds * 1e6:.0f} µs, "
-        f"{cached_seconds / step_seconds:.2%} of its share of a ResNet-18 training step on this machine "
-        f"({step_seconds * 1e3:.1f} ms, batches of 32)."
+        f"\nFeeding an image that is decoded already takes {cached_seconds * 1e6:.0f} µs,"
+        f" {cached_seconds / step_seconds:.2%} of its share of a ResNet-18 training step on this"
+        f" machine ({step_seconds * 1e3:.1f} ms, batches of 32)."
     )
     augmentation_table(args.rounds)
     print(f"\n{where}")
@@ -64,7 +75,9 @@ def speed_table(data: ImageData, cache: Path, batch_size: int, workers: int, rou
     """Print images/s of first and later epochs; return the seconds an image takes from memory."""
 
     def epoch_seconds(images: ImageData) -> float:
-        loader = make_loader(images, batch_size, shuffle=True, workers=0 if images.stored is not None else workers)
+        loader = make_loader(
+            images, batch_size, shuffle=True, workers=0 if images.stored is not None else workers
+        )
         began = time.perf_counter()
         count = sum(len(batch[0]) for batch in loader)
         assert count == len(data), "an epoch is every image once"
@@ -90,13 +103,16 @@ def speed_table(data: ImageData, cache: Path, batch_size: int, workers: int, rou
             later[kind].append(epoch_seconds(images))
     medians = {kind: statistics.median(seconds) for kind, seconds in later.items()}
     decoding, in_memory, *_ = medians.values()
-    print("| images/s | first epoch, decoding included | later epochs (lowest to highest) | ratio of later epochs |")
+    print(
+        "| images/s | first epoch, decoding included | later epochs (lowest to highest) | ratio of"
+        " later epochs |"
+    )
     print("|---|---:|---:|---:|")
     for kind, seconds in later.items():
         speeds = [len(data) / value for value in (medians[kind], max(seconds), min(seconds))]
         print(
-            f"| {kind} | {len(data) / first[kind]:.0f} | {speeds[0]:.0f} ({speeds[1]:.0f} to {speeds[2]:.0f}) "
-            f"| {decoding / medians[kind]:.1f} |"
+            f"| {kind} | {len(data) / first[kind]:.0f} | {speeds[0]:.0f} ({speeds[1]:.0f} to"
+            f" {speeds[2]:.0f}) | {decoding / medians[kind]:.1f} |"
         )
     return in_memory / len(data)
 
@@ -104,19 +120,28 @@ def speed_table(data: ImageData, cache: Path, batch_size: int, workers: int, rou
 def memory_table(folder: Path, image_size: int, workers: int) -> None:
     """Print by how much the peak of resident memory rises while images are decoded into memory."""
     whole = len(open_photos(folder, image_size))
-    print(f"| images | peak of the build above its start | of it pixels (images × {3 * image_size**2:,} B) | rest |")
+    print(
+        "| images | peak of the build above its start | of it pixels (images ×"
+        f" {3 * image_size**2:,} B) | rest |"
+    )
     print("|---:|---:|---:|---:|")
     for count in (whole // 4, whole // 2, whole):
-        # a process for each: memory that an earlier build gave back would be used again and not be seen
+        # a process for each: memory that an earlier build gave back would be used again and not be
+        # seen
         with multiprocessing.get_context("fork").Pool(1) as process:
             grown = process.apply(build_bytes, (folder, image_size, count, workers))
         pixels = count * 3 * image_size**2
-        print(f"| {count} | {grown / 1e6:.1f} MB | {pixels / 1e6:.1f} MB | {(grown - pixels) / 1e6:.1f} MB |")
+        print(
+            f"| {count} | {grown / 1e6:.1f} MB | {pixels / 1e6:.1f} MB |"
+            f" {(grown - pixels) / 1e6:.1f} MB |"
+        )
     print()
 
 
 def build_bytes(folder: Path, image_size: int, count: int, workers: int) -> int:
-    """Bytes by which the peak of resident memory rises while `count` images are decoded into memory."""
+    """Bytes by which the peak of resident memory rises while `count` images are decoded into
+    memory.
+    """
 
     def resident_bytes(field: str) -> int:
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
@@ -129,7 +154,9 @@ def build_bytes(folder: Path, image_size: int, count: int, workers: int) -> int:
 
 
 def augmentation_table(rounds: int, batch_size: int = 128, image_size: int = 32) -> None:
-    """Print what preparing a batch costs, plain and augmented, beside a training step of that size."""
+    """Print what preparing a batch costs, plain and augmented, beside a training step of that
+    size.
+    """
     images = torch.randint(0, 256, (batch_size, 3, image_size, image_size), dtype=torch.uint8)
     indices = torch.arange(batch_size)
     kinds = {"normalised": Preprocessing()} | {
@@ -144,7 +171,8 @@ def augmentation_table(rounds: int, batch_size: int = 128, image_size: int = 32)
             seconds[kind].append(time.perf_counter() - began)
     step_seconds = training_step_seconds(image_size, batch_size)
     print(
-        f"\n| batch of {batch_size} × {image_size} × {image_size} pixels | µs an image | of a ResNet-18 training step |"
+        f"\n| batch of {batch_size} × {image_size} × {image_size} pixels | µs an image | of a"
+        " ResNet-18 training step |"
     )
     print("|---|---:|---:|")
     for kind, values in seconds.items():
@@ -182,11 +210,15 @@ def real_photos() -> Path | None:
 
 
 def synthetic_photos(folder: Path, count: int) -> Path:
-    """Write JPEGs of 500 × 400 pixels: smooth shapes with grain, so that they are as long as photos."""
+    """Write JPEGs of 500 × 400 pixels: smooth shapes with grain, so that they are as long as
+    photos.
+    """
     (folder / "all").mkdir(parents=True)
     random = np.random.default_rng(0)
     for number in range(count):
-        coarse = Image.fromarray(random.integers(0, 256, (20, 25, 3), dtype=np.uint8)).resize((500, 400))
+        coarse = Image.fromarray(random.integers(0, 256, (20, 25, 3), dtype=np.uint8)).resize(
+            (500, 400)
+        )
         grain = random.normal(0, 8, (400, 500, 1))
         pixels = np.clip(np.asarray(coarse) + grain, 0, 255).astype(np.uint8)
         Image.fromarray(pixels).save(folder / "all" / f"{number:04d}.jpg", quality=90)

@@ -1,4 +1,5 @@
-"""What it costs that a net proves itself when it is opened: ConvOutput.py with the proof and without.
+"""What it costs that a net proves itself when it is opened: ConvOutput.py with the proof and
+without.
 
     KC_REAL_DATA=FOLDER python -m benchmarks.bench_opening
 
@@ -43,14 +44,27 @@ def believe(net: CutNet, _pixels: Tensor) -> None:
     net._is_fast = True
 
 
-def measure(arch: str, layer: str, image_size: int, count: int, rounds: int) -> tuple[list[float], list[float]]:
+def measure(
+    arch: str, layer: str, image_size: int, count: int, rounds: int
+) -> tuple[list[float], list[float]]:
     """Give the seconds of every run with the proof, and of every run without it."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         real = Path(os.environ.get("KC_REAL_DATA", "/nowhere"), "CUB_200_2011").is_dir()
         images = (contests.photos if real else noise)(folder, count)
         a, b = contests.save_classifiers(folder, arch)
-        words = ["--resume1", a, "--resume2", b, "--layer", layer, "--dataset", "folder", "--train_path", images]
+        words = [
+            "--resume1",
+            a,
+            "--resume2",
+            b,
+            "--layer",
+            layer,
+            "--dataset",
+            "folder",
+            "--train_path",
+            images,
+        ]
         words += ["--image_size", image_size, "--data_root", folder, "-j", "0"]
         seconds: tuple[list[float], list[float]] = [], []
 
@@ -71,14 +85,19 @@ def measure(arch: str, layer: str, image_size: int, count: int, rounds: int) -> 
 
 def main(argv: list[str] | None = None) -> None:
     """Measure and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--image_sizes", type=int, nargs="+", default=[224, 64])
     parser.add_argument("--nets", nargs="+", default=["resnet18"], metavar="ARCH:LAYER")
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args(argv)
     where = ran_on(__file__, argv, "torch", "torchvision")
-    print("| net | pixels | images | with the proof, s | without, s | more | pairs: lowest to highest |")
+    print(
+        "| net | pixels | images | with the proof, s | without, s | more | pairs: lowest to"
+        " highest |"
+    )
     print("|---|---:|---:|---:|---:|---:|---:|")
     for net in args.nets:
         arch, _, layer = net.partition(":")

@@ -1,14 +1,15 @@
-"""The suite beside a plain implementation of the released procedure and beside its bare convolutions, in one run.
+"""The suite beside a plain implementation of the released procedure and beside its bare
+convolutions, in one run.
 
     python -m benchmarks.bench_plain [ROW …] [--results NAME]
 
-vgg16_bn with random weights, cut at features.30, photos of 224 pixels from the folder that KC_REAL_DATA names, float32.
-What is compared takes turns, and medians count: of the processor's seconds, because the machine may be shared (set
-OMP_NUM_THREADS=1), or with --wall, on a machine that does nothing else, of the clock's. Whole runs are processes of
-their own, start-up included: the fewer --images, the more it weighs.
-The plain procedure is `benchmarks.plain`; the roofline is the same convolutions alone, on inputs that lie ready in
-`channels_last` order, or what the table says. With --results, NAME.json keeps every row's last run and NAME.md has
-the table of all of them.
+vgg16_bn with random weights, cut at features.30, photos of 224 pixels from the folder that
+KC_REAL_DATA names, float32. What is compared takes turns, and medians count: of the processor's
+seconds, because the machine may be shared (set OMP_NUM_THREADS=1), or with --wall, on a machine
+that does nothing else, of the clock's. Whole runs are processes of their own, start-up included:
+the fewer --images, the more it weighs. The plain procedure is `benchmarks.plain`; the roofline is
+the same convolutions alone, on inputs that lie ready in `channels_last` order, or what the table
+says. With --results, NAME.json keeps every row's last run and NAME.md has the table of all of them.
 """
 
 import argparse
@@ -37,7 +38,11 @@ def measure(row: Row, images: int, rounds: int) -> dict[str, Any]:
         for _ in range(rounds):
             for name, take in contest.items():
                 taken[name].append(take())
-    found: dict[str, Any] = {"images": images, "threads": torch.get_num_threads(), "load": os.getloadavg()[0]}
+    found: dict[str, Any] = {
+        "images": images,
+        "threads": torch.get_num_threads(),
+        "load": os.getloadavg()[0],
+    }
     found["clock"] = turns.clock.__name__
     for name, own in taken.items():
         found[name] = statistics.median(turn.seconds for turn in own)
@@ -49,18 +54,21 @@ def measure(row: Row, images: int, rounds: int) -> dict[str, Any]:
 def table(found: dict[str, dict[str, Any]]) -> str:
     """Give the Markdown table of all rows that were measured."""
     lines = [
-        "| what | images | suite, s | plain, s | roofline, s | plain / suite | target | roofline / suite | target |"
+        "| what | images | suite, s | plain, s | roofline, s | plain / suite | target | roofline /"
+        " suite | target |"
     ]
     lines.append("|---|---:|---:|---:|---:|---:|---:|---:|---:|")
     for name, row in ROWS.items():
         if values := found.get(name):
             ours, slow, best = (values[key] for key in (OURS, PLAIN, BEST))
             lines.append(
-                f"| {row.title} | {values['images']} | {ours:.2f} | {slow:.2f} | {best:.2f} ({row.roofline}) "
-                f"| {slow / ours:.2f} | {row.of_plain} | {best / ours:.0%} | {row.of_roofline:.0%} |"
+                f"| {row.title} | {values['images']} | {ours:.2f} | {slow:.2f} | {best:.2f}"
+                f" ({row.roofline}) | {slow / ours:.2f} | {row.of_plain} | {best / ours:.0%} |"
+                f" {row.of_roofline:.0%} |"
             )
     peaks = [
-        f"{ROWS[name].title}: {values['suite_peak_bytes'] / 1e9:.2f} GB, plain {values['plain_peak_bytes'] / 1e9:.2f}"
+        f"{ROWS[name].title}: {values['suite_peak_bytes'] / 1e9:.2f} GB, plain"
+        f" {values['plain_peak_bytes'] / 1e9:.2f}"
         for name, values in found.items()
         if values["suite_peak_bytes"]
     ]
@@ -69,13 +77,20 @@ def table(found: dict[str, dict[str, Any]]) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """Measure and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(ROWS)}; default: all")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "rows", nargs="*", metavar="ROW", help=f"of {', '.join(ROWS)}; default: all"
+    )
     parser.add_argument("--images", type=int, help="of a turn; default: each row's own")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--wall", action="store_true", help="time by the clock; default: by the processor")
     parser.add_argument(
-        "--results", help="keep the numbers of this and earlier runs, and the table, as NAME.json and .md"
+        "--wall", action="store_true", help="time by the clock; default: by the processor"
+    )
+    parser.add_argument(
+        "--results",
+        help="keep the numbers of this and earlier runs, and the table, as NAME.json and .md",
     )
     args = parser.parse_args(argv)
     if args.wall:

@@ -1,17 +1,20 @@
-"""Planted truth: does the calibrated consistency say what was planted, and is what shares nothing called consistent?
+"""Planted truth: does the calibrated consistency say what was planted, and is what shares nothing
+called consistent?
 
     python -m benchmarks.bench_planted
 
-Images are latent vectors: a class's mean plus content. A net's channels mix them and add noise of their own. B has A's
-channels, with 1 − s of its variance, and another net's channels on *other* images (two nets on the same images share
-knowledge), with s of it; all are rotated and widened. Its variance is what the null leaves unexplained: over all images
-the whole; within the class what a regression from other images of the class leaves.
+Images are latent vectors: a class's mean plus content. A net's channels mix them and add noise of
+their own. B has A's channels, with 1 − s of its variance, and another net's channels on *other*
+images (two nets on the same images share knowledge), with s of it; all are rotated and widened. Its
+variance is what the null leaves unexplained: over all images the whole; within the class what a
+regression from other images of the class leaves.
 
-The instability is the linear reference's, at one ridge weight; other images' x give the null, A → A the ceiling. Every
-repetition draws new classes, nets and images.
+The instability is the linear reference's, at one ridge weight; other images' x give the null, A → A
+the ceiling. Every repetition draws new classes, nets and images.
 
-Last, maps that a Trans-Net must find: rows x of independent channels, all of them informative, and targets behind one
-or two layers of ReLUs. The fits are the product's own, by its default budget and by --until converged. Prints Markdown.
+Last, maps that a Trans-Net must find: rows x of independent channels, all of them informative, and
+targets behind one or two layers of ReLUs. The fits are the product's own, by its default budget and
+by --until converged. Prints Markdown.
 """
 
 import argparse
@@ -51,7 +54,11 @@ NULL_PAIRS: dict[str, dict[str, Any]] = {  # B has seen other images: what else 
     "other images of the same class, permuted within it": {"within": True},
     "200 channels of 60 images": {"wide": True},
     "best of 4 layers": {"layers": 4},
-    "best of 4 layers, 200 channels of 60 images, within the class": {"within": True, "wide": True, "layers": 4},
+    "best of 4 layers, 200 channels of 60 images, within the class": {
+        "within": True,
+        "wide": True,
+        "layers": 4,
+    },
 }
 
 
@@ -68,12 +75,14 @@ class Features:
         labels = self.labels if within else [torch.zeros_like(part) for part in self.labels]
         found = calibrate_linear(
             self.x, self.target, labels, generator, draws=0, shuffles=SHUFFLES, weight=WEIGHT
-        )  # fmt: skip
+        )
         return found.intervals["consistency"]
 
 
 class World:
-    """Classes of images, whose means are `spread` apart in units of the content, and what nets see in them."""
+    """Classes of images, whose means are `spread` apart in units of the content, and what nets
+    see in them.
+    """
 
     def __init__(self, generator: torch.Generator, spread: float = 1.0) -> None:
         self.generator = generator
@@ -93,7 +102,9 @@ class World:
         return torch.randint(CLASSES, (images,), generator=self.generator)
 
     def images(self, labels: Tensor) -> Tensor:
-        """Draw images of these classes, (N, Z, H·W): half of the content belongs to the image, half to the position."""
+        """Draw images of these classes, (N, Z, H·W): half of the content belongs to the image,
+        half to the position.
+        """
         content = self.normal(len(labels), LATENT, 1) + self.normal(len(labels), LATENT, SIDE**2)
         return self.means[labels][..., None] + content / 2**0.5
 
@@ -103,7 +114,9 @@ class World:
         return (maps + NOISE * self.normal(*maps.shape)).unflatten(2, (SIDE, SIDE))
 
     def unexplained(self, source: Tensor, target: Tensor, *, within: bool) -> float:
-        """Give the variance of the target that a ridge regression from other images' source leaves, per position."""
+        """Give the variance of the target that a ridge regression from other images' source
+        leaves, per position.
+        """
         classes = self.means.T @ self.means / CLASSES
         latent = classes + torch.eye(LATENT)
         total = (target * (latent @ target)).sum() + NOISE**2 * target.shape[1]
@@ -111,7 +124,9 @@ class World:
             return total.item()
         gram = source.T @ latent @ source + NOISE**2 * torch.eye(source.shape[1])
         cross = source.T @ classes @ target
-        solution = torch.linalg.solve(gram + WEIGHT * gram.diagonal().mean() * torch.eye(len(gram)), cross)
+        solution = torch.linalg.solve(
+            gram + WEIGHT * gram.diagonal().mean() * torch.eye(len(gram)), cross
+        )
         return (total - 2 * (cross * solution).sum() + (solution * (gram @ solution)).sum()).item()
 
 
@@ -125,7 +140,9 @@ def planted_pair(world: World, share: float, *, within: bool) -> Features:
         labels = world.labels(count)
         x = world.features(net, world.images(labels))
         foreign = world.features(other, world.images(labels if within else world.labels(count)))
-        channels = torch.cat([((1 - share) / sizes[0]) ** 0.5 * x, (share / sizes[1]) ** 0.5 * foreign], dim=1)
+        channels = torch.cat(
+            [((1 - share) / sizes[0]) ** 0.5 * x, (share / sizes[1]) ** 0.5 * foreign], dim=1
+        )
         found.x.append(x)
         found.target.append(torch.einsum("nchw,dc->ndhw", channels, rotation))
         found.labels.append(labels)
@@ -135,7 +152,10 @@ def planted_pair(world: World, share: float, *, within: bool) -> Features:
 def planted_table(repetitions: int, *, within: bool) -> None:
     """Print what was found of each planted share."""
     print(f"\n## Null {'within the class' if within else 'over all images'}\n")
-    print("| planted 1 − s | mean found | sd | within ±0.03 | interval covers | interval's half width |")
+    print(
+        "| planted 1 − s | mean found | sd | within ±0.03 | interval covers | interval's half"
+        " width |"
+    )
     print("|---:|---:|---:|---:|---:|---:|")
     covered = []
     for index, share in enumerate(SHARES):
@@ -144,19 +164,30 @@ def planted_table(repetitions: int, *, within: bool) -> None:
             generator = torch.Generator().manual_seed(1_000_000 * index + 2 * repetition + within)
             pair = planted_pair(World(generator), share, within=within)
             found.append(pair.consistency(generator, within=within))
-        value, low, high = (np.array([getattr(one, name) for one in found]) for name in ("value", "low", "high"))
-        inside = (low <= 1 - share + 1e-9) & (high >= 1 - share - 1e-9)  # at s = 0 it is 1 but for rounding
+        value, low, high = (
+            np.array([getattr(one, name) for one in found]) for name in ("value", "low", "high")
+        )
+        # At s = 0 it is 1 but for rounding
+        inside = (low <= 1 - share + 1e-9) & (high >= 1 - share - 1e-9)
         covered.append(inside.mean())
         near = abs(value - 1 + share) <= 0.03
         print(
             f"| {1 - share:.1f} | {value.mean():.4f} | {value.std():.4f} | {near.mean():.1%} "
-            f"| {covered[-1]:.1%} | {(high - low).mean() / 2:.4f} |", flush=True,
-        )  # fmt: skip
-    print(f"\nCovered over s = 0.1 … 1: {np.mean(covered[1:]):.1%}; at s = 0 both ends are 1, and so is what is found.")
+            f"| {covered[-1]:.1%} | {(high - low).mean() / 2:.4f} |",
+            flush=True,
+        )
+    print(
+        f"\nCovered over s = 0.1 … 1: {np.mean(covered[1:]):.1%}; at s = 0 both ends are 1, and so"
+        " is what is found."
+    )
 
 
-def null_pair(generator: torch.Generator, *, within: bool = False, wide: bool = False, layers: int = 1) -> Null:
-    """Draw nets that share nothing, or nothing beyond the class, and test the best of A's layers."""
+def null_pair(
+    generator: torch.Generator, *, within: bool = False, wide: bool = False, layers: int = 1
+) -> Null:
+    """Draw nets that share nothing, or nothing beyond the class, and test the best of A's
+    layers.
+    """
     world = World(generator)
     sizes = (60, 40) if wide else (120, 60)
     labels = [world.labels(count) for count in sizes]
@@ -168,7 +199,9 @@ def null_pair(generator: torch.Generator, *, within: bool = False, wide: bool = 
     nulls = []
     for _ in range(layers):
         x_fit, x_held = vectors(world, world.net(200 if wide else CHANNELS), seen)
-        nulls.append(permuted_errors(x_fit, target_fit, x_held, target_held, *orders, weight=WEIGHT).null())
+        nulls.append(
+            permuted_errors(x_fit, target_fit, x_held, target_held, *orders, weight=WEIGHT).null()
+        )
     return best_of(nulls)
 
 
@@ -183,14 +216,19 @@ def null_table(repetitions: int) -> None:
     print("| pair: B has seen other images | called consistent (p ≤ 0.05) |\n|---|---:|")
     rates = []
     for name, kind in NULL_PAIRS.items():
-        nulls = (null_pair(torch.Generator().manual_seed(7_000_000 + seed), **kind) for seed in range(repetitions))
+        nulls = (
+            null_pair(torch.Generator().manual_seed(7_000_000 + seed), **kind)
+            for seed in range(repetitions)
+        )
         rates.append(np.mean([null.p_value <= 0.05 for null in nulls]))
         print(f"| {name} | {rates[-1]:.2%} |", flush=True)
     print(f"| all | {np.mean(rates):.2%} |")
 
 
 def attack_table(repetitions: int) -> None:
-    """Print what a sender of class-clustered noise reaches, that has seen nothing of an image but its class."""
+    """Print what a sender of class-clustered noise reaches, that has seen nothing of an image
+    but its class.
+    """
     accuracies, scores = [], []
     for seed in range(repetitions):
         generator = torch.Generator().manual_seed(9_000_000 + seed)
@@ -214,8 +252,12 @@ def attack_table(repetitions: int) -> None:
 
 
 def tail_accuracies(pair: Features) -> list[float]:
-    """Fit a linear tail to B's averaged features, and a linear g; give its accuracies on B's features and on g(x)."""
-    x_fit, x_held, target_fit, target_held = (part.mean((2, 3)).numpy() for part in (*pair.x, *pair.target))
+    """Fit a linear tail to B's averaged features, and a linear g; give its accuracies on B's
+    features and on g(x).
+    """
+    x_fit, x_held, target_fit, target_held = (
+        part.mean((2, 3)).numpy() for part in (*pair.x, *pair.target)
+    )
     tail = LinearDiscriminantAnalysis().fit(target_fit, pair.labels[0])
     sent = LinearRegression().fit(x_fit, target_fit).predict(x_held)
     return [tail.score(part, pair.labels[1]) for part in (target_held, sent)]
@@ -259,10 +301,17 @@ def planted_map(kind: str, seed: int) -> Rows:
 
 
 def map_table(seeds: int) -> None:
-    """Print what one, two and three layers find of planted maps, and what the third adds to the second."""
+    """Print what one, two and three layers find of planted maps, and what the third adds to the
+    second.
+    """
     print(f"\n## Maps of {MAP_CHANNELS} channels, {MAP_ROWS} rows fitted, {MAP_HELD} held out\n")
-    print("R² on held-out rows; the gain of the third layer with its 95 % interval, paired by row.\n")
-    print("| planted map | seed | budget | linear | 2 layers | 3 layers | gain of the third | steps, M, ridge | s |")
+    print(
+        "R² on held-out rows; the gain of the third layer with its 95 % interval, paired by row.\n"
+    )
+    print(
+        "| planted map | seed | budget | linear | 2 layers | 3 layers | gain of the third | steps,"
+        " M, ridge | s |"
+    )
     print("|---|---:|---|---:|---:|---:|---:|---|---:|")
     cpu = Runtime(torch.device("cpu"), (), 0, 1, None, False, 0)
     for kind in MAPS:
@@ -308,13 +357,16 @@ def map_row(kind: str, seed: int, pairs: Pairs, cpu: Runtime, *, until: bool) ->
     budget_name = "--until converged" if until else "default"
     seconds = time.process_time() - began
     return (
-        f"| {kind} | {seed} | {budget_name} | {linear:.4f} | {two:.4f} | {three:.4f} | {ends} | {how} | {seconds:.0f} |"
+        f"| {kind} | {seed} | {budget_name} | {linear:.4f} | {two:.4f} | {three:.4f} | {ends} |"
+        f" {how} | {seconds:.0f} |"
     )
 
 
 def main(argv: list[str] | None = None) -> None:
     """Measure and print Markdown."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repetitions", type=int, default=400, help="of every line")
     parser.add_argument("--seeds", type=int, default=3, help="of every planted map")
     parser.add_argument("--maps", action="store_true", help="planted maps alone")
@@ -327,8 +379,14 @@ def main(argv: list[str] | None = None) -> None:
         print(f"\n{time.process_time() - began:.0f} s of the processor; ")
         print(where)
         return
-    print(f"{args.repetitions} repetitions of every line; {FIT_IMAGES} images fitted, {HELD_IMAGES} held out, ")
-    print(f"{CHANNELS} channels widened to {WIDENED}, maps of {SIDE} × {SIDE}; ridge weight {WEIGHT}, ")
+    print(
+        f"{args.repetitions} repetitions of every line; {FIT_IMAGES} images fitted, {HELD_IMAGES}"
+        " held out, "
+    )
+    print(
+        f"{CHANNELS} channels widened to {WIDENED}, maps of {SIDE} × {SIDE}; ridge weight"
+        f" {WEIGHT}, "
+    )
     print(f"{SHUFFLES} shuffled pairings.")
     planted_table(args.repetitions, within=True)
     null_table(args.repetitions)

@@ -1,10 +1,12 @@
-"""The best convolution in closed form: streamed normal equations against scikit-learn's Ridge on unfolded patches.
+"""The best convolution in closed form: streamed normal equations against scikit-learn's Ridge on
+unfolded patches.
 
     python -m benchmarks.bench_ridge
 
-Both fit the same ridge weight in float64, on one thread, each in a process of its own; seconds are of the processor,
-because the machine may be shared. The streamed one also fits five times on four fifths of the images, for the held-out
-error; its sums alone stand beside the same sums from unfolded patches. Needs Linux, for the memory. Prints Markdown.
+Both fit the same ridge weight in float64, on one thread, each in a process of its own; seconds are
+of the processor, because the machine may be shared. The streamed one also fits five times on four
+fifths of the images, for the held-out error; its sums alone stand beside the same sums from
+unfolded patches. Needs Linux, for the memory. Prints Markdown.
 """
 
 import argparse
@@ -31,7 +33,9 @@ SHARE = 1e-2  # ridge weight over the mean diagonal
 
 
 class Measured(NamedTuple):
-    """What a method gave and took: an array to compare, seconds of the processor, bytes on top of the data."""
+    """What a method gave and took: an array to compare, seconds of the processor, bytes on top
+    of the data.
+    """
 
     result: np.ndarray
     seconds: float
@@ -39,12 +43,18 @@ class Measured(NamedTuple):
 
 
 def features(images: int, channels: int, size: int) -> tuple[Tensor, Tensor]:
-    """Make maps (N, C, size, size) whose neighbours and channels resemble each other, and targets that they explain."""
+    """Make maps (N, C, size, size) whose neighbours and channels resemble each other, and
+    targets that they explain.
+    """
     torch.manual_seed(0)
     mixing, weight = torch.randn(channels, channels), torch.randn(channels, channels, 3, 3)
-    x = torch.einsum("oc,nchw->nohw", mixing / channels**0.5, torch.randn(images, channels, size, size))
+    x = torch.einsum(
+        "oc,nchw->nohw", mixing / channels**0.5, torch.randn(images, channels, size, size)
+    )
     x = x + F.avg_pool2d(x, 3, 1, 1)
-    return x, F.conv2d(x, weight / (9 * channels) ** 0.5, padding=1).relu() + 0.3 * torch.randn_like(x)
+    return x, F.conv2d(
+        x, weight / (9 * channels) ** 0.5, padding=1
+    ).relu() + 0.3 * torch.randn_like(x)
 
 
 def unfolded(x: Tensor) -> np.ndarray:
@@ -57,7 +67,9 @@ def scikit_learn(x: Tensor, target: Tensor) -> np.ndarray:
     patches = unfolded(x)
     wanted = target.double().permute(0, 2, 3, 1).flatten(0, 2).numpy()
     alpha = SHARE * float(np.einsum("ij,ij->", patches, patches)) / patches.shape[1]
-    fitted = Ridge(alpha=alpha, fit_intercept=False, solver="cholesky", copy_X=False).fit(patches, wanted)
+    fitted = Ridge(alpha=alpha, fit_intercept=False, solver="cholesky", copy_X=False).fit(
+        patches, wanted
+    )
     return fitted.coef_.reshape(target.shape[1], x.shape[1], 3, 3)
 
 
@@ -100,7 +112,8 @@ def measure(method: Callable[[Tensor, Tensor], np.ndarray], file: Path) -> Measu
     """Run a method on stored features in this process, which nothing else has used."""
     torch.set_num_threads(1)
     x, target = torch.load(file, weights_only=True)
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the highest memory so far
+    # Forget the highest memory so far
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     before, start = memory("VmRSS"), time.process_time()
     result = method(x, target)
     return Measured(result, time.process_time() - start, memory("VmHWM") - before)
@@ -116,17 +129,26 @@ def rows(images: int, channels: int, size: int) -> Iterator[str]:
         for title, (method, reference) in METHODS.items():
             with ProcessPoolExecutor(1, mp_context=spawn) as pool:
                 found[title] = one = pool.submit(measure, method, file).result()
-            said = f"{bytes_needed(channels, channels, 3) / 2**20:.0f}" if method is streamed else ""
+            said = (
+                f"{bytes_needed(channels, channels, 3) / 2**20:.0f}" if method is streamed else ""
+            )
             difference = ""
             if reference:
                 expected = found[reference].result
                 difference = f"{np.abs(one.result - expected).max() / np.abs(expected).max():.1e}"
-            yield f"| {channels} | {title} | {one.seconds:.2f} | {one.bytes / 2**20:.0f} | {said} | {difference} |"
+            yield (
+                f"| {channels} | {title} | {one.seconds:.2f} | {one.bytes / 2**20:.0f} | {said} |"
+                f" {difference} |"
+            )
 
 
-METHODS: dict[str, tuple[Callable[[Tensor, Tensor], np.ndarray], str | None]] = {  # and what each must equal
+# And what each must equal
+METHODS: dict[str, tuple[Callable[[Tensor, Tensor], np.ndarray], str | None]] = {
     "scikit-learn's Ridge on unfolded patches": (scikit_learn, None),
-    "streamed: five folds' errors and the fit": (streamed, "scikit-learn's Ridge on unfolded patches"),
+    "streamed: five folds' errors and the fit": (
+        streamed,
+        "scikit-learn's Ridge on unfolded patches",
+    ),
     "sums alone, of unfolded patches": (sums_of_patches, None),
     "sums alone, of shifted maps": (sums, "sums alone, of unfolded patches"),
 }
@@ -134,7 +156,9 @@ METHODS: dict[str, tuple[Callable[[Tensor, Tensor], np.ndarray], str | None]] = 
 
 def main(argv: list[str] | None = None) -> None:
     """Measure and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--channels", type=int, nargs="+", default=[64, 128, 256])
     parser.add_argument("--images", type=int, default=600)
     parser.add_argument("--size", type=int, default=6, help="of a map, positions to a side")

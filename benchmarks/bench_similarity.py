@@ -1,16 +1,18 @@
-"""Similarities beside other people's code (values, seconds, memory), and what tells real nets apart.
+"""Similarities beside other people's code (values, seconds, memory), and what tells real nets
+apart.
 
     python -m benchmarks.bench_similarity --data_root demo/data
 
-The oracles are pytorch-cka (two n × n Gram matrices), cca-zoo on scikit-learn's principal components, and
-`scipy.linalg.orthogonal_procrustes`. Ours reads float32 features in batches. Each runs in a process of its own; the
-memory is what it needs beyond the features and the libraries.
+The oracles are pytorch-cka (two n × n Gram matrices), cca-zoo on scikit-learn's principal
+components, and `scipy.linalg.orthogonal_procrustes`. Ours reads float32 features in batches. Each
+runs in a process of its own; the memory is what it needs beyond the features and the libraries.
 
-Then small nets are trained on the digits by Training.py. Of pairs of nets, every score ranks those of two trained nets
-against those of which one is untrained, and pairs of one architecture against pairs of two: the area under the curve
-(AUC) is how often a pair of the first kind has the higher score, 0.5 is chance. Untrained nets have the statistics of
-one pass over the fitting images, or (0/1) BatchNorms as initialised. The consistency is the linear reference's,
-calibrated within the class, the mean of both directions and the smaller. CKA, SVCCA and Procrustes take positions as
+Then small nets are trained on the digits by Training.py. Of pairs of nets, every score ranks those
+of two trained nets against those of which one is untrained, and pairs of one architecture against
+pairs of two: the area under the curve (AUC) is how often a pair of the first kind has the higher
+score, 0.5 is chance. Untrained nets have the statistics of one pass over the fitting images, or
+(0/1) BatchNorms as initialised. The consistency is the linear reference's, calibrated within the
+class, the mean of both directions and the smaller. CKA, SVCCA and Procrustes take positions as
 rows; "images" are the same with an image as a row. Prints Markdown.
 """
 
@@ -46,13 +48,21 @@ from utils.data.images import ImageData, load_images
 from utils.provenance import NetSource
 
 BATCH = 256
-ARCHS = {"resnet8": "layer2", "wrn_10_1": "group1"}  # and where their features are taken: 32 channels
+# And where their features are taken: 32 channels
+ARCHS = {"resnet8": "layer2", "wrn_10_1": "group1"}
 TRAINED, UNTRAINED = 4, 3  # nets of each architecture and kind
 UNTRAINED_KINDS = ("untrained", "untrained 0/1")
 IMAGE_SIZE, EPOCHS = 16, 3
 FIT_IMAGES, HELD_IMAGES = 400, 200
 SHUFFLES = 5
-NAMES = ("consistency", "smaller way", "CKA", "SVCCA", "1 − Procrustes", *(f"{name}, images" for name in SCORES))
+NAMES = (
+    "consistency",
+    "smaller way",
+    "CKA",
+    "SVCCA",
+    "1 − Procrustes",
+    *(f"{name}, images" for name in SCORES),
+)
 
 
 def oracle_cka(x: Tensor, y: Tensor) -> float:
@@ -63,7 +73,9 @@ def oracle_cka(x: Tensor, y: Tensor) -> float:
 
 
 def oracle_svcca(x: Tensor, y: Tensor) -> float:
-    """Compute the mean canonical correlation of the components that hold 99 % of the variance, by cca-zoo."""
+    """Compute the mean canonical correlation of the components that hold 99 % of the variance,
+    by cca-zoo.
+    """
     from cca_zoo.linear import CCA  # noqa: PLC0415
     from cca_zoo.metrics import pairwise_correlations  # noqa: PLC0415
     from sklearn.decomposition import PCA  # noqa: PLC0415
@@ -89,12 +101,16 @@ def streamed(x: Tensor, y: Tensor) -> PairSums:
 
 
 MEASURES = {
-    "CKA": (oracle_cka, linear_cka), "SVCCA": (oracle_svcca, svcca), "Procrustes": (oracle_procrustes, procrustes),
-}  # fmt: skip
+    "CKA": (oracle_cka, linear_cka),
+    "SVCCA": (oracle_svcca, svcca),
+    "Procrustes": (oracle_procrustes, procrustes),
+}
 
 
 def measure(name: str, oracle: bool, rows: int, channels: int) -> tuple[float, float, float]:
-    """Give the value, the seconds and the mebibytes of one measure on features that share half their variance."""
+    """Give the value, the seconds and the mebibytes of one measure on features that share half
+    their variance.
+    """
     generator = torch.Generator().manual_seed(0)
     x, own = (torch.randn(rows, channels, generator=generator) for _ in range(2))
     y = x @ torch.randn(channels, channels, generator=generator) / channels**0.5 + own
@@ -123,14 +139,16 @@ def oracle_table(measures: Sequence[str], rows: Sequence[int], channels: int) ->
                 pool.apply(measure, (name, oracle, count, channels)) for oracle in (True, False)
             )
             print(
-                f"| {name} | {count:,} | {costs[0]:.2f} | {our_costs[0]:.2f} | {costs[1]:.0f} | {our_costs[1]:.0f} "
-                f"| {abs(value - ours):.1e} |", flush=True,
-            )  # fmt: skip
+                f"| {name} | {count:,} | {costs[0]:.2f} | {our_costs[0]:.2f} | {costs[1]:.0f} |"
+                f" {our_costs[1]:.0f} | {abs(value - ours):.1e} |",
+                flush=True,
+            )
 
 
 def inputs_of(images: ImageData, count: int) -> Tensor:
     """Give normalised images of every class, (N, 3, S, S)."""
-    chosen = range(0, len(images), len(images) // count)[:count]  # the classes lie one behind the other
+    # The classes lie one behind the other
+    chosen = range(0, len(images), len(images) // count)[:count]
     pixels, *_ = images.__getitems__(list(chosen))
     return images.preprocessing()(pixels)
 
@@ -142,15 +160,26 @@ def features_of(head: torch.nn.Module, images: ImageData, count: int) -> Tensor:
 
 
 def nets(data_root: str) -> dict[tuple[str, str, int], list[Tensor]]:
-    """Train small nets; give the features of trained and of untrained ones: of images to fit, and held-out ones."""
-    images = [load_images("digits", split, data_root=data_root, image_size=IMAGE_SIZE) for split in ("train", "val")]
+    """Train small nets; give the features of trained and of untrained ones: of images to fit,
+    and held-out ones.
+    """
+    images = [
+        load_images("digits", split, data_root=data_root, image_size=IMAGE_SIZE)
+        for split in ("train", "val")
+    ]
     found = {}
     with tempfile.TemporaryDirectory() as out:
         for arch, layer in ARCHS.items():
             heads = {}
             for seed in range(TRAINED):
-                words = f"--dataset digits --arch {arch} --image_size {IMAGE_SIZE} --epochs {EPOCHS} -b 64 --lr 0.05"
-                words += f" --logspace 1 --seed {seed} --suffix sd{seed} --data_root {data_root} --out {out} -j 0"
+                words = (
+                    f"--dataset digits --arch {arch} --image_size {IMAGE_SIZE} --epochs {EPOCHS} -b"
+                    " 64 --lr 0.05"
+                )
+                words += (
+                    f" --logspace 1 --seed {seed} --suffix sd{seed} --data_root {data_root} --out"
+                    f" {out} -j 0"
+                )
                 with contextlib.redirect_stdout(io.StringIO()):
                     Training.main(words.split())
                 path = Path(out, "model_checkpoints", f"checkpoint_digits_{arch}_sd{seed}.pth.tar")
@@ -175,7 +204,7 @@ def scores_of(x: list[Tensor], y: list[Tensor], labels: list[Tensor]) -> list[fl
         generator = torch.Generator().manual_seed(0)
         found = calibrate_linear(
             first, second, labels, generator, draws=0, shuffles=SHUFFLES, resamples=2, kernel_size=3
-        )  # fmt: skip
+        )
         both.append(found.intervals["consistency"].value)
     sums = streamed(x[1], y[1])
     distance = procrustes(sums).value
@@ -192,7 +221,9 @@ def scores_of(x: list[Tensor], y: list[Tensor], labels: list[Tensor]) -> list[fl
 
 
 def auc(first: Sequence[float], second: Sequence[float]) -> float:
-    """Give how often a score of the first kind is the higher one; a tie counts half. NaN where a score is none."""
+    """Give how often a score of the first kind is the higher one; a tie counts half. NaN where a
+    score is none.
+    """
     difference = np.subtract.outer(np.array(first), np.array(second))
     if not np.isfinite(difference).all():
         return float("nan")
@@ -202,14 +233,21 @@ def auc(first: Sequence[float], second: Sequence[float]) -> float:
 def apart_table(data_root: str) -> None:
     """Print how well every score tells kinds of pairs apart."""
     found = nets(data_root)
-    images = [load_images("digits", split, data_root=data_root, image_size=IMAGE_SIZE) for split in ("train", "val")]
+    images = [
+        load_images("digits", split, data_root=data_root, image_size=IMAGE_SIZE)
+        for split in ("train", "val")
+    ]
     counts = (FIT_IMAGES, HELD_IMAGES)
     labels = [part.targets[:: len(part) // count][:count] for part, count in zip(images, counts)]
-    pairs = {(a, b): scores_of(found[a], found[b], labels) for a, b in itertools.combinations(found, 2)}
+    pairs = {
+        (a, b): scores_of(found[a], found[b], labels) for a, b in itertools.combinations(found, 2)
+    }
 
     def kind(keep: Callable[..., bool]) -> list[list[float]]:
         return [
-            scores for ((arch, one, _), (other, two, _)), scores in pairs.items() if keep(arch == other, {one, two})
+            scores
+            for ((arch, one, _), (other, two, _)), scores in pairs.items()
+            if keep(arch == other, {one, two})
         ]
 
     trained = kind(lambda same, both: same and both == {"trained"})
@@ -219,15 +257,21 @@ def apart_table(data_root: str) -> None:
         )
         for name in UNTRAINED_KINDS
     }
-    kinds["one architecture / two, all trained"] = kind(lambda same, both: not same and both == {"trained"})
+    kinds["one architecture / two, all trained"] = kind(
+        lambda same, both: not same and both == {"trained"}
+    )
     print(
-        f"\nNets on the digits at {IMAGE_SIZE} pixels: {TRAINED} trained and {UNTRAINED} untrained ones of each kind of"
+        f"\nNets on the digits at {IMAGE_SIZE} pixels: {TRAINED} trained and {UNTRAINED} untrained"
+        " ones of each kind of"
     )
     print(f"{', '.join(ARCHS)}; {FIT_IMAGES} images fitted, {HELD_IMAGES} held out\n")
     print(f"| AUC | pairs | {' | '.join(NAMES)} |\n|---|---:|{'---:|' * len(NAMES)}")
     for name, others in kinds.items():
         areas = [auc(*columns) for columns in zip(np.array(trained).T, np.array(others).T)]
-        print(f"| {name} | {len(trained)} / {len(others)} | {' | '.join(f'{area:.3f}' for area in areas)} |")
+        print(
+            f"| {name} | {len(trained)} / {len(others)} |"
+            f" {' | '.join(f'{area:.3f}' for area in areas)} |"
+        )
     print(f"\n| mean score | {' | '.join(NAMES)} |\n|---|{'---:|' * len(NAMES)}")
     for name, some in {"both trained, one architecture": trained, **kinds}.items():
         print(f"| {name} | {' | '.join(f'{value:.3f}' for value in np.mean(some, axis=0))} |")
@@ -235,11 +279,23 @@ def apart_table(data_root: str) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Measure and print Markdown."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, nargs="*", default=[1000, 10000], help="none: no oracles")
-    parser.add_argument("--measures", nargs="+", choices=MEASURES, default=list(MEASURES), help="beside their oracles")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--rows", type=int, nargs="*", default=[1000, 10000], help="none: no oracles"
+    )
+    parser.add_argument(
+        "--measures",
+        nargs="+",
+        choices=MEASURES,
+        default=list(MEASURES),
+        help="beside their oracles",
+    )
     parser.add_argument("--channels", type=int, default=256, help="of each feature")
-    parser.add_argument("--data_root", default="demo/data", help="where PrepareData.py digits wrote; '': no nets")
+    parser.add_argument(
+        "--data_root", default="demo/data", help="where PrepareData.py digits wrote; '': no nets"
+    )
     args = parser.parse_args(argv)
     where = ran_on(__file__, argv, "torch", "scipy")
     print(f"# Similarities, {datetime.date.today()}\n")

@@ -1,9 +1,10 @@
-"""What every script takes before it works: seconds of `--help` beside those of `import torch`, which nothing can save.
+"""What every script takes before it works: seconds of `--help` beside those of `import torch`,
+which nothing can save.
 
     python -m benchmarks.bench_start
 
-Each is a process of its own; they take turns, and the medians of the processor's seconds count, because the machine may
-be shared. Prints Markdown.
+Each is a process of its own; they take turns, and the medians of the processor's seconds count,
+because the machine may be shared. Prints Markdown.
 """
 
 import argparse
@@ -32,7 +33,9 @@ def processor_seconds(words: list[str]) -> float:
 
 def main(argv: list[str] | None = None) -> None:
     """Measure and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("scripts", nargs="*", metavar="SCRIPT", help="default: all of them")
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args(argv)
@@ -47,7 +50,10 @@ def main(argv: list[str] | None = None) -> None:
     print("| start of | s, median (lowest to highest) | over `import torch` |\n|---|---:|---:|")
     for name, values in seconds.items():
         over = f"{medians[name] / medians[FLOOR] - 1:+.0%}"
-        print(f"| {name} | {medians[name]:.2f} ({min(values[1:]):.2f} to {max(values[1:]):.2f}) | {over} |")
+        print(
+            f"| {name} | {medians[name]:.2f} ({min(values[1:]):.2f} to {max(values[1:]):.2f}) |"
+            f" {over} |"
+        )
     print(f"\n{where}")
 
 

@@ -2,9 +2,10 @@
 
     python -m benchmarks.bench_width FEATURES … --lines FILE.jsonl [--amp bf16]
 
-FEATURES are folders that `ConvOutput.py --t_or_v both` wrote. Of each, Trans-Nets of three layers are fitted with
-M = 0, C/2, C and 2 C spare channels in 200, 400 and 800 steps; the rest is the product's default. Every fit is one
-line of FILE.jsonl; what stands there is not fitted again. Prints Markdown.
+FEATURES are folders that `ConvOutput.py --t_or_v both` wrote. Of each, Trans-Nets of three layers
+are fitted with M = 0, C/2, C and 2 C spare channels in 200, 400 and 800 steps; the rest is the
+product's default. Every fit is one line of FILE.jsonl; what stands there is not fitted again.
+Prints Markdown.
 """
 
 import argparse
@@ -35,7 +36,11 @@ ALPHA = 0.1
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """Read the fits that are there."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    return (
+        [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        if path.exists()
+        else []
+    )
 
 
 def interval_of(net: Any, loader: Any, runtime: Runtime) -> list[float | None]:
@@ -63,51 +68,81 @@ def fit_grid(folder: str, path: Path, runtime: Runtime) -> None:
                 continue
             began = time.process_time()
             seed_everything(0)
-            net = between(train.shape_a, train.shape_b, layers=LAYERS, standardise=True, hidden=hidden)
+            net = between(
+                train.shape_a, train.shape_b, layers=LAYERS, standardise=True, hidden=hidden
+            )
             fitting = Fitting(
-                [net], pairs, Budget(steps=steps), runtime, alphas=[torch.full((LAYERS - 1,), ALPHA)], beside=beside
+                [net],
+                pairs,
+                Budget(steps=steps),
+                runtime,
+                alphas=[torch.full((LAYERS - 1,), ALPHA)],
+                beside=beside,
             )
             fitting.run(f"{name}, M {hidden}, {steps} steps")
             reference = beside[False].reference
             line = {
-                "pair": name, "channels": channels, "hidden": hidden, "steps": steps,
-                "seconds": time.process_time() - began, "held_out": interval_of(net, unseen, runtime),
-                "fitted": interval_of(net, load(pairs.fitted), runtime), "record": fitting.record(0),
+                "pair": name,
+                "channels": channels,
+                "hidden": hidden,
+                "steps": steps,
+                "seconds": time.process_time() - began,
+                "held_out": interval_of(net, unseen, runtime),
+                "fitted": interval_of(net, load(pairs.fitted), runtime),
+                "record": fitting.record(0),
                 "linear": reference.instability if reference else None,
-            }  # fmt: skip
+            }
             with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
 
 
 def print_table(lines: list[dict[str, Any]]) -> None:
-    """Print every fit, and of each pair where doubling both changes the held-out error by less than its interval."""
+    """Print every fit, and of each pair where doubling both changes the held-out error by less
+    than its interval.
+    """
     print("| pair | M | steps | fitted images | held-out images | 95 % | linear | CPU s |")
     print("|---|---:|---:|---:|---:|---|---:|---:|")
     for line in sorted(lines, key=lambda line: (line["pair"], line["hidden"], line["steps"])):
         value, low, high = line["held_out"]
         print(
-            f"| {line['pair']} | {line['hidden']} | {line['steps']} | {line['fitted'][0]:.4f} | {value:.4f} "
-            f"| [{low:.4f}, {high:.4f}] | {line['linear']:.4f} | {line['seconds']:.0f} |"
+            f"| {line['pair']} | {line['hidden']} | {line['steps']} | {line['fitted'][0]:.4f} |"
+            f" {value:.4f} | [{low:.4f}, {high:.4f}] | {line['linear']:.4f} |"
+            f" {line['seconds']:.0f} |"
         )
     print()
     for pair in sorted({line["pair"] for line in lines}):
-        of_pair = {(line["hidden"], line["steps"]): line["held_out"] for line in lines if line["pair"] == pair}
+        of_pair = {
+            (line["hidden"], line["steps"]): line["held_out"]
+            for line in lines
+            if line["pair"] == pair
+        }
         ends = [
             (hidden, steps)
             for (hidden, steps), (value, low, high) in sorted(of_pair.items())
-            if (2 * hidden, 2 * steps) in of_pair and hidden
+            if (2 * hidden, 2 * steps) in of_pair
+            and hidden
             and abs(of_pair[2 * hidden, 2 * steps][0] - value) < (high - low) / 2
-        ]  # fmt: skip
-        said = f"at its end from M = {ends[0][0]}, {ends[0][1]} steps on" if ends else "nowhere at its end in this grid"
+        ]
+        said = (
+            f"at its end from M = {ends[0][0]}, {ends[0][1]} steps on"
+            if ends
+            else "nowhere at its end in this grid"
+        )
         print(f"- {pair}: {said}")
 
 
 def main(argv: list[str] | None = None) -> None:
     """Fit, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("features", nargs="*", metavar="FEATURES")
-    parser.add_argument("--lines", type=Path, required=True, metavar="FILE", help="one JSON line a fit")
-    parser.add_argument("--amp", choices=["off", "bf16"], default="off", help="precision of the steps")
+    parser.add_argument(
+        "--lines", type=Path, required=True, metavar="FILE", help="one JSON line a fit"
+    )
+    parser.add_argument(
+        "--amp", choices=["off", "bf16"], default="off", help="precision of the steps"
+    )
     args = parser.parse_args(argv)
     where, runtime = ran_on(__file__, argv, "torch"), start([], None, 0, args.amp)
     for folder in args.features:

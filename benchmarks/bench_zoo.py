@@ -1,22 +1,21 @@
-"""What tells nets apart that others trained: layers, training, images of a class; ours beside other people's measures.
+"""What tells nets apart that others trained: layers, training, images of a class; ours beside other
+people's measures.
 
     KC=/data                                            # zoo/ and CIFAR10_mini/ lie in it
     python -m benchmarks.bench_zoo $KC                  # all parts, some minutes of one core
     python -m benchmarks.bench_zoo $KC --parts layers coverage
 
 *layers*: of each layer of one net, is the most similar layer of another net of the recipe the
-corresponding one (Kornblith et al. 2019, Table 2)? Ten nets that differ in their seed, eight layers,
-rows of images: maps pooled to 4 × 4, or means over positions. Also: does a net's similarity fall with
-the distance of its own layers (ReSi)?
-*trained*: areas under the curve of pairs of two trained nets above pairs of which the sender is not
-trained, or knows B's answer alone.
-*coverage*: of the mean over ten nets by intervals from four of them, 400 draws.
-*same*: a net's copies that compute the same: permuted channels, folded BatchNorms, rescaled channels.
-*digits*: small nets trained here on scikit-learn's digits: random labels, half of the classes, one
-epoch, untrained.
+corresponding one (Kornblith et al. 2019, Table 2)? Ten nets that differ in their seed, eight
+layers, rows of images: maps pooled to 4 × 4, or means over positions. Also: does a net's similarity
+fall with the distance of its own layers (ReSi)? *trained*: areas under the curve of pairs of two
+trained nets above pairs of which the sender is not trained, or knows B's answer alone. *coverage*:
+of the mean over ten nets by intervals from four of them, 400 draws. *same*: a net's copies that
+compute the same: permuted channels, folded BatchNorms, rescaled channels. *digits*: small nets
+trained here on scikit-learn's digits: random labels, half of the classes, one epoch, untrained.
 
-One way is A → B alone: R² = 1 − instability. The smaller way is the smaller of A → B and B → A. Prints
-Markdown, every loss included.
+One way is A → B alone: R² = 1 − instability. The smaller way is the smaller of A → B and B → A.
+Prints Markdown, every loss included.
 """
 
 import argparse
@@ -67,7 +66,9 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 def with_interval(interval: Interval, unit: float = 100) -> str:
     """Show a number and its interval."""
-    value, low, high = (unit * (end or 0.0) for end in (interval.value, interval.low, interval.high))
+    value, low, high = (
+        unit * (end or 0.0) for end in (interval.value, interval.low, interval.high)
+    )
     return f"{value:.1f} [{low:.1f}, {high:.1f}]"
 
 
@@ -77,7 +78,9 @@ def with_interval(interval: Interval, unit: float = 100) -> str:
 def squared_errors(sources: Sequence[ImageRows], targets: Sequence[ImageRows]) -> Array:
     """Give each held-out image's Σ |y − ŷ|² of every ridge regression, float32 (S, T, N)."""
     widths = [target.rows.shape[1] for target in targets]
-    fitted, rows = (torch.cat([target.about[which].float() for target in targets], dim=1) for which in (0, 1))
+    fitted, rows = (
+        torch.cat([target.about[which].float() for target in targets], dim=1) for which in (0, 1)
+    )
     errors = np.empty((len(sources), len(targets), len(rows)), np.float32)
     for source, of_source in zip(sources, errors):
         squares = (rows - source.smoother.float() @ fitted).square()
@@ -105,11 +108,15 @@ def all_cka(rows: Sequence[ImageRows]) -> Array:
 def all_neighbours(rows: Sequence[ImageRows]) -> Array:
     """Give the shares of nearest neighbours in common of all pairs, (T, T)."""
     size = len(rows[0])
-    near = torch.stack([torch.zeros(size, size).scatter_(1, one.neighbours, 1.0).flatten() for one in rows])
+    near = torch.stack(
+        [torch.zeros(size, size).scatter_(1, one.neighbours, 1.0).flatten() for one in rows]
+    )
     return (near @ near.mT / (size * similarity.NEIGHBOURS)).double().numpy()
 
 
-def of_pairs(score: Callable[..., float], rows: Sequence[ImageRows], pairs: Iterator[tuple[int, int]]) -> Array:
+def of_pairs(
+    score: Callable[..., float], rows: Sequence[ImageRows], pairs: Iterator[tuple[int, int]]
+) -> Array:
     """Give a symmetric score of some pairs, (T, T), NaN elsewhere."""
     values = np.full((len(rows), len(rows)), np.nan)
     for first, second in pairs:
@@ -151,7 +158,9 @@ def layer_rows(
     return rows
 
 
-def layers_of(rows: Sequence[ImageRows], nets: int, title: str, few: int | None = None) -> dict[str, Array]:
+def layers_of(
+    rows: Sequence[ImageRows], nets: int, title: str, few: int | None = None
+) -> dict[str, Array]:
     """Print Kornblith's table, and how a net's own layers are alike.
 
     Args:
@@ -175,7 +184,8 @@ def layers_of(rows: Sequence[ImageRows], nets: int, title: str, few: int | None 
         "Procrustes": of_pairs(similarity.procrustes, rows, iter(some)),
     }
     blocks = {
-        name: values.reshape(nets, layers, nets, layers).transpose(0, 2, 1, 3) for name, values in scores.items()
+        name: values.reshape(nets, layers, nets, layers).transpose(0, 2, 1, 3)
+        for name, values in scores.items()
     }  # (M, M, L of the first, L of the second)
     forth = errors.transpose(0, 2, 4, 1, 3)  # (M, M, N, L of A, L of B)
     back = errors.transpose(2, 0, 4, 3, 1)
@@ -185,7 +195,9 @@ def layers_of(rows: Sequence[ImageRows], nets: int, title: str, few: int | None 
     hits = np.stack([found_layers(blocks[name]) for name in names], -1)  # (M, M, L, measures)
     per_image = np.broadcast_to(hits[:, :, None] / images, (nets, nets, images, layers, len(names)))
 
-    def numbers(forth: Array, back: Array, of_a: Array, of_b: Array, others: Array) -> Mapping[str, Array]:
+    def numbers(
+        forth: Array, back: Array, of_a: Array, of_b: Array, others: Array
+    ) -> Mapping[str, Array]:
         one_way, other_way = 1 - forth / of_b, 1 - back / of_a
         smaller = np.minimum(one_way, other_way)
         ours = {
@@ -195,7 +207,11 @@ def layers_of(rows: Sequence[ImageRows], nets: int, title: str, few: int | None 
         }
         ours |= {name: others[..., place] for place, name in enumerate(names)}
         right = {name: hit.mean(-1) for name, hit in ours.items()}
-        least = {f"{name}, layer {i + 1}": hit[..., i] for name, hit in ours.items() for i in range(layers)}
+        least = {
+            f"{name}, layer {i + 1}": hit[..., i]
+            for name, hit in ours.items()
+            for i in range(layers)
+        }
         difference = right["ridge R², smaller way"] - right["CKA"]
         return right | least | {"smaller way − CKA": difference}
 
@@ -213,10 +229,15 @@ def layers_of(rows: Sequence[ImageRows], nets: int, title: str, few: int | None 
         of_few = found_layers(blocks[name])[:few, :few]
         off = ~np.eye(few, dtype=bool)
         if np.isfinite(of_few[off]).any():
-            cells = [f"{100 * value:.0f}" if np.isfinite(value) else "–" for value in of_few[off].mean(0)]
+            cells = [
+                f"{100 * value:.0f}" if np.isfinite(value) else "–" for value in of_few[off].mean(0)
+            ]
             whole_share = np.nanmean(of_few[off])
             rows_shown.append([f"{name} ({few} nets)", f"{100 * whole_share:.1f}", *cells])
-    print(f"\n### {title}\n\n{nets} nets, {nets * (nets - 1)} ordered pairs, {layers} layers; right layers in percent")
+    print(
+        f"\n### {title}\n\n{nets} nets, {nets * (nets - 1)} ordered pairs, {layers} layers; right"
+        " layers in percent"
+    )
     table(["measure", "right, % [95 %]", *(str(i + 1) for i in range(layers))], rows_shown)
     monotonic(blocks | {"ridge R², smaller way": smaller_way(errors, whole)}, layers)
     return {"errors": errors, "totals": whole}
@@ -230,7 +251,9 @@ def smaller_way(errors: Array, whole: Array) -> Array:
 
 
 def monotonic(blocks: Mapping[str, Array], layers: int) -> None:
-    """Print whether a net's own layers are the less alike the further they lie apart (ReSi's monotonicity)."""
+    """Print whether a net's own layers are the less alike the further they lie apart (ReSi's
+    monotonicity).
+    """
     triples = [(i, j, k) for i, j, k in itertools.combinations(range(layers), 3)]
     rows = []
     for name, values in blocks.items():
@@ -238,13 +261,19 @@ def monotonic(blocks: Mapping[str, Array], layers: int) -> None:
         own = own[np.isfinite(own).all((1, 2))]
         if not len(own) or not triples:
             continue
-        kept = [((own[:, i, j] >= own[:, i, k]) + 0.0 + (own[:, j, k] >= own[:, i, k])) / 2 for i, j, k in triples]
+        kept = [
+            ((own[:, i, j] >= own[:, i, k]) + 0.0 + (own[:, j, k] >= own[:, i, k])) / 2
+            for i, j, k in triples
+        ]
         upper = np.triu_indices(layers, 1)
         distance = upper[1] - upper[0]
         correlations = [-spearmanr(distance, one[upper]).statistic for one in own]
         rows.append([name, f"{np.mean(kept):.3f}", f"{np.mean(correlations):.3f}"])
     if rows:
-        print("A net beside itself: of layers i < j < k, how often s(i, j) ≥ s(i, k) and s(j, k) ≥ s(i, k); and the")
+        print(
+            "A net beside itself: of layers i < j < k, how often s(i, j) ≥ s(i, k) and s(j, k) ≥"
+            " s(i, k); and the"
+        )
         print("rank correlation of similarity with nearness.")
         table(["measure", "of triples", "rank correlation"], rows)
 
@@ -259,7 +288,10 @@ def coverage(found: Mapping[str, Array], title: str) -> None:
     generator = np.random.default_rng(0)
 
     def ways(forth: Array, back: Array, of_a: Array, of_b: Array) -> dict[str, Array]:
-        return {"one way": 1 - forth / of_b, "smaller way": np.minimum(1 - forth / of_b, 1 - back / of_a)}
+        return {
+            "one way": 1 - forth / of_b,
+            "smaller way": np.minimum(1 - forth / of_b, 1 - back / of_a),
+        }
 
     rows: dict[str, list[str]] = {}
     for layer in range(layers):
@@ -267,7 +299,10 @@ def coverage(found: Mapping[str, Array], title: str) -> None:
         of_b = np.broadcast_to(whole[None, :, layer], same.shape)
         sums = [same, same.transpose(1, 0, 2), of_b.transpose(1, 0, 2), of_b]
         off = ~np.eye(nets, dtype=bool)
-        truth = {name: value[off].mean() for name, value in ways(*(part.sum(-1) for part in sums)).items()}
+        truth = {
+            name: value[off].mean()
+            for name, value in ways(*(part.sum(-1) for part in sums)).items()
+        }
         hits: dict[str, list[bool]] = {}
         widths: dict[str, list[float]] = {}
         for draw in range(DRAWS):
@@ -275,24 +310,36 @@ def coverage(found: Mapping[str, Array], title: str) -> None:
             chosen = generator.integers(images, size=images)
             part = [one[np.ix_(few, few)][:, :, chosen] for one in sums]
             for only in (False, True):
-                intervals = over_nets(ways, part, resamples=200, drawn_from=nets, images_only=only, seed=draw)
+                intervals = over_nets(
+                    ways, part, resamples=200, drawn_from=nets, images_only=only, seed=draw
+                )
                 for name, interval in intervals.items():
                     low, high = interval.low or 0.0, interval.high or 0.0
                     label = f"{name}, {'images alone' if only else 'images × nets'}"
                     hits.setdefault(label, []).append(low <= truth[name] <= high)
                     widths.setdefault(label, []).append(high - low)
         for label, held in hits.items():
-            rows.setdefault(label, []).append(f"{100 * np.mean(held):.0f} ({np.mean(widths[label]):.3f})")
-    print(f"\n### {title}\n\nThe mean R² over all pairs of {nets} nets, by 95 % intervals from 4 of them and as many")
+            rows.setdefault(label, []).append(
+                f"{100 * np.mean(held):.0f} ({np.mean(widths[label]):.3f})"
+            )
+    print(
+        f"\n### {title}\n\nThe mean R² over all pairs of {nets} nets, by 95 % intervals from 4 of"
+        " them and as many"
+    )
     print(f"images drawn anew, {DRAWS} draws: coverage in percent, and the intervals' mean width.")
-    table(["interval", *(f"layer {i + 1}" for i in range(layers))], [[name, *cells] for name, cells in rows.items()])
+    table(
+        ["interval", *(f"layer {i + 1}" for i in range(layers))],
+        [[name, *cells] for name, cells in rows.items()],
+    )
 
 
 # --- trained against untrained
 
 
 class Sender:
-    """What stands in A's place: its maps of the fitted and of the held-out images, and rows of them."""
+    """What stands in A's place: its maps of the fitted and of the held-out images, and rows of
+    them.
+    """
 
     def __init__(self, maps: Sequence[Tensor]) -> None:
         self.maps = maps
@@ -307,18 +354,26 @@ class Receiver(Sender):
         self.net, self.depth = net, depth
         self.penultimate, self.logits = net.tail_in_batches(maps[1], depth)
 
-    def through(self, sender: Sender, labels: Tensor, ridges: Sequence[float] = zoo.RIDGES) -> Knowledge:
-        """Say what B still knows by a linear g of the sender's maps, fitted to every second image."""
+    def through(
+        self, sender: Sender, labels: Tensor, ridges: Sequence[float] = zoo.RIDGES
+    ) -> Knowledge:
+        """Say what B still knows by a linear g of the sender's maps, fitted to every second
+        image.
+        """
         g = zoo.PointMap(sender.maps[0][::2], self.maps[0][::2], ridges)
         return self.known(*self.net.tail_in_batches(g(sender.maps[1]), self.depth), labels)
 
     def known(self, penultimate: Tensor, logits: Tensor, labels: Tensor) -> Knowledge:
         """Say what B still knows by these answers."""
         features = (self.penultimate, penultimate)
-        return measure_knowledge(self.logits, logits, labels=labels, penultimate=features, permutations=99, resamples=0)
+        return measure_knowledge(
+            self.logits, logits, labels=labels, penultimate=features, permutations=99, resamples=0
+        )
 
 
-def scores_of(sender: Sender, receiver: Receiver, known: Knowledge, shuffles: Sequence[Tensor]) -> dict[str, float]:
+def scores_of(
+    sender: Sender, receiver: Receiver, known: Knowledge, shuffles: Sequence[Tensor]
+) -> dict[str, float]:
     """Give every measure of one pair; all but the last are the larger, the more alike."""
     x, y = sender.rows, receiver.rows
 
@@ -347,7 +402,11 @@ Scores = dict[str, list[dict[str, float]]]  # by the kind of pair
 
 
 def noise_of(
-    receiver: Receiver, fitted_logits: Tensor, labels: Tensor, generator: torch.Generator, shuffles: Sequence[Tensor]
+    receiver: Receiver,
+    fitted_logits: Tensor,
+    labels: Tensor,
+    generator: torch.Generator,
+    shuffles: Sequence[Tensor],
 ) -> dict[str, float]:
     """Measure a sender of B's answer alone: another image with the same answer."""
     answers = (fitted_logits.argmax(1), receiver.logits.argmax(1))
@@ -358,7 +417,9 @@ def noise_of(
 
 
 def areas(by_layer: Sequence[Scores], first: str, title: str) -> None:
-    """Print the area under the curve of pairs of the first kind above every other kind, and their means."""
+    """Print the area under the curve of pairs of the first kind above every other kind, and
+    their means.
+    """
     others = [kind for kind in by_layer[0] if kind != first]
     names = [name for name in by_layer[0][first][0] if name != "p of ρ"]
 
@@ -380,7 +441,11 @@ def areas(by_layer: Sequence[Scores], first: str, title: str) -> None:
             cells += [f"{values[0]:.3f}"] if len(values) > 1 else []
         rows.append([name, *cells])
     more = len(by_layer) > 1
-    head = [label for kind in others for label in ([f"{kind}, least of layers 2 on", "layer 1"] if more else [kind])]
+    head = [
+        label
+        for kind in others
+        for label in ([f"{kind}, least of layers 2 on", "layer 1"] if more else [kind])
+    ]
     print("Area under the curve: how often a pair of two trained nets has the larger value.")
     table(["measure", *head], rows)
     means = [
@@ -397,7 +462,12 @@ def areas(by_layer: Sequence[Scores], first: str, title: str) -> None:
     table(["measure", first, *others], means)
 
 
-def trained(tinies: Sequence[zoo.Staged], parts: Sequence[Tensor], labels: Sequence[Tensor], targets: int = 4) -> None:
+def trained(
+    tinies: Sequence[zoo.Staged],
+    parts: Sequence[Tensor],
+    labels: Sequence[Tensor],
+    targets: int = 4,
+) -> None:
     """Print what tells pairs of two trained nets from others, at each layer of the tiny nets."""
     generator = torch.Generator().manual_seed(0)
     shuffles = [shuffled_within_class(part, generator) for part in reversed(labels)]
@@ -414,10 +484,16 @@ def trained(tinies: Sequence[zoo.Staged], parts: Sequence[Tensor], labels: Seque
         for name, net in nets.items():
             with torch.no_grad():
                 maps[name] = tuple(
-                    torch.cat([net.stages[depth - 1](part) for part in one.split(zoo.BATCH)]) for one in maps[name]
+                    torch.cat([net.stages[depth - 1](part) for part in one.split(zoo.BATCH)])
+                    for one in maps[name]
                 )
             senders[name] = Sender(maps[name])
-        scores: Scores = {"both trained": [], "untrained": [], "untrained 0/1": [], "class noise": []}
+        scores: Scores = {
+            "both trained": [],
+            "untrained": [],
+            "untrained 0/1": [],
+            "class noise": [],
+        }
         for b in range(targets):
             receiver = Receiver(maps[f"seed {b}"], tinies[b], depth)
             for name, sender in senders.items():
@@ -426,9 +502,15 @@ def trained(tinies: Sequence[zoo.Staged], parts: Sequence[Tensor], labels: Seque
                     known = receiver.through(sender, labels[1])
                     scores[kind].append(scores_of(sender, receiver, known, shuffles))
             for _ in range(3):
-                scores["class noise"].append(noise_of(receiver, fitted_logits[b], labels[1], generator, shuffles))
+                scores["class noise"].append(
+                    noise_of(receiver, fitted_logits[b], labels[1], generator, shuffles)
+                )
         by_layer.append(scores)
-    areas(by_layer, "both trained", "Trained against untrained, and against senders of the class alone")
+    areas(
+        by_layer,
+        "both trained",
+        "Trained against untrained, and against senders of the class alone",
+    )
     print_layers(by_layer)
 
 
@@ -437,7 +519,10 @@ def print_layers(by_layer: Sequence[Scores]) -> None:
     rows = []
     for name, kind in itertools.product(("ρ", "K_c", "consistency, smaller way"), by_layer[0]):
         rows.append(
-            [f"{name}, {kind}", *(f"{np.mean([one[name] for one in scores[kind]]):.3f}" for scores in by_layer)]
+            [
+                f"{name}, {kind}",
+                *(f"{np.mean([one[name] for one in scores[kind]]):.3f}" for scores in by_layer),
+            ]
         )
     table(["mean", *(f"layer {i + 1}" for i in range(len(by_layer)))], rows)
 
@@ -451,7 +536,10 @@ def same(net: zoo.Staged, parts: Sequence[Tensor], labels: Sequence[Tensor]) -> 
     generator = torch.Generator().manual_seed(0)
 
     def shares(other: zoo.Staged, depth: int, ridges: Sequence[float] = zoo.RIDGES) -> list[float]:
-        both = [Receiver(tuple(one.maps(part, depth) for part in parts), one, depth) for one in (net, other)]
+        both = [
+            Receiver(tuple(one.maps(part, depth) for part in parts), one, depth)
+            for one in (net, other)
+        ]
         return [
             both[1].through(both[0], labels[1], ridges)["share"],
             both[0].through(both[1], labels[1], ridges)["share"],
@@ -465,25 +553,33 @@ def same(net: zoo.Staged, parts: Sequence[Tensor], labels: Sequence[Tensor]) -> 
 
     kinds: dict[str, Iterator[list[float]]] = {
         "100 permutations of channels": (
-            shares(zoo.permuted(net, depth, torch.randperm(widths(depth), generator=generator)), depth)
+            shares(
+                zoo.permuted(net, depth, torch.randperm(widths(depth), generator=generator)), depth
+            )
             for depth in (1 + i % LAYERS for i in range(100))
         ),
         "folded BatchNorms": (shares(zoo.folded(net), depth) for depth in range(1, LAYERS + 1)),
     }
     for most in (8, 64, 1024):
         kinds[f"rescaled by 1/{most} … {most}"] = (
-            shares(zoo.rescaled(net, depth, factors(widths(depth), most)), depth) for depth in range(1, LAYERS + 1)
+            shares(zoo.rescaled(net, depth, factors(widths(depth), most)), depth)
+            for depth in range(1, LAYERS + 1)
         )
     kinds["rescaled by 1/8 … 8, ridge weight held at 0.1"] = (
-        shares(zoo.rescaled(net, depth, factors(widths(depth), 8)), depth, (0.1,)) for depth in range(1, LAYERS + 1)
+        shares(zoo.rescaled(net, depth, factors(widths(depth), 8)), depth, (0.1,))
+        for depth in range(1, LAYERS + 1)
     )
     rows = []
     for name, found in kinds.items():
         values = np.array(list(found))
         rows.append([name, f"{len(values)}", *(f"{abs(1 - way).max():.1e}" for way in values.T)])
-    print("\n### The same function under other weights\n\nLargest |1 − share| of K / I_B over copies of one net,")
     print(
-        "cut at each of its eight layers; g is a point-wise linear map whose ridge weight is chosen on held-out folds."
+        "\n### The same function under other weights\n\nLargest |1 − share| of K / I_B over copies"
+        " of one net,"
+    )
+    print(
+        "cut at each of its eight layers; g is a point-wise linear map whose ridge weight is chosen"
+        " on held-out folds."
     )
     table(["copy", "copies", "A → copy", "copy → A"], rows)
 
@@ -521,7 +617,9 @@ def train(images: Tensor, labels: Tensor, seed: int, epochs: int) -> zoo.Staged:
 
 
 def digits(nets_each: int = 4, epochs: int = 15) -> None:
-    """Train digits nets of several kinds and print what tells them apart, and which classes are missing."""
+    """Train digits nets of several kinds and print what tells them apart, and which classes are
+    missing.
+    """
     from sklearn.datasets import load_digits  # noqa: PLC0415 — of this part alone
 
     data = load_digits()
@@ -531,8 +629,14 @@ def digits(nets_each: int = 4, epochs: int = 15) -> None:
     parts, of_parts = (images[:1100], images[1100:]), (labels[:1100], labels[1100:])
     half = of_parts[0] < 5
     mixed = of_parts[0][torch.randperm(1100, generator=torch.Generator().manual_seed(1))]
-    nets = {"both trained": [train(parts[0], of_parts[0], seed, epochs) for seed in range(nets_each + 1)]}
-    nets["half of the classes"] = [train(parts[0][half], of_parts[0][half], 20 + i, epochs) for i in range(nets_each)]
+    nets = {
+        "both trained": [
+            train(parts[0], of_parts[0], seed, epochs) for seed in range(nets_each + 1)
+        ]
+    }
+    nets["half of the classes"] = [
+        train(parts[0][half], of_parts[0][half], 20 + i, epochs) for i in range(nets_each)
+    ]
     nets["one epoch"] = [train(parts[0], of_parts[0], 40 + i, 1) for i in range(nets_each)]
     nets["random labels"] = [train(parts[0], mixed, 60 + i, 4 * epochs) for i in range(nets_each)]
     for kind, given in (("untrained", parts[0]), ("untrained 0/1", None)):
@@ -542,11 +646,19 @@ def digits(nets_each: int = 4, epochs: int = 15) -> None:
             made.append(zoo.untrained(digits_net(), given))
         nets[kind] = made
     accuracy = {
-        kind: np.mean([(net.tail_in_batches(parts[1], 0)[1].argmax(1) == of_parts[1]).double().mean() for net in some])
+        kind: np.mean(
+            [
+                (net.tail_in_batches(parts[1], 0)[1].argmax(1) == of_parts[1]).double().mean()
+                for net in some
+            ]
+        )
         for kind, some in nets.items()
     }
     memorised = np.mean(
-        [(net.tail_in_batches(parts[0], 0)[1].argmax(1) == mixed).double().mean() for net in nets["random labels"]]
+        [
+            (net.tail_in_batches(parts[0], 0)[1].argmax(1) == mixed).double().mean()
+            for net in nets["random labels"]
+        ]
     )
     print(
         "\n## Digits\n\nHeld-out accuracy: "
@@ -573,16 +685,23 @@ def digits(nets_each: int = 4, epochs: int = 15) -> None:
                     known = receiver.through(sender, of_parts[1])
                     scores[kind].append(scores_of(sender, receiver, known, shuffles))
                     if kind == "half of the classes":
-                        reverse = Receiver(sender.maps, nets[kind][i], depth).through(receiver, of_parts[1])
+                        reverse = Receiver(sender.maps, nets[kind][i], depth).through(
+                            receiver, of_parts[1]
+                        )
                         for way, found in (("A → B", known), ("B → A", reverse)):
                             lost = [found.lost_by_class[label].value or 0.0 for label in range(10)]
                             unseen[f"{way}"].append(auc(lost[5:], lost[:5]))
             for _ in range(2):
-                scores["class noise"].append(noise_of(receiver, fitted_logits, of_parts[1], generator, shuffles))
+                scores["class noise"].append(
+                    noise_of(receiver, fitted_logits, of_parts[1], generator, shuffles)
+                )
         by_depth[depth] = scores
         areas([scores], "both trained", f"Digits, behind stage {depth} of 4")
     areas_of = ", ".join(f"{way} {np.mean(values):.3f}" for way, values in unseen.items())
-    print(f"Classes that A never saw have the larger D_c, area under the curve in a pair (A the half net): {areas_of}.")
+    print(
+        "Classes that A never saw have the larger D_c, area under the curve in a pair (A the half"
+        f" net): {areas_of}."
+    )
 
 
 PARTS = ("layers", "coverage", "trained", "same", "digits")
@@ -590,18 +709,26 @@ PARTS = ("layers", "coverage", "trained", "same", "digits")
 
 def main(argv: list[str] | None = None) -> None:
     """Measure and print Markdown."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path, help="where zoo/ and CIFAR10_mini/ lie")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what is measured")
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what is measured"
+    )
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     where = ran_on(__file__, argv, "torch", "scipy")
     print(f"# A zoo of nets, {datetime.date.today()}\n")
-    print(f"{10 * FIT:,} training images of CIFAR-10 fitted, {10 * HELD:,} test images held out; ridge weight")
+    print(
+        f"{10 * FIT:,} training images of CIFAR-10 fitted, {10 * HELD:,} test images held out;"
+        " ridge weight"
+    )
     print(f"{similarity.WEIGHT} of the mean variance for rows of images.")
     if set(args.parts) - {"digits"}:
         measured = [
-            zoo.pictures(args.folder / "CIFAR10_mini", split, count) for split, count in (("train", FIT), ("val", HELD))
+            zoo.pictures(args.folder / "CIFAR10_mini", split, count)
+            for split, count in (("train", FIT), ("val", HELD))
         ]
         labels = [part[1] for part in measured]
         parts = [zoo.normalised(part[0], zoo.CIFAR) for part in measured]
@@ -611,7 +738,9 @@ def main(argv: list[str] | None = None) -> None:
         for name, space in SPACES.items():
             pooled = name == "means over positions"
             began = time.process_time()
-            found = layers_of(layer_rows(tinies, parts, space), SEEDS, f"tiny10, {name}", None if pooled else 3)
+            found = layers_of(
+                layer_rows(tinies, parts, space), SEEDS, f"tiny10, {name}", None if pooled else 3
+            )
             if "coverage" in args.parts and not pooled:
                 coverage(found, f"Coverage, tiny10, {name}")
             print(f"{time.process_time() - began:.0f} s of the processor")

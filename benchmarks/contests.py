@@ -1,4 +1,6 @@
-"""What takes turns in `bench_plain`: a step of the suite, the plain procedure and their bare convolutions."""
+"""What takes turns in `bench_plain`: a step of the suite, the plain procedure and their bare
+convolutions.
+"""
 
 import contextlib
 import io
@@ -63,7 +65,9 @@ class Row(NamedTuple):
 
 def photos(folder: Path, count: int) -> Path:
     """Link real photos, as many of each class, and each as often as that takes."""
-    for place in sorted(Path(os.environ["KC_REAL_DATA"], "CUB_200_2011", "images").iterdir())[:CLASSES]:
+    for place in sorted(Path(os.environ["KC_REAL_DATA"], "CUB_200_2011", "images").iterdir())[
+        :CLASSES
+    ]:
         own = folder / "photos" / place.name
         own.mkdir(parents=True)
         for number, file in zip(range(count // CLASSES), itertools.cycle(sorted(place.iterdir()))):
@@ -78,7 +82,10 @@ def save_nets(folder: Path) -> tuple[Path, Path, Path]:
 
 def save_classifiers(folder: Path, arch: str) -> tuple[Path, Path]:
     """Save nets A and B, of the same weights."""
-    state = {"model": classifier_record(arch, CLASSES), "state_dict": build(arch, CLASSES).state_dict()}
+    state = {
+        "model": classifier_record(arch, CLASSES),
+        "state_dict": build(arch, CLASSES).state_dict(),
+    }
     for path in (a := folder / "A.pth.tar", b := folder / "B.pth.tar"):
         checkpoint.save(path, state)
     return a, b
@@ -94,14 +101,32 @@ def save_trans_net(folder: Path) -> Path:
 def conv_output(folder: Path, count: int) -> Contest:
     """Store the features of both nets: whole runs."""
     images, (a, b, _) = photos(folder, count), save_nets(folder)
-    data = ("--dataset", "folder", "--train_path", images, "--data_root", folder, "--conv_layer", 30)
+    data = (
+        "--dataset",
+        "folder",
+        "--train_path",
+        images,
+        "--data_root",
+        folder,
+        "--conv_layer",
+        30,
+    )
     number = itertools.count()
     bare = bare_convolutions(frozen(a), torch.randn(PIECE, 3, 224, 224))
     return {
         OURS: lambda: process(
-            "ConvOutput.py", "--resume1", a, "--resume2", b, *data, "--out", folder / f"{next(number)}"
+            "ConvOutput.py",
+            "--resume1",
+            a,
+            "--resume2",
+            b,
+            *data,
+            "--out",
+            folder / f"{next(number)}",
         ),
-        PLAIN: lambda: process("-m", "benchmarks.plain", "conv_output", a, b, images, folder / f"{next(number)}"),
+        PLAIN: lambda: process(
+            "-m", "benchmarks.plain", "conv_output", a, b, images, folder / f"{next(number)}"
+        ),
         BEST: lambda: timed(bare, 2 * count / PIECE),
     }
 
@@ -122,7 +147,10 @@ def variance(folder: Path, count: int) -> Contest:
 def decompose(folder: Path, count: int) -> Contest:
     """Split features that lie in memory."""
     g, x = save_trans_net(folder), torch.randn(count, *FEATURE)
-    ours, theirs = load_trans_net(g).requires_grad_(False), plain.open_trans_net(g).requires_grad_(False)
+    ours, theirs = (
+        load_trans_net(g).requires_grad_(False),
+        plain.open_trans_net(g).requires_grad_(False),
+    )
     six = bare_decomposition(load_trans_net(g), x)
     return {
         OURS: lambda: timed(lambda: ours.decompose(x)),
@@ -138,7 +166,9 @@ def read_once(loader: Any) -> None:
 
 
 def read_files(folder: Path, memory: bytearray) -> None:
-    """Read the files of stored features from their beginnings to their ends, always into the same memory."""
+    """Read the files of stored features from their beginnings to their ends, always into the
+    same memory.
+    """
     for path in folder.glob("features_*.npy"):
         with path.open("rb", buffering=0) as file:
             while file.readinto(memory):
@@ -165,10 +195,22 @@ def fitting(folder: Path, count: int) -> Contest:
     theirs = plain.PlainTransNet(FEATURE[0])
     optimizer = torch.optim.Adam(theirs.parameters(), 1e-4, weight_decay=1e-4)
     eight = bare_training(TransNet(FEATURE[0], FEATURE[0]), torch.randn(PIECE, *FEATURE))
-    words = ["--convOut_path", folder / "cache", "--alpha", "[0.1,0.1]", "-b", PIECE, "--no_reference", "--epochs", 2]
+    words = [
+        "--convOut_path",
+        folder / "cache",
+        "--alpha",
+        "[0.1,0.1]",
+        "-b",
+        PIECE,
+        "--no_reference",
+        "--epochs",
+        2,
+    ]
     return {
         OURS: lambda: second_epoch(Training_TransNet, folder, words),
-        PLAIN: lambda: timed(lambda: plain.fit_epoch(theirs, optimizer, plain.pickled(folder / "pickles", PIECE))),
+        PLAIN: lambda: timed(
+            lambda: plain.fit_epoch(theirs, optimizer, plain.pickled(folder / "pickles", PIECE))
+        ),
         BEST: lambda: timed(eight, count / PIECE),
     }
 
@@ -181,20 +223,48 @@ def refining(folder: Path, count: int) -> Contest:
     tail = split(load_classifier(b), "features.30")[1].train()
     tail_optimizer = torch.optim.Adam(tail.parameters(), 1e-5, weight_decay=1e-4, fused=True)
     feature, targets = torch.randn(PIECE, *FEATURE), torch.arange(PIECE) % CLASSES
-    words = ["--net_A", a, "--net_B", b, "--resume_Ys", g, "--dataset", "folder", "--train_path", images]
-    words += ["--val_path", images, "--data_root", folder, "--conv_layer", 30, "-b", PIECE, "--epochs", 2]
+    words = [
+        "--net_A",
+        a,
+        "--net_B",
+        b,
+        "--resume_Ys",
+        g,
+        "--dataset",
+        "folder",
+        "--train_path",
+        images,
+    ]
+    words += [
+        "--val_path",
+        images,
+        "--data_root",
+        folder,
+        "--conv_layer",
+        30,
+        "-b",
+        PIECE,
+        "--epochs",
+        2,
+    ]
     loader = plain.photos(str(images), PIECE, shuffle=True)
     return {
         OURS: lambda: second_epoch(transClassifier, folder, words),
         PLAIN: lambda: timed(lambda: plain.refine_epoch(*nets, theirs, optimizer, loader)),
-        BEST: lambda: timed(lambda: plain.tail_step(tail, tail_optimizer, feature, targets), count / PIECE),
+        BEST: lambda: timed(
+            lambda: plain.tail_step(tail, tail_optimizer, feature, targets), count / PIECE
+        ),
     }
 
 
 def second_epoch(step: Any, folder: Path, words: list[Any]) -> Turn:
     """Run a step for two epochs, quietly; give what its log says of the second."""
     timed_by_ours = mock.patch.object(runs, "time", SimpleNamespace(monotonic=turns.clock))
-    with tempfile.TemporaryDirectory(dir=folder) as out, contextlib.redirect_stdout(io.StringIO()), timed_by_ours:
+    with (
+        tempfile.TemporaryDirectory(dir=folder) as out,
+        contextlib.redirect_stdout(io.StringIO()),
+        timed_by_ours,
+    ):
         step.main([*map(str, words), "--val_epoch", "9", "--out", out])
         (log,) = Path(out).glob("logs/*/*/metrics.jsonl")
         return Turn(runs.read_metrics(log)[1]["seconds"])
@@ -232,10 +302,20 @@ def cache_of(pickles: Path, folder: Path, shape: tuple[int, ...] = FEATURE) -> N
 
 
 ROWS = {
-    "conv_output": Row("`ConvOutput.py`, whole run", "both nets' convolutions", 8, 2.5, 0.75, True, conv_output),
-    "variance": Row("`Variance.py`, whole run", "two heads' and six convolutions", 8, 7, 0.75, True, variance),
+    "conv_output": Row(
+        "`ConvOutput.py`, whole run", "both nets' convolutions", 8, 2.5, 0.75, True, conv_output
+    ),
+    "variance": Row(
+        "`Variance.py`, whole run", "two heads' and six convolutions", 8, 7, 0.75, True, variance
+    ),
     "decompose": Row("`decompose`", "six convolutions", 8, 2, 0.92, False, decompose),
-    "fitting": Row("`Training_TransNet.py`, an epoch", "eight convolutions", 8, 1.3, 0.9, False, fitting),
-    "reading": Row("the cache, read shuffled", "its files in order, by batches", 128, 5, 0.7, False, reading),
-    "refining": Row("`transClassifier.py`, the second epoch", "the tail alone", 32, 4, 1 / 1.1, True, refining),
+    "fitting": Row(
+        "`Training_TransNet.py`, an epoch", "eight convolutions", 8, 1.3, 0.9, False, fitting
+    ),
+    "reading": Row(
+        "the cache, read shuffled", "its files in order, by batches", 128, 5, 0.7, False, reading
+    ),
+    "refining": Row(
+        "`transClassifier.py`, the second epoch", "the tail alone", 32, 4, 1 / 1.1, True, refining
+    ),
 }

@@ -24,7 +24,9 @@ def ran_on(script: str, argv: Sequence[str] | None, *libraries: str, cuda: bool 
         cuda: a GPU computes.
     """
     processor = torch.cuda.get_device_name() if cuda else f"{platform.machine()} CPU"
-    versions = ", ".join(f"{name} {importlib.import_module(name).__version__}" for name in libraries)
+    versions = ", ".join(
+        f"{name} {importlib.import_module(name).__version__}" for name in libraries
+    )
     words = shlex.join(sys.argv[1:] if argv is None else argv)
     return (
         f"{processor}, {os.cpu_count()} cores, threads: {torch.get_num_threads()}, "

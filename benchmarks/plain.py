@@ -3,9 +3,10 @@
     python -m benchmarks.plain conv_output A.pth.tar B.pth.tar PHOTOS FOLDER
     python -m benchmarks.plain variance A.pth.tar B.pth.tar PHOTOS G.pth.tar
 
-It is no step of the suite. A vgg16_bn runs module by module as it is trained; features go to one pickle an image, and
-every epoch reads them one by one; a component is computed from the recorded pass states alone, after the forward pass;
-a variance takes two passes over the photos, one for the mean, first of x* and x_Δ and then of the components.
+It is no step of the suite. A vgg16_bn runs module by module as it is trained; features go to one
+pickle an image, and every epoch reads them one by one; a component is computed from the recorded
+pass states alone, after the forward pass; a variance takes two passes over the photos, one for the
+mean, first of x* and x_Δ and then of the components.
 """
 
 import sys
@@ -25,11 +26,15 @@ ALPHA = 0.1
 
 
 class PlainTransNet(nn.Module):
-    """g (paper Eq. 1), on maps of (N, C, H, W); it remembers pass states and divisors of its last forward pass."""
+    """g (paper Eq. 1), on maps of (N, C, H, W); it remembers pass states and divisors of its
+    last forward pass.
+    """
 
     def __init__(self, channels: int, layers: int = 3) -> None:
         super().__init__()
-        self.linear = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1, bias=False) for _ in range(layers))
+        self.linear = nn.ModuleList(
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False) for _ in range(layers)
+        )
         self.logit_p = nn.Parameter(torch.zeros(layers - 1))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -82,7 +87,9 @@ def photos(folder: str, batch_size: int = BATCH_SIZE, *, shuffle: bool = False) 
     """Decode a folder of class folders."""
     normalise = transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     view = transforms.Compose([transforms.Resize((224, 224)), transforms.ToTensor(), normalise])
-    return DataLoader(datasets.ImageFolder(folder, view), batch_size, shuffle=shuffle, num_workers=2)
+    return DataLoader(
+        datasets.ImageFolder(folder, view), batch_size, shuffle=shuffle, num_workers=2
+    )
 
 
 def head(model: Any, images: Tensor) -> Tensor:
@@ -105,7 +112,11 @@ def conv_output(net_a: str, net_b: str, folder: str, out: str) -> None:
         feature_a, feature_b = head(a, images), head(b, images)
         predicted_a, predicted_b = tail(a, feature_a).argmax(1), tail(b, feature_b).argmax(1)
         for row, target in enumerate(targets):
-            sample = {"target": target, "pred1": predicted_a[row] == target, "pred2": predicted_b[row] == target}
+            sample = {
+                "target": target,
+                "pred1": predicted_a[row] == target,
+                "pred2": predicted_b[row] == target,
+            }
             sample |= {"convOut1": feature_a[row].clone(), "convOut2": feature_b[row].clone()}
             torch.save(sample, Path(out, f"{number:06d}.pkl"), _use_new_zipfile_serialization=False)
             number += 1
@@ -132,15 +143,21 @@ def variance(net_a: str, net_b: str, folder: str, trans_net: str) -> list[Tensor
 
 
 def two_passes(batches: Callable[[], Iterator[list[Tensor]]]) -> list[Tensor]:
-    """Give the variances of some maps, from a pass for their means and one for their squares about these."""
+    """Give the variances of some maps, from a pass for their means and one for their squares
+    about these.
+    """
     count, means = 0, [torch.zeros(1, 512, 1, 1)]
     for maps in batches():
         count += maps[0][:, 0].numel()
-        means = [mean + part.sum((0, 2, 3), keepdim=True) for mean, part in zip(means * len(maps), maps)]
+        means = [
+            mean + part.sum((0, 2, 3), keepdim=True) for mean, part in zip(means * len(maps), maps)
+        ]
     means = [mean / count for mean in means]
     squares = [torch.zeros(())] * len(means)
     for maps in batches():
-        squares = [total + (part - mean).square().sum() for total, part, mean in zip(squares, maps, means)]
+        squares = [
+            total + (part - mean).square().sum() for total, part, mean in zip(squares, maps, means)
+        ]
     return [total / (count * 512) for total in squares]
 
 
@@ -168,7 +185,11 @@ def store_random(folder: Path, count: int, shape: tuple[int, ...]) -> None:
     folder.mkdir()
     for number in range(count):
         a, b = torch.randn(2, *shape)
-        sample = {"target": torch.tensor(0), "pred1": torch.tensor(True), "pred2": torch.tensor(True)}
+        sample = {
+            "target": torch.tensor(0),
+            "pred1": torch.tensor(True),
+            "pred2": torch.tensor(True),
+        }
         sample |= {"convOut1": a.clone(), "convOut2": b.clone()}
         torch.save(sample, folder / f"{number:06d}.pkl", _use_new_zipfile_serialization=False)
 
@@ -185,7 +206,9 @@ def fit_epoch(g: PlainTransNet, optimizer: torch.optim.Optimizer, loader: DataLo
     return sum(losses) / len(losses)
 
 
-def refine_epoch(a: Any, b: Any, g: PlainTransNet, optimizer: torch.optim.Optimizer, loader: DataLoader[Any]) -> float:
+def refine_epoch(
+    a: Any, b: Any, g: PlainTransNet, optimizer: torch.optim.Optimizer, loader: DataLoader[Any]
+) -> float:
     """Tune B's layers behind the cut on what g makes of A's features; gives the mean loss."""
     losses = []
     for images, targets in loader:
@@ -204,7 +227,9 @@ def tail_parameters(model: Any) -> list[nn.Parameter]:
     return [*model.features[LAYER + 1 :].parameters(), *model.classifier.parameters()]
 
 
-def tail_step(tail: nn.Module, optimizer: torch.optim.Optimizer, feature: Tensor, targets: Tensor) -> None:
+def tail_step(
+    tail: nn.Module, optimizer: torch.optim.Optimizer, feature: Tensor, targets: Tensor
+) -> None:
     """Train a tail on one batch that lies in memory."""
     loss = F.cross_entropy(tail(feature), targets)
     optimizer.zero_grad()

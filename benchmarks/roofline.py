@@ -9,10 +9,14 @@ Pass = tuple[nn.Conv2d, torch.Size]
 
 
 def passes(net: nn.Module, function: Callable[[Tensor], object], images: Tensor) -> list[Pass]:
-    """List the convolutions that a function of a network runs, in order, with the shapes of their inputs."""
+    """List the convolutions that a function of a network runs, in order, with the shapes of
+    their inputs.
+    """
     found: list[Pass] = []
     handles = [
-        module.register_forward_pre_hook(lambda module, inputs: found.append((module, inputs[0].shape)))
+        module.register_forward_pre_hook(
+            lambda module, inputs: found.append((module, inputs[0].shape))
+        )
         for module in net.modules()
         if isinstance(module, nn.Conv2d)
     ]
@@ -29,7 +33,8 @@ def bare_convolutions(
     """Give a function that runs a network's convolutions alone, without gradients.
 
     Args:
-        net: whose convolutions; their weights are brought into `channels_last` order, so not one that is compared.
+        net: whose convolutions; their weights are brought into `channels_last` order, so not one
+            that is compared.
         images: what it reads, (N, C, H, W).
         function: of the network; None: its forward pass.
     """
@@ -45,14 +50,19 @@ def bare_convolutions(
 
 
 def bare_training(net: nn.Module, images: Tensor) -> Callable[[], None]:
-    """Give a function that runs a network's convolutions forward and backward; the first one's input needs no gradient.
+    """Give a function that runs a network's convolutions forward and backward; the first one's
+    input needs no gradient.
 
     Args: see `bare_convolutions`.
     """
     found = passes(net.to(memory_format=torch.channels_last), net, images)
-    inputs = [_values(shape, images).requires_grad_(number > 0) for number, (_, shape) in enumerate(found)]
+    inputs = [
+        _values(shape, images).requires_grad_(number > 0) for number, (_, shape) in enumerate(found)
+    ]
     with torch.no_grad():
-        gradients = [torch.randn_like(convolution(values)) for (convolution, _), values in zip(found, inputs)]
+        gradients = [
+            torch.randn_like(convolution(values)) for (convolution, _), values in zip(found, inputs)
+        ]
 
     def run() -> None:
         for (convolution, _), values, gradient in zip(found, inputs, gradients):

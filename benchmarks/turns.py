@@ -1,4 +1,6 @@
-"""How a turn is timed: a function here or a process of its own, by the processor's seconds or the clock's."""
+"""How a turn is timed: a function here or a process of its own, by the processor's seconds or
+the clock's.
+"""
 
 import contextlib
 import resource
@@ -17,7 +19,8 @@ def processor_seconds() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in used)
 
 
-clock: Callable[[], float] = processor_seconds  # that all turns are timed by; `bench_plain` may take the wall's
+# That all turns are timed by; `bench_plain` may take the wall's
+clock: Callable[[], float] = processor_seconds
 
 
 class Turn(NamedTuple):

@@ -1,4 +1,6 @@
-"""Nets that others trained, small nets of one's own, and what of them is compared: rows, maps, answers."""
+"""Nets that others trained, small nets of one's own, and what of them is compared: rows, maps,
+answers.
+"""
 
 import copy
 from collections.abc import Sequence
@@ -15,12 +17,23 @@ from utils.data.images import load_images
 
 CIFAR = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))  # mean and deviation, of the tiny nets
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-TINY = ((16, 3, 1), (16, 3, 1), (32, 3, 2), (32, 3, 1), (32, 3, 1), (64, 3, 2), (64, 3, 1), (64, 1, 1))
+TINY = (
+    (16, 3, 1),
+    (16, 3, 1),
+    (32, 3, 2),
+    (32, 3, 1),
+    (32, 3, 1),
+    (64, 3, 2),
+    (64, 3, 1),
+    (64, 1, 1),
+)
 BATCH = 250
 
 
 class Staged(nn.Module):
-    """A classifier that can be cut behind each of its stages: stages, mean over positions, linear layer."""
+    """A classifier that can be cut behind each of its stages: stages, mean over positions,
+    linear layer.
+    """
 
     def __init__(self, stages: Sequence[nn.Module], width: int, classes: int = 10) -> None:
         super().__init__()
@@ -46,7 +59,9 @@ class Staged(nn.Module):
     @torch.no_grad()
     def maps(self, images: Tensor, depth: int) -> Tensor:
         """Give the maps behind `depth` stages."""
-        return torch.cat([nn.Sequential(*self.stages[:depth])(part) for part in images.split(BATCH)])
+        return torch.cat(
+            [nn.Sequential(*self.stages[:depth])(part) for part in images.split(BATCH)]
+        )
 
 
 def tiny() -> Staged:
@@ -65,12 +80,16 @@ def load_tiny(path: Path) -> Staged:
     places = {f"conv{i}": f"stages.{i - 1}.0" for i in range(1, 9)}
     places |= {f"bn{i}": f"stages.{i - 1}.1" for i in range(1, 9)} | {"fc": "fc"}
     net = tiny()
-    net.load_state_dict({f"{places[key.split('.')[0]]}.{key.split('.')[1]}": value for key, value in state.items()})
+    net.load_state_dict(
+        {f"{places[key.split('.')[0]]}.{key.split('.')[1]}": value for key, value in state.items()}
+    )
     return net.eval()
 
 
 class Block(nn.Module):
-    """A basic block of a CIFAR ResNet whose shortcut takes every second position and pads channels (option A)."""
+    """A basic block of a CIFAR ResNet whose shortcut takes every second position and pads
+    channels (option A).
+    """
 
     def __init__(self, before: int, width: int, stride: int) -> None:
         super().__init__()
@@ -82,14 +101,18 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Give the maps behind the block."""
         y = self.bn2(self.conv2(self.bn1(self.conv1(x)).relu()))
-        return (y + F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.more, self.more))).relu()
+        return (
+            y + F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.more, self.more))
+        ).relu()
 
 
 def resnet(depth: int) -> Staged:
     """Build a CIFAR ResNet of 6 n + 2 layers, cut behind its three stages of n blocks."""
     count, stages = (depth - 2) // 6, []
     for before, width, stride in ((16, 16, 1), (16, 32, 2), (32, 64, 2)):
-        blocks = [Block(before if i == 0 else width, width, stride if i == 0 else 1) for i in range(count)]
+        blocks = [
+            Block(before if i == 0 else width, width, stride if i == 0 else 1) for i in range(count)
+        ]
         stages.append(nn.Sequential(*blocks))
     stem = (nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
     return Staged([nn.Sequential(*stem, *stages[0]), *stages[1:]], 64)
@@ -105,7 +128,8 @@ def load_resnet(path: Path, depth: int) -> Staged:
         if first in ends:
             return ".".join([ends[first], *rest])
         stage, block = int(first.removeprefix("layer")) - 1, int(rest[0])
-        return ".".join([f"stages.{stage}.{block + 3 * (stage == 0)}", *rest[1:]])  # behind the stem
+        # Behind the stem
+        return ".".join([f"stages.{stage}.{block + 3 * (stage == 0)}", *rest[1:]])
 
     net = resnet(depth)
     net.load_state_dict({place(key): value for key, value in state.items()})
@@ -113,7 +137,9 @@ def load_resnet(path: Path, depth: int) -> Staged:
 
 
 def untrained(net: Staged, images: Tensor | None) -> Staged:
-    """Give a net as initialised; with images, its BatchNorms have the statistics of one pass over them."""
+    """Give a net as initialised; with images, its BatchNorms have the statistics of one pass
+    over them.
+    """
     if images is not None:
         mixed = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
         set_statistics(net, (images[part] for part in mixed.split(BATCH)))
@@ -125,7 +151,9 @@ def pictures(folder: Path, split: str, per_class: int) -> tuple[Tensor, Tensor]:
     path = folder / {"train": "train", "val": "test"}[split]
     images = load_images("folder", split, data_root=folder, image_size=32, path=path)
     labels = images.targets
-    chosen = torch.cat([(labels == label).nonzero().flatten()[:per_class] for label in labels.unique()])
+    chosen = torch.cat(
+        [(labels == label).nonzero().flatten()[:per_class] for label in labels.unique()]
+    )
     return images.decode(chosen.tolist()).float() / 255, labels[chosen]
 
 
@@ -148,7 +176,11 @@ class PointMap:
         sums = NormalEquations(x.shape[1], target.shape[1], 1, folds=2)
         sums.add(x, target, torch.arange(len(x)))
         solution = sums.solve(ridges, constant=True)
-        self.weight, self.constant, self.ridge = solution.weight.float(), solution.constant.float(), solution.ridge
+        self.weight, self.constant, self.ridge = (
+            solution.weight.float(),
+            solution.constant.float(),
+            solution.ridge,
+        )
 
     def __call__(self, x: Tensor) -> Tensor:
         """Give g(x), (N, D, H, W)."""
@@ -168,7 +200,9 @@ def reader_of(net: Staged, depth: int) -> nn.Conv2d | nn.Linear:
 
 
 def permuted(net: Staged, depth: int, order: Tensor) -> Staged:
-    """Give a copy that computes the same, the channels behind `depth` stages of the tiny recipe in another order."""
+    """Give a copy that computes the same, the channels behind `depth` stages of the tiny recipe
+    in another order.
+    """
     net = copy.deepcopy(net)
     for module in layers_of(net, depth):
         for value in (*module.parameters(), *module.buffers()):
@@ -180,7 +214,9 @@ def permuted(net: Staged, depth: int, order: Tensor) -> Staged:
 
 
 def rescaled(net: Staged, depth: int, factors: Tensor) -> Staged:
-    """Give a copy that computes the same: channels behind `depth` stages times factors, undone by what reads them."""
+    """Give a copy that computes the same: channels behind `depth` stages times factors, undone
+    by what reads them.
+    """
     net = copy.deepcopy(net)
     _, norm = layers_of(net, depth)
     norm.weight.data *= factors
@@ -191,7 +227,9 @@ def rescaled(net: Staged, depth: int, factors: Tensor) -> Staged:
 
 
 def folded(net: Staged) -> Staged:
-    """Give a copy that computes the same, each BatchNorm of the tiny recipe folded into its convolution."""
+    """Give a copy that computes the same, each BatchNorm of the tiny recipe folded into its
+    convolution.
+    """
     net = copy.deepcopy(net)
     for depth in range(1, len(net.stages) + 1):
         net.stages[depth - 1] = nn.Sequential(fuse_conv_bn_eval(*layers_of(net, depth)), nn.ReLU())

@@ -55,8 +55,8 @@ def _check_neighbours() -> None:
         place = Path(spec.origin).resolve() if spec and spec.origin else None
         if place != _ROOT / name / "__init__.py":
             raise ImportError(
-                f"consistency needs its package `{name}` in {_ROOT}, but Python finds {place or 'none'} first: "
-                "start Python in another folder, or rename yours"
+                f"consistency needs its package `{name}` in {_ROOT}, but Python finds"
+                f" {place or 'none'} first: start Python in another folder, or rename yours"
             )
 
 

@@ -1,4 +1,6 @@
-"""The table "what B still knows": B's answers to x*, and to what each sender gives in its place, from one pass."""
+"""The table "what B still knows": B's answers to x*, and to what each sender gives in its place,
+from one pass.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +13,10 @@ from consistency.knowledge import Knowledge, measure_knowledge
 from utils.errors import InputError
 
 ITSELF, UNTRUE = "B itself", "another image of the class"
-REFUSED_MATCH = "was fitted with --match {}, which had B's layers in its loss: what B still knows says nothing of A"
+REFUSED_MATCH = (
+    "was fitted with --match {}, which had B's layers in its loss: what B still knows says nothing"
+    " of A"
+)
 
 
 class Answers:
@@ -29,7 +34,9 @@ class Answers:
         self._columns: dict[str, list[Tensor]] = {}
 
     @torch.no_grad()
-    def update(self, x: Tensor, target: Tensor, sent: Mapping[str, Tensor], labels: Tensor, numbers: Tensor) -> None:
+    def update(
+        self, x: Tensor, target: Tensor, sent: Mapping[str, Tensor], labels: Tensor, numbers: Tensor
+    ) -> None:
         """Add a batch.
 
         Args:
@@ -60,7 +67,9 @@ class Answers:
         for name, parts in other._columns.items():
             self._columns.setdefault(name, []).extend(parts)
 
-    def table(self, *, permutations: int = 1000, resamples: int = 1000, seed: int = 0) -> dict[str, Knowledge]:
+    def table(
+        self, *, permutations: int = 1000, resamples: int = 1000, seed: int = 0
+    ) -> dict[str, Knowledge]:
         """Measure every sender: B itself, a first sender's untrue pairs, and each sender.
 
         Untrue pairs give B what the first sender makes of another image of the class, which is a

@@ -1,4 +1,5 @@
-"""Confidence intervals by resampling images, and fits or pairs of nets with them, from sums per image.
+"""Confidence intervals by resampling images, and fits or pairs of nets with them, from sums per
+image.
 
 Whatever is a function of sums over images (variances, shares, instability, consistency, accuracies) needs no second
 pass: a resample takes image i w_i times, its sums are Σ w_i s_i, and all resamples together are one product of a
@@ -20,7 +21,8 @@ from utils.later import scipy
 BATCH_BYTES = 1 << 26  # of the resamples' indices, weights and sums that are in memory at one time
 
 Array = NDArray[Any]
-Statistic = Callable[..., Mapping[str, Array]]  # sums over images (…, trailing axes) → named numbers (…)
+# Sums over images (…, trailing axes) → named numbers (…)
+Statistic = Callable[..., Mapping[str, Array]]
 Verdict = Literal["shows", "does not show", "cannot be said"]
 
 
@@ -34,9 +36,10 @@ class Interval:
         confidence: how often such intervals hold the truth, in (0, 1).
         method: "percentile" or "BCa", of the bootstrap.
         resamples: how many were drawn.
-        resampled: what was drawn: ("images",), or ("images", "fits") or ("images", "pairs") crossed.
-        fits_fixed: the interval holds g (or the classifier) as it was fitted: it says what other images would give,
-            not what another fit would.
+        resampled: what was drawn: ("images",), or ("images", "fits") or ("images", "pairs")
+            crossed.
+        fits_fixed: the interval holds g (or the classifier) as it was fitted: it says what other
+            images would give, not what another fit would.
         reason: why there is no value or no interval.
     """
 
@@ -63,17 +66,20 @@ def bootstrap(
 ) -> dict[str, Interval]:
     """Give intervals of numbers that are functions of sums over the images.
 
-    Fits (or pairs of nets) are a second factor, drawn independently of the images: every fit was seen on every image.
-    Of F fits the bootstrap sees (F − 1)/F of their variance, so that fewer than about five give too narrow an interval.
+    Fits (or pairs of nets) are a second factor, drawn independently of the images: every fit was
+    seen on every image. Of F fits the bootstrap sees (F − 1)/F of their variance, so that fewer
+    than about five give too narrow an interval.
 
-    Memory: the sums, and `BATCH_BYTES` (or one resample) for all that is drawn. Time: resamples × the sums' size; BCa
+    Memory: the sums, and `BATCH_BYTES` (or one resample) for all that is drawn. Time: resamples ×
+        the sums' size; BCa
     leaves out every image in turn besides, images × the sums' size.
 
     Args:
-        statistic: called with one array of sums over images for each of `sums`, without its axis of images (nor of
-            fits, over which is averaged), but with a leading axis of resamples or none; gives named numbers. What is
-            not finite counts as undefined.
-        sums: per image, each (N, …), or (F, N, …) if crossed, of any trailing shapes, float32 or float64.
+        statistic: called with one array of sums over images for each of `sums`, without its axis of
+            images (nor of fits, over which is averaged), but with a leading axis of resamples or
+            none; gives named numbers. What is not finite counts as undefined.
+        sums: per image, each (N, …), or (F, N, …) if crossed, of any trailing shapes, float32 or
+            float64.
         crossed: what F is.
         resamples: how many are drawn; 0: none, so that there are values without intervals.
         confidence: in (0, 1).
@@ -90,16 +96,26 @@ def bootstrap(
     drawn = ("images", crossed) if crossed else ("images",)
     shape = sums[0].shape[:axes]
     if any(part.shape[:axes] != shape for part in sums):
-        raise InputError(f"sums must be of the same images, but their shapes are {[part.shape for part in sums]}.")
+        raise InputError(
+            "sums must be of the same images, but their shapes are"
+            f" {[part.shape for part in sums]}."
+        )
     if resamples and (len(shape) < axes or min(shape) < 2):
         both = f"images and {crossed}" if crossed else "images"
-        raise InputError(f"intervals need at least two {both}, but {shape} came; take more, or ask for no resamples.")
+        raise InputError(
+            f"intervals need at least two {both}, but {shape} came; take more, or ask for no"
+            " resamples."
+        )
     with np.errstate(all="ignore"):
-        values = statistic(*(part.sum(axes - 1).mean(0) if crossed else part.sum(0) for part in sums))
+        values = statistic(
+            *(part.sum(axes - 1).mean(0) if crossed else part.sum(0) for part in sums)
+        )
     if not resamples:
         why = "no resamples were asked for"
         return {
-            name: Interval(_finite(value), None, None, confidence, method, 0, drawn, crossed is None, why)
+            name: Interval(
+                _finite(value), None, None, confidence, method, 0, drawn, crossed is None, why
+            )
             for name, value in values.items()
         }
     factors = shape[::-1]  # images, then fits
@@ -110,7 +126,8 @@ def bootstrap(
 
     bytes_each = 24 * sum(shape) + sum(2 * part.nbytes // math.prod(shape) for part in sums)
     with np.errstate(all="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", scipy.stats.DegenerateDataWarning)  # a constant gets its interval below
+        # A constant gets its interval below
+        warnings.simplefilter("ignore", scipy.stats.DegenerateDataWarning)
         found = scipy.stats.bootstrap(
             [np.arange(size) for size in factors],
             of_resamples,
@@ -125,11 +142,25 @@ def bootstrap(
 
     def interval(value: Array, draws: Array, low: float, high: float) -> Interval:
         defined = np.isfinite(draws).sum()
-        reason = "" if defined == resamples else f"{resamples - defined} of {resamples} resamples have no such number"
+        reason = (
+            ""
+            if defined == resamples
+            else f"{resamples - defined} of {resamples} resamples have no such number"
+        )
         if not reason and np.ptp(draws) == 0:
             low = high = draws[0]
         ends = (None, None) if reason else (float(low), float(high))
-        return Interval(_finite(value), ends[0], ends[1], confidence, method, resamples, drawn, crossed is None, reason)
+        return Interval(
+            _finite(value),
+            ends[0],
+            ends[1],
+            confidence,
+            method,
+            resamples,
+            drawn,
+            crossed is None,
+            reason,
+        )
 
     rows = zip(values.values(), found.bootstrap_distribution, limits.low, limits.high)
     return dict(zip(values, (interval(*row) for row in rows)))
@@ -140,10 +171,16 @@ def _finite(value: Array) -> float | None:
 
 
 def count(indices: Array, size: int) -> Array:
-    """Count how often each of `size` things was drawn: indices (…, any) → counts (…, size), float64."""
+    """Count how often each of `size` things was drawn: indices (…, any) → counts (…, size),
+    float64.
+    """
     flat = indices.reshape(-1, indices.shape[-1])
     places = flat + size * np.arange(len(flat))[:, None]
-    return np.bincount(places.ravel(), minlength=size * len(flat)).reshape(*indices.shape[:-1], size).astype(float)
+    return (
+        np.bincount(places.ravel(), minlength=size * len(flat))
+        .reshape(*indices.shape[:-1], size)
+        .astype(float)
+    )
 
 
 def weighted(sums: Array, images: Array, fits: Array | None = None) -> Array:
@@ -161,14 +198,18 @@ def weighted(sums: Array, images: Array, fits: Array | None = None) -> Array:
         return np.tensordot(images.astype(sums.dtype), sums, axes=1)
     shares = np.moveaxis(fits / fits.sum(-1, keepdims=True), -1, 0).astype(sums.dtype)
     trailing = (1,) * (sums.ndim - 2)
-    parts = (share.reshape(*share.shape, *trailing) * weighted(part, images) for part, share in zip(sums, shares))
+    parts = (
+        share.reshape(*share.shape, *trailing) * weighted(part, images)
+        for part, share in zip(sums, shares)
+    )
     return np.sum(list(parts), axis=0)
 
 
 def difference(
     statistic: Statistic, first: Sequence[Array], second: Sequence[Array], **options: Any
 ) -> dict[str, Interval]:
-    """Give intervals of statistic(first) − statistic(second), both of the same images, which are drawn in pairs.
+    """Give intervals of statistic(first) − statistic(second), both of the same images, which are
+    drawn in pairs.
 
     Args:
         statistic: see `bootstrap`.
@@ -199,14 +240,20 @@ def accuracy(hits: Array, second: Array | None = None, **options: Any) -> Interv
     images = hits.shape[-1]
     parts = [100.0 / images * part for part in (hits, second) if part is not None]
     if second is None:
-        return bootstrap(lambda total: {"accuracy_percent": total}, parts, **options)["accuracy_percent"]
+        return bootstrap(lambda total: {"accuracy_percent": total}, parts, **options)[
+            "accuracy_percent"
+        ]
     return difference(lambda total: {"points": total}, parts[:1], parts[1:], **options)["points"]
 
 
-def mean_over_fits(values: Array, draws: Array, *, confidence: float = 0.95, seed: int = 0) -> Interval:
-    """Give the interval of a mean over fits (or nets) of a number that sums averaged over them do not give, as a ratio.
+def mean_over_fits(
+    values: Array, draws: Array, *, confidence: float = 0.95, seed: int = 0
+) -> Interval:
+    """Give the interval of a mean over fits (or nets) of a number that sums averaged over them do
+    not give, as a ratio.
 
-    Fits are drawn beside the images as by `bootstrap`, with too narrow intervals for few. One fit is held fixed.
+    Fits are drawn beside the images as by `bootstrap`, with too narrow intervals for few. One fit
+    is held fixed.
 
     Args:
         values: of every fit, on all images, (F,).
@@ -221,7 +268,9 @@ def mean_over_fits(values: Array, draws: Array, *, confidence: float = 0.95, see
     value = float(np.mean(values))
     undefined = resamples - int(np.isfinite(means).sum())
     low, high = (
-        (None, None) if undefined else map(float, np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2]))
+        (None, None)
+        if undefined
+        else map(float, np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2]))
     )
     reason = f"{undefined} of {resamples} resamples have no such number" if undefined else ""
     known = value if np.isfinite(value) else None
@@ -236,8 +285,8 @@ def verdict(difference: Interval, margin: float = 0.0) -> Verdict:
         margin: the difference that the claim needs.
 
     Returns:
-        "shows": the whole interval is above the margin; "does not show": none of it is; "cannot be said": the margin
-        is inside, or there is no interval.
+        "shows": the whole interval is above the margin; "does not show": none of it is; "cannot be
+        said": the margin is inside, or there is no interval.
     """
     if difference.low is None or difference.high is None:
         return "cannot be said"

@@ -23,9 +23,11 @@ class Budget:
         weight_decay: of the optimiser.
         batch_size: images of a step, over all processes.
         steps: of the optimiser in all, with the rates of `warm_up_and_cosine`; None: see `epochs`.
-        epochs: passes over the fitted images, with the rates of `learning_rates`; None: see `steps`.
+        epochs: passes over the fitted images, with the rates of `learning_rates`; None: see
+            `steps`.
         logspace, epoch_step, decay_factor: see `learning_rates`.
-        solve: W(0) is solved in closed form first and last; above 0 after every so many epochs too; None: never.
+        solve: W(0) is solved in closed form first and last; above 0 after every so many epochs too;
+            None: never.
         print_freq: batches between two readings of the loss.
     """
 
@@ -44,10 +46,14 @@ class Budget:
 
     @classmethod
     def of(cls, settings: Mapping[str, Any], **others: Any) -> "Budget":
-        """Read it from the options of a run, or from what a checkpoint records of them; `others` go before."""
+        """Read it from the options of a run, or from what a checkpoint records of them; `others`
+        go before.
+        """
         absent = {"steps": None, "epochs": None}  # an earlier version's checkpoint knows no steps
         known = absent | dict(settings) | others
-        return cls(**{field.name: known[field.name] for field in fields(cls) if field.name in known})
+        return cls(
+            **{field.name: known[field.name] for field in fields(cls) if field.name in known}
+        )
 
     def batches(self, images: int, processes: int = 1) -> int:
         """Say how many steps an epoch of so many images has."""
@@ -61,19 +67,30 @@ class Budget:
         """
         if self.steps is None:
             of_epochs = learning_rates(
-                self.lr, self.epochs or 0, logspace=self.logspace, epoch_step=self.epoch_step,
+                self.lr,
+                self.epochs or 0,
+                logspace=self.logspace,
+                epoch_step=self.epoch_step,
                 decay_factor=self.decay_factor,
-            )  # fmt: skip
+            )
             return [[rate] for rate in of_epochs]
         rates = warm_up_and_cosine(self.lr, self.steps)
         return [rates[start : start + batches] for start in range(0, self.steps, batches)]
 
     def steps_of(self, images: int, processes: int = 1) -> int:
         """Say how many steps the whole fit has."""
-        return (self.epochs or 0) * self.batches(images, processes) if self.steps is None else self.steps
+        return (
+            (self.epochs or 0) * self.batches(images, processes)
+            if self.steps is None
+            else self.steps
+        )
 
     def optimizer(self, model: nn.Module) -> Optimizer:
         """Make the optimiser over the parameters that are trained."""
         return make_optimizer(
-            self.optim, model.parameters(), lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay
+            self.optim,
+            model.parameters(),
+            lr=self.lr,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
         )

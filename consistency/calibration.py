@@ -1,8 +1,9 @@
-"""What a score is worth: pairs that share nothing, and where between them and a perfect pair a score stands.
+"""What a score is worth: pairs that share nothing, and where between them and a perfect pair a
+score stands.
 
-A *pairing* is an order of images: the target of image i stands beside x of image order[i]. Sums per image belong to
-the target's image (of a null over all pairs, to the source's as well), so that the null, the score and the ceiling are
-resampled together. Two kinds:
+A *pairing* is an order of images: the target of image i stands beside x of image order[i]. Sums per
+image belong to the target's image (of a null over all pairs, to the source's as well), so that the
+null, the score and the ceiling are resampled together. Two kinds:
 
 - *Shuffled* pairings, for a null that is fitted once or a few times: no image keeps its own partner.
 - *Permutations*, for a test: all orders are as likely as each other, the true one included, which makes p exact.
@@ -26,7 +27,8 @@ from utils.files import replacing
 KINDS = ("observed", "null", "ceiling")  # what a normalised consistency is made of
 
 Array = NDArray[Any]
-Predictions = Iterable[tuple[slice | Tensor, Tensor, Tensor]]  # images, targets (n, U, 1, D), predictions (n, U, b, D)
+# Images, targets (n, U, 1, D), predictions (n, U, b, D)
+Predictions = Iterable[tuple[slice | Tensor, Tensor, Tensor]]
 
 
 def shuffled(images: int, generator: torch.Generator) -> Tensor:
@@ -41,7 +43,8 @@ def shuffled(images: int, generator: torch.Generator) -> Tensor:
 def shuffled_within_class(labels: Tensor, generator: torch.Generator) -> Tensor:
     """Pair every image with another one of its class: a random cycle through each class.
 
-    The only image of its class keeps its own partner: `order == arange(N)` finds such images, which a null leaves out.
+    The only image of its class keeps its own partner: `order == arange(N)` finds such images, which
+    a null leaves out.
 
     Args:
         labels: the images' classes, integers (N,).
@@ -59,7 +62,10 @@ def shuffled_within_class(labels: Tensor, generator: torch.Generator) -> Tensor:
         cycle = members[torch.randperm(len(members), generator=generator)]
         order[cycle] = cycle.roll(1)
     if bool((order == torch.arange(len(labels))).all()):
-        raise InputError("pairs can be shuffled only where a class has two images, but none has; take more images.")
+        raise InputError(
+            "pairs can be shuffled only where a class has two images, but none has; take more"
+            " images."
+        )
     return order
 
 
@@ -74,7 +80,8 @@ def permutations(labels: Tensor, draws: int, generator: torch.Generator) -> Tens
     by_class = labels.argsort(stable=True)
     keys = torch.rand(draws, len(labels), generator=generator, dtype=torch.float64)
     mixed = keys.argsort(1)
-    mixed = mixed.gather(1, labels[mixed].argsort(dim=1, stable=True))  # random within each class, classes in order
+    # Random within each class, classes in order
+    mixed = mixed.gather(1, labels[mixed].argsort(dim=1, stable=True))
     orders = torch.empty_like(mixed)
     orders[:, by_class] = mixed
     return orders
@@ -87,7 +94,9 @@ def check_pairs(labels: Tensor) -> None:
         InputError: none has.
     """
     if labels.unique(return_counts=True)[1].max() < 2:
-        raise InputError("a null needs two held-out images of a class, but no class has them; take more images.")
+        raise InputError(
+            "a null needs two held-out images of a class, but no class has them; take more images."
+        )
 
 
 @torch.no_grad()
@@ -104,9 +113,9 @@ def errors_of_untrue_pairs(
 
         |y_i|² + |ŷ_i|² − 2 mean y_i·ŷ_j − 2 mean y_j·ŷ_i + 2 mean y_j·ŷ_k
 
-    is image i's part: it takes part as a target and as a source. So a resample of the images varies their sum as
-    other images would, and an image's own squares cancel against those of its true pair. The only image of its
-    class is paired with itself.
+    is image i's part: it takes part as a target and as a source. So a resample of the images varies
+    their sum as other images would, and an image's own squares cancel against those of its true
+    pair. The only image of its class is paired with itself.
 
     Memory: the sums of each class, (b + 1)·U·D numbers a class. Time: two passes.
 
@@ -121,7 +130,9 @@ def errors_of_untrue_pairs(
         float64 (N, b); columns add up to the squared errors about the channels' means.
     """
     positions, regressions, channels = shape
-    _, kinds, counts = (part.to(like.device) for part in labels.unique(return_inverse=True, return_counts=True))
+    _, kinds, counts = (
+        part.to(like.device) for part in labels.unique(return_inverse=True, return_counts=True)
+    )
     size = counts[kinds, None]
     target_sums, predicted_sums = (
         like.new_zeros(len(counts), positions, columns, channels) for columns in (1, regressions)
@@ -131,18 +142,25 @@ def errors_of_untrue_pairs(
         predicted_sums.index_add_(0, kinds[images], predicted)
     all_reduce(target_sums)
     all_reduce(predicted_sums)
-    found, products = (like.new_zeros(len(labels), regressions, dtype=torch.float64) for _ in range(2))
+    found, products = (
+        like.new_zeros(len(labels), regressions, dtype=torch.float64) for _ in range(2)
+    )
     for images, target, predicted in predictions():
         own = (target * predicted).sum((1, 3))
         both = (target * predicted_sums[kinds[images]], target_sums[kinds[images]] * predicted)
         others = (size[images] - 1).clamp(min=1)
-        first, second = (torch.where(size[images] > 1, one.sum((1, 3)) - own, own) / others for one in both)
+        first, second = (
+            torch.where(size[images] > 1, one.sum((1, 3)) - own, own) / others for one in both
+        )
         squares = target.square().sum((1, 3)) + predicted.square().sum((1, 3))
         found[images] = (squares - 2 * (first + second)).to(found)
         products[images] = first.to(products)
     all_reduce(found)
     all_reduce(products)
-    means = products.new_zeros(len(counts), regressions).index_add_(0, kinds, products) / counts[:, None]
+    means = (
+        products.new_zeros(len(counts), regressions).index_add_(0, kinds, products)
+        / counts[:, None]
+    )
     shift = (target_sums - predicted_sums).sum((0, 1)).square().sum(1) / (len(labels) * positions)
     return found + 2 * means[kinds] - shift / len(labels)
 
@@ -161,11 +179,14 @@ class Null:
 
     @property
     def p_value(self) -> float:
-        """(1 + #{null ≤ observed}) / (1 + B): how often a pair without a connection looks as consistent."""
+        """(1 + #{null ≤ observed}) / (1 + B): how often a pair without a connection looks as
+        consistent.
+        """
         return (1 + int((self.draws <= self.observed).sum())) / (1 + len(self.draws))
 
     def zero(self, level: float = 0.05) -> float:
-        """Give the instability that the score's zero stands for: an observed one below it has p ≤ level.
+        """Give the instability that the score's zero stands for: an observed one below it has p ≤
+        level.
 
         Raises:
             InputError: Too few permutations for this level.
@@ -173,23 +194,29 @@ class Null:
         rank = int(level * (1 + len(self.draws)) + 1e-9)  # 0.05 · 20 is 1
         if rank < 1:
             needed = int(np.ceil(1 / level)) - 1
-            raise InputError(f"a level of {level} needs at least {needed} permutations, not {len(self.draws)}.")
+            raise InputError(
+                f"a level of {level} needs at least {needed} permutations, not {len(self.draws)}."
+            )
         return float(np.sort(self.draws)[rank - 1])
 
 
 def best_of(nulls: Sequence[Null]) -> Null:
-    """Give the null of the best of several layers or depths, whose draws used the same permutations.
+    """Give the null of the best of several layers or depths, whose draws used the same
+    permutations.
 
-    Layers differ in what a null reaches, so each is first divided by its mean over all B + 1 pairings; the observed one
-    is among them, so that p stays exact.
+    Layers differ in what a null reaches, so each is first divided by its mean over all B + 1
+    pairings; the observed one is among them, so that p stays exact.
     """
     values = np.stack([np.append(null.draws, null.observed) for null in nulls])
     best = (values / values.mean(1, keepdims=True)).min(0)
     return Null(float(best[-1]), best[:-1])
 
 
-def normalised_consistency(instability: ArrayLike, null: ArrayLike, ceiling: ArrayLike = 0.0) -> Array:
-    """Compute (null − I) / (null − ceiling): 0 for pairs that share nothing, 1 for what a perfect pair reaches.
+def normalised_consistency(
+    instability: ArrayLike, null: ArrayLike, ceiling: ArrayLike = 0.0
+) -> Array:
+    """Compute (null − I) / (null − ceiling): 0 for pairs that share nothing, 1 for what a perfect
+    pair reaches.
 
     Args:
         instability: I, a number or an array.
@@ -200,7 +227,9 @@ def normalised_consistency(instability: ArrayLike, null: ArrayLike, ceiling: Arr
         NaN where the null is not above the ceiling: there is no scale between them.
     """
     scale = np.subtract(null, ceiling)
-    return np.where(scale > 0, np.subtract(null, instability) / np.where(scale > 0, scale, 1), np.nan)
+    return np.where(
+        scale > 0, np.subtract(null, instability) / np.where(scale > 0, scale, 1), np.nan
+    )
 
 
 def consistency_interval(
@@ -210,7 +239,8 @@ def consistency_interval(
     ceiling: Sequence[Array] | None = None,
     **options: Any,
 ) -> dict[str, Interval]:
-    """Give intervals of an instability, its null, its ceiling and the normalised consistency, resampled together.
+    """Give intervals of an instability, its null, its ceiling and the normalised consistency,
+    resampled together.
 
     Args:
         statistic: sums over images → numbers, among them "instability".
@@ -226,7 +256,11 @@ def consistency_interval(
     ends = np.cumsum([len(part) for part in parts])
 
     def numbers(*totals: Array) -> dict[str, Array]:
-        of = {"instability": totals[: ends[0]], "null": totals[ends[0] : ends[1]], "ceiling": totals[ends[1] :]}
+        of = {
+            "instability": totals[: ends[0]],
+            "null": totals[ends[0] : ends[1]],
+            "ceiling": totals[ends[1] :],
+        }
         found = {name: statistic(*some)["instability"] for name, some in of.items() if some}
         return found | {"consistency": normalised_consistency(**found)}
 
@@ -240,13 +274,18 @@ def instability_of(sums: Array) -> dict[str, Array]:
 
 
 def save_sums(path: str | Path, observed: Array, null: Array, ceiling: Array) -> None:
-    """Write every image's parts of Var(x*) and Var(x_Δ), (N, 2) each, to an .npz file for `load_sums`."""
+    """Write every image's parts of Var(x*) and Var(x_Δ), (N, 2) each, to an .npz file for
+    `load_sums`.
+    """
     with replacing(path) as temporary:
-        np.savez(temporary, allow_pickle=False, **dict[str, Array](zip(KINDS, (observed, null, ceiling))))
+        np.savez(
+            temporary, allow_pickle=False, **dict[str, Array](zip(KINDS, (observed, null, ceiling)))
+        )
 
 
 def load_sums(path: str | Path) -> dict[str, Array]:
-    """Read what `save_sums` wrote: float64 (N, 2) by `KINDS`; sums over images are Var(x*) and Var(x_Δ).
+    """Read what `save_sums` wrote: float64 (N, 2) by `KINDS`; sums over images are Var(x*) and
+    Var(x_Δ).
 
     Raises:
         InputError: there is no such file, or it is another one.
@@ -255,4 +294,6 @@ def load_sums(path: str | Path) -> dict[str, Array]:
         with np.load(path) as stored:
             return {kind: stored[kind] for kind in KINDS}
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} holds no sums per image ({error}); make it by Calibrate.py --sums") from None
+        raise InputError(
+            f"{path} holds no sums per image ({error}); make it by Calibrate.py --sums"
+        ) from None

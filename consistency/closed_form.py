@@ -1,4 +1,6 @@
-"""The last layer of Trans-Nets in closed form, given everything below it, and the linear layer beside them."""
+"""The last layer of Trans-Nets in closed form, given everything below it, and the linear layer
+beside them.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -20,23 +22,30 @@ NOTEWORTHY_BYTES = 1e8
 
 @torch.no_grad()
 def solve(
-    members: Sequence[Any], loader: Loader, read: Read, runtime: Runtime, judges: Loader | None = None
+    members: Sequence[Any],
+    loader: Loader,
+    read: Read,
+    runtime: Runtime,
+    judges: Loader | None = None,
 ) -> list[RidgeSolution]:
     """Set W(0) of every member to its ridge solution, given everything below it.
 
-    The sums of all members come from one pass; where memory is short for them, conjugate gradients make many passes.
+    The sums of all members come from one pass; where memory is short for them, conjugate gradients
+    make many passes.
 
     Args:
         members: `TransNet`s; put into evaluation mode.
         loader: an unshuffled one of the images that are fitted; its batches end with their indices.
         read: see `reconstruction`.
         runtime: device and processes.
-        judges: the same of further images, on which nothing below W(0) was trained: they choose the ridge weight, and
-            then they are fitted too. None: it is cross-validated over the images of `loader`. Branches that were
-            trained on these have fitted their noise as well, and the weight is then too small.
+        judges: the same of further images, on which nothing below W(0) was trained: they choose the
+            ridge weight, and then they are fitted too. None: it is cross-validated over the images
+            of `loader`. Branches that were trained on these have fitted their noise as well, and
+            the weight is then too small.
 
     Returns:
-        The solutions, one a member; their errors are cross-validated over images, or those of the judges.
+        The solutions, one a member; their errors are cross-validated over images, or those of the
+        judges.
     """
     shapes = [tuple(member.eval().linear[0].weight.shape) for member in members]
     needed_bytes = sum(bytes_needed(shape[1], shape[0], shape[2]) for shape in shapes)
@@ -44,24 +53,39 @@ def solve(
         runtime.say(f"the closed form takes {in_words(needed_bytes)} of memory")
 
     def batches(label: str = "") -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Give x, the target and what says an image's fold: its number, or with judges 0 of theirs and 1 of others."""
+        """Give x, the target and what says an image's fold: its number, or with judges 0 of
+        theirs and 1 of others.
+        """
         for fold, images in ((0, judges), (1, loader)):
-            for batch in Progress(images, label, quiet=not label or not runtime.is_main) if images else ():
+            for batch in (
+                Progress(images, label, quiet=not label or not runtime.is_main) if images else ()
+            ):
                 *_, numbers = on_device = runtime.to_device(batch)
                 yield *read(*on_device), torch.full_like(numbers, fold) if judges else numbers
 
     if needed_bytes > MEMORY_SHARE * free_bytes(runtime.device):
-        runtime.say("which is not there: conjugate gradients read the features again and again instead")
-        solutions = [_solve_by_passes(member, batches, runtime, judged=judges is not None) for member in members]
+        runtime.say(
+            "which is not there: conjugate gradients read the features again and again instead"
+        )
+        solutions = [
+            _solve_by_passes(member, batches, runtime, judged=judges is not None)
+            for member in members
+        ]
     else:
-        solutions = _solve_by_sums(members, batches("normal equations"), runtime, judged=judges is not None)
+        solutions = _solve_by_sums(
+            members, batches("normal equations"), runtime, judged=judges is not None
+        )
     for member, solution in zip(members, solutions):
         member.set_last_weight(solution.weight, solution.constant)
     return solutions
 
 
 def _solve_by_sums(
-    members: Sequence[Any], batches: Iterable[tuple[Tensor, Tensor, Tensor]], runtime: Runtime, *, judged: bool
+    members: Sequence[Any],
+    batches: Iterable[tuple[Tensor, Tensor, Tensor]],
+    runtime: Runtime,
+    *,
+    judged: bool,
 ) -> list[RidgeSolution]:
     """Solve every member from the sums of one pass."""
     systems = []
@@ -76,11 +100,18 @@ def _solve_by_sums(
         for total in system.sums():
             runtime.sum(total)
     judges = (0,) if judged else None
-    return [system.solve(constant=member.standardise, judges=judges) for member, system in zip(members, systems)]
+    return [
+        system.solve(constant=member.standardise, judges=judges)
+        for member, system in zip(members, systems)
+    ]
 
 
 def _solve_by_passes(
-    member: Any, batches: Callable[[], Iterable[tuple[Tensor, Tensor, Tensor]]], runtime: Runtime, *, judged: bool
+    member: Any,
+    batches: Callable[[], Iterable[tuple[Tensor, Tensor, Tensor]]],
+    runtime: Runtime,
+    *,
+    judged: bool,
 ) -> RidgeSolution:
     """Solve one member from many passes."""
 
@@ -89,7 +120,9 @@ def _solve_by_passes(
             yield member.last_input(x), member.standard_target(target), numbers
 
     shape, folds = tuple(member.linear[0].weight.shape), 2 if judged else FOLDS
-    passes = PassesOverData(of_member, shape, folds=folds, device=runtime.device, all_reduce=runtime.sum)
+    passes = PassesOverData(
+        of_member, shape, folds=folds, device=runtime.device, all_reduce=runtime.sum
+    )
     return passes.solve(constant=member.standardise)
 
 
@@ -98,7 +131,8 @@ class Reference(NamedTuple):
 
     Attributes:
         solution: its weights, in the standardised features' units, and its cross-validated error.
-        instability: what it leaves unexplained of images that were not fitted; cross-validated where there are none.
+        instability: what it leaves unexplained of images that were not fitted; cross-validated
+            where there are none.
         measured_on: "held-out images" or "cross-validation".
     """
 
@@ -109,11 +143,15 @@ class Reference(NamedTuple):
     def record(self) -> dict[str, Any]:
         """Give what checkpoints and reports say of it."""
         return {
-            "instability": self.instability, "ridge": self.solution.ridge, "measured_on": self.measured_on,
-        }  # fmt: skip
+            "instability": self.instability,
+            "ridge": self.solution.ridge,
+            "measured_on": self.measured_on,
+        }
 
 
-def linear_reference(linear: Any, fitted: Loader, unseen: Loader | None, read: Read, runtime: Runtime) -> Reference:
+def linear_reference(
+    linear: Any, fitted: Loader, unseen: Loader | None, read: Read, runtime: Runtime
+) -> Reference:
     """Fit the linear reference in closed form and measure it.
 
     Args:

@@ -1,7 +1,9 @@
-"""Ridge regression of maps on patches by conjugate gradients: many passes over the data in place of much memory.
+"""Ridge regression of maps on patches by conjugate gradients: many passes over the data in place of
+much memory.
 
-It solves what `ridge.NormalEquations` solves, in the memory of a few arrays as large as the weights. Every step reads
-the data once: (Σ u uᵀ) Wᵀ is a convolution by W, and the gradient of a convolution with respect to its weights.
+It solves what `ridge.NormalEquations` solves, in the memory of a few arrays as large as the
+weights. Every step reads the data once: (Σ u uᵀ) Wᵀ is a convolution by W, and the gradient of a
+convolution with respect to its weights.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -21,12 +23,12 @@ TINY = torch.finfo(torch.float64).tiny
 class PassesOverData:
     """Sums over all images, each from one pass.
 
-    The unknowns are (C', C·k² + 1): the weights of every output channel and its constant, which is 0 unless it is
-    asked for.
+    The unknowns are (C', C·k² + 1): the weights of every output channel and its constant, which is
+    0 unless it is asked for.
 
     Args:
-        batches: starts a pass: inputs (N, C, H, W), targets (N, C', H, W), the images' numbers (N,), as
-            `NormalEquations.add` takes them. Every pass must give the same images.
+        batches: starts a pass: inputs (N, C, H, W), targets (N, C', H, W), the images' numbers
+            (N,), as `NormalEquations.add` takes them. Every pass must give the same images.
         shape: of the weights, (C', C, k, k), k odd.
         folds: the images whose number is a multiple of it are held out while λ is chosen.
         device: where batches and sums are.
@@ -42,7 +44,13 @@ class PassesOverData:
         device: torch.device | str = "cpu",
         all_reduce: Callable[[Tensor], object] = lambda _: None,
     ) -> None:
-        self.batches, self.shape, self.folds, self.device, self.all_reduce = batches, shape, folds, device, all_reduce
+        self.batches, self.shape, self.folds, self.device, self.all_reduce = (
+            batches,
+            shape,
+            folds,
+            device,
+            all_reduce,
+        )
 
     @torch.no_grad()
     def solve(
@@ -58,14 +66,17 @@ class PassesOverData:
         Args:
             ridges: the λ to choose from, as shares of the mean diagonal of Σ u uᵀ, each > 0.
             constant: fit a constant beside W.
-            tolerance: a fit ends when the residual of every output channel is this share of its right-hand side.
+            tolerance: a fit ends when the residual of every output channel is this share of its
+                right-hand side.
             max_steps: or after so many steps.
 
         Raises:
             InputError: the features are not finite.
         """
         out_channels, channels, size, _ = self.shape
-        unknowns = torch.zeros(out_channels, channels * size**2 + 1, dtype=torch.float64, device=self.device)
+        unknowns = torch.zeros(
+            out_channels, channels * size**2 + 1, dtype=torch.float64, device=self.device
+        )
         penalised = torch.ones_like(unknowns[0])
         penalised[-1] = 0
         fitted = torch.ones_like(penalised) if constant else penalised
@@ -76,7 +87,10 @@ class PassesOverData:
             penalty = ridge * (diagonal or 1.0) * penalised
 
             def normal(v: Tensor) -> Tensor:
-                return self._sum(lambda x, _: self._gradient(x, self._map(x, v)), held) * fitted + penalty * v
+                return (
+                    self._sum(lambda x, _: self._gradient(x, self._map(x, v)), held) * fitted
+                    + penalty * v
+                )
 
             return conjugate_gradients(normal, right, start, tolerance, max_steps)
 
@@ -86,17 +100,23 @@ class PassesOverData:
             left = self._sum(lambda x, y: (y - self._map(x, unknowns)).square().sum(), {True})
             return float(left) / (whole or 1.0)
 
-        energy = self._sum(lambda _, y: torch.cat([y.square().sum((0, 2, 3)), y.sum((0, 2, 3))]), {True})
+        energy = self._sum(
+            lambda _, y: torch.cat([y.square().sum((0, 2, 3)), y.sum((0, 2, 3))]), {True}
+        )
         squares, totals = energy.view(2, out_channels)
         count = self._sum(lambda _, y: y.new_tensor(y[:, 0].numel()), {True}).clamp(min=1)
         whole = float((squares - totals.square() / count * constant).sum())
         ridge, errors = descend(held_out, ridges)
         unknowns = fit(ridge, unknowns, {True, False})
-        return RidgeSolution(unknowns[:, :-1].reshape(self.shape), unknowns[:, -1], ridge, errors[ridge], errors)
+        return RidgeSolution(
+            unknowns[:, :-1].reshape(self.shape), unknowns[:, -1], ridge, errors[ridge], errors
+        )
 
     def _map(self, x: Tensor, unknowns: Tensor) -> Tensor:
         """W u + constant at every position."""
-        return F.conv2d(x, unknowns[:, :-1].reshape(self.shape), unknowns[:, -1], padding=self.shape[-1] // 2)
+        return F.conv2d(
+            x, unknowns[:, :-1].reshape(self.shape), unknowns[:, -1], padding=self.shape[-1] // 2
+        )
 
     def _gradient(self, x: Tensor, y: Tensor) -> Tensor:
         """Σ y uᵀ and Σ y, (C', C·k² + 1)."""
@@ -109,7 +129,9 @@ class PassesOverData:
         return F.conv2d(x.square().sum(1, keepdim=True), ones, padding=self.shape[-1] // 2).sum()
 
     def _sum(self, term: Callable[[Tensor, Tensor], Tensor], held: set[bool]) -> Tensor:
-        """Add up what `term` makes of inputs and targets, float64, of the images that are held out or not."""
+        """Add up what `term` makes of inputs and targets, float64, of the images that are held
+        out or not.
+        """
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for inputs, targets, indices in self.batches():
             chosen = torch.tensor([(index % self.folds == 0) in held for index in indices.tolist()])
@@ -117,12 +139,19 @@ class PassesOverData:
             total = total + term(inputs[chosen].double(), targets[chosen].double())
         self.all_reduce(total)
         if not total.isfinite().all():
-            raise InputError("the features hold values that are not finite: train the nets again, or store them anew")
+            raise InputError(
+                "the features hold values that are not finite: train the nets again, or store them"
+                " anew"
+            )
         return total
 
 
 def conjugate_gradients(
-    normal: Callable[[Tensor], Tensor], right: Tensor, start: Tensor, tolerance: float, max_steps: int
+    normal: Callable[[Tensor], Tensor],
+    right: Tensor,
+    start: Tensor,
+    tolerance: float,
+    max_steps: int,
 ) -> Tensor:
     """Solve normal(v) = right for every row of v, (C', M), at once, each with steps of its own."""
 
@@ -135,7 +164,8 @@ def conjugate_gradients(
         if (square <= tolerance**2 * dot(right, right)).all():
             break
         mapped = normal(direction)
-        step = square / dot(direction, mapped).clamp(min=TINY)  # a row that has arrived stays where it is: 0 / TINY
+        # A row that has arrived stays where it is: 0 / TINY
+        step = square / dot(direction, mapped).clamp(min=TINY)
         solution, residual = solution + step * direction, residual - step * mapped
         before, square = square, dot(residual, residual)
         direction = residual + square / before.clamp(min=TINY) * direction

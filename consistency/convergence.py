@@ -1,8 +1,9 @@
-"""Whether a fit is at its end: would more steps, or a wider Trans-Net, leave less of images that it has not seen?
+"""Whether a fit is at its end: would more steps, or a wider Trans-Net, leave less of images that it
+has not seen?
 
-The images are held out from the fitted ones, so that those on which an instability is reported choose
-nothing. Nets A and B were trained on them, which makes them easier than others: they serve for changes,
-and not for levels.
+The images are held out from the fitted ones, so that those on which an instability is reported
+choose nothing. Nets A and B were trained on them, which makes them easier than others: they serve
+for changes, and not for levels.
 """
 
 from collections.abc import Callable
@@ -13,7 +14,12 @@ from consistency.bootstrap import Interval
 
 DOUBLINGS = 5  # of the steps, at most
 SHARE = 0.1  # of the error's own interval: a change below it is none
-AT_END, WIDTH, NOT_AT_END, UNTRIED = "at its end", "width not at its end", "not at its end", "not tried"
+AT_END, WIDTH, NOT_AT_END, UNTRIED = (
+    "at its end",
+    "width not at its end",
+    "not at its end",
+    "not tried",
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,8 @@ class Convergence:
         state: `AT_END`; `WIDTH`: more spare channels leave less, and these are the most that were tried; `NOT_AT_END`:
             the last doubling of the steps still changed the error.
         tolerance: changes below it are none.
-        of_steps: what the last doubling of the steps changed, error after − error before; None: none was tried.
+        of_steps: what the last doubling of the steps changed, error after − error before; None:
+            none was tried.
         of_width: the same of the doubling of M.
         trials: in the order in which they were made.
     """
@@ -59,7 +66,9 @@ class Convergence:
     @property
     def error(self) -> float:
         """What a fit with the chosen steps and M leaves of the images held out."""
-        return next(one.error for one in self.trials if (one.steps, one.hidden) == (self.steps, self.hidden))
+        return next(
+            one.error for one in self.trials if (one.steps, one.hidden) == (self.steps, self.hidden)
+        )
 
     def record(self) -> dict[str, Any]:
         """Give what checkpoints and reports say of it, as plain values."""
@@ -80,7 +89,8 @@ def search(
         measure: steps, M → what such a fit leaves of images that it has not seen.
         steps: to begin with.
         hidden: M; 0 is not doubled.
-        tolerance: changes of the error below it are none; None: a tenth of the width of the error's interval.
+        tolerance: changes of the error below it are none; None: a tenth of the width of the error's
+            interval.
         doublings: of the steps, at most.
 
     Returns:

@@ -1,12 +1,12 @@
 """Ridge regressions from one feature to many targets: one factorisation serves all of them.
 
-A regression from patches P of A's feature (one row for each image and position) to B's feature Y solves
-(PᵀP + λ) W = PᵀY. To pair the targets with other images' x leaves PᵀP as it is, so that its Cholesky factor is
-computed once, and a permutation costs one pass of products PᵀY and PW. Where there are fewer rows than columns, the
-same W comes from the dual form Pᵀ(PPᵀ + λ)⁻¹Y.
+A regression from patches P of A's feature (one row for each image and position) to B's feature Y
+solves (PᵀP + λ) W = PᵀY. To pair the targets with other images' x leaves PᵀP as it is, so that its
+Cholesky factor is computed once, and a permutation costs one pass of products PᵀY and PW. Where
+there are fewer rows than columns, the same W comes from the dual form Pᵀ(PPᵀ + λ)⁻¹Y.
 
-The factor, the solutions and the sums of squares are float64; the passes' products, which take nearly all the time,
-are in the precision of the features, at least float32.
+The factor, the solutions and the sums of squares are float64; the passes' products, which take
+nearly all the time, are in the precision of the features, at least float32.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-CHUNK_BYTES = 1 << 24  # of the rows that are multiplied at one time; more would be new pages for each product
+# Of the rows that are multiplied at one time; more would be new pages for each product
+CHUNK_BYTES = 1 << 24
 
 
 class Rows(Protocol):
@@ -43,7 +44,8 @@ class Targets:
 
     def rows(self, images: Tensor) -> Tensor:
         """Give images (b, n) as rows (n·H·W, b·D)."""
-        maps = take(self.maps, images.flatten().numpy()).flatten(2).unflatten(0, images.shape)  # (b, n, D, U)
+        # (b, n, D, U)
+        maps = take(self.maps, images.flatten().numpy()).flatten(2).unflatten(0, images.shape)
         rows = self.mean.new_empty([maps.shape[axis] for axis in (1, 3, 0, 2)], dtype=self.dtype)
         rows.copy_(maps.permute(1, 3, 0, 2))  # to the device, into place
         return rows.sub_(self.mean).flatten(2).flatten(0, 1)
@@ -52,10 +54,14 @@ class Targets:
         """Sum the squares about the channels' means over these images: (N,)."""
         mean = channel_means(self.maps, self.mean.device)
         size = max(1, CHUNK_BYTES // self.bytes_per_image)
-        return torch.cat([
-            (take(self.maps, slice(start, start + size)).to(mean).flatten(2) - mean[:, None]).square().sum((1, 2))
-            for start in range(0, len(self.maps), size)
-        ])  # fmt: skip
+        return torch.cat(
+            [
+                (take(self.maps, slice(start, start + size)).to(mean).flatten(2) - mean[:, None])
+                .square()
+                .sum((1, 2))
+                for start in range(0, len(self.maps), size)
+            ]
+        )
 
 
 class Reference:
@@ -74,21 +80,32 @@ class Reference:
             for _, part in self.patches(x, 0):
                 rows = part.to(mean)
                 gram.addmm_(rows.mT, rows)
-        gram.diagonal().add_(weight * (float(gram.trace()) / self.columns or 1.0))  # a dead feature counts as ones
+        # A dead feature counts as ones
+        gram.diagonal().add_(weight * (float(gram.trace()) / self.columns or 1.0))
         self.factor = torch.linalg.cholesky(gram)
-        self.solved = torch.cholesky_solve(rows, self.factor).to(self.dtype) if self.dual else rows[:0]
+        self.solved = (
+            torch.cholesky_solve(rows, self.factor).to(self.dtype) if self.dual else rows[:0]
+        )
 
     def patches(self, x: Maps, bytes_beside: int) -> Iterator[tuple[slice, Tensor]]:
-        """Yield images and their rows (n·H·W, p), n so that they and `bytes_beside` an image fit a chunk."""
-        size = max(1, CHUNK_BYTES // (self.dtype.itemsize * self.positions * self.columns + bytes_beside))
+        """Yield images and their rows (n·H·W, p), n so that they and `bytes_beside` an image fit
+        a chunk.
+        """
+        size = max(
+            1, CHUNK_BYTES // (self.dtype.itemsize * self.positions * self.columns + bytes_beside)
+        )
         for start in range(0, len(x), size):
-            part = (take(x, slice(start, start + size)).to(self.mean) - self.mean[:, None, None]).to(self.dtype)
+            part = (
+                take(x, slice(start, start + size)).to(self.mean) - self.mean[:, None, None]
+            ).to(self.dtype)
             rows = F.unfold(part, self.kernel_size, padding=self.kernel_size // 2)  # (n, p, U)
             yield slice(start, start + len(part)), rows.mT.flatten(0, 1)
 
     def solve(self, targets: Targets, inverses: Tensor) -> Tensor:
         """Give W of each pairing, (p, b·D)."""
-        cross = self.mean.new_zeros(self.columns, len(inverses) * len(targets.mean), dtype=self.dtype)
+        cross = self.mean.new_zeros(
+            self.columns, len(inverses) * len(targets.mean), dtype=self.dtype
+        )
         for images, patches in self.patches(self.x, targets.bytes_per_image * len(inverses)):
             places = slice(images.start * self.positions, images.stop * self.positions)
             rows = self.solved[places] if self.dual else patches
@@ -99,26 +116,36 @@ class Reference:
         return cross
 
     def errors(self, solution: Tensor, x: Maps, targets: Targets, inverses: Tensor) -> Tensor:
-        """Sum the squared errors of each target's image, (b, N); they add up to those about the channels' means."""
+        """Sum the squared errors of each target's image, (b, N); they add up to those about the
+        channels' means.
+        """
         pairings, images = inverses.shape
         found = self.mean.new_zeros(pairings, images)
         channel_sums = self.mean.new_zeros(pairings, len(targets.mean))
         for part, target, predicted in self.predictions(solution, x, targets, inverses):
             error = target - predicted
-            found.scatter_(1, inverses[:, part].to(found.device), error.square().sum((1, 3)).mT.to(found))
+            found.scatter_(
+                1, inverses[:, part].to(found.device), error.square().sum((1, 3)).mT.to(found)
+            )
             channel_sums += error.sum((0, 1))
-        return found - channel_sums.square().sum(1, keepdim=True) / (images * self.positions) / images
+        return (
+            found - channel_sums.square().sum(1, keepdim=True) / (images * self.positions) / images
+        )
 
     def predictions(
         self, solution: Tensor, x: Maps, targets: Targets, inverses: Tensor
     ) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """Yield images x, the targets beside them and the predictions, (n, U, b, D); one pairing may serve all."""
+        """Yield images x, the targets beside them and the predictions, (n, U, b, D); one pairing
+        may serve all.
+        """
         channels = len(targets.mean)
-        for part, rows in self.patches(x, targets.bytes_per_image * (solution.shape[1] // channels)):
+        for part, rows in self.patches(
+            x, targets.bytes_per_image * (solution.shape[1] // channels)
+        ):
             both = targets.rows(inverses[:, part]).to(rows), rows @ solution
             target, predicted = (
                 one.unflatten(1, (-1, channels)).unflatten(0, (-1, self.positions)) for one in both
-            )  # fmt: skip
+            )
             yield part, target, predicted
 
 

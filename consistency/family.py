@@ -1,4 +1,6 @@
-"""Trans-Nets that are fitted together: they read the same batches, and each has its own checkpoint and log."""
+"""Trans-Nets that are fitted together: they read the same batches, and each has its own
+checkpoint and log.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,17 +22,22 @@ class Family(nn.Module):
 
     Args:
         members: each maps x (N, C, H, W) to its reconstruction of the target (N, C', H', W').
-        backwards: for each member, whether it maps the target to its reconstruction of x instead; None: none does.
+        backwards: for each member, whether it maps the target to its reconstruction of x instead;
+            None: none does.
     """
 
-    def __init__(self, members: Sequence[nn.Module], backwards: Sequence[bool] | None = None) -> None:
+    def __init__(
+        self, members: Sequence[nn.Module], backwards: Sequence[bool] | None = None
+    ) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
         self.backwards = list(backwards or [False] * len(members))
 
     def forward(self, x: Tensor, target: Tensor) -> tuple[Tensor, ...]:
         """Give every member's reconstruction of what it does not read."""
-        return tuple(member(target if back else x) for member, back in zip(self.members, self.backwards))
+        return tuple(
+            member(target if back else x) for member, back in zip(self.members, self.backwards)
+        )
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,8 @@ class Member:
         state: what that holds, or nothing.
         reverse: it reconstructs A's features from B's.
         source: what it reads and reconstructs, as its own direction calls them.
-        images: what is recorded of the images that it is fitted on: "train" → `Contents.to_record()`.
+        images: what is recorded of the images that it is fitted on: "train" →
+            `Contents.to_record()`.
         title: names it on the terminal.
     """
 
@@ -66,15 +74,24 @@ class Member:
         """Name it as its file is called."""
         return runs.stem(self.path)
 
-    def log(self, out: str, epochs: int, start_epoch: int, runtime: Runtime, **facts: Any) -> runs.RunLog:
+    def log(
+        self, out: str, epochs: int, start_epoch: int, runtime: Runtime, **facts: Any
+    ) -> runs.RunLog:
         """Make its log, in each line of whose file `facts` stand too."""
         folder = runs.log_folder(out, self.path.parent.name, self.name)
         return runs.RunLog(
-            folder, epochs, start_epoch=start_epoch, active=runtime.is_main, facts=facts, title=self.title
+            folder,
+            epochs,
+            start_epoch=start_epoch,
+            active=runtime.is_main,
+            facts=facts,
+            title=self.title,
         )
 
     def restore(self, fit: Fit) -> int:
-        """Put its share of the optimiser where its checkpoint left it; give the number of epochs that were trained."""
+        """Put its share of the optimiser where its checkpoint left it; give the number of epochs
+        that were trained.
+        """
         if self.resumed is None:
             return 0
         part = part_of(fit, self.trans_net)
@@ -83,14 +100,22 @@ class Member:
         return epoch
 
     def save(self, fit: Fit, epoch: int, *, keep: bool = False, **facts: Any) -> None:
-        """Save it, once for all processes, with its share of the optimiser; `keep`: and a copy named by the epoch."""
+        """Save it, once for all processes, with its share of the optimiser; `keep`: and a copy
+        named by the epoch.
+        """
         if not fit.runtime.is_main:
             return
         state = part_of(fit, self.trans_net).state(
-            epoch, trans_net=self.trans_net.config, settings=self.settings, arch=self.source.arch,
-            source=self.source.to_record(), images=dict(self.images),
-            history=resume.history(self.state, self.settings), versions=resume.VERSIONS, **facts,
-        )  # fmt: skip
+            epoch,
+            trans_net=self.trans_net.config,
+            settings=self.settings,
+            arch=self.source.arch,
+            source=self.source.to_record(),
+            images=dict(self.images),
+            history=resume.history(self.state, self.settings),
+            versions=resume.VERSIONS,
+            **facts,
+        )
         checkpoint.save(self.path, state)
         if keep:
             checkpoint.save(self.copy_of(epoch), state)
@@ -112,21 +137,27 @@ def restore(members: Sequence[Member], fit: Fit) -> int:
     epochs = {member.restore(fit) for member in members}
     if len(epochs) > 1:
         raise InputError(
-            f"the Trans-Nets in {members[0].path.parent} were left after different epochs ({sorted(epochs)}); fit them "
-            "one by one, or add --restart"
+            f"the Trans-Nets in {members[0].path.parent} were left after different epochs"
+            f" ({sorted(epochs)}); fit them one by one, or add --restart"
         )
     return epochs.pop()
 
 
 def of_member(metrics: Mapping[str, float], number: int) -> dict[str, float]:
-    """Give what an epoch measured of one member, under the plain names: "0.MSE" of member 0 is its "MSE"."""
+    """Give what an epoch measured of one member, under the plain names: "0.MSE" of member 0 is
+    its "MSE".
+    """
     split = {tuple(name.split(".", 1)): value for name, value in metrics.items() if "." in name}
     return {name: value for (member, name), value in split.items() if member == str(number)}
 
 
 def part_of(fit: Fit, member: nn.Module) -> Fit:
-    """Give a member's share of a family's fit, as a fit of its own with the same weights and optimiser state."""
-    options = {name: value for name, value in fit.optimizer.param_groups[0].items() if name != "params"}
+    """Give a member's share of a family's fit, as a fit of its own with the same weights and
+    optimiser state.
+    """
+    options = {
+        name: value for name, value in fit.optimizer.param_groups[0].items() if name != "params"
+    }
     trained = [parameter for parameter in member.parameters() if parameter.requires_grad]
     optimizer = type(fit.optimizer)([{**options, "params": trained}])  # type: ignore[call-arg]
     optimizer.state.update({p: fit.optimizer.state[p] for p in trained if p in fit.optimizer.state})

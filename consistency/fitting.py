@@ -1,4 +1,5 @@
-"""One fit from its first pass to its last: standards, linear reference, closed form, epochs, what is left unexplained.
+"""One fit from its first pass to its last: standards, linear reference, closed form, epochs, what
+is left unexplained.
 
 Training_TransNet.py, Calibrate.py and Python fit by it alike.
 """
@@ -25,7 +26,9 @@ from utils.training.engine import Fit, train_one_epoch
 from utils.training.schedules import due, each_step, set_learning_rate
 
 FIRST_IMAGES = 500  # enough for the W(0) that a budget in steps begins with
-JUDGES = 10  # with a budget in steps, on every tenth fitted image W(0) alone is fitted: it judges what the others made
+# With a budget in steps, on every tenth fitted image W(0) alone is fitted: it judges what the
+# others made
+JUDGES = 10
 HELD_OUT = 5  # while the end of a fit is looked for, every fifth fitted image is held out from it
 
 
@@ -33,7 +36,8 @@ class Pairs(NamedTuple):
     """Pairs of features: which images are fitted, which are not, and how they are read.
 
     Attributes:
-        load: `load(part, shuffle=…)`, a loader of the images `part`, int64 (n,); its batches end with their indices.
+        load: `load(part, shuffle=…)`, a loader of the images `part`, int64 (n,); its batches end
+            with their indices.
         read: a batch on the device → x (N, C, H, W) and the target (N, C', H', W') as maps.
         fitted: the images that are fitted, int64 (N,).
         unseen: an unshuffled loader of images that are not; None: there are none.
@@ -71,7 +75,8 @@ class Beside(NamedTuple):
     Attributes:
         linear: a `TransNet` of one layer, whose standards are those of the features.
         reference: its solution and what it leaves; None: it was not asked for.
-        judged: what such a layer that was fitted to the other images leaves of the judges; None: there are none.
+        judged: what such a layer that was fitted to the other images leaves of the judges; None:
+            there are none.
     """
 
     linear: Any
@@ -98,11 +103,12 @@ class Fitting:
         backwards: for each whether it reconstructs x from the target; None: none does.
         alphas: for each the weights of p(1) … p(K), (K,); None: no penalty.
         throughs: see `reconstruct`; with them W(0) is solved first alone.
-        beside: what other fits to the same images have beside them, by direction; it is filled here.
-        reference: fit the linear reference, and let it take the place of what leaves more than it. With
-            a budget in steps that is decided on judges, a tenth of the fitted images, to which W(0) alone
-            is fitted, at the very end; else by the cross-validated errors of W(0), given branches that
-            have seen all folds.
+        beside: what other fits to the same images have beside them, by direction; it is filled
+            here.
+        reference: fit the linear reference, and let it take the place of what leaves more than it.
+            With a budget in steps that is decided on judges, a tenth of the fitted images, to which
+            W(0) alone is fitted, at the very end; else by the cross-validated errors of W(0), given
+            branches that have seen all folds.
         fallback: let it take that place.
     """
 
@@ -120,23 +126,41 @@ class Fitting:
         reference: bool = True,
         fallback: bool = True,
     ) -> None:
-        self.trans_nets, self.pairs, self.budget, self.runtime = list(trans_nets), pairs, budget, runtime
+        self.trans_nets, self.pairs, self.budget, self.runtime = (
+            list(trans_nets),
+            pairs,
+            budget,
+            runtime,
+        )
         self.backwards = list(backwards or [False] * len(self.trans_nets))
         self.beside: dict[bool, Beside] = {} if beside is None else beside
         self.throughs, self._with_reference, self._fallback = throughs, reference, fallback
         family = Family(self.trans_nets, self.backwards)
         net = runtime.parallel(family)
-        self.fit = Fit(net, family, budget.optimizer(family), runtime.grad_scaler(), runtime, budget.print_freq)
+        self.fit = Fit(
+            net, family, budget.optimizer(family), runtime.grad_scaler(), runtime, budget.print_freq
+        )
         weights = alphas or [torch.zeros(one.order) for one in self.trans_nets]
         self.step = partial(
-            reconstruction.reconstruct, family=family, alphas=[one.to(runtime.device) for one in weights],
-            read=pairs.read, throughs=throughs,
-        )  # fmt: skip
-        judged = budget.steps and budget.solve is not None and not throughs and len(pairs.fitted) >= 2 * JUDGES
-        self.trained, judges = every_so_many(pairs.fitted, JUDGES) if judged else (pairs.fitted, None)
+            reconstruction.reconstruct,
+            family=family,
+            alphas=[one.to(runtime.device) for one in weights],
+            read=pairs.read,
+            throughs=throughs,
+        )
+        judged = (
+            budget.steps
+            and budget.solve is not None
+            and not throughs
+            and len(pairs.fitted) >= 2 * JUDGES
+        )
+        self.trained, judges = (
+            every_so_many(pairs.fitted, JUDGES) if judged else (pairs.fitted, None)
+        )
         self.judges = None if judges is None else pairs.load(judges, shuffle=False)
         self.rates = budget.rates(budget.batches(len(self.trained), runtime.world_size))
-        # Of each Trans-Net the errors of itself and of the linear layer on images aside, and which was taken.
+        # Of each Trans-Net the errors of itself and of the linear layer on images aside, and which
+        # was taken.
         self.compared: list[dict[str, Any] | None] = [None] * len(self.trans_nets)
         # Of each Trans-Net the ridge weight of its last closed form.
         self.ridges: list[float | None] = [None] * len(self.trans_nets)
@@ -145,10 +169,15 @@ class Fitting:
     def directions(self) -> dict[bool, list[int]]:
         """Say which Trans-Nets read A's features (False), and which B's (True)."""
         numbers = range(len(self.backwards))
-        return {back: [i for i in numbers if self.backwards[i] == back] for back in dict.fromkeys(self.backwards)}
+        return {
+            back: [i for i in numbers if self.backwards[i] == back]
+            for back in dict.fromkeys(self.backwards)
+        }
 
     def begin(self, *, start_epoch: int = 0) -> None:
-        """Set the standards, fit the linear reference, and solve W(0); a fit that goes on keeps what it has."""
+        """Set the standards, fit the linear reference, and solve W(0); a fit that goes on keeps
+        what it has.
+        """
         for back, numbers in self.directions.items():
             of_direction = [self.trans_nets[i] for i in numbers]
             if back not in self.beside:
@@ -156,19 +185,28 @@ class Fitting:
             linear = self.beside[back].linear
             for one in of_direction if start_epoch == 0 else ():
                 if one.standardise:
-                    one.set_standards(linear.x_mean, linear.x_std, linear.target_mean, linear.target_std)
+                    one.set_standards(
+                        linear.x_mean, linear.x_std, linear.target_mean, linear.target_std
+                    )
         if self.budget.solve is not None and start_epoch == 0:
             self.solve(last=not self.rates, first=True)
 
     def _make_beside(self, linear: Any, back: bool) -> Beside:
-        in_order, read = self.pairs.load(self.pairs.fitted, shuffle=False), self.pairs.in_direction(back)
+        in_order, read = (
+            self.pairs.load(self.pairs.fitted, shuffle=False),
+            self.pairs.in_direction(back),
+        )
         set_standards([linear], in_order, read, self.runtime)
         if not self._with_reference:
             return Beside(linear, None)
-        return Beside(linear, linear_reference(linear, in_order, self.pairs.unseen, read, self.runtime))
+        return Beside(
+            linear, linear_reference(linear, in_order, self.pairs.unseen, read, self.runtime)
+        )
 
     def epochs(self, start_epoch: int = 0) -> Iterator[tuple[int, dict[str, float]]]:
-        """Train epoch by epoch, with the closed form where it is due; yield the epoch, from 0, and its metrics."""
+        """Train epoch by epoch, with the closed form where it is due; yield the epoch, from 0,
+        and its metrics.
+        """
         loader, count = self.pairs.load(self.trained, shuffle=True), len(self.rates)
         every = None if self.throughs else self.budget.solve
         for epoch in range(start_epoch, count):
@@ -176,7 +214,9 @@ class Fitting:
             set_learning_rate(self.fit.optimizer, rates[0])
             of_steps = rates if self.budget.steps is not None else []
             with each_step(self.fit.optimizer, of_steps):
-                metrics = train_one_epoch(self.fit, loader, self.step, epoch, steps=len(of_steps) or None)
+                metrics = train_one_epoch(
+                    self.fit, loader, self.step, epoch, steps=len(of_steps) or None
+                )
             if every is not None and due(epoch, every or count, count):
                 self.solve(last=epoch + 1 == count)
             yield epoch, metrics
@@ -184,34 +224,50 @@ class Fitting:
     def run(self, label: str = "fit") -> "Fitting":
         """Begin and train to the end."""
         self.begin()
-        for _ in Progress(self.epochs(), label, total=len(self.rates), quiet=not self.runtime.is_main):
+        for _ in Progress(
+            self.epochs(), label, total=len(self.rates), quiet=not self.runtime.is_main
+        ):
             pass
         return self
 
     def solve(self, *, last: bool, first: bool = False) -> None:
-        """Solve W(0) of every Trans-Net; the last time, take the linear layer alone where it is the better one.
+        """Solve W(0) of every Trans-Net; the last time, take the linear layer alone where it is the
+        better one.
 
         Args:
             last: no epoch follows.
             first: none came before; where more follow in a budget of steps, some images are enough.
         """
-        few = first and not last and self.budget.steps is not None and len(self.trained) > FIRST_IMAGES
+        few = (
+            first
+            and not last
+            and self.budget.steps is not None
+            and len(self.trained) > FIRST_IMAGES
+        )
         part = self.trained[:: len(self.trained) // FIRST_IMAGES] if few else self.trained
         loader, judges = self.pairs.load(part, shuffle=False), self.judges if last else None
         for back, numbers in self.directions.items():
             reference, read = self.beside[back].reference, self.pairs.in_direction(back)
-            # One standardised layer is the linear reference itself, and its system is solved already.
+            # One standardised layer is the linear reference itself, and its system is solved
+            # already.
             same = [i for i in numbers if reference and not few and self._is_linear(i)]
             for i in same:
                 assert reference is not None
-                self.trans_nets[i].set_last_weight(reference.solution.weight, reference.solution.constant)
+                self.trans_nets[i].set_last_weight(
+                    reference.solution.weight, reference.solution.constant
+                )
                 self.ridges[i] = reference.solution.ridge
             others = [i for i in numbers if i not in same]
             of_others = [self.trans_nets[i] for i in others]
             solutions = solve(of_others, loader, read, self.runtime, judges) if others else []
             for i, solution in zip(others, solutions):
                 self.ridges[i] = solution.ridge
-                if last and reference and self.trans_nets[i].standardise and self.trans_nets[i].order:
+                if (
+                    last
+                    and reference
+                    and self.trans_nets[i].standardise
+                    and self.trans_nets[i].order
+                ):
                     self._choose(i, solution.error, back)
 
     def _is_linear(self, i: int) -> bool:
@@ -219,33 +275,49 @@ class Fitting:
         return one.standardise and not one.order and not one.hidden
 
     def _choose(self, i: int, error: float, back: bool) -> None:
-        """Take the linear layer alone where it leaves less than a Trans-Net does, and keep both errors."""
+        """Take the linear layer alone where it leaves less than a Trans-Net does, and keep both
+        errors.
+        """
         beside = self.beside[back]
         assert beside.reference is not None
         linear = beside.reference.solution.error
         if self.judges:
             if beside.judged is None:
-                layer, loader = beside.linear.linear_reference(), self.pairs.load(self.trained, shuffle=False)
-                (solution,) = solve([layer], loader, self.pairs.in_direction(back), self.runtime, self.judges)
+                layer, loader = (
+                    beside.linear.linear_reference(),
+                    self.pairs.load(self.trained, shuffle=False),
+                )
+                (solution,) = solve(
+                    [layer], loader, self.pairs.in_direction(back), self.runtime, self.judges
+                )
                 beside = self.beside[back] = beside._replace(judged=solution.error)
             assert beside.judged is not None
             linear = beside.judged
         taken = self._fallback and linear < error
-        self.compared[i] = {"taken": taken, "linear": linear, "deep": error, "unseen": self.judges is not None}
+        self.compared[i] = {
+            "taken": taken,
+            "linear": linear,
+            "deep": error,
+            "unseen": self.judges is not None,
+        }
         if taken:
             reference = beside.reference
             assert reference is not None
             self.trans_nets[i].set_linear(reference.solution.weight, reference.solution.constant)
 
     def instabilities(self) -> list[float]:
-        """Measure Var(x_Δ)/Var(x*) of every Trans-Net on the images that are not fitted; nothing without any."""
+        """Measure Var(x_Δ)/Var(x*) of every Trans-Net on the images that are not fitted; nothing
+        without any.
+        """
         errors = [float("nan")] * len(self.trans_nets)
         if self.pairs.unseen is None:
             return []
         for back, numbers in self.directions.items():
             of_direction = [self.trans_nets[i] for i in numbers]
             read = self.pairs.in_direction(back)
-            for i, error in zip(numbers, instabilities(of_direction, self.pairs.unseen, read, self.runtime)):
+            for i, error in zip(
+                numbers, instabilities(of_direction, self.pairs.unseen, read, self.runtime)
+            ):
                 errors[i] = error
         return errors
 
@@ -257,11 +329,16 @@ class Fitting:
         shares |= {"held-out": metrics["val_instability"]} if "val_instability" in metrics else {}
         shares |= {"linear": metrics["linear_reference"]} if "linear_reference" in metrics else {}
         errors = ", ".join(f"{name} {value:.4f}" for name, value in shares.items())
-        others = [f"{name} {value:.4g}" for name, value in metrics.items() if name.startswith("p") or name == "lr"]
+        others = [
+            f"{name} {value:.4g}"
+            for name, value in metrics.items()
+            if name.startswith("p") or name == "lr"
+        ]
         return " · ".join([f"unexplained of Var(x*): {errors}", *others])
 
     def record(self, i: int, tried: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Give what checkpoints say of how far a Trans-Net was fitted, and whether it is its linear layer.
+        """Give what checkpoints say of how far a Trans-Net was fitted, and whether it is its linear
+        layer.
 
         Args:
             i: which.
@@ -284,7 +361,8 @@ def converge(
     alpha: Tensor | None = None,
     tolerance: float | None = None,
 ) -> Convergence:
-    """Find the steps and M of which a doubling changes nothing, by fits to four fifths of the fitted images.
+    """Find the steps and M of which a doubling changes nothing, by fits to four fifths of the
+    fitted images.
 
     Args:
         make: M → an untrained `TransNet`, the same every time.
@@ -303,9 +381,15 @@ def converge(
     def measure(steps: int, hidden: int) -> Interval:
         label = f"{steps} steps, {hidden} spare channels, four fifths of the images"
         fitting = Fitting(
-            [make(hidden)], inside, replace(budget, steps=steps, epochs=None), runtime, backwards=[backwards],
-            alphas=None if alpha is None else [alpha], beside=beside, fallback=False,
-        )  # fmt: skip
+            [make(hidden)],
+            inside,
+            replace(budget, steps=steps, epochs=None),
+            runtime,
+            backwards=[backwards],
+            alphas=None if alpha is None else [alpha],
+            beside=beside,
+            fallback=False,
+        )
         (one,) = fitting.run(label).trans_nets
         errors = image_errors(one, unseen, inside.in_direction(backwards), runtime)
         interval = bootstrap(instability_of, [errors])["instability"]

@@ -6,9 +6,9 @@ positions and C channels:
     Var_w = 1/(N U C) Σ_i n_c/(n_c − 1) |x_i − m_c|²                within, an unbiased estimate
     Var_b = 1/(N U C) Σ_c n_c |m_c − m|² − what chance adds        between, m the mean map of all
 
-Class means of few images differ by chance: Σ_c n_c |m_c − m|² expects Σ_c s_c² (1 − n_c/N) too much,
-s_c² being the variance of one image in its class. Uncorrected, a net that gives the true class means
-seems to lack 0.70 of what lies between classes of 5 images, and 0.31 of 24.
+Class means of few images differ by chance: Σ_c n_c |m_c − m|² expects Σ_c s_c² (1 − n_c/N) too
+much, s_c² being the variance of one image in its class. Uncorrected, a net that gives the true
+class means seems to lack 0.70 of what lies between classes of 5 images, and 0.31 of 24.
 """
 
 from collections.abc import Sequence
@@ -41,7 +41,9 @@ class ClassVariances:
 
     @property
     def floor(self) -> float:
-        """I_0 = Var_w / Var(x): the instability of a sender that knows the true class means and no more."""
+        """I_0 = Var_w / Var(x): the instability of a sender that knows the true class means and
+        no more.
+        """
         return self.within / self.about_channels if self.about_channels else float("nan")
 
 
@@ -66,17 +68,22 @@ class ClassMoments:
             labels: the images' classes, integers (N,).
 
         Raises:
-            InputError: other shapes than before, several labels an image, or values that are not finite.
+            InputError: other shapes than before, several labels an image, or values that are not
+                finite.
         """
         if labels.ndim != 1:
-            raise InputError("the variance within classes needs one class an image, not several labels")
+            raise InputError(
+                "the variance within classes needs one class an image, not several labels"
+            )
         size = max(1, CHUNK_BYTES // (8 * features[0].numel()))
         for part, kinds in zip(features.split(size), labels.split(size)):
             maps = part.double().flatten(2) if part.ndim > 2 else part.double()[..., None]
             if not self.images:
                 self._origin = maps.mean((0, 2))[:, None]
             if maps.shape[1] != len(self._origin):
-                raise InputError(f"all batches must have {len(self._origin)} channels, not {maps.shape[1]}")
+                raise InputError(
+                    f"all batches must have {len(self._origin)} channels, not {maps.shape[1]}"
+                )
             maps = maps - self._origin
             if not maps.isfinite().all():
                 raise InputError("the features hold values that are not finite; look at the nets")
@@ -95,7 +102,9 @@ class ClassMoments:
         """
         labels = [label for label, count in self._counts.items() if count > 1]
         if not labels:
-            raise InputError("variances within classes need two images of a class, but no class has them")
+            raise InputError(
+                "variances within classes need two images of a class, but no class has them"
+            )
         counts = torch.tensor([self._counts[label] for label in labels], dtype=torch.float64)
         maps = torch.stack([self._maps[label] for label in labels]).cpu()  # Σ x, (K, C, U)
         units, total = maps[0].numel(), counts.sum()

@@ -1,4 +1,6 @@
-"""The features that a tail is tuned on: raw ones, or what a Trans-Net keeps of them (paper Sec. 4.1 and 4.3)."""
+"""The features that a tail is tuned on: raw ones, or what a Trans-Net keeps of them (paper Sec.
+4.1 and 4.3).
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -17,28 +19,31 @@ INPUTS = ("components", *RAW, "residual_added", NOISE)
 
 
 class FrozenFeature(nn.Module):
-    """Turn pixels (N, 3, S, S) into a feature (N, *shape), float32, by fixed networks in evaluation mode.
+    """Turn pixels (N, 3, S, S) into a feature (N, *shape), float32, by fixed networks in evaluation
+    mode.
 
     What it gives, by `name`:
 
         components      Σ x(k) over `orders`: knowledge of A that is consistent with B's; of all orders, g(x_A).
-                        The constant of a Trans-Net that standardises belongs to no order and is always there
+                        The constant of a Trans-Net that standardises belongs to no order and is
+                        always there
         residual_added  the same + x_Δ = x_B − g(x_A), A's blind spots
         raw_A, raw_B    x_A, x_B, the baselines
         noise_added     x_B + Gaussian noise, whose variance in each image and channel is the mean square of x_Δ there:
-                        what is as large as the blind spots, and no knowledge. Drawn by a generator of its own, so that
-                        a run that is repeated or resumed sees the same
+                        what is as large as the blind spots, and no knowledge. Drawn by a generator
+                        of its own, so that a run that is repeated or resumed sees the same
 
-    With all orders, `residual_added` is x_B up to rounding: what g(x_A) lacks of x_B is added to g(x_A). So the
-    paper's first experiment in Sec. 4.1 asks what modules like A's make of x_B; it is computed as it is defined.
+    With all orders, `residual_added` is x_B up to rounding: what g(x_A) lacks of x_B is added to
+    g(x_A). So the paper's first experiment in Sec. 4.1 asks what modules like A's make of x_B; it
+    is computed as it is defined.
 
     Args:
         name: one of `INPUTS`.
         heads: "A" and "B" → pixels → feature; for a raw feature its own net's is enough.
         trans_net: g, from A's feature to B's; needless for a raw feature.
         orders: the k of the components that are summed.
-        tail_shape: of the feature that the tail was trained on: maps (C, H, W), tokens (T, C) or a vector (C,);
-            of these three the result is the same, its lengths are its own.
+        tail_shape: of the feature that the tail was trained on: maps (C, H, W), tokens (T, C) or a
+            vector (C,); of these three the result is the same, its lengths are its own.
     """
 
     def __init__(
@@ -50,7 +55,13 @@ class FrozenFeature(nn.Module):
         tail_shape: tuple[int, ...],
     ) -> None:
         super().__init__()
-        needed = [RAW[name]] if name in RAW else ["A", "B"] if name in ("residual_added", NOISE) else ["A"]
+        needed = (
+            [RAW[name]]
+            if name in RAW
+            else ["A", "B"]
+            if name in ("residual_added", NOISE)
+            else ["A"]
+        )
         self.name, self.orders, self.tail_shape = name, list(orders), tail_shape
         self.heads = nn.ModuleDict({net: heads[net] for net in needed})
         self.trans_net = None if name in RAW else trans_net
@@ -119,7 +130,7 @@ def freeze(
             nets[tail].tail.eval()(torch.zeros(1, *shape))
     except (RuntimeError, ValueError, AssertionError):
         raise InputError(
-            f"{name} gives a feature {shape}, which the tail of net {tail} does not take (its own is {shapes[tail]}): "
-            "choose layers with as many channels, or another --tail"
+            f"{name} gives a feature {shape}, which the tail of net {tail} does not take (its own"
+            f" is {shapes[tail]}): choose layers with as many channels, or another --tail"
         ) from None
     return frozen, shape

@@ -7,8 +7,8 @@ answers are q_i = softmax z_i and r_i = softmax ẑ_i, and q̄ is the mean of q_
     D   = mean KL(q_i ‖ r_i)     that are lost on the way through g
     K   = I_B − D                that arrive: a lower bound of I(x_A; B's answer) (Barber, Agakov 2003)
 
-K_c is K after a temperature and a prior, r'_i = softmax(a ẑ_i + c log q̄), a ≥ 0, have been fitted on
-the other half of the images: what is lost by a wrong scale of g alone is no loss of knowledge.
+K_c is K after a temperature and a prior, r'_i = softmax(a ẑ_i + c log q̄), a ≥ 0, have been fitted
+on the other half of the images: what is lost by a wrong scale of g alone is no loss of knowledge.
 
 *Beyond the class*: ρ = 1 − D / D_class. D_class pairs q_i with r_j of the other images j that B
 answers alike (argmax q), so a sender of B's answer alone has ρ = 0. Whether anything beyond the
@@ -47,10 +47,12 @@ class Knowledge:
 
     Attributes:
         images: N.
-        numbers: bits "I_B", "D", "K", "K_c" and "D_class"; "share" = K / I_B; "rho" beyond the class;
-            "penultimate_r2"; the fractions "agreement" (r and q have one argmax), "agreement_A_B" and
-            their difference "decision_recovery". What is not defined has no value, but a reason.
-        p: of ρ, by permutations of r within the classes of B's answers; None where ρ is not defined.
+        numbers: bits "I_B", "D", "K", "K_c" and "D_class"; "share" = K / I_B; "rho" beyond the
+            class; "penultimate_r2"; the fractions "agreement" (r and q have one argmax),
+            "agreement_A_B" and their difference "decision_recovery". What is not defined has no
+            value, but a reason.
+        p: of ρ, by permutations of r within the classes of B's answers; None where ρ is not
+            defined.
         lost: KL(q_i ‖ r_i) of each image in bits, float64 (N,), in the order of the images.
         lost_by_class: D_c, the mean of these over the images of each class, by the class's number.
         notes: sentences about what cannot be said.
@@ -74,7 +76,9 @@ class Knowledge:
             "images": self.images,
             "p": self.p,
             **{name: asdict(interval) for name, interval in self.numbers.items()},
-            "lost_by_class": {str(label): asdict(interval) for label, interval in self.lost_by_class.items()},
+            "lost_by_class": {
+                str(label): asdict(interval) for label, interval in self.lost_by_class.items()
+            },
             "lost_bits": self.lost.tolist(),
             "notes": list(self.notes),
         }
@@ -153,7 +157,8 @@ def measure_knowledge(
 
 
 def learned_share(knowledge: Knowledge, untrained: Knowledge) -> float | None:
-    """Compute the share of B's bits that A's training brought: (K − K₀) / (I_B − K₀), K₀ = max(0, K_A0).
+    """Compute the share of B's bits that A's training brought: (K − K₀) / (I_B − K₀), K₀ = max(0,
+    K_A0).
 
     Args:
         knowledge: of the trained A.
@@ -170,14 +175,18 @@ def learned_share(knowledge: Knowledge, untrained: Knowledge) -> float | None:
 
 
 def log_answers(logits: Tensor, multi_label: bool = False) -> Tensor:
-    """Give the logarithms of B's answers (not yet to base 2), float64 (N, C), or (N, 2 C) of questions."""
+    """Give the logarithms of B's answers (not yet to base 2), float64 (N, C), or (N, 2 C) of
+    questions.
+    """
     logits = logits.double()
     if multi_label:
         return torch.cat([F.logsigmoid(logits), F.logsigmoid(-logits)], dim=1)
     return logits.log_softmax(1)
 
 
-def calibrate(sent_logits: Tensor, log_q: Tensor, halves: Tensor, multi_label: bool = False) -> Tensor:
+def calibrate(
+    sent_logits: Tensor, log_q: Tensor, halves: Tensor, multi_label: bool = False
+) -> Tensor:
     """Give log softmax(a ẑ_i + c log q̄), a ≥ 0, (a, c) of each half being fitted on the other.
 
     The divergence is convex in (a, c), and a = 1, c = 0 leaves ẑ as it is. Of a yes-or-no question
@@ -235,7 +244,8 @@ def class_divergences(log_q: Tensor, log_r: Tensor, answers: Tensor) -> tuple[Te
         answers: argmax of q, integers (N,): the class.
 
     Returns:
-        Which images are alone in their class, bool (N,); the divergences, float64 (N,), 0 for these.
+        Which images are alone in their class, bool (N,); the divergences, float64 (N,), 0 for
+        these.
     """
     _, kinds, counts = answers.unique(return_inverse=True, return_counts=True)
     totals = torch.zeros(len(counts), log_r.shape[1], dtype=log_r.dtype).index_add_(0, kinds, log_r)
@@ -284,20 +294,27 @@ def _check(
 ) -> None:
     shape = tuple(logits.shape)
     if len(shape) != 2 or shape[0] < 4 or shape[1] < 1:
-        raise InputError(f"what B still knows needs its answers (N, C) to at least four images, not {shape}.")
+        raise InputError(
+            f"what B still knows needs its answers (N, C) to at least four images, not {shape}."
+        )
     for other, name in ((sent_logits, "through g"), (logits_a, "of net A")):
         if other is not None and tuple(other.shape) != shape:
             raise InputError(
                 f"the answers {name} have shape {tuple(other.shape)}, but B's {shape}: "
                 "both must be answers of the same classes to the same images."
             )
-    if penultimate is not None and (penultimate[0].shape != penultimate[1].shape or len(penultimate[0]) != shape[0]):
+    if penultimate is not None and (
+        penultimate[0].shape != penultimate[1].shape or len(penultimate[0]) != shape[0]
+    ):
         raise InputError(
             f"penultimate features of shapes {[tuple(part.shape) for part in penultimate]} are not "
             f"two of the same layer and of the {shape[0]} images."
         )
     if not all(bool(part.isfinite().all()) for part in (logits, sent_logits)):
-        raise InputError("B's answers hold NaN or infinity, so no bits can be counted; look at B and the features.")
+        raise InputError(
+            "B's answers hold NaN or infinity, so no bits can be counted; look at B and the"
+            " features."
+        )
 
 
 def _divergences(q: Tensor, log_ratio: Tensor) -> Tensor:
@@ -306,7 +323,9 @@ def _divergences(q: Tensor, log_ratio: Tensor) -> Tensor:
 
 
 def _decisions(logits: Tensor, multi_label: bool) -> Tensor:
-    """Give what is answered: the class, int64 (N,), or yes and no to every question, bool (N, C)."""
+    """Give what is answered: the class, int64 (N,), or yes and no to every question, bool (N,
+    C).
+    """
     return logits > 0 if multi_label else logits.argmax(1)
 
 

@@ -8,8 +8,8 @@
     kept_knowledge(tail, target, output)       how much of B's answers survives the reconstruction
 
 A feature is an array of maps (N, C, H, W), tokens (N, T, C) or vectors (N, C), of PyTorch or NumPy.
-Row i of every array belongs to image i. x is A's feature and the target is B's. Whatever is drawn at
-random comes from `seed`; the caller's random numbers stay as they were.
+Row i of every array belongs to image i. x is A's feature and the target is B's. Whatever is drawn
+at random comes from `seed`; the caller's random numbers stay as they were.
 """
 
 import contextlib
@@ -77,8 +77,8 @@ def features(
             another training script saved.
         layer: the name of a module, of another node of the traced net (`layer3.1.add`), or "stage:N":
             the end of stage N, "stage:-1" the last one. `ConvOutput.py --list_layers` prints all.
-        images: batches of images (n, 3, S, S), float32, normalised as the net takes them: tensors, or
-            tuples that begin with one, such as those of a loader that is not shuffled.
+        images: batches of images (n, 3, S, S), float32, normalised as the net takes them: tensors,
+            or tuples that begin with one, such as those of a loader that is not shuffled.
         arch: the checkpoint's architecture, where the file does not say it.
         device: that computes.
 
@@ -93,8 +93,8 @@ def features(
         pixels = torch.as_tensor(batch if isinstance(batch, Tensor | np.ndarray) else batch[0])
         if pixels.ndim != 4 or pixels.shape[2] != pixels.shape[3]:
             raise InputError(
-                f"`images` must give batches of square images (n, 3, S, S), not {tuple(pixels.shape)}; "
-                "of one tensor give its batches, such as images.split(64)"
+                "`images` must give batches of square images (n, 3, S, S), not"
+                f" {tuple(pixels.shape)}; of one tensor give its batches, such as images.split(64)"
             )
         if head is None:
             head = _open(net, layer, pixels.shape[-1], arch).frozen_form(torch.device(device))
@@ -122,8 +122,8 @@ def fit(
     """Fit a Trans-Net as `Training_TransNet.py --standardise --solve` does.
 
     x and the target are standardised. W(0) is solved in closed form first and last, and all else is
-    trained by Muon in between. A Trans-Net that leaves more than the best single linear layer becomes
-    that layer.
+    trained by Muon in between. A Trans-Net that leaves more than the best single linear layer
+    becomes that layer.
 
         >>> import consistency
         >>> x = torch.randn(80, 3, 4, 4)
@@ -136,8 +136,8 @@ def fit(
         x: A's feature, (N, C, H, W), (N, T, C) or (N, C).
         target: B's, of the same images and as many axes; its maps may have another size.
         layers: K + 1, linear layers. 1: the linear reference alone.
-        hidden: M, spare channels behind x's own; None: 0 for one layer, else 64, or as many as x has if
-            that is fewer.
+        hidden: M, spare channels behind x's own; None: 0 for one layer, else 64, or as many as x
+            has if that is fewer.
         steps: of the optimiser; None: 400, unless `epochs` are given.
         epochs: passes over the images by Adam, in place of steps; 0: the closed form alone.
         lr: the highest learning rate; None: 0.02 for steps, 0.0003 for epochs.
@@ -145,7 +145,8 @@ def fit(
         alpha: weights of the penalty on p(1) … p(K), (K,); None: no penalty.
         seed: of the initialisation and of the order of images.
         device: that computes. The features stay on the CPU; a batch at a time moves.
-        config: other arguments of `consistency.trans_nets.between` and `TransNet`, such as `fc` or `norm`.
+        config: other arguments of `consistency.trans_nets.between` and `TransNet`, such as `fc` or
+            `norm`.
 
     Returns:
         The Trans-Net on the CPU, in evaluation mode: maps (N, C, H, W) → (N, C', H', W').
@@ -158,20 +159,31 @@ def fit(
     with _seeded(seed, runtime.device), torch.enable_grad():
         if hidden is None:
             hidden = min(channels_of(pairs.shapes[0]), HIDDEN) if layers > 1 else 0
-        trans_net = between(*pairs.shapes, layers=layers, hidden=hidden, **{"standardise": True} | config)
+        trans_net = between(
+            *pairs.shapes, layers=layers, hidden=hidden, **{"standardise": True} | config
+        )
         if epochs is None:
-            budget = Budget(steps=STEPS if steps is None else steps, lr=lr or 0.02, batch_size=batch_size)
+            budget = Budget(
+                steps=STEPS if steps is None else steps, lr=lr or 0.02, batch_size=batch_size
+            )
         else:
             budget = Budget(
-                optim="Adam", lr=lr or 3e-4, steps=None, epochs=epochs, logspace=DECADES, batch_size=batch_size
-            )  # fmt: skip
+                optim="Adam",
+                lr=lr or 3e-4,
+                steps=None,
+                epochs=epochs,
+                logspace=DECADES,
+                batch_size=batch_size,
+            )
         if layers == 1 and epochs is None:
             budget = Budget(steps=0, batch_size=batch_size)  # the closed form is all of it
 
         def load(part: Tensor, shuffle: bool) -> Any:
             return make_loader(Subset(pairs, part.tolist()), batch_size, shuffle=shuffle, seed=seed)
 
-        weights = torch.zeros(layers - 1) if alpha is None else torch.tensor(alpha, dtype=torch.float32)
+        weights = (
+            torch.zeros(layers - 1) if alpha is None else torch.tensor(alpha, dtype=torch.float32)
+        )
         of_all = Pairs(load, read_stored, torch.arange(len(pairs)))
         Fitting([trans_net], of_all, budget, runtime, alphas=[weights]).run()
     return trans_net.cpu().eval().requires_grad_(False)
@@ -184,8 +196,8 @@ class Variances:
     Attributes:
         images: N.
         instability: Var(x_Δ) / Var(x*): 0 where A gives all of B's feature.
-        shares: Var(·) / Var(x*) of "order0" … "orderK" and of "output", g(x). They need not add up to
-            1 with the instability, because orders are correlated.
+        shares: Var(·) / Var(x*) of "order0" … "orderK" and of "output", g(x). They need not add up
+            to 1 with the instability, because orders are correlated.
     """
 
     images: int
@@ -198,7 +210,9 @@ class Variances:
 
 
 @torch.no_grad()
-def variances(trans_net: TransNet, x: ArrayLike, target: ArrayLike, *, resamples: int = 1000) -> Variances:
+def variances(
+    trans_net: TransNet, x: ArrayLike, target: ArrayLike, *, resamples: int = 1000
+) -> Variances:
     """Measure how much of the target's variance each order explains (paper Sec. 4.2).
 
         >>> import consistency
@@ -213,7 +227,8 @@ def variances(trans_net: TransNet, x: ArrayLike, target: ArrayLike, *, resamples
         trans_net: from `fit`, or `models.load_trans_net`; put into evaluation mode.
         x: A's feature of images that were not fitted, (N, C, H, W), (N, T, C) or (N, C).
         target: B's, of the same images.
-        resamples: of the images; the intervals hold the Trans-Net as it was fitted. 0: no intervals.
+        resamples: of the images; the intervals hold the Trans-Net as it was fitted. 0: no
+            intervals.
 
     Raises:
         InputError: the Trans-Net maps other shapes.
@@ -226,7 +241,11 @@ def variances(trans_net: TransNet, x: ArrayLike, target: ArrayLike, *, resamples
         output, components = trans_net.decompose(inputs)
         moments.update(components, wanted - output, batch[-1])
     numbers = bootstrap(moments.statistic(), moments.arrays(), resamples=resamples)
-    shares = {name.removeprefix("share_"): one for name, one in numbers.items() if name.startswith("share_")}
+    shares = {
+        name.removeprefix("share_"): one
+        for name, one in numbers.items()
+        if name.startswith("share_")
+    }
     return Variances(moments.images, numbers["instability"], shares)
 
 
@@ -235,13 +254,13 @@ class Calibration:
     """What the instability of one linear layer is worth, in both directions.
 
     Attributes:
-        forth: of A → B: `null`, a test against permuted images, and `intervals` of the "instability", of
-            pairs that share their class alone ("null"), of A → A ("ceiling"), and of the normalised
-            "consistency": 0 for the null and 1 for the ceiling.
+        forth: of A → B: `null`, a test against permuted images, and `intervals` of the
+            "instability", of pairs that share their class alone ("null"), of A → A ("ceiling"), and
+            of the normalised "consistency": 0 for the null and 1 for the ceiling.
         back: of B → A.
         shared: the smaller consistency of both directions.
-        floor: the instability that the true class means of B's features leave; NaN where no class has
-            two held-out images.
+        floor: the instability that the true class means of B's features leave; NaN where no class
+            has two held-out images.
     """
 
     forth: LinearCalibration
@@ -252,9 +271,13 @@ class Calibration:
     def __str__(self) -> str:
         rows = []
         for name, way in (("A → B", self.forth), ("B → A", self.back)):
-            numbers = "".join(f"\n  {key:<12} {_words(interval)}" for key, interval in way.intervals.items())
+            numbers = "".join(
+                f"\n  {key:<12} {_words(interval)}" for key, interval in way.intervals.items()
+            )
             rows.append(f"{name}, p = {way.null.p_value:.3g}{numbers}")
-        return "\n".join([*rows, f"{'shared':<14} {_words(self.shared)}", f"{'floor':<14} {self.floor:.4f}"])
+        return "\n".join(
+            [*rows, f"{'shared':<14} {_words(self.shared)}", f"{'floor':<14} {self.floor:.4f}"]
+        )
 
 
 def calibrate(
@@ -268,7 +291,8 @@ def calibrate(
     seed: int = 0,
     device: str | torch.device = "cpu",
 ) -> Calibration:
-    """Hold the linear reference against pairs that share nothing beyond their class, and against A → A.
+    """Hold the linear reference against pairs that share nothing beyond their class, and against A
+    → A.
 
         >>> import consistency
         >>> x, classes = torch.randn(120, 6), torch.arange(120) % 3
@@ -283,8 +307,8 @@ def calibrate(
         x: A's feature, (N, C, H, W), (N, T, C) or (N, C).
         target: B's, of the same images. Maps of another size are resized, x to the target's.
         classes: of the images, integers (N,); None: pairs are mixed over all images.
-        held_out: True for images that are judged, bool (N,); the others are fitted. None: every second
-            image of each class.
+        held_out: True for images that are judged, bool (N,); the others are fitted. None: every
+            second image of each class.
         permutations: for p.
         resamples: of the held-out images.
         seed: of all that is drawn.
@@ -299,7 +323,9 @@ def calibrate(
     parts = ~held, held
     of_parts = [labels[part] for part in parts]
 
-    def way(of_x: Tensor, of_target: Tensor, shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> LinearCalibration:
+    def way(
+        of_x: Tensor, of_target: Tensor, shapes: tuple[tuple[int, ...], tuple[int, ...]]
+    ) -> LinearCalibration:
         mapping = between(*shapes, layers=1)
         resized = mapping.resize(of_x)
         return calibrate_linear(
@@ -335,7 +361,8 @@ def similarities(
 ) -> dict[str, Calibrated]:
     """Compute CKA, SVCCA, Procrustes, mutual nearest neighbours and ridge R², an image as a row.
 
-    Each is held against permutations of the images within their classes; see `consistency.similarity`.
+    Each is held against permutations of the images within their classes; see
+    `consistency.similarity`.
 
         >>> import consistency
         >>> x = torch.randn(120, 6)
@@ -347,7 +374,8 @@ def similarities(
         x: A's feature, (N, C, H, W), (N, T, C) or (N, C).
         target: B's, of the same images; any other shape.
         classes: see `calibrate`.
-        held_out: the images that nets are compared on; regressions are fitted to the others. See `calibrate`.
+        held_out: the images that nets are compared on; regressions are fitted to the others. See
+            `calibrate`.
         permutations: 19 or more; 0: none.
         seed: of the permutations.
 
@@ -364,7 +392,9 @@ def similarities(
     rows = [image_rows(feature) for feature in (features_a, features_b)]
     net_a, net_b = (ImageRows(row[held], row[~held]) for row in rows)
     generator = torch.Generator().manual_seed(seed)
-    scores = image_similarities(net_a, net_b, [labels[~held], labels[held]], generator, draws=permutations)
+    scores = image_similarities(
+        net_a, net_b, [labels[~held], labels[held]], generator, draws=permutations
+    )
     return {score.name: score for score in scores}
 
 
@@ -390,7 +420,8 @@ def kept_knowledge(
         (1.0, 1.0)
 
     Args:
-        tail: B's feature (n, *shape) → logits (n, classes), on the CPU; a copy of it answers, in evaluation mode.
+        tail: B's feature (n, *shape) → logits (n, classes), on the CPU; a copy of it answers, in
+            evaluation mode.
         target: x*, (N, *shape).
         reconstruction: g(x), as maps (N, C, H, W) or in the target's shape.
         classes: of the images, integers (N,), for the bits that are lost in each class.
@@ -406,14 +437,20 @@ def kept_knowledge(
         output = from_maps(output, tuple(wanted.shape[1:]))
     if output.shape != wanted.shape:
         raise InputError(
-            f"the reconstruction must have the target's shape {tuple(wanted.shape)}, not {tuple(output.shape)}"
+            f"the reconstruction must have the target's shape {tuple(wanted.shape)}, not"
+            f" {tuple(output.shape)}"
         )
     tail = copy.deepcopy(tail).eval()  # the caller's stays in its mode
     with torch.no_grad():
-        answers = [torch.cat([tail(part) for part in rows.split(BATCH)]) for rows in (wanted, output)]
+        answers = [
+            torch.cat([tail(part) for part in rows.split(BATCH)]) for rows in (wanted, output)
+        ]
     labels = None if classes is None else _classes(classes, len(wanted))
-    with torch.enable_grad():  # its calibration descends a gradient, also where the caller asks for none
-        return measure_knowledge(*answers, labels=labels, permutations=permutations, resamples=resamples, seed=seed)
+    # Its calibration descends a gradient, also where the caller asks for none
+    with torch.enable_grad():
+        return measure_knowledge(
+            *answers, labels=labels, permutations=permutations, resamples=resamples, seed=seed
+        )
 
 
 class _Pairs(Dataset[Any]):
@@ -439,7 +476,9 @@ class _Pairs(Dataset[Any]):
 def _tensor(feature: ArrayLike) -> Tensor:
     values = torch.as_tensor(feature).detach().cpu().float()
     if not 2 <= values.ndim <= 4:
-        raise InputError(f"a feature is (N, C, H, W), (N, T, C) or (N, C), not {tuple(values.shape)}")
+        raise InputError(
+            f"a feature is (N, C, H, W), (N, T, C) or (N, C), not {tuple(values.shape)}"
+        )
     if not values.isfinite().all():
         raise InputError("the features hold values that are not finite; look at the nets")
     return values
@@ -447,7 +486,10 @@ def _tensor(feature: ArrayLike) -> Tensor:
 
 def _check_images(x: Tensor, target: Tensor) -> None:
     if len(x) != len(target) or len(x) < 2:
-        raise InputError(f"x and the target must be of the same two images or more, not {len(x)} and {len(target)}")
+        raise InputError(
+            f"x and the target must be of the same two images or more, not {len(x)} and"
+            f" {len(target)}"
+        )
 
 
 def _classes(classes: ArrayLike | None, images: int) -> Tensor:
@@ -456,19 +498,25 @@ def _classes(classes: ArrayLike | None, images: int) -> Tensor:
         return torch.zeros(images, dtype=torch.int64)
     labels = torch.as_tensor(classes).cpu()
     if labels.shape != (images,) or labels.is_floating_point():
-        raise InputError(f"classes must be an integer for each of {images} images, not {tuple(labels.shape)}")
+        raise InputError(
+            f"classes must be an integer for each of {images} images, not {tuple(labels.shape)}"
+        )
     return labels.long()
 
 
 def _held_out(held_out: ArrayLike | None, labels: Tensor) -> Tensor:
-    """Give the images that are judged, bool (N,); every second one of each class where nobody says it."""
+    """Give the images that are judged, bool (N,); every second one of each class where nobody
+    says it.
+    """
     if held_out is None:
         held = torch.zeros(len(labels), dtype=torch.bool)
         held[labels.argsort(stable=True)[1::2]] = True
         return held
     held = torch.as_tensor(held_out).cpu()
     if held.shape != labels.shape or held.dtype != torch.bool or held.all() or not held.any():
-        raise InputError(f"held_out must be a bool for each of {len(labels)} images, True for some of them")
+        raise InputError(
+            f"held_out must be a bool for each of {len(labels)} images, True for some of them"
+        )
     return held
 
 
@@ -486,7 +534,9 @@ def _open(net: nn.Module | str | Path, layer: str, image_size: int, arch: str | 
 
 @contextlib.contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed everything for a block, and give Python's, NumPy's and torch's random numbers back behind it."""
+    """Seed everything for a block, and give Python's, NumPy's and torch's random numbers back
+    behind it.
+    """
     python, of_numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         try:
@@ -500,5 +550,9 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
 def _words(interval: Interval) -> str:
     if interval.value is None:
         return f"not defined: {interval.reason}"
-    ends = "" if interval.low is None or interval.high is None else f"  [{interval.low:.4f}, {interval.high:.4f}]"
+    ends = (
+        ""
+        if interval.low is None or interval.high is None
+        else f"  [{interval.low:.4f}, {interval.high:.4f}]"
+    )
     return f"{interval.value:.4f}{ends}"

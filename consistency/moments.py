@@ -1,4 +1,6 @@
-"""Means and variances of features and of their components: exact over the whole set, from one pass."""
+"""Means and variances of features and of their components: exact over the whole set, from one
+pass.
+"""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -58,19 +60,23 @@ class FeatureMoments:
 
     @property
     def std(self) -> float:
-        """√ of the mean of the channels' variances: how far values lie from their channel's mean."""
+        """√ of the mean of the channels' variances: how far values lie from their channel's
+        mean.
+        """
         return float((self._squares / max(1, self.count)).mean().sqrt())
 
 
 class ImageMoments:
-    """Keep, for each image, sums and products of x(0) … x(K) and x_Δ: M = K + 2 vectors of C channels.
+    """Keep, for each image, sums and products of x(0) … x(K) and x_Δ: M = K + 2 vectors of C
+    channels.
 
-    All else follows, since g(x) = Σ x(k) + constant and x* = g(x) + x_Δ are linear in them. With U = H × W, and about
-    an origin (every channel's mean over the first batch), image i has
+    All else follows, since g(x) = Σ x(k) + constant and x* = g(x) + x_Δ are linear in them. With U
+    = H × W, and about an origin (every channel's mean over the first batch), image i has
 
         s_i(v, c) = Σ_u v        q_i(v, w) = Σ_cu v w        t_i(v, c) = Σ_u v²  of x* and x_Δ
 
-    and with deviations from any means, which lie d beside the origin, the mean over units of their products is
+    and with deviations from any means, which lie d beside the origin, the mean over units of their
+    products is
 
         P_i = (q_i − s_i dᵀ − d s_iᵀ + U d dᵀ) / (U C)        Cov = mean_i P_i        (Var: paper Sec. 4.2)
 
@@ -78,10 +84,10 @@ class ImageMoments:
     N (4 C (M + 2) + 8 M²) bytes, for 5,000 images, 5 vectors and 512 channels 73 MB.
 
     Args:
-        constant: what g(x) has in each channel beside its components, (C,); None: nothing. It moves means alone, so
-            it shows where the mean is "global", as a row of its own.
-        per_image: False keeps totals alone: one row in place of N, whose memory does not grow and which has no
-            intervals.
+        constant: what g(x) has in each channel beside its components, (C,); None: nothing. It moves
+            means alone, so it shows where the mean is "global", as a row of its own.
+        per_image: False keeps totals alone: one row in place of N, whose memory does not grow and
+            which has no intervals.
 
     Attributes:
         images: how many images were seen.
@@ -92,29 +98,38 @@ class ImageMoments:
         self.images = 0
         self.positions = 0
         self.per_image = per_image
-        self._constant = constant.detach().double().cpu() if constant is not None and constant.any() else None
+        self._constant = (
+            constant.detach().double().cpu() if constant is not None and constant.any() else None
+        )
         self._origin = torch.zeros(0)  # (M, C) float64
         self._numbers: list[Tensor] = []  # of the images in their data set, (n,)
         self._labels: list[Tensor] = []  # their classes, (n,), where they are known
         self._columns: list[list[Tensor]] = [[], [], []]  # of q (n, M, M), s (n, M, C), t (n, 2, C)
 
-    def update(self, components: Tensor, residual: Tensor, numbers: Tensor, labels: Tensor | None = None) -> None:
+    def update(
+        self, components: Tensor, residual: Tensor, numbers: Tensor, labels: Tensor | None = None
+    ) -> None:
         """Add a batch.
 
         Args:
             components: (K+1, N, C, H, W), any floating dtype.
             residual: x_Δ, (N, C, H, W).
             numbers: the images' numbers in their data set, (N,).
-            labels: their classes, int64 (N,), if known; several labels an image, (N, classes), are no class.
+            labels: their classes, int64 (N,), if known; several labels an image, (N, classes), are
+                no class.
 
         Raises:
             InputError: Other shapes than in the batches before.
         """
-        vectors, channels, positions = len(components) + 1, residual.shape[1], residual[0, 0].numel()
+        vectors, channels, positions = (
+            len(components) + 1,
+            residual.shape[1],
+            residual[0, 0].numel(),
+        )
         if self.images and (*self._origin.shape, self.positions) != (vectors, channels, positions):
             raise InputError(
-                f"all batches must be alike, but {(vectors, channels, positions)} vectors, channels and positions came "
-                f"after {(*self._origin.shape, self.positions)}."
+                f"all batches must be alike, but {(vectors, channels, positions)} vectors, channels"
+                f" and positions came after {(*self._origin.shape, self.positions)}."
             )
         self.positions = positions
         size = max(1, CHUNK_BYTES // (8 * vectors * residual[0].numel()))
@@ -144,14 +159,18 @@ class ImageMoments:
             self._keep(
                 products + cross + cross.mT + other._cells * shift @ shift.mT,
                 sums + other._cells * shift,
-                squares + 2 * _ends(shift, 0) * _ends(sums.double(), 1) + other._cells * _ends(shift, 0).square(),
+                squares
+                + 2 * _ends(shift, 0) * _ends(sums.double(), 1)
+                + other._cells * _ends(shift, 0).square(),
             )
         self.images += other.images
         self._numbers += other._numbers
         self._labels += other._labels
 
     def classes(self) -> Iterator[tuple[int, "ImageMoments"]]:
-        """Give each class's label and the moments of its images; nothing where labels are unknown."""
+        """Give each class's label and the moments of its images; nothing where labels are
+        unknown.
+        """
         if not self._labels:
             return
         labels, numbers = torch.cat(self._labels), torch.cat(self._numbers)
@@ -166,18 +185,20 @@ class ImageMoments:
     def names(self, mean: str = "channel") -> list[str]:
         """Name the rows of the tables: target, order0 … orderK, output, residual.
 
-        With mean "global", a constant that is not 0 varies between the channels, and is the last row.
+        With mean "global", a constant that is not 0 varies between the channels, and is the last
+        row.
         """
         orders = [f"order{k}" for k in range(len(self._origin) - 1)]
         constant = ["constant"] if mean == "global" and self._constant is not None else []
         return ["target", *orders, "output", "residual", *constant]
 
     def products(self, mean: str = "channel") -> Array:
-        """Give P of every image: their mean is the covariances between all named vectors, the diagonal the variances.
+        """Give P of every image: their mean is the covariances between all named vectors, the
+        diagonal the variances.
 
         Args:
-            mean: "channel", deviations are from the mean of each channel (released code), or "global", from one mean
-                over all (the paper's formula).
+            mean: "channel", deviations are from the mean of each channel (released code), or
+                "global", from one mean over all (the paper's formula).
 
         Returns:
             float64 (N, R, R), in the order of the images' numbers; of totals (1, R, R).
@@ -188,7 +209,11 @@ class ImageMoments:
         if mean == "global":
             means = self._origin + beside
             if self._constant is not None:  # one vector more, which never leaves its origin
-                means, beside, more = torch.cat([means, self._constant[None]]), F.pad(beside, (0, 0, 0, 1)), 1
+                means, beside, more = (
+                    torch.cat([means, self._constant[None]]),
+                    F.pad(beside, (0, 0, 0, 1)),
+                    1,
+                )
             beside = beside + means.mean(1, keepdim=True) - means
         identity = torch.eye(len(beside), dtype=torch.float64)
         last = len(self._origin) - 1  # x_Δ; g(x) is all but it, x* is all
@@ -197,15 +222,22 @@ class ImageMoments:
         rows = []
         for products, sums, _ in zip(*self._columns):
             cross = F.pad(sums.double(), (0, 0, 0, more)) @ beside.mT
-            about = F.pad(products, (0, more, 0, more)) - cross - cross.mT + self._cells * beside @ beside.mT
+            about = (
+                F.pad(products, (0, more, 0, more))
+                - cross
+                - cross.mT
+                + self._cells * beside @ beside.mT
+            )
             rows.append(mixing @ about @ mixing.mT / (self._cells * beside.shape[1]))
         return self._in_order(rows)
 
     def channel_squares(self) -> Array:
-        """Give every image's mean squared deviation of x* and x_Δ in each channel, from the channel's mean.
+        """Give every image's mean squared deviation of x* and x_Δ in each channel, from the
+        channel's mean.
 
         Returns:
-            float64 (N, 2, C), in the order of the images' numbers; of totals (1, 2, C). Their mean is the variances.
+            float64 (N, 2, C), in the order of the images' numbers; of totals (1, 2, C). Their mean
+            is the variances.
         """
         beside = _ends(self._means(), 0)
         rows = [
@@ -215,7 +247,9 @@ class ImageMoments:
         return self._in_order(rows) / self._cells
 
     def arrays(self, mean: str = "channel") -> list[Array]:
-        """Give what `bootstrap` resamples: of every image its part of the variances, float64 (N, R)."""
+        """Give what `bootstrap` resamples: of every image its part of the variances, float64 (N,
+        R).
+        """
         squares = np.diagonal(self.products(mean), axis1=1, axis2=2)
         return [squares / len(squares)]
 
@@ -225,15 +259,23 @@ class ImageMoments:
         return self.arrays()[0][:, [names.index("target"), names.index("residual")]]
 
     def statistic(self, mean: str = "channel") -> Statistic:
-        """Give the function of sums over `arrays` that `bootstrap` resamples: see `component_numbers`."""
+        """Give the function of sums over `arrays` that `bootstrap` resamples: see
+        `component_numbers`.
+        """
         return partial(component_numbers, names=self.names(mean))
 
     def _keep(self, *parts: Tensor) -> None:
-        for column, part, kept_as in zip(self._columns, parts, (torch.float64, torch.float32, torch.float32)):
+        for column, part, kept_as in zip(
+            self._columns, parts, (torch.float64, torch.float32, torch.float32)
+        ):
             if self.per_image:
                 append(column, part.to("cpu", kept_as))
             else:
-                column[:] = [torch.cat([part.cpu().double().sum(0, keepdim=True), *column]).sum(0, keepdim=True)]
+                column[:] = [
+                    torch.cat([part.cpu().double().sum(0, keepdim=True), *column]).sum(
+                        0, keepdim=True
+                    )
+                ]
 
     @property
     def _cells(self) -> int:
@@ -242,7 +284,9 @@ class ImageMoments:
 
     def _means(self) -> Tensor:
         """Give the mean of every vector in every channel, about the origin, float64 (M, C)."""
-        return torch.stack([sums.double().sum(0) for sums in self._columns[1]]).sum(0) / (self.images * self.positions)
+        return torch.stack([sums.double().sum(0) for sums in self._columns[1]]).sum(0) / (
+            self.images * self.positions
+        )
 
     def _in_order(self, rows: Sequence[Tensor]) -> Array:
         joined = torch.cat(list(rows))
@@ -250,8 +294,11 @@ class ImageMoments:
 
 
 def append(parts: list[Tensor], rows: Tensor) -> None:
-    """Append rows (n, …) to what came before, joined as a binary counter carries: few tensors remain."""
-    parts.append(rows)  # many small ones, between the large ones that a forward pass frees, make the heap grow
+    """Append rows (n, …) to what came before, joined as a binary counter carries: few tensors
+    remain.
+    """
+    # Many small ones, between the large ones that a forward pass frees, make the heap grow
+    parts.append(rows)
     while len(parts) > 1 and len(parts[-1]) >= len(parts[-2]):
         parts[-2:] = [torch.cat(parts[-2:])]
 
@@ -269,11 +316,16 @@ def component_numbers(variances: Array, names: Sequence[str]) -> dict[str, Array
         names: of the R vectors.
 
     Returns:
-        (…) each: "var_target", "var_order0" … "var_orderK", "var_output", "var_residual"; the shares of the target's
-        variance "share_order0" … "share_output"; "instability", Var(x_Δ)/Var(x*), NaN if x* is constant.
+        (…) each: "var_target", "var_order0" … "var_orderK", "var_output", "var_residual"; the
+        shares of the target's variance "share_order0" … "share_output"; "instability",
+        Var(x_Δ)/Var(x*), NaN if x* is constant.
     """
     by_name = {name: variances[..., row] for row, name in enumerate(names)}
     with np.errstate(invalid="ignore", divide="ignore"):
-        shares = {f"share_{name}": part / by_name["target"] for name, part in by_name.items() if name != "target"}
+        shares = {
+            f"share_{name}": part / by_name["target"]
+            for name, part in by_name.items()
+            if name != "target"
+        }
     shares["instability"] = shares.pop("share_residual")
     return {f"var_{name}": part for name, part in by_name.items()} | shares

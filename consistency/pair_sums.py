@@ -1,7 +1,8 @@
-"""Sums over two features of the same images, from one pass, in float64: what every score of similarity follows from.
+"""Sums over two features of the same images, from one pass, in float64: what every score of
+similarity follows from.
 
-A *row* is one (image, position) where both maps have the same H × W, and one image, its map averaged over the
-positions, where they differ; a vector is a map of one position.
+A *row* is one (image, position) where both maps have the same H × W, and one image, its map
+averaged over the positions, where they differ; a vector is a map of one position.
 """
 
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ ROUNDING = 1e-12  # relative: what is smaller beside the whole is the arithmetic
 
 
 class PairSums:
-    """Sums over the rows of two features X (n, p) and Y (n, q), from which every score follows exactly.
+    """Sums over the rows of two features X (n, p) and Y (n, q), from which every score follows
+    exactly.
 
     With z = [x − a, y − b, |x − a|², |y − b|², 1] for a row, one matrix Σ z zᵀ holds all of them. The origin
     (a, b) is the mean of the first batch, so that nothing cancels; moving it is a linear map of z. Memory:
@@ -42,21 +44,34 @@ class PairSums:
             target: B's of the same images, (N, q, …).
 
         Raises:
-            InputError: Other widths, or other rows, than in the batches before, or values that are not finite.
+            InputError: Other widths, or other rows, than in the batches before, or values that are
+                not finite.
         """
         if len(x) != len(target):
-            raise InputError(f"both features must be of the same images, but there are {len(x)} and {len(target)}.")
-        x, target = (feature.flatten(2) if feature.ndim > 2 else feature[..., None] for feature in (x, target))
+            raise InputError(
+                f"both features must be of the same images, but there are {len(x)} and"
+                f" {len(target)}."
+            )
+        x, target = (
+            feature.flatten(2) if feature.ndim > 2 else feature[..., None]
+            for feature in (x, target)
+        )
         rows = "positions" if x.shape[2] == target.shape[2] else "pooled"
         widths = (x.shape[1], target.shape[1])
         if self.images and (self.rows, self.widths) != (rows, widths):
             raise InputError(
-                f"all batches must be alike, but {self.widths} channels ({self.rows}) came before {widths} ({rows})."
+                f"all batches must be alike, but {self.widths} channels ({self.rows}) came before"
+                f" {widths} ({rows})."
             )
         self.rows, self.widths = rows, widths
         bytes_per_image = 8 * (x[0].numel() + target[0].numel())
-        for parts in zip(*(part.split(max(1, CHUNK_BYTES // bytes_per_image)) for part in (x, target))):
-            maps = [part.double() if rows == "positions" else part.double().mean(2, keepdim=True) for part in parts]
+        for parts in zip(
+            *(part.split(max(1, CHUNK_BYTES // bytes_per_image)) for part in (x, target))
+        ):
+            maps = [
+                part.double() if rows == "positions" else part.double().mean(2, keepdim=True)
+                for part in parts
+            ]
             pairs = torch.cat(maps, dim=1).mT.flatten(0, 1)  # (n, p + q)
             if not self.images:
                 self._origin = pairs.mean(0)
@@ -68,7 +83,8 @@ class PairSums:
             self.images += len(parts[0])
         if not self._sums.isfinite().all():
             raise InputError(
-                "features must be finite, but NaN, infinity or a square beyond float64 came; look at the nets."
+                "features must be finite, but NaN, infinity or a square beyond float64 came; look"
+                " at the nets."
             )
 
     def cpu(self) -> "PairSums":
@@ -88,7 +104,10 @@ class PairSums:
             self.rows, self.widths, self._origin = other.rows, other.widths, other._origin
             self._sums = torch.zeros_like(other._sums)
         if (self.rows, self.widths) != (other.rows, other.widths):
-            raise InputError(f"only sums of one pair of layers can be joined, not {self.widths} and {other.widths}.")
+            raise InputError(
+                f"only sums of one pair of layers can be joined, not {self.widths} and"
+                f" {other.widths}."
+            )
         self.images += other.images
         self._sums = self._sums + other._about(self._origin)
 
@@ -118,7 +137,9 @@ class PairSums:
         mean = self._origin + self._sums[-1, : p + q] / count
         sums = self._about(mean).cpu()
         blocks = sums[:p, :p], sums[:p, p : p + q], sums[p : p + q, p : p + q]
-        return Centred(round(count.item()), mean.cpu(), *blocks, sums[p + q : p + q + 2, p + q : p + q + 2])
+        return Centred(
+            round(count.item()), mean.cpu(), *blocks, sums[p + q : p + q + 2, p + q : p + q + 2]
+        )
 
 
 @dataclass(frozen=True)

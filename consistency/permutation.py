@@ -1,7 +1,8 @@
-"""The linear reference under permutations of the images, and beside pairs that share nothing beyond their class.
+"""The linear reference under permutations of the images, and beside pairs that share nothing beyond
+their class.
 
-To pair the targets with other images' x leaves PᵀP as it is, so that one factorisation serves all pairings, see
-`factorised_ridge`.
+To pair the targets with other images' x leaves PᵀP as it is, so that one factorisation serves all
+pairings, see `factorised_ridge`.
 """
 
 from collections.abc import Sequence
@@ -52,16 +53,26 @@ class PermutedErrors:
 
 
 def permuted_errors(
-    x_fit: Maps, target_fit: Maps, x_held: Maps, target_held: Maps, fit_orders: Tensor, held_orders: Tensor,
-    *, weight: float = 0.1, kernel_size: int = 1, device: str | torch.device = "cpu",
-) -> PermutedErrors:  # fmt: skip
-    """Fit the linear reference to the true and to permuted pairs of some images, and judge it on such pairs of others.
+    x_fit: Maps,
+    target_fit: Maps,
+    x_held: Maps,
+    target_held: Maps,
+    fit_orders: Tensor,
+    held_orders: Tensor,
+    *,
+    weight: float = 0.1,
+    kernel_size: int = 1,
+    device: str | torch.device = "cpu",
+) -> PermutedErrors:
+    """Fit the linear reference to the true and to permuted pairs of some images, and judge it on
+    such pairs of others.
 
-    x and x* are shifted by their channels' means over the fitting images; x is padded with zeros, as by a convolution.
-    The ridge weight is the same for all pairings, and must not have been chosen by the true one: then a permutation
-    would have a handicap, and p would be too small.
+    x and x* are shifted by their channels' means over the fitting images; x is padded with zeros,
+    as by a convolution. The ridge weight is the same for all pairings, and must not have been
+    chosen by the true one: then a permutation would have a handicap, and p would be too small.
 
-    Memory: the features, 8·p² bytes for the factor (p = C·kernel_size²; dual: 16·rows·p), `BLOCK_BYTES` and
+    Memory: the features, 8·p² bytes for the factor (p = C·kernel_size²; dual: 16·rows·p),
+        `BLOCK_BYTES` and
     `factorised_ridge.CHUNK_BYTES` (at least one W of 8·p·D bytes and one image).
     Time: 4·p·D multiplications a row and permutation.
 
@@ -70,7 +81,8 @@ def permuted_errors(
         target_fit: B's of the same images, (N, D, H, W).
         x_held: A's of those that it is judged on, (N', C, H, W).
         target_held: B's, (N', D, H, W).
-        fit_orders: (B, N), see `calibration`: the target of image i stands beside x of image order[i].
+        fit_orders: (B, N), see `calibration`: the target of image i stands beside x of image
+            order[i].
         held_orders: (B, N').
         weight: of the penalty, as a multiple of the mean of PᵀP's diagonal, above 0.
         kernel_size: of the convolution, odd.
@@ -80,17 +92,26 @@ def permuted_errors(
         InputError: Maps of different sizes or numbers, or a constant target.
     """
     if not (x_fit.shape[2:] == target_fit.shape[2:] == x_held.shape[2:] == target_held.shape[2:]):
-        raise InputError(f"x and x* must have one size, not {x_fit.shape[2:]} and {target_fit.shape[2:]}; resize x.")
+        raise InputError(
+            f"x and x* must have one size, not {x_fit.shape[2:]} and {target_fit.shape[2:]};"
+            " resize x."
+        )
     if len(x_fit) != len(target_fit) or len(x_held) != len(target_held):
         raise InputError("x and x* must be of the same images, but their numbers differ.")
-    orders = [torch.cat([torch.arange(part.shape[1])[None], part]) for part in (fit_orders, held_orders)]
-    inverses = [part.argsort(1) for part in orders]  # x of image j stands beside the target of inverse[j]
+    orders = [
+        torch.cat([torch.arange(part.shape[1])[None], part]) for part in (fit_orders, held_orders)
+    ]
+    # X of image j stands beside the target of inverse[j]
+    inverses = [part.argsort(1) for part in orders]
     x_mean, target_mean = (channel_means(part, device) for part in (x_fit, target_fit))
     reference = Reference(x_fit, x_mean, weight, kernel_size)
     targets_fit, targets_held = Targets(target_fit, target_mean), Targets(target_held, target_mean)
     total = targets_held.squares()
     if not total.sum() > 0:
-        raise InputError("x* is constant on the held-out images, so that nothing can be explained; look at net B.")
+        raise InputError(
+            "x* is constant on the held-out images, so that nothing can be explained; look at"
+            " net B."
+        )
     block = max(1, BLOCK_BYTES // (8 * reference.columns * target_fit.shape[1]))
     errors = [
         reference.errors(reference.solve(targets_fit, fit), x_held, targets_held, held)
@@ -101,10 +122,19 @@ def permuted_errors(
 
 
 def untrue_errors(
-    x_fit: Maps, target_fit: Maps, x_held: Maps, target_held: Maps, fit_orders: Tensor, labels: Tensor,
-    *, weight: float = 0.1, kernel_size: int = 1, device: str | torch.device = "cpu",
-) -> NDArray[np.float64]:  # fmt: skip
-    """Fit the linear reference to shuffled pairs, and judge it on every two held-out images of a class.
+    x_fit: Maps,
+    target_fit: Maps,
+    x_held: Maps,
+    target_held: Maps,
+    fit_orders: Tensor,
+    labels: Tensor,
+    *,
+    weight: float = 0.1,
+    kernel_size: int = 1,
+    device: str | torch.device = "cpu",
+) -> NDArray[np.float64]:
+    """Fit the linear reference to shuffled pairs, and judge it on every two held-out images of a
+    class.
 
     Memory: as `permuted_errors`, and sums of each class, 8·D·H·W bytes a class and pairing.
 
@@ -145,9 +175,10 @@ class LinearCalibration(NamedTuple):
 
     Attributes:
         null: it and those of permuted pairs: a test.
-        intervals: "instability", "null" (the mean of shuffled pairs), "ceiling" (A → A) and the normalised
-            "consistency"; they hold every regression as it was fitted.
-        sums: every held-out image's part of Var(x*) and Var(x_Δ), (N, 2), of the true pairs, the null and the ceiling.
+        intervals: "instability", "null" (the mean of shuffled pairs), "ceiling" (A → A) and the
+            normalised "consistency"; they hold every regression as it was fitted.
+        sums: every held-out image's part of Var(x*) and Var(x_Δ), (N, 2), of the true pairs, the
+            null and the ceiling.
     """
 
     null: Null
@@ -157,31 +188,43 @@ class LinearCalibration(NamedTuple):
     def report(self) -> dict[str, Any]:
         """Give the test and the intervals as plain values.
 
-        "p" and "zero" are of the test; "above_zero" is the consistency with the zero in the null's place: a pair whose
-        test does not reject has 0 or less.
+        "p" and "zero" are of the test; "above_zero" is the consistency with the zero in the null's
+        place: a pair whose test does not reject has 0 or less.
         """
         zero, instability = self.null.zero(), self.null.observed
         above = normalised_consistency(instability, zero, self.intervals["ceiling"].value or 0.0)
         return {
-            "permutations": len(self.null.draws), "p": self.null.p_value, "zero": zero, "above_zero": float(above),
+            "permutations": len(self.null.draws),
+            "p": self.null.p_value,
+            "zero": zero,
+            "above_zero": float(above),
             **{name: asdict(interval) for name, interval in self.intervals.items()},
-        }  # fmt: skip
+        }
 
 
 def calibrate_linear(
-    x: Sequence[Maps], target: Sequence[Maps], labels: Sequence[Tensor], generator: torch.Generator,
-    *, draws: int = 200, shuffles: int = 10, resamples: int = 1000, **options: Any,
-) -> LinearCalibration:  # fmt: skip
-    """Hold the linear reference against pairs that share nothing beyond their class, and against A → A.
+    x: Sequence[Maps],
+    target: Sequence[Maps],
+    labels: Sequence[Tensor],
+    generator: torch.Generator,
+    *,
+    draws: int = 200,
+    shuffles: int = 10,
+    resamples: int = 1000,
+    **options: Any,
+) -> LinearCalibration:
+    """Hold the linear reference against pairs that share nothing beyond their class, and against A
+    → A.
 
     Args:
         x: A's features of fitting and of held-out images.
         target: B's of both.
-        labels: the classes of both, integers (N,) and (N',); all equal: pairs are mixed over all images.
+        labels: the classes of both, integers (N,) and (N',); all equal: pairs are mixed over all
+            images.
         generator: of permutations, shuffled pairs and resamples; of the CPU.
         draws: permutations for the test.
-        shuffles: pairings without a true pair to fit to; what they leave on average of every two held-out images of a
-            class is the consistency's null.
+        shuffles: pairings without a true pair to fit to; what they leave on average of every two
+            held-out images of a class is the consistency's null.
         resamples: of the held-out images, for the intervals.
         options: of `permuted_errors`.
 

@@ -1,7 +1,9 @@
-"""Similarities of two features beside which the suite's own numbers stand: CKA, SVCCA, Procrustes, ridge R².
+"""Similarities of two features beside which the suite's own numbers stand: CKA, SVCCA, Procrustes,
+ridge R².
 
-All follow from the sums of one pass (`PairSums`), so that their memory does not grow with the images. Rows of one
-image are alike, and none of these scores knows that: their own corrections for few rows count rows, not images.
+All follow from the sums of one pass (`PairSums`), so that their memory does not grow with the
+images. Rows of one image are alike, and none of these scores knows that: their own corrections for
+few rows count rows, not images.
 """
 
 from dataclasses import dataclass
@@ -14,7 +16,8 @@ from consistency.pair_sums import ROUNDING, PairSums
 from utils.errors import InputError
 from utils.later import scipy
 
-WEIGHTS = tuple(10.0**exponent for exponent in range(-4, 3))  # of ridge, as a multiple of the mean of X's variances
+# Of ridge, as a multiple of the mean of X's variances
+WEIGHTS = tuple(10.0**exponent for exponent in range(-4, 3))
 
 
 @dataclass(frozen=True)
@@ -39,13 +42,16 @@ class Score:
 
 
 def linear_cka(sums: PairSums) -> Score:
-    """Compute unbiased linear CKA: HSIC₁(K, L) / √(HSIC₁(K, K) HSIC₁(L, L)), K = XXᵀ, L = YYᵀ (Song et al. 2012).
+    """Compute unbiased linear CKA: HSIC₁(K, L) / √(HSIC₁(K, K) HSIC₁(L, L)), K = XXᵀ, L = YYᵀ (Song
+    et al. 2012).
 
-    About the means, where rows of K sum to 0, HSIC₁ needs no n × n matrix; with a = |x|², b = |y|² of a row:
+    About the means, where rows of K sum to 0, HSIC₁ needs no n × n matrix; with a = |x|², b = |y|²
+    of a row:
 
         n (n−3) HSIC₁ = ‖XᵀY‖² − n/(n−2) Σ a b + (Σ a)(Σ b) / ((n−1)(n−2))
 
-    Its expectation is 0 for independent rows, whatever the widths, so that single values can be below 0.
+    Its expectation is 0 for independent rows, whatever the widths, so that single values can be
+    below 0.
     """
 
     def score(value: float | None, reason: str = "") -> Score:
@@ -58,7 +64,9 @@ def linear_cka(sums: PairSums) -> Score:
     if of.constant():
         return score(None, of.constant())
     totals = torch.stack([of.xx.trace(), of.yy.trace()])  # Σ a, Σ b
-    norms = torch.stack([block.square().sum() for block in (of.xx, of.xy, of.xy, of.yy)]).reshape(2, 2)
+    norms = torch.stack([block.square().sum() for block in (of.xx, of.xy, of.xy, of.yy)]).reshape(
+        2, 2
+    )
     hsic = unbiased_hsic(norms, of.squares, totals.outer(totals), n)
     for name, own, total in zip(("x", "x*"), hsic.diagonal(), totals):
         if own <= ROUNDING * total.square():
@@ -79,12 +87,13 @@ def unbiased_hsic(norms: Tensor, squares: Tensor, totals: Tensor, n: int) -> Ten
 
 
 def svcca(sums: PairSums, kept: float = 0.99) -> Score:
-    """Compute the mean canonical correlation of the leading principal components of both (Raghu et al. 2017).
+    """Compute the mean canonical correlation of the leading principal components of both (Raghu et
+    al. 2017).
 
     Args:
         sums: of the pair.
-        kept: of each feature the fewest components that hold this share of its variance, at least 1; with 1 all,
-            that is CCA, but for those below 1e-10 of the largest variance.
+        kept: of each feature the fewest components that hold this share of its variance, at least
+            1; with 1 all, that is CCA, but for those below 1e-10 of the largest variance.
     """
 
     def score(value: float | None, reason: str = "") -> Score:
@@ -102,7 +111,11 @@ def svcca(sums: PairSums, kept: float = 0.99) -> Score:
         whitening.append(directions[:, :size] / variances[:size].sqrt())
     sizes = [part.shape[1] for part in whitening]
     if sum(sizes) >= of.rows:
-        return score(None, f"{sizes[0]} and {sizes[1]} components of only {of.rows} rows correlate perfectly anyhow")
+        return score(
+            None,
+            f"{sizes[0]} and {sizes[1]} components of only {of.rows} rows correlate perfectly"
+            " anyhow",
+        )
     correlations = torch.linalg.svdvals(whitening[0].mT @ of.xy @ whitening[1]).clamp(max=1)
     return score(correlations.mean().item())
 
@@ -110,27 +123,38 @@ def svcca(sums: PairSums, kept: float = 0.99) -> Score:
 def procrustes(sums: PairSums) -> Score:
     """Compute the orthogonal Procrustes distance ½ min_R ‖X̂R − Ŷ‖² = 1 − ‖X̂ᵀŶ‖_*, R orthogonal.
 
-    X̂ and Ŷ are centred and have norm 1; the narrower is widened by channels of zeros. 0: equal but for a rotation
-    and one scale; 1: uncorrelated.
+    X̂ and Ŷ are centred and have norm 1; the narrower is widened by channels of zeros. 0: equal but
+    for a rotation and one scale; 1: uncorrelated.
     """
 
     def score(value: float | None, reason: str = "") -> Score:
-        return Score("Procrustes", value, "distance", (0.0, 1.0), reason, "1 − nuclear norm, features of norm 1")
+        return Score(
+            "Procrustes",
+            value,
+            "distance",
+            (0.0, 1.0),
+            reason,
+            "1 − nuclear norm, features of norm 1",
+        )
 
     of = sums.centred()
     if of.constant():
         return score(None, of.constant())
     if of.rows <= max(sums.widths):
-        return score(None, f"{max(sums.widths)} channels of only {of.rows} rows can be rotated onto anything")
-    overlap = scipy.linalg.svdvals(of.xy.numpy()).sum() / (of.xx.trace() * of.yy.trace()).sqrt().item()
+        return score(
+            None, f"{max(sums.widths)} channels of only {of.rows} rows can be rotated onto anything"
+        )
+    overlap = (
+        scipy.linalg.svdvals(of.xy.numpy()).sum() / (of.xx.trace() * of.yy.trace()).sqrt().item()
+    )
     return score(float(max(0.0, 1 - overlap)))
 
 
 def ridge_r2(fit: PairSums, held_out: PairSums) -> Score:
     """Compute the R² with which a ridge regression on some images predicts x* from x on others.
 
-    R² = 1 − Σ |y − ŷ|² / Σ |y − mean y|² over the held-out rows. The weight is the one of `WEIGHTS` with the least
-    generalised cross-validation error on the fitting images (Golub et al. 1979).
+    R² = 1 − Σ |y − ŷ|² / Σ |y − mean y|² over the held-out rows. The weight is the one of `WEIGHTS`
+    with the least generalised cross-validation error on the fitting images (Golub et al. 1979).
 
     Args:
         fit: sums of the images that the regression is fitted to.
@@ -138,10 +162,19 @@ def ridge_r2(fit: PairSums, held_out: PairSums) -> Score:
     """
 
     def score(value: float | None, reason: str = "") -> Score:
-        return Score("ridge R2", value, "similarity", (None, 1.0), reason, "x → x*, weight by cross-validation")
+        return Score(
+            "ridge R2",
+            value,
+            "similarity",
+            (None, 1.0),
+            reason,
+            "x → x*, weight by cross-validation",
+        )
 
     if (fit.rows, fit.widths) != (held_out.rows, held_out.widths):
-        raise InputError(f"a regression of {fit.widths} channels cannot be judged on {held_out.widths}.")
+        raise InputError(
+            f"a regression of {fit.widths} channels cannot be judged on {held_out.widths}."
+        )
     of, on = fit.centred(), held_out.centred()
     if of.constant() or on.constant():
         return score(None, of.constant() or on.constant())
@@ -159,5 +192,7 @@ def ridge_r2(fit: PairSums, held_out: PairSums) -> Score:
     regression = directions @ (cross / (variances + weight * variances.mean())[:, None])
     p = fit.widths[0]
     bias = (on.mean - of.mean)[p:] - (on.mean - of.mean)[:p] @ regression
-    error = on.yy.trace() - 2 * (regression * on.xy).sum() + (regression * (on.xx @ regression)).sum()
+    error = (
+        on.yy.trace() - 2 * (regression * on.xy).sum() + (regression * (on.xx @ regression)).sum()
+    )
     return score((1 - (error + on.rows * bias.square().sum()) / on.yy.trace()).item())

@@ -1,7 +1,8 @@
 """Fit Trans-Nets to pairs of features: the loss, the epochs, and what is left unexplained.
 
-Several Trans-Nets that read the same features share each pass over them. A pass is a loader and a function `read` that
-makes of its batch, on the device, x (N, C, H, W) and the target (N, C', H', W') as maps.
+Several Trans-Nets that read the same features share each pass over them. A pass is a loader and a
+function `read` that makes of its batch, on the device, x (N, C, H, W) and the target (N, C', H',
+W') as maps.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -49,22 +50,27 @@ def reconstruct(
     Args:
         net: from `runtime.parallel(family)`.
         batch: of the loader.
-        family: the Trans-Nets; the error of one that standardises counts in units of its target's variance.
+        family: the Trans-Nets; the error of one that standardises counts in units of its target's
+            variance.
         alphas: for each member the weights of p(1) … p(K), (K,).
         read: see above.
-        throughs: what of x* and g(x) is compared: B's frozen layers from there on, and under True of the members that
-            reconstruct x: A's; the error counts in units of the batch's variance. None: they themselves.
+        throughs: what of x* and g(x) is compared: B's frozen layers from there on, and under True
+            of the members that reconstruct x: A's; the error counts in units of the batch's
+            variance. None: they themselves.
 
     Returns:
-        The loss, and of member i the metrics `{i}.Loss`, `{i}.MSE` (in the features' units), `{i}.L2_loss`,
-        `{i}.p1`, ….
+        The loss, and of member i the metrics `{i}.Loss`, `{i}.MSE` (in the features' units),
+        `{i}.L2_loss`, `{i}.p1`, ….
     """
     x, target = read(*batch)
     total, metrics = torch.zeros((), device=target.device), dict[str, Tensor]()
     members: Sequence[Any] = list(family.members)
-    throughs, goals = throughs or {}, {False: target, True: x}  # True: of members that reconstruct x
+    # True: of members that reconstruct x
+    throughs, goals = throughs or {}, {False: target, True: x}
     goals |= {back: through(goals[back]).float() for back, through in throughs.items()}
-    for i, (member, alpha, back, output) in enumerate(zip(members, alphas, family.backwards, net(x, target))):
+    for i, (member, alpha, back, output) in enumerate(
+        zip(members, alphas, family.backwards, net(x, target))
+    ):
         through, wanted = throughs.get(back), goals[back]
         found = output if through is None else through(output)
         mse, penalty = F.mse_loss(found.float(), wanted), order_penalty(member.p, alpha)
@@ -93,13 +99,17 @@ def set_standards(members: Sequence[Any], loader: Loader, read: Read, runtime: R
         x, target = read(*runtime.to_device(batch))
         x_moments.update(standardising[0].resize(x))
         target_moments.update(target)
-    x_moments, target_moments = (merged(moments.cpu(), runtime) for moments in (x_moments, target_moments))
+    x_moments, target_moments = (
+        merged(moments.cpu(), runtime) for moments in (x_moments, target_moments)
+    )
     for member in standardising:
         member.set_standards(x_moments.mean, x_moments.std, target_moments.mean, target_moments.std)
 
 
 @torch.no_grad()
-def instabilities(members: Sequence[Any], loader: Loader | None, read: Read, runtime: Runtime) -> list[float]:
+def instabilities(
+    members: Sequence[Any], loader: Loader | None, read: Read, runtime: Runtime
+) -> list[float]:
     """Measure Var(x_Δ)/Var(x*) of every member, each channel about its own mean, over one pass.
 
     Args:
@@ -120,7 +130,10 @@ def instabilities(members: Sequence[Any], loader: Loader | None, read: Read, run
         for member, moments in zip(members, left):
             moments.update(target - member.eval()(x))
     variance = merged(whole.cpu(), runtime).std ** 2
-    return [merged(moments.cpu(), runtime).std ** 2 / variance if variance else float("nan") for moments in left]
+    return [
+        merged(moments.cpu(), runtime).std ** 2 / variance if variance else float("nan")
+        for moments in left
+    ]
 
 
 @torch.no_grad()
@@ -134,8 +147,8 @@ def image_errors(
         loader: an unshuffled one; its batches end with the images' indices.
         read: see above.
         runtime: device and processes.
-        classes: int64 (N,): Var(x_Δ) is then that of all pairs of two images of a class, see `errors_of_untrue_pairs`;
-            two passes more. None: of the pairs as they come.
+        classes: int64 (N,): Var(x_Δ) is then that of all pairs of two images of a class, see
+            `errors_of_untrue_pairs`; two passes more. None: of the pairs as they come.
 
     Returns:
         (N, 2); its sums over images are the variances, each channel's about its own mean.
@@ -159,7 +172,9 @@ def image_errors(
     return errors
 
 
-def _outputs(member: Any, loader: Loader, read: Read, runtime: Runtime) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def _outputs(
+    member: Any, loader: Loader, read: Read, runtime: Runtime
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield the images' indices, the target and its reconstruction, over one pass."""
     for batch in Progress(loader, "held-out images", quiet=not runtime.is_main):
         on_device = runtime.to_device(batch)
@@ -168,7 +183,9 @@ def _outputs(member: Any, loader: Loader, read: Read, runtime: Runtime) -> Itera
 
 
 def pair_sums(loader: Loader, read: Read, runtime: Runtime) -> PairSums:
-    """Keep the sums that similarities of x and the target follow from, over one pass; see `image_errors`."""
+    """Keep the sums that similarities of x and the target follow from, over one pass; see
+    `image_errors`.
+    """
     sums = PairSums()
     for batch in Progress(loader, "similarities", quiet=not runtime.is_main):
         sums.update(*read(*runtime.to_device(batch)))

@@ -1,18 +1,22 @@
-"""The best convolution in closed form: ridge regression of maps on patches, from sums over one pass.
+"""The best convolution in closed form: ridge regression of maps on patches, from sums over one
+pass.
 
-A convolution without bias is a linear map of patches. With the patches u(q) of an image around every position q, zero
-beyond the border, and the targets y(q), the weights that minimise Σ ‖y − W u‖² + λ ‖W‖² solve
+A convolution without bias is a linear map of patches. With the patches u(q) of an image around
+every position q, zero beyond the border, and the targets y(q), the weights that minimise Σ ‖y − W
+u‖² + λ ‖W‖² solve
 
     (Σ u uᵀ + λ I) Wᵀ = Σ u yᵀ
 
-and everything in it is a sum over images. A constant, where one is fitted, is one more entry 1 of every patch, whose
-weight costs nothing. The sums are kept apart in folds of images. So the error on a fold of the
-weights that were fitted on all others follows from the sums alone, and λ is chosen by it.
+and everything in it is a sum over images. A constant, where one is fitted, is one more entry 1 of
+every patch, whose weight costs nothing. The sums are kept apart in folds of images. So the error on
+a fold of the weights that were fitted on all others follows from the sums alone, and λ is chosen by
+it.
 
-Patches of one map are shifts of each other. The block of Σ u uᵀ that pairs offset d of the patch with offset e is the
-correlation of the maps at lag e − d, less what the border cuts off: the pairs in the first rows or columns where both
-offsets point down or right, in the last ones where both point up or left. For 3×3, 13 correlations of whole maps and
-16 of border strips stand for 81 blocks.
+Patches of one map are shifts of each other. The block of Σ u uᵀ that pairs offset d of the patch
+with offset e is the correlation of the maps at lag e − d, less what the border cuts off: the pairs
+in the first rows or columns where both offsets point down or right, in the last ones where both
+point up or left. For 3×3, 13 correlations of whole maps and 16 of border strips stand for 81
+blocks.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,10 +29,12 @@ from torch import Tensor
 
 from utils.errors import InputError
 
-RIDGES = tuple(10.0**exponent for exponent in range(-8, 4))  # λ, as shares of the mean diagonal of Σ u uᵀ
+# λ, as shares of the mean diagonal of Σ u uᵀ
+RIDGES = tuple(10.0**exponent for exponent in range(-8, 4))
 FOLDS = 5
 
-Shift = tuple[int, int]  # along one axis: a lag, and which pairs are meant: 0 all, m the first m, −m the last m
+# Along one axis: a lag, and which pairs are meant: 0 all, m the first m, −m the last m
+Shift = tuple[int, int]
 Strip = tuple[Shift, Shift]  # the same along rows and columns
 
 
@@ -39,7 +45,8 @@ class RidgeSolution(NamedTuple):
         weight: W, float64 (C', C, k, k), fitted on all images.
         constant: what is added to W u, float64 (C',); zeros unless it was asked for.
         ridge: the chosen λ, as a share of the mean diagonal.
-        error: Σ ‖y − W u‖² / Σ ‖y‖² on images that W was not fitted on, ≥ 0; with a constant 1 − R².
+        error: Σ ‖y − W u‖² / Σ ‖y‖² on images that W was not fitted on, ≥ 0; with a constant 1 −
+            R².
         errors: the same for every λ that was tried.
     """
 
@@ -53,8 +60,8 @@ class RidgeSolution(NamedTuple):
 class NormalEquations:
     """Accumulate what a fit needs in float64, in folds: image i belongs to fold i mod `folds`.
 
-    Kept are the strips' correlations that make Σ u uᵀ, then Σ u yᵀ and Σ y of targets with one more channel of ones,
-    and Σ ‖y‖².
+    Kept are the strips' correlations that make Σ u uᵀ, then Σ u yᵀ and Σ y of targets with one more
+    channel of ones, and Σ ‖y‖².
 
     Args:
         in_channels: C.
@@ -73,7 +80,9 @@ class NormalEquations:
         device: torch.device | str = "cpu",
     ) -> None:
         if kernel_size % 2 == 0 or folds < 2:
-            raise ValueError(f"an odd kernel and at least 2 folds are needed, not {kernel_size} and {folds}")
+            raise ValueError(
+                f"an odd kernel and at least 2 folds are needed, not {kernel_size} and {folds}"
+            )
         self.kernel_size, self.folds = kernel_size, folds
         self._blocks = _blocks(kernel_size)
         self._strips = _strips(kernel_size)
@@ -97,15 +106,25 @@ class NormalEquations:
         """
         folds = indices.to(inputs.device) % self.folds
         for fold in folds.unique().tolist():
-            x, y = (maps[folds == fold].double().permute(0, 2, 3, 1).contiguous() for maps in (inputs, targets))
+            x, y = (
+                maps[folds == fold].double().permute(0, 2, 3, 1).contiguous()
+                for maps in (inputs, targets)
+            )
             for total, strip in zip(self.lags[fold], self._strips):
                 total.addmm_(*_pairs(x, strip))
             self.energy[fold] += y.square().sum()
             height, width = x.shape[1:3]
             border = self.kernel_size // 2
-            padded, y = F.pad(x, (0, 0, border, border, border, border)), F.pad(y.flatten(0, 2), (0, 1), value=1.0)
-            for total, (row, column) in zip(self.cross[fold], product(range(self.kernel_size), repeat=2)):
-                total.addmm_(padded[:, row : row + height, column : column + width].flatten(0, 2).T, y)
+            padded, y = (
+                F.pad(x, (0, 0, border, border, border, border)),
+                F.pad(y.flatten(0, 2), (0, 1), value=1.0),
+            )
+            for total, (row, column) in zip(
+                self.cross[fold], product(range(self.kernel_size), repeat=2)
+            ):
+                total.addmm_(
+                    padded[:, row : row + height, column : column + width].flatten(0, 2).T, y
+                )
             self.totals[fold] += y.sum(0)
 
     def sums(self) -> list[Tensor]:
@@ -118,7 +137,11 @@ class NormalEquations:
             own.add_(more.to(own.device))
 
     def solve(
-        self, ridges: Sequence[float] = RIDGES, *, constant: bool = False, judges: Sequence[int] | None = None
+        self,
+        ridges: Sequence[float] = RIDGES,
+        *,
+        constant: bool = False,
+        judges: Sequence[int] | None = None,
     ) -> RidgeSolution:
         """Choose λ by the error on held-out folds and fit on all images.
 
@@ -131,7 +154,10 @@ class NormalEquations:
             InputError: the sums are not finite.
         """
         if not all(total.isfinite().all() for total in self.sums()):
-            raise InputError("the features hold values that are not finite: train the nets again, or store them anew")
+            raise InputError(
+                "the features hold values that are not finite: train the nets again, or store them"
+                " anew"
+            )
         all_folds = torch.ones_like(self.energy)
         numbers = list(range(self.folds) if judges is None else judges)
         whole = float(self.energy[numbers].sum())
@@ -140,49 +166,68 @@ class NormalEquations:
             whole -= sum(total**2 for total in totals) / (count or 1.0)
 
         def fit(folds: Tensor, ridge: float) -> Tensor:
-            return _solve(self._gram(folds, constant), self._cross(folds, constant), ridge, penalised)
+            return _solve(
+                self._gram(folds, constant), self._cross(folds, constant), ridge, penalised
+            )
 
         def held_out(ridge: float) -> float:
             left = 0.0
             for held in all_folds.diag()[numbers]:
                 weight = fit(all_folds - held, ridge)
-                change = weight * (self._gram(held, constant) @ weight - 2 * self._cross(held, constant))
-                left += max(0.0, float(held @ self.energy + change.sum()))  # rounding alone makes it negative
+                change = weight * (
+                    self._gram(held, constant) @ weight - 2 * self._cross(held, constant)
+                )
+                # Rounding alone makes it negative
+                left += max(0.0, float(held @ self.energy + change.sum()))
             return left / (whole or 1.0)
 
         penalised = self.kernel_size**2 * self.lags.shape[-1]
         ridge, errors = descend(held_out, ridges)
         weight, rest = fit(all_folds, ridge).T.tensor_split([penalised], dim=1)
-        weight = weight.unflatten(1, (self.kernel_size, self.kernel_size, -1)).permute(0, 3, 1, 2).contiguous()
+        weight = (
+            weight.unflatten(1, (self.kernel_size, self.kernel_size, -1))
+            .permute(0, 3, 1, 2)
+            .contiguous()
+        )
         return RidgeSolution(weight, rest.sum(1), ridge, errors[ridge], errors)
 
     def _cross(self, folds: Tensor, constant: bool) -> Tensor:
-        """Σ u yᵀ, (k²·C, C') over the folds that are 1 in `folds`; the patch's offsets first, the constant last."""
+        """Σ u yᵀ, (k²·C, C') over the folds that are 1 in `folds`; the patch's offsets first,
+        the constant last.
+        """
         cross, totals = torch.tensordot(folds, self.cross, 1).flatten(0, 1), folds @ self.totals
         return torch.cat([cross, totals[None]])[:, :-1] if constant else cross[:, :-1]
 
     def _gram(self, folds: Tensor, constant: bool) -> Tensor:
-        """Σ u uᵀ, (k²·C, k²·C), over the same folds: every block is a lag's sum less the border's."""
+        """Σ u uᵀ, (k²·C, k²·C), over the same folds: every block is a lag's sum less the
+        border's.
+        """
         sums = dict(zip(self._strips, torch.tensordot(folds, self.lags, 1)))
         offsets, channels = self.kernel_size**2, self.lags.shape[-1]
         size = offsets * channels
         gram = self.lags.new_empty(size + constant, size + constant)
-        blocks = gram[:size, :size].unflatten(1, (offsets, channels)).unflatten(0, (offsets, channels))
+        blocks = (
+            gram[:size, :size].unflatten(1, (offsets, channels)).unflatten(0, (offsets, channels))
+        )
         for (i, j), terms in self._blocks.items():
             block = torch.stack([sign * sums[strip] for sign, strip in terms]).sum(0)
             blocks[i, :, j], blocks[j, :, i] = block, block.T
         if constant:
-            gram[size, :size] = gram[:size, size] = torch.tensordot(folds, self.cross[..., -1], 1).flatten()
+            gram[size, :size] = gram[:size, size] = torch.tensordot(
+                folds, self.cross[..., -1], 1
+            ).flatten()
             gram[size, size] = folds @ self.totals[:, -1]
         return gram
 
 
 def bytes_needed(in_channels: int, out_channels: int, kernel_size: int, folds: int = FOLDS) -> int:
-    """Say how much memory `NormalEquations` and its `solve` take together at most, beside the batches.
+    """Say how much memory `NormalEquations` and its `solve` take together at most, beside the
+    batches.
 
-    The sums are what grows with the folds: for 3×3, 29 C² + 9 C·C' numbers each. Solving takes three matrices of
-    (k²·C)² and, for a held-out error, seven of k²·C·C', whatever the folds. Counted are tensors: what an allocator and
-    the libraries need for themselves comes on top (tens of MB, which a process has once).
+    The sums are what grows with the folds: for 3×3, 29 C² + 9 C·C' numbers each. Solving takes
+    three matrices of (k²·C)² and, for a held-out error, seven of k²·C·C', whatever the folds.
+    Counted are tensors: what an allocator and the libraries need for themselves comes on top (tens
+    of MB, which a process has once).
     """
     unknowns = kernel_size**2 * in_channels
     outputs = unknowns * (out_channels + 1)
@@ -190,8 +235,11 @@ def bytes_needed(in_channels: int, out_channels: int, kernel_size: int, folds: i
     return 8 * (sums + 3 * unknowns**2 + 7 * outputs)
 
 
-def descend(error_of: Callable[[float], float], ridges: Sequence[float]) -> tuple[float, dict[float, float]]:
-    """Walk downhill over the grid of λ, from its middle to the first one that is no worse than its neighbours.
+def descend(
+    error_of: Callable[[float], float], ridges: Sequence[float]
+) -> tuple[float, dict[float, float]]:
+    """Walk downhill over the grid of λ, from its middle to the first one that is no worse than its
+    neighbours.
 
     Returns:
         The λ of the smallest error, and the error of every λ that was tried.
@@ -219,7 +267,9 @@ def _solve(gram: Tensor, cross: Tensor, ridge: float, penalised: int) -> Tensor:
 
 
 def _blocks(kernel_size: int) -> dict[tuple[int, int], list[tuple[int, Strip]]]:
-    """Say which sums make the block of offsets i ≤ j (numbered row by row): ± strips, the whole maps first."""
+    """Say which sums make the block of offsets i ≤ j (numbered row by row): ± strips, the whole
+    maps first.
+    """
     border = kernel_size // 2
     offsets = list(product(range(-border, border + 1), repeat=2))
 
@@ -228,7 +278,10 @@ def _blocks(kernel_size: int) -> dict[tuple[int, int], list[tuple[int, Strip]]]:
         return [(1, (second - first, 0))] + ([(-1, (second - first, cut))] if cut else [])
 
     return {
-        (i, j): [(a * b, (row, column)) for (a, row), (b, column) in product(*map(along, offsets[i], offsets[j]))]
+        (i, j): [
+            (a * b, (row, column))
+            for (a, row), (b, column) in product(*map(along, offsets[i], offsets[j]))
+        ]
         for i, j in combinations_with_replacement(range(len(offsets)), 2)
     }
 
@@ -239,7 +292,9 @@ def _strips(kernel_size: int) -> list[Strip]:
 
 
 def _pairs(maps: Tensor, strip: Strip) -> tuple[Tensor, Tensor]:
-    """Give the values at q, (C, M), and at q + lag, (M, C), for all pairs of a strip of maps (N, H, W, C)."""
+    """Give the values at q, (C, M), and at q + lag, (M, C), for all pairs of a strip of maps (N,
+    H, W, C).
+    """
     (rows, rows_on), (columns, columns_on) = map(_span, maps.shape[1:3], strip)
     return maps[:, rows, columns].flatten(0, 2).T, maps[:, rows_on, columns_on].flatten(0, 2)
 
@@ -247,6 +302,8 @@ def _pairs(maps: Tensor, strip: Strip) -> tuple[Tensor, Tensor]:
 def _span(size: int, shift: Shift) -> tuple[slice, slice]:
     """Say where, along an axis of `size` values, the first and the second ones of the pairs lie."""
     lag, cut = shift
-    start, stop, _ = slice(min(cut, 0) or None, max(cut, 0) or None).indices(max(0, size - abs(lag)))
+    start, stop, _ = slice(min(cut, 0) or None, max(cut, 0) or None).indices(
+        max(0, size - abs(lag))
+    )
     before, after = max(0, -lag), max(0, lag)
     return slice(start + before, stop + before), slice(start + after, stop + after)

@@ -15,7 +15,8 @@ from consistency.calibration import instability_of, normalised_consistency
 from utils.errors import InputError
 
 Array = NDArray[Any]
-Direction = tuple[Array, Array, Array]  # of the observed pairs, their null and their ceiling, (N, 2)
+# Of the observed pairs, their null and their ceiling, (N, 2)
+Direction = tuple[Array, Array, Array]
 
 BATCH_BYTES = 1 << 26  # of resamples' sums that are in memory at one time
 
@@ -27,8 +28,8 @@ def shared(forth: Direction, back: Direction, **options: Any) -> dict[str, Inter
     and the ceiling of its direction, and the smaller one is taken inside each resample.
 
     Args:
-        forth: of A → B every image's part of Var(x*) and Var(x_Δ), (N, 2): of the true pairs, of pairs
-            within the class, and of A → A.
+        forth: of A → B every image's part of Var(x*) and Var(x_Δ), (N, 2): of the true pairs, of
+            pairs within the class, and of A → A.
         back: the same of B → A, image i in the same place.
         options: of `bootstrap`.
 
@@ -64,14 +65,14 @@ def over_nets(
 ) -> dict[str, Interval]:
     """Give the mean over all ordered pairs of M nets, with intervals over images and nets.
 
-    Each resample draws images and nets with replacement; pair (a, b) counts as often as a and b were
-    drawn together, and a net beside itself is left out. Percentiles of what this gives are the
+    Each resample draws images and nets with replacement; pair (a, b) counts as often as a and b
+    were drawn together, and a net beside itself is left out. Percentiles of what this gives are the
     interval. Where the question is about a few nets more, such as the mean over the ten nets that
     these four came from, the nets' part of a resample's deviation shrinks by √(1 − M / drawn_from).
 
     Args:
-        statistic: sums over images (…, P) of all pairs, one array for each of `sums` → named numbers of
-            each pair, (…, P).
+        statistic: sums over images (…, P) of all pairs, one array for each of `sums` → named
+            numbers of each pair, (…, P).
         sums: every ordered pair's sums per image, (M, M, N, …) each; the diagonal is not read.
         resamples: how many are drawn.
         confidence: in (0, 1).
@@ -88,8 +89,8 @@ def over_nets(
     nets, images = sums[0].shape[1:3]
     if min(nets, images) < 2 or any(part.shape[:3] != (nets, nets, images) for part in sums):
         raise InputError(
-            "intervals over nets need sums of all pairs of two nets or more on two images or more, but "
-            f"shapes are {[part.shape for part in sums]}"
+            "intervals over nets need sums of all pairs of two nets or more on two images or more,"
+            f" but shapes are {[part.shape for part in sums]}"
         )
     if drawn_from is not None and drawn_from < nets:
         raise InputError(f"{nets} nets cannot have been drawn from {drawn_from}")

@@ -1,8 +1,8 @@
 """Similarities of two nets with an image as a row, each held against permutations of the images.
 
-Where positions are rows (`consistency.position_similarity`), neighbouring rows are nearly copies, and two
-nets of which one is untrained look as alike as two trained ones. Here maps are pooled to 4 × 4
-positions and flattened: a row is an image, (C·16,), and a vector stays as it is.
+Where positions are rows (`consistency.position_similarity`), neighbouring rows are nearly copies,
+and two nets of which one is untrained look as alike as two trained ones. Here maps are pooled to 4
+× 4 positions and flattened: a row is an image, (C·16,), and a vector stays as it is.
 
 Every number is a similarity, larger for nets that are more alike, so that all are read and calibrated
 alike: with s of the true pairs and τ the level that 95 % of permuted pairs stay below (images change
@@ -64,7 +64,8 @@ def image_rows(feature: Tensor) -> Tensor:
 
 
 class ImageRows:
-    """One net's features of images, a row each, and what every similarity with another net needs of them.
+    """One net's features of images, a row each, and what every similarity with another net needs of
+    them.
 
     Args:
         held_out: of the images that nets are compared on, (N, p), floating.
@@ -104,7 +105,9 @@ class ImageRows:
 
     @cached_property
     def coordinates(self) -> Tensor:
-        """U S divided by its norm, (N, r): the rows, turned so that there are no more columns than rows."""
+        """U S divided by its norm, (N, r): the rows, turned so that there are no more columns
+        than rows.
+        """
         left, sizes = self.components
         return left * sizes / sizes.norm()
 
@@ -138,7 +141,9 @@ class ImageRows:
 
     @cached_property
     def smoother(self) -> Tensor:
-        """H (N, M): what a ridge regression on the fitted images predicts is H Y, of Y about its mean."""
+        """H (N, M): what a ridge regression on the fitted images predicts is H Y, of Y about its
+        mean.
+        """
         fitted, rows = self.about
         gram = fitted @ fitted.mT
         penalty = WEIGHT * gram.trace() / fitted.shape[1]
@@ -152,7 +157,9 @@ class ImageRows:
 
     @cached_property
     def products(self) -> tuple[Tensor, Tensor, float]:
-        """Products about the fitted images' mean: of these (M, M), of rows with them (N, M), Σ |row|²."""
+        """Products about the fitted images' mean: of these (M, M), of rows with them (N, M), Σ
+        |row|².
+        """
         fitted, rows = self.about
         return fitted @ fitted.mT, rows @ fitted.mT, rows.square().sum().item()
 
@@ -172,7 +179,9 @@ def cka(x: ImageRows, y: ImageRows, order: Tensor | None = None) -> float:
 
 
 def svcca(x: ImageRows, y: ImageRows, order: Tensor | None = None) -> float:
-    """Compute the mean canonical correlation of the leading components; NaN where they fill all rows."""
+    """Compute the mean canonical correlation of the leading components; NaN where they fill all
+    rows.
+    """
     one, other = x.leading, y.leading
     if one.shape[1] + other.shape[1] >= len(x):
         return float("nan")  # as many columns as rows correlate perfectly anyhow
@@ -181,7 +190,8 @@ def svcca(x: ImageRows, y: ImageRows, order: Tensor | None = None) -> float:
 
 
 def procrustes(x: ImageRows, y: ImageRows, order: Tensor | None = None) -> float:
-    """Compute the nuclear norm of XᵀY of features of norm 1: 1 where one is a rotation of the other.
+    """Compute the nuclear norm of XᵀY of features of norm 1: 1 where one is a rotation of the
+    other.
 
     Rows wider than their number are much alike by chance: read it beside permuted images.
     """
@@ -190,7 +200,8 @@ def procrustes(x: ImageRows, y: ImageRows, order: Tensor | None = None) -> float
         return float(scipy.linalg.svdvals(product.numpy()).sum())
     if product.shape[0] > product.shape[1]:
         product = product.mT
-    # Twice as fast, and exact to 1e-8: enough for a level that 95 % of the permuted pairs stay below.
+    # Twice as fast, and exact to 1e-8: enough for a level that 95 % of the permuted pairs stay
+    # below.
     return float(torch.linalg.eigvalsh(product @ product.mT).clamp(min=0).sqrt().sum())
 
 
@@ -201,8 +212,12 @@ def mutual_neighbours(x: ImageRows, y: ImageRows, order: Tensor | None = None) -
     return float(near[order[:, None], order[x.neighbours]].double().mean())
 
 
-def ridge_r2(x: ImageRows, y: ImageRows, order: Tensor | None = None, fit_order: Tensor | None = None) -> float:
-    """Compute R² of a ridge regression of y on x: fitted on some images, judged on the held-out ones."""
+def ridge_r2(
+    x: ImageRows, y: ImageRows, order: Tensor | None = None, fit_order: Tensor | None = None
+) -> float:
+    """Compute R² of a ridge regression of y on x: fitted on some images, judged on the held-out
+    ones.
+    """
     of_fitted, across, energy = y.products
     if order is not None and fit_order is not None:
         of_fitted, across = of_fitted[fit_order][:, fit_order], across[order][:, fit_order]
@@ -263,7 +278,9 @@ def image_similarities(
         InputError: the nets saw other images.
     """
     if len(x) != len(y) or len(labels[1]) != len(x):
-        raise InputError(f"both nets must have seen the same images, but {len(x)} and {len(y)} came")
+        raise InputError(
+            f"both nets must have seen the same images, but {len(x)} and {len(y)} came"
+        )
     regressed = x.fitted is not None and y.fitted is not None
     if x.constant or y.constant:
         reason = f"{'x' if x.constant else 'x*'} is constant"
@@ -271,7 +288,8 @@ def image_similarities(
         return [Calibrated(name, None, reason=reason) for name in names]
     orders = permutations(labels[1], draws, generator)
     similarities = [
-        _calibrated(name, score(x, y, None), [score(x, y, order) for order in orders]) for name, score in SCORES.items()
+        _calibrated(name, score(x, y, None), [score(x, y, order) for order in orders])
+        for name, score in SCORES.items()
     ]
     if not regressed:
         return similarities

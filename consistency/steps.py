@@ -1,4 +1,6 @@
-"""The command `knowledge-consistency`, once the project is installed: it lists the steps and runs them."""
+"""The command `knowledge-consistency`, once the project is installed: it lists the steps and
+runs them.
+"""
 
 import ast
 import importlib.util
@@ -25,14 +27,17 @@ STEPS = (
 
 
 def summary(step: str) -> str:
-    """Give the first sentence of a step's docstring. The step is read and not imported, which PyTorch would slow.
+    """Give the first sentence of a step's docstring. The step is read and not imported, which
+    PyTorch would slow.
 
     Raises:
         InputError: the step is not installed.
     """
     spec = importlib.util.find_spec(step)
     if spec is None or spec.origin is None:
-        raise InputError(f"there is no {step}.py; install the project anew, or start Python in its folder")
+        raise InputError(
+            f"there is no {step}.py; install the project anew, or start Python in its folder"
+        )
     docstring = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) or ""
     return " ".join(docstring.split("\n\n")[0].split())
 
@@ -45,7 +50,10 @@ def listing() -> str:
         [
             "usage: knowledge-consistency STEP [options]",
             *lines,
-            "knowledge-consistency STEP --help shows a step's options; in Python: import consistency",
+            (
+                "knowledge-consistency STEP --help shows a step's options; in Python: import"
+                " consistency"
+            ),
         ]
     )
 
@@ -53,13 +61,16 @@ def listing() -> str:
 def main() -> None:
     """Run the step that the command line names, or print all of them.
 
-    A step that is run so finds this project's packages also in a folder that has others of their names.
+    A step that is run so finds this project's packages also in a folder that has others of their
+    names.
     """
     step, *words = [*sys.argv[1:], ""]
     if step in ("", "-h", "--help"):
         print(listing())
     elif step not in STEPS:
-        sys.exit(f"knowledge-consistency: there is no step {step!r}; the steps are {', '.join(STEPS)}")
+        sys.exit(
+            f"knowledge-consistency: there is no step {step!r}; the steps are {', '.join(STEPS)}"
+        )
     else:
         sys.argv = [step, *words[:-1]]
         runpy.run_module(step, run_name="__main__", alter_sys=True)

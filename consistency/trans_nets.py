@@ -1,4 +1,6 @@
-"""A Trans-Net and the features that it is fitted to: made for them, filled from a file, held against them."""
+"""A Trans-Net and the features that it is fitted to: made for them, filled from a file, held
+against them.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,12 @@ from utils.errors import InputError
 
 
 def between(
-    shape_a: tuple[int, ...], shape_b: tuple[int, ...], *, layers: int, fc: bool = False, **config: Any
+    shape_a: tuple[int, ...],
+    shape_b: tuple[int, ...],
+    *,
+    layers: int,
+    fc: bool = False,
+    **config: Any,
 ) -> TransNet:
     """Make the Trans-Net that maps one image's feature of shape_a to one of shape_b.
 
@@ -30,20 +37,30 @@ def between(
             f"A's features have shape {shape_a} and B's {shape_b}: "
             "a Trans-Net maps feature maps to feature maps, vectors to vectors, tokens to tokens"
         )
-    x, target = (as_maps(torch.empty(1, *shape, device="meta")).shape for shape in (shape_a, shape_b))
+    x, target = (
+        as_maps(torch.empty(1, *shape, device="meta")).shape for shape in (shape_a, shape_b)
+    )
     if config.get("bn") and config.get("norm") == "instance" and x[2:].numel() == 1:
-        raise InputError("--bn removes the mean of each map, and these features are single values; add --norm batch")
+        raise InputError(
+            "--bn removes the mean of each map, and these features are single values; add --norm"
+            " batch"
+        )
     size = (target[2], target[3])
-    return TransNet(x[1], target[1], layers, 1 if fc or len(shape_a) < 3 else 3, out_size=size, **config)
+    return TransNet(
+        x[1], target[1], layers, 1 if fc or len(shape_a) < 3 else 3, out_size=size, **config
+    )
 
 
 def channels_of(shape: tuple[int, ...]) -> int:
-    """Say how many channels one image's feature has: maps (C, H, W), tokens (T, C) or a vector (C,)."""
+    """Say how many channels one image's feature has: maps (C, H, W), tokens (T, C) or a vector
+    (C,).
+    """
     return as_maps(torch.empty(1, *shape, device="meta")).shape[1]
 
 
 def fill_trans_net(trans_net: TransNet, state: dict[str, Any], path: str | Path) -> None:
-    """Give a Trans-Net the weights of a checkpoint that was read from `path`, which must be built alike.
+    """Give a Trans-Net the weights of a checkpoint that was read from `path`, which must be built
+    alike.
 
     Raises:
         InputError: it is not.
@@ -51,8 +68,14 @@ def fill_trans_net(trans_net: TransNet, state: dict[str, Any], path: str | Path)
     stored = build_from_state(state, path)
     if stored.config != trans_net.config:
         now = trans_net.config
-        others = [f"{key} {value}, now {now.get(key)}" for key, value in stored.config.items() if value != now.get(key)]
-        raise InputError(f"{path} holds a Trans-Net of other options or shapes: {'; '.join(others)}")
+        others = [
+            f"{key} {value}, now {now.get(key)}"
+            for key, value in stored.config.items()
+            if value != now.get(key)
+        ]
+        raise InputError(
+            f"{path} holds a Trans-Net of other options or shapes: {'; '.join(others)}"
+        )
     trans_net.load_state_dict(stored.state_dict())
 
 
@@ -68,6 +91,7 @@ def check_fit(trans_net: TransNet, shape_a: tuple[int, ...], shape_b: tuple[int,
     expected = (config["in_channels"], (config["out_channels"], *size))
     if (x.shape[1], tuple(target.shape[1:])) != expected:
         raise InputError(
-            f"the Trans-Net maps {expected[0]} channels to {expected[1]}, but these features are "
-            f"{tuple(x.shape[1:])} and {tuple(target.shape[1:])}: check the layer, the nets and the direction"
+            f"the Trans-Net maps {expected[0]} channels to {expected[1]}, but these features are"
+            f" {tuple(x.shape[1:])} and {tuple(target.shape[1:])}: check the layer, the nets and"
+            " the direction"
         )

@@ -1,7 +1,8 @@
-"""What Variance.py reports of accumulated moments: variances and instabilities with their intervals over images.
+"""What Variance.py reports of accumulated moments: variances and instabilities with their intervals
+over images.
 
-Every interval holds the Trans-Net as it was fitted, and the means that deviations are from: it says what other images
-would give.
+Every interval holds the Trans-Net as it was fitted, and the means that deviations are from: it says
+what other images would give.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,16 +31,17 @@ def variance_report(
     """Summarise as plain numbers.
 
     Args:
-        by_depth: for each Trans-Net its number of layers and the moments of the same images. All but the spectrum is
-            about the first one.
+        by_depth: for each Trans-Net its number of layers and the moments of the same images. All
+            but the spectrum is about the first one.
         mean: see `ImageMoments.products`.
         resamples: of the images; 0: no intervals.
         classes: names by label; None: the labels are the names.
 
     Returns:
-        `images`, `mean`, `var`, `instability`, `covariance`, `channels`, and of several Trans-Nets the `spectrum`.
-        With resamples `intervals`, an `Interval` for each of `component_numbers`; `classes`; and `per_image`, of each
-        vector the images' mean squared deviations, whose mean over the images is its variance.
+        `images`, `mean`, `var`, `instability`, `covariance`, `channels`, and of several Trans-Nets
+        the `spectrum`. With resamples `intervals`, an `Interval` for each of `component_numbers`;
+        `classes`; and `per_image`, of each vector the images' mean squared deviations, whose mean
+        over the images is its variance.
     """
     moments = by_depth[0][1]
     names, products = moments.names(mean), moments.products(mean)
@@ -50,7 +52,9 @@ def variance_report(
         "mean": mean,
         "var": variance,
         # A constant target has nothing to reconstruct; NaN would not be JSON.
-        "instability": variance["residual"] / variance["target"] if variance["target"] > 0 else None,
+        "instability": (
+            variance["residual"] / variance["target"] if variance["target"] > 0 else None
+        ),
         "covariance": {"names": names, "matrix": matrix.tolist()},
     }
     if len(by_depth) > 1:
@@ -61,12 +65,16 @@ def variance_report(
         report["intervals"] = {name: asdict(interval) for name, interval in found.items()}
         report["classes"] = class_report(moments, mean, resamples, classes)
         squares = np.diagonal(products, axis1=1, axis2=2).T.tolist()
-        report["per_image"] = {name: [_rounded(value) for value in row] for name, row in zip(names, squares)}
+        report["per_image"] = {
+            name: [_rounded(value) for value in row] for name, row in zip(names, squares)
+        }
     return report
 
 
 def channel_report(moments: ImageMoments, resamples: int = 0) -> list[Record]:
-    """Give for each channel of x* its number, Var(x*), and its instability with the interval's ends."""
+    """Give for each channel of x* its number, Var(x*), and its instability with the interval's
+    ends.
+    """
     squares = moments.channel_squares()
     found = bootstrap(_ratios, [(squares / len(squares)).astype(np.float32)], resamples=resamples)
     variances = squares.mean(0)[0].tolist()
@@ -77,9 +85,13 @@ def channel_report(moments: ImageMoments, resamples: int = 0) -> list[Record]:
 
 
 def class_report(
-    moments: ImageMoments, mean: str = "channel", resamples: int = 0, classes: Sequence[str] | None = None
+    moments: ImageMoments,
+    mean: str = "channel",
+    resamples: int = 0,
+    classes: Sequence[str] | None = None,
 ) -> list[Record]:
-    """Give the same for each class, measured as if its images were all there are: from the class's own mean.
+    """Give the same for each class, measured as if its images were all there are: from the class's
+    own mean.
 
     Args:
         moments: with labels; see `ImageMoments.update`.
@@ -89,21 +101,25 @@ def class_report(
     """
     rows = []
     for label, part in moments.classes():
-        found = bootstrap(part.statistic(mean), part.arrays(mean), resamples=resamples if part.images > 1 else 0)
+        found = bootstrap(
+            part.statistic(mean), part.arrays(mean), resamples=resamples if part.images > 1 else 0
+        )
         row = {"class": classes[label] if classes else str(label), "images": part.images}
         rows.append(row | {"variance": found["var_target"].value, **_ends(found["instability"])})
     return rows
 
 
 def spectrum(by_depth: Sequence[tuple[int, ImageMoments]], resamples: int = 0) -> list[Record]:
-    """Give R² = 1 − instability of every depth, and its gain over the depth before it, which is paired by image.
+    """Give R² = 1 − instability of every depth, and its gain over the depth before it, which is
+    paired by image.
 
     Args:
         by_depth: for each Trans-Net its number of layers and the moments of the same images.
         resamples: of the images; 0: no intervals.
 
     Returns:
-        A row a depth, the shallowest first: `layers`, `r2`, `gain`, and with resamples the `intervals` of both.
+        A row a depth, the shallowest first: `layers`, `r2`, `gain`, and with resamples the
+        `intervals` of both.
     """
     ordered = sorted(by_depth, key=lambda pair: pair[0])
     statistics = [moments.statistic() for _, moments in ordered]
@@ -112,24 +128,35 @@ def spectrum(by_depth: Sequence[tuple[int, ImageMoments]], resamples: int = 0) -
         r2 = [1 - statistic(part)["instability"] for statistic, part in zip(statistics, sums)]
         gains = [r2[0], *(after - before for before, after in pairwise(r2))]
         both = {"r2": r2, "gain": gains}
-        return {f"{name} {i}": value for name, values in both.items() for i, value in enumerate(values)}
+        return {
+            f"{name} {i}": value for name, values in both.items() for i, value in enumerate(values)
+        }
 
-    found = bootstrap(numbers, [array for _, moments in ordered for array in moments.arrays()], resamples=resamples)
+    found = bootstrap(
+        numbers,
+        [array for _, moments in ordered for array in moments.arrays()],
+        resamples=resamples,
+    )
     rows = []
     for i, (layers, _) in enumerate(ordered):
         of_depth = {name: found[f"{name} {i}"] for name in ("r2", "gain")}
-        row: Record = {"layers": layers, **{name: interval.value for name, interval in of_depth.items()}}
+        row: Record = {
+            "layers": layers,
+            **{name: interval.value for name, interval in of_depth.items()},
+        }
         if resamples:
             row["intervals"] = {name: asdict(interval) for name, interval in of_depth.items()}
         rows.append(row)
     return rows
 
 
-def rank_channels(channels: Sequence[Mapping[str, Any]], ends: int | None = None) -> list[Mapping[str, Any]]:
+def rank_channels(
+    channels: Sequence[Mapping[str, Any]], ends: int | None = None
+) -> list[Mapping[str, Any]]:
     """Order the channels of x* by their instability, the most consistent first.
 
-    Channels whose variance is below a tenth of the mean are left out: they are nearly dead, and their ratio says
-    little about what the nets know.
+    Channels whose variance is below a tenth of the mean are left out: they are nearly dead, and
+    their ratio says little about what the nets know.
 
     Args:
         channels: from `channel_report`.
@@ -138,7 +165,9 @@ def rank_channels(channels: Sequence[Mapping[str, Any]], ends: int | None = None
     least = 0.1 * float(np.mean([row["variance"] for row in channels]))
     alive = [row for row in channels if row["variance"] >= least and row["instability"] is not None]
     ordered = sorted(alive, key=lambda row: row["instability"])
-    return ordered if ends is None or 2 * ends >= len(ordered) else [*ordered[:ends], *ordered[-ends:]]
+    return (
+        ordered if ends is None or 2 * ends >= len(ordered) else [*ordered[:ends], *ordered[-ends:]]
+    )
 
 
 def _ratios(squares: Array) -> dict[str, Array]:

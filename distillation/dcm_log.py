@@ -1,4 +1,6 @@
-"""`log.txt` as DCM's authors write it: one line an epoch, `json_stats: {…}`, that their tools read."""
+"""`log.txt` as DCM's authors write it: one line an epoch, `json_stats: {…}`, that their tools
+read.
+"""
 
 import json
 from collections.abc import Mapping
@@ -12,18 +14,22 @@ BEGIN = "json_stats: "
 _NETS = {"": "net1", "_ep1": "net1_ep1", "_ep2": "net1_ep2", "_another": "net2"}
 
 
-def stats(options: Mapping[str, Any], metrics: Mapping[str, float], **facts: float) -> dict[str, Any]:
+def stats(
+    options: Mapping[str, Any], metrics: Mapping[str, float], **facts: float
+) -> dict[str, Any]:
     """Give an epoch's numbers by the authors' names.
 
     Args:
         options: of the run, by the authors' names.
-        metrics: of the epoch, by the suite's names: `Loss`, `net1_top1_prec` and so on of the training images, with
-            `val_` in front of the test images.
-        facts: epoch (counted from 1), num_classes, n_parameters, train_time and test_time (seconds).
+        metrics: of the epoch, by the suite's names: `Loss`, `net1_top1_prec` and so on of the
+            training images, with `val_` in front of the test images.
+        facts: epoch (counted from 1), num_classes, n_parameters, train_time and test_time
+            (seconds).
 
     Returns:
-        All of these with `train_loss`, `train_acc` (network 1's final layer, in percent), `train_acc_ep1`, `_ep2`
-        (its heads), `_another` (network 2's final layer), and the same of `test_`.
+        All of these with `train_loss`, `train_acc` (network 1's final layer, in percent),
+        `train_acc_ep1`, `_ep2` (its heads), `_another` (network 2's final layer), and the same of
+        `test_`.
     """
     found = dict(options) | facts
     for split, prefix in (("train", ""), ("test", "val_")):
@@ -34,8 +40,12 @@ def stats(options: Mapping[str, Any], metrics: Mapping[str, float], **facts: flo
 
 
 def write(path: Path, line: Mapping[str, Any]) -> None:
-    """Add an epoch's `stats`, in place of what an interrupted run wrote of this epoch and of later ones."""
+    """Add an epoch's `stats`, in place of what an interrupted run wrote of this epoch and of
+    later ones.
+    """
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     kept = [old for old in lines if json.loads(old.removeprefix(BEGIN))["epoch"] < line["epoch"]]
     with replacing(path) as temporary:
-        temporary.write_text("".join(f"{text}\n" for text in [*kept, BEGIN + json.dumps(line)]), encoding="utf-8")
+        temporary.write_text(
+            "".join(f"{text}\n" for text in [*kept, BEGIN + json.dumps(line)]), encoding="utf-8"
+        )

@@ -1,4 +1,6 @@
-"""HSAKD's text log, result/{run}.txt, in its authors' words, and what a run comes to: last and best epoch."""
+"""HSAKD's text log, result/{run}.txt, in its authors' words, and what a run comes to: last and
+best epoch.
+"""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -25,9 +27,11 @@ def write(
         path: the file, replaced.
         settings: every option that changes the result.
         device: where it was computed.
-        epochs: the metrics of each, as `RunLog` keeps them: `epoch` (from 0), `lr`, `seconds`, the names of the steps'
-            metrics (accuracies in percent), and those of evaluations behind `test_` and `val_`.
-        teacher: what the teacher's evaluation on the test images gave, by the same names; nothing without a teacher.
+        epochs: the metrics of each, as `RunLog` keeps them: `epoch` (from 0), `lr`, `seconds`, the
+            names of the steps' metrics (accuracies in percent), and those of evaluations behind
+            `test_` and `val_`.
+        teacher: what the teacher's evaluation on the test images gave, by the same names; nothing
+            without a teacher.
     """
     options = ", ".join(f"{name}={value!r}" for name, value in settings.items())
     lines = [RULE, f"Args:Namespace({options})", f"device:{device}", RULE]
@@ -39,7 +43,9 @@ def write(
 
 
 def best_of(best: Mapping[str, Row], last: Row, decides: str) -> dict[str, Row]:
-    """Put an epoch in the place of the best one so far, of each split that it was evaluated on, where it is better."""
+    """Put an epoch in the place of the best one so far, of each split that it was evaluated on,
+    where it is better.
+    """
     splits = [split for split in ("test", "val") if f"{split}_Loss" in last]
     better = {
         split
@@ -50,17 +56,29 @@ def best_of(best: Mapping[str, Row], last: Row, decides: str) -> dict[str, Row]:
 
 
 def decided(row: Mapping[str, float], split: str, decides: str) -> float:
-    """Give the accuracy in percent that decides which epoch is the best: the highest one of its kind."""
-    return max(value for name, value in row.items() if name.startswith(f"{split}_") and decides in name)
+    """Give the accuracy in percent that decides which epoch is the best: the highest one of its
+    kind.
+    """
+    return max(
+        value for name, value in row.items() if name.startswith(f"{split}_") and decides in name
+    )
 
 
-def closing_words(last: Mapping[str, float], best: Mapping[str, Mapping[str, float]], probe: bool) -> str:
-    """Say what came out: the last epoch, and the best ones beside it; of a probe the other way round."""
+def closing_words(
+    last: Mapping[str, float], best: Mapping[str, Mapping[str, float]], probe: bool
+) -> str:
+    """Say what came out: the last epoch, and the best ones beside it; of a probe the other way
+    round.
+    """
     rows = {"last epoch": last, "best epoch on the test images": best["test"]}
     rows |= {"best epoch on held-out training images": best["val"]} if "val" in best else {}
     lines = []
     for title, row in rows.items():
-        shown = {name: value for name, value in row.items() if name.startswith("test_") and name != "test_Loss"}
+        shown = {
+            name: value
+            for name, value in row.items()
+            if name.startswith("test_") and name != "test_Loss"
+        }
         lines.append(f"{title} ({row['epoch']}): {describe(shown)}")
     return "\n".join(lines[::-1] if probe else lines) + "\n"
 
@@ -69,7 +87,10 @@ def _epoch(metrics: Mapping[str, float]) -> list[str]:
     """Write one epoch; losses are sums of terms, accuracies shares as in the authors' logs."""
     number = metrics["epoch"]
     parts = {f"_{kind}": _sum(metrics, begin) for kind, begin in (("cls", "ce_"), ("div", "kl_"))}
-    losses = {"": metrics["Loss"], **{kind: value for kind, value in parts.items() if value is not None}}
+    losses = {
+        "": metrics["Loss"],
+        **{kind: value for kind, value in parts.items() if value is not None},
+    }
     lines = [f"Epoch:{number}\t lr:{metrics['lr']:.5f}\t duration:{metrics['seconds']:.3f}"]
     lines += ["\t".join(f" train_loss{kind}:{value:.5f}" for kind, value in losses.items())]
     lines += _accuracies(metrics, "", "Train Top-1")
@@ -81,7 +102,10 @@ def _epoch(metrics: Mapping[str, float]) -> list[str]:
 
 def _test(metrics: Mapping[str, float], split: str, title: str) -> list[str]:
     """Write an evaluation."""
-    return [f"{title}\t test_loss_cls:{metrics[f'{split}_Loss']:.5f}", *_accuracies(metrics, f"{split}_", "Top-1")]
+    return [
+        f"{title}\t test_loss_cls:{metrics[f'{split}_Loss']:.5f}",
+        *_accuracies(metrics, f"{split}_", "Top-1"),
+    ]
 
 
 def _sum(metrics: Mapping[str, float], begin: str) -> float | None:
@@ -90,7 +114,9 @@ def _sum(metrics: Mapping[str, float], begin: str) -> float | None:
 
 
 def _accuracies(metrics: Mapping[str, float], begin: str, title: str) -> list[str]:
-    """Give the lines of both accuracies: of each branch, and for classes of the network itself behind them."""
+    """Give the lines of both accuracies: of each branch, and for classes of the network itself
+    behind them.
+    """
     nets = [net for net in _BY_NET if f"{begin}{net}top1_prec" in metrics] or [""]
     lines = []
     for kind in ("ss", "class"):

@@ -1,8 +1,10 @@
-"""HSAKD's steps: a batch of images in, loss and metrics out; the losses are of `distillation.hsakd`.
+"""HSAKD's steps: a batch of images in, loss and metrics out; the losses are of
+`distillation.hsakd`.
 
-Every step takes uint8 (B, 3, S, S), class ids int64 (B,) and indices int64 (B,), and by name `preprocess`, which makes
-float32 (B, 3, S, S) of images and indices, and `accuracies`, which gives accuracies in percent of logits and targets.
-The networks see the four rotations of what is preprocessed, 4B images, made on their device.
+Every step takes uint8 (B, 3, S, S), class ids int64 (B,) and indices int64 (B,), and by name
+`preprocess`, which makes float32 (B, 3, S, S) of images and indices, and `accuracies`, which gives
+accuracies in percent of logits and targets. The networks see the four rotations of what is
+preprocessed, 4B images, made on their device.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,7 +37,9 @@ def teach(
     preprocess: Preprocess,
     accuracies: Accuracies,
 ) -> StepResult:
-    """Train a network with branches: CE of classes upright and, in every branch, of classes and rotations."""
+    """Train a network with branches: CE of classes upright and, in every branch, of classes and
+    rotations.
+    """
     outputs = net(rotate(preprocess(images, indices)))
     return _summed(teacher_terms(outputs, targets), _measured(outputs, targets, accuracies))
 
@@ -51,12 +55,16 @@ def distil(
     teacher: nn.Module,
     tau: float,
 ) -> StepResult:
-    """Train a student: CE of classes upright, and KD from a teacher, in evaluation mode, on the same rotated images."""
+    """Train a student: CE of classes upright, and KD from a teacher, in evaluation mode, on the
+    same rotated images.
+    """
     rotated = rotate(preprocess(images, indices))
     with torch.no_grad():
         taught = teacher(rotated)
     outputs = net(rotated)
-    return _summed(student_terms(outputs, taught, targets, tau), _measured(outputs, targets, accuracies))
+    return _summed(
+        student_terms(outputs, taught, targets, tau), _measured(outputs, targets, accuracies)
+    )
 
 
 def teach_each_other(
@@ -69,7 +77,9 @@ def teach_each_other(
     accuracies: Accuracies,
     tau: float,
 ) -> StepResult:
-    """Train two networks: the teacher's loss of both, and KD in both directions; metrics begin with net1_ or net2_."""
+    """Train two networks: the teacher's loss of both, and KD in both directions; metrics begin
+    with net1_ or net2_.
+    """
     first, second = pair(rotate(preprocess(images, indices)))
     terms = online_terms(first, second, targets, tau)
     return _summed(terms, _measured_both((first, second), targets, accuracies))
@@ -84,7 +94,9 @@ def measure(
     preprocess: Preprocess,
     accuracies: Accuracies,
 ) -> StepResult:
-    """Evaluate a network: CE and accuracies of classes upright, accuracies of branches on all rotations."""
+    """Evaluate a network: CE and accuracies of classes upright, accuracies of branches on all
+    rotations.
+    """
     outputs = net(rotate(preprocess(images, indices)))
     return teacher_terms(outputs, targets)["ce_class"], _measured(outputs, targets, accuracies)
 
@@ -109,9 +121,17 @@ def _summed(terms: Terms, measured: dict[str, Tensor]) -> StepResult:
 
 
 def _measured(outputs: Outputs, targets: Tensor, accuracies: Accuracies) -> dict[str, Tensor]:
-    return accuracies(outputs[0][::ROTATIONS], targets) | branch_accuracies_percent(outputs[1], targets)
+    return accuracies(outputs[0][::ROTATIONS], targets) | branch_accuracies_percent(
+        outputs[1], targets
+    )
 
 
-def _measured_both(outputs: Sequence[Outputs], targets: Tensor, accuracies: Accuracies) -> dict[str, Tensor]:
+def _measured_both(
+    outputs: Sequence[Outputs], targets: Tensor, accuracies: Accuracies
+) -> dict[str, Tensor]:
     both = (_measured(of_net, targets, accuracies).items() for of_net in outputs)
-    return {f"net{number}_{name}": value for number, items in enumerate(both, start=1) for name, value in items}
+    return {
+        f"net{number}_{name}": value
+        for number, items in enumerate(both, start=1)
+        for name, value in items
+    }

@@ -12,7 +12,8 @@ from utils.data.computed_once import compute_once
 from utils.errors import InputError
 from utils.runtime import Runtime
 
-# The pixels that the student sees, uint8 (N, 3, S, S), and their indices, int64 (N,) → logits (N, C)
+# The pixels that the student sees, uint8 (N, 3, S, S), and their indices, int64 (N,) → logits (N,
+# C)
 Teacher = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -27,9 +28,9 @@ def teacher_logits(
 ) -> Teacher:
     """Freeze a classifier and make it a teacher that is asked batch by batch.
 
-    Where the images are the same in every epoch, its logits of all of them are computed here, once. They equal those
-    of a teacher that is asked every time bit for bit if the batches are the same, else up to float32 rounding, since
-    kernels are chosen by batch size.
+    Where the images are the same in every epoch, its logits of all of them are computed here, once.
+    They equal those of a teacher that is asked every time bit for bit if the batches are the same,
+    else up to float32 rounding, since kernels are chosen by batch size.
 
     Args:
         model: the teacher, pixels → logits (`utils.pixels.FromPixels`); put into evaluation mode.
@@ -51,19 +52,24 @@ def teacher_logits(
         if gpu is not None and device.type == "cuda":
             if gpu >= torch.cuda.device_count():
                 raise InputError(
-                    f"--gpu_teacher {gpu} does not exist: this machine has {torch.cuda.device_count()} GPUs"
+                    f"--gpu_teacher {gpu} does not exist: this machine has"
+                    f" {torch.cuda.device_count()} GPUs"
                 )
             device = torch.device("cuda", gpu)
         return functools.partial(live_logits, model.to(device))
     if gpu is not None:
         runtime.say("the teacher's logits are computed once, so --gpu_teacher has no effect")
     net = runtime.parallel(model).eval()
-    stored = compute_once(net, loader, (classes,), runtime, folder=folder, label="logits of the teacher")
+    stored = compute_once(
+        net, loader, (classes,), runtime, folder=folder, label="logits of the teacher"
+    )
     return lambda _pixels, indices: stored.gather(indices).to(indices.device)
 
 
 @torch.no_grad()
 def live_logits(teacher: nn.Module, pixels: Tensor, _indices: Tensor) -> Tensor:
-    """Ask a frozen teacher, on a device of its own perhaps: uint8 (N, 3, S, S) → (N, C) on the pixels' device."""
+    """Ask a frozen teacher, on a device of its own perhaps: uint8 (N, 3, S, S) → (N, C) on the
+    pixels' device.
+    """
     device = next(teacher.parameters()).device
     return teacher(pixels.to(device)).to(pixels.device)

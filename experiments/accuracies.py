@@ -1,8 +1,9 @@
-"""Measure trained nets on the test images: accuracies, and what a method adds to training alone, with intervals.
+"""Measure trained nets on the test images: accuracies, and what a method adds to training alone,
+with intervals.
 
-A run's scripts leave links to classifiers in RUN/results/accuracy/METHOD/NET/, one a seed. Intervals are 95 %, of a
-bootstrap over the test images crossed with the seeds; fewer than about five seeds give too narrow ones. A difference is
-between nets of the same seeds on the same images.
+A run's scripts leave links to classifiers in RUN/results/accuracy/METHOD/NET/, one a seed.
+Intervals are 95 %, of a bootstrap over the test images crossed with the seeds; fewer than about
+five seeds give too narrow ones. A difference is between nets of the same seeds on the same images.
 """
 
 from collections.abc import Sequence
@@ -25,14 +26,20 @@ from utils.runtime import command
 from utils.training.metrics import topk_hits
 
 TITLES = {
-    "teacher": "the teacher", "alone": "alone", "kd": "KD (Hinton et al. 2014)", "dml": "DML", "dcm": "DCM",
+    "teacher": "the teacher",
+    "alone": "alone",
+    "kd": "KD (Hinton et al. 2014)",
+    "dml": "DML",
+    "dcm": "DCM",
     "hsakd": "HSAKD",
-}  # fmt: skip
+}
 Hits = dict[str, NDArray[np.bool_]]  # by seed (name of a file), of every test image
 
 
 class Row(NamedTuple):
-    """A net by a method: its accuracy in percent, and the points that it has more than the same net trained alone."""
+    """A net by a method: its accuracy in percent, and the points that it has more than the same
+    net trained alone.
+    """
 
     net: str
     method: str
@@ -44,21 +51,30 @@ class Row(NamedTuple):
 
 @torch.inference_mode()
 def hits_of(path: Path, images: dict[str, ImageData], data_root: str) -> NDArray[np.bool_]:
-    """Say of every test image whether a classifier is right, (N,); `images` keeps what is opened."""
+    """Say of every test image whether a classifier is right, (N,); `images` keeps what is
+    opened.
+    """
     model, state = read_classifier(path)
     if "data" not in state:
-        raise InputError(f"{path} does not say what it was trained on; train it with a script of this suite")
+        raise InputError(
+            f"{path} does not say what it was trained on; train it with a script of this suite"
+        )
     data = state["data"]
     key = repr([data[name] for name in ("dataset", "image_size", "normalisation")])
     if key not in images:
         images[key] = load_images(
-            data["dataset"], "val", data_root=data_root, image_size=data["image_size"],
+            data["dataset"],
+            "val",
+            data_root=data_root,
+            image_size=data["image_size"],
             normalisation=data["normalisation"],
-        )  # fmt: skip
+        )
     check_classes(data["classes"], images[key].classes, f"the test images of {path}")
     preprocess = images[key].preprocessing()
     loader = make_loader(images[key], 100)
-    found = [topk_hits(model(preprocess(pixels)), targets, [1])[:, 0] for pixels, targets, _ in loader]
+    found = [
+        topk_hits(model(preprocess(pixels)), targets, [1])[:, 0] for pixels, targets, _ in loader
+    ]
     return torch.cat(found).numpy()
 
 
@@ -76,14 +92,20 @@ def read_hits(run: str | Path, data_root: str) -> dict[str, dict[str, Hits]]:
             own = measured.setdefault(path.parent.name, {}).setdefault(method, {})
             own[path.name] = hits_of(path, images, data_root)
     if not measured:
-        raise InputError(f"{folder} has no nets; run experiments/small_distil.sh or one that it names first")
+        raise InputError(
+            f"{folder} has no nets; run experiments/small_distil.sh or one that it names first"
+        )
     return measured
 
 
 def interval_of(hits: Hits, less: Hits | None = None) -> Interval:
-    """Give the interval of an accuracy, or of a difference on the same images, over images and, if several, seeds."""
+    """Give the interval of an accuracy, or of a difference on the same images, over images and,
+    if several, seeds.
+    """
     seeds = sorted(hits.keys() & (hits if less is None else less).keys())
-    own, other = (np.stack([part[seed] for seed in seeds]).astype(float) for part in (hits, less or hits))
+    own, other = (
+        np.stack([part[seed] for seed in seeds]).astype(float) for part in (hits, less or hits)
+    )
     second = other if less is not None else None
     if len(seeds) > 1:
         return accuracy(own, second, crossed="fits")
@@ -108,7 +130,9 @@ def written(interval: Interval | None, form: str = ".1f") -> str:
     """Write a number and its interval, or nothing."""
     if interval is None or interval.value is None:
         return ""
-    ends = "no interval" if interval.low is None else f"{interval.low:{form}}, {interval.high:{form}}"
+    ends = (
+        "no interval" if interval.low is None else f"{interval.low:{form}}, {interval.high:{form}}"
+    )
     return f"{interval.value:{form}} [{ends}]"
 
 
@@ -120,7 +144,10 @@ def judged(more: Interval | None, form: str = "+.1f") -> str:
 def markdown(rows: Sequence[Row]) -> str:
     """Write a table."""
     head = ("net", "method", "seeds", "top-1 accuracy, %", "more than alone, points")
-    cells = [(row.net, TITLES[row.method], str(row.seeds), written(row.accuracy), judged(row.gain)) for row in rows]
+    cells = [
+        (row.net, TITLES[row.method], str(row.seeds), written(row.accuracy), judged(row.gain))
+        for row in rows
+    ]
     table = markdown_table(head, cells, texts=2)
     images = sorted({row.images for row in rows})
     counts = " or ".join(f"{count:,}" for count in images)
@@ -129,11 +156,15 @@ def markdown(rows: Sequence[Row]) -> str:
 
 def build_parser() -> Parser:
     """Declare the options."""
-    parser = Parser(__doc__, "python -m experiments.accuracies runs/small_distil --markdown accuracies.md")
+    parser = Parser(
+        __doc__, "python -m experiments.accuracies runs/small_distil --markdown accuracies.md"
+    )
     group = parser.add_argument_group("accuracies")
     group.add_argument("run", type=some_path, help="what OUT was when the scripts ran")
     add_data_root(group)
-    group.add_argument("--markdown", type=result_file(), metavar="FILE", help="write the table as Markdown")
+    group.add_argument(
+        "--markdown", type=result_file(), metavar="FILE", help="write the table as Markdown"
+    )
     group.add_argument("--csv", type=result_file(), metavar="FILE", help="write it as CSV")
     return parser
 

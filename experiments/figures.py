@@ -1,10 +1,11 @@
 """Draw a run's results as the paper's figures, PNG and SVG, into RUN/figures.
 
-fig3_…: blind spots and unreliable features on photos (Sec. 4.1). fig4_…: accuracy and Var(x_Δ) of compressed nets
-(4.4), Var(x_Δ) of born-again generations (4.5). fig5_…: what nets of different tasks share (4.6). table2: variances by
-order (4.2). verdicts: every claim, decided. calibration: instabilities between their nulls and ceilings. The numbers
-are those of experiments/tables.py; maps are computed from the checkpoints that they name. A figure whose data are
-missing is left out, and a line says so.
+fig3_…: blind spots and unreliable features on photos (Sec. 4.1). fig4_…: accuracy and Var(x_Δ) of
+compressed nets (4.4), Var(x_Δ) of born-again generations (4.5). fig5_…: what nets of different
+tasks share (4.6). table2: variances by order (4.2). verdicts: every claim, decided. calibration:
+instabilities between their nulls and ceilings. The numbers are those of experiments/tables.py; maps
+are computed from the checkpoints that they name. A figure whose data are missing is left out, and a
+line says so.
 """
 
 from collections.abc import Callable, Sequence
@@ -60,11 +61,15 @@ def need(results: Results, row: str) -> list[str]:
 
 
 def draw_maps(results: Results, cell: str, residual: str, data_root: Path, photos: int) -> Figure:
-    """Lay x*, g(x) and x_Δ of a cell's Trans-Net over validation photos that are spread over the classes."""
+    """Lay x*, g(x) and x_Δ of a cell's Trans-Net over validation photos that are spread over the
+    classes.
+    """
     if not results.facts(cell):
         raise InputError(f"{results.folder / cell} has no results")
     source = results.facts(cell)[0]["source"]
-    pair = open_pair(*(source[key] for key in ("transnet_path", "path_a", "path_b", "layer_a", "layer_b")))
+    pair = open_pair(
+        *(source[key] for key in ("transnet_path", "path_a", "path_b", "layer_a", "layer_b"))
+    )
     image_size = pair.provenance.image_size
     images = load_images(source["dataset"], "val", data_root=data_root, image_size=image_size)
     chosen = torch.linspace(0, len(images) - 1, photos).long().tolist()
@@ -77,11 +82,15 @@ def draw_maps(results: Results, cell: str, residual: str, data_root: Path, photo
 
 
 def draw_variances(results: Results, titles: dict[str, str]) -> Figure:
-    """Draw the variances by order, a panel for each cell of `titles`, which are means over the pairs of nets."""
+    """Draw the variances by order, a panel for each cell of `titles`, which are means over the
+    pairs of nets.
+    """
     reports = {}
     for cell, title in titles.items():
         variances = {name: measured(results.facts(cell), f"var.{name}") for name in VARIANCES}
-        reports[title] = {"var": {name: number.value for name, number in variances.items() if number}}
+        reports[title] = {
+            "var": {name: number.value for name, number in variances.items() if number}
+        }
     return variance_figure(reports)
 
 
@@ -94,7 +103,9 @@ def draw_table2(results: Results, layout: dict[str, Any]) -> Figure:
 
 
 def draw_tasks(results: Results, layout: dict[str, Any]) -> Figure:
-    """Draw how much the nets of two tasks reconstruct of each other, side by side for each layer (Sec. 4.6)."""
+    """Draw how much the nets of two tasks reconstruct of each other, side by side for each layer
+    (Sec. 4.6).
+    """
     directions = {"fine-binary": "fine-grained → binary", "binary-fine": "binary → fine-grained"}
     titles = {
         cell: f"{title}\n{layer_titles(layout).get(key, key)}"
@@ -102,11 +113,15 @@ def draw_tasks(results: Results, layout: dict[str, Any]) -> Figure:
         for cell in need(results, f"tasks/{row}")
         for key in [cell.rsplit("/", 1)[1]]
     }
-    return draw_variances(results, dict(sorted(titles.items(), key=lambda entry: entry[0].rsplit("/", 1)[1])))
+    return draw_variances(
+        results, dict(sorted(titles.items(), key=lambda entry: entry[0].rsplit("/", 1)[1]))
+    )
 
 
 def draw_compression(results: Results, layout: dict[str, Any]) -> Figure:
-    """Draw the accuracy after compression against Var(x_Δ), a curve for each layer (Fig. 4, left)."""
+    """Draw the accuracy after compression against Var(x_Δ), a curve for each layer (Fig. 4,
+    left).
+    """
     need(results, "compression")
     table = read_table("compression", layout["compression"], results, {})
     curves: dict[str, list[Point]] = {}
@@ -116,12 +131,20 @@ def draw_compression(results: Results, layout: dict[str, Any]) -> Figure:
             key = f"{row.rsplit('_', 1)[0]}_{column}"
             note = f"{table.ours[row, 'removed']:.0f} %"
             point = Point(
-                table.ours[row, column], table.ours[after], ends(table, (row, column)), ends(table, after), note
+                table.ours[row, column],
+                table.ours[after],
+                ends(table, (row, column)),
+                ends(table, after),
+                note,
             )
             curves.setdefault(layer_titles(layout).get(key, key), []).append(point)
     if not curves:
-        raise InputError(f"{results.folder / 'compression'} has no layer with its accuracy after compression")
-    x_label = "Var($x_\\Delta$), discarded by the compression\n(beside the points: parameters removed)"
+        raise InputError(
+            f"{results.folder / 'compression'} has no layer with its accuracy after compression"
+        )
+    x_label = (
+        "Var($x_\\Delta$), discarded by the compression\n(beside the points: parameters removed)"
+    )
     return curve_figure(curves, x_label, "top-1 accuracy in %")
 
 
@@ -145,7 +168,9 @@ def ends(table: Table, place: Key) -> tuple[float, float] | None:
 
 
 def draw_verdicts(results: Results, layout: dict[str, Any]) -> Figure:
-    """Draw the difference that every claim is about, with its interval and verdict, a panel for each table."""
+    """Draw the difference that every claim is about, with its interval and verdict, a panel for
+    each table.
+    """
     panels = {}
     for name, entry in layout.items():
         table = read_table(name, entry, results, {})
@@ -167,7 +192,9 @@ def draw_verdicts(results: Results, layout: dict[str, Any]) -> Figure:
 
 
 def draw_calibration(results: Results, layout: dict[str, Any]) -> Figure:
-    """Draw every instability between its null and its ceiling, and what other measures say of the same features."""
+    """Draw every instability between its null and its ceiling, and what other measures say of
+    the same features.
+    """
     need(results, "calibration")
     table = read_table("calibration", layout["calibration"], results, {})
     panels: dict[str, dict[str, list[Estimate]]] = {}
@@ -178,7 +205,11 @@ def draw_calibration(results: Results, layout: dict[str, Any]) -> Figure:
         panels[title] = {}
         for row, name in table.rows.items():
             panels[title][name] = [
-                Estimate(table.columns[column], table.ours[row, column], *(ends(table, (row, column)) or (None, None)))
+                Estimate(
+                    table.columns[column],
+                    table.ours[row, column],
+                    *(ends(table, (row, column)) or (None, None)),
+                )
                 for column in columns
                 if (row, column) in table.ours
             ]
@@ -232,7 +263,10 @@ def main(argv: Sequence[str] | None = None) -> None:
                 figure.savefig(temporary, dpi=150)
         print(f"saved {path.with_suffix('')}.png and .svg")
     if left_out:
-        print("left out: " + "; ".join(f"{', '.join(names)} ({why})" for why, names in left_out.items()))
+        print(
+            "left out: "
+            + "; ".join(f"{', '.join(names)} ({why})" for why, names in left_out.items())
+        )
 
 
 if __name__ == "__main__":

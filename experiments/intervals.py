@@ -1,9 +1,10 @@
-"""How certain a table's numbers are: intervals over test images and pairs of nets, and verdicts on what is claimed.
+"""How certain a table's numbers are: intervals over test images and pairs of nets, and verdicts on
+what is claimed.
 
-A file gives, for every test image, one value whose mean is the file's number: whether a net is right (`hits` of a
-checkpoint), an image's part of a variance (`per_image` of Variance.py's JSON), its influence on an instability. Means
-of these are resampled, and two numbers of the same images are compared image by image. Nets and Trans-Nets stay as
-they were trained.
+A file gives, for every test image, one value whose mean is the file's number: whether a net is
+right (`hits` of a checkpoint), an image's part of a variance (`per_image` of Variance.py's JSON),
+its influence on an instability. Means of these are resampled, and two numbers of the same images
+are compared image by image. Nets and Trans-Nets stay as they were trained.
 """
 
 import math
@@ -21,9 +22,9 @@ Key = tuple[str, str]  # row, column
 ROUNDING = 1e-4  # relative, between a number and the mean of what its images say
 
 LEGEND = (
-    "[low, high]: 95 % interval over the test images and, where a cell has several files, over its pairs of nets "
-    "(of fewer than about five it is too narrow); nets and Trans-Nets are held as they were trained. "
-    "(low … high): range of files that do not say what single images give."
+    "[low, high]: 95 % interval over the test images and, where a cell has several files, over its"
+    " pairs of nets (of fewer than about five it is too narrow); nets and Trans-Nets are held as"
+    " they were trained. (low … high): range of files that do not say what single images give."
 )
 
 
@@ -80,8 +81,13 @@ class Claim:
         """Write it as a line of Markdown."""
         between = "(not known image by image)"
         if self.interval and self.interval.low is not None and self.interval.high is not None:
-            between = Between(self.interval.low, self.interval.high, "interval").text(f"+{number_format}")
-        return f"- {self.where}: {self.says}: {self.difference:+{number_format}} {between}: {self.verdict}"
+            between = Between(self.interval.low, self.interval.high, "interval").text(
+                f"+{number_format}"
+            )
+        return (
+            f"- {self.where}: {self.says}: {self.difference:+{number_format}} {between}:"
+            f" {self.verdict}"
+        )
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,8 @@ class Number:
 
     Attributes:
         files: each file's, (F,); of a difference its mean alone.
-        by_image: what single images give to it, or None where that is not known of all files on the same images.
+        by_image: what single images give to it, or None where that is not known of all files on the
+            same images.
         stated: the interval that the only file gives itself.
     """
 
@@ -117,7 +124,9 @@ class Number:
         return Number(difference, ByImage(mine.images, first - second))
 
     def interval(self) -> Interval | None:
-        """Resample images, and files where there are several; None where single images are not known."""
+        """Resample images, and files where there are several; None where single images are not
+        known.
+        """
         if self.by_image is None:
             return None
         shares = self.by_image.values / self.by_image.values.shape[1]
@@ -130,7 +139,11 @@ class Number:
         found = self.interval()
         if found and found.low is not None and found.high is not None:
             return Between(found.low, found.high, "interval")
-        return Between(min(self.files), max(self.files), "range") if len(self.files) > 1 else self.stated
+        return (
+            Between(min(self.files), max(self.files), "range")
+            if len(self.files) > 1
+            else self.stated
+        )
 
 
 def look_up(facts: Facts, name: str) -> float | None:
@@ -144,14 +157,18 @@ def _inside(facts: Facts, path: Sequence[str]) -> Any:
     value: Any = facts
     for part in path:
         if isinstance(value, list):
-            value = next((row for row in value if part in (row.get("pairs"), row.get("name"))), None)
+            value = next(
+                (row for row in value if part in (row.get("pairs"), row.get("name"))), None
+            )
         else:
             value = value.get(part) if isinstance(value, Mapping) else None
     return value
 
 
 def measured(files: Sequence[Facts], name: str) -> Number | None:
-    """Read a named number of every file of a cell; None if there are none, or one does not have it."""
+    """Read a named number of every file of a cell; None if there are none, or one does not have
+    it.
+    """
     values = [look_up(facts, name) for facts in files]
     known = [value for value in values if value is not None]
     if not known or len(known) < len(values):
@@ -159,14 +176,21 @@ def measured(files: Sequence[Facts], name: str) -> Number | None:
     parts = [part for facts, value in zip(files, known) if (part := _by_image(facts, name, value))]
     if len(parts) < len(known) or len({part.images for part in parts}) > 1:
         return Number(tuple(known), None, _stated(files[0], name))
-    return Number(tuple(known), ByImage(parts[0].images, np.concatenate([part.values for part in parts])))
+    return Number(
+        tuple(known), ByImage(parts[0].images, np.concatenate([part.values for part in parts]))
+    )
 
 
 def _stated(facts: Facts, name: str) -> Between | None:
     """Find the ends that stand beside a number which is the "value" of an interval."""
     *path, last = name.split(".")
     owner = _inside(facts, path)
-    if last != "value" or not isinstance(owner, Mapping) or owner.get("low") is None or owner.get("high") is None:
+    if (
+        last != "value"
+        or not isinstance(owner, Mapping)
+        or owner.get("low") is None
+        or owner.get("high") is None
+    ):
         return None
     return Between(float(owner["low"]), float(owner["high"]), "interval")
 
@@ -176,7 +200,8 @@ def _by_image(facts: Facts, name: str, number: float) -> ByImage | None:
     owner = _inside(facts, name.split(".")[:-1]) or {}
     if name == "instability" and parts:
         left, whole = (np.array(parts[key]) for key in ("residual", "target"))
-        values = number + (left - number * whole) / whole.mean()  # how it would move if the image weighed more
+        # How it would move if the image weighed more
+        values = number + (left - number * whole) / whole.mean()
     elif name.startswith("var.") and name.removeprefix("var.") in parts:
         values = np.array(parts[name.removeprefix("var.")])
     elif name.endswith("acc1") and len(owner.get("hits", ())):
@@ -202,8 +227,9 @@ def decide(
     """Decide every claim wherever both of its numbers are ours.
 
     Args:
-        claims: entries of paper.json: `says`, and `rows` or `columns`, the key of the one that is claimed to be larger
-            first; `where`: the columns or rows that it is about, by default all.
+        claims: entries of paper.json: `says`, and `rows` or `columns`, the key of the one that is
+            claimed to be larger first; `where`: the columns or rows that it is about, by default
+            all.
         rows: titles by key.
         columns: the same.
         numbers: ours.
@@ -214,7 +240,10 @@ def decide(
         for where, title in (columns if of_rows else rows).items():
             if where not in claim.get("where", [where]):
                 continue
-            keys = [(key, where) if of_rows else (where, key) for key in claim["rows" if of_rows else "columns"]]
+            keys = [
+                (key, where) if of_rows else (where, key)
+                for key in claim["rows" if of_rows else "columns"]
+            ]
             larger, smaller = (numbers.get(key) for key in keys)
             if larger and smaller:
                 difference = larger.minus(smaller)

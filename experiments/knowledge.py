@@ -1,10 +1,11 @@
 """Set what students share with a teacher beside what a method adds to their accuracy.
 
-experiments/distillation_knowledge.sh leaves both: RUN/results/knowledge/METHOD/DIRECTION_STAGE/SEED.npz has the sums
-per image of one calibration. A number is a normalised consistency, the mean over the students of a method: 0 is what
-the features of another image of the class give, 1 what a net's features give of themselves. Intervals are 95 %, over
-the test images crossed with the students; all numbers use the same resamples of the images, so that a difference from
-the students trained alone is of pairs.
+experiments/distillation_knowledge.sh leaves both:
+RUN/results/knowledge/METHOD/DIRECTION_STAGE/SEED.npz has the sums per image of one calibration. A
+number is a normalised consistency, the mean over the students of a method: 0 is what the features
+of another image of the class give, 1 what a net's features give of themselves. Intervals are 95 %,
+over the test images crossed with the students; all numbers use the same resamples of the images, so
+that a difference from the students trained alone is of pairs.
 """
 
 from collections.abc import Sequence
@@ -28,14 +29,18 @@ from utils.report.charts import CURVES
 from utils.report.tables import markdown_table, save_table
 from utils.runtime import command
 
-METHODS = {name: TITLES[name] for name in ("alone", "kd", "dcm", "hsakd")} | {"dcm_partner": "DCM, its own partner"}
+METHODS = {name: TITLES[name] for name in ("alone", "kd", "dcm", "hsakd")} | {
+    "dcm_partner": "DCM, its own partner"
+}
 DIRECTIONS = {"teacher-student": "teacher → student", "student-teacher": "student → teacher"}
 NOT_COMPARED = ("alone", "dcm_partner")  # the latter is about another net than the others are
 Array = NDArray[Any]
 
 
 class Cell(NamedTuple):
-    """What one method's students share with the teacher in one stage, and how much more than those trained alone."""
+    """What one method's students share with the teacher in one stage, and how much more than
+    those trained alone.
+    """
 
     direction: str
     stage: str
@@ -46,7 +51,9 @@ class Cell(NamedTuple):
 
 
 def draw(path: Path, resamples: int) -> Array:
-    """Give the normalised consistency on all images and on B resamples, the same for every file, (1 + B,)."""
+    """Give the normalised consistency on all images and on B resamples, the same for every file,
+    (1 + B,).
+    """
     sums = load_sums(path)
     images = len(sums["observed"])
     drawn = np.random.default_rng(0).integers(images, size=(resamples, images))
@@ -67,25 +74,42 @@ def read_cells(run: str | Path, resamples: int) -> list[Cell]:
         for path in sorted(folder.glob("*/*/[!.]*.npz"))
     }
     if not draws:
-        raise InputError(f"{folder} has no sums per image; run experiments/distillation_knowledge.sh first")
+        raise InputError(
+            f"{folder} has no sums per image; run experiments/distillation_knowledge.sh first"
+        )
     cells = []
     for direction, method in product(DIRECTIONS, METHODS):
-        for place in sorted({place for own, place, _ in draws if own == method and place.startswith(direction)}):
+        for place in sorted(
+            {place for own, place, _ in draws if own == method and place.startswith(direction)}
+        ):
             students = sorted(seed for own, where, seed in draws if (own, where) == (method, place))
             own = np.stack([draws[method, place, seed] for seed in students])
-            compared = [seed for seed in students if ("alone", place, seed) in draws and method not in NOT_COMPARED]
+            compared = [
+                seed
+                for seed in students
+                if ("alone", place, seed) in draws and method not in NOT_COMPARED
+            ]
             gain = None
             if compared:
-                more = np.stack([draws[method, place, seed] - draws["alone", place, seed] for seed in compared])
+                more = np.stack(
+                    [draws[method, place, seed] - draws["alone", place, seed] for seed in compared]
+                )
                 gain = mean_over_fits(more[:, 0], more[:, 1:])
             consistency = mean_over_fits(own[:, 0], own[:, 1:])
-            cells.append(Cell(direction, place.rsplit("_", 1)[1], method, len(students), consistency, gain))
+            cells.append(
+                Cell(direction, place.rsplit("_", 1)[1], method, len(students), consistency, gain)
+            )
     return cells
 
 
 def markdown(cells: Sequence[Cell], accuracies: Sequence[Row]) -> str:
-    """Write one table: a line for each method, its accuracy, and what is shared in every stage and direction."""
-    columns = sorted({(cell.direction, cell.stage) for cell in cells}, key=lambda c: ([*DIRECTIONS].index(c[0]), c[1]))
+    """Write one table: a line for each method, its accuracy, and what is shared in every stage
+    and direction.
+    """
+    columns = sorted(
+        {(cell.direction, cell.stage) for cell in cells},
+        key=lambda c: ([*DIRECTIONS].index(c[0]), c[1]),
+    )
     by_place = {(cell.method, cell.direction, cell.stage): cell for cell in cells}
     titles = [
         "method",
@@ -111,18 +135,24 @@ def markdown(cells: Sequence[Cell], accuracies: Sequence[Row]) -> str:
 
 
 def draw_figure(cells: Sequence[Cell], accuracies: Sequence[Row]) -> Figure:
-    """Draw the accuracies, and the normalised consistency of every stage in both directions, with intervals."""
+    """Draw the accuracies, and the normalised consistency of every stage in both directions,
+    with intervals.
+    """
     figure = Figure(figsize=(10.5, 3.4), layout="constrained")
     first, *others = figure.subplots(1, 3, width_ratios=[1, 1.5, 1.5])
     others[1].sharey(others[0])
     shown = [method for method in METHODS if any(cell.method == method for cell in cells)]
     styles = dict(zip(METHODS, CURVES))
-    names = [method for method in ("teacher", *shown) if any(row.method == method for row in accuracies)]
+    names = [
+        method for method in ("teacher", *shown) if any(row.method == method for row in accuracies)
+    ]
     for place, method in enumerate(names):
         row = next(row for row in accuracies if row.method == method)
         colour, marker = styles.get(method, ("#333333", "*"))
         _point(first, place, row.accuracy, colour, marker)
-    first.set_xticks(range(len(names)), [METHODS.get(name, name).split(" (")[0] for name in names], fontsize=8)
+    first.set_xticks(
+        range(len(names)), [METHODS.get(name, name).split(" (")[0] for name in names], fontsize=8
+    )
     first.tick_params(axis="x", rotation=30)
     first.set_ylabel("top-1 accuracy, %", fontsize=9)
     for axis, (direction, title) in zip(others, DIRECTIONS.items()):
@@ -130,9 +160,22 @@ def draw_figure(cells: Sequence[Cell], accuracies: Sequence[Row]) -> Figure:
             colour, marker = styles[method]
             own = [cell for cell in cells if (cell.direction, cell.method) == (direction, method)]
             places = [int(cell.stage) + 0.09 * (shift - (len(shown) - 1) / 2) for cell in own]
-            axis.plot(places, [_value(cell.consistency) for cell in own], color=colour, linewidth=0.8, alpha=0.6)
+            axis.plot(
+                places,
+                [_value(cell.consistency) for cell in own],
+                color=colour,
+                linewidth=0.8,
+                alpha=0.6,
+            )
             for i, cell in enumerate(own):
-                _point(axis, places[i], cell.consistency, colour, marker, METHODS[method] if i == 0 else None)
+                _point(
+                    axis,
+                    places[i],
+                    cell.consistency,
+                    colour,
+                    marker,
+                    METHODS[method] if i == 0 else None,
+                )
         axis.set_xticks(sorted({int(cell.stage) for cell in cells}))
         axis.set_xlabel("stage", fontsize=9)
         axis.set_title(title, fontsize=9)
@@ -149,25 +192,35 @@ def _value(interval: Interval) -> float:
     return float("nan") if interval.value is None else interval.value
 
 
-def _point(axis: Axes, place: float, interval: Interval, colour: str, marker: str, label: str | None = None) -> None:
+def _point(
+    axis: Axes, place: float, interval: Interval, colour: str, marker: str, label: str | None = None
+) -> None:
     """Draw a number and its interval."""
     value = _value(interval)
     ends = None
     if interval.low is not None and interval.high is not None:
         ends = [[value - interval.low], [interval.high - value]]
-    axis.errorbar(place, value, ends, color=colour, marker=marker, markersize=5, capsize=2, label=label)
+    axis.errorbar(
+        place, value, ends, color=colour, marker=marker, markersize=5, capsize=2, label=label
+    )
 
 
 def build_parser() -> Parser:
     """Declare the options."""
-    parser = Parser(__doc__, "python -m experiments.knowledge runs/small_distil --figure knowledge.png")
+    parser = Parser(
+        __doc__, "python -m experiments.knowledge runs/small_distil --figure knowledge.png"
+    )
     group = parser.add_argument_group("what is shared")
     group.add_argument("run", type=some_path, help="what OUT was when the script ran")
     add_data_root(group)
     group.add_argument("--bootstrap", type=whole(100), default=1000, metavar="N", help="resamples")
-    group.add_argument("--markdown", type=result_file(), metavar="FILE", help="write the table as Markdown")
+    group.add_argument(
+        "--markdown", type=result_file(), metavar="FILE", help="write the table as Markdown"
+    )
     group.add_argument("--csv", type=result_file(), metavar="FILE", help="write it as CSV")
-    group.add_argument("--figure", type=result_file(".png", ".svg", ".pdf"), metavar="FILE", help="draw it")
+    group.add_argument(
+        "--figure", type=result_file(".png", ".svg", ".pdf"), metavar="FILE", help="draw it"
+    )
     return parser
 
 
@@ -191,7 +244,14 @@ def main(argv: Sequence[str] | None = None) -> list[Cell]:
 
 def csv_line(cell: Cell) -> list[object]:
     """Write a cell as plain values."""
-    return [cell.direction, cell.stage, cell.method, cell.students, *plain(cell.consistency), *plain(cell.gain)]
+    return [
+        cell.direction,
+        cell.stage,
+        cell.method,
+        cell.students,
+        *plain(cell.consistency),
+        *plain(cell.gain),
+    ]
 
 
 if __name__ == "__main__":

@@ -5,10 +5,15 @@ from typing import Any
 
 # Recorded options that a caption names where they are not the paper's.
 RECORDED = {
-    "batch_size": "batch size", "optim": "optimiser", "lr": "first rate", "momentum": "momentum",
-    "weight_decay": "weight decay", "alpha": "alpha",
-}  # fmt: skip
-NETS = (("net_in", "path_a"), ("net_tar", "path_b"), ("transnet", "transnet_path"))  # that a Variance.py file names
+    "batch_size": "batch size",
+    "optim": "optimiser",
+    "lr": "first rate",
+    "momentum": "momentum",
+    "weight_decay": "weight decay",
+    "alpha": "alpha",
+}
+# That a Variance.py file names
+NETS = (("net_in", "path_a"), ("net_tar", "path_b"), ("transnet", "transnet_path"))
 Facts = Mapping[str, Any]
 
 
@@ -33,7 +38,10 @@ def settings(facts: Facts) -> Iterator[tuple[str, float | str]]:
         for option, title in RECORDED.items():
             if option in recorded:
                 value = recorded[option]
-                yield f"{title} of {of}", value if isinstance(value, int | float | str) else str(value)
+                yield (
+                    f"{title} of {of}",
+                    value if isinstance(value, int | float | str) else str(value),
+                )
     if data:
         yield f"classes of {data['dataset']}", len(data["classes"])
         yield "pixels to a side", data["image_size"]
@@ -52,11 +60,17 @@ def differences(used: Sequence[Facts], expected: Mapping[str, float | str]) -> l
             ordered = sorted(values, key=lambda value: (isinstance(value, str), value))
             said = ", ".join(value if isinstance(value, str) else f"{value:g}" for value in ordered)
             parts.append(f"{name} {said}" + ("" if theirs is None else f" ({theirs})"))
-    return [f"Settings that differ from the paper's (in brackets): {'; '.join(parts)}."] if parts else []
+    return (
+        [f"Settings that differ from the paper's (in brackets): {'; '.join(parts)}."]
+        if parts
+        else []
+    )
 
 
 def agree(value: float | str, theirs: float | str | None) -> bool:
-    """Compare a setting with the paper's, numbers up to rounding; with what the paper does not say nothing agrees."""
+    """Compare a setting with the paper's, numbers up to rounding; with what the paper does not
+    say nothing agrees.
+    """
     if isinstance(value, int | float) and isinstance(theirs, int | float):
         return abs(value - theirs) <= 1e-6 * abs(theirs)
     return value == theirs

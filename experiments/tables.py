@@ -1,11 +1,12 @@
 """Collect a run's numbers into the paper's tables, the paper's beside ours.
 
-The sections' scripts leave every number in RUN/results/TABLE/ROW/COLUMN/: a JSON file of Variance.py or Pruning.py, or
-a link to a checkpoint. A cell is the mean over the files of its folder; where there is none, it stays empty. paper.json
-says which rows and columns a table has, which entry of a file is its number, and the paper's. What a run has beyond
-the paper's rows and columns (other networks) follows them. The row "settings" has files for the caption alone, and
-RUN/results/TABLE/note.txt is a line of it. Numbers have their intervals, and what paper.json claims of two rows or
-columns is decided by the interval of the difference (`experiments.intervals`).
+The sections' scripts leave every number in RUN/results/TABLE/ROW/COLUMN/: a JSON file of
+Variance.py or Pruning.py, or a link to a checkpoint. A cell is the mean over the files of its
+folder; where there is none, it stays empty. paper.json says which rows and columns a table has,
+which entry of a file is its number, and the paper's. What a run has beyond the paper's rows and
+columns (other networks) follows them. The row "settings" has files for the caption alone, and
+RUN/results/TABLE/note.txt is a line of it. Numbers have their intervals, and what paper.json claims
+of two rows or columns is decided by the interval of the difference (`experiments.intervals`).
 """
 
 import re
@@ -66,18 +67,29 @@ class Results:
         self._facts: dict[Path, Facts] = {}
 
     def cells(self) -> list[str]:
-        """Name every cell that has a file, such as "table1/case1/alexnet_L8"; numbers in names sort as numbers."""
-        folders = {path.parent.relative_to(self.folder).as_posix() for path in self.folder.glob("*/*/*/[!.]*")}
-        return sorted(folders, key=lambda name: [(len(word), word) for word in re.findall(r"\d+|\D+", name)])
+        """Name every cell that has a file, such as "table1/case1/alexnet_L8"; numbers in names
+        sort as numbers.
+        """
+        folders = {
+            path.parent.relative_to(self.folder).as_posix()
+            for path in self.folder.glob("*/*/*/[!.]*")
+        }
+        return sorted(
+            folders, key=lambda name: [(len(word), word) for word in re.findall(r"\d+|\D+", name)]
+        )
 
     def facts(self, cell: str) -> list[Facts]:
         """Read the files of a cell: see `read`."""
         return [self.read(path) for path in sorted(self.folder.glob(f"{cell}/[!.]*"))]
 
     def read(self, path: Path) -> Facts:
-        """Read JSON, with what the networks that it names say of themselves, or a checkpoint without its tensors."""
+        """Read JSON, with what the networks that it names say of themselves, or a checkpoint
+        without its tensors.
+        """
         if path not in self._facts:
-            self._facts[path] = self._read_json(path) if path.suffix == ".json" else _read_checkpoint(path)
+            self._facts[path] = (
+                self._read_json(path) if path.suffix == ".json" else _read_checkpoint(path)
+            )
         return self._facts[path]
 
     def _read_json(self, path: Path) -> Facts:
@@ -90,19 +102,24 @@ class Results:
 def _read_checkpoint(path: Path) -> Facts:
     state = checkpoint.load(path, mmap=True)
     tensors = {"state_dict", "optimizer"}
-    return {key: state[key] for key in state.keys() - tensors} | {"lr": state["optimizer"]["param_groups"][0]["lr"]}
+    return {key: state[key] for key in state.keys() - tensors} | {
+        "lr": state["optimizer"]["param_groups"][0]["lr"]
+    }
 
 
-def read_table(name: str, layout: Mapping[str, Any], results: Results, expected: Mapping[str, float]) -> Table:
+def read_table(
+    name: str, layout: Mapping[str, Any], results: Results, expected: Mapping[str, float]
+) -> Table:
     """Fill one table.
 
     Args:
         name: of the table.
-        layout: its entry in paper.json. `cells` and `value` are patterns with {row} and {column}; an entry of `rows` or
-            `columns` is a title, or has patterns of its own; `minus` is a cell whose number is subtracted; see
-            `experiments.intervals.decide` for `claims`.
+        layout: its entry in paper.json. `cells` and `value` are patterns with {row} and {column};
+            an entry of `rows` or `columns` is a title, or has patterns of its own; `minus` is a
+            cell whose number is subtracted; see `experiments.intervals.decide` for `claims`.
         results: of the run.
-        expected: the paper's settings, by the names of `settings`; a table of another paper has its own.
+        expected: the paper's settings, by the names of `settings`; a table of another paper has its
+            own.
     """
     axes = {"row": dict(layout["rows"]), "column": dict(layout["columns"])}
     pattern = layout["cells"]
@@ -130,7 +147,11 @@ def read_table(name: str, layout: Mapping[str, Any], results: Results, expected:
                 numbers[row, column] = number
                 used += files
 
-    paper = {(row, column): number for row, cells in layout["paper"].items() for column, number in cells.items()}
+    paper = {
+        (row, column): number
+        for row, cells in layout["paper"].items()
+        for column, number in cells.items()
+    }
     rows, columns = (
         {
             key: entry["title"] if isinstance(entry, dict) else entry
@@ -140,11 +161,24 @@ def read_table(name: str, layout: Mapping[str, Any], results: Results, expected:
         for position, axis in enumerate(axes)
     )
     note = results.folder / layout["cells"].split("/")[0] / "note.txt"
-    notes = differences(used, expected) + ([note.read_text(encoding="utf-8").strip()] if note.is_file() else [])
+    notes = differences(used, expected) + (
+        [note.read_text(encoding="utf-8").strip()] if note.is_file() else []
+    )
     claims = decide(layout.get("claims", ()), rows, columns, numbers)
     ours = {key: number.value for key, number in numbers.items()}
     intervals = {key: between for key, number in numbers.items() if (between := number.between())}
-    return Table(name, layout["title"], notes, rows, columns, ours, intervals, claims, paper, layout["format"])
+    return Table(
+        name,
+        layout["title"],
+        notes,
+        rows,
+        columns,
+        ours,
+        intervals,
+        claims,
+        paper,
+        layout["format"],
+    )
 
 
 def with_numbers(table: Table) -> Table:
@@ -152,13 +186,19 @@ def with_numbers(table: Table) -> Table:
     filled = {column for _, column in table.ours}
     columns = {key: title for key, title in table.columns.items() if key in filled}
     left_out = ", ".join(title for key, title in table.columns.items() if key not in filled)
-    note = [f"Left out, since this run has no number: {left_out} (--paper_columns all shows them)."] if left_out else []
+    note = (
+        [f"Left out, since this run has no number: {left_out} (--paper_columns all shows them)."]
+        if left_out
+        else []
+    )
     paper = {key: number for key, number in table.paper.items() if key[1] in filled}
     return replace(table, notes=table.notes + note, columns=columns, paper=paper)
 
 
 def lines(table: Table) -> list[list[str]]:
-    """Lay a table out as text cells, the head first; beside a column that the paper has stands the paper's."""
+    """Lay a table out as text cells, the head first; beside a column that the paper has stands
+    the paper's.
+    """
     in_paper = {column for _, column in table.paper}
     head, body = [""], [[title] for title in table.rows.values()]
     for column, title in table.columns.items():
@@ -166,7 +206,11 @@ def lines(table: Table) -> list[list[str]]:
             if numbers is table.ours or column in in_paper:
                 head.append(name)
                 for line, row in zip(body, table.rows):
-                    text = format(numbers[row, column], table.number_format) if (row, column) in numbers else ""
+                    text = (
+                        format(numbers[row, column], table.number_format)
+                        if (row, column) in numbers
+                        else ""
+                    )
                     if numbers is table.ours and (row, column) in table.intervals:
                         text += f" {table.intervals[row, column].text(table.number_format)}"
                     line.append(text)
@@ -188,14 +232,23 @@ def build_parser() -> Parser:
     parser = Parser(__doc__, "python -m experiments.tables runs --markdown tables.md")
     group = parser.add_argument_group("tables")
     group.add_argument("run", type=some_path, help="what OUT was when the sections' scripts ran")
-    group.add_argument("tables", nargs="*", help="names in paper.json; default: all that have numbers")
     group.add_argument(
-        "--paper_columns", choices=["ours", "all"], default="ours",
+        "tables", nargs="*", help="names in paper.json; default: all that have numbers"
+    )
+    group.add_argument(
+        "--paper_columns",
+        choices=["ours", "all"],
+        default="ours",
         help="which of the paper's columns: those that this run has numbers in, or all",
-    )  # fmt: skip
-    group.add_argument("--markdown", type=result_file(), metavar="FILE", help="write the tables as Markdown")
+    )
     group.add_argument(
-        "--csv", type=result_file(), metavar="FILE", help="write one line a number: table, row, column, ours, paper, …"
+        "--markdown", type=result_file(), metavar="FILE", help="write the tables as Markdown"
+    )
+    group.add_argument(
+        "--csv",
+        type=result_file(),
+        metavar="FILE",
+        help="write one line a number: table, row, column, ours, paper, …",
     )
     return parser
 
@@ -206,15 +259,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     paper, results = read_json(PAPER), Results(args.run)
     if unknown := set(args.tables) - set(paper["tables"]):
-        raise InputError(f"there is no table {unknown.pop()!r}; known are {', '.join(paper['tables'])}")
-    chosen = {name: layout for name, layout in paper["tables"].items() if name in args.tables or not args.tables}
+        raise InputError(
+            f"there is no table {unknown.pop()!r}; known are {', '.join(paper['tables'])}"
+        )
+    chosen = {
+        name: layout
+        for name, layout in paper["tables"].items()
+        if name in args.tables or not args.tables
+    }
     tables = [
-        read_table(name, layout, results, layout.get("settings", paper["settings"])) for name, layout in chosen.items()
+        read_table(name, layout, results, layout.get("settings", paper["settings"]))
+        for name, layout in chosen.items()
     ]
     tables = [table for table in tables if table.ours]
     if not tables:
-        raise InputError(f"{results.folder} has no number of these tables; run the scripts in experiments/ first")
-    text = "\n".join(markdown(table if args.paper_columns == "all" else with_numbers(table)) for table in tables)
+        raise InputError(
+            f"{results.folder} has no number of these tables; run the scripts in experiments/ first"
+        )
+    text = "\n".join(
+        markdown(table if args.paper_columns == "all" else with_numbers(table)) for table in tables
+    )
     print(text)
     keys = [(table, key) for table in tables for key in product(table.rows, table.columns)]
     none = (None, None, None)

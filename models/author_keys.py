@@ -1,4 +1,6 @@
-"""The names that the released checkpoints use, translated to this suite's; pure functions on state dicts."""
+"""The names that the released checkpoints use, translated to this suite's; pure functions on
+state dicts.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,13 +18,18 @@ _BATCHES = "running_times"
 def strip_module(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Drop the `module` pieces that DataParallel put into the keys.
 
-    `features.module.0.weight` becomes `features.0.weight`, `module.conv1.weight` becomes `conv1.weight`.
+    `features.module.0.weight` becomes `features.0.weight`, `module.conv1.weight` becomes
+    `conv1.weight`.
     """
-    return {".".join(piece for piece in key.split(".") if piece != "module"): value for key, value in state.items()}
+    return {
+        ".".join(piece for piece in key.split(".") if piece != "module"): value
+        for key, value in state.items()
+    }
 
 
 def fold_masks(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Multiply the masks of a compressed net into its weights: `{layer}.mask` beside a `{layer}.weight` of its shape.
+    """Multiply the masks of a compressed net into its weights: `{layer}.mask` beside a
+    `{layer}.weight` of its shape.
 
     Any other tensor called `mask` stays what it is.
     """
@@ -40,16 +47,20 @@ def fold_masks(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def is_authors_trans_net(state: Mapping[str, Tensor]) -> bool:
-    """Whether a state dict is a Trans-Net under the authors' names, with or without `module` pieces."""
+    """Whether a state dict is a Trans-Net under the authors' names, with or without `module`
+    pieces.
+    """
     return _LOGITS in strip_module(state)
 
 
-def trans_net_from_authors(state: Mapping[str, Tensor], path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def trans_net_from_authors(
+    state: Mapping[str, Tensor], path: str | Path
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Translate the state dict of one of the authors' Trans-Nets.
 
-    The authors count the linear layers in the order of application, so their layer i is W(K − i), their
-    logits begin with p(K), and row i of their divisors (in batch mode) is Σ of order K − i; the last row
-    is the input's.
+    The authors count the linear layers in the order of application, so their layer i is W(K − i),
+    their logits begin with p(K), and row i of their divisors (in batch mode) is Σ of order K − i;
+    the last row is the input's.
 
     Args:
         state: the authors' state dict, with or without `module` pieces.
@@ -69,7 +80,10 @@ def trans_net_from_authors(state: Mapping[str, Tensor], path: str | Path) -> tup
     norm = "batch" if _SCALES in state else "instance"
     expected = {_LOGITS, *convolutions, *((_SCALES, _BATCHES) if norm == "batch" else ())}
     if different := sorted(expected ^ set(state)):
-        raise InputError(f"{path} is not a whole Trans-Net of {highest + 1} layers: missing or unknown {different[:4]}")
+        raise InputError(
+            f"{path} is not a whole Trans-Net of {highest + 1} layers: missing or unknown"
+            f" {different[:4]}"
+        )
 
     weights = {"logit_p": state[_LOGITS].flip(0)}
     for i, convolution in enumerate(convolutions):

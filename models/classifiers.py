@@ -1,4 +1,6 @@
-"""Classifiers by name: torchvision's, the small ones, foreign ones; fine-tuning forms; and the files that hold them."""
+"""Classifiers by name: torchvision's, the small ones, foreign ones; fine-tuning forms; and the
+files that hold them.
+"""
 
 import difflib
 from collections.abc import Mapping
@@ -14,15 +16,23 @@ from models.logits import give_logits, initialise_lazy, last_linear, logits_laye
 from models.own import build_foreign, is_foreign, is_own, is_timm, named_arch
 from models.small import names
 from models.small.auxiliary import build_bare
-from models.state_dicts import candidates, fill, nearest, of_other_classes, official_names, state_dicts
+from models.state_dicts import (
+    candidates,
+    fill,
+    nearest,
+    of_other_classes,
+    official_names,
+    state_dicts,
+)
 from utils import checkpoint
 from utils.errors import InputError
 from utils.later import torchvision
 from utils.provenance import same_arch
 from utils.remarks import remark
 
-# torchvision's ImageNet weights of these two expect inputs scaled to [-1, 1]. With `transform_input` always on, a
-# checkpoint need not say whether its network began with those weights.
+# torchvision's ImageNet weights of these two expect inputs scaled to [-1, 1]. With
+# `transform_input` always on, a checkpoint need not say whether its network began with those
+# weights.
 _INCEPTION_OPTIONS = {"aux_logits": False, "transform_input": True}
 _OPTIONS = {"googlenet": _INCEPTION_OPTIONS, "inception_v3": _INCEPTION_OPTIONS}
 _USUAL_CLASSES = 10  # of a foreign net, until its file says how many it has
@@ -39,33 +49,39 @@ def build(
 ) -> nn.Module:
     """Build a classifier, images (N, 3, S, S) → logits (N, num_classes), on the CPU.
 
-    A name that ends in `_ft` (VGG, AlexNet and ResNets) is a fine-tuning form: its layers below `train_layer` hold
-    ImageNet weights and are frozen, the rest is initialised anew. As in the authors' release, frozen parameters have
-    no gradient, while frozen BatchNorms follow the network's mode (`fix_batch_norm` holds them).
+    A name that ends in `_ft` (VGG, AlexNet and ResNets) is a fine-tuning form: its layers below
+    `train_layer` hold ImageNet weights and are frozen, the rest is initialised anew. As in the
+    authors' release, frozen parameters have no gradient, while frozen BatchNorms follow the
+    network's mode (`fix_batch_norm` holds them).
 
     Args:
-        arch: a torchvision classification model, or one with `_ft` appended, a network of `models.small.names`, or a
-            foreign one (`models.own`). If a foreign one has another number of logits, its last layer is initialised
-            anew for `num_classes`, if it is a plain linear layer, and this is said.
+        arch: a torchvision classification model, or one with `_ft` appended, a network of
+            `models.small.names`, or a foreign one (`models.own`). If a foreign one has another
+            number of logits, its last layer is initialised anew for `num_classes`, if it is a plain
+            linear layer, and this is said.
         num_classes: the length of the logits.
-        pretrained: begin with torchvision's IMAGENET1K_V1 weights (`_ft` always does), or with timm's.
-        weights: begin with this file instead: a state dict or a checkpoint, ours or anybody's. If it is for another
-            number of classes, the last layer is initialised anew, and this is said; all else must fit.
-        train_layer: for `_ft`, the first layer of `features` (VGG, AlexNet) that is trained. A VGG that has no such
-            layer, as vgg16 with the default, trains its last seven, the last block; the ResNets always train from
-            layer3 on.
+        pretrained: begin with torchvision's IMAGENET1K_V1 weights (`_ft` always does), or with
+            timm's.
+        weights: begin with this file instead: a state dict or a checkpoint, ours or anybody's. If
+            it is for another number of classes, the last layer is initialised anew, and this is
+            said; all else must fit.
+        train_layer: for `_ft`, the first layer of `features` (VGG, AlexNet) that is trained. A VGG
+            that has no such layer, as vgg16 with the default, trains its last seven, the last
+            block; the ResNets always train from layer3 on.
         image_size: S, pixels; a foreign net is tried on such images, else on a size that it takes.
 
     Raises:
-        InputError: an unknown name, a foreign net of other logits, weights that do not fit or cannot be had.
+        InputError: an unknown name, a foreign net of other logits, weights that do not fit or
+            cannot be had.
     """
     model = _structure(arch, num_classes, train_layer, pretrained=pretrained and weights is None)
     if is_foreign(arch):
         count = _with_classes(model, arch, num_classes, image_size, said=True)
         if count not in (None, num_classes):
             raise InputError(
-                f"{arch} gives {count} logits, {num_classes} are expected, and its last layer is no plain linear layer "
-                "that a new one could replace; write a factory that takes num_classes"
+                f"{arch} gives {count} logits, {num_classes} are expected, and its last layer is no"
+                " plain linear layer that a new one could replace; write a factory that takes"
+                " num_classes"
             )
     base = _base(arch)
     if weights is not None:
@@ -80,13 +96,20 @@ def build(
 
     if arch != base:
         frozen = tuple(f"{name}." for name in _frozen_layers(model, train_layer))
-        fill(model, readings, source, keep=[key for key in model.state_dict() if not key.startswith(frozen)])
+        fill(
+            model,
+            readings,
+            source,
+            keep=[key for key in model.state_dict() if not key.startswith(frozen)],
+        )
         return model
     anew = of_other_classes(model, reading, num_classes)
     fill(model, readings, source, keep=anew)
     if anew:
         layers = ", ".join(dict.fromkeys(key.rpartition(".")[0] for key in anew))
-        remark(f"{source} is of {max(anew.values())} classes, these are {num_classes}: {layers} is new")
+        remark(
+            f"{source} is of {max(anew.values())} classes, these are {num_classes}: {layers} is new"
+        )
     return model
 
 
@@ -99,24 +122,30 @@ class FixedBatchNorm2d(nn.BatchNorm2d):
 
 
 def fix_batch_norm(model: nn.Module) -> None:
-    """Fix the running statistics of all BatchNorm layers of a model, in place; scale and shift are trained on.
+    """Fix the running statistics of all BatchNorm layers of a model, in place; scale and shift are
+    trained on.
 
-    The layers become `FixedBatchNorm2d` and so stay in evaluation mode after `model.train()`, in copies and under
-    DataParallel. Names in the state dict do not change.
+    The layers become `FixedBatchNorm2d` and so stay in evaluation mode after `model.train()`, in
+    copies and under DataParallel. Names in the state dict do not change.
     """
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
-            # Not a new module in its place: whoever already holds this one, as a head or tail does, sees it fixed.
+            # Not a new module in its place: whoever already holds this one, as a head or tail does,
+            # sees it fixed.
             module.__class__ = FixedBatchNorm2d
             module.eval()
 
 
 def classifier_record(arch: str, num_classes: int, train_layer: int = 34) -> dict[str, Any]:
-    """Give what a checkpoint stores under "model" so that `load_classifier` needs no flags; arguments as `build`'s."""
+    """Give what a checkpoint stores under "model" so that `load_classifier` needs no flags;
+    arguments as `build`'s.
+    """
     return {"arch": arch, "num_classes": num_classes, "train_layer": train_layer}
 
 
-def load_classifier(path: str | Path, arch: str | None = None, num_classes: int | None = None) -> nn.Module:
+def load_classifier(
+    path: str | Path, arch: str | None = None, num_classes: int | None = None
+) -> nn.Module:
     """Load a classifier; the model of `read_classifier`."""
     return read_classifier(path, arch, num_classes)[0]
 
@@ -126,24 +155,27 @@ def read_classifier(
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Read a checkpoint and rebuild its classifier on the CPU, in evaluation mode and float32.
 
-    The file is a checkpoint of ours or of the authors (`epoch`, `arch`, `state_dict`, …; masks of a compressed net are
-    folded into the weights), a file of DCM (`params`) or HSAKD (`net`, `model`), whose heads are dropped, one of
-    another training script, or a bare state dict (`models.state_dicts`). Of HSAKD's online pair net 1 is taken.
+    The file is a checkpoint of ours or of the authors (`epoch`, `arch`, `state_dict`, …; masks of a
+    compressed net are folded into the weights), a file of DCM (`params`) or HSAKD (`net`, `model`),
+    whose heads are dropped, one of another training script, or a bare state dict
+    (`models.state_dicts`). Of HSAKD's online pair net 1 is taken.
 
-    Of a network that this project or torchvision builds, only what is used of the file is read, when it is used: its
-    tensors stay mapped, the optimiser's too. Changes go to memory, never to the file; the file may be replaced
-    meanwhile, as `checkpoint.save` does, but not be overwritten in place. PyTorch 1.0's format is read whole.
+    Of a network that this project or torchvision builds, only what is used of the file is read,
+    when it is used: its tensors stay mapped, the optimiser's too. Changes go to memory, never to
+    the file; the file may be replaced meanwhile, as `checkpoint.save` does, but not be overwritten
+    in place. PyTorch 1.0's format is read whole.
 
     Args:
         path: the file.
-        arch: the architecture that is expected. Needed where the file does not say its own, and for a user's own code
-            (`models.own.named_arch`). With and without `_ft` is the same architecture; what is frozen is as the file
-            says.
+        arch: the architecture that is expected. Needed where the file does not say its own, and for
+            a user's own code (`models.own.named_arch`). With and without `_ft` is the same
+            architecture; what is frozen is as the file says.
         num_classes: the number of classes that is expected, if it matters.
 
     Returns:
-        The model and the rest of the checkpoint (without `state_dict`), with "model" as `classifier_record` gives it,
-        and with "inputs" where the model carries what its images are (`models.inputs.Inputs`).
+        The model and the rest of the checkpoint (without `state_dict`), with "model" as
+        `classifier_record` gives it, and with "inputs" where the model carries what its images are
+        (`models.inputs.Inputs`).
 
     Raises:
         InputError: the file is missing, damaged, holds something else, or not what is expected.
@@ -170,7 +202,9 @@ def read_classifier(
             model, count = _uninitialised(held, classes.pop(), train_layer, image_size)
         fill(model, candidates(state, known), str(path))
     if num_classes is not None and count != num_classes:
-        raise InputError(f"{path} holds a classifier of {count} classes, {num_classes} are expected")
+        raise InputError(
+            f"{path} holds a classifier of {count} classes, {num_classes} are expected"
+        )
     rest = {name: value for name, value in stored.items() if name != key[0]} if key else {}
     rest["model"] = classifier_record(held, count, train_layer)
     if (carried := preprocessing_of(model)) is not None:
@@ -187,7 +221,8 @@ def check_reloads(model: nn.Module, record: Mapping[str, Any], image_size: int) 
         image_size: S, pixels.
 
     Raises:
-        InputError: its state dict holds more than tensors, or another network of its factory does not take it.
+        InputError: its state dict holds more than tensors, or another network of its factory does
+            not take it.
     """
     arch = record["arch"]
     if not is_foreign(arch):
@@ -203,14 +238,17 @@ def check_reloads(model: nn.Module, record: Mapping[str, Any], image_size: int) 
         try:
             fill(again, candidates(state), "its checkpoint")
         except InputError as error:
-            raise InputError(f"{arch} makes another network each time it is called: {error}") from None
+            raise InputError(
+                f"{arch} makes another network each time it is called: {error}"
+            ) from None
 
 
 def _record(stored: Mapping[str, Any], arch: str | None) -> dict[str, Any]:
-    """Give what a file says of its classifier, as `classifier_record` does; what it does not say is as `arch`.
+    """Give what a file says of its classifier, as `classifier_record` does; what it does not say is
+    as `arch`.
 
-    A training script of others may call its architecture by any name, so an option that names a foreign one is right
-    against it.
+    A training script of others may call its architecture by any name, so an option that names a
+    foreign one is right against it.
     """
     record = stored.get("model")
     if isinstance(record, Mapping) and isinstance(record.get("arch"), str):
@@ -247,15 +285,21 @@ def _choose(
     states = state_dicts(stored)
     if not states:
         raise InputError(
-            f"{path} holds neither a state_dict nor weights alone, but {', '.join(map(str, list(stored)[:4]))}"
+            f"{path} holds neither a state_dict nor weights alone, but"
+            f" {', '.join(map(str, list(stored)[:4]))}"
         )
     key, reading = nearest(model, states, known)
     if len(states) > 1:
-        remark(f"{path} holds {', '.join('.'.join(other) for other in states)}; {'.'.join(key)} is taken")
+        remark(
+            f"{path} holds {', '.join('.'.join(other) for other in states)}; {'.'.join(key)} is"
+            " taken"
+        )
     return key, states[key], reading
 
 
-def _structure(arch: str, num_classes: int, train_layer: int, *, pretrained: bool = False) -> nn.Module:
+def _structure(
+    arch: str, num_classes: int, train_layer: int, *, pretrained: bool = False
+) -> nn.Module:
     """Build a classifier with random weights; for `_ft`, freeze what is not trained."""
     base = names.torchvision_name(_base(arch))
     if is_foreign(arch):
@@ -278,7 +322,8 @@ def _structure(arch: str, num_classes: int, train_layer: int, *, pretrained: boo
 def _with_classes(
     model: nn.Module, arch: str, num_classes: int, image_size: int | None, *, said: bool = False
 ) -> int | None:
-    """Let a foreign net give its logits alone, `num_classes` of them if its last layer can be exchanged; in place.
+    """Let a foreign net give its logits alone, `num_classes` of them if its last layer can be
+    exchanged; in place.
 
     Args:
         model: the network.
@@ -292,11 +337,17 @@ def _with_classes(
     """
     initialise_lazy(model, image_size)
     count = give_logits(model, arch, num_classes, image_size)
-    if count in (None, num_classes) or (name := last_linear(model, num_classes, image_size)) is None:
+    if (
+        count in (None, num_classes)
+        or (name := last_linear(model, num_classes, image_size)) is None
+    ):
         return count
     replace_linear(model, name, num_classes)
     if said:
-        remark(f"{arch} gives {count} logits, {num_classes} are expected: {name}, {count} → {num_classes}, is new")
+        remark(
+            f"{arch} gives {count} logits, {num_classes} are expected: {name}, {count} →"
+            f" {num_classes}, is new"
+        )
     return num_classes
 
 
@@ -305,11 +356,14 @@ def _base(arch: str) -> str:
     return arch if is_foreign(arch) else arch.removesuffix("_ft")
 
 
-def _uninitialised(arch: str, num_classes: int, train_layer: int, image_size: int | None) -> tuple[nn.Module, int]:
-    """Give the structure without spending seconds on weights that a file will replace, and its number of classes.
+def _uninitialised(
+    arch: str, num_classes: int, train_layer: int, image_size: int | None
+) -> tuple[nn.Module, int]:
+    """Give the structure without spending seconds on weights that a file will replace, and its
+    number of classes.
 
-    A foreign net is built with values all the same: code of others may ask for them, and buffers that no file has must
-    be right.
+    A foreign net is built with values all the same: code of others may ask for them, and buffers
+    that no file has must be right.
     """
     if is_foreign(arch):
         model = _structure(arch, num_classes, train_layer)
@@ -318,7 +372,8 @@ def _uninitialised(arch: str, num_classes: int, train_layer: int, image_size: in
     try:
         with torch.device("meta"):
             return _structure(arch, num_classes, train_layer), num_classes
-    except NotImplementedError:  # RegNet computes its widths with tensors, which "meta" has no values for
+    except NotImplementedError:
+        # RegNet computes its widths with tensors, which "meta" has no values for
         return _structure(arch, num_classes, train_layer), num_classes
 
 
@@ -332,24 +387,41 @@ def _frozen_layers(model: nn.Module, train_layer: int) -> list[str]:
         return [f"features.{index}" for index in range(first)]
     if isinstance(model, torchvision.models.ResNet):
         return ["conv1", "bn1", "layer1", "layer2"]
-    raise InputError(f"only VGG, AlexNet and ResNets have a fine-tuning form (_ft), a {type(model).__name__} has none")
+    raise InputError(
+        f"only VGG, AlexNet and ResNets have a fine-tuning form (_ft), a {type(model).__name__} has"
+        " none"
+    )
 
 
 def last_layer(model: nn.Module) -> str:
-    """Name the layer that gives the logits: the last with weights; of a foreign net the one whose output they are."""
+    """Name the layer that gives the logits: the last with weights; of a foreign net the one
+    whose output they are.
+    """
     known = type(model).__module__.partition(".")[0] in ("torchvision", "models")
     found = None if known else logits_layer(model)
-    return found or [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
+    return (
+        found
+        or [
+            name
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear | nn.Conv2d)
+        ][-1]
+    )
 
 
 def _imagenet_weights(arch: str) -> dict[str, Tensor]:
     """Give torchvision's IMAGENET1K_V1 weights, from its cache or the network."""
     base = names.torchvision_name(arch)
     if names.is_small(base) or is_foreign(base):
-        raise InputError(f"there are no ImageNet weights of {base}; give a local file with --weights FILE")
+        raise InputError(
+            f"there are no ImageNet weights of {base}; give a local file with --weights FILE"
+        )
     choices = torchvision.models.get_model_weights(base).__members__
     if "IMAGENET1K_V1" not in choices:
-        raise InputError(f"torchvision has no IMAGENET1K_V1 weights of {base}; give a local file with --weights FILE")
+        raise InputError(
+            f"torchvision has no IMAGENET1K_V1 weights of {base}; give a local file with --weights"
+            " FILE"
+        )
     chosen = choices["IMAGENET1K_V1"]
     try:
         # Not the bare file: torchvision renames keys of its older ones.

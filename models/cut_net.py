@@ -60,7 +60,8 @@ class CutNet:
         tapped: bool = False,
     ) -> None:
         self.model, self.sources, self.state, self.tapped = model, list(sources), state, tapped
-        self.image_size: int | None = None  # pixels that it was cut for, where its code depends on them
+        # Pixels that it was cut for, where its code depends on them
+        self.image_size: int | None = None
         self.form = self.taps if tapped else self.head
         self._is_fast: bool | None = None  # whether `frozen` is fast; None: nothing was proven
 
@@ -102,7 +103,9 @@ class CutNet:
             InputError: nobody recorded them.
         """
         if self.source.normalisation is None:
-            raise InputError(f"nothing says how images of {self._name} are normalised; name --normalisation")
+            raise InputError(
+                f"nothing says how images of {self._name} are normalised; name --normalisation"
+            )
         return FromPixels(module, self.source.normalisation)
 
     def whole(self) -> FromPixels:
@@ -128,7 +131,9 @@ class CutNet:
     def _cut_for(self, image_size: int) -> None:
         """Cut the net anew, for images of S pixels to a side."""
         size, self.image_size = self.image_size, image_size
-        before: dict[str, Any] = {form: vars(self).pop(form) for form in ("_halves", "taps") if form in vars(self)}
+        before: dict[str, Any] = {
+            form: vars(self).pop(form) for form in ("_halves", "taps") if form in vars(self)
+        }
         try:
             self.form = self.taps if self.tapped else self.head
         except InputError:
@@ -169,7 +174,9 @@ class CutNet:
         seen, logits = self._as_written(images)
         given = _ask(self.form, images)
         moved = self.form.meta["channels_last"]
-        for source, feature, outputs, is_moved in zip(self.sources, given, seen, moved if self.tapped else [moved]):
+        for source, feature, outputs, is_moved in zip(
+            self.sources, given, seen, moved if self.tapped else [moved]
+        ):
             # Where the net has its channels last, (N, H, W, C), the cut has them second.
             expected = [output.permute(0, 3, 1, 2) if is_moved else output for output in outputs]
             if expected and not any(_differ(feature, output) == 0 for output in expected):
@@ -177,9 +184,13 @@ class CutNet:
         if logits is not None:
             answer = given[-1] if self.tapped else _ask(self.tail, given[0])[0]
             if (difference := _differ(answer, logits)) > SAME:
-                raise self._refusal(f"its logits differ from the net's by {difference:.1e} of the largest")
+                raise self._refusal(
+                    f"its logits differ from the net's by {difference:.1e} of the largest"
+                )
         elif not all(seen):
-            raise InputError(f"{self._name} does not take {size}×{size} images; choose another --image_size")
+            raise InputError(
+                f"{self._name} does not take {size}×{size} images; choose another --image_size"
+            )
         self._is_fast = False
         return given
 
@@ -215,7 +226,9 @@ class CutNet:
         return self.from_pixels(self.frozen_form(device))
 
     def frozen_form(self, device: torch.device) -> nn.Module:
-        """Give the same of images that are normalised already, float32 (N, 3, S, S); see `frozen`."""
+        """Give the same of images that are normalised already, float32 (N, 3, S, S); see
+        `frozen`.
+        """
         if self._is_fast is None:
             raise RuntimeError("call prove() before the features of this net are used")
         if self._is_fast:
@@ -255,8 +268,9 @@ class CutNet:
 
     def _refusal(self, what: str) -> InputError:
         return InputError(
-            f"{self._name} was cut at {self.source.layer}, but {what}: its forward pass does what the cut "
-            "does not see; choose another --layer, or write that part of the net with torch's modules"
+            f"{self._name} was cut at {self.source.layer}, but {what}: its forward pass does what"
+            " the cut does not see; choose another --layer, or write that part of the net with"
+            " torch's modules"
         )
 
 
@@ -268,7 +282,9 @@ def _record(outputs: list[Tensor], module: nn.Module, inputs: object, output: ob
 
 @torch.no_grad()
 def _ask(net: nn.Module, images: Tensor) -> list[Tensor]:
-    """Give all tensors that a net answers, in evaluation mode, from one seed: some draw even then."""
+    """Give all tensors that a net answers, in evaluation mode, from one seed: some draw even
+    then.
+    """
     modes = modes_of(net)
     try:
         with torch.random.fork_rng(devices=[]):
@@ -276,7 +292,13 @@ def _ask(net: nn.Module, images: Tensor) -> list[Tensor]:
             answer = net.eval()(images.clone())
     finally:
         restore_modes(modes)
-    answers = answer.values() if isinstance(answer, dict) else [answer] if isinstance(answer, Tensor) else answer
+    answers = (
+        answer.values()
+        if isinstance(answer, dict)
+        else [answer]
+        if isinstance(answer, Tensor)
+        else answer
+    )
     return [value for value in answers if isinstance(value, Tensor)]
 
 
@@ -299,10 +321,16 @@ def _why_not_fast(plain: nn.Module, images: Tensor, given: Sequence[Tensor]) -> 
     except Exception as error:  # whatever a stranger's module raises when it is copied or folded
         return f"its fast form fails ({type(error).__name__}: {' '.join(str(error).split())[:100]})"
     difference = max(_differ(*pair) for pair in zip(answers, given, strict=True))
-    return f"its fast form differs by {difference:.1e} of the largest value" if difference > FAST else None
+    return (
+        f"its fast form differs by {difference:.1e} of the largest value"
+        if difference > FAST
+        else None
+    )
 
 
-def open_net(path: str | Path, arch: str | None, layers: Layer | Sequence[Layer], hint: str = "") -> CutNet:
+def open_net(
+    path: str | Path, arch: str | None, layers: Layer | Sequence[Layer], hint: str = ""
+) -> CutNet:
     """Read a classifier's checkpoint and cut the network.
 
     Args:
@@ -321,7 +349,8 @@ def open_net(path: str | Path, arch: str | None, layers: Layer | Sequence[Layer]
         size = state.get("data", {}).get("image_size")
         known = NetSource(state["model"]["arch"], None, str(path), digest)
         sources = [
-            replace(known, layer=layer.node(model, size), channels_last=layer.channels_last) for layer in several
+            replace(known, layer=layer.node(model, size), channels_last=layer.channels_last)
+            for layer in several
         ]
         return CutNet(model, sources, state, tapped=tapped)
     except InputError as error:
@@ -339,15 +368,22 @@ def reopen_net(source: NetSource, arch: str | None) -> CutNet:
         InputError: the features do not say which net it was, or it is not there any more.
     """
     if source.path is None or source.layer is None:
-        raise InputError("the features do not say of which net they are, whose layers are asked for; store them anew")
+        raise InputError(
+            "the features do not say of which net they are, whose layers are asked for; store them"
+            " anew"
+        )
     net = open_net(source.path, arch, Layer().or_source(source))
     if source.sha256 != net.source.sha256:
-        raise InputError(f"{source.path} is not the net any more that the features were stored of; store them anew")
+        raise InputError(
+            f"{source.path} is not the net any more that the features were stored of; store them"
+            " anew"
+        )
     return net if source.normalisation is None else net.normalised_by(source.normalisation)
 
 
 def untrained_net(source: NetSource, classes: int, named: str | None = None) -> CutNet:
-    """Build a net anew, as it is initialised before any training, cut where its features were taken.
+    """Build a net anew, as it is initialised before any training, cut where its features were
+    taken.
 
     Args:
         source: says the architecture and the layer.
@@ -363,7 +399,9 @@ def untrained_net(source: NetSource, classes: int, named: str | None = None) -> 
             names it.
     """
     if source.arch is None or source.layer is None or not classes:
-        raise InputError("the features do not say of which net, layer and classes they are; store them anew")
+        raise InputError(
+            "the features do not say of which net, layer and classes they are; store them anew"
+        )
     arch = named_arch(source.arch, named, "the stored features' record")
     model = build(arch if is_foreign(arch) else arch.removesuffix("_ft"), classes)
     origin = replace(source, path=None, sha256=None)

@@ -42,7 +42,8 @@ def freeze_for_inference(module: nn.Module, device: torch.device) -> fx.GraphMod
 
 
 def freeze_plainly(module: nn.Module) -> fx.GraphModule:
-    """Make a network that computes what `module` computes in evaluation mode, operation by operation.
+    """Make a network that computes what `module` computes in evaluation mode, operation by
+    operation.
 
     Returns:
         The network, in evaluation mode, without gradients. It shares the weights of `module`.
@@ -108,7 +109,8 @@ def _is_just(module: nn.Module, *kinds: type[nn.Module]) -> bool:
         and not any(hooks)
         and "forward" not in vars(module)
         and all(
-            name not in vars(module) and type(module._parameters.get(name)) in (nn.Parameter, type(None))
+            name not in vars(module)
+            and type(module._parameters.get(name)) in (nn.Parameter, type(None))
             for name in ("weight", "bias")
         )
     )

@@ -1,4 +1,6 @@
-"""A model's forward pass as a graph: its nodes by readable names, and which of them it can be cut at."""
+"""A model's forward pass as a graph: its nodes by readable names, and which of them it can be
+cut at.
+"""
 
 import difflib
 import operator
@@ -15,9 +17,33 @@ from models.lengths import add_length
 from models.recorder import NeedsValuesError, Recording, place_of, record, spell
 from utils.errors import InputError
 
-# Where nothing says the size of images, these are tried in turn: of photos, of small images, what some nets insist on.
-_SIZES = (224, 32, 64, 28, 299, 96, 128, 256, 384, 512, 8, 16, 48, 112, 160, 192, 240, 288, 320, 336, 448)
-# With how many images a model is recorded: first, to see what depends on that number, and to check how.
+# Where nothing says the size of images, these are tried in turn: of photos, of small images, what
+# some nets insist on.
+_SIZES = (
+    224,
+    32,
+    64,
+    28,
+    299,
+    96,
+    128,
+    256,
+    384,
+    512,
+    8,
+    16,
+    48,
+    112,
+    160,
+    192,
+    240,
+    288,
+    320,
+    336,
+    448,
+)
+# With how many images a model is recorded: first, to see what depends on that number, and to check
+# how.
 _BATCHES = (2, 5, 3)
 
 
@@ -25,14 +51,15 @@ class Traced(NamedTuple):
     """A model's forward pass.
 
     Attributes:
-        graph: its nodes name the model's modules and parameters. Of their `meta` see `models.recorder.Recording`,
-            with two images; "more" is the shape or length with five, and "larger" that with five of twice the size,
-            where the model takes them.
+        graph: its nodes name the model's modules and parameters. Of their `meta` see
+            `models.recorder.Recording`, with two images; "more" is the shape or length with five,
+            and "larger" that with five of twice the size, where the model takes them.
         names: each node's readable name, in order.
         modules: by path what each call of a module gave, in order; None for what is not one tensor.
         constants: by the name of their node the tensors that belong to no module.
         image_size: S, pixels, of the images that were recorded.
-        confirmed: how many of the nodes do the same with larger images; what follows is right for this size alone.
+        confirmed: how many of the nodes do the same with larger images; what follows is right for
+            this size alone.
     """
 
     graph: fx.Graph
@@ -51,17 +78,19 @@ class Traced(NamedTuple):
 def trace(model: nn.Module, image_size: int | None = None) -> Traced:
     """Record a model's forward pass in evaluation mode; its modules' modes are left as they are.
 
-    It is recorded with two images, with five, and with five that are twice as large. Where its code computes with
-    lengths in a way that they do not survive, as `int(x.shape[0])`, the recordings differ by numbers. One that grows
-    with the images in the batch is computed from it, one that depends on their size fixes what follows to that size;
-    any other difference is refused.
+    It is recorded with two images, with five, and with five that are twice as large. Where its code
+    computes with lengths in a way that they do not survive, as `int(x.shape[0])`, the recordings
+    differ by numbers. One that grows with the images in the batch is computed from it, one that
+    depends on their size fixes what follows to that size; any other difference is refused.
 
     Args:
-        model: images (N, 3, S, S) → anything. The halves that `models.split` makes are graphs already.
+        model: images (N, 3, S, S) → anything. The halves that `models.split` makes are graphs
+            already.
         image_size: S, pixels. None: what the model says, or the first usual size that it takes.
 
     Raises:
-        InputError: its code depends on values, or on how many images there are, or it does not take them.
+        InputError: its code depends on values, or on how many images there are, or it does not take
+            them.
     """
     if isinstance(model, fx.GraphModule):
         graph = fx.Graph()
@@ -93,7 +122,9 @@ def _names(graph: fx.Graph) -> dict[fx.Node, str]:
 
 
 def _first_recording(model: nn.Module, image_size: int | None) -> tuple[int, Recording, bool]:
-    """Record a model at the size that is said, or at the first that it takes; with values if it cannot be without."""
+    """Record a model at the size that is said, or at the first that it takes; with values if it
+    cannot be without.
+    """
     carried = preprocessing_of(model)
     of_model = (getattr(model, "image_size", None), carried.image_size if carried else None)
     usual = dict.fromkeys([*(size for size in of_model if type(size) is int), *_SIZES])
@@ -117,7 +148,9 @@ def _first_recording(model: nn.Module, image_size: int | None) -> tuple[int, Rec
             f"the network does not take {image_size}×{image_size} images ({reason}, at {place}); "
             "choose another --image_size"
         )
-    raise InputError(f"this {_kind(model)} cannot be cut, because its forward pass fails ({reason}): {place}")
+    raise InputError(
+        f"this {_kind(model)} cannot be cut, because its forward pass fails ({reason}): {place}"
+    )
 
 
 class _Difference(NamedTuple):
@@ -199,14 +232,21 @@ def _is_aside(node: fx.Node) -> bool:
     return "length" in node.meta or "device" in node.meta
 
 
-def _pairs(value: Any, other: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any, Any]]:
-    """Walk two calls' arguments side by side and give the path to each place and what stands there."""
+def _pairs(
+    value: Any, other: Any, path: tuple[Any, ...] = ()
+) -> Iterator[tuple[tuple[Any, ...], Any, Any]]:
+    """Walk two calls' arguments side by side and give the path to each place and what stands
+    there.
+    """
     if isinstance(value, slice) and isinstance(other, slice):
         for place in ("start", "stop", "step"):
             yield from _pairs(getattr(value, place), getattr(other, place), (*path, place))
         return
     if isinstance(value, tuple | list | dict) and isinstance(other, tuple | list | dict):
-        keys, its = (list(item) if isinstance(item, dict) else list(range(len(item))) for item in (value, other))
+        keys, its = (
+            list(item) if isinstance(item, dict) else list(range(len(item)))
+            for item in (value, other)
+        )
         if keys == its:
             for key in keys:
                 yield from _pairs(value[key], other[key], (*path, key))
@@ -217,7 +257,8 @@ def _pairs(value: Any, other: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple
 def _compute_batch(
     model: nn.Module, first: Recording, second: Recording, again: Callable[[int], Recording]
 ) -> list[fx.Node]:
-    """Let numbers that grow with the images in a batch be computed from it, in the first recording's graph.
+    """Let numbers that grow with the images in a batch be computed from it, in the first
+    recording's graph.
 
     Such a number is a·N + b: two recordings say a and b, a third confirms it.
 
@@ -227,17 +268,25 @@ def _compute_batch(
     Raises:
         InputError: something else depends on the number of images.
     """
-    refusal = f"this {_kind(model)} cannot be cut, because its code depends on the number of images in a batch"
+    refusal = (
+        f"this {_kind(model)} cannot be cut, because its code depends on the number of images in a"
+        " batch"
+    )
     counted, comparison = calls(first.graph), _Comparison(first, second)
     differences = comparison.differences
-    check = _Comparison(first, again(_BATCHES[2])) if differences and comparison.apart is None else comparison
+    check = (
+        _Comparison(first, again(_BATCHES[2]))
+        if differences and comparison.apart is None
+        else comparison
+    )
     for apart in (comparison.apart, check.apart):
         if apart is not None:
             raise InputError(f"{refusal}: {spell(apart.meta.get('at'))}")
     third = {(one.node, one.path): one.other for one in check.differences}
     terms = []
     for node, path, value, other in differences:
-        slope = (other - value) // (_BATCHES[1] - _BATCHES[0])  # exact, or the third recording disagrees
+        # Exact, or the third recording disagrees
+        slope = (other - value) // (_BATCHES[1] - _BATCHES[0])
         offset = value - slope * _BATCHES[0]
         if third.get((node, path)) != slope * _BATCHES[2] + offset:
             raise InputError(f"{refusal}: {spell(node.meta.get('at'))}")
@@ -280,17 +329,23 @@ def find_cut(traced: Traced, layer: str, model: nn.Module) -> fx.Node:
     if not _is_feature(cut):
         shape = cut.meta.get("shape")
         what = "several values" if shape is None else f"a tensor {shape} for {_BATCHES[0]} images"
-        raise InputError(f"{layer} is no cut: it gives {what}, not one feature for each image; choose another --layer")
+        raise InputError(
+            f"{layer} is no cut: it gives {what}, not one feature for each image; choose another"
+            " --layer"
+        )
     if around := flow_around(traced.graph, cut):
         names, nodes = traced.names, list(traced.graph.nodes)
         last = _last_uses(traced.graph)
         if cut not in last:
-            raise InputError(f"{layer} is no cut: the logits do not need it; choose another --layer")
+            raise InputError(
+                f"{layer} is no cut: the logits do not need it; choose another --layer"
+            )
         later = nodes[nodes.index(cut) + 1 :]
         cuts = set(cut_nodes(traced.graph))
         nearest = next((names[node] for node in later if node in names and node in cuts), None)
         flowing = ", ".join(
-            "the images" if node.op == "placeholder" else names.get(node, node.name) for node in around[:3]
+            "the images" if node.op == "placeholder" else names.get(node, node.name)
+            for node in around[:3]
         )
         raise InputError(
             f"{layer} is no cut: {flowing} {'flow' if len(around) > 1 else 'flows'} around it; "
@@ -308,7 +363,9 @@ def _is_feature(node: fx.Node) -> bool:
 
 
 def images_in(length: fx.Node) -> int | None:
-    """Say how often a length has the number of images as a factor; 0: it does not depend on it, None: by no factor."""
+    """Say how often a length has the number of images as a factor; 0: it does not depend on it,
+    None: by no factor.
+    """
     value, more = length.meta["length"], length.meta.get("more")
     if value == more:
         return 0
@@ -325,17 +382,24 @@ def _find(traced: Traced, layer: str, model: nn.Module) -> fx.Node:
     if layer in traced.modules:
         output = traced.modules[layer][-1]
         if output is None:
-            raise InputError(f"{layer} gives several values, not one feature; choose another --layer")
+            raise InputError(
+                f"{layer} gives several values, not one feature; choose another --layer"
+            )
         if output.op != "placeholder":
             return output
     under = [node for node, name in names.items() if name.startswith(f"{layer}.")]
     if not under and (numbered := re.fullmatch(r"(.*\bgetitem)_\d+", layer)):
-        # Earlier versions counted lengths that the code reads too: the class token of a ViT was getitem_5.
+        # Earlier versions counted lengths that the code reads too: the class token of a ViT was
+        # getitem_5.
         under = [
-            node for node, name in names.items() if name == numbered[1] and numbered[1] + "_1" not in names.values()
+            node
+            for node, name in names.items()
+            if name == numbered[1] and numbered[1] + "_1" not in names.values()
         ]
     if not under:
-        near = difflib.get_close_matches(layer, [*dict.fromkeys([*names.values(), *traced.modules])], cutoff=0)
+        near = difflib.get_close_matches(
+            layer, [*dict.fromkeys([*names.values(), *traced.modules])], cutoff=0
+        )
         raise InputError(
             f"this {_kind(model)} has no layer {layer!r}; the nearest names are {', '.join(near)}; "
             "ConvOutput.py --list_layers prints all"
@@ -349,16 +413,23 @@ def result_of(graph: fx.Graph) -> fx.Node:
 
 
 def _last_uses(graph: fx.Graph) -> dict[fx.Node, int]:
-    """Give of every value that carries the images to the result where it is used last, as a place in the graph.
+    """Give of every value that carries the images to the result where it is used last, as a place
+    in the graph.
 
-    The result itself is used at the end. Lengths and the device are no such values: they can be had at any cut.
+    The result itself is used at the end. Lengths and the device are no such values: they can be had
+    at any cut.
     """
     result = result_of(graph)
     needed = reach(result, lambda node: node.all_input_nodes if "of_images" in node.meta else ())
-    places = {node: place for place, node in enumerate(graph.nodes) if node in needed and "of_images" in node.meta}
+    places = {
+        node: place
+        for place, node in enumerate(graph.nodes)
+        if node in needed and "of_images" in node.meta
+    }
     end = len(graph.nodes)
     return {
-        node: end if node is result else max(places[user] for user in node.users if user in places) for node in places
+        node: end if node is result else max(places[user] for user in node.users if user in places)
+        for node in places
     }
 
 
@@ -388,7 +459,9 @@ def flow_around(graph: fx.Graph, cut: fx.Node) -> list[fx.Node]:
 
 
 def copy_inputs(target: fx.Graph, node: fx.Node, copies: dict[fx.Node, fx.Node]) -> fx.Node:
-    """Copy `node` and what it is computed from into `target`, up to the nodes that `copies` has; give its copy."""
+    """Copy `node` and what it is computed from into `target`, up to the nodes that `copies` has;
+    give its copy.
+    """
     needed = reach(node, lambda current: current.all_input_nodes, stop=set(copies))
     for original in node.graph.nodes:
         if original in needed:
@@ -397,7 +470,9 @@ def copy_inputs(target: fx.Graph, node: fx.Node, copies: dict[fx.Node, fx.Node])
 
 
 def reach(
-    start: fx.Node, neighbours: Callable[[fx.Node], Iterable[fx.Node]], stop: AbstractSet[fx.Node] = frozenset()
+    start: fx.Node,
+    neighbours: Callable[[fx.Node], Iterable[fx.Node]],
+    stop: AbstractSet[fx.Node] = frozenset(),
 ) -> set[fx.Node]:
     """Collect `start` and everything that can be reached from it without entering `stop`."""
     reached: set[fx.Node] = set()

@@ -1,4 +1,6 @@
-"""The heads of two nets as features are read of them: folded for inference, maps out; and what they cost."""
+"""The heads of two nets as features are read of them: folded for inference, maps out; and what
+they cost.
+"""
 
 from typing import NamedTuple
 
@@ -61,7 +63,9 @@ def freeze_heads(net_a: CutNet, net_b: CutNet, pixels: Tensor, device: torch.dev
     return Heads((net_a.source, net_b.source), (a, b), (shape_a, shape_b))
 
 
-def head_flops(known: Provenance, named: tuple[str | None, str | None] = (None, None)) -> int | None:
+def head_flops(
+    known: Provenance, named: tuple[str | None, str | None] = (None, None)
+) -> int | None:
     """Count what both features of one image take: convolutions and matrix products, in FLOPs.
 
     A product and its sum are two. The nets are built from their record alone, without weights.
@@ -71,13 +75,17 @@ def head_flops(known: Provenance, named: tuple[str | None, str | None] = (None, 
         named: the architectures that options say; see `untrained_net`.
 
     Returns:
-        None where the record does not say it: the authors' features, or a user's own architecture that is not named.
+        None where the record does not say it: the authors' features, or a user's own architecture
+        that is not named.
     """
     image = torch.empty(1, 3, known.image_size, known.image_size, device="meta")
     sources = zip((known.a, known.b), named)
     try:
         with torch.device("meta"):
-            heads = [untrained_net(source, len(known.classes or ()), arch).head for source, arch in sources]
+            heads = [
+                untrained_net(source, len(known.classes or ()), arch).head
+                for source, arch in sources
+            ]
     except InputError:
         return None
     with flop_counter.FlopCounterMode(display=False) as counter:

@@ -18,7 +18,8 @@ class Inputs(NamedTuple):
         std: their deviation.
         image_size: S, pixels to a side; None where any size will do.
         interpolation: "bilinear", "bicubic", …; None where it is not said.
-        crop_share: S over the side that a photo is resized to before its centre is cut out; None likewise.
+        crop_share: S over the side that a photo is resized to before its centre is cut out; None
+            likewise.
     """
 
     mean: tuple[float, float, float]
@@ -32,8 +33,8 @@ def preprocessing_of(net: nn.Module | str) -> Inputs | None:
     """Give what a net's factory says of its images.
 
     Args:
-        net: a network, timm's or one that carries a `default_cfg` or `pretrained_cfg` as timm's do; or the name of an
-            architecture, "timm:NAME", which is not built for that.
+        net: a network, timm's or one that carries a `default_cfg` or `pretrained_cfg` as timm's do;
+            or the name of an architecture, "timm:NAME", which is not built for that.
 
     Returns:
         None where nothing is said, as of torchvision's networks and the small ones.
@@ -52,5 +53,7 @@ def _inputs(config: Mapping[str, Any]) -> Inputs | None:
     mean, std = (tuple(map(float, config.get(key) or ())) for key in ("mean", "std"))
     if not len(mean) == len(std) == 3:
         return None
-    size, interpolation, share = (config.get(key) for key in ("input_size", "interpolation", "crop_pct"))
+    size, interpolation, share = (
+        config.get(key) for key in ("input_size", "interpolation", "crop_pct")
+    )
     return Inputs(mean, std, size[-1] if size else None, interpolation or None, share or None)

@@ -1,4 +1,6 @@
-"""Where features are taken, as the options say it: a node by name, or the documented number of a layer."""
+"""Where features are taken, as the options say it: a node by name, or the documented number of a
+layer.
+"""
 
 import re
 from collections.abc import Sequence
@@ -62,7 +64,8 @@ class Layer:
             image_size: S, pixels, where no option says it: what the model was trained at.
 
         Raises:
-            InputError: no option says a layer of this kind of model, or it has no such layer or stage.
+            InputError: no option says a layer of this kind of model, or it has no such layer or
+                stage.
         """
         if self.name is not None and (stage := STAGE.fullmatch(self.name)):
             return _stage(model, int(stage[1]), self.image_size or image_size or USUAL_SIZE)
@@ -73,8 +76,8 @@ class Layer:
         if isinstance(model, torchvision.models.VGG):
             return layer_name(model, self.default, self.fc)
         raise InputError(
-            f"no option names the layer of this {type(model).__name__}: use --conv_layer or --layer, "
-            "such as --layer stage:-1; ConvOutput.py --list_layers prints all"
+            f"no option names the layer of this {type(model).__name__}: use --conv_layer or"
+            " --layer, such as --layer stage:-1; ConvOutput.py --list_layers prints all"
         )
 
 
@@ -90,13 +93,19 @@ def _stage(model: nn.Module, number: int, image_size: int) -> str:
 
 
 def paired_stages(first: Sequence[str], second: Sequence[str]) -> list[tuple[str, str]]:
-    """Match the stages of two nets from the last one back: nets of one task are alike at the end."""
+    """Match the stages of two nets from the last one back: nets of one task are alike at the
+    end.
+    """
     count = min(len(first), len(second))
     return list(zip(first[-count:], second[-count:]))
 
 
-def note_of_sources(sources: Sequence[NetSource], models: Sequence[nn.Module], image_size: int) -> str | None:
-    """Say what `note_of_depths` says, of nets A and B of two architectures that are cut at one name."""
+def note_of_sources(
+    sources: Sequence[NetSource], models: Sequence[nn.Module], image_size: int
+) -> str | None:
+    """Say what `note_of_depths` says, of nets A and B of two architectures that are cut at one
+    name.
+    """
     first, second = sources
     if first.arch == second.arch or first.layer != second.layer:
         return None
@@ -139,8 +148,8 @@ def layer_name(model: nn.Module, conv_layer: int, fc: bool = False) -> str:
     """Name the layer that the documented `--conv_layer N` (with `--fc`: of the classifier) means.
 
     Args:
-        model: a VGG or AlexNet (`features[N]`, `classifier[N]`) or a ResNet (output of stage N, 1 to 4, before
-            the last ReLU).
+        model: a VGG or AlexNet (`features[N]`, `classifier[N]`) or a ResNet (output of stage N, 1
+            to 4, before the last ReLU).
         conv_layer: N.
         fc: N counts in the fully-connected part, which only VGG and AlexNet have.
 
@@ -151,16 +160,24 @@ def layer_name(model: nn.Module, conv_layer: int, fc: bool = False) -> str:
         part = "classifier" if fc else "features"
         length = len(getattr(model, part))
         if not 0 <= conv_layer < length:
-            raise InputError(f"{part} of this {type(model).__name__} has layers 0 to {length - 1}, not {conv_layer}")
+            raise InputError(
+                f"{part} of this {type(model).__name__} has layers 0 to {length - 1}, not"
+                f" {conv_layer}"
+            )
         return f"{part}.{conv_layer}"
     if isinstance(model, torchvision.models.ResNet) and not fc:
         if not 1 <= conv_layer <= 4:
-            raise InputError(f"the layers of a ResNet are 1 to 4 (3: the last 14×14 feature map), not {conv_layer}")
+            raise InputError(
+                "the layers of a ResNet are 1 to 4 (3: the last 14×14 feature map), not"
+                f" {conv_layer}"
+            )
         return f"layer{conv_layer}.{len(getattr(model, f'layer{conv_layer}')) - 1}.add"
     if not fc and str(conv_layer) in dict(model.named_children()):  # a plain nn.Sequential
         return str(conv_layer)
     flag = "--fc" if isinstance(model, torchvision.models.ResNet) else "--conv_layer"
-    raise InputError(f"{flag} has no meaning for a {type(model).__name__}; name the layer with --layer NAME")
+    raise InputError(
+        f"{flag} has no meaning for a {type(model).__name__}; name the layer with --layer NAME"
+    )
 
 
 def usual_layer(model: nn.Module) -> list[str]:
@@ -171,6 +188,12 @@ def usual_layer(model: nn.Module) -> list[str]:
             14×14 map; or any other net, where they name the ends of all stages.
     """
     if isinstance(model, torchvision.models.VGG | torchvision.models.AlexNet):
-        last = [index for index, module in enumerate(model.features) if isinstance(module, nn.Conv2d)][-1]
+        last = [
+            index for index, module in enumerate(model.features) if isinstance(module, nn.Conv2d)
+        ][-1]
         return ["--conv_layer", str(last)]
-    return ["--conv_layer", "3"] if isinstance(model, torchvision.models.ResNet) else ["--layers", "stages"]
+    return (
+        ["--conv_layer", "3"]
+        if isinstance(model, torchvision.models.ResNet)
+        else ["--layers", "stages"]
+    )

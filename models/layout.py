@@ -11,17 +11,27 @@ _LAST = (nn.Linear, nn.LayerNorm)
 _SECOND = (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.GroupNorm, nn.InstanceNorm2d)
 _LAST_FUNCTIONS = (functional.linear, functional.layer_norm)
 _SECOND_FUNCTIONS = (functional.conv2d, functional.batch_norm, functional.group_norm, torch.conv2d)
-# What moves axes, even where the shape stays; and what joins or parts them, of which the last may stay the last.
-_MOVE = {"movedim", "permute", "swapaxes", "transpose", torch.movedim, torch.permute, torch.transpose}
+# What moves axes, even where the shape stays; and what joins or parts them, of which the last may
+# stay the last.
+_MOVE = {
+    "movedim",
+    "permute",
+    "swapaxes",
+    "transpose",
+    torch.movedim,
+    torch.permute,
+    torch.transpose,
+}
 _JOIN = {"flatten", "reshape", "unflatten", "view", torch.flatten, torch.reshape}
 
 
 def has_channels_last(node: fx.Node, model: nn.Module, override: bool | None = None) -> bool:
     """Say whether a value's channels are its last axis: (N, H, W, C) and not (N, C, H, W).
 
-    The channels are the axis that keeps its length when the images get larger. Where that does not decide, because
-    the model takes one size alone or its maps keep theirs, it is the axis that the next layer reads, or else the one
-    that the layer before it writes: a Linear or LayerNorm the last, a convolution or BatchNorm the second.
+    The channels are the axis that keeps its length when the images get larger. Where that does not
+    decide, because the model takes one size alone or its maps keep theirs, it is the axis that the
+    next layer reads, or else the one that the layer before it writes: a Linear or LayerNorm the
+    last, a convolution or BatchNorm the second.
 
     Args:
         node: of `models.graph.trace`.
@@ -41,11 +51,17 @@ def has_channels_last(node: fx.Node, model: nn.Module, override: bool | None = N
 
 
 def _nearest(
-    node: fx.Node, model: nn.Module, waiting: list[fx.Node], further: Callable[[fx.Node], list[fx.Node]]
+    node: fx.Node,
+    model: nn.Module,
+    waiting: list[fx.Node],
+    further: Callable[[fx.Node], list[fx.Node]],
 ) -> bool | None:
-    """Say how the nearest layer in one direction sees a value, through what keeps its shape; None where none does."""
+    """Say how the nearest layer in one direction sees a value, through what keeps its shape;
+    None where none does.
+    """
     shape, seen = node.meta["shape"], set[fx.Node]()
-    ahead = [(one, False) for one in waiting]  # with whether only the last axis is the same as the value's
+    # With whether only the last axis is the same as the value's
+    ahead = [(one, False) for one in waiting]
     while ahead:
         current, is_joined = ahead.pop(0)
         is_last = _works_on_last(current, model)

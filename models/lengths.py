@@ -1,4 +1,6 @@
-"""Lengths of axes that remember the node of a graph they come from, so that a recorded graph computes them anew."""
+"""Lengths of axes that remember the node of a graph they come from, so that a recorded graph
+computes them anew.
+"""
 
 import operator
 from collections.abc import Callable
@@ -10,8 +12,8 @@ from torch import fx
 class Length(int):
     """The length of an axis: a number that remembers the node it is, or is computed from.
 
-    Sums, differences, products and quotients of lengths remember it too. `int(length)`, `len(tensor)` and floats
-    forget it; `models.graph.trace` finds those out by recording twice.
+    Sums, differences, products and quotients of lengths remember it too. `int(length)`,
+    `len(tensor)` and floats forget it; `models.graph.trace` finds those out by recording twice.
 
     Attributes:
         node: of the graph that is being recorded.
@@ -26,7 +28,9 @@ class Length(int):
         return length
 
 
-def add_length(graph: fx.Graph, function: Callable[..., int], operands: tuple[Any, ...], value: int) -> fx.Node:
+def add_length(
+    graph: fx.Graph, function: Callable[..., int], operands: tuple[Any, ...], value: int
+) -> fx.Node:
     """Add a node that computes a length, at the graph's insertion point."""
     node = graph.call_function(function, operands)
     node.meta["length"] = value
@@ -40,7 +44,9 @@ def _operator(function: Callable[..., int], reflected: bool) -> Callable[..., An
         value = function(*numbers)
         if type(value) is not int or not all(isinstance(number, int) for number in numbers):
             return value
-        nodes = tuple(operand.node if isinstance(operand, Length) else operand for operand in operands)
+        nodes = tuple(
+            operand.node if isinstance(operand, Length) else operand for operand in operands
+        )
         graph = next(operand.node.graph for operand in operands if isinstance(operand, Length))
         return Length(value, add_length(graph, function, nodes, value))
 

@@ -1,8 +1,9 @@
-"""What a classifier's forward pass gives: where its logits are, how many, and which layer makes them.
+"""What a classifier's forward pass gives: where its logits are, how many, and which layer makes
+them.
 
-A network of this project or of torchvision gives logits (N, C). Other people's nets give them as (N, C, 1, 1), beside
-other things, or otherwise in training than in evaluation. `give_logits` looks once, on images without values, and
-lets the network return its logits alone.
+A network of this project or of torchvision gives logits (N, C). Other people's nets give them as
+(N, C, 1, 1), beside other things, or otherwise in training than in evaluation. `give_logits` looks
+once, on images without values, and lets the network return its logits alone.
 """
 
 import contextlib
@@ -38,7 +39,9 @@ class Output(NamedTuple):
     around: str = ""
 
 
-def give_logits(model: nn.Module, arch: str, num_classes: int, image_size: int | None = None) -> int | None:
+def give_logits(
+    model: nn.Module, arch: str, num_classes: int, image_size: int | None = None
+) -> int | None:
     """Let a foreign network return its logits (N, C) alone, in both modes; in place.
 
     What it leaves out, or flattens, is said once. Names of modules and of tensors do not change.
@@ -55,7 +58,9 @@ def give_logits(model: nn.Module, arch: str, num_classes: int, image_size: int |
     size = _fitting_size(model, image_size)
     if size is None:
         return None
-    plain, trained = (look_for_logits(model, size, num_classes, training=mode) for mode in (False, True))
+    plain, trained = (
+        look_for_logits(model, size, num_classes, training=mode) for mode in (False, True)
+    )
     if plain is None or trained is None or plain.shape[0] != trained.shape[0]:
         return None
     outputs = {False: plain, True: trained}
@@ -73,7 +78,8 @@ def give_logits(model: nn.Module, arch: str, num_classes: int, image_size: int |
 
 
 def check_logits(model: nn.Module, arch: str, num_classes: int, image_size: int) -> None:
-    """Refuse a network that does not take the images, or does not give their logits; no image is decoded for it.
+    """Refuse a network that does not take the images, or does not give their logits; no image is
+    decoded for it.
 
     Args:
         model: images (N, 3, S, S) → logits (N, C); a foreign one is changed as `give_logits` does.
@@ -95,12 +101,16 @@ def check_logits(model: nn.Module, arch: str, num_classes: int, image_size: int)
         with _explained(model, image_size):
             trained = _describe(run_blank(model, image_size, training=True))
         given = shown if shown == trained else f"{shown}, in training {trained}"
-        raise InputError(f"{arch} gives {given} for 2 images, logits (2, {num_classes}) are expected")
+        raise InputError(
+            f"{arch} gives {given} for 2 images, logits (2, {num_classes}) are expected"
+        )
     if count != num_classes:
         raise InputError(f"{arch} gives {count} logits, the images have {num_classes} classes")
 
 
-def look_for_logits(model: nn.Module, image_size: int, num_classes: int, *, training: bool) -> Output | None:
+def look_for_logits(
+    model: nn.Module, image_size: int, num_classes: int, *, training: bool
+) -> Output | None:
     """Say where the logits are in what a network returns for two blank images.
 
     Args:
@@ -116,20 +126,26 @@ def look_for_logits(model: nn.Module, image_size: int, num_classes: int, *, trai
     with contextlib.ExitStack() as hooks:
         for name, module in model.named_modules():
             has_weight = isinstance(getattr(module, "weight", None), Tensor)
-            if has_weight and not isinstance(module, torch.jit.ScriptModule):  # which takes no hooks
-                hook = module.register_forward_hook(lambda _m, _i, made_now, name=name: made.append((name, made_now)))
+            # Which takes no hooks
+            if has_weight and not isinstance(module, torch.jit.ScriptModule):
+                hook = module.register_forward_hook(
+                    lambda _m, _i, made_now, name=name: made.append((name, made_now))
+                )
                 hooks.callback(hook.remove)
         try:
             returned = run_blank(model, image_size, training=training)
         except Exception:
             return None
     tensors = [(path, tensor) for path, tensor in _tensors(returned) if _may_be_logits(tensor)]
-    tensors.sort(key=lambda entry: (entry[1].shape[1] != num_classes, entry[1].ndim))  # which keeps the order of equals
+    # Which keeps the order of equals
+    tensors.sort(key=lambda entry: (entry[1].shape[1] != num_classes, entry[1].ndim))
     if not tensors:
         return None
     path, logits = tensors[0]
     whole = (logits, logits._base)  # (N, C, 1, 1), of which logits may be a view
-    layer = next((name for name, tensor in reversed(made) if any(tensor is other for other in whole)), None)
+    layer = next(
+        (name for name, tensor in reversed(made) if any(tensor is other for other in whole)), None
+    )
     around = returned
     for step in path[:-1]:
         around = _entry(around, step)
@@ -137,19 +153,27 @@ def look_for_logits(model: nn.Module, image_size: int, num_classes: int, *, trai
 
 
 def last_linear(model: nn.Module, num_classes: int, image_size: int | None = None) -> str | None:
-    """Name the plain linear layer whose output is the logits, which another may take the place of; None: none is."""
+    """Name the plain linear layer whose output is the logits, which another may take the place
+    of; None: none is.
+    """
     size = _fitting_size(model, image_size)
     output = None if size is None else look_for_logits(model, size, num_classes, training=False)
     if output is None or output.layer is None:
         return None
     layer = model.get_submodule(output.layer)
-    shared = [name for name, weight in model.named_parameters(remove_duplicate=False) if weight is layer.weight]
+    shared = [
+        name
+        for name, weight in model.named_parameters(remove_duplicate=False)
+        if weight is layer.weight
+    ]
     plain = type(layer) is nn.Linear and not layer._forward_pre_hooks and not layer._forward_hooks
     return output.layer if plain and len(shared) == 1 else None
 
 
 def logits_layer(model: nn.Module) -> str | None:
-    """Name the layer whose output is the logits, wherever it stands; None where it is no module's output."""
+    """Name the layer whose output is the logits, wherever it stands; None where it is no
+    module's output.
+    """
     size = _fitting_size(model, None)
     output = None if size is None else look_for_logits(model, size, 0, training=False)
     return None if output is None else output.layer
@@ -159,12 +183,15 @@ def replace_linear(model: nn.Module, name: str, num_classes: int) -> None:
     """Put a new linear layer of `num_classes` outputs in place of one."""
     old = model.get_submodule(name)
     assert isinstance(old, nn.Linear)
-    new = nn.Linear(old.in_features, num_classes, bias=old.bias is not None, device=old.weight.device)
+    new = nn.Linear(
+        old.in_features, num_classes, bias=old.bias is not None, device=old.weight.device
+    )
     model.set_submodule(name, new)
 
 
 def has_unused_parameters(model: nn.Module, image_size: int) -> bool:
-    """Whether there are parameters to train on which the logits do not depend, or may be; they are named once.
+    """Whether there are parameters to train on which the logits do not depend, or may be; they are
+    named once.
 
     Args:
         model: images (N, 3, S, S) → logits (N, C).
@@ -173,7 +200,9 @@ def has_unused_parameters(model: nn.Module, image_size: int) -> bool:
     trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
     try:
         with torch.enable_grad():
-            blank = {name: value.detach().to("meta").requires_grad_() for name, value in trained.items()}
+            blank = {
+                name: value.detach().to("meta").requires_grad_() for name, value in trained.items()
+            }
             logits = run_blank(model, image_size, training=True, parameters=blank)
             gradients = torch.autograd.grad(logits.sum(), list(blank.values()), allow_unused=True)
     except Exception:  # it cannot be seen without values
@@ -194,7 +223,8 @@ def run_blank(
 ) -> Any:
     """Give what a network returns for two images, as tensors without values where it can be run so.
 
-    Its mode, its values (BatchNorm's statistics among them) and the random numbers are left as they are.
+    Its mode, its values (BatchNorm's statistics among them) and the random numbers are left as they
+    are.
 
     Args:
         model: images (N, 3, S, S) → anything.
@@ -253,9 +283,13 @@ def _explained(model: nn.Module, image_size: int) -> Iterator[None]:
         if "channel" in reason and "got 3" in reason:
             instead = "it must take images of 3 channels, grey photos are given as such too"
         else:
-            only = getattr(model, "image_size", None) or getattr(preprocessing_of(model), "image_size", None)
+            only = getattr(model, "image_size", None) or getattr(
+                preprocessing_of(model), "image_size", None
+            )
             instead = f"it takes --image_size {only}" if only else "choose another --image_size"
-        raise InputError(f"the network does not take {image_size}×{image_size} images ({reason}); {instead}") from None
+        raise InputError(
+            f"the network does not take {image_size}×{image_size} images ({reason}); {instead}"
+        ) from None
 
 
 def _fitting_size(model: nn.Module, image_size: int | None) -> int | None:
@@ -276,7 +310,9 @@ def _sizes(model: nn.Module, image_size: int | None) -> list[int]:
 
 
 def _may_be_logits(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() and (tensor.ndim == 2 or (tensor.ndim == 4 and tensor.shape[2:] == (1, 1)))
+    return tensor.is_floating_point() and (
+        tensor.ndim == 2 or (tensor.ndim == 4 and tensor.shape[2:] == (1, 1))
+    )
 
 
 def _tensors(value: Any, path: tuple[Step, ...] = ()) -> Iterator[tuple[tuple[Step, ...], Tensor]]:
@@ -305,8 +341,8 @@ def _entry(value: Any, step: Step) -> Any:
 def _return_logits_alone(model: nn.Module, outputs: Mapping[bool, Output]) -> None:
     """Make a network's forward pass return its logits (N, C), by its mode.
 
-    Its class changes and not the network around it, so that names stay, and whoever traces the forward pass sees the
-    logits leave it.
+    Its class changes and not the network around it, so that names stay, and whoever traces the
+    forward pass sees the logits leave it.
     """
     kind = type(model)
 
@@ -317,7 +353,9 @@ def _return_logits_alone(model: nn.Module, outputs: Mapping[bool, Output]) -> No
             returned = _entry(returned, step)
         return returned.flatten(1) if len(output.shape) > 1 else returned
 
-    model.__class__ = type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
+    model.__class__ = type(
+        kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__}
+    )
 
 
 def _describe(returned: Any) -> str:

@@ -1,4 +1,6 @@
-"""Two networks and the Trans-Net between them: each cut at its layer, or all three from a Trans-Net's checkpoint."""
+"""Two networks and the Trans-Net between them: each cut at its layer, or all three from a
+Trans-Net's checkpoint.
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -30,9 +32,16 @@ class Pair(nn.Module):
         provenance: of the features that g was fitted on.
     """
 
-    def __init__(self, head_a: nn.Module, head_b: nn.Module, trans_net: TransNet, provenance: Provenance) -> None:
+    def __init__(
+        self, head_a: nn.Module, head_b: nn.Module, trans_net: TransNet, provenance: Provenance
+    ) -> None:
         super().__init__()
-        self.head_a, self.head_b, self.trans_net, self.provenance = head_a, head_b, trans_net, provenance
+        self.head_a, self.head_b, self.trans_net, self.provenance = (
+            head_a,
+            head_b,
+            trans_net,
+            provenance,
+        )
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Give x, x*, g(x) and its components x(0) … x(K) (paper Eq. 3); x_Δ is x* less g(x).
@@ -55,7 +64,9 @@ class Decomposition(nn.Module):
         self.trans_net = trans_net
 
     def forward(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Give the components (N, K+1, C, H, W) and x_Δ (N, C, H, W) of x and target (paper Eq. 3)."""
+        """Give the components (N, K+1, C, H, W) and x_Δ (N, C, H, W) of x and target (paper Eq.
+        3).
+        """
         output, components = self.trans_net.decompose(x)
         return components.transpose(0, 1), target - output
 
@@ -68,20 +79,23 @@ def open_pair(
     layer_b: str | None = None,
     pixels: Tensor | None = None,
 ) -> Pair:
-    """Read a Trans-Net and the networks that it was fitted on, in evaluation mode and without gradients.
+    """Read a Trans-Net and the networks that it was fitted on, in evaluation mode and without
+    gradients.
 
     Args:
         trans_net: the Trans-Net's checkpoint, ours or the authors'.
-        net_a: checkpoint of the network that x comes from. None: the one that the Trans-Net's checkpoint names.
+        net_a: checkpoint of the network that x comes from. None: the one that the Trans-Net's
+            checkpoint names.
         net_b: the same for x*.
-        layer_a: the node of `net_a`, as `models.split` takes it. None: as the Trans-Net's checkpoint says.
+        layer_a: the node of `net_a`, as `models.split` takes it. None: as the Trans-Net's
+            checkpoint says.
         layer_b: the same for `net_b`.
         pixels: of a few images, uint8 (n, 3, S, S), that both cuts are proven on; None: noise of
             the size that the Trans-Net's checkpoint says.
 
     Raises:
-        InputError: a file is missing or damaged; the Trans-Net does not say what is not named here, as the
-            authors' do not; or it was fitted on other networks or layers than these.
+        InputError: a file is missing or damaged; the Trans-Net does not say what is not named here,
+            as the authors' do not; or it was fitted on other networks or layers than these.
     """
     state = checkpoint.load(trans_net)
     fitted = Provenance.from_record(state.get("source", {}))
@@ -91,10 +105,15 @@ def open_pair(
         ("b", net_b or fitted.b.path, layer_b or fitted.b.layer),
     ):
         if path is None or layer is None:
-            raise InputError(f"{trans_net} does not say what it was fitted on; name net_{role} and layer_{role}")
+            raise InputError(
+                f"{trans_net} does not say what it was fitted on; name net_{role} and layer_{role}"
+            )
         net = open_net(path, None, Layer(layer))
-        fitted_by = getattr(fitted, role).normalisation or recorded_normalisation(net.state.get("data", {}))
-        nets[role] = net.normalised_by(fitted_by or NORMALISATIONS["imagenet"])  # as the authors' all were
+        fitted_by = getattr(fitted, role).normalisation or recorded_normalisation(
+            net.state.get("data", {})
+        )
+        # As the authors' all were
+        nets[role] = net.normalised_by(fitted_by or NORMALISATIONS["imagenet"])
         net.prove(pixels)
     opened = Provenance(nets["a"].source, nets["b"].source)
     fitted.check(opened, trans_net)
@@ -105,8 +124,12 @@ def open_pair(
 
 
 def find_reverse(trans_net: str | Path) -> Path | None:
-    """Find, beside a Trans-Net's checkpoint, one that was fitted on the same features in the other direction."""
-    wanted = Provenance.from_record(checkpoint.load(trans_net, mmap=True).get("source", {})).reversed()
+    """Find, beside a Trans-Net's checkpoint, one that was fitted on the same features in the
+    other direction.
+    """
+    wanted = Provenance.from_record(
+        checkpoint.load(trans_net, mmap=True).get("source", {})
+    ).reversed()
     if None in (wanted.a.sha256, wanted.b.sha256):
         return None
     for path in sorted(Path(trans_net).parent.glob("checkpoint_*.pth.tar")):

@@ -9,10 +9,12 @@ from utils.errors import InputError
 def linear_probe(model: nn.Module, num_classes: int) -> nn.Linear:
     """Freeze a classifier and put a new linear layer in place of its last one.
 
-    BatchNorm layers become fixed functions; a network with dropout is to be kept in evaluation mode besides.
+    BatchNorm layers become fixed functions; a network with dropout is to be kept in evaluation mode
+    besides.
 
     Args:
-        model: images (N, 3, S, S) → logits; changed in place, its logits are (N, num_classes) from then on.
+        model: images (N, 3, S, S) → logits; changed in place, its logits are (N, num_classes) from
+            then on.
         num_classes: C.
 
     Returns:
@@ -26,7 +28,10 @@ def linear_probe(model: nn.Module, num_classes: int) -> nn.Linear:
     name = last_layer(model)
     old = model.get_submodule(name)
     if not isinstance(old, nn.Linear):
-        raise InputError(f"a linear probe needs a linear last layer; {name} of this {type(model).__name__} is none")
+        raise InputError(
+            f"a linear probe needs a linear last layer; {name} of this {type(model).__name__} is"
+            " none"
+        )
     new = nn.Linear(old.in_features, num_classes, device=old.weight.device)
     model.set_submodule(name, new)
     return new

@@ -1,8 +1,10 @@
-"""Magnitude pruning and weight sharing (Han et al. 2016), by moving the weights of an ordinary network in place.
+"""Magnitude pruning and weight sharing (Han et al. 2016), by moving the weights of an ordinary
+network in place.
 
-While a pruned network is trained, every step of the optimiser is followed by `zero_removed`, or stands between
-`sum_gradients` and `tie` once weights are shared (`train_centroids`). The hooks of torch.nn.utils.prune would act in
-the layer's own forward, which attention layers (ViT, Swin) never call.
+While a pruned network is trained, every step of the optimiser is followed by `zero_removed`, or
+stands between `sum_gradients` and `tie` once weights are shared (`train_centroids`). The hooks of
+torch.nn.utils.prune would act in the layer's own forward, which attention layers (ViT, Swin) never
+call.
 """
 
 from collections.abc import Sequence
@@ -16,7 +18,9 @@ from torch.optim import Optimizer
 
 from utils.later import sklearn
 
-BINS = 2**14  # k-means sees a layer's histogram: far finer than any clusters, and soon done for 100 million weights
+# k-means sees a layer's histogram: far finer than any clusters, and soon done for 100 million
+# weights
+BINS = 2**14
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,9 @@ class PrunedWeight:
 
 
 def prunable_weights(model: nn.Module) -> dict[str, tuple[Tensor, bool]]:
-    """Name the weights of convolutions (True) and of linear layers (False), attention's projections among them."""
+    """Name the weights of convolutions (True) and of linear layers (False), attention's
+    projections among them.
+    """
     weights: dict[str, tuple[Tensor, bool]] = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
@@ -53,8 +59,8 @@ def prune(model: nn.Module, s_conv: float, s_fc: float) -> list[PrunedWeight]:
 
     Args:
         model: on the device where it will be trained.
-        s_conv: of a convolution, magnitudes up to s_conv · std of its weights are removed (std over all of them,
-            zeros of an earlier pruning included).
+        s_conv: of a convolution, magnitudes up to s_conv · std of its weights are removed (std over
+            all of them, zeros of an earlier pruning included).
         s_fc: the same of a linear layer.
 
     Returns:
@@ -79,9 +85,9 @@ def zero_removed(layers: Sequence[PrunedWeight]) -> None:
 def cluster(layers: Sequence[PrunedWeight], bits: int) -> list[Tensor]:
     """Group the remaining weights of each layer by k-means into at most 2^bits clusters.
 
-    The centroids begin at equal distances from the smallest weight to the largest, which keeps the rare large ones
-    (Han et al., Sec. 3.2). Weights that have no more than 2^bits values, as those of a network that is shared
-    already, are grouped by value.
+    The centroids begin at equal distances from the smallest weight to the largest, which keeps the
+    rare large ones (Han et al., Sec. 3.2). Weights that have no more than 2^bits values, as those
+    of a network that is shared already, are grouped by value.
 
     Returns:
         For each layer int32 labels shaped as its weight: 0 where removed, else 1 + the cluster.
@@ -98,32 +104,40 @@ def tie(layers: Sequence[PrunedWeight], labels: Sequence[Tensor]) -> None:
         labels: from `cluster`.
     """
     for layer, label in zip(layers, labels):
-        centroids = _cluster_sums(layer.weight, label) / torch.bincount(label.flatten()).clamp(min=1)
+        centroids = _cluster_sums(layer.weight, label) / torch.bincount(label.flatten()).clamp(
+            min=1
+        )
         centroids[0] = 0
         layer.weight.copy_(centroids[label])
 
 
-def train_centroids(optimizer: Optimizer, layers: Sequence[PrunedWeight], labels: Sequence[Tensor], lr: float) -> None:
+def train_centroids(
+    optimizer: Optimizer, layers: Sequence[PrunedWeight], labels: Sequence[Tensor], lr: float
+) -> None:
     """Share the weights of each cluster from now on, and let the optimiser train their centroids.
 
-    Before every step the weights of a cluster get the gradient of their centroid, after it they are tied. An
-    elementwise optimiser such as SGD or Adam so treats them as the one parameter that they are: momentum and Adam's
-    averages are the centroid's, weight decay adds weight_decay · centroid once and not once for each member.
+    Before every step the weights of a cluster get the gradient of their centroid, after it they are
+    tied. An elementwise optimiser such as SGD or Adam so treats them as the one parameter that they
+    are: momentum and Adam's averages are the centroid's, weight decay adds weight_decay · centroid
+    once and not once for each member.
 
     Args:
-        optimizer: a new one with one parameter group, of the whole network: what one that has taken steps remembers
-            differs between the members of a cluster. The shared weights become its second group.
+        optimizer: a new one with one parameter group, of the whole network: what one that has taken
+            steps remembers differs between the members of a cluster. The shared weights become its
+            second group.
         layers: from `prune`.
         labels: from `cluster`.
-        lr: the second group's learning rate. As its gradients are sums over up to millions of members, far below
-            that of single weights.
+        lr: the second group's learning rate. As its gradients are sums over up to millions of
+            members, far below that of single weights.
     """
     if optimizer.state:
         raise ValueError("the optimiser has taken steps; shared weights need a new one")
     (group,) = optimizer.param_groups
     shared = [layer.weight for layer in layers if layer.weight.requires_grad]
     shared_ids = {id(weight) for weight in shared}
-    group["params"] = [parameter for parameter in group["params"] if id(parameter) not in shared_ids]
+    group["params"] = [
+        parameter for parameter in group["params"] if id(parameter) not in shared_ids
+    ]
     optimizer.add_param_group({"params": shared, "lr": lr})
     tie(layers, labels)
     optimizer.register_step_pre_hook(lambda *_: sum_gradients(layers, labels))
@@ -132,9 +146,11 @@ def train_centroids(optimizer: Optimizer, layers: Sequence[PrunedWeight], labels
 
 @torch.no_grad()
 def sum_gradients(layers: Sequence[PrunedWeight], labels: Sequence[Tensor]) -> None:
-    """Give every weight of a cluster the gradient of its centroid and the removed ones zero, in place in `.grad`.
+    """Give every weight of a cluster the gradient of its centroid and the removed ones zero, in
+    place in `.grad`.
 
-    The centroid c stands in the place of all its members w_i, so ∂L/∂c = Σ_i ∂L/∂w_i (Han et al., Sec. 3.3).
+    The centroid c stands in the place of all its members w_i, so ∂L/∂c = Σ_i ∂L/∂w_i (Han et al.,
+    Sec. 3.3).
 
     Args:
         layers: from `prune`; a layer without a gradient is left alone.
@@ -151,9 +167,9 @@ def count_removed(model: nn.Module, layers: Sequence[PrunedWeight]) -> dict[str,
     """Count what was removed, as plain values.
 
     Returns:
-        `parameters` of the whole network, biases and BatchNorm included, how many of them were `removed`,
-        `removed_percent`, and under `layers` for every layer its `weights`, those `kept`, `removed_percent` and
-        `threshold`.
+        `parameters` of the whole network, biases and BatchNorm included, how many of them were
+        `removed`, `removed_percent`, and under `layers` for every layer its `weights`, those
+        `kept`, `removed_percent` and `threshold`.
     """
     parameters = sum(parameter.numel() for parameter in model.parameters())
     removed = [int(layer.removed.sum()) for layer in layers]
@@ -167,7 +183,11 @@ def count_removed(model: nn.Module, layers: Sequence[PrunedWeight]) -> dict[str,
         }
         for layer, count in zip(layers, removed)
     ]
-    total = {"parameters": parameters, "removed": sum(removed), "removed_percent": 100 * sum(removed) / parameters}
+    total = {
+        "parameters": parameters,
+        "removed": sum(removed),
+        "removed_percent": 100 * sum(removed) / parameters,
+    }
     return {**total, "layers": rows}
 
 
@@ -183,7 +203,10 @@ def _cluster_layer(layer: PrunedWeight, clusters: int) -> Tensor:
     if len(values) > clusters:
         lowest, highest = values[0].item(), values[-1].item()
         counts = torch.histc(kept, BINS, lowest, highest).cpu().numpy()
-        middles, counts = np.linspace(lowest, highest, 2 * BINS + 1)[1::2][counts > 0], counts[counts > 0]
+        middles, counts = (
+            np.linspace(lowest, highest, 2 * BINS + 1)[1::2][counts > 0],
+            counts[counts > 0],
+        )
         first = np.linspace(lowest, highest, min(clusters, len(middles)))
         k_means = sklearn.cluster.KMeans(len(first), init=first[:, None], n_init=1, tol=1e-6)
         fitted = k_means.fit(middles[:, None], sample_weight=counts)

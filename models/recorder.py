@@ -1,15 +1,17 @@
-"""Record one forward pass of a network as a graph, by running its own code on images without values.
+"""Record one forward pass of a network as a graph, by running its own code on images without
+values.
 
-The network's Python code runs on tensors that have a shape and no values, those of PyTorch's device "meta", and each
-call of a layer or of a function of PyTorch becomes a node. So whatever the code does with shapes, loops, lists,
-assertions or `isinstance` works as it always does, layers stay the modules that they are, and only what asks for a
-*value* of the images or weights is refused.
+The network's Python code runs on tensors that have a shape and no values, those of PyTorch's device
+"meta", and each call of a layer or of a function of PyTorch becomes a node. So whatever the code
+does with shapes, loops, lists, assertions or `isinstance` works as it always does, layers stay the
+modules that they are, and only what asks for a *value* of the images or weights is refused.
 
 Three things are kept that a list of calls would lose:
 
 * Lengths remember where they come from (`models.lengths`): `images.shape[0] * 4` is a node, not the number 8.
 * A call that works in place is an input of whatever reads its tensor, or another view of it, from then on. So no
-  statement whose result is thrown away (`self.act(x)`, `x[mask] = 0`) is lost, and none comes too early or too late.
+  statement whose result is thrown away (`self.act(x)`, `x[mask] = 0`) is lost, and none comes too
+  early or too late.
 * Every module says which value is its output, as a forward hook would see it.
 """
 
@@ -37,37 +39,79 @@ from utils.remarks import remark
 
 # Functions that hand values of a tensor to Python, and so let the code depend on them.
 _READ_VALUES = {
-    "__array__", "__bool__", "__complex__", "__contains__", "__float__", "__index__", "__int__", "allclose", "equal",
-    "is_nonzero", "item", "numpy", "tolist",
-}  # fmt: skip
+    "__array__",
+    "__bool__",
+    "__complex__",
+    "__contains__",
+    "__float__",
+    "__index__",
+    "__int__",
+    "allclose",
+    "equal",
+    "is_nonzero",
+    "item",
+    "numpy",
+    "tolist",
+}
 # How a node is named where PyTorch's name of its function is not the word that people say.
 _SPOKEN = {
-    "__floordiv__": "floordiv", "__get__": "getattr", "__getitem__": "getitem", "__rdiv__": "truediv",
-    "__rsub__": "sub", "__setitem__": "setitem", "add_": "add", "div": "truediv", "div_": "truediv", "mul_": "mul",
+    "__floordiv__": "floordiv",
+    "__get__": "getattr",
+    "__getitem__": "getitem",
+    "__rdiv__": "truediv",
+    "__rsub__": "sub",
+    "__setitem__": "setitem",
+    "add_": "add",
+    "div": "truediv",
+    "div_": "truediv",
+    "mul_": "mul",
     "sub_": "sub",
-}  # fmt: skip
-# What of its tensor takes only shape, type and device: it is made of these, so that no value flows to it.
+}
+# What of its tensor takes only shape, type and device: it is made of these, so that no value flows
+# to it.
 _LIKE = {"empty_like", "full_like", "ones_like", "rand_like", "randn_like", "zeros_like"}
 _NEW = {"new_empty", "new_full", "new_ones", "new_zeros"}
 _AS = {"expand_as": "expand", "reshape_as": "reshape", "view_as": "view"}
 _DROPOUTS = {
-    "alpha_dropout", "alpha_dropout_", "dropout", "dropout1d", "dropout2d", "dropout3d", "dropout_",
-    "feature_alpha_dropout", "feature_alpha_dropout_", "feature_dropout", "feature_dropout_",
-}  # fmt: skip
+    "alpha_dropout",
+    "alpha_dropout_",
+    "dropout",
+    "dropout1d",
+    "dropout2d",
+    "dropout3d",
+    "dropout_",
+    "feature_alpha_dropout",
+    "feature_alpha_dropout_",
+    "feature_dropout",
+    "feature_dropout_",
+}
 _ATTENTION = "scaled_dot_product_attention"
 # Of torch.nn, and yet frames for layers rather than layers.
-_FRAMES = (nn.Sequential, nn.DataParallel, nn.TransformerEncoder, nn.TransformerDecoder, nn.Transformer)
+_FRAMES = (
+    nn.Sequential,
+    nn.DataParallel,
+    nn.TransformerEncoder,
+    nn.TransformerDecoder,
+    nn.Transformer,
+)
 _FLAGS = ("of_images", "of_weights")
 _TORCH = str(Path(torch.__file__).parent)
-_HERE = {str(Path(__file__).with_name(f"{name}.py")) for name in ("graph", "lengths", "recorder", "split")}
+_HERE = {
+    str(Path(__file__).with_name(f"{name}.py"))
+    for name in ("graph", "lengths", "recorder", "split")
+}
 
 
 class NeedsValuesError(Exception):
-    """The code reads a number that neither images nor weights decide; a recording with values answers it."""
+    """The code reads a number that neither images nor weights decide; a recording with values
+    answers it.
+    """
 
 
 def changed(value: Any, statement: Any) -> Any:
-    """Give `value`, which `statement` has changed in place: the edge of a graph that keeps their order."""
+    """Give `value`, which `statement` has changed in place: the edge of a graph that keeps their
+    order.
+    """
     return value
 
 
@@ -75,9 +119,10 @@ class Recording:
     """What was recorded.
 
     Attributes:
-        graph: its nodes. `node.meta` has "shape" (where the value is a tensor), "length" (where it is one), "layer"
-            (its readable name), "at" (file and line of the code), "of_images" and "of_weights" where values depend on
-            them, "writes_images" where a call changes the images in place, and "device" (the node that is theirs).
+        graph: its nodes. `node.meta` has "shape" (where the value is a tensor), "length" (where it
+            is one), "layer" (its readable name), "at" (file and line of the code), "of_images" and
+            "of_weights" where values depend on them, "writes_images" where a call changes the
+            images in place, and "device" (the node that is theirs).
         modules: by path what each call of a module gave, in order; None for what is not one tensor.
         constants: by the name of their node the tensors that belong to no module.
     """
@@ -98,7 +143,11 @@ def _without_modes() -> Iterator[None]:
 
 
 def record(
-    model: nn.Module, shape: tuple[int, int, int, int], with_values: bool = False, *, up_to_error: bool = False
+    model: nn.Module,
+    shape: tuple[int, int, int, int],
+    with_values: bool = False,
+    *,
+    up_to_error: bool = False,
 ) -> Recording:
     """Record what a network does with images of a shape.
 
@@ -121,11 +170,14 @@ def record(
             _tensors_of(model),
             [tensor for tensor in model.state_dict().values() if tensor.is_floating_point()],
         )
-        device, dtype = (floats[0].device, floats[0].dtype) if floats else (torch.device("cpu"), torch.float32)
+        device, dtype = (
+            (floats[0].device, floats[0].dtype) if floats else (torch.device("cpu"), torch.float32)
+        )
         if not with_values:
             paths, device = _without_values(model, paths), torch.device("meta")
             stack.enter_context(device)
-        stack.enter_context(torch.random.fork_rng(enabled=with_values))  # who draws numbers next draws the same
+        # Who draws numbers next draws the same
+        stack.enter_context(torch.random.fork_rng(enabled=with_values))
         images = torch.empty(shape, device=device, dtype=dtype)
         if with_values:
             images.uniform_()
@@ -157,7 +209,8 @@ class _Recorder(TorchFunctionMode):
         self.shared: dict[Any, fx.Node] = {}  # nodes of attributes, of lengths, of the device
         # The tensor behind an id, the node that it is the value of, and since when.
         self.values: dict[int, tuple[Tensor, fx.Node, int]] = {}
-        self.carriers: dict[int, Tensor] = {}  # by the id of a tensor with values the one that stands for it
+        # By the id of a tensor with values the one that stands for it
+        self.carriers: dict[int, Tensor] = {}
         # By storage, the last call that changed it in place, and when.
         self.writes: dict[int, tuple[fx.Node, int]] = {}
         self.time = 0
@@ -178,14 +231,20 @@ class _Recorder(TorchFunctionMode):
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Hear of calls of modules, and of functions that their authors keep whole by `torch.fx.wrap`."""
+        """Hear of calls of modules, and of functions that their authors keep whole by
+        `torch.fx.wrap`.
+        """
         of_module = nn.Module.__call__
         wrapped = {
             (id(scope), name): (scope, name, scope[name])
             for (_, name), scope in _wrapped_fns_to_patch.items()
             if name in scope
         }
-        nn.Module.__call__ = lambda module, *args, **kwargs: self._call(of_module, module, args, kwargs)  # type: ignore[method-assign]
+
+        def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            return self._call(of_module, module, args, kwargs)
+
+        nn.Module.__call__ = call  # type: ignore[method-assign]
         for scope, name, function in wrapped.values():
             scope[name] = self._keep_whole(function)
         try:
@@ -220,9 +279,13 @@ class _Recorder(TorchFunctionMode):
             target = operator.setitem
         elif is_tensor_method_or_property(func) or (tensor is not None and _is_method(func)):
             op, target = "call_method", func.__name__
-        return self._record(op, target, args, kwargs, func, _SPOKEN.get(name) or name.partition(".")[0])
+        return self._record(
+            op, target, args, kwargs, func, _SPOKEN.get(name) or name.partition(".")[0]
+        )
 
-    def _call(self, of_module: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
+    def _call(
+        self, of_module: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any
+    ) -> Any:
         """Record a module's call: a layer's as a node, any other's by what its code calls."""
         path = self.paths.get(id(module))
         if self.idle or not path:
@@ -245,14 +308,18 @@ class _Recorder(TorchFunctionMode):
     def _is_layer(self, module: nn.Module) -> bool:
         if isinstance(module, _FRAMES):
             return False
-        return isinstance(module, self.layers) or type(module).__module__.startswith(("torch.nn.", "timm.layers.drop"))
+        return isinstance(module, self.layers) or type(module).__module__.startswith(
+            ("torch.nn.", "timm.layers.drop")
+        )
 
     def _keep_whole(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def called(*args: Any, **kwargs: Any) -> Any:
             if self.idle:
                 return function(*args, **kwargs)
             with self._unheard():
-                return self._record("call_function", function, args, kwargs, function, function.__name__)
+                return self._record(
+                    "call_function", function, args, kwargs, function, function.__name__
+                )
 
         return called
 
@@ -266,8 +333,17 @@ class _Recorder(TorchFunctionMode):
         finally:
             self.idle -= 1
 
-    def _record(self, op: str, target: Any, args: Any, kwargs: Any, run: Callable[..., Any], spoken: str | None) -> Any:
-        """Make a call, add its node, and note which value each tensor that it gives or changes now is.
+    def _record(
+        self,
+        op: str,
+        target: Any,
+        args: Any,
+        kwargs: Any,
+        run: Callable[..., Any],
+        spoken: str | None,
+    ) -> Any:
+        """Make a call, add its node, and note which value each tensor that it gives or changes now
+        is.
 
         Args:
             op: as torch.fx calls it.
@@ -281,7 +357,8 @@ class _Recorder(TorchFunctionMode):
         refusal, encoded = None, None
         try:
             encoded = self._encode(tuple(args)), self._encode(dict(kwargs))
-        except InputError as error:  # of no matter if the call turns out to be no operation on tensors
+        except InputError as error:
+            # Of no matter if the call turns out to be no operation on tensors
             refusal = error
         carriers = [self._carrier(tensor) for tensor in tensors]
         before = [carrier._version for carrier in carriers]
@@ -294,8 +371,13 @@ class _Recorder(TorchFunctionMode):
             raise refusal or AssertionError
         self.time += 1
         node = self.graph.create_node(op, target, *encoded)
-        node.meta |= {"layer": self._count(target) if spoken is None else self._name(spoken), "at": _place()}
-        node.meta |= {flag: True for flag in _FLAGS for source in node.all_input_nodes if flag in source.meta}
+        node.meta |= {
+            "layer": self._count(target) if spoken is None else self._name(spoken),
+            "at": _place(),
+        }
+        node.meta |= {
+            flag: True for flag in _FLAGS for source in node.all_input_nodes if flag in source.meta
+        }
         if op == "call_module":
             node.meta["of_weights"] = True
         for carrier, is_changed in zip(carriers, changes):
@@ -307,7 +389,8 @@ class _Recorder(TorchFunctionMode):
         return self._bind(given, node, same)
 
     def _bind(self, given: Any, node: fx.Node, same: set[int]) -> Any:
-        """Make a node the value of what a call gives, and nodes for its pieces where it gives several tensors.
+        """Make a node the value of what a call gives, and nodes for its pieces where it gives
+        several tensors.
 
         Args:
             given: by the call.
@@ -315,8 +398,9 @@ class _Recorder(TorchFunctionMode):
             same: the ids of the tensors that it was given and left as they were.
 
         Returns:
-            What the code is to get. Where a call gives its unchanged input back, as Dropout does here, that is
-            another tensor of the same storage: Dropout's value must not stand for its input elsewhere.
+            What the code is to get. Where a call gives its unchanged input back, as Dropout does
+            here, that is another tensor of the same storage: Dropout's value must not stand for its
+            input elsewhere.
         """
         if isinstance(given, Tensor):
             if id(given) in same or id(given) in self.attributes:
@@ -339,7 +423,11 @@ class _Recorder(TorchFunctionMode):
             return given
         if isinstance(given, dict):
             return type(given)(pieces)
-        return type(given)(*pieces.values()) if hasattr(given, "_fields") else type(given)(pieces.values())
+        return (
+            type(given)(*pieces.values())
+            if hasattr(given, "_fields")
+            else type(given)(pieces.values())
+        )
 
     def _alias(self, tensor: Tensor) -> Tensor:
         with self._unheard():
@@ -356,9 +444,12 @@ class _Recorder(TorchFunctionMode):
         later = self.graph.call_function(changed, (node, write))
         later.meta |= {"shape": tuple(value.shape), "at": write.meta["at"]}
         later.meta |= {flag: True for flag in _FLAGS if flag in node.meta or flag in write.meta}
-        # The first value behind a statement that gives nothing, like `x[mask] = 0`, has the statement's name.
+        # The first value behind a statement that gives nothing, like `x[mask] = 0`, has the
+        # statement's name.
         gives_nothing = "shape" not in write.meta and "value" not in write.meta
-        later.meta["layer"] = write.meta["layer"] if gives_nothing else self._count(write.meta["layer"])
+        later.meta["layer"] = (
+            write.meta["layer"] if gives_nothing else self._count(write.meta["layer"])
+        )
         write.meta["value"] = later
         self.values[id(value)] = (value, later, at)
         return later
@@ -388,17 +479,23 @@ class _Recorder(TorchFunctionMode):
         return encoded
 
     def _odd(self, value: Any) -> InputError:
-        return InputError(f"{self._refusal()} an operation takes a {type(value).__name__}: {spell(_place())}")
+        return InputError(
+            f"{self._refusal()} an operation takes a {type(value).__name__}: {spell(_place())}"
+        )
 
     def _refusal(self) -> str:
         return f"this {type(self.model).__name__} cannot be cut, because"
 
     def _attribute(self, value: Tensor) -> fx.Node:
-        """Give the node of a tensor that no call gave: a parameter, a buffer, another attribute, or a constant."""
+        """Give the node of a tensor that no call gave: a parameter, a buffer, another attribute,
+        or a constant.
+        """
         path = self.attributes.get(id(value))
         if path is None:
             if value.is_meta:
-                raise InputError(f"{self._refusal()} a tensor is made out of PyTorch's sight: {spell(_place())}")
+                raise InputError(
+                    f"{self._refusal()} a tensor is made out of PyTorch's sight: {spell(_place())}"
+                )
             path = f"_constant_{len(self.recording.constants)}"
             self.recording.constants[path] = value.detach()
         if path not in self.shared:
@@ -412,7 +509,9 @@ class _Recorder(TorchFunctionMode):
         images = next(iter(self.graph.nodes))
         if torch.device not in self.shared:
             with self.graph.inserting_after(images):
-                node = self.shared[torch.device] = self.graph.call_function(getattr, (images, "device"))
+                node = self.shared[torch.device] = self.graph.call_function(
+                    getattr, (images, "device")
+                )
             node.meta["device"] = True
         return self.shared[torch.device]
 
@@ -447,7 +546,9 @@ class _Recorder(TorchFunctionMode):
         tensor, *rest = args
         with self._unheard():
             given = {"dtype": tensor.dtype, "device": tensor.device}
-        given |= {key: item for key, item in kwargs.items() if item is not None and key != "memory_format"}
+        given |= {
+            key: item for key, item in kwargs.items() if item is not None and key != "memory_format"
+        }
         if name in _LIKE:
             rest = [self._shape(tensor), *rest]
             function = getattr(torch, name.removesuffix("_like"))
@@ -461,7 +562,9 @@ class _Recorder(TorchFunctionMode):
         sources = [self._read(tensor) for tensor in _tensors(args)]
         for flag, what in zip(_FLAGS, ("the images", "its weights")):
             if any(flag in node.meta for node in sources):
-                raise InputError(f"{self._refusal()} its code depends on values of {what}: {spell(_place())}")
+                raise InputError(
+                    f"{self._refusal()} its code depends on values of {what}: {spell(_place())}"
+                )
         if self.device.type == "meta" and sources:
             raise NeedsValuesError
 
@@ -474,7 +577,9 @@ class _Recorder(TorchFunctionMode):
         return self.carriers[id(tensor)]
 
     def _handed(self, value: Any) -> Any:
-        """Replace what only the recording knows, lengths and tensors that others stand for, by what code expects."""
+        """Replace what only the recording knows, lengths and tensors that others stand for, by
+        what code expects.
+        """
         if isinstance(value, Tensor):
             return self._carrier(value)
         if isinstance(value, Length):
@@ -502,10 +607,14 @@ class _Recorder(TorchFunctionMode):
 def _layer_types() -> tuple[type[nn.Module], ...]:
     """List the modules that are one node each, beside those of torch.nn.
 
-    They are torchvision's own layers (StochasticDepth, …) but not its sequences of layers (Conv2dNormActivation, …),
-    and whatever is a BatchNorm.
+    They are torchvision's own layers (StochasticDepth, …) but not its sequences of layers
+    (Conv2dNormActivation, …), and whatever is a BatchNorm.
     """
-    own = [item for item in vars(torchvision.ops).values() if isinstance(item, type) and issubclass(item, nn.Module)]
+    own = [
+        item
+        for item in vars(torchvision.ops).values()
+        if isinstance(item, type) and issubclass(item, nn.Module)
+    ]
     return (*(item for item in own if not issubclass(item, nn.Sequential)), nn.BatchNorm2d)
 
 
@@ -521,7 +630,10 @@ def _without_dropout(name: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
         kwargs = {**kwargs, key: off}
     else:
         return args, kwargs
-    remark(f"{name} is random in evaluation mode too, by {spell(_place())}; it is off where the network is cut")
+    remark(
+        f"{name} is random in evaluation mode too, by {spell(_place())}; it is off where the"
+        " network is cut"
+    )
     return args, kwargs
 
 
@@ -541,7 +653,9 @@ def _is_method(func: Any) -> bool:
 
 
 def _tensors_of(model: nn.Module) -> dict[int, str]:
-    """Give the path of each tensor that a module holds, by id; of one that several hold the first."""
+    """Give the path of each tensor that a module holds, by id; of one that several hold the
+    first.
+    """
     paths: dict[int, str] = {}
     for path, module in model.named_modules():
         held = {**vars(module), **module._buffers, **module._parameters}
@@ -564,7 +678,9 @@ def _without_values(model: nn.Module, paths: dict[int, str]) -> dict[int, str]:
                 if id(value) not in twins:
                     twin = torch.empty_like(value.detach(), device="meta")
                     is_parameter = isinstance(value, nn.Parameter)
-                    twins[id(value)] = nn.Parameter(twin, requires_grad=False) if is_parameter else twin
+                    twins[id(value)] = (
+                        nn.Parameter(twin, requires_grad=False) if is_parameter else twin
+                    )
                     of_twins[id(twins[id(value)])] = paths[id(value)]
                 held[name] = twins[id(value)]
     return of_twins
@@ -572,12 +688,20 @@ def _without_values(model: nn.Module, paths: dict[int, str]) -> dict[int, str]:
 
 @contextlib.contextmanager
 def _attributes_kept(model: nn.Module) -> Iterator[None]:
-    """Take back what a forward pass leaves in the modules' attributes, as masks that are kept for the next pass."""
+    """Take back what a forward pass leaves in the modules' attributes, as masks that are kept
+    for the next pass.
+    """
     containers = (dict, list)
     before = []
     for module in model.modules():
         held: dict[str, Any] = dict(vars(module))
-        before.append((module, held, {key: item.copy() for key, item in held.items() if isinstance(item, containers)}))
+        before.append(
+            (
+                module,
+                held,
+                {key: item.copy() for key, item in held.items() if isinstance(item, containers)},
+            )
+        )
     try:
         yield
     finally:
@@ -615,7 +739,9 @@ def _storage(tensor: Tensor) -> int:
 
 
 def _place() -> tuple[str, int] | None:
-    """Give the file and line of the network's code that runs: the innermost that is neither PyTorch's nor ours."""
+    """Give the file and line of the network's code that runs: the innermost that is neither
+    PyTorch's nor ours.
+    """
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and _is_foreign(frame):
         frame = frame.f_back

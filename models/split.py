@@ -1,7 +1,8 @@
 """Cut a classifier at a layer into a head (images → feature) and a tail (feature → logits).
 
-One mechanism serves every network: its forward pass is recorded as a graph whose nodes carry readable names
-(`features.30`, `layer3.5.add`), and the graph is cut at the node that the layer's name means.
+One mechanism serves every network: its forward pass is recorded as a graph whose nodes carry
+readable names (`features.30`, `layer3.5.add`), and the graph is cut at the node that the layer's
+name means.
 """
 
 import contextlib
@@ -32,32 +33,38 @@ from utils.errors import InputError
 
 
 def split(
-    model: nn.Module, layer: str, image_size: int | None = None, *, channels_last: bool | None = None
+    model: nn.Module,
+    layer: str,
+    image_size: int | None = None,
+    *,
+    channels_last: bool | None = None,
 ) -> tuple[fx.GraphModule, fx.GraphModule]:
     """Cut a model at a layer; `tail(head(images))` equals `model(images)`.
 
-    Both halves share the model's modules and parameters and own disjoint sets of them; `train()` and `eval()`
-    of a half act on its Dropout and BatchNorm modules. A layer is a module, whose output is meant as a forward hook
-    sees it, or another node of the graph (`layer3.5.add`). At the last node the feature is the logits and the tail
-    has no parameters. The halves never change their input in place.
+    Both halves share the model's modules and parameters and own disjoint sets of them; `train()`
+    and `eval()` of a half act on its Dropout and BatchNorm modules. A layer is a module, whose
+    output is meant as a forward hook sees it, or another node of the graph (`layer3.5.add`). At the
+    last node the feature is the logits and the tail has no parameters. The halves never change
+    their input in place.
 
-    A feature of maps has its channels second, as Trans-Nets take it: where the model has them last, the head moves
-    them and the tail moves them back. `head.meta["channels_last"]` says so. A half that is right for images of one
-    size alone has it in `meta["image_size"]`.
+    A feature of maps has its channels second, as Trans-Nets take it: where the model has them last,
+    the head moves them and the tail moves them back. `head.meta["channels_last"]` says so. A half
+    that is right for images of one size alone has it in `meta["image_size"]`.
 
     Args:
         model: images (N, 3, S, S) → logits (N, C); its mode is left as it is.
         layer: the name of the layer.
-        image_size: S, pixels. It matters only where the model's code decides by it, or where sizes in the tail come
-            from before the cut; the halves then refuse other images. None: a usual size that the model takes.
+        image_size: S, pixels. It matters only where the model's code decides by it, or where sizes
+            in the tail come from before the cut; the halves then refuse other images. None: a usual
+            size that the model takes.
         channels_last: whether the layer's maps have their channels last. None: see `models.layout`.
 
     Returns:
         head: images → feature. tail: feature → logits.
 
     Raises:
-        InputError: there is no such layer, it is no cut because other values flow around it, or the model's code
-            depends on values.
+        InputError: there is no such layer, it is no cut because other values flow around it, or the
+            model's code depends on values.
     """
     traced = trace(model, image_size)
     cut = find_cut(traced, layer, model)
@@ -74,7 +81,9 @@ def split(
 
 
 def _begin(traced: Traced, result: fx.Node) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
-    """Begin a graph that computes `result` of images: with these, and a copy where calls would change them in place."""
+    """Begin a graph that computes `result` of images: with these, and a copy where calls would
+    change them in place.
+    """
     graph = fx.Graph()
     original = next(iter(traced.graph.nodes))
     images = graph.node_copy(original)
@@ -89,8 +98,8 @@ def _begin(traced: Traced, result: fx.Node) -> tuple[fx.Graph, dict[fx.Node, fx.
 def _tail_graph(traced: Traced, cut: fx.Node, moved: bool) -> fx.Graph:
     """Make the graph feature → logits.
 
-    Of lengths that come from before the cut, the number of images is read from the feature, and the others are the
-    numbers that they are at the size of the images that were recorded.
+    Of lengths that come from before the cut, the number of images is read from the feature, and the
+    others are the numbers that they are at the size of the images that were recorded.
     """
     result, graph = result_of(traced.graph), fx.Graph()
     behind = reach(cut, lambda node: node.users)
@@ -105,7 +114,9 @@ def _tail_graph(traced: Traced, cut: fx.Node, moved: bool) -> fx.Graph:
         "length" in node.meta and node.meta["more"] != node.meta.get("larger") for node in beside
     ):
         shape = cut.meta["shape"][1:]
-        given = graph.call_function(of_size, (feature, (shape[-1], *shape[:-1]) if moved else shape))
+        given = graph.call_function(
+            of_size, (feature, (shape[-1], *shape[:-1]) if moved else shape)
+        )
     if moved:
         given = graph.call_method("permute", (given, 0, 2, 3, 1))
     # VGG's and AlexNet's ReLUs work in place; the caller's feature is not theirs to overwrite.
@@ -114,7 +125,11 @@ def _tail_graph(traced: Traced, cut: fx.Node, moved: bool) -> fx.Graph:
     for node in traced.graph.nodes:
         if node in needed:
             is_given = _is_beside(node, behind)
-            copies[node] = _given(graph, feature, node) if is_given else graph.node_copy(node, copies.__getitem__)
+            copies[node] = (
+                _given(graph, feature, node)
+                if is_given
+                else graph.node_copy(node, copies.__getitem__)
+            )
     graph.output(copies[result])
     return graph
 
@@ -134,7 +149,8 @@ def _given(graph: fx.Graph, feature: fx.Node, node: fx.Node) -> fx.Node | int:
     times = images_in(node)
     if times is None:
         raise InputError(
-            f"a length that the tail computes with, {node.meta['length']} for two images, comes from before the cut "
+            f"a length that the tail computes with, {node.meta['length']} for two images, comes"
+            " from before the cut "
             f"and depends on the number of images; choose another --layer: {spell(node.args[0].meta.get('at'))}"  # type: ignore[union-attr]
         )
     if times == 0:
@@ -151,8 +167,8 @@ def of_size(value: Tensor, shape: tuple[int, ...]) -> Tensor:
     """
     if tuple(value.shape[1:]) != tuple(shape):
         raise InputError(
-            f"the network was cut for {tuple(shape)}, on which its code depends, and gets {tuple(value.shape[1:])}; "
-            "cut it with the image size that it is asked with"
+            f"the network was cut for {tuple(shape)}, on which its code depends, and gets"
+            f" {tuple(value.shape[1:])}; cut it with the image size that it is asked with"
         )
     return value
 
@@ -163,8 +179,12 @@ def _channels_second(graph: fx.Graph, feature: fx.Node) -> fx.Node:
 
 
 def _module(model: nn.Module, traced: Traced, graph: fx.Graph, name: str) -> fx.GraphModule:
-    """Make a module of a graph, with the model's modules and parameters and the constants that it needs."""
-    names = {str(node.target) for node in graph.nodes if node.op == "get_attr"} & traced.constants.keys()
+    """Make a module of a graph, with the model's modules and parameters and the constants that
+    it needs.
+    """
+    names = {
+        str(node.target) for node in graph.nodes if node.op == "get_attr"
+    } & traced.constants.keys()
     vars(model).update({name: traced.constants[name] for name in names})
     try:
         module = fx.GraphModule(model, graph, name)
@@ -184,7 +204,8 @@ def tap(
     *,
     channels_last: bool | None = None,
 ) -> fx.GraphModule:
-    """Make a model that also gives its features at some layers: images → (feature, …, logits), in one pass.
+    """Make a model that also gives its features at some layers: images → (feature, …, logits), in
+    one pass.
 
     Args:
         model: images (N, 3, S, S) → logits (N, C); its modules are shared.
@@ -206,8 +227,12 @@ def tap(
             copies[original] = tapped.node_copy(original, copies.__getitem__)
         if original in moved:  # what follows may work in place
             copied = copies[original]
-            second = tapped.call_method("permute", (copied, 0, 3, 1, 2)) if moved[original] else copied
-            kept: dict[str, Any] = {"memory_format": torch.contiguous_format} if moved[original] else {}
+            second = (
+                tapped.call_method("permute", (copied, 0, 3, 1, 2)) if moved[original] else copied
+            )
+            kept: dict[str, Any] = (
+                {"memory_format": torch.contiguous_format} if moved[original] else {}
+            )
             features[original] = tapped.call_method("clone", (second,), kwargs=kept)
     tapped.output((*(features[node] for node in found), copies[result]))
     module = _module(model, traced, tapped, "Tapped")
@@ -225,16 +250,23 @@ def before_last(tail: fx.GraphModule, layer: str) -> fx.GraphModule:
     Raises:
         InputError: the tail does not have it.
     """
-    last = next((node for node in tail.graph.nodes if node.op == "call_module" and node.target == layer), None)
+    last = next(
+        (node for node in tail.graph.nodes if node.op == "call_module" and node.target == layer),
+        None,
+    )
     if last is None:
-        raise InputError(f"the features are taken at or behind {layer}, the last layer; choose a --layer before it")
+        raise InputError(
+            f"the features are taken at or behind {layer}, the last layer; choose a --layer"
+            " before it"
+        )
     graph = fx.Graph()
     graph.output(copy_inputs(graph, last.all_input_nodes[0], {}))
     return fx.GraphModule(tail, graph, "Penultimate")
 
 
 def cuts(model: nn.Module, image_size: int) -> dict[str, tuple[int, ...]]:
-    """List every layer at which a model can be cut, in order, with the shape of one image's feature there.
+    """List every layer at which a model can be cut, in order, with the shape of one image's feature
+    there.
 
     Args:
         model: images (N, 3, S, S) → logits (N, C).
@@ -275,7 +307,8 @@ def cuts_and_others(
 
 
 def module_cuts(model: nn.Module, image_size: int) -> list[str]:
-    """Name the modules at whose output a model can be cut, in order; of one that is called several times, none.
+    """Name the modules at whose output a model can be cut, in order; of one that is called several
+    times, none.
 
     Args:
         model: images (N, 3, S, S) → logits (N, C).
@@ -283,7 +316,11 @@ def module_cuts(model: nn.Module, image_size: int) -> list[str]:
     """
     traced = trace(model, image_size)
     nodes = cut_nodes(traced.graph)
-    return [path for path, outputs in traced.modules.items() if len(outputs) == 1 and outputs[0] in nodes]
+    return [
+        path
+        for path, outputs in traced.modules.items()
+        if len(outputs) == 1 and outputs[0] in nodes
+    ]
 
 
 def feature_shape(head: nn.Module, image_size: int) -> tuple[int, ...]:
@@ -294,7 +331,8 @@ def feature_shape(head: nn.Module, image_size: int) -> tuple[int, ...]:
         image_size: S, pixels.
 
     Raises:
-        InputError: the network does not take images of this size, or the layer's value is no tensor.
+        InputError: the network does not take images of this size, or the layer's value is no
+            tensor.
     """
     return _shape(_of_blank_image(head, image_size))
 
@@ -313,36 +351,49 @@ def _of_blank_image(net: nn.Module, image_size: int) -> Any:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         only = getattr(net, "image_size", None)  # a vision transformer's
         instead = f"it takes --image_size {only}" if only else "choose another --image_size"
-        raise InputError(f"the network does not take {image_size}×{image_size} images ({reason}); {instead}") from None
+        raise InputError(
+            f"the network does not take {image_size}×{image_size} images ({reason}); {instead}"
+        ) from None
     finally:
         restore_modes(modes)
 
 
 @torch.no_grad()
 def _only_shapes(net: nn.Module, image_size: int) -> Any:
-    """Give tensors of the right shapes: without values, so that no weight is read from its file, or computed."""
+    """Give tensors of the right shapes: without values, so that no weight is read from its file,
+    or computed.
+    """
     state = [*net.named_parameters(), *net.named_buffers()]
     image = torch.zeros(1, 3, image_size, image_size)
-    with contextlib.suppress(Exception):  # of a net that holds other tensors, or what has no form without values
-        return functional_call(net, {name: value.to("meta") for name, value in state}, image.to("meta"))
+    # Of a net that holds other tensors, or what has no form without values
+    with contextlib.suppress(Exception):
+        return functional_call(
+            net, {name: value.to("meta") for name, value in state}, image.to("meta")
+        )
     return net(image.to(next((value.device for _, value in state), image.device)))
 
 
 def _shape(feature: Any) -> tuple[int, ...]:
     if not isinstance(feature, Tensor):
-        raise InputError(f"the layer gives a {type(feature).__name__}, not a feature; choose another --layer")
+        raise InputError(
+            f"the layer gives a {type(feature).__name__}, not a feature; choose another --layer"
+        )
     return tuple(feature.shape[1:])
 
 
 def as_maps(feature: Tensor) -> Tensor:
-    """View any feature as maps: (N, C) → (N, C, 1, 1), tokens (N, T, C) → (N, C, T, 1), maps stay as they are."""
+    """View any feature as maps: (N, C) → (N, C, 1, 1), tokens (N, T, C) → (N, C, T, 1), maps
+    stay as they are.
+    """
     if feature.ndim == 2:
         return feature[:, :, None, None]
     if feature.ndim == 3:
         return feature.transpose(1, 2)[..., None]
     if feature.ndim == 4:
         return feature
-    raise InputError(f"a feature has 2, 3 or 4 axes, not {tuple(feature.shape)}; choose another --layer")
+    raise InputError(
+        f"a feature has 2, 3 or 4 axes, not {tuple(feature.shape)}; choose another --layer"
+    )
 
 
 def from_maps(maps: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -77,7 +77,11 @@ class _Layout:
     def __init__(self, model: nn.Module, shapes: Shapes) -> None:
         self.names, self.shapes = list(shapes), list(shapes.values())
         self.modules = dict(model.named_modules())
-        weights = [name for name, weight in model.named_parameters(remove_duplicate=False) if weight.ndim > 1]
+        weights = [
+            name
+            for name, weight in model.named_parameters(remove_duplicate=False)
+            if weight.ndim > 1
+        ]
         self.matrices = {module for name in weights for module in _prefixes(name)}
 
     def stage_ends(self) -> list[int]:
@@ -108,13 +112,17 @@ class _Layout:
         return chosen
 
     def _shrinking(self) -> list[int]:
-        """Give the cuts where a map is at most half as wide as before, and the first without map."""
+        """Give the cuts where a map is at most half as wide as before, and the first without
+        map.
+        """
         indices, before = list[int](), 0
         for index, shape in enumerate(self.shapes):
-            pooled = len(shape) == 3 and shape[1:] == (1, 1) and before > 2  # what halving alone does not give
+            # What halving alone does not give
+            pooled = len(shape) == 3 and shape[1:] == (1, 1) and before > 2
             if len(shape) < 2 or pooled:
                 return [*indices, index] if index else indices
-            if len(shape) == 3 and shape[1] == shape[2]:  # images are square, so other shapes are windows or heads
+            # Images are square, so other shapes are windows or heads
+            if len(shape) == 3 and shape[1] == shape[2]:
                 if before > shape[1] and shape[1] <= (before + 1) // 2:
                     indices.append(index)
                 before = shape[1]
@@ -142,18 +150,26 @@ class _Layout:
         return [name for name in _prefixes(self.names[cut]) if name in self.modules]
 
     def _moves(self, cut: int) -> bool:
-        """Whether a cut only moves or averages numbers, and shares no module with the cut before."""
+        """Whether a cut only moves or averages numbers, and shares no module with the cut
+        before.
+        """
         name = self.names[cut]
         if any(_holds(module, self.names[cut - 1 : cut]) for module in self._around(cut)):
             return False
         module = self.modules.get(name)
-        called = re.sub(r"_\d+$", "", name.rpartition(".")[2]) if module is None else type(module).__name__
+        called = (
+            re.sub(r"_\d+$", "", name.rpartition(".")[2])
+            if module is None
+            else type(module).__name__
+        )
         return _MOVING.fullmatch(called) is not None
 
     def _has_weights(self, first: int, last: int) -> bool:
         """Whether a module with a matrix of weights has cuts from one to another and no others."""
         outside = (*self.names[:first], *self.names[last + 1 :])
-        inside = {name for cut in range(first, last + 1) for name in (*self._around(cut), self.names[cut])}
+        inside = {
+            name for cut in range(first, last + 1) for name in (*self._around(cut), self.names[cut])
+        }
         return any(not _holds(module, outside) for module in inside & self.matrices)
 
     def _blocks(self) -> list[int]:
@@ -176,11 +192,16 @@ class _Layout:
         above = {*_prefixes(f"{parent}.")}
 
         def follows(cut: int) -> bool:
-            same = self.shapes[cut] == self.shapes[cut - 1] and (not parent or _holds(parent, [self.names[cut]]))
+            same = self.shapes[cut] == self.shapes[cut - 1] and (
+                not parent or _holds(parent, [self.names[cut]])
+            )
             around = {*self._around(cut), self.names[cut]} - above
             return same and not around & self.matrices and not self._moves(cut)
 
-        return [end + len(list(takewhile(follows, range(end + 1, len(self.names))))) for end in ends.values()]
+        return [
+            end + len(list(takewhile(follows, range(end + 1, len(self.names)))))
+            for end in ends.values()
+        ]
 
 
 def _prefixes(name: str) -> list[str]:

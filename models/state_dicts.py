@@ -1,8 +1,10 @@
-"""Which tensors of a file are a net's, and by which names: taken only where they fit the net exactly.
+"""Which tensors of a file are a net's, and by which names: taken only where they fit the net
+exactly.
 
-Files of training scripts hold several dictionaries, wrappers put pieces before the names (`module.`, `_orig_mod.`,
-`model.`) or between them (`features.module.0`), old releases called layers otherwise. Every reading of a file is a
-candidate here, the file as it is first, and the net decides.
+Files of training scripts hold several dictionaries, wrappers put pieces before the names
+(`module.`, `_orig_mod.`, `model.`) or between them (`features.module.0`), old releases called
+layers otherwise. Every reading of a file is a candidate here, the file as it is first, and the net
+decides.
 """
 
 import re
@@ -17,15 +19,42 @@ from models.small.author_keys import bare_state
 from utils.errors import InputError
 
 State = Mapping[str, Tensor]
-# What files call the weights, most wanted first; averages (EMA) are taken where nothing else is there.
+# What files call the weights, most wanted first; averages (EMA) are taken where nothing else is
+# there.
 _NAMES = (
-    "state_dict", "model_state_dict", "model_state", "params", "net", "net_state_dict", "model", "network", "weights",
-    "student", "module", "state_dict_ema", "model_ema", "ema", "ema_state_dict", "params_ema",
-)  # fmt: skip
+    "state_dict",
+    "model_state_dict",
+    "model_state",
+    "params",
+    "net",
+    "net_state_dict",
+    "model",
+    "network",
+    "weights",
+    "student",
+    "module",
+    "state_dict_ema",
+    "model_ema",
+    "ema",
+    "ema_state_dict",
+    "params_ema",
+)
 _NO_NETS = ("optimizer", "optim", "scheduler", "lr_scheduler", "scaler", "amp", "criterion", "loss")
 # A first piece of names of which one is taken where others stand beside it, most wanted first.
-_WRAPPERS = ("module", "_orig_mod", "model", "net", "network", "net1", "student", "backbone", "encoder", "classifier")
-_AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")  # auxiliary classifiers of GoogLeNet and Inception, in official files
+_WRAPPERS = (
+    "module",
+    "_orig_mod",
+    "model",
+    "net",
+    "network",
+    "net1",
+    "student",
+    "backbone",
+    "encoder",
+    "classifier",
+)
+# Auxiliary classifiers of GoogLeNet and Inception, in official files
+_AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 _OLD_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\..*)$")
 _COUNTER = "num_batches_tracked"
 
@@ -38,7 +67,8 @@ def state_dicts(stored: Mapping[str, Any], depth: int = 2) -> dict[tuple[str, ..
         depth: how many dictionaries deep they are looked for.
 
     Returns:
-        By the keys that lead to them, most wanted first; () if the file is one itself. Empty if it holds none.
+        By the keys that lead to them, most wanted first; () if the file is one itself. Empty if it
+        holds none.
     """
     if stored and all(isinstance(value, Tensor) for value in stored.values()):
         return {(): stored}
@@ -53,8 +83,11 @@ def state_dicts(stored: Mapping[str, Any], depth: int = 2) -> dict[tuple[str, ..
             and all(isinstance(name, str) for name in value)
         ):
             inside |= {(key, *path): state for path, state in state_dicts(value, depth - 1).items()}
-    tensors = {key: value for key, value in stored.items() if isinstance(value, Tensor) and "." in str(key)}
-    return inside or ({(): tensors} if tensors else {})  # the latter: weights with a few numbers beside them
+    tensors = {
+        key: value for key, value in stored.items() if isinstance(value, Tensor) and "." in str(key)
+    }
+    # The latter: weights with a few numbers beside them
+    return inside or ({(): tensors} if tensors else {})
 
 
 def candidates(state: State, arch: str | None = None) -> Iterator[dict[str, Tensor]]:
@@ -62,7 +95,8 @@ def candidates(state: State, arch: str | None = None) -> Iterator[dict[str, Tens
 
     Args:
         state: of a file.
-        arch: the architecture, where this project or torchvision knows it; its old and its authors' names count then.
+        arch: the architecture, where this project or torchvision knows it; its old and its authors'
+            names count then.
     """
     for unwrapped in _unwrapped(state):
         for plain in _different(unwrapped, strip_module(unwrapped)):
@@ -76,7 +110,8 @@ def candidates(state: State, arch: str | None = None) -> Iterator[dict[str, Tens
 def nearest(
     model: nn.Module, states: Mapping[tuple[str, ...], State], arch: str | None = None
 ) -> tuple[tuple[str, ...], dict[str, Tensor]]:
-    """Choose, of a file's state dicts and their readings, the one whose names are most nearly a model's.
+    """Choose, of a file's state dicts and their readings, the one whose names are most nearly a
+    model's.
 
     Args:
         model: the network.
@@ -87,24 +122,34 @@ def nearest(
         The keys that lead to the state dict, and the reading; the most wanted of equal ones.
     """
     wanted = _without_counters(model.state_dict())
-    readings = [(key, reading) for key, state in states.items() for reading in candidates(state, arch)]
+    readings = [
+        (key, reading) for key, state in states.items() for reading in candidates(state, arch)
+    ]
     return min(readings, key=lambda entry: len(wanted ^ _without_counters(entry[1])))
 
 
-def fill(model: nn.Module, readings: Iterable[Mapping[str, Tensor]], source: str, *, keep: Iterable[str] = ()) -> None:
+def fill(
+    model: nn.Module,
+    readings: Iterable[Mapping[str, Tensor]],
+    source: str,
+    *,
+    keep: Iterable[str] = (),
+) -> None:
     """Give a model the first reading of a file that fits it exactly, in float32.
 
-    Tied weights stay tied, and buffers that no state dict has keep their values. The batch counters of BatchNorm may
-    be missing, as in old files; so may all but one name of a tied weight.
+    Tied weights stay tied, and buffers that no state dict has keep their values. The batch counters
+    of BatchNorm may be missing, as in old files; so may all but one name of a tied weight.
 
     Args:
-        model: changed in place. Where it is on "meta", it takes the tensors themselves, which may stay in their file.
+        model: changed in place. Where it is on "meta", it takes the tensors themselves, which may
+            stay in their file.
         readings: of `candidates`.
         source: what they are of, for messages.
         keep: names of tensors that the model keeps, whatever the file has.
 
     Raises:
-        InputError: none fits; the message has the first name that does not, of the reading that comes nearest.
+        InputError: none fits; the message has the first name that does not, of the reading that
+            comes nearest.
     """
     fewest: list[str] = []
     mine = model.state_dict()
@@ -120,8 +165,12 @@ def fill(model: nn.Module, readings: Iterable[Mapping[str, Tensor]], source: str
     raise InputError(f"{source} does not fit {type(model).__name__}: {shown}")
 
 
-def of_other_classes(model: nn.Module, reading: Mapping[str, Tensor], num_classes: int) -> dict[str, int]:
-    """Name the tensors that have other than `num_classes` rows in a reading and would fit else, and their rows."""
+def of_other_classes(
+    model: nn.Module, reading: Mapping[str, Tensor], num_classes: int
+) -> dict[str, int]:
+    """Name the tensors that have other than `num_classes` rows in a reading and would fit else,
+    and their rows.
+    """
     return {
         name: len(reading[name])
         for name, value in model.state_dict().items()
@@ -139,7 +188,9 @@ def _load(model: nn.Module, reading: Mapping[str, Tensor], *, assign: bool) -> l
     misfits = [
         f"{key} is {tuple(reading[key].shape)} instead of {tuple(mine[key].shape)}"
         for key in mine
-        if key in reading and not nn.parameter.is_lazy(mine[key]) and reading[key].shape != mine[key].shape
+        if key in reading
+        and not nn.parameter.is_lazy(mine[key])
+        and reading[key].shape != mine[key].shape
     ]
     tied = _tied(model)
     for names in tied:
@@ -151,10 +202,13 @@ def _load(model: nn.Module, reading: Mapping[str, Tensor], *, assign: bool) -> l
         ]
     if misfits:
         return misfits
-    floats = {key: value.float() if value.is_floating_point() else value for key, value in reading.items()}
+    floats = {
+        key: value.float() if value.is_floating_point() else value for key, value in reading.items()
+    }
     try:
         missing, unexpected = model.load_state_dict(floats, strict=False, assign=assign)
-    except ValueError:  # MNASNet asks for the version of the file, which not every file has: it is today's then
+    except ValueError:
+        # MNASNet asks for the version of the file, which not every file has: it is today's then
         versioned = type(mine)(floats)
         versioned._metadata = getattr(mine, "_metadata", {})  # type: ignore[attr-defined]
         missing, unexpected = model.load_state_dict(versioned, strict=False, assign=assign)
@@ -185,21 +239,35 @@ def _tied(model: nn.Module) -> list[list[str]]:
 
 
 def _unwrapped(state: State) -> Iterator[dict[str, Tensor]]:
-    """Give a state dict as it is, and what is behind each leading piece that wraps it, also several."""
+    """Give a state dict as it is, and what is behind each leading piece that wraps it, also
+    several.
+    """
     yield dict(state)
     firsts = dict.fromkeys(key.partition(".")[0] for key in state if "." in key)
     wrappers = list(firsts) if len(firsts) == 1 else [name for name in _WRAPPERS if name in firsts]
     for wrapper in wrappers:
-        inside = {key.removeprefix(f"{wrapper}."): state[key] for key in state if key.startswith(f"{wrapper}.")}
+        inside = {
+            key.removeprefix(f"{wrapper}."): state[key]
+            for key in state
+            if key.startswith(f"{wrapper}.")
+        }
         yield from _unwrapped(inside)
 
 
 def official_names(state: State) -> dict[str, Tensor]:
-    """Read the names of torchvision's official files: no auxiliary classifiers, DenseNet's old layers renamed."""
-    return {_OLD_DENSENET.sub(r"\1\2", key): value for key, value in state.items() if not key.startswith(_AUXILIARY)}
+    """Read the names of torchvision's official files: no auxiliary classifiers, DenseNet's old
+    layers renamed.
+    """
+    return {
+        _OLD_DENSENET.sub(r"\1\2", key): value
+        for key, value in state.items()
+        if not key.startswith(_AUXILIARY)
+    }
 
 
-def _different(first: Mapping[str, Tensor], *others: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+def _different(
+    first: Mapping[str, Tensor], *others: Mapping[str, Tensor]
+) -> list[dict[str, Tensor]]:
     """Give the first dictionary and those others that differ from it in names or in tensors."""
     return [
         dict(first),

@@ -1,4 +1,6 @@
-"""B's frozen tail: what its layers behind the cut make of a feature, its own or one that a Trans-Net gives."""
+"""B's frozen tail: what its layers behind the cut make of a feature, its own or one that a
+Trans-Net gives.
+"""
 
 from torch import Tensor, fx, nn
 
@@ -13,14 +15,17 @@ class FrozenTail(nn.Module):
     """Give the penultimate feature and the logits of a feature, in one pass.
 
     Args:
-        tail: feature (N, *shape) → logits (N, C), of `split`; its modules are shared, and are never trained.
+        tail: feature (N, *shape) → logits (N, C), of `split`; its modules are shared, and are never
+            trained.
         last: the name of the net's last layer, whose input is the penultimate feature.
         shape: of one image's feature at the cut.
     """
 
     def __init__(self, tail: fx.GraphModule, last: str, shape: tuple[int, ...]) -> None:
         super().__init__()
-        reader = [node for node in tail.graph.nodes if node.op == "call_module" and node.target == last]
+        reader = [
+            node for node in tail.graph.nodes if node.op == "call_module" and node.target == last
+        ]
         graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
         logits = copy_inputs(graph, result_of(tail.graph), copies)
         graph.output((*(copies[node.all_input_nodes[0]] for node in reader[:1]), logits))
@@ -28,7 +33,8 @@ class FrozenTail(nn.Module):
         self.requires_grad_(False).eval()
 
     def forward(self, maps: Tensor) -> tuple[Tensor | None, Tensor]:
-        """Give the penultimate feature (N, …) and the logits (N, C) of a feature that comes as maps (N, C, H, W).
+        """Give the penultimate feature (N, …) and the logits (N, C) of a feature that comes as maps
+        (N, C, H, W).
 
         Behind the last layer there is no penultimate feature: None.
         """

@@ -1,4 +1,5 @@
-"""The Trans-Net: reconstruct net B's feature from net A's and split the reconstruction by fuzziness order.
+"""The Trans-Net: reconstruct net B's feature from net A's and split the reconstruction by fuzziness
+order.
 
 Symbols, used with these meanings everywhere:
 
@@ -41,13 +42,15 @@ class TransNet(nn.Module):
         bn: normalise the input by Instance- or BatchNorm (mean removed) instead of scaling it by Σ.
         affine: that norm has learned weights.
         fix_p: p stays at its initial 0.5.
-        standardise: shift x and x* by the mean of each channel and divide them by one standard deviation of the
-            whole layer (paper, footnote 2), instead of scaling x by Σ. The numbers come by `set_standards` and
-            travel with the weights; `forward` and `decompose` take and give features in their own units. What a
-            ReLU gives is never negative, so the constant is the target's mean and a learned shift from there.
-        hidden: M. ReLU(h) is added to x in x's channels: where all of them are informative, what a layer computes and
-            what it destroys of x cannot be told apart again. M spare channels, zero in x, have room for it. 0 is the
-            paper's Trans-Net. All equations stay as they are; an instability is relative to M.
+        standardise: shift x and x* by the mean of each channel and divide them by one standard
+            deviation of the whole layer (paper, footnote 2), instead of scaling x by Σ. The numbers
+            come by `set_standards` and travel with the weights; `forward` and `decompose` take and
+            give features in their own units. What a ReLU gives is never negative, so the constant
+            is the target's mean and a learned shift from there.
+        hidden: M. ReLU(h) is added to x in x's channels: where all of them are informative, what a
+            layer computes and what it destroys of x cannot be told apart again. M spare channels,
+            zero in x, have room for it. 0 is the paper's Trans-Net. All equations stay as they are;
+            an instability is relative to M.
     """
 
     x_mean: Tensor
@@ -76,19 +79,36 @@ class TransNet(nn.Module):
         if layers < 1:
             raise ValueError(f"a Trans-Net has at least one linear layer, not {layers}")
         if bn and standardise:
-            raise ValueError("bn and standardise are two normalisations of the same input; choose one")
+            raise ValueError(
+                "bn and standardise are two normalisations of the same input; choose one"
+            )
         if hidden < 0:
             raise ValueError(f"there are no {hidden} spare channels; hidden is at least 0")
         # What rebuilds this module; it travels in the checkpoint.
         self.config: dict[str, Any] = {
-            "in_channels": in_channels, "out_channels": out_channels, "layers": layers, "kernel_size": kernel_size,
-            "norm": norm, "out_size": out_size, "bn": bn, "affine": affine, "fix_p": fix_p,
-            "standardise": standardise, "hidden": hidden,
-        }  # fmt: skip
+            "in_channels": in_channels,
+            "out_channels": out_channels,
+            "layers": layers,
+            "kernel_size": kernel_size,
+            "norm": norm,
+            "out_size": out_size,
+            "bn": bn,
+            "affine": affine,
+            "fix_p": fix_p,
+            "standardise": standardise,
+            "hidden": hidden,
+        }
         self.out_size, self.standardise, self.hidden = out_size, standardise, hidden
         width = in_channels + hidden
-        self.linear = nn.ModuleList(  # linear[k] is W(k), initialised as the framework does: uniform in ±1/√fan_in
-            nn.Conv2d(width, width if k else out_channels, kernel_size, padding=kernel_size // 2, bias=False)
+        # linear[k] is W(k), initialised as the framework does: uniform in ±1/√fan_in
+        self.linear = nn.ModuleList(
+            nn.Conv2d(
+                width,
+                width if k else out_channels,
+                kernel_size,
+                padding=kernel_size // 2,
+                bias=False,
+            )
             for k in range(layers)
         )
         self.logit_p = nn.Parameter(torch.zeros(layers - 1), requires_grad=not fix_p)
@@ -97,7 +117,8 @@ class TransNet(nn.Module):
         def scale(channels: int) -> nn.Module:
             return BatchScale(channels) if norm == "batch" else InstanceScale()
 
-        self.scale = nn.ModuleList(scale(width) for _ in range(layers - 1))  # scale[k-1] gives the divisor of h(k)
+        # scale[k-1] gives the divisor of h(k)
+        self.scale = nn.ModuleList(scale(width) for _ in range(layers - 1))
         self.input_norm: nn.Module | None = None
         if bn:
             norm_class = nn.BatchNorm2d if norm == "batch" else nn.InstanceNorm2d
@@ -121,16 +142,25 @@ class TransNet(nn.Module):
 
     @property
     def constant(self) -> Tensor:
-        """The part of g(x) that belongs to no order, shape (C_out,): g(x) = Σ components + constant."""
-        return self.target_mean if self.shift is None else self.target_mean + self.target_std * self.shift
+        """The part of g(x) that belongs to no order, shape (C_out,): g(x) = Σ components +
+        constant.
+        """
+        return (
+            self.target_mean
+            if self.shift is None
+            else self.target_mean + self.target_std * self.shift
+        )
 
     @torch.no_grad()
-    def set_standards(self, x_mean: Tensor, x_std: float, target_mean: Tensor, target_std: float) -> None:
+    def set_standards(
+        self, x_mean: Tensor, x_std: float, target_mean: Tensor, target_std: float
+    ) -> None:
         """Set the numbers of `standardise`, taken over the training images; of x after `resize`.
 
         Args:
             x_mean: mean of each channel of x, (C_in,).
-            x_std: standard deviation of the whole layer about these means, > 0; 0, of a dead layer, counts as 1.
+            x_std: standard deviation of the whole layer about these means, > 0; 0, of a dead layer,
+                counts as 1.
             target_mean: the same of the target, (C_out,).
             target_std: the same of the target.
 
@@ -144,11 +174,16 @@ class TransNet(nn.Module):
             self.get_buffer(f"{name}_std").fill_(float(std) or 1.0)
 
     def standard_target(self, target: Tensor) -> Tensor:
-        """Give a target (N, C_out, H', W') in the units in which W(0) works: (x* − mean) / std, or unchanged.
+        """Give a target (N, C_out, H', W') in the units in which W(0) works: (x* − mean) / std, or
+        unchanged.
 
         Training divides its mean squared error by `target_std`², which comes to the same.
         """
-        return (target - self.target_mean[:, None, None]) / self.target_std if self.standardise else target
+        return (
+            (target - self.target_mean[:, None, None]) / self.target_std
+            if self.standardise
+            else target
+        )
 
     def resize(self, x: Tensor) -> Tensor:
         """Bring x to the target's size, (N, C_in, H, W) → (N, C_in, H', W'), bilinearly."""
@@ -157,7 +192,9 @@ class TransNet(nn.Module):
         return x
 
     def _prepare(self, x: Tensor) -> Tensor:
-        """Resize x, normalise its magnitude and add the spare channels, (N, C_in, H, W) → (N, C_in + M, H', W')."""
+        """Resize x, normalise its magnitude and add the spare channels, (N, C_in, H, W) → (N,
+        C_in + M, H', W').
+        """
         x = self.resize(x)
         if self.standardise:
             x = (x - self.x_mean[:, None, None]) / self.x_std
@@ -174,7 +211,8 @@ class TransNet(nn.Module):
             x: A's feature, (N, C_in, H, W).
 
         Returns:
-            x + p(1) · ReLU( Σ(1)^(-1/2) h(1) ), (N, C_in + M, H', W'); of one layer the standardised x itself.
+            x + p(1) · ReLU( Σ(1)^(-1/2) h(1) ), (N, C_in + M, H', W'); of one layer the
+            standardised x itself.
         """
         x, p = self._prepare(x), self.p
         u = x
@@ -198,10 +236,12 @@ class TransNet(nn.Module):
 
     @torch.no_grad()
     def set_linear(self, weight: Tensor, shift: Tensor | None = None) -> None:
-        """Make g the linear map that was solved for `linear_reference`: p(1) = 0, nothing comes from above order 0.
+        """Make g the linear map that was solved for `linear_reference`: p(1) = 0, nothing comes
+        from above order 0.
 
-        What random or badly fitted branches add to x, W(0) cannot take out again: where the linear map alone leaves
-        less on held-out images, it is the better g. It ends a fit, for no gradient reaches p(1) any more.
+        What random or badly fitted branches add to x, W(0) cannot take out again: where the linear
+        map alone leaves less on held-out images, it is the better g. It ends a fit, for no gradient
+        reaches p(1) any more.
 
         Args:
             weight: (C_out, C_in, k, k).
@@ -211,12 +251,17 @@ class TransNet(nn.Module):
         self.logit_p[:1] = -1e4  # the sigmoid of it is 0
 
     def linear_reference(self) -> "TransNet":
-        """Make the Trans-Net of one layer between the same features, standardised, whose W(0) is yet to be solved.
+        """Make the Trans-Net of one layer between the same features, standardised, whose W(0) is
+        yet to be solved.
 
         It has the standards of this one; where this one has none, they are yet to be set.
         """
-        reference = TransNet(**(self.config | {"layers": 1, "bn": False, "standardise": True, "hidden": 0}))
-        reference.set_standards(self.x_mean, float(self.x_std), self.target_mean, float(self.target_std))
+        reference = TransNet(
+            **(self.config | {"layers": 1, "bn": False, "standardise": True, "hidden": 0})
+        )
+        reference.set_standards(
+            self.x_mean, float(self.x_std), self.target_mean, float(self.target_std)
+        )
         return reference.to(self.x_mean.device)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -225,12 +270,13 @@ class TransNet(nn.Module):
         return h * self.target_std + self.constant[:, None, None] if self.standardise else h
 
     def decompose(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Split the forward pass exactly into its orders (paper Eq. 3 and 4) by (K+1)(K+2)/2 convolutions.
+        """Split the forward pass exactly into its orders (paper Eq. 3 and 4) by (K+1)(K+2)/2
+        convolutions.
 
-        The ReLU's pass states A(k) and the divisors Σ(k) of the forward pass make every layer linear in
-        the contributions. So the contributions of all orders go through the layers together, stacked on
-        the batch axis; their sum is the forward pass. Meant for `eval()`: in training mode BatchScale
-        would count the batch once more.
+        The ReLU's pass states A(k) and the divisors Σ(k) of the forward pass make every layer
+        linear in the contributions. So the contributions of all orders go through the layers
+        together, stacked on the batch axis; their sum is the forward pass. Meant for `eval()`: in
+        training mode BatchScale would count the batch once more.
 
         Args:
             x: A's feature, (N, C_in, H, W).
@@ -277,5 +323,7 @@ def build_from_state(state: dict[str, Any], path: str | Path) -> TransNet:
         trans_net = TransNet(**config)
         trans_net.load_state_dict(weights)
     except (RuntimeError, TypeError, ValueError) as error:
-        raise InputError(f"{path} does not hold a whole Trans-Net: {str(error).splitlines()[-1].strip()}") from None
+        raise InputError(
+            f"{path} does not hold a whole Trans-Net: {str(error).splitlines()[-1].strip()}"
+        ) from None
     return trans_net.eval()

@@ -17,9 +17,10 @@ def set_statistics(net: nn.Module, images: Iterable[Tensor]) -> None:
     would begin with. All other layers stay in evaluation mode, so dropout draws nothing.
 
     Args:
-        net: changed in place, and in evaluation mode afterwards; without BatchNorm nothing is computed.
-        images: batches that the net takes, on its device; a batch of one image is passed over, since
-            a variance over one value does not exist.
+        net: changed in place, and in evaluation mode afterwards; without BatchNorm nothing is
+            computed.
+        images: batches that the net takes, on its device; a batch of one image is passed over,
+            since a variance over one value does not exist.
     """
     net.eval()
     norms = [module for module in net.modules() if isinstance(module, _BatchNorm)]

@@ -19,7 +19,8 @@ from types import ModuleType
 from utils.errors import InputError
 
 PROJECT = Path(__file__).resolve().parents[1]  # the checkout, or where it is installed among others
-PACKAGES = ("models", "utils", "consistency", "experiments", "benchmarks", "tests")  # of this project
+# Of this project
+PACKAGES = ("models", "utils", "consistency", "experiments", "benchmarks", "tests")
 
 
 @dataclass
@@ -39,16 +40,27 @@ class Home:
     modules: dict[str, ModuleType] = field(default_factory=dict)
 
     def has(self, name: str, module: ModuleType) -> bool:
-        """Whether a module was imported from these folders, which may hold installed packages deeper inside."""
-        return any(_stands_at(module, folder, name.partition(".")[0]) for folder in (*self.first, *self.last))
+        """Whether a module was imported from these folders, which may hold installed packages
+        deeper inside.
+        """
+        return any(
+            _stands_at(module, folder, name.partition(".")[0])
+            for folder in (*self.first, *self.last)
+        )
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
-        """Let imports find this home's modules, also those that are called as this project's or the package are.
+        """Let imports find this home's modules, also those that are called as this project's or the
+        package are.
 
-        Afterwards the table of modules and the path are as they were, but for what was imported from elsewhere.
+        Afterwards the table of modules and the path are as they were, but for what was imported
+        from elsewhere.
         """
-        rivals = {name for name in (*PACKAGES, self.package) if name in sys.modules and self._replaces(name)}
+        rivals = {
+            name
+            for name in (*PACKAGES, self.package)
+            if name in sys.modules and self._replaces(name)
+        }
         before = dict(sys.modules)
         for name in before:
             if name.partition(".")[0] in rivals:
@@ -67,7 +79,8 @@ class Home:
             of_here = {
                 name: module
                 for name, module in sys.modules.items()
-                if before.get(name) is not module and (name in self.modules or self.has(name, module))
+                if before.get(name) is not module
+                and (name in self.modules or self.has(name, module))
             }
             self.modules |= of_here
             for name in of_here:
@@ -77,11 +90,15 @@ class Home:
     def _make_namespace(self, name: str) -> None:
         """Make the package that is a folder without an `__init__.py`.
 
-        Python's own has a `__file__` of None, over which `inspect` stumbles where it knew another package of that name;
-        and it would prefer a package with an `__init__.py` from anywhere on the path.
+        Python's own has a `__file__` of None, over which `inspect` stumbles where it knew another
+        package of that name; and it would prefer a package with an `__init__.py` from anywhere on
+        the path.
         """
         folders = [folder / name for folder in (*self.first, *self.last)]
-        regular = any((folder / "__init__.py").is_file() or folder.with_suffix(".py").is_file() for folder in folders)
+        regular = any(
+            (folder / "__init__.py").is_file() or folder.with_suffix(".py").is_file()
+            for folder in folders
+        )
         if not regular and name not in self.modules:
             self.modules[name] = package = ModuleType(name)
             package.__path__ = [str(folder) for folder in folders if folder.is_dir()]
@@ -93,10 +110,14 @@ class Home:
         if self.has(name, module) or not (ours or name == self.package):
             return False
         folders = (*self.first, *self.last)
-        return any((folder / f"{name}.py").is_file() or any((folder / name).glob("*.py")) for folder in folders)
+        return any(
+            (folder / f"{name}.py").is_file() or any((folder / name).glob("*.py"))
+            for folder in folders
+        )
 
 
-_files: dict[Path, tuple[ModuleType, Home]] = {}  # so that a file is run once and its classes stay the same
+# So that a file is run once and its classes stay the same
+_files: dict[Path, tuple[ModuleType, Home]] = {}
 
 
 @contextlib.contextmanager
@@ -104,9 +125,10 @@ def opened(source: str, arch: str) -> Iterator[ModuleType]:
     """Import a module, and let what runs in the block import as the module does.
 
     Args:
-        source: "package.module", installed or on PYTHONPATH; or a path that ends in ".py". Such a file finds what it
-            finds in its own repository: its siblings, relative imports, and packages beside its own, also where
-            they are called as this project's are (`models`, `utils`). Neither of them sees the other's.
+        source: "package.module", installed or on PYTHONPATH; or a path that ends in ".py". Such a
+            file finds what it finds in its own repository: its siblings, relative imports, and
+            packages beside its own, also where they are called as this project's are (`models`,
+            `utils`). Neither of them sees the other's.
         arch: what asks for it, for messages.
 
     Raises:
@@ -143,8 +165,8 @@ def _import(name: str, arch: str) -> ModuleType:
     present = importlib.util.find_spec(package) if package else None
     if present is None:
         raise InputError(
-            f"{arch}: no module {package!r} is installed or on PYTHONPATH; set PYTHONPATH to the folder that has it, "
-            "or name its file, as in --arch path/to/nets.py:factory"
+            f"{arch}: no module {package!r} is installed or on PYTHONPATH; set PYTHONPATH to the"
+            " folder that has it, or name its file, as in --arch path/to/nets.py:factory"
         )
     if meant is not None and meant.origin != present.origin:
         raise InputError(
@@ -156,7 +178,9 @@ def _import(name: str, arch: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise
-        raise InputError(f"{arch}: there is no module {error.name} in {present.origin or package}") from None
+        raise InputError(
+            f"{arch}: there is no module {error.name} in {present.origin or package}"
+        ) from None
 
 
 def _home_of(path: Path) -> Home:
@@ -166,7 +190,8 @@ def _home_of(path: Path) -> Home:
         root = root.parent
     if root != folder:
         return Home((root, folder), package=path.relative_to(root).parts[0])
-    # Without an __init__.py the folder may be a package all the same, of a repository whose root is above it.
+    # Without an __init__.py the folder may be a package all the same, of a repository whose root is
+    # above it.
     return Home((folder,), (folder.parent,))
 
 
@@ -206,7 +231,9 @@ def _failure(error: Exception) -> str:
     theirs = [
         frame
         for frame in frames
-        if not frame.filename.startswith("<") and "site-packages" not in frame.filename and frame.filename != __file__
+        if not frame.filename.startswith("<")
+        and "site-packages" not in frame.filename
+        and frame.filename != __file__
     ]
     place = (theirs or frames)[-1]
     return f"{place.filename}, line {place.lineno}: {type(error).__name__}: {sentence}"

@@ -15,7 +15,9 @@ IMAGES_PER_CLASS = 8
 
 
 def pytest_configure():
-    """One thread here and in what the tests start, so that sums are repeatable; no data set of the developer's own."""
+    """One thread here and in what the tests start, so that sums are repeatable; no data set of
+    the developer's own.
+    """
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
     for name in ("KC_DATA", "RANK", "WORLD_SIZE", "LOCAL_RANK"):
@@ -24,7 +26,9 @@ def pytest_configure():
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory) -> Path:
-    """`{train,val}/{blue,green,red}/*.jpg`: eight 40×40 photos of each class, mostly of its colour."""
+    """`{train,val}/{blue,green,red}/*.jpg`: eight 40×40 photos of each class, mostly of its
+    colour.
+    """
     root = tmp_path_factory.mktemp("photos")
     seed = 0
     for split in ("train", "val"):
@@ -47,7 +51,9 @@ def cpu() -> Runtime:
 
 @pytest.fixture(scope="session")
 def fitted(photos, tmp_path_factory) -> Path:
-    """A whole run on `photos`, known as digits: two ResNet-18 of 32×32 pixels, Trans-Nets A → B and B → A."""
+    """A whole run on `photos`, known as digits: two ResNet-18 of 32×32 pixels, Trans-Nets A → B
+    and B → A.
+    """
     import ConvOutput
     import Training
     import Training_TransNet
@@ -59,9 +65,15 @@ def fitted(photos, tmp_path_factory) -> Path:
         link.symlink_to(photos / split)
     common = ["--data_root", str(out / "data"), "--out", str(out)]
     for seed in ("0", "5"):
-        words = f"--dataset digits --arch resnet18 --image_size 32 --epochs 1 -b 12 --seed {seed} --suffix sd{seed}"
+        words = (
+            f"--dataset digits --arch resnet18 --image_size 32 --epochs 1 -b 12 --seed {seed}"
+            f" --suffix sd{seed}"
+        )
         Training.main([*words.split(), *common])
-    nets = [str(out / f"model_checkpoints/checkpoint_digits_resnet18_sd{seed}.pth.tar") for seed in (0, 5)]
+    nets = [
+        str(out / f"model_checkpoints/checkpoint_digits_resnet18_sd{seed}.pth.tar")
+        for seed in (0, 5)
+    ]
     ConvOutput.main(["--resume1", nets[0], "--resume2", nets[1], "--conv_layer", "2", *common])
     features = str(out / "convOuts/digits_resnet18/digits_L2")
     for direction in ("--images", "--reverse --suffix reverse"):

@@ -1,12 +1,15 @@
-"""Prove that another checkout computes the same numbers, to the bit: a change of form changed nothing else.
+"""Prove that another checkout computes the same numbers, to the bit: a change of form changed
+nothing else.
 
     git worktree add /tmp/before HEAD~1
     python -m tests.same_numbers /tmp/before          # five minutes; exit 1 where a number differs
 
-Both checkouts run the same command lines, each in an empty folder of its own: data, classifiers, features, Trans-Nets of
-several kinds, variances, a calibration, a refined tail, a born-again net, a pruned net, DCM and HSAKD. Then every
-checkpoint, JSON file and log is compared entry by entry. What may differ is what names a moment or a file's bytes:
-seconds and versions (`VOLATILE`), and SHA-256 of archives, which carry a random name. An entry that only the newer checkout writes is listed, not refused.
+Both checkouts run the same command lines, each in an empty folder of its own: data, classifiers,
+features, Trans-Nets of several kinds, variances, a calibration, a refined tail, a born-again net, a
+pruned net, DCM and HSAKD. Then every checkpoint, JSON file and log is compared entry by entry. What
+may differ is what names a moment or a file's bytes: seconds and versions (`VOLATILE`), and SHA-256
+of archives, which carry a random name. An entry that only the newer checkout writes is listed, not
+refused.
 """
 
 import argparse
@@ -51,33 +54,57 @@ def command_lines(layer: str, late: str) -> list[str]:
     return [
         "PrepareData.py digits --out data",
         f"Training.py -a resnet8 {DIGITS} --epochs 1 --seed 0 --suffix sd0 --lr 0.05",
-        f"Training.py -a resnet8 {DIGITS} --epochs 1 --seed 5 --suffix sd5 --optim Adam --lr 0.003 --augment zero4",
+        (
+            f"Training.py -a resnet8 {DIGITS} --epochs 1 --seed 5 --suffix sd5 --optim Adam --lr"
+            " 0.003 --augment zero4"
+        ),
         f"ConvOutput.py --resume1 {A} --resume2 {B} --layers {layer},{late} --t_or_v both {DIGITS}",
         f"{fit} {RELEASED} --suffix released",
         f"{fit} --layers 2 --alpha 0.1 --epochs 1 --norm batch --bn --affine --suffix batch",
         f"{fit} {SOLVED} --layers 1,2,3 --alpha 0.1",
         f"{fit} {SOLVED} --reverse --alpha [0.1,0.1] --suffix reverse",
-        f"{fit_late} --standardise --solve --optim Adam --epochs 0 --layers 2 --hidden 0 --alpha 0.1",
-        f"Variance.py --net_in {A} --net_tar {B} --transnet {trans_net}_released.pth.tar {DIGITS} "
-        "--json released.json --csv released.csv",
-        f"Variance.py --convOut_path {FEATURES.format(layer)} --transnet {trans_net}_layers1.pth.tar "
-        f"{trans_net}_layers2.pth.tar {trans_net}_layers3.pth.tar --json spectrum.json --bootstrap 100",
-        f"Calibrate.py --convOut_path {FEATURES.format(late)} --brief --permutations 19 --bootstrap 100 "
-        f"--transnet {TRANS_NETS}/checkpoint_L{late}.pth.tar --data_root data --json calibrated.json",
-        f"transClassifier.py {pair} --resume_Ys {trans_net}_released.pth.tar --epochs 1 --lr 1e-3 --logspace 0",
+        (
+            f"{fit_late} --standardise --solve --optim Adam --epochs 0 --layers 2 --hidden 0"
+            " --alpha 0.1"
+        ),
+        (
+            f"Variance.py --net_in {A} --net_tar {B} --transnet {trans_net}_released.pth.tar"
+            f" {DIGITS} --json released.json --csv released.csv"
+        ),
+        (
+            f"Variance.py --convOut_path {FEATURES.format(layer)} --transnet"
+            f" {trans_net}_layers1.pth.tar {trans_net}_layers2.pth.tar {trans_net}_layers3.pth.tar"
+            " --json spectrum.json --bootstrap 100"
+        ),
+        (
+            f"Calibrate.py --convOut_path {FEATURES.format(late)} --brief --permutations 19"
+            f" --bootstrap 100 --transnet {TRANS_NETS}/checkpoint_L{late}.pth.tar --data_root data"
+            " --json calibrated.json"
+        ),
+        (
+            f"transClassifier.py {pair} --resume_Ys {trans_net}_released.pth.tar --epochs 1 --lr"
+            " 1e-3 --logspace 0"
+        ),
         f"BornAgain.py --resume {A} {DIGITS} -g 1 --epochs 1 --lr 0.05 --suffix born",
         f"Pruning.py --resume {A} {DIGITS} --epochs 1 --lr 1e-3 --s_conv 0.5",
-        "DCM.py --net1 wrn_16_0.5 --net2 mobilenet32 --batch_size 16 --nthread 0 --epochs 1 --dataroot data/cifar "
-        "--save dcm",
+        (
+            "DCM.py --net1 wrn_16_0.5 --net2 mobilenet32 --batch_size 16 --nthread 0 --epochs 1"
+            " --dataroot data/cifar --save dcm"
+        ),
         f"HSAKD.py baseline --arch resnet8 {hsakd}",
         f"HSAKD.py teacher --arch wrn_10_0.5_aux {hsakd}",
-        f"HSAKD.py student --tarch wrn_10_0.5_aux --arch resnet8_aux {hsakd} --tcheckpoint checkpoint/"
-        "train_teacher_cifar_arch_wrn_10_0.5_aux_dataset_cifar100_seed0/wrn_10_0.5_aux.pth.tar",
+        (
+            f"HSAKD.py student --tarch wrn_10_0.5_aux --arch resnet8_aux {hsakd} --tcheckpoint"
+            " checkpoint/"
+            "train_teacher_cifar_arch_wrn_10_0.5_aux_dataset_cifar100_seed0/wrn_10_0.5_aux.pth.tar"
+        ),
     ]
 
 
 def make_cifar(folder: Path) -> None:
-    """Make a data set in CIFAR-100's layout: noise of 32×32 pixels, three classes of 16 and 8 images."""
+    """Make a data set in CIFAR-100's layout: noise of 32×32 pixels, three classes of 16 and 8
+    images.
+    """
     from PIL import Image
 
     noise = np.random.default_rng(0)
@@ -124,7 +151,9 @@ def read(path: Path) -> Any:
 
 
 def differences(before: Any, now: Any, where: str) -> Iterator[str]:
-    """Name each entry that is not the same to the bit; entries that are new are named with a "+"."""
+    """Name each entry that is not the same to the bit; entries that are new are named with a
+    "+".
+    """
     if isinstance(before, dict) and isinstance(now, dict):
         for key in before:
             if str(key) in VOLATILE:
@@ -152,7 +181,9 @@ def compared(folder: Path) -> dict[str, Path]:
     """List the files whose contents are compared, by their path in a work folder."""
     endings = (".pth.tar", ".pth", ".npy", ".json", ".jsonl", ".csv")
     paths = sorted(path for path in folder.rglob("*") if path.name.endswith(endings))
-    return {path.relative_to(folder).as_posix(): path for path in paths if "/.cache/" not in str(path)}
+    return {
+        path.relative_to(folder).as_posix(): path for path in paths if "/.cache/" not in str(path)
+    }
 
 
 def main() -> None:
@@ -161,7 +192,9 @@ def main() -> None:
     parser.add_argument("other", type=Path, help="checkout to compare with")
     parser.add_argument("--layer", default="layer2.0.add", help="of resnet8")
     parser.add_argument("--late", default="layer3.0.add", help="a later layer of resnet8")
-    parser.add_argument("--without", default="", help="a flag that the other checkout does not have, as --hidden 0")
+    parser.add_argument(
+        "--without", default="", help="a flag that the other checkout does not have, as --hidden 0"
+    )
     parser.add_argument(
         "--work",
         type=Path,
@@ -182,7 +215,10 @@ def main() -> None:
             names += differences(read(path), read(now[name]), name)
     print("\n".join(names))
     wrong = [name for name in names if not name.startswith("+")]
-    print(f"{len(before)} files compared, {len(wrong)} differences, {len(names) - len(wrong)} new entries")
+    print(
+        f"{len(before)} files compared, {len(wrong)} differences, {len(names) - len(wrong)} new"
+        " entries"
+    )
     sys.exit(bool(wrong))
 
 

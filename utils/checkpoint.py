@@ -20,7 +20,8 @@ from utils.later import safetensors
 from utils.parser import Namespace
 
 State = dict[str, Any]
-_RECORD = "record"  # of the metadata of a .safetensors file: what a checkpoint says beside its weights, as JSON
+# Of the metadata of a .safetensors file: what a checkpoint says beside its weights, as JSON
+_RECORD = "record"
 
 
 def save(path: str | Path, state: State) -> None:
@@ -36,12 +37,14 @@ def save(path: str | Path, state: State) -> None:
             if "writ" not in str(error):
                 raise
             raise InputError(
-                f"{path} cannot be written: the disk is full or a quota is used up; make room, the file that was there "
-                "before is whole"
+                f"{path} cannot be written: the disk is full or a quota is used up; make room, the"
+                " file that was there before is whole"
             ) from None
 
 
-def save_safetensors(path: str | Path, state: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
+def save_safetensors(
+    path: str | Path, state: Mapping[str, Tensor], record: Mapping[str, Any]
+) -> None:
     """Save a state dict for other programs, atomically, as a .safetensors file.
 
     Args:
@@ -58,19 +61,22 @@ def save_safetensors(path: str | Path, state: Mapping[str, Tensor], record: Mapp
 def load(path: str | Path, *, mmap: bool = False) -> State:
     """Read a checkpoint onto the CPU: tensors and plain values only.
 
-    It is in today's zip format, PyTorch 1.0's, or .safetensors, whatever its name. Plain values are also numbers and
-    arrays of NumPy, paths, and the options of a training script, an `argparse.Namespace`.
+    It is in today's zip format, PyTorch 1.0's, or .safetensors, whatever its name. Plain values are
+    also numbers and arrays of NumPy, paths, and the options of a training script, an
+    `argparse.Namespace`.
 
     Args:
         path: the file.
-        mmap: leave the tensors in the file until they are used; PyTorch 1.0's format is read whole all the same.
+        mmap: leave the tensors in the file until they are used; PyTorch 1.0's format is read whole
+            all the same.
 
     Returns:
         The saved dictionary. Tensors saved on a GPU arrive on the CPU.
 
     Raises:
-        InputError: there is no such file, it is truncated or no checkpoint, it is a program (TorchScript, an
-            exported net), or it holds objects that only running its code could rebuild.
+        InputError: there is no such file, it is truncated or no checkpoint, it is a program
+            (TorchScript, an exported net), or it holds objects that only running its code could
+            rebuild.
     """
     path = Path(path)
     if not path.is_file():
@@ -87,12 +93,14 @@ def load(path: str | Path, *, mmap: bool = False) -> State:
     except pickle.UnpicklingError as error:
         if "GLOBAL" in str(error):  # the opcode that asks for a class or function
             raise InputError(
-                f"{path} holds more than tensors and plain values ({_reason(error)}) and is refused, because "
-                "loading it could run code; save its state_dict alone and use that"
+                f"{path} holds more than tensors and plain values ({_reason(error)}) and is"
+                " refused, because loading it could run code; save its state_dict alone and use"
+                " that"
             ) from None
         raise damaged from None
     except OSError as error:
-        if error.errno != errno.EINVAL:  # the end of a cut-off zip is sought from before its beginning
+        # The end of a cut-off zip is sought from before its beginning
+        if error.errno != errno.EINVAL:
             raise
         raise damaged from None
     except (
@@ -113,10 +121,11 @@ def load(path: str | Path, *, mmap: bool = False) -> State:
 
 
 def _plain_types() -> list[Any]:
-    """List the types, beside PyTorch's own, that training scripts put into checkpoints and that only hold values.
+    """List the types, beside PyTorch's own, that training scripts put into checkpoints and that
+    only hold values.
 
-    An entry with a name says what stands for the type of that name: paths are not opened, NumPy's scalars are read
-    here.
+    An entry with a name says what stands for the type of that name: paths are not opened, NumPy's
+    scalars are read here.
     """
     kinds = [kind for kind in vars(np.dtypes).values() if isinstance(kind, type)]
     stand_ins: dict[str, Any] = {
@@ -128,9 +137,18 @@ def _plain_types() -> list[Any]:
         "{pathlib}.PureWindowsPath": PureWindowsPath,
     }
     # Both have moved between their versions.
-    places = ({"numpy": "numpy.core", "pathlib": "pathlib"}, {"numpy": "numpy._core", "pathlib": "pathlib._local"})
+    places = (
+        {"numpy": "numpy.core", "pathlib": "pathlib"},
+        {"numpy": "numpy._core", "pathlib": "pathlib._local"},
+    )
     named = [(kind, name.format(**place)) for name, kind in stand_ins.items() for place in places]
-    return [Namespace, np.dtype, np.ndarray, *(kind for kind in kinds if kind is not np.dtypes.ObjectDType), *named]
+    return [
+        Namespace,
+        np.dtype,
+        np.ndarray,
+        *(kind for kind in kinds if kind is not np.dtypes.ObjectDType),
+        *named,
+    ]
 
 
 def _numpy_scalar(dtype: np.dtype, content: bytes) -> Any:
@@ -139,10 +157,16 @@ def _numpy_scalar(dtype: np.dtype, content: bytes) -> Any:
 
 
 def _is_safetensors(path: Path) -> bool:
-    """Whether a file begins as a .safetensors file does: the length of a JSON header, then that header."""
+    """Whether a file begins as a .safetensors file does: the length of a JSON header, then that
+    header.
+    """
     with path.open("rb") as file:
         beginning = file.read(9)
-    return len(beginning) == 9 and beginning[8:] == b"{" and struct.unpack("<Q", beginning[:8])[0] < 1 << 30
+    return (
+        len(beginning) == 9
+        and beginning[8:] == b"{"
+        and struct.unpack("<Q", beginning[:8])[0] < 1 << 30
+    )
 
 
 def _load_safetensors(path: Path, damaged: InputError) -> State:
@@ -165,17 +189,22 @@ def _refuse_program(path: Path) -> None:
     """
     with zipfile.ZipFile(path) as archive:
         names = {name.partition("/")[2] for name in archive.namelist()}
-    programs = {"constants.pkl": "a TorchScript archive", "archive_format": "an exported program (torch.export)"}
+    programs = {
+        "constants.pkl": "a TorchScript archive",
+        "archive_format": "an exported program (torch.export)",
+    }
     if kind := next((kind for name, kind in programs.items() if name in names), None):
         raise InputError(
-            f"{path} is {kind}, which carries code and not a dictionary of weights; save the net's state_dict and use "
-            "that"
+            f"{path} is {kind}, which carries code and not a dictionary of weights; save the net's"
+            " state_dict and use that"
         )
 
 
 def _what_is_there(path: Path) -> str:
     """Name the neighbours of a missing checkpoint, since the usual mistake is a suffix."""
-    neighbours = sorted(other.name for other in path.parent.glob("*.pth*")) if path.parent.is_dir() else []
+    neighbours = (
+        sorted(other.name for other in path.parent.glob("*.pth*")) if path.parent.is_dir() else []
+    )
     if not neighbours:
         return "; train it first or correct the path"
     shown = ", ".join(neighbours[:4]) + (", …" if len(neighbours) > 4 else "")
@@ -185,4 +214,7 @@ def _what_is_there(path: Path) -> str:
 def _reason(error: Exception) -> str:
     """The class that the restricted unpickler stopped at, from its long message."""
     words = str(error).split()
-    return next((word.strip(",.`'") for before, word in pairwise(words) if before == "GLOBAL"), "a Python object")
+    return next(
+        (word.strip(",.`'") for before, word in pairwise(words) if before == "GLOBAL"),
+        "a Python object",
+    )

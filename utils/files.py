@@ -19,7 +19,8 @@ from utils.errors import InputError
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it replaces `path`, on any failure it vanishes.
+    """Yield a temporary path beside `path`; on success it replaces `path`, on any failure it
+    vanishes.
 
     A reader therefore sees the old file or the whole new one, also after a crash or a full disk.
     """
@@ -47,7 +48,11 @@ def check_writable(folder: str | Path) -> None:
     Raises:
         InputError: it lies below a file, or may not be written to.
     """
-    existing = next(place for place in (Path(folder).absolute(), *Path(folder).absolute().parents) if place.exists())
+    existing = next(
+        place
+        for place in (Path(folder).absolute(), *Path(folder).absolute().parents)
+        if place.exists()
+    )
     if not existing.is_dir():
         raise InputError(f"nothing can be written to {folder}: {existing} is a file")
     if not os.access(existing, os.W_OK):
@@ -56,7 +61,8 @@ def check_writable(folder: str | Path) -> None:
 
 @contextlib.contextmanager
 def claim(folder: str | Path, *, elsewhere: str = "--suffix") -> Iterator[None]:
-    """Keep other runs from writing into a folder meanwhile; a lock that a crash left behind holds nobody up.
+    """Keep other runs from writing into a folder meanwhile; a lock that a crash left behind holds
+    nobody up.
 
     Args:
         folder: made if missing.
@@ -70,7 +76,9 @@ def claim(folder: str | Path, *, elsewhere: str = "--suffix") -> Iterator[None]:
     lock = _acquire(folder, elsewhere)
     try:
         since = time.strftime("%Y-%m-%d %H:%M:%S")
-        (folder / ".lock").write_text(f"pid {os.getpid()} on {socket.gethostname()}, since {since}", encoding="utf-8")
+        (folder / ".lock").write_text(
+            f"pid {os.getpid()} on {socket.gethostname()}, since {since}", encoding="utf-8"
+        )
         yield
     finally:
         (folder / ".lock").unlink(missing_ok=True)
@@ -90,13 +98,16 @@ def _acquire(folder: Path, elsewhere: str) -> BaseFileLock:
     except Timeout:
         owner = (folder / ".lock").read_text(encoding="utf-8")
         raise InputError(
-            f"another run ({owner}) is writing in {folder}; wait for it, or choose another {elsewhere}"
+            f"another run ({owner}) is writing in {folder}; wait for it, or choose another"
+            f" {elsewhere}"
         ) from None
     return lock
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write `value` as indented JSON, atomically; ASCII, so that file names that are no UTF-8 survive."""
+    """Write `value` as indented JSON, atomically; ASCII, so that file names that are no UTF-8
+    survive.
+    """
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="ascii")
 
@@ -124,12 +135,20 @@ def read_json(path: str | Path) -> Any:
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid JSON ({error}); delete it and make it again") from None
+        raise InputError(
+            f"{path} is not valid JSON ({error}); delete it and make it again"
+        ) from None
 
 
 def in_words(count: int) -> str:
     """Say a number of bytes in the unit that leaves digits: "9.44 MB", "12.04 GB"."""
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.2f} MB" if count >= 1e4 else f"{count} bytes"
+    return (
+        f"{count / 1e9:.2f} GB"
+        if count >= 1e9
+        else f"{count / 1e6:.2f} MB"
+        if count >= 1e4
+        else f"{count} bytes"
+    )
 
 
 def sha256(path: str | Path) -> str:

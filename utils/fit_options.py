@@ -1,4 +1,6 @@
-"""The options of Training_TransNet.py: which features are read, and which Trans-Nets are fitted in one reading."""
+"""The options of Training_TransNet.py: which features are read, and which Trans-Nets are fitted
+in one reading.
+"""
 
 import itertools
 from pathlib import Path
@@ -8,14 +10,34 @@ from utils import options, runs
 from utils.parser import Namespace, Parser, list_of, real, some_path, whole
 from utils.provenance import Provenance
 
-# Options that change nothing of a fit, or say what the features or a fit's own direction, depth and seed say.
-NOT_RECORDED = ["convOut_path", "net_A", "net_B", "arch", "arch_A", "arch_B", "dataset", "name", "sample_num"]
+# Options that change nothing of a fit, or say what the features or a fit's own direction, depth and
+# seed say.
+NOT_RECORDED = [
+    "convOut_path",
+    "net_A",
+    "net_B",
+    "arch",
+    "arch_A",
+    "arch_B",
+    "dataset",
+    "name",
+    "sample_num",
+]
 NOT_RECORDED += ["conv_layer", "layer", "conv_layer2", "layer2", "image_size", "augment"]
-NOT_RECORDED += ["normalisation", "normalisation1", "normalisation2"]  # which the features' record says
+# Which the features' record says
+NOT_RECORDED += ["normalisation", "normalisation1", "normalisation2"]
 NOT_RECORDED += ["both_directions", "seeds", "validate", "draw", "save_per_epoch", "no_reference"]
-STEPS, FIRST_STEPS, HIDDEN = 400, 200, 64  # of a budget in steps; that --until converged begins with; M at most
+# Of a budget in steps; that --until converged begins with; M at most
+STEPS, FIRST_STEPS, HIDDEN = 400, 200, 64
 OF_EPOCHS = ["epochs", "logspace", "epoch_step", "decay_factor"]
-OF_IMAGES = ["image_size", "sub_sampler_split", "cache_images", "normalisation", "normalisation1", "normalisation2"]
+OF_IMAGES = [
+    "image_size",
+    "sub_sampler_split",
+    "cache_images",
+    "normalisation",
+    "normalisation1",
+    "normalisation2",
+]
 DEFAULT_LAYER = 40  # of a VGG
 
 
@@ -37,19 +59,33 @@ def add_source_options(parser: Parser) -> None:
     """What is read: stored features, or images through both nets."""
     group = parser.add_argument_group("features")
     group.add_argument(
-        "--convOut_path", type=some_path, metavar="FOLDER", help="what ConvOutput.py wrote; default: by these names"
+        "--convOut_path",
+        type=some_path,
+        metavar="FOLDER",
+        help="what ConvOutput.py wrote; default: by these names",
     )
     group.add_argument("-a", "--arch", help="architecture of the nets; default: the features'")
     group.add_argument(
-        "--validate", action="store_true", help="insist on val features; where they lie there, they are measured anyway"
+        "--validate",
+        action="store_true",
+        help="insist on val features; where they lie there, they are measured anyway",
     )
     group.add_argument(
-        "--hold_out", type=real(below=1), default=0, metavar="SHARE",
+        "--hold_out",
+        type=real(below=1),
+        default=0,
+        metavar="SHARE",
         help="where no val features are: measure on this share of the images, which is not fitted",
-    )  # fmt: skip
-    group = parser.add_argument_group("nets, where no features are stored: they are computed whenever they are read")
-    group.add_argument("--net_A", type=some_path, metavar="A", help="checkpoint of the net whose features are x")
-    group.add_argument("--net_B", type=some_path, metavar="B", help="checkpoint of the net of the target x*")
+    )
+    group = parser.add_argument_group(
+        "nets, where no features are stored: they are computed whenever they are read"
+    )
+    group.add_argument(
+        "--net_A", type=some_path, metavar="A", help="checkpoint of the net whose features are x"
+    )
+    group.add_argument(
+        "--net_B", type=some_path, metavar="B", help="checkpoint of the net of the target x*"
+    )
     group.add_argument("--arch_A", help="architecture of A; overrides --arch")
     group.add_argument("--arch_B", help="architecture of B; overrides --arch")
     options.add_layer_options(parser, default="the features'")
@@ -61,34 +97,58 @@ def add_family_options(parser: Parser) -> None:
     """How many Trans-Nets are fitted in one reading, beside the depths of `--layers`."""
     group = parser.add_argument_group("several fits in one reading, each as it would be alone")
     direction = group.add_mutually_exclusive_group()
-    direction.add_argument("--reverse", action="store_true", help="reconstruct A's features from B's")
-    direction.add_argument("--both_directions", action="store_true", help="B's features from A's, and A's from B's")
+    direction.add_argument(
+        "--reverse", action="store_true", help="reconstruct A's features from B's"
+    )
+    direction.add_argument(
+        "--both_directions", action="store_true", help="B's features from A's, and A's from B's"
+    )
     group.add_argument(
-        "--seeds", type=list_of(whole(0)), metavar="0,1,2",
-        help="initialise a Trans-Net by each of these; the order of the images is --seed's; default: --seed",
-    )  # fmt: skip
+        "--seeds",
+        type=list_of(whole(0)),
+        metavar="0,1,2",
+        help=(
+            "initialise a Trans-Net by each of these; the order of the images is --seed's; default:"
+            " --seed"
+        ),
+    )
 
 
 def add_budget_options(parser: Parser) -> None:
     """A budget in steps of the optimiser, in place of epochs, and where it ends."""
     group = parser.add_argument_group("budget in steps, in place of epochs")
     group.add_argument(
-        "--steps", type=whole(1), metavar="N",
-        help="of the optimiser: the rate rises over the first 5 %% and falls by half a cosine; with "
-        f"--standardise --solve {STEPS} unless --epochs, --optim or --lr is given",
-    )  # fmt: skip
+        "--steps",
+        type=whole(1),
+        metavar="N",
+        help=(
+            "of the optimiser: the rate rises over the first 5 %% and falls by half a cosine; with "
+            f"--standardise --solve {STEPS} unless --epochs, --optim or --lr is given"
+        ),
+    )
     group.add_argument(
-        "--until", choices=["converged"],
-        help="double the steps until that changes nothing on fitted images held out, and then the spare channels once",
-    )  # fmt: skip
+        "--until",
+        choices=["converged"],
+        help=(
+            "double the steps until that changes nothing on fitted images held out, and then the"
+            " spare channels once"
+        ),
+    )
     group.add_argument(
-        "--tolerance", type=real(above=0), metavar="E",
-        help="a change of the instability below E is none; default: a tenth of its own 95 %% interval",
-    )  # fmt: skip
+        "--tolerance",
+        type=real(above=0),
+        metavar="E",
+        help=(
+            "a change of the instability below E is none; default: a tenth of its own 95 %%"
+            " interval"
+        ),
+    )
 
 
 def fill_budget(args: Namespace) -> None:
-    """Fill in what no option says of the budget: in steps where W(0) is solved, else as the released code has it."""
+    """Fill in what no option says of the budget: in steps where W(0) is solved, else as the
+    released code has it.
+    """
     solved = args.standardise and args.solve is not None and args.match == "feature"
     free = args.epochs is None and args.lr is None and args.optim is None
     if args.steps is None and (args.until or (solved and free)):
@@ -96,7 +156,11 @@ def fill_budget(args: Namespace) -> None:
     in_steps = args.steps is not None
     args.optim = args.optim or ("Muon" if in_steps else "Adam")
     if args.lr is None:
-        args.lr = {"Muon": 0.02, "Adam": 3e-3, "SGD": 0.01}[args.optim] if in_steps or args.optim == "Muon" else 1e-4
+        args.lr = (
+            {"Muon": 0.02, "Adam": 3e-3, "SGD": 0.01}[args.optim]
+            if in_steps or args.optim == "Muon"
+            else 1e-4
+        )
     if args.momentum is None:
         args.momentum = 0.95 if args.optim == "Muon" else 0.9
     if args.weight_decay is None:
@@ -117,21 +181,31 @@ def hidden(args: Namespace, layers: int, channels: int) -> int:
 def add_kept_options(parser: Parser) -> None:
     """What is kept beside a checkpoint and a log of each Trans-Net."""
     group = parser.add_argument_group("what else is kept")
-    group.add_argument("--save_per_epoch", action="store_true", help="every saved epoch in a file of its own")
-    group.add_argument("--draw", "--images", action="store_true", help="an image's components, in TensorBoard")
+    group.add_argument(
+        "--save_per_epoch", action="store_true", help="every saved epoch in a file of its own"
+    )
+    group.add_argument(
+        "--draw", "--images", action="store_true", help="an image's components, in TensorBoard"
+    )
 
 
 def kinds(args: Namespace) -> list[Kind]:
     """Give every Trans-Net that the options ask for, those of one direction together."""
     directions = [False, True] if args.both_directions else [args.reverse]
-    return [Kind(*kind) for kind in itertools.product(directions, args.layers, args.seeds or [args.seed])]
+    return [
+        Kind(*kind)
+        for kind in itertools.product(directions, args.layers, args.seeds or [args.seed])
+    ]
 
 
 def check(parser: Parser, args: Namespace) -> None:
     """Refuse options that contradict each other, and fill in the budget."""
     depths, orders, weights = len(args.layers), args.layers[0] - 1, len(args.alpha or [])
     if depths == 1 and args.alpha is not None and weights != orders:
-        parser.error(f"--alpha has {weights} entries, --layers {orders + 1} needs {orders}, highest order first")
+        parser.error(
+            f"--alpha has {weights} entries, --layers {orders + 1} needs {orders}, highest order"
+            " first"
+        )
     if depths > 1 and args.alpha is not None and weights != 1:
         parser.error("with several --layers, --alpha has one entry, for every order of every depth")
     if args.steps is not None or args.until:
@@ -139,25 +213,41 @@ def check(parser: Parser, args: Namespace) -> None:
     if args.until and not (args.standardise and args.solve is not None and args.match == "feature"):
         parser.error("--until converged needs --standardise and --solve, and --match feature")
     if args.until and args.no_reference:
-        parser.error("--until converged compares with the linear reference; leave --no_reference out")
+        parser.error(
+            "--until converged compares with the linear reference; leave --no_reference out"
+        )
     if not args.until:
         parser.refuse_without_effect(args, ["tolerance"], "without --until converged")
     if args.epochs == 0 and args.solve is None:
-        parser.error("--epochs 0 leaves the Trans-Net as it is initialised, unless --solve solves its last layer")
+        parser.error(
+            "--epochs 0 leaves the Trans-Net as it is initialised, unless --solve solves its last"
+            " layer"
+        )
     if bool(args.net_A) != bool(args.net_B):
         parser.error("name both --net_A and --net_B, or --convOut_path")
     if args.net_A:
-        parser.refuse_without_effect(args, ["convOut_path"], "beside --net_A: features are computed, and not read")
+        parser.refuse_without_effect(
+            args, ["convOut_path"], "beside --net_A: features are computed, and not read"
+        )
         options.check_layers(parser, args)
     else:
-        parser.refuse_without_effect(args, OF_IMAGES, "on features that are stored already; name --net_A and --net_B")
-    parser.refuse_without_effect(args, ["augment"], "here: features are those of the images as they are")
+        parser.refuse_without_effect(
+            args, OF_IMAGES, "on features that are stored already; name --net_A and --net_B"
+        )
+    parser.refuse_without_effect(
+        args, ["augment"], "here: features are those of the images as they are"
+    )
     fill_budget(args)
     wanted = kinds(args)
     if len(set(wanted)) < len(wanted):
-        parser.error("--layers and --seeds name no number twice: that would be one Trans-Net in one file")
+        parser.error(
+            "--layers and --seeds name no number twice: that would be one Trans-Net in one file"
+        )
     if len(wanted) > 1 and args.resume not in ("", "auto"):
-        parser.error(f"--resume PATH goes on with one Trans-Net, and these are {len(wanted)}: use --resume auto")
+        parser.error(
+            f"--resume PATH goes on with one Trans-Net, and these are {len(wanted)}: use --resume"
+            " auto"
+        )
 
 
 def archs(args: Namespace) -> tuple[str | None, str | None]:
@@ -181,14 +271,22 @@ def settings(args: Namespace, kind: Kind, channels: int) -> dict[str, Any]:
     """
     without = [name for name in ("steps", "until", "tolerance") if getattr(args, name) is None]
     return options.settings(
-        args, but=[*NOT_RECORDED, *without], layers=kind.layers, alpha=alpha(args, kind.layers), reverse=kind.reverse,
-        initial_seed=kind.seed, hidden=hidden(args, kind.layers, channels),
-    )  # fmt: skip
+        args,
+        but=[*NOT_RECORDED, *without],
+        layers=kind.layers,
+        alpha=alpha(args, kind.layers),
+        reverse=kind.reverse,
+        initial_seed=kind.seed,
+        hidden=hidden(args, kind.layers, channels),
+    )
 
 
 def title(args: Namespace, kind: Kind) -> str:
     """Name a Trans-Net on a line of the terminal: "3 layers, B → A, seed 1"."""
-    words = ["1 layer" if kind.layers == 1 else f"{kind.layers} layers", "B → A" if kind.reverse else "A → B"]
+    words = [
+        "1 layer" if kind.layers == 1 else f"{kind.layers} layers",
+        "B → A" if kind.reverse else "A → B",
+    ]
     return ", ".join([*words, *[f"seed {kind.seed}"] * (len(args.seeds or []) > 1)])
 
 
@@ -206,11 +304,18 @@ def place(args: Namespace, kind: Kind, known: Provenance) -> Path:
         "reverse" if args.both_directions and kind.reverse else "",
         f"seed{kind.seed}" if len(args.seeds or []) > 1 else "",
     )
-    return runs.trans_net_path(args.out, known.name or known.dataset, known.arch, known.label, known.sample_num, suffix)
+    return runs.trans_net_path(
+        args.out, known.name or known.dataset, known.arch, known.label, known.sample_num, suffix
+    )
 
 
 def again(
-    parser: Parser, args: Namespace, source: Provenance, folder: Path | None, reverse: bool, has_val: bool
+    parser: Parser,
+    args: Namespace,
+    source: Provenance,
+    folder: Path | None,
+    reverse: bool,
+    has_val: bool,
 ) -> list[object]:
     """Give the words by which Variance.py finds the features of a fit again.
 
@@ -228,14 +333,25 @@ def again(
         nets = ["--net_in", source.a.path, "--net_tar", source.b.path]
         nets += options.arch_words(("--arch_in", "--arch_tar"), *archs(given), common=None)
         layers = ["--layer", source.a.layer, "--layer2", source.b.layer]
-        same = (*options.IMAGES, *options.PIXELS, *([] if has_val else ["sample_num", "sub_sampler_split"]))
+        same = (
+            *options.IMAGES,
+            *options.PIXELS,
+            *([] if has_val else ["sample_num", "sub_sampler_split"]),
+        )
         return [*nets, *layers, *parser.again(given, (*same, *options.MACHINE)), *images]
-    stored = ["--convOut_path", folder.parent if has_val else folder, *images, *["--reverse"] * reverse]
+    stored = [
+        "--convOut_path",
+        folder.parent if has_val else folder,
+        *images,
+        *["--reverse"] * reverse,
+    ]
     return [*stored, *parser.again(args, options.MACHINE)]
 
 
 def exchanged(args: Namespace) -> Namespace:
-    """Give the options with what they say of nets A and B exchanged: a fit B → A calls B's features x."""
+    """Give the options with what they say of nets A and B exchanged: a fit B → A calls B's
+    features x.
+    """
     given = Namespace(**vars(args))
     given.arch_A, given.arch_B = args.arch_B, args.arch_A
     given.normalisation1, given.normalisation2 = args.normalisation2, args.normalisation1

@@ -1,6 +1,8 @@
-"""Libraries that are loaded by what first uses them, so that --help and a wrong option wait for none of them.
+"""Libraries that are loaded by what first uses them, so that --help and a wrong option wait for
+none of them.
 
-torchvision alone takes as long to import as PyTorch, whose exporter it loads. A file takes it from here,
+torchvision alone takes as long to import as PyTorch, whose exporter it loads. A file takes it from
+here,
 
     from utils.later import torchvision
 
@@ -19,7 +21,11 @@ class Later:
 
     def __getattr__(self, name: str) -> Any:
         module = importlib.import_module(self._name)
-        return getattr(module, name) if hasattr(module, name) else importlib.import_module(f"{self._name}.{name}")
+        return (
+            getattr(module, name)
+            if hasattr(module, name)
+            else importlib.import_module(f"{self._name}.{name}")
+        )
 
 
 if TYPE_CHECKING:

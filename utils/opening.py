@@ -1,4 +1,6 @@
-"""What the options of a step mean, opened: the run, images and their loaders, the optimiser and its rates."""
+"""What the options of a step mean, opened: the run, images and their loaders, the optimiser and
+its rates.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -44,10 +46,12 @@ Loaders = dict[str, Loader]
 Features = FeatureCache | OldFeatureFolder
 UNKNOWN = NetSource()
 IMAGES_ASKED = 256  # to see whether a net is right at all
-# The first two maps of vgg16 take 0.1 GB of these. More at once is not faster: of 200 photos of 224 pixels ConvOutput
-# took 76 s by 4, 74 by 8, 74 by 16, 75 by 32 (means of 2 turns, two cores), and held 1.64, 1.86, 2.22 and 2.38 GB.
+# The first two maps of vgg16 take 0.1 GB of these. More at once is not faster: of 200 photos of 224
+# pixels ConvOutput took 76 s by 4, 74 by 8, 74 by 16, 75 by 32 (means of 2 turns, two cores), and
+# held 1.64, 1.86, 2.22 and 2.38 GB.
 PIXELS_AT_ONCE = 4 * 224**2
-PROOF_IMAGES = 2  # on so many a net proves its cut: several, because a layer may mix the images of a batch
+# On so many a net proves its cut: several, because a layer may mix the images of a batch
+PROOF_IMAGES = 2
 
 
 def start(args: Namespace) -> Runtime:
@@ -60,12 +64,18 @@ def start(args: Namespace) -> Runtime:
 def optimizer(args: Namespace, model: nn.Module) -> torch.optim.Optimizer:
     """Make the optimiser that the options name, over the parameters that are trained."""
     return make_optimizer(
-        args.optim, model.parameters(), lr=args.lr, momentum=args.momentum, weight_decay=args.weight_decay
+        args.optim,
+        model.parameters(),
+        lr=args.lr,
+        momentum=args.momentum,
+        weight_decay=args.weight_decay,
     )
 
 
 def fit(args: Namespace, model: nn.Module, runtime: Runtime, *, has_unused: bool = False) -> Fit:
-    """Move a model to its devices and give it its optimiser; `has_unused` as `Runtime.parallel` takes it."""
+    """Move a model to its devices and give it its optimiser; `has_unused` as `Runtime.parallel`
+    takes it.
+    """
     net = runtime.parallel(model, has_unused=has_unused)
     return Fit(net, model, optimizer(args, model), runtime.grad_scaler(), runtime, args.print_freq)
 
@@ -73,9 +83,12 @@ def fit(args: Namespace, model: nn.Module, runtime: Runtime, *, has_unused: bool
 def rates(args: Namespace, lr: float | None = None) -> list[float]:
     """Give the learning rate of every epoch, from --lr or from another first one."""
     return learning_rates(
-        args.lr if lr is None else lr, args.epochs, logspace=args.logspace, epoch_step=args.epoch_step,
+        args.lr if lr is None else lr,
+        args.epochs,
+        logspace=args.logspace,
+        epoch_step=args.epoch_step,
         decay_factor=args.decay_factor,
-    )  # fmt: skip
+    )
 
 
 def check_last_batch(
@@ -85,12 +98,16 @@ def check_last_batch(
     runtime: Runtime,
     shape: Sequence[int] | None = None,
 ) -> None:
-    """Refuse a last batch of one image, if the model has a BatchNorm that cannot take it; `shape` is of its input."""
+    """Refuse a last batch of one image, if the model has a BatchNorm that cannot take it;
+    `shape` is of its input.
+    """
     shape = shape or (3, args.image_size, args.image_size)
     engine.check_last_batch(model, len(data), args.batch_size, shape, runtime)
 
 
-def run(args: Namespace, runtime: Runtime, path: Path, settings: Mapping[str, Any], **choices: Any) -> Run:
+def run(
+    args: Namespace, runtime: Runtime, path: Path, settings: Mapping[str, Any], **choices: Any
+) -> Run:
     """Find what a run of training goes on from, as the options say; see `Run`.
 
     Args:
@@ -101,13 +118,15 @@ def run(args: Namespace, runtime: Runtime, path: Path, settings: Mapping[str, An
         choices: arguments of `Run`, in place of what the options say.
 
     Raises:
-        InputError: another run is writing there, or its checkpoint is there; or no epoch is left to train.
+        InputError: another run is writing there, or its checkpoint is there; or no epoch is left to
+            train.
     """
     usual = {
         "log_folder": runs.log_folder(args.out, runs.stem(path)),
         "resume": getattr(args, "resume", "auto"),
         "restart": args.restart,
-        "extendable": not getattr(args, "logspace", 0),  # --logspace spreads its decades over all epochs
+        # --logspace spreads its decades over all epochs
+        "extendable": not getattr(args, "logspace", 0),
         "start_epoch": getattr(args, "start_epoch", None),
         "val_epoch": getattr(args, "val_epoch", 1),
         "save_epoch": getattr(args, "save_epoch", 1),
@@ -115,28 +134,40 @@ def run(args: Namespace, runtime: Runtime, path: Path, settings: Mapping[str, An
     return Run(path, settings, args.epochs, runtime, **usual | choices)
 
 
-def images(args: Namespace, split: str, known: Mapping[str, Any] | None = None, *, augment: bool = False) -> ImageData:
+def images(
+    args: Namespace, split: str, known: Mapping[str, Any] | None = None, *, augment: bool = False
+) -> ImageData:
     """List the "train" or "val" images that the data options name; none is decoded yet.
 
     Args:
         args: the options, filled in.
         split: "train" or "val".
-        known: what a network's checkpoint says of its images under "data": its `classes`, which these must have, and
-            its `normalisation`, which is taken. If it has an `image_size`, nothing is said of small files.
+        known: what a network's checkpoint says of its images under "data": its `classes`, which
+            these must have, and its `normalisation`, which is taken. If it has an `image_size`,
+            nothing is said of small files.
         augment: as --augment says, if there is such an option.
 
     Raises:
         InputError: a folder is missing, or its classes are others.
     """
     data = load_images(
-        args.dataset, split, data_root=args.data_root, image_size=args.image_size,
-        path=args.train_path if split == "train" else args.val_path, sample_num=args.sample_num or None,
-        sub_sampler_split=args.sub_sampler_split, seed=args.seed,
+        args.dataset,
+        split,
+        data_root=args.data_root,
+        image_size=args.image_size,
+        path=args.train_path if split == "train" else args.val_path,
+        sample_num=args.sample_num or None,
+        sub_sampler_split=args.sub_sampler_split,
+        seed=args.seed,
         normalisation=_chosen_normalisation(args) or recorded_normalisation(known or {}),
         augmentation=AUGMENTATIONS.get(args.augment) if augment else None,
-    )  # fmt: skip
+    )
     if known and known.get("classes"):
-        check_classes(known["classes"], data.classes, f"the {'training' if split == 'train' else 'validation'} images")
+        check_classes(
+            known["classes"],
+            data.classes,
+            f"the {'training' if split == 'train' else 'validation'} images",
+        )
     if "image_size" not in (known or {}) and (note := size_note(data)):
         data.notes.append(note)
     return data
@@ -156,14 +187,19 @@ def few_pixels(data: ImageData) -> Tensor:
 
 
 def normalisation(
-    args: Namespace, state: Mapping[str, Any], runtime: Runtime, net: str = "", fitted: NetSource = UNKNOWN
+    args: Namespace,
+    state: Mapping[str, Any],
+    runtime: Runtime,
+    net: str = "",
+    fitted: NetSource = UNKNOWN,
 ) -> Normalisation:
-    """Choose the constants by which a trained net reads pixels, and say so where nobody recorded them.
+    """Choose the constants by which a trained net reads pixels, and say so where nobody recorded
+    them.
 
     What else of its images is not as in training, their size and resampling, is said too.
 
-    The first that says them is taken: an option of this net, one of all nets, the record of what was made of its
-    features before, its checkpoint, what its factory carries, the data set.
+    The first that says them is taken: an option of this net, one of all nets, the record of what
+    was made of its features before, its checkpoint, what its factory carries, the data set.
 
     Args:
         args: the options, filled in.
@@ -175,38 +211,55 @@ def normalisation(
     called = f"net {net}" if net else "the net"
     if difference := _other_images(args, state):
         runtime.say(f"note: {called} {difference}")
-    chosen, recorded = _chosen_normalisation(args, net), recorded_normalisation(state.get("data", {}))
+    chosen, recorded = (
+        _chosen_normalisation(args, net),
+        recorded_normalisation(state.get("data", {})),
+    )
     if chosen is not None:
         if recorded not in (None, chosen):
-            words = f"{normalisation_words(recorded)} in its checkpoint, {normalisation_words(chosen)} by an option"
+            words = (
+                f"{normalisation_words(recorded)} in its checkpoint, {normalisation_words(chosen)}"
+                " by an option"
+            )
             runtime.say(f"note: the normalisation of {called} is {words}, which is taken")
         return chosen
     if before := fitted.normalisation or recorded:
         return before
     carried = recorded_normalisation(state["inputs"]._asdict()) if "inputs" in state else None
     named = dataset_spec(args.dataset).normalisation
-    origin = f"that of the data set {args.dataset}" if carried is None else "which its factory carries"
+    origin = (
+        f"that of the data set {args.dataset}" if carried is None else "which its factory carries"
+    )
     constants = NORMALISATIONS[named] if carried is None else carried
     runtime.say(
-        f"note: neither a record nor an option says how the images of {called} were normalised; taken is "
-        f"{normalisation_words(constants)}, {origin}; --normalisation{'AB'.find(net) + 1 if net else ''} names another"
+        f"note: neither a record nor an option says how the images of {called} were normalised;"
+        f" taken is {normalisation_words(constants)}, {origin};"
+        f" --normalisation{'AB'.find(net) + 1 if net else ''} names another"
     )
     return constants
 
 
-def with_record(args: Namespace, net: NetSource, state: Mapping[str, Any], images: ImageData) -> NetSource:
-    """Add to what a net is the accuracy that its checkpoint says of these very images, if it says one.
+def with_record(
+    args: Namespace, net: NetSource, state: Mapping[str, Any], images: ImageData
+) -> NetSource:
+    """Add to what a net is the accuracy that its checkpoint says of these very images, if it says
+    one.
 
     Args:
         args: the options, filled in.
         net: what it is.
         state: its checkpoint without the weights.
-        images: of one split. Training images are not recorded; of a run that was left between two validations
-            nobody knows which weights were measured.
+        images: of one split. Training images are not recorded; of a run that was left between two
+            validations nobody knows which weights were measured.
     """
     data, hits, accuracy = state.get("data", {}), state.get("hits"), state.get("acc1")
-    same = images.split == "val" and not images.multi_label and data.get("classes") == images.classes
-    same &= (data.get("dataset"), data.get("name")) == (args.dataset, args.name if args.dataset == "folder" else None)
+    same = (
+        images.split == "val" and not images.multi_label and data.get("classes") == images.classes
+    )
+    same &= (data.get("dataset"), data.get("name")) == (
+        args.dataset,
+        args.name if args.dataset == "folder" else None,
+    )
     same &= hits is None or len(hits) == len(images)
     epochs = state.get("settings", {}).get("epochs") or 1
     if not same or accuracy is None or state.get("epoch", 0) % epochs:
@@ -215,7 +268,9 @@ def with_record(args: Namespace, net: NetSource, state: Mapping[str, Any], image
 
 
 def source_doubts(args: Namespace, source: Source, runtime: Runtime) -> list[str]:
-    """Say what is doubtful about the nets of features; those of computed ones are asked about some of the images."""
+    """Say what is doubtful about the nets of features; those of computed ones are asked about
+    some of the images.
+    """
     if not isinstance(source.data, ImageData):
         return doubts(source.data)
     data = source.data
@@ -227,7 +282,9 @@ def source_doubts(args: Namespace, source: Source, runtime: Runtime) -> list[str
 
 
 def say_doubts(args: Namespace, source: Source, runtime: Runtime) -> dict[str, Any]:
-    """Print what is doubtful about the nets of features; give it as a record, which is empty where nothing is."""
+    """Print what is doubtful about the nets of features; give it as a record, which is empty
+    where nothing is.
+    """
     sentences = source_doubts(args, source, runtime)
     for sentence in sentences:
         runtime.say(f"doubt: {sentence}")
@@ -235,16 +292,24 @@ def say_doubts(args: Namespace, source: Source, runtime: Runtime) -> dict[str, A
 
 
 def known_images(args: Namespace, state: Mapping[str, Any], runtime: Runtime) -> dict[str, Any]:
-    """Give what a net's checkpoint says of its images, for `images`, with the normalisation that is taken."""
+    """Give what a net's checkpoint says of its images, for `images`, with the normalisation that
+    is taken.
+    """
     return {**state.get("data", {}), "normalisation": normalisation(args, state, runtime)}
 
 
 def _other_images(args: Namespace, state: Mapping[str, Any]) -> str:
-    """Say how a net's images differ from those here in size and resampling, by its checkpoint or its factory."""
+    """Say how a net's images differ from those here in size and resampling, by its checkpoint or
+    its factory.
+    """
     trained, carried = state.get("data", {}).get("image_size"), state.get("inputs")
     if trained is not None:
         differs = trained != args.image_size
-        return f"was trained at {trained} pixels and sees images of {args.image_size}" if differs else ""
+        return (
+            f"was trained at {trained} pixels and sees images of {args.image_size}"
+            if differs
+            else ""
+        )
     if carried is None:
         return ""
     cropped = dataset_spec(args.dataset).val_view == "center_crop"
@@ -267,13 +332,17 @@ def _chosen_normalisation(args: Namespace, net: str = "") -> Normalisation | Non
     return read_normalisation(text) if text else None
 
 
-def both_splits(args: Namespace, known: Mapping[str, Any] | None = None) -> tuple[ImageData, ImageData]:
-    """List the training and the validation images, which must have the same classes; see `images`."""
+def both_splits(
+    args: Namespace, known: Mapping[str, Any] | None = None
+) -> tuple[ImageData, ImageData]:
+    """List the training and the validation images, which must have the same classes; see
+    `images`.
+    """
     train_images = images(args, "train", known, augment=True)
     if len(train_images.classes) < 2:
         raise InputError(
-            f"{train_images.root} has one class, {train_images.classes[0]}, and nothing can be learned from one; name "
-            "the folder above the class folders"
+            f"{train_images.root} has one class, {train_images.classes[0]}, and nothing can be"
+            " learned from one; name the folder above the class folders"
         )
     record = {"classes": train_images.classes, "normalisation": train_images.normalisation}
     val_images = images(args, "val", record | {"image_size": args.image_size})
@@ -320,17 +389,25 @@ def images_record(*splits: ImageData) -> dict[str, Any]:
 
 
 def decoded(args: Namespace, data: ImageData, runtime: Runtime) -> ImageData:
-    """Say what the user should know of images, decode them once, as `--cache_images` says, and keep them."""
+    """Say what the user should know of images, decode them once, as `--cache_images` says, and
+    keep them.
+    """
     for note in data.notes:
         runtime.say(f"{data.split} images: {note}")
     return cache_images(
-        data, args.cache_images, cache_dir=Path(args.data_root, ".cache"), workers=args.workers, device=runtime.device,
+        data,
+        args.cache_images,
+        cache_dir=Path(args.data_root, ".cache"),
+        workers=args.workers,
+        device=runtime.device,
         quiet=not runtime.is_main,
-    )  # fmt: skip
+    )
 
 
 def with_decoded(args: Namespace, source: Source, runtime: Runtime) -> Source:
-    """Decode the images that features are computed of, as `decoded` does; stored features are left as they are."""
+    """Decode the images that features are computed of, as `decoded` does; stored features are
+    left as they are.
+    """
     if not isinstance(source.data, ImageData):
         return source
     return source._replace(data=decoded(args, source.data, runtime))
@@ -345,7 +422,8 @@ def with_features(
     runtime: Runtime,
     folder: Path,
 ) -> ImageData:
-    """Give the data set whose batches hold what a frozen network makes of each image, computed once.
+    """Give the data set whose batches hold what a frozen network makes of each image, computed
+    once.
 
     Args:
         args: the options.
@@ -357,11 +435,17 @@ def with_features(
     """
     data = decoded(args, data, runtime)
     loader, label = image_loader(args, data, runtime), f"{data.split} features {shape}"
-    return data.with_stored(compute_once(frozen, loader, shape, runtime, folder=folder, label=label))
+    return data.with_stored(
+        compute_once(frozen, loader, shape, runtime, folder=folder, label=label)
+    )
 
 
 def features_anew(
-    args: Namespace, stored: Features, head: nn.Module, runtime: Runtime, shape: tuple[int, ...] | None = None
+    args: Namespace,
+    stored: Features,
+    head: nn.Module,
+    runtime: Runtime,
+    shape: tuple[int, ...] | None = None,
 ) -> TensorStore:
     """Compute what another net makes of the images that stored features were made of.
 
@@ -380,49 +464,67 @@ def features_anew(
     """
     named, data = images_of_features(args, stored, runtime)
     computed = with_features(
-        named, data, frozen=head, shape=shape or stored.shape_b, runtime=runtime, folder=stored.folder
-    ).stored  # fmt: skip
+        named,
+        data,
+        frozen=head,
+        shape=shape or stored.shape_b,
+        runtime=runtime,
+        folder=stored.folder,
+    ).stored
     assert computed is not None
     return TensorStore(computed.values.cpu())
 
 
-def images_of_features(args: Namespace, stored: Features, runtime: Runtime) -> tuple[Namespace, ImageData]:
+def images_of_features(
+    args: Namespace, stored: Features, runtime: Runtime
+) -> tuple[Namespace, ImageData]:
     """List the images that stored features were made of; none is decoded yet.
 
     Returns:
         The options that name them, and the images.
 
     Raises:
-        InputError: the features do not say what they were made of, or those images are not there, or changed since.
+        InputError: the features do not say what they were made of, or those images are not there,
+            or changed since.
     """
     source = stored.provenance
     if source.dataset is None or source.transform is None:
-        raise InputError(f"{stored.folder} does not say which images it was made of; store the features anew")
-    named = Namespace(**vars(args) | {
-        "dataset": source.dataset, "image_size": source.image_size, "sample_num": source.sample_num,
-        "sub_sampler_split": None, "normalisation": None, "cache_images": "off",
-    })  # fmt: skip
+        raise InputError(
+            f"{stored.folder} does not say which images it was made of; store the features anew"
+        )
+    named = Namespace(
+        **vars(args)
+        | {
+            "dataset": source.dataset,
+            "image_size": source.image_size,
+            "sample_num": source.sample_num,
+            "sub_sampler_split": None,
+            "normalisation": None,
+            "cache_images": "off",
+        }
+    )
     known = {"classes": source.classes, "image_size": source.image_size}
     data = images(named, source.split or "val", known)
     if data.paths != stored.paths:
         raise InputError(
-            f"{data.root} has other images than those of {stored.folder}; name theirs by --data_root, --train_path and "
-            "--val_path"
+            f"{data.root} has other images than those of {stored.folder}; name theirs by"
+            " --data_root, --train_path and --val_path"
         )
     contents = bind(named, runtime, data)[data.split]
     if stored.contents and (changes := stored.contents.changes(contents)):
         raise InputError(
-            f"{stored.folder} was made of other images than are in {data.root}; since then {changes}; put "
-            "them back, or store the features again with ConvOutput.py"
+            f"{stored.folder} was made of other images than are in {data.root}; since then"
+            f" {changes}; put them back, or store the features again with ConvOutput.py"
         )
     return named, data
 
 
 def mixed_pixels(args: Namespace, stored: Features, runtime: Runtime) -> Iterator[Tensor]:
-    """Give the pixels of the images that stored features were made of, in mixed batches on the device.
+    """Give the pixels of the images that stored features were made of, in mixed batches on the
+    device.
 
-    Every process gets all of them, so that what they set is the same everywhere. A folder lists one class behind the
-    other; mixed, each batch has the spread of all images.
+    Every process gets all of them, so that what they set is the same everywhere. A folder lists one
+    class behind the other; mixed, each batch has the spread of all images.
 
     Raises:
         InputError: see `images_of_features`.
@@ -434,24 +536,37 @@ def mixed_pixels(args: Namespace, stored: Features, runtime: Runtime) -> Iterato
 
 
 def image_loader(
-    args: Namespace, data: ImageData, runtime: Runtime, *, shuffle: bool = False, part: Tensor | None = None
+    args: Namespace,
+    data: ImageData,
+    runtime: Runtime,
+    *,
+    shuffle: bool = False,
+    part: Tensor | None = None,
 ) -> Loader:
-    """Make the loader of images, `--batch_size` of them a step over all processes; `part` chooses some.
+    """Make the loader of images, `--batch_size` of them a step over all processes; `part` chooses
+    some.
 
-    Where nothing is trained on the CPU a step has no more than fit `PIXELS_AT_ONCE`: memory stays small, and what comes
-    out does not depend on the batch.
+    Where nothing is trained on the CPU a step has no more than fit `PIXELS_AT_ONCE`: memory stays
+    small, and what comes out does not depend on the batch.
     """
     batch_size = max(1, args.batch_size // runtime.world_size)
     if runtime.device.type == "cpu" and not shuffle:
         batch_size = min(batch_size, max(1, PIXELS_AT_ONCE // data.image_size**2))
     return make_loader(
-        data if part is None else Part(data, part.tolist()), batch_size, shuffle=shuffle, seed=args.seed,
-        workers=0 if data.stored is not None else args.workers, rank=runtime.rank, world_size=runtime.world_size,
+        data if part is None else Part(data, part.tolist()),
+        batch_size,
+        shuffle=shuffle,
+        seed=args.seed,
+        workers=0 if data.stored is not None else args.workers,
+        rank=runtime.rank,
+        world_size=runtime.world_size,
         pin=runtime.device.type == "cuda" and data.device.type == "cpu",
-    )  # fmt: skip
+    )
 
 
-def stored_features(args: Namespace, folder: str | Path, split: str, said: Mapping[str, str | None]) -> Features:
+def stored_features(
+    args: Namespace, folder: str | Path, split: str, said: Mapping[str, str | None]
+) -> Features:
     """Open features that ConvOutput.py stored.
 
     Args:
@@ -463,22 +578,38 @@ def stored_features(args: Namespace, folder: str | Path, split: str, said: Mappi
     Raises:
         InputError: there are none, or they are others than the options say.
     """
-    expected = {name: value for name, value in {"dataset": args.dataset, **said}.items() if value is not None}
+    expected = {
+        name: value
+        for name, value in {"dataset": args.dataset, **said}.items()
+        if value is not None
+    }
     return open_features(folder, split=split, reverse=args.reverse, expected=expected)
 
 
-def feature_loader(args: Namespace, features: Dataset[Any], runtime: Runtime, *, shuffle: bool = False) -> Loader:
+def feature_loader(
+    args: Namespace, features: Dataset[Any], runtime: Runtime, *, shuffle: bool = False
+) -> Loader:
     """Make the loader of stored features."""
     on_gpu = runtime.device.type == "cuda"
     return make_loader(
-        features, max(1, args.batch_size // runtime.world_size), shuffle=shuffle, seed=args.seed,
+        features,
+        max(1, args.batch_size // runtime.world_size),
+        shuffle=shuffle,
+        seed=args.seed,
         workers=args.workers if on_gpu else 0,  # on the CPU the process that computes reads as fast
-        rank=runtime.rank, world_size=runtime.world_size, pin=on_gpu,
-    )  # fmt: skip
+        rank=runtime.rank,
+        world_size=runtime.world_size,
+        pin=on_gpu,
+    )
 
 
 def loader(
-    args: Namespace, data: ImageData | Features, runtime: Runtime, *, shuffle: bool = False, part: Tensor | None = None
+    args: Namespace,
+    data: ImageData | Features,
+    runtime: Runtime,
+    *,
+    shuffle: bool = False,
+    part: Tensor | None = None,
 ) -> Loader:
     """Make the loader of stored features or of images; `part` chooses some."""
     if isinstance(data, ImageData):

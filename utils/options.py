@@ -1,4 +1,6 @@
-"""Command-line options that several steps share, declared once: names, ranges, defaults. Importing it costs nothing."""
+"""Command-line options that several steps share, declared once: names, ranges, defaults.
+Importing it costs nothing.
+"""
 
 import argparse
 import os
@@ -12,8 +14,12 @@ from utils.parser import Ignored, Namespace, Parser, list_of, plain_name, real, 
 
 # --layer, --conv_layer, --fc, --image_size, and whether --channels_last says so of a net
 LayerOptions = tuple[str | None, int | None, bool, int | None, bool | None]
-ARCH, DATASET, IMAGE_SIZE = "vgg16_bn", "CUB200", 224  # where neither an option nor a checkpoint says another
-ARCHS = "a torchvision classifier, a *_ft name, timm:NAME, or your own package.module:factory or file.py:factory"
+# Where neither an option nor a checkpoint says another
+ARCH, DATASET, IMAGE_SIZE = "vgg16_bn", "CUB200", 224
+ARCHS = (
+    "a torchvision classifier, a *_ft name, timm:NAME, or your own package.module:factory or"
+    " file.py:factory"
+)
 SMALLEST_IMAGE = 8  # pixels to a side
 # What a next step takes from this one: which images, how nets see them, and where it computes.
 IMAGES = ("dataset", "name", "data_root", "train_path", "val_path")
@@ -21,9 +27,23 @@ PIXELS = ("image_size", "normalisation", "normalisation1", "normalisation2", "ch
 MACHINE = ("device_ids", "gpu", "workers")
 # Options that say where, how fast or how often something happens, but do not change what comes out.
 NEUTRAL = {
-    "device_ids", "gpu", "compile", "workers", "suffix", "out", "data_root", "train_path", "val_path", "cache_images",
-    "resume", "restart", "start_epoch", "save_epoch", "val_epoch", "print_freq",
-}  # fmt: skip
+    "device_ids",
+    "gpu",
+    "compile",
+    "workers",
+    "suffix",
+    "out",
+    "data_root",
+    "train_path",
+    "val_path",
+    "cache_images",
+    "resume",
+    "restart",
+    "start_epoch",
+    "save_epoch",
+    "val_epoch",
+    "print_freq",
+}
 
 
 def add_ignored_options(parser: argparse.ArgumentParser, *names: str) -> None:
@@ -36,38 +56,63 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Devices, precision and seed."""
     group = parser.add_argument_group("run")
     group.add_argument(
-        "--device_ids", type=list_of(whole(0), empty=True), default=[], metavar="[0,1]", help="GPUs, the main one first"
+        "--device_ids",
+        type=list_of(whole(0), empty=True),
+        default=[],
+        metavar="[0,1]",
+        help="GPUs, the main one first",
     )
     group.add_argument("--gpu", type=whole(0), help="one GPU; overrides --device_ids")
-    group.add_argument("--seed", type=whole(0), default=0, help="for Python, NumPy and torch; any whole number")
-    group.add_argument("--amp", choices=["off", "bf16", "fp16"], default="off", help="mixed precision")
     group.add_argument(
-        "--tf32", action="store_true", help="let GPUs round float32 products to 10 bits, which is faster"
+        "--seed", type=whole(0), default=0, help="for Python, NumPy and torch; any whole number"
+    )
+    group.add_argument(
+        "--amp", choices=["off", "bf16", "fp16"], default="off", help="mixed precision"
+    )
+    group.add_argument(
+        "--tf32",
+        action="store_true",
+        help="let GPUs round float32 products to 10 bits, which is faster",
     )
     group.add_argument("--compile", action="store_true", help="run models through torch.compile")
     group.add_argument(
-        "-j", "--workers", type=whole(0), default=min(4, os.cpu_count() or 1), help="processes that decode images"
+        "-j",
+        "--workers",
+        type=whole(0),
+        default=min(4, os.cpu_count() or 1),
+        help="processes that decode images",
     )
 
 
 def add_output_options(parser: argparse.ArgumentParser) -> None:
     """Where results go."""
     group = parser.add_argument_group("output")
-    group.add_argument("--suffix", type=plain_name, default="", help="end of the names of what is written")
+    group.add_argument(
+        "--suffix", type=plain_name, default="", help="end of the names of what is written"
+    )
     group.add_argument("--out", type=some_path, default=".", help="root of what is written")
 
 
 def add_data_root(group: argparse._ActionsContainer, more: str = "") -> None:
     """Where the data sets are; `more` follows in the help."""
-    default, says = os.environ.get("KC_DATA") or "data", f"folder of the data sets; default from KC_DATA{more}"
+    default, says = (
+        os.environ.get("KC_DATA") or "data",
+        f"folder of the data sets; default from KC_DATA{more}",
+    )
     group.add_argument("--data_root", type=some_path, default=default, help=says)
 
 
 def add_image_folders(group: argparse._ActionsContainer) -> None:
     """Where the images of a data set are."""
     add_data_root(group)
-    group.add_argument("--train_path", type=some_path, help="training images, a folder a class; overrides --data_root")
-    group.add_argument("--val_path", type=some_path, help="validation images; overrides --data_root")
+    group.add_argument(
+        "--train_path",
+        type=some_path,
+        help="training images, a folder a class; overrides --data_root",
+    )
+    group.add_argument(
+        "--val_path", type=some_path, help="validation images; overrides --data_root"
+    )
 
 
 def normalisation_text(text: str) -> str:
@@ -80,55 +125,94 @@ def normalisation_text(text: str) -> str:
 
 
 def add_data_options(
-    parser: argparse.ArgumentParser, *, batch_size: int, cache_images: str = "auto", two_nets: bool = False
+    parser: argparse.ArgumentParser,
+    *,
+    batch_size: int,
+    cache_images: str = "auto",
+    two_nets: bool = False,
 ) -> None:
-    """Data set, image size, caching, batch size; what no option says comes from the checkpoint (`fill`).
+    """Data set, image size, caching, batch size; what no option says comes from the checkpoint
+    (`fill`).
 
     Args:
         parser: of the step.
         batch_size: the step's default.
         cache_images: the step's default.
-        two_nets: the step hands images to nets A and B, which may be normalised by constants of their own.
+        two_nets: the step hands images to nets A and B, which may be normalised by constants of
+            their own.
     """
     group = parser.add_argument_group("data")
-    group.add_argument("--dataset", type=plain_name, help=f"its name; default: the checkpoint's, or {DATASET}")
-    group.add_argument("--name", type=plain_name, help="what --dataset folder is called; default: as its folder is")
+    group.add_argument(
+        "--dataset", type=plain_name, help=f"its name; default: the checkpoint's, or {DATASET}"
+    )
+    group.add_argument(
+        "--name", type=plain_name, help="what --dataset folder is called; default: as its folder is"
+    )
     add_image_folders(group)
     group.add_argument(
-        "--image_size", type=whole(SMALLEST_IMAGE), help=f"pixels to a side; default: the checkpoint's, or {IMAGE_SIZE}"
+        "--image_size",
+        type=whole(SMALLEST_IMAGE),
+        help=f"pixels to a side; default: the checkpoint's, or {IMAGE_SIZE}",
     )
     group.add_argument(
-        "--sample_num", type=plain_name, default="", metavar="NAME", help="train on a sub-sampler's images: 50par_A"
+        "--sample_num",
+        type=plain_name,
+        default="",
+        metavar="NAME",
+        help="train on a sub-sampler's images: 50par_A",
     )
     group.add_argument(
-        "--split", dest="sub_sampler_split", choices=["first", "random"],
-        help="how a missing NNpar_A/B is made: the first images of each class (default), or random ones by --seed",
-    )  # fmt: skip
+        "--split",
+        dest="sub_sampler_split",
+        choices=["first", "random"],
+        help=(
+            "how a missing NNpar_A/B is made: the first images of each class (default), or random"
+            " ones by --seed"
+        ),
+    )
     group.add_argument(
-        "--augment", choices=["none", "reflect4", "zero4"], default="none",
-        help="of training images, anew in every epoch: padded by 4 pixels, cropped and flipped at random",
-    )  # fmt: skip
+        "--augment",
+        choices=["none", "reflect4", "zero4"],
+        default="none",
+        help=(
+            "of training images, anew in every epoch: padded by 4 pixels, cropped and flipped at"
+            " random"
+        ),
+    )
     names = ", ".join(NORMALISATIONS)
     group.add_argument(
         "--normalisation",
         type=normalisation_text,
         metavar="NAME",
-        help=f"mean and deviation of the channels: {names}, or six numbers R,G,B,R,G,B; "
-        "default: the checkpoint's, or its factory's, or the data set's",
+        help=(
+            f"mean and deviation of the channels: {names}, or six numbers R,G,B,R,G,B; "
+            "default: the checkpoint's, or its factory's, or the data set's"
+        ),
     )
     if two_nets:
         for number, net in enumerate("AB", start=1):
             words = f"the same for net {net} alone; overrides --normalisation"
-            group.add_argument(f"--normalisation{number}", type=normalisation_text, metavar="NAME", help=words)
+            group.add_argument(
+                f"--normalisation{number}", type=normalisation_text, metavar="NAME", help=words
+            )
     group.add_argument(
-        "--cache_images", choices=["auto", "ram", "disk", "off"], default=cache_images, help="decode every image once"
+        "--cache_images",
+        choices=["auto", "ram", "disk", "off"],
+        default=cache_images,
+        help="decode every image once",
     )
     add_batch_option(group, batch_size)
 
 
 def add_batch_option(group: argparse._ActionsContainer, batch_size: int) -> None:
     """The batch size alone."""
-    group.add_argument("-b", "--batch_size", type=whole(1), default=batch_size, help="images of a step, over all GPUs")
+    group.add_argument(
+        "-b",
+        "--batch_size",
+        type=whole(1),
+        default=batch_size,
+        help="images of a step, over all GPUs",
+    )
 
 
 def add_training_options(
@@ -146,107 +230,194 @@ def add_training_options(
     save_epoch: int = 1,
     val_epoch: int = 5,
 ) -> None:
-    """Optimiser, learning rates, epochs and saving; the defaults are the step's, None is filled in by it."""
+    """Optimiser, learning rates, epochs and saving; the defaults are the step's, None is filled
+    in by it.
+    """
     group = parser.add_argument_group("training")
     group.add_argument(
-        "--optim", choices=list(optims), default=optim, help="optimiser; default: Adam, with --steps Muon"
+        "--optim",
+        choices=list(optims),
+        default=optim,
+        help="optimiser; default: Adam, with --steps Muon",
     )
     group.add_argument(
-        "--lr", "--learning_rate", type=real(), default=lr,
-        help="first learning rate; default: 0.0001, with --steps 0.02 of Muon, 0.003 of Adam, 0.01 of SGD",
-    )  # fmt: skip
-    group.add_argument("--momentum", type=real(), default=momentum, help="of SGD; default: 0.9, of Muon 0.95")
+        "--lr",
+        "--learning_rate",
+        type=real(),
+        default=lr,
+        help=(
+            "first learning rate; default: 0.0001, with --steps 0.02 of Muon, 0.003 of Adam, 0.01"
+            " of SGD"
+        ),
+    )
     group.add_argument(
-        "--wd", "--weight_decay", dest="weight_decay", type=real(), default=weight_decay,
+        "--momentum", type=real(), default=momentum, help="of SGD; default: 0.9, of Muon 0.95"
+    )
+    group.add_argument(
+        "--wd",
+        "--weight_decay",
+        dest="weight_decay",
+        type=real(),
+        default=weight_decay,
         help="weight decay; default: 0.0001, of Muon 0",
-    )  # fmt: skip
-    group.add_argument("--epochs", type=whole(fewest_epochs), default=epochs, help="epochs in all; default: 800")
+    )
     group.add_argument(
-        "--logspace", type=real(), nargs="?", const=2.0, default=logspace, metavar="DECADES",
-        help="decades that the learning rate falls over all epochs (2 if no number follows); 0: steps",
-    )  # fmt: skip
-    group.add_argument("--epoch_step", type=whole(1), default=60, help="epochs between steps of the learning rate")
-    group.add_argument("--decay_factor", type=real(above=0), default=decay_factor, help="of such a step")
-    group.add_argument("--save_epoch", type=whole(1), default=save_epoch, help="epochs between checkpoints")
-    group.add_argument("--val_epoch", type=whole(1), default=val_epoch, help="epochs between validations")
-    group.add_argument("-p", "--print_freq", type=whole(1), default=10, help="batches between readings of the loss")
+        "--epochs", type=whole(fewest_epochs), default=epochs, help="epochs in all; default: 800"
+    )
+    group.add_argument(
+        "--logspace",
+        type=real(),
+        nargs="?",
+        const=2.0,
+        default=logspace,
+        metavar="DECADES",
+        help=(
+            "decades that the learning rate falls over all epochs (2 if no number follows); 0:"
+            " steps"
+        ),
+    )
+    group.add_argument(
+        "--epoch_step", type=whole(1), default=60, help="epochs between steps of the learning rate"
+    )
+    group.add_argument(
+        "--decay_factor", type=real(above=0), default=decay_factor, help="of such a step"
+    )
+    group.add_argument(
+        "--save_epoch", type=whole(1), default=save_epoch, help="epochs between checkpoints"
+    )
+    group.add_argument(
+        "--val_epoch", type=whole(1), default=val_epoch, help="epochs between validations"
+    )
+    group.add_argument(
+        "-p", "--print_freq", type=whole(1), default=10, help="batches between readings of the loss"
+    )
 
 
 def add_restart_option(group: argparse._ActionsContainer) -> None:
     """Replacing what is there."""
-    group.add_argument("--restart", action="store_true", help="replace what another run saved under this name")
+    group.add_argument(
+        "--restart", action="store_true", help="replace what another run saved under this name"
+    )
 
 
 def add_resume_options(parser: argparse.ArgumentParser) -> None:
     """Going on with a run."""
     group = parser.add_argument_group("going on")
-    group.add_argument("--resume", default="", metavar="PATH", help="go on from a checkpoint; auto: this run's own")
+    group.add_argument(
+        "--resume", default="", metavar="PATH", help="go on from a checkpoint; auto: this run's own"
+    )
     add_restart_option(group)
-    group.add_argument("--start_epoch", type=whole(0), help="count from here instead of the checkpoint's epoch")
+    group.add_argument(
+        "--start_epoch", type=whole(0), help="count from here instead of the checkpoint's epoch"
+    )
 
 
 def add_layer_options(parser: argparse.ArgumentParser, *, default: str) -> None:
     """Where features are taken; `default` says in words what happens where no option does."""
     group = parser.add_argument_group("layer")
     group.add_argument(
-        "--conv_layer", type=whole(0), help=f"index in features (VGG, AlexNet) or stage (ResNet); default: {default}"
+        "--conv_layer",
+        type=whole(0),
+        help=f"index in features (VGG, AlexNet) or stage (ResNet); default: {default}",
     )
     group.add_argument(
-        "--layer", type=some_path,
-        help="any module or node by name, such as features.30, layer3 or layer3.5.add, or stage:2, the end "
-        "of the second stage (stage:-1: of the last); overrides --conv_layer",
-    )  # fmt: skip
-    group.add_argument(
-        "--fc", action="store_true", help="--conv_layer counts in the classifier: fully-connected features"
+        "--layer",
+        type=some_path,
+        help=(
+            "any module or node by name, such as features.30, layer3 or layer3.5.add, or stage:2,"
+            " the end of the second stage (stage:-1: of the last); overrides --conv_layer"
+        ),
     )
     group.add_argument(
-        "--channels_last", choices=["A", "B", "both", "none"],
+        "--fc",
+        action="store_true",
+        help="--conv_layer counts in the classifier: fully-connected features",
+    )
+    group.add_argument(
+        "--channels_last",
+        choices=["A", "B", "both", "none"],
         help="whose maps at the layer are (N, H, W, C); default: found out",
-    )  # fmt: skip
+    )
 
 
 def add_trans_net_options(parser: argparse.ArgumentParser) -> None:
     """What a Trans-Net is made of, and its loss."""
     group = parser.add_argument_group("Trans-Net")
     group.add_argument(
-        "--layers", type=list_of(whole(1)), default=[3], metavar="3",
+        "--layers",
+        type=list_of(whole(1)),
+        default=[3],
+        metavar="3",
         help="linear layers, highest order + 1; 1,2,3: a Trans-Net of each depth, from one reading",
-    )  # fmt: skip
-    group.add_argument(
-        "--hidden", type=whole(0), metavar="M",
-        help="spare channels behind x's own, in which W(k) have room; default: 0, and with --standardise --solve and "
-        "two layers or more 64, or as many as x has if that is fewer",
-    )  # fmt: skip
-    normalised = group.add_mutually_exclusive_group()
-    normalised.add_argument(
-        "--standardise", action="store_true",
-        help="x and x* about the mean of each channel, in units of the layer's deviation (paper, footnote 2)",
-    )  # fmt: skip
-    group.add_argument(
-        "--solve", type=whole(1), nargs="?", const=0, metavar="EVERY",
-        help="solve W(0) in closed form before the first epoch and after the last, and after every EVERY epochs",
-    )  # fmt: skip
-    group.add_argument(
-        "--match", choices=["feature", "penultimate"], default="feature",
-        help="what of B's is matched: its feature, or what its frozen layers up to the last make of it (--solve then "
-        "works before the first epoch alone)",
-    )  # fmt: skip
-    group.add_argument(
-        "--no_reference", action="store_true", help="save the time of the linear reference, which grows as channels³"
     )
     group.add_argument(
-        "--alpha", "--alphas", type=list_of(real(), empty=True), metavar="[0.5,0.5]",
+        "--hidden",
+        type=whole(0),
+        metavar="M",
+        help=(
+            "spare channels behind x's own, in which W(k) have room; default: 0, and with"
+            " --standardise --solve and two layers or more 64, or as many as x has if that is fewer"
+        ),
+    )
+    normalised = group.add_mutually_exclusive_group()
+    normalised.add_argument(
+        "--standardise",
+        action="store_true",
+        help=(
+            "x and x* about the mean of each channel, in units of the layer's deviation (paper,"
+            " footnote 2)"
+        ),
+    )
+    group.add_argument(
+        "--solve",
+        type=whole(1),
+        nargs="?",
+        const=0,
+        metavar="EVERY",
+        help=(
+            "solve W(0) in closed form before the first epoch and after the last, and after every"
+            " EVERY epochs"
+        ),
+    )
+    group.add_argument(
+        "--match",
+        choices=["feature", "penultimate"],
+        default="feature",
+        help=(
+            "what of B's is matched: its feature, or what its frozen layers up to the last make of"
+            " it (--solve then works before the first epoch alone)"
+        ),
+    )
+    group.add_argument(
+        "--no_reference",
+        action="store_true",
+        help="save the time of the linear reference, which grows as channels³",
+    )
+    group.add_argument(
+        "--alpha",
+        "--alphas",
+        type=list_of(real(), empty=True),
+        metavar="[0.5,0.5]",
         help="weight of p² in the loss, from the highest order down (default: 0.5 for each)",
-    )  # fmt: skip
+    )
     group.add_argument("--L2", action="store_true", help="no penalty on p at all")
     group.add_argument("--fix_p", action="store_true", help="keep every p at 0.5")
     group.add_argument(
-        "--norm", choices=["instance", "batch"], default="instance", help="Σ: of each map, or over images"
+        "--norm",
+        choices=["instance", "batch"],
+        default="instance",
+        help="Σ: of each map, or over images",
     )
     group.add_argument(
-        "--modified_norm", dest="norm", action="store_const", const="batch", help="old name of --norm batch"
+        "--modified_norm",
+        dest="norm",
+        action="store_const",
+        const="batch",
+        help="old name of --norm batch",
     )
-    normalised.add_argument("--bn", action="store_true", help="x through Instance/BatchNorm instead of scaling alone")
+    normalised.add_argument(
+        "--bn", action="store_true", help="x through Instance/BatchNorm instead of scaling alone"
+    )
     group.add_argument("--affine", action="store_true", help="with learned weights in that norm")
 
 
@@ -280,7 +451,11 @@ def fill_image_folders(args: Namespace, parser: Parser, recorded: Mapping[str, s
 
 
 def arch_words(
-    options_: tuple[str, str], first: str | None, second: str | None, *, common: str | None = "--arch"
+    options_: tuple[str, str],
+    first: str | None,
+    second: str | None,
+    *,
+    common: str | None = "--arch",
 ) -> list[str]:
     """Give the words that name the architectures of nets A and B to a next step.
 
@@ -304,63 +479,80 @@ def channels_last(args: Namespace, net: str) -> bool | None:
 def check_layers(parser: Parser, args: Namespace) -> None:
     """Refuse --fc where no number is given that it could count in the classifier."""
     if args.conv_layer is None and args.conv_layer2 is None:
-        parser.refuse_without_effect(args, ["fc"], "without --conv_layer, whose number it counts in the classifier")
+        parser.refuse_without_effect(
+            args, ["fc"], "without --conv_layer, whose number it counts in the classifier"
+        )
 
 
 def second_layer_hint(args: Namespace) -> str:
     """Say how net B's layer is named, where none is and net A's is tried."""
-    return "" if args.layer2 or args.conv_layer2 is not None else "; net B's own layer is named by --layer2"
+    return (
+        ""
+        if args.layer2 or args.conv_layer2 is not None
+        else "; net B's own layer is named by --layer2"
+    )
 
 
 def fill(args: Namespace, *records: Mapping[str, Any]) -> None:
-    """Take the data set and the image size from classifiers' checkpoints where no option names them.
+    """Take the data set and the image size from classifiers' checkpoints where no option names
+    them.
 
     Args:
         args: the parsed options; `dataset`, `name` and `image_size` are filled in.
-        records: what the checkpoints say under "data"; the first that says something is taken. The authors' say
-            nothing: their networks were trained on 224 pixels.
+        records: what the checkpoints say under "data"; the first that says something is taken. The
+            authors' say nothing: their networks were trained on 224 pixels.
 
     Raises:
-        InputError: an image size that no network was trained at, or networks of several sizes and none is chosen.
+        InputError: an image size that no network was trained at, or networks of several sizes and
+            none is chosen.
     """
     known = next((record for record in records if "dataset" in record), {})
     if args.dataset is None:
         args.dataset = known.get("dataset", DATASET)
     if args.dataset == "folder":
-        named = args.name or args.train_path or args.val_path  # what is given goes before what a file remembers
+        # What is given goes before what a file remembers
+        named = args.name or args.train_path or args.val_path
         args.name = data_name(args) if named else known.get("name", args.dataset)
     sizes = sorted({record["image_size"] for record in records if "image_size" in record})
     said = " and ".join(map(str, sizes))
     if args.image_size is None and len(sizes) > 1:
         raise InputError(
-            f"these networks were trained at {said} pixels, and images have one size: choose by --image_size, or train "
-            "both at one size; the other net then sees images of another size than in training"
+            f"these networks were trained at {said} pixels, and images have one size: choose by"
+            " --image_size, or train both at one size; the other net then sees images of another"
+            " size than in training"
         )
     if args.image_size is not None and sizes and args.image_size not in sizes:
         raise InputError(
-            f"the network was trained at {said} pixels, --image_size says {args.image_size}; leave the option out"
+            f"the network was trained at {said} pixels, --image_size says {args.image_size}; leave"
+            " the option out"
         )
     args.image_size = args.image_size or (sizes[0] if sizes else IMAGE_SIZE)
 
 
 def data_name(args: Namespace) -> str:
-    """Give the data set's part of file names: its name, or of a folder --name, or what the folder is called."""
+    """Give the data set's part of file names: its name, or of a folder --name, or what the
+    folder is called.
+    """
     if args.dataset != "folder":
         return args.dataset or DATASET
     folder = args.train_path or args.val_path
     if args.name or not folder:
         return args.name or args.dataset
     last = normalised_folder(folder)
-    return (last.parent.name if last.name in ("train", "test", "val") else last.name) or args.dataset
+    return (
+        last.parent.name if last.name in ("train", "test", "val") else last.name
+    ) or args.dataset
 
 
 def settings(args: Namespace, *, but: Sequence[str] = (), **replaced: Any) -> dict[str, Any]:
-    """Give every option that changes the result, as plain values: what a checkpoint records and a resumed run compares.
+    """Give every option that changes the result, as plain values: what a checkpoint records and a
+    resumed run compares.
 
     Args:
         args: the options, filled in.
         but: further options of the step that change nothing.
-        replaced: values that say more than an option's own, such as a file's SHA-256 in place of its path.
+        replaced: values that say more than an option's own, such as a file's SHA-256 in place of
+            its path.
     """
     left_out = NEUTRAL | set(but)
     found = {key: value for key, value in vars(args).items() if key not in left_out}

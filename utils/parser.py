@@ -1,4 +1,6 @@
-"""The argument parser of every script, and the types of its options: what is out of range ends with one line."""
+"""The argument parser of every script, and the types of its options: what is out of range ends
+with one line.
+"""
 
 import argparse
 import copy
@@ -19,13 +21,16 @@ PICTURES = (".png", ".svg", ".pdf")
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Show defaults, but not those that say nothing; keep the lines of the description and the example."""
+    """Show defaults, but not those that say nothing; keep the lines of the description and the
+    example.
+    """
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if action.default in (None, False, "", []):
             return action.help
         shown = copy.copy(action)
-        shown.help = (action.help or "").partition("; default: ")[0]  # what is said of other steps than this one
+        # What is said of other steps than this one
+        shown.help = (action.help or "").partition("; default: ")[0]
         return super()._get_help_string(shown)
 
 
@@ -40,7 +45,9 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, description: str | None, example: str = "", prog: str | None = None) -> None:
         epilog = f"example:\n  {example}" if example else None
-        super().__init__(prog, None, description, epilog, formatter_class=_Formatter, allow_abbrev=False)
+        super().__init__(
+            prog, None, description, epilog, formatter_class=_Formatter, allow_abbrev=False
+        )
         self._optionals.title = "help"  # every other option stands in a group of its own
 
     def parse_known_args(self, args=None, namespace=None):
@@ -50,7 +57,9 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """End with the one line that helps; the usage of fifty options would hide it."""
-        message = re.sub(r"\(choose from .*\)", lambda choices: choices[0].replace("'", ""), message)
+        message = re.sub(
+            r"\(choose from .*\)", lambda choices: choices[0].replace("'", ""), message
+        )
         message = message.removeprefix("argument ")
         self.exit(2, f"{self.prog}: error: {message} (--help shows all options)\n")
 
@@ -73,7 +82,9 @@ class Parser(argparse.ArgumentParser):
             args: the parsed options, perhaps filled in.
             names: their destinations; what is as it is without an option is left out.
         """
-        actions = {action.dest: action for action in reversed(self._actions) if action.dest in names}
+        actions = {
+            action.dest: action for action in reversed(self._actions) if action.dest in names
+        }
         words = list[str]()
         for name in names:
             value, action = getattr(args, name), actions[name]
@@ -114,14 +125,20 @@ def whole(at_least: int) -> Callable[[str], int]:
 
     def parse(text: str) -> int:
         if not re.fullmatch(r"[+-]?\d+", text.strip()) or int(text) < at_least:
-            raise argparse.ArgumentTypeError(f"expected a whole number of at least {at_least}, got {text!r}")
+            raise argparse.ArgumentTypeError(
+                f"expected a whole number of at least {at_least}, got {text!r}"
+            )
         return int(text)
 
     return parse
 
 
-def real(at_least: float = 0, *, above: float | None = None, below: float = math.inf) -> Callable[[str], float]:
-    """Make an argparse type for finite numbers of at least `at_least`, or above `above`, and below `below`."""
+def real(
+    at_least: float = 0, *, above: float | None = None, below: float = math.inf
+) -> Callable[[str], float]:
+    """Make an argparse type for finite numbers of at least `at_least`, or above `above`, and
+    below `below`.
+    """
     wanted = f"of at least {at_least:g}" if above is None else f"above {above:g}"
     wanted += f" and below {below:g}" if below < math.inf else ""
 
@@ -139,7 +156,9 @@ def real(at_least: float = 0, *, above: float | None = None, below: float = math
 
 
 def list_of(kind: Callable[[str], Any], *, empty: bool = False) -> Callable[[str], list[Any]]:
-    """Make an argparse type for `[0.1,0.1]`, with or without brackets, of entries that `kind` reads."""
+    """Make an argparse type for `[0.1,0.1]`, with or without brackets, of entries that `kind`
+    reads.
+    """
 
     def parse(text: str) -> list[Any]:
         inner = text.strip().removeprefix("[").removesuffix("]")
@@ -148,9 +167,13 @@ def list_of(kind: Callable[[str], Any], *, empty: bool = False) -> Callable[[str
         except argparse.ArgumentTypeError as error:  # which names the entry
             raise argparse.ArgumentTypeError(f"in a list such as [1,1]: {error}") from None
         except ValueError:
-            raise argparse.ArgumentTypeError(f"expected a list such as [1,1], got {text!r}") from None
+            raise argparse.ArgumentTypeError(
+                f"expected a list such as [1,1], got {text!r}"
+            ) from None
         if not entries and not empty:
-            raise argparse.ArgumentTypeError(f"expected a list such as [1,1], got {text!r}, which is empty")
+            raise argparse.ArgumentTypeError(
+                f"expected a list such as [1,1], got {text!r}, which is empty"
+            )
         return entries
 
     return parse
@@ -174,7 +197,9 @@ def result_file(*endings: str) -> Callable[[str], str]:
         except InputError as error:
             raise argparse.ArgumentTypeError(str(error)) from None
         if endings and not text.lower().endswith(endings):
-            raise argparse.ArgumentTypeError(f"expected a name that ends in {', '.join(endings)}, got {text!r}")
+            raise argparse.ArgumentTypeError(
+                f"expected a name that ends in {', '.join(endings)}, got {text!r}"
+            )
         return text
 
     return parse
@@ -188,11 +213,17 @@ def plain_name(text: str) -> str:
 
 
 class Ignored(argparse.Action):
-    """An option of the released scripts that has no job any more: accepted, and said to be ignored."""
+    """An option of the released scripts that has no job any more: accepted, and said to be
+    ignored.
+    """
 
     def __init__(self, option_strings: Sequence[str], dest: str, **kwargs: Any) -> None:
         super().__init__(
-            option_strings, argparse.SUPPRESS, nargs="?", default=argparse.SUPPRESS, help=argparse.SUPPRESS
+            option_strings,
+            argparse.SUPPRESS,
+            nargs="?",
+            default=argparse.SUPPRESS,
+            help=argparse.SUPPRESS,
         )
 
     def __call__(self, parser, namespace, values, option_string=None):

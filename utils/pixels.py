@@ -1,4 +1,6 @@
-"""Pixels as a network reads them: normalised, on its device, by constants that belong to that network."""
+"""Pixels as a network reads them: normalised, on its device, by constants that belong to that
+network.
+"""
 
 import functools
 
@@ -10,8 +12,11 @@ from utils.normalisation import NORMALISATIONS, Constants, Normalisation
 IMAGENET_MEAN, IMAGENET_STD = NORMALISATIONS["imagenet"]
 
 
-def normalise(images: Tensor, mean: Constants = IMAGENET_MEAN, std: Constants = IMAGENET_STD) -> Tensor:
-    """Turn pixels into what the networks read: the values of ToTensor and Normalize, on the images' device.
+def normalise(
+    images: Tensor, mean: Constants = IMAGENET_MEAN, std: Constants = IMAGENET_STD
+) -> Tensor:
+    """Turn pixels into what the networks read: the values of ToTensor and Normalize, on the images'
+    device.
 
     Args:
         images: uint8 (n, 3, S, S), RGB.
@@ -25,9 +30,11 @@ def normalise(images: Tensor, mean: Constants = IMAGENET_MEAN, std: Constants = 
 
 
 class FromPixels(nn.Module):
-    """A network that reads pixels: they are normalised by its own constants, whatever stands beside it.
+    """A network that reads pixels: they are normalised by its own constants, whatever stands beside
+    it.
 
-    Two networks that were trained with other constants read one batch of pixels, which is decoded once.
+    Two networks that were trained with other constants read one batch of pixels, which is decoded
+    once.
 
     Args:
         net: normalised images (N, 3, S, S) → anything.
@@ -42,7 +49,9 @@ class FromPixels(nn.Module):
         self.net = net
         # Buffers, so that they move with the network; its checkpoints hold none of them.
         for name, values in zip(("mean", "std"), normalisation):
-            self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(3, 1, 1), persistent=False)
+            self.register_buffer(
+                name, torch.tensor(values, dtype=torch.float32).view(3, 1, 1), persistent=False
+            )
         weight = next(net.parameters(), None)
         self.to(self.mean.device if weight is None else weight.device)
 

@@ -14,7 +14,9 @@ SECONDS_BETWEEN_LINES = 30.0
 class Progress(Iterable[Item]):
     """Iterate over `items` and show how far it is; `note` is shown behind it."""
 
-    def __init__(self, items: Iterable[Item], label: str, *, total: int | None = None, quiet: bool = False) -> None:
+    def __init__(
+        self, items: Iterable[Item], label: str, *, total: int | None = None, quiet: bool = False
+    ) -> None:
         """Prepare.
 
         Args:
@@ -45,6 +47,14 @@ class Progress(Iterable[Item]):
             now = time.monotonic()
             if now - last >= SECONDS_BETWEEN_LINES:
                 last = now
-                left = f", {(now - begun) / done * (self.total - done):.0f} s left" if self.total else ""
+                left = (
+                    f", {(now - begun) / done * (self.total - done):.0f} s left"
+                    if self.total
+                    else ""
+                )
                 note = f", {self.note}" if self.note else ""
-                print(f"{self.label}: {done}/{self.total or '?'}{left}{note}", file=sys.stderr, flush=True)
+                print(
+                    f"{self.label}: {done}/{self.total or '?'}{left}{note}",
+                    file=sys.stderr,
+                    flush=True,
+                )

@@ -20,8 +20,8 @@ SECONDS_BETWEEN_SAVES = 600.0
 def join(*parts: str | int | None) -> str:
     """Join the parts of a name that say something: ("CUB200", "", "alexnet") → "CUB200_alexnet".
 
-    The colon of a foreign architecture, which not every file system takes, becomes a dot, and of a file that it names
-    the folder and the ending go: "../zoo/nets.py:tiny" → "nets.tiny".
+    The colon of a foreign architecture, which not every file system takes, becomes a dot, and of a
+    file that it names the folder and the ending go: "../zoo/nets.py:tiny" → "nets.tiny".
     """
     return "_".join(_short(str(part)) for part in parts if part not in (None, ""))
 
@@ -37,25 +37,36 @@ def _short(name: str) -> str:
     source, colon, factory = name.rpartition(":")
     if not colon:
         return name
-    return f"{PurePath(source).stem if source.endswith('.py') else source}.{factory}".replace(":", ".")
+    return f"{PurePath(source).stem if source.endswith('.py') else source}.{factory}".replace(
+        ":", "."
+    )
 
 
 def classifier_path(out: str, dataset: str, arch: str, suffix: str, *, best: bool = False) -> Path:
     """`model_checkpoints/checkpoint_{dataset}_{arch}_{suffix}.pth.tar`, or `model_best_…`."""
     return Path(
-        out, "model_checkpoints", join("model_best" if best else "checkpoint", dataset, arch, suffix) + ".pth.tar"
+        out,
+        "model_checkpoints",
+        join("model_best" if best else "checkpoint", dataset, arch, suffix) + ".pth.tar",
     )
 
 
 def features_folder(
     out: str, dataset: str, sample_num: str, arch: str, layer: str, suffix: str, split: str
-) -> Path:  # fmt: skip
+) -> Path:
     """`convOuts/{dataset}_{sample_num}_{arch}/{dataset}_L{layer}_{suffix}/{split}`."""
-    return Path(out, "convOuts", join(dataset, sample_num, arch), join(dataset, f"L{layer}", suffix), split)
+    return Path(
+        out, "convOuts", join(dataset, sample_num, arch), join(dataset, f"L{layer}", suffix), split
+    )
 
 
 def trans_net_path(
-    out: str, dataset: str | None, arch: str | None, layer: str | None, sample_num: str | None, suffix: str
+    out: str,
+    dataset: str | None,
+    arch: str | None,
+    layer: str | None,
+    sample_num: str | None,
+    suffix: str,
 ) -> Path:
     """`model_checkpoints/{dataset}_{arch}/checkpoint_L{layer}_{sample_num}_{suffix}.pth.tar`."""
     name = join("checkpoint", f"L{layer}", sample_num, suffix)
@@ -67,7 +78,9 @@ def report_folder(out: str, trans_net: Path) -> Path:
     return Path(out, "reports", trans_net.parent.name, stem(trans_net))
 
 
-def refined_path(out: str, dataset: str, sample_num: str, arch: str, feature: str, suffix: str, layer: str) -> Path:
+def refined_path(
+    out: str, dataset: str, sample_num: str, arch: str, feature: str, suffix: str, layer: str
+) -> Path:
     """`check/{dataset}_{sample_num}_{arch}/checkpoint_{feature}_{suffix}_L{layer}.pth.tar`."""
     name = join("checkpoint", feature, suffix, f"L{layer}")
     return Path(out, "check", join(dataset, sample_num, arch), name + ".pth.tar")
@@ -86,8 +99,8 @@ def log_folder(out: str, *parts: str) -> Path:
 class RunLog:
     """Write the metrics of every epoch to TensorBoard, to `metrics.jsonl` and to the terminal.
 
-    A resumed run first forgets what lies at or after its first epoch, so that every epoch stands there once. As a
-    context manager it also keeps other runs from writing the same.
+    A resumed run first forgets what lies at or after its first epoch, so that every epoch stands
+    there once. As a context manager it also keeps other runs from writing the same.
     """
 
     def __init__(
@@ -133,8 +146,12 @@ class RunLog:
             self._open.enter_context(claim(self.path.parent, elsewhere=self._elsewhere))
             kept = [line for line in read_metrics(self.path) if line["epoch"] < self.start_epoch]
             with replacing(self.path) as temporary:
-                temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-            self.board = tensorboard.SummaryWriter(str(self.path.parent), purge_step=self.start_epoch)
+                temporary.write_text(
+                    "".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8"
+                )
+            self.board = tensorboard.SummaryWriter(
+                str(self.path.parent), purge_step=self.start_epoch
+            )
             self._open.callback(self.board.close)
         return self
 
@@ -145,7 +162,9 @@ class RunLog:
 
     def saved(self, path: Path, epoch: int) -> None:
         """Remember what an interrupted run leaves, and when."""
-        self._saved = f"{path} holds the first {epoch} of {self.epochs} epochs; {self._again} goes on with it"
+        self._saved = (
+            f"{path} holds the first {epoch} of {self.epochs} epochs; {self._again} goes on with it"
+        )
         self._last_saved = time.monotonic()
 
     @property
@@ -154,7 +173,8 @@ class RunLog:
         return time.monotonic() - self._last_saved > SECONDS_BETWEEN_SAVES
 
     def write(self, epoch: int, metrics: dict[str, float], words: str | None = None) -> None:
-        """Add one epoch, with the seconds since the one before. In JSON, what is no finite number becomes null.
+        """Add one epoch, with the seconds since the one before. In JSON, what is no finite number
+        becomes null.
 
         Args:
             epoch: counted from 0.
@@ -182,7 +202,9 @@ class RunLog:
 
 
 def read_metrics(path: str | Path) -> list[dict[str, float]]:
-    """Read a `metrics.jsonl`; a last line that a crash tore is left out, a missing file is empty."""
+    """Read a `metrics.jsonl`; a last line that a crash tore is left out, a missing file is
+    empty.
+    """
     path = Path(path)
     lines = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:

@@ -28,7 +28,9 @@ FULL_OR_FORBIDDEN = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 
 
 def command(main: Callable[[Sequence[str] | None], Result]) -> Callable[..., Result]:
-    """Turn a script's `main(argv)` into a command: bad input is one sentence and exit code 1, no traceback."""
+    """Turn a script's `main(argv)` into a command: bad input is one sentence and exit code 1, no
+    traceback.
+    """
 
     @functools.wraps(main)
     def run(argv: Sequence[str] | None = None) -> Result:
@@ -38,7 +40,9 @@ def command(main: Callable[[Sequence[str] | None], Result]) -> Callable[..., Res
         try:
             result = main(argv)
             if several := dist.is_initialized():
-                dist.barrier()  # leave together: a process that ends while another still talks to it breaks that one
+                # Leave together: a process that ends while another still talks to it breaks that
+                # one
+                dist.barrier()
         except InputError as error:
             # One that a loader's worker raised comes with the worker's traceback in front.
             sentence = str(error).splitlines()[-1].removeprefix("utils.errors.InputError: ")
@@ -63,8 +67,9 @@ def command(main: Callable[[Sequence[str] | None], Result]) -> Callable[..., Res
 def _leave() -> None:
     """End this process of several, which did its work, without the interpreter's own end.
 
-    `DistributedDataParallel` leaves the threads of gloo running even where the group is destroyed. A process was seen,
-    once, to abort in that end after all was written, and torchrun calls such a run failed.
+    `DistributedDataParallel` leaves the threads of gloo running even where the group is destroyed.
+    A process was seen, once, to abort in that end after all was written, and torchrun calls such a
+    run failed.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -115,8 +120,9 @@ class Runtime:
         """Move a model to its device(s) and wrap it; keep the argument as the unwrapped handle.
 
         The wrapper calls `forward` only: compiled with `--compile`, `DistributedDataParallel` under
-        torchrun where something is trained, `DataParallel` for several `--device_ids`. `has_unused`: there may be
-        parameters that the result does not depend on, which every backward pass is then searched for.
+        torchrun where something is trained, `DataParallel` for several `--device_ids`.
+        `has_unused`: there may be parameters that the result does not depend on, which every
+        backward pass is then searched for.
         """
         model.to(self.device)
         wrapped: nn.Module = torch.compile(model) if self.compiled else model  # type: ignore[assignment]
@@ -192,7 +198,8 @@ def start(
     compiled: bool = False,
     tf32: bool = False,
 ) -> Runtime:
-    """Choose devices, join the other processes under torchrun, seed, and say in one line what runs where.
+    """Choose devices, join the other processes under torchrun, seed, and say in one line what runs
+    where.
 
     Args:
         device_ids: CUDA devices, the first is the main one; repeated ids count once.
@@ -218,21 +225,28 @@ def start(
         available = torch.cuda.device_count()
         absent = [index for index in wanted if not 0 <= index < available]
         if absent:
-            raise InputError(f"CUDA device {absent[0]} does not exist: this machine has 0 to {available - 1}")
+            raise InputError(
+                f"CUDA device {absent[0]} does not exist: this machine has 0 to {available - 1}"
+            )
         torch.cuda.set_device(wanted[0])
         torch.backends.cudnn.benchmark = True  # sizes never change within a run
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32  # PyTorch's convolutions do
+        # PyTorch's convolutions do
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
     elif amp == "fp16":
         raise InputError("--amp fp16 needs a GPU; on the CPU use --amp bf16 or off")
     device = torch.device("cuda", wanted[0]) if cuda else torch.device("cpu")
-    runtime = Runtime(device, tuple(wanted) if cuda else (), rank, world_size, AMP_DTYPES[amp], compiled, seed)
+    runtime = Runtime(
+        device, tuple(wanted) if cuda else (), rank, world_size, AMP_DTYPES[amp], compiled, seed
+    )
     seed_everything(seed)
     runtime.say(_describe(runtime, amp, asked))
     return runtime
 
 
 def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy and torch (all devices); a seed beyond what one of them takes is reduced for that one."""
+    """Seed Python, NumPy and torch (all devices); a seed beyond what one of them takes is
+    reduced for that one.
+    """
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed % 2**64)
@@ -240,12 +254,16 @@ def seed_everything(seed: int) -> None:
 
 def _describe(runtime: Runtime, amp: str, asked: Sequence[int]) -> str:
     if runtime.device.type == "cuda":
-        names = [f"cuda:{index} ({torch.cuda.get_device_name(index)})" for index in runtime.device_ids]
+        names = [
+            f"cuda:{index} ({torch.cuda.get_device_name(index)})" for index in runtime.device_ids
+        ]
         where = "running on " + ", ".join(names)
     else:
         named = f"{' and '.join(map(str, asked))} {'was' if len(asked) == 1 else 'were'} asked for"
         missing = f", though {named}" if asked else ""
-        where = f"no CUDA device{missing}: running on the CPU with {torch.get_num_threads()} threads"
+        where = (
+            f"no CUDA device{missing}: running on the CPU with {torch.get_num_threads()} threads"
+        )
     processes = f", {runtime.world_size} processes" if runtime.world_size > 1 else ""
     precision = "" if amp == "off" else f", {amp}"
     return f"{where}{processes}{precision}, seed {runtime.seed}, torch {torch.__version__}"

@@ -1,7 +1,9 @@
-"""Networks with heads on their stages, for DCM (head logits over N classes) and HSAKD (over N classes × 4 rotations).
+"""Networks with heads on their stages, for DCM (head logits over N classes) and HSAKD (over N
+classes × 4 rotations).
 
-A head repeats the rest of its network from the stage that it attaches to (`Description.rest_after`); DCM's authors
-change a few widths and depths, which WRN and MobileNet describe.
+A head repeats the rest of its network from the stage that it attaches to
+(`Description.rest_after`); DCM's authors change a few widths and depths, which WRN and MobileNet
+describe.
 """
 
 from torch import Tensor, nn
@@ -29,7 +31,9 @@ class NetWithHeads(nn.Module):
         self.method = method
 
     def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Give the logits (M, N) of images (M, 3, S, S) and each head's logits, from the shallowest on."""
+        """Give the logits (M, N) of images (M, 3, S, S) and each head's logits, from the
+        shallowest on.
+        """
         feature, of_heads = images, []
         for name, stage in self.backbone.named_children():
             feature = stage(feature)
@@ -38,14 +42,17 @@ class NetWithHeads(nn.Module):
         return feature, of_heads
 
 
-def build_with_heads(arch: str, num_classes: int, method: str, *, heads: bool = True) -> NetWithHeads:
+def build_with_heads(
+    arch: str, num_classes: int, method: str, *, heads: bool = True
+) -> NetWithHeads:
     """Build a network with the heads of a method, initialised as its authors do, on the CPU.
 
     Args:
         arch: a name of `models.small.names`, with or without `_aux`.
         num_classes: N.
-        method: "dcm": two heads, ep1 and ep2, on the first two attach points, of N logits each. "hsakd": one on
-            every attach point, aux1, aux2, …, of 4N logits each, class c and rotation r at 4c + r.
+        method: "dcm": two heads, ep1 and ep2, on the first two attach points, of N logits each.
+            "hsakd": one on every attach point, aux1, aux2, …, of 4N logits each, class c and
+            rotation r at 4c + r.
         heads: False: the network is initialised as the method does but has no heads.
 
     Returns:
@@ -59,8 +66,9 @@ def build_with_heads(arch: str, num_classes: int, method: str, *, heads: bool = 
     stages = stages_of_heads(description, method)
     if heads and not all(stage.widths for rest in stages.values() for stage in rest):
         raise InputError(
-            f"{arch} is too shallow for DCM: its first head has half of the {len(description.stages[-1].widths)} "
-            "block of the last group, which is none; take depth 16 or more"
+            f"{arch} is too shallow for DCM: its first head has half of the"
+            f" {len(description.stages[-1].widths)} block of the last group, which is none; take"
+            " depth 16 or more"
         )
     own = description.dcm_initialisers if method == "dcm" else None
     outputs = ROTATIONS * num_classes if method == "hsakd" else num_classes
@@ -87,7 +95,8 @@ def build_bare(arch: str, num_classes: int) -> SmallNet:
 
 
 def stages_of_heads(description: Description, method: str) -> dict[str, tuple[Stage, ...]]:
-    """Give the stages of a method's heads by attach point: the rest of the network, or what DCM's authors made of it.
+    """Give the stages of a method's heads by attach point: the rest of the network, or what DCM's
+    authors made of it.
 
     Raises:
         InputError: an unknown method.

@@ -1,4 +1,6 @@
-"""Two networks with heads that are trained together on the same batches: DCM, and HSAKD's online form."""
+"""Two networks with heads that are trained together on the same batches: DCM, and HSAKD's online
+form.
+"""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -12,7 +14,9 @@ Outputs = tuple[Tensor, list[Tensor]]  # of a network with heads
 
 
 class TestedInTraining(NetWithHeads):
-    """A network that never leaves training mode: its BatchNorm normalises every batch by its own statistics."""
+    """A network that never leaves training mode: its BatchNorm normalises every batch by its own
+    statistics.
+    """
 
     __test__ = False  # no test, whatever pytest makes of its name
 
@@ -22,14 +26,18 @@ class TestedInTraining(NetWithHeads):
 
 
 class Couple(nn.Module):
-    """Two networks that see the same images; `load_classifier` takes a state dict of them as net 1."""
+    """Two networks that see the same images; `load_classifier` takes a state dict of them as net
+    1.
+    """
 
     def __init__(self, net1: NetWithHeads, net2: NetWithHeads) -> None:
         super().__init__()
         self.net1, self.net2 = net1, net2
 
     def forward(self, images: Tensor) -> tuple[Outputs, Outputs]:
-        """Give what both networks make of images (M, 3, S, S): logits (M, N) and each head's logits."""
+        """Give what both networks make of images (M, 3, S, S): logits (M, N) and each head's
+        logits.
+        """
         return self.net1(images), self.net2(images)
 
 
@@ -56,15 +64,20 @@ def build_couple(
     nets = []
     for number, arch in enumerate(archs, start=1):
         net = build_with_heads(arch, num_classes, "dcm", heads=heads)
-        nets.append(TestedInTraining(net.backbone, dict(net.heads), "dcm") if number in in_training else net)
+        nets.append(
+            TestedInTraining(net.backbone, dict(net.heads), "dcm") if number in in_training else net
+        )
     couple = Couple(*nets)
     if state is not None:
-        own, theirs = ({key: tuple(v.shape) for key, v in tensors.items()} for tensors in (couple.state_dict(), state))
+        own, theirs = (
+            {key: tuple(v.shape) for key, v in tensors.items()}
+            for tensors in (couple.state_dict(), state)
+        )
         if own != theirs:
             kind = "with" if heads else "without"
             raise InputError(
-                f"the checkpoint does not hold {' and '.join(archs)} {kind} heads and {num_classes} classes; go on "
-                "from one that DCM.py saved of these"
+                f"the checkpoint does not hold {' and '.join(archs)} {kind} heads and {num_classes}"
+                " classes; go on from one that DCM.py saved of these"
             )
         couple.load_state_dict(dict(state))
     return couple

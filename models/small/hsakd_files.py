@@ -1,4 +1,6 @@
-"""HSAKD's files: the state of a bare network, one with branches or an online pair, by the authors' names."""
+"""HSAKD's files: the state of a bare network, one with branches or an online pair, by the
+authors' names.
+"""
 
 import re
 from collections.abc import Mapping
@@ -14,22 +16,27 @@ from models.small.stages import SmallNet
 from utils import checkpoint
 from utils.errors import InputError
 
-_STATE_DICTS = ("net", "state_dict", "model")  # under which key a file has its state; a bare dict is the state itself
+# Under which key a file has its state; a bare dict is the state itself
+_STATE_DICTS = ("net", "state_dict", "model")
 
 
 def to_authors_state(model: nn.Module) -> dict[str, Tensor]:
     """Give a network's state by the authors' names, as their files hold it under "net".
 
     Args:
-        model: a `SmallNet` (names without prefix), `NetWithHeads` (`backbone.`, `auxiliary_classifier.`) or
-            `Couple` (`net1.`, `net2.` before these).
+        model: a `SmallNet` (names without prefix), `NetWithHeads` (`backbone.`,
+            `auxiliary_classifier.`) or `Couple` (`net1.`, `net2.` before these).
 
     Raises:
         TypeError: any other network.
     """
     if isinstance(model, Couple):
         nets = {"net1.": model.net1, "net2.": model.net2}
-        return {f"{begin}{key}": value for begin, net in nets.items() for key, value in authors_state(net).items()}
+        return {
+            f"{begin}{key}": value
+            for begin, net in nets.items()
+            for key, value in authors_state(net).items()
+        }
     if isinstance(model, NetWithHeads):
         return authors_state(model)
     if not isinstance(model, SmallNet):
@@ -56,36 +63,46 @@ def fill_from_file(model: nn.Module, path: str | Path) -> checkpoint.State:
     state: Mapping[str, Any] = stored if held is None else stored[held]
     nets = {"net1.": model.net1, "net2.": model.net2} if isinstance(model, Couple) else {"": model}
     for begin, net in nets.items():
-        part = {key.removeprefix(begin): value for key, value in state.items() if key.startswith(begin)}
+        part = {
+            key.removeprefix(begin): value for key, value in state.items() if key.startswith(begin)
+        }
         if not all(isinstance(value, Tensor) for value in part.values()):
             raise InputError(f"{path} holds no network but {', '.join(map(str, list(state)[:4]))}")
         try:
             load_authors_state(net, part)
         except InputError as error:
-            raise InputError(f"{path} does not hold this network with as many classes: {error}") from None
+            raise InputError(
+                f"{path} does not hold this network with as many classes: {error}"
+            ) from None
     return {key: value for key, value in stored.items() if key != held} if held else {}
 
 
 def documented_file(path: str | Path) -> Path:
-    """Give the file that is meant: the documented folders of ImageNet teachers lack the `imagenet_` of those written.
+    """Give the file that is meant: the documented folders of ImageNet teachers lack the `imagenet_`
+    of those written.
 
     Raises:
         InputError: there is no such file.
     """
-    written = re.sub(r"arch_(resnet\d+)_aux_dataset_imagenet", r"arch_\1_imagenet_aux_dataset_imagenet", str(path))
+    written = re.sub(
+        r"arch_(resnet\d+)_aux_dataset_imagenet",
+        r"arch_\1_imagenet_aux_dataset_imagenet",
+        str(path),
+    )
     meant = Path(written) if Path(written).is_file() else Path(path)
     checkpoint.load(meant, mmap=True)  # says what is there instead
     return meant
 
 
 def check_own(path: Path) -> None:
-    """Refuse to go on with or to replace a file of the authors': their optimiser counts parameters in another order.
+    """Refuse to go on with or to replace a file of the authors': their optimiser counts parameters
+    in another order.
 
     Raises:
         InputError: there is a file at the path that records no settings.
     """
     if path.exists() and "settings" not in checkpoint.load(path, mmap=True):
         raise InputError(
-            f"{path} was not written by HSAKD.py, whose runs alone can go on; measure it by --evaluate, or choose "
-            "another --suffix, or --restart to replace it"
+            f"{path} was not written by HSAKD.py, whose runs alone can go on; measure it by"
+            " --evaluate, or choose another --suffix, or --restart to replace it"
         )

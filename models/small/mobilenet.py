@@ -1,4 +1,6 @@
-"""MobileNets for 32×32 images: DCM's (Howard et al. 2017), and HSAKD's V2 of half width (Sandler et al. 2018)."""
+"""MobileNets for 32×32 images: DCM's (Howard et al. 2017), and HSAKD's V2 of half width (Sandler
+et al. 2018).
+"""
 
 import functools
 from dataclasses import replace
@@ -27,7 +29,9 @@ class SeparableBlock(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """1×1 to `expansion` times the channels, depthwise 3×3, 1×1 to `width`; the input is added where shapes agree."""
+    """1×1 to `expansion` times the channels, depthwise 3×3, 1×1 to `width`; the input is added
+    where shapes agree.
+    """
 
     def __init__(self, channels: int, width: int, stride: int, expansion: int = 6) -> None:
         super().__init__()
@@ -52,7 +56,9 @@ def describe_mobilenet(divisor: int = 1) -> Description:
         InputError: 32, the smallest number of channels, is no multiple of `divisor`.
     """
     if divisor < 1 or 32 % divisor:
-        raise InputError(f"MobileNet's channels can be divided by 1, 2, 4, 8, 16 or 32, not by {divisor}")
+        raise InputError(
+            f"MobileNet's channels can be divided by 1, 2, 4, 8, 16 or 32, not by {divisor}"
+        )
 
     def stage(name: str, widths: tuple[int, ...], stride: int) -> Stage:
         return Stage(name, SeparableBlock, tuple(width // divisor for width in widths), stride)
@@ -66,19 +72,28 @@ def describe_mobilenet(divisor: int = 1) -> Description:
         stages=(layer1, layer2, layer3),
         end=lambda channels, outputs: pooled_classifier(channels, outputs, "linear"),
         attach=("layer1", "layer2", "layer3"),
-        dcm_heads=((replace(layer2, widths=layer2.widths[:4]), layer3), (stage("layer3", (2048,) * 2, 2),)),
+        dcm_heads=(
+            (replace(layer2, widths=layer2.widths[:4]), layer3),
+            (stage("layer3", (2048,) * 2, 2),),
+        ),
     )
 
 
 def describe_mobilenet_v2() -> Description:
     """Describe HSAKD's MobileNetV2 of width 0.5, with ReLU instead of ReLU6."""
-    rows = ((8, 1, 1), (12, 2, 1), (16, 3, 2), (32, 4, 2), (48, 3, 1), (80, 3, 2), (160, 1, 1))  # width, blocks, stride
+    # Width, blocks, stride
+    rows = ((8, 1, 1), (12, 2, 1), (16, 3, 2), (32, 4, 2), (48, 3, 1), (80, 3, 2), (160, 1, 1))
     unexpanded = functools.partial(InvertedResidual, expansion=1)
     return Description(
         stem=lambda: {"conv1": nn.Sequential(*_conv_bn_relu(conv3x3(3, 16)))},
         stem_channels=16,
         stages=tuple(
-            Stage(f"row{index}", unexpanded if index == 1 else InvertedResidual, (width,) * blocks, stride)
+            Stage(
+                f"row{index}",
+                unexpanded if index == 1 else InvertedResidual,
+                (width,) * blocks,
+                stride,
+            )
             for index, (width, blocks, stride) in enumerate(rows, start=1)
         ),
         end=lambda channels, outputs: {

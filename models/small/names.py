@@ -18,7 +18,13 @@ import re
 from collections.abc import Callable
 
 from models.small.mobilenet import describe_mobilenet, describe_mobilenet_v2
-from models.small.resnet import basic, bottleneck, describe_imagenet_resnet, describe_resnet, describe_resnet50
+from models.small.resnet import (
+    basic,
+    bottleneck,
+    describe_imagenet_resnet,
+    describe_resnet,
+    describe_resnet50,
+)
 from models.small.shufflenet import describe_shufflenet_v1, describe_shufflenet_v2
 from models.small.stages import Description
 from models.small.vgg import describe_vgg13
@@ -28,7 +34,10 @@ from utils.errors import InputError
 _THIN, _FOURFOLD = (16, 16, 32, 64), (32, 64, 128, 256)
 _BASIC_WIDTHS, _BOTTLENECK_WIDTHS = (64, 128, 256, 512), (256, 512, 1024, 2048)
 _NAMED: dict[str, Callable[[], Description]] = {
-    **{f"resnet{d}": functools.partial(describe_resnet, d, _THIN) for d in (8, 14, 20, 32, 44, 56, 110)},
+    **{
+        f"resnet{d}": functools.partial(describe_resnet, d, _THIN)
+        for d in (8, 14, 20, 32, 44, 56, 110)
+    },
     **{f"resnet{d}x4": functools.partial(describe_resnet, d, _FOURFOLD) for d in (8, 32)},
     "ResNet50": describe_resnet50,
     "vgg13_bn_32": describe_vgg13,
@@ -36,28 +45,44 @@ _NAMED: dict[str, Callable[[], Description]] = {
     "mobilenetV2": describe_mobilenet_v2,
     "ShuffleV1": describe_shufflenet_v1,
     "ShuffleV2": describe_shufflenet_v2,
-    "resnet18_imagenet": functools.partial(describe_imagenet_resnet, basic, _BASIC_WIDTHS, (2, 2, 2, 2)),
-    "resnet34_imagenet": functools.partial(describe_imagenet_resnet, basic, _BASIC_WIDTHS, (3, 4, 6, 3)),
-    "resnet50_imagenet": functools.partial(describe_imagenet_resnet, bottleneck, _BOTTLENECK_WIDTHS, (3, 4, 6, 3)),
+    "resnet18_imagenet": functools.partial(
+        describe_imagenet_resnet, basic, _BASIC_WIDTHS, (2, 2, 2, 2)
+    ),
+    "resnet34_imagenet": functools.partial(
+        describe_imagenet_resnet, basic, _BASIC_WIDTHS, (3, 4, 6, 3)
+    ),
+    "resnet50_imagenet": functools.partial(
+        describe_imagenet_resnet, bottleneck, _BOTTLENECK_WIDTHS, (3, 4, 6, 3)
+    ),
 }
 _WRN = re.compile(r"wrn_(\d+)_(\d+(?:\.\d+)?)")
 _DIVIDED_MOBILENET = re.compile(r"mobilenet(\d+)")
-NAMES = ("wrn_16_1", "wrn_16_2", "wrn_28_10", "wrn_40_1", "wrn_40_2", *_NAMED)  # for "the nearest name is"
+# For "the nearest name is"
+NAMES = ("wrn_16_1", "wrn_16_2", "wrn_28_10", "wrn_40_1", "wrn_40_2", *_NAMED)
 TAKEN = (  # by the methods with heads, in words
-    "wrn_DEPTH_WIDTH, resnet8 to resnet110, resnet8x4, resnet32x4, ResNet50, vgg13_bn_32, mobilenet, mobilenetV2, "
-    "ShuffleV1, ShuffleV2, resnet18_imagenet, resnet34_imagenet, resnet50_imagenet"
+    "wrn_DEPTH_WIDTH, resnet8 to resnet110, resnet8x4, resnet32x4, ResNet50, vgg13_bn_32,"
+    " mobilenet, mobilenetV2, ShuffleV1, ShuffleV2, resnet18_imagenet, resnet34_imagenet,"
+    " resnet50_imagenet"
 )
 # HSAKD's pairs of equal networks are called X_X, with another X than elsewhere.
 _ONLINE = {
-    "WRN_40_2": "wrn_40_2", "WRN_40_1": "wrn_40_1", "resnet56": "resnet56", "resnet32x4": "resnet32x4",
-    "vgg13": "vgg13_bn_32", "mbv2": "mobilenetV2", "shufflev1": "ShuffleV1", "shufflev2": "ShuffleV2",
+    "WRN_40_2": "wrn_40_2",
+    "WRN_40_1": "wrn_40_1",
+    "resnet56": "resnet56",
+    "resnet32x4": "resnet32x4",
+    "vgg13": "vgg13_bn_32",
+    "mbv2": "mobilenetV2",
+    "shufflev1": "ShuffleV1",
+    "shufflev2": "ShuffleV2",
     "resnet18": "resnet18_imagenet",
-}  # fmt: skip
+}
 ONLINE_PAIRS = {f"{name}_{name}": (bare, bare) for name, bare in _ONLINE.items()}
 
 
 def bare_name(arch: str) -> str:
-    """Give the name of the bare network: without `_aux`, and HSAKD's vgg13_bn by the name that is not torchvision's."""
+    """Give the name of the bare network: without `_aux`, and HSAKD's vgg13_bn by the name that
+    is not torchvision's.
+    """
     bare = arch.removesuffix("_aux")
     return "vgg13_bn_32" if bare == "vgg13_bn" else bare
 
@@ -85,11 +110,15 @@ def describe(arch: str) -> Description:
     if divided := _DIVIDED_MOBILENET.fullmatch(arch):
         return describe_mobilenet(int(divided[1]))
     near = difflib.get_close_matches(arch, NAMES, n=1, cutoff=0)[0]
-    raise InputError(f"there is no architecture {arch!r} with heads; the nearest name is {near}, and there are {TAKEN}")
+    raise InputError(
+        f"there is no architecture {arch!r} with heads; the nearest name is {near}, and there are"
+        f" {TAKEN}"
+    )
 
 
 def online_pair(arch: str) -> tuple[str, str]:
-    """Give the two networks of HSAKD's online form by its authors' name of the pair, e.g. WRN_40_2_WRN_40_2.
+    """Give the two networks of HSAKD's online form by its authors' name of the pair, e.g.
+    WRN_40_2_WRN_40_2.
 
     Raises:
         InputError: an unknown pair.

@@ -1,4 +1,6 @@
-"""Residual networks of torchvision's blocks: three stages or four for 32×32 images, and the ImageNet forms."""
+"""Residual networks of torchvision's blocks: three stages or four for 32×32 images, and the
+ImageNet forms.
+"""
 
 from torch import nn
 
@@ -9,17 +11,23 @@ from utils.later import torchvision
 
 def basic(channels: int, width: int, stride: int) -> nn.Module:
     """Two 3×3 convolutions around which the input flows."""
-    return torchvision.models.resnet.BasicBlock(channels, width, stride, _projection(channels, width, stride))
+    return torchvision.models.resnet.BasicBlock(
+        channels, width, stride, _projection(channels, width, stride)
+    )
 
 
 def bottleneck(channels: int, width: int, stride: int) -> nn.Module:
-    """1×1, 3×3 (of width/4 channels, with the stride) and 1×1 convolutions around which the input flows."""
+    """1×1, 3×3 (of width/4 channels, with the stride) and 1×1 convolutions around which the
+    input flows.
+    """
     block = torchvision.models.resnet.Bottleneck
     return block(channels, width // block.expansion, stride, _projection(channels, width, stride))
 
 
 def describe_resnet(depth: int, filters: tuple[int, int, int, int]) -> Description:
-    """Describe the ResNet of `depth` = 6n + 2 layers for 32×32 images; `filters`: channels of stem and stages."""
+    """Describe the ResNet of `depth` = 6n + 2 layers for 32×32 images; `filters`: channels of
+    stem and stages.
+    """
     blocks = (depth - 2) // 6
     return Description(
         stem=lambda: _stem(conv3x3(3, filters[0])),
@@ -45,11 +53,14 @@ def describe_resnet50() -> Description:
     )
 
 
-def describe_imagenet_resnet(block: Block, widths: tuple[int, ...], depths: tuple[int, ...]) -> Description:
+def describe_imagenet_resnet(
+    block: Block, widths: tuple[int, ...], depths: tuple[int, ...]
+) -> Description:
     """Describe a ResNet of torchvision: the same modules by the same names."""
     return Description(
         stem=lambda: {
-            **_stem(nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)), "maxpool": nn.MaxPool2d(3, 2, padding=1)
+            **_stem(nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)),
+            "maxpool": nn.MaxPool2d(3, 2, padding=1),
         },
         stem_channels=64,
         stages=_stages(block, widths, depths),
@@ -57,7 +68,7 @@ def describe_imagenet_resnet(block: Block, widths: tuple[int, ...], depths: tupl
         attach=("layer1", "layer2", "layer3", "layer4"),
         initialisers=(convolutions_by_fan_out,),
         head_initialisers=(convolutions_by_fan_out,),
-    )  # fmt: skip
+    )
 
 
 def _projection(channels: int, width: int, stride: int) -> nn.Module | None:
@@ -68,7 +79,11 @@ def _projection(channels: int, width: int, stride: int) -> nn.Module | None:
 
 
 def _stem(convolution: nn.Conv2d) -> dict[str, nn.Module]:
-    return {"conv1": convolution, "bn1": nn.BatchNorm2d(convolution.out_channels), "relu": nn.ReLU()}
+    return {
+        "conv1": convolution,
+        "bn1": nn.BatchNorm2d(convolution.out_channels),
+        "relu": nn.ReLU(),
+    }
 
 
 def _stages(block: Block, widths: tuple[int, ...], depths: tuple[int, ...]) -> tuple[Stage, ...]:

@@ -1,4 +1,6 @@
-"""ShuffleNets for 32×32 images, as HSAKD has them: V1 of 3 groups (Zhang et al. 2018) and V2 (Ma et al. 2018)."""
+"""ShuffleNets for 32×32 images, as HSAKD has them: V1 of 3 groups (Zhang et al. 2018) and V2 (Ma
+et al. 2018).
+"""
 
 import torch
 import torch.nn.functional as F
@@ -9,11 +11,14 @@ from models.small.stages import Description, Stage, conv1x1, conv3x3, pooled_cla
 
 
 class GroupedUnit(nn.Module):
-    """V1's unit: 1×1 by groups, shuffle, depthwise 3×3, 1×1 by groups; concatenated to the pooled input, or added."""
+    """V1's unit: 1×1 by groups, shuffle, depthwise 3×3, 1×1 by groups; concatenated to the
+    pooled input, or added.
+    """
 
     def __init__(self, channels: int, width: int, stride: int) -> None:
         super().__init__()
-        own = width - channels if stride == 2 else width  # the pooled input gives the other channels
+        # The pooled input gives the other channels
+        own = width - channels if stride == 2 else width
         inner = own // 4
         first_groups = 1 if channels == 24 else 3  # the stem's few channels are not grouped
         self.conv1 = conv1x1(channels, inner, groups=first_groups)
@@ -33,7 +38,9 @@ class GroupedUnit(nn.Module):
 
 
 class SplitUnit(nn.Module):
-    """V2's unit: 1×1, depthwise 3×3, 1×1 on the second half of the channels; the first half passes; shuffle."""
+    """V2's unit: 1×1, depthwise 3×3, 1×1 on the second half of the channels; the first half
+    passes; shuffle.
+    """
 
     def __init__(self, channels: int, width: int, stride: int) -> None:
         super().__init__()
@@ -54,7 +61,9 @@ class SplitUnit(nn.Module):
 
 
 class DownUnit(nn.Module):
-    """V2's first unit of a stage: both halves of the output are computed from the whole input; shuffle."""
+    """V2's first unit of a stage: both halves of the output are computed from the whole input;
+    shuffle.
+    """
 
     def __init__(self, channels: int, width: int, stride: int) -> None:
         super().__init__()

@@ -1,4 +1,6 @@
-"""A network as a list of stages: the bare classifier and every head on it are built from the same description."""
+"""A network as a list of stages: the bare classifier and every head on it are built from the
+same description.
+"""
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -47,10 +49,12 @@ class Description:
         stem_channels: channels that the stem gives.
         stages: the stages.
         end: makes, of channels and outputs, the named modules from the last stage to the logits.
-        attach: names of the stages whose outputs heads take, from the shallowest on; the last one is the last stage.
+        attach: names of the stages whose outputs heads take, from the shallowest on; the last one
+            is the last stage.
         initialisers: of the network's modules; without any, PyTorch's defaults stay.
         head_initialisers: the same for heads.
-        dcm_heads: the stages of DCM's first and second head, where its authors change the network's own.
+        dcm_heads: the stages of DCM's first and second head, where its authors change the network's
+            own.
         dcm_initialisers: of network and heads under DCM, where its authors have their own.
     """
 
@@ -71,7 +75,8 @@ class Description:
     def rest_after(self, name: str) -> tuple[Stage, ...]:
         """Give the stages that a head on the stage `name` repeats: the rest of the network.
 
-        Nothing follows the last stage: a head there repeats what follows the attach point before it, at stride 1.
+        Nothing follows the last stage: a head there repeats what follows the attach point before
+        it, at stride 1.
         """
         names = [stage.name for stage in self.stages]
         if rest := self.stages[names.index(name) + 1 :]:
@@ -81,7 +86,9 @@ class Description:
 
 
 class SmallNet(nn.Sequential):
-    """A bare classifier, images (N, 3, S, S) → logits (N, C); its children are stem, stages and end by name."""
+    """A bare classifier, images (N, 3, S, S) → logits (N, C); its children are stem, stages and
+    end by name.
+    """
 
     def __init__(self, arch: str, modules: dict[str, nn.Module]) -> None:
         super().__init__(OrderedDict(modules))
@@ -89,20 +96,28 @@ class SmallNet(nn.Sequential):
 
 
 def build_net(arch: str, description: Description, num_classes: int) -> SmallNet:
-    """Build the bare classifier that a description means, with PyTorch's default weights; `arch` is its name."""
+    """Build the bare classifier that a description means, with PyTorch's default weights; `arch`
+    is its name.
+    """
     modules = description.stem()
     body, channels = build_stages(description.stages, description.stem_channels)
     return SmallNet(arch, {**modules, **body, **description.end(channels, num_classes)})
 
 
-def build_head(description: Description, attach: str, stages: tuple[Stage, ...], outputs: int) -> nn.Sequential:
-    """Build a head, with PyTorch's default weights: the output of stage `attach` → `stages` → logits (N, outputs)."""
+def build_head(
+    description: Description, attach: str, stages: tuple[Stage, ...], outputs: int
+) -> nn.Sequential:
+    """Build a head, with PyTorch's default weights: the output of stage `attach` → `stages` →
+    logits (N, outputs).
+    """
     body, channels = build_stages(stages, description.channels_after(attach))
     return nn.Sequential(OrderedDict({**body, **description.end(channels, outputs)}))
 
 
 def build_stages(stages: Iterable[Stage], channels: int) -> tuple[dict[str, nn.Module], int]:
-    """Build stages that follow one another on `channels` channels; give them by name, and what the last one gives."""
+    """Build stages that follow one another on `channels` channels; give them by name, and what
+    the last one gives.
+    """
     modules: dict[str, nn.Module] = {}
     for stage in stages:
         modules[stage.name] = stage.build(channels)
@@ -122,4 +137,8 @@ def conv1x1(channels: int, width: int, stride: int = 1, groups: int = 1) -> nn.C
 
 def pooled_classifier(channels: int, outputs: int, name: str = "fc") -> dict[str, nn.Module]:
     """The usual end: global average pooling and a linear layer called `name`."""
-    return {"pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(), name: nn.Linear(channels, outputs)}
+    return {
+        "pool": nn.AdaptiveAvgPool2d(1),
+        "flatten": nn.Flatten(),
+        name: nn.Linear(channels, outputs),
+    }

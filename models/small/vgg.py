@@ -1,4 +1,6 @@
-"""VGG-13 with BatchNorm for 32×32 images, as HSAKD has it: one linear layer after global pooling."""
+"""VGG-13 with BatchNorm for 32×32 images, as HSAKD has it: one linear layer after global
+pooling.
+"""
 
 from collections import OrderedDict
 
@@ -11,21 +13,27 @@ from models.small.stages import Description, Stage, pooled_classifier
 def convolution(channels: int, width: int, stride: int) -> nn.Sequential:
     """A 3×3 convolution with bias, BatchNorm and ReLU, at stride 2 after a 2×2 max pooling."""
     layers: dict[str, nn.Module] = {"pool": nn.MaxPool2d(2)} if stride == 2 else {}
-    layers |= {"conv": nn.Conv2d(channels, width, 3, padding=1), "bn": nn.BatchNorm2d(width), "relu": nn.ReLU()}
+    layers |= {
+        "conv": nn.Conv2d(channels, width, 3, padding=1),
+        "bn": nn.BatchNorm2d(width),
+        "relu": nn.ReLU(),
+    }
     return nn.Sequential(OrderedDict(layers))
 
 
 def describe_vgg13() -> Description:
     """Describe VGG-13: five blocks of two convolutions; pooling comes before blocks 1, 2 and 3.
 
-    Its authors' code pools once more where images are 64×64; here the global pooling at the end takes any size.
+    Its authors' code pools once more where images are 64×64; here the global pooling at the end
+    takes any size.
     """
     blocks = ((64, 1), (128, 2), (256, 2), (512, 2), (512, 1))  # width, stride
     return Description(
         stem=dict,
         stem_channels=3,
         stages=tuple(
-            Stage(f"block{index}", convolution, (width, width), stride) for index, (width, stride) in enumerate(blocks)
+            Stage(f"block{index}", convolution, (width, width), stride)
+            for index, (width, stride) in enumerate(blocks)
         ),
         end=lambda channels, outputs: pooled_classifier(channels, outputs, "classifier"),
         attach=("block0", "block1", "block2", "block4"),

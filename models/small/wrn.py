@@ -11,7 +11,9 @@ from utils.errors import InputError
 
 
 class WideBlock(nn.Module):
-    """A pre-activation block: conv(ReLU(BN(conv a))) + x with a = ReLU(BN x); + conv1×1 a where the width changes."""
+    """A pre-activation block: conv(ReLU(BN(conv a))) + x with a = ReLU(BN x); + conv1×1 a where
+    the width changes.
+    """
 
     def __init__(self, channels: int, width: int, stride: int) -> None:
         super().__init__()
@@ -39,7 +41,9 @@ def describe_wrn(depth: int, factor: float) -> Description:
         raise InputError(f"the depth of a WRN is 6n + 4 (10, 16, 22, 28, 34, 40, …), not {depth}")
     first, second, third = (int(width * factor) for width in (16, 32, 64))
     if first < 1:
-        raise InputError(f"the width factor of a WRN is at least 1/16 (one channel), not {factor:g}")
+        raise InputError(
+            f"the width factor of a WRN is at least 1/16 (one channel), not {factor:g}"
+        )
     group0, group1, group2 = groups = (
         Stage("group0", WideBlock, (first,) * blocks),
         Stage("group1", WideBlock, (second,) * blocks, stride=2),
@@ -50,7 +54,9 @@ def describe_wrn(depth: int, factor: float) -> Description:
         stem_channels=16,
         stages=groups,
         end=lambda channels, outputs: {
-            "bn": nn.BatchNorm2d(channels), "relu": nn.ReLU(), **pooled_classifier(channels, outputs)
+            "bn": nn.BatchNorm2d(channels),
+            "relu": nn.ReLU(),
+            **pooled_classifier(channels, outputs),
         },
         attach=(group0.name, group1.name, group2.name),
         initialisers=(convolutions_by_fan_out, linear_bias_zero),
@@ -60,4 +66,4 @@ def describe_wrn(depth: int, factor: float) -> Description:
             (replace(group2, widths=(2 * third,) * blocks),),
         ),
         dcm_initialisers=(as_dcm_wrn,),
-    )  # fmt: skip
+    )

@@ -1,4 +1,6 @@
-"""The main road, built once; runs that are watched and interrupted; what refines features and prepares data."""
+"""The main road, built once; runs that are watched and interrupted; what refines features and
+prepares data.
+"""
 
 import shutil
 from types import SimpleNamespace
@@ -19,21 +21,44 @@ from utils.runs import RunLog
 
 @pytest.fixture(scope="session")
 def road(photos, tmp_path_factory):
-    """Everything that the pipeline writes, once, with two ResNet-18 that differ in their seed; only to be read."""
+    """Everything that the pipeline writes, once, with two ResNet-18 that differ in their seed;
+    only to be read.
+    """
     out = tmp_path_factory.mktemp("road")
     for seed in (0, 5):
-        run(Training, f"{NETS} --arch resnet18 --seed {seed} --suffix sd{seed}", *data(photos), "--out", out)
-    a, b = (out / f"model_checkpoints/checkpoint_folder_resnet18_sd{seed}.pth.tar" for seed in (0, 5))
+        run(
+            Training,
+            f"{NETS} --arch resnet18 --seed {seed} --suffix sd{seed}",
+            *data(photos),
+            "--out",
+            out,
+        )
+    a, b = (
+        out / f"model_checkpoints/checkpoint_folder_resnet18_sd{seed}.pth.tar" for seed in (0, 5)
+    )
     after_training = files(out)
     nets = ("--resume1", a, "--resume2", b, *data(photos), "--out", out)
     for split_name in ("train", "val"):
         run(ConvOutput, f"--conv_layer 1 --t_or_v {split_name} --batch_size 7", *nets)
     features = out / "convOuts/folder_resnet18/folder_L1"
-    run(Training_TransNet, f"{FIT} --validate --suffix a0.1", "--convOut_path", features, "--out", out)
+    run(
+        Training_TransNet,
+        f"{FIT} --validate --suffix a0.1",
+        "--convOut_path",
+        features,
+        "--out",
+        out,
+    )
     yield SimpleNamespace(
-        out=out, a=a, b=b, nets=nets, features=features, trans_net=out / TRANS_NET,
-        after_training=after_training, after_all=files(out),
-    )  # fmt: skip
+        out=out,
+        a=a,
+        b=b,
+        nets=nets,
+        features=features,
+        trans_net=out / TRANS_NET,
+        after_training=after_training,
+        after_all=files(out),
+    )
     shutil.rmtree(out)
 
 
@@ -41,8 +66,8 @@ def road(photos, tmp_path_factory):
 def epochs(monkeypatch):
     """Watch runs by their logs.
 
-    Gives `trained`, the epochs that were logged, in order; `stop_at`, how many of them are logged before a run is
-    interrupted (Ctrl-C) in the next one, whose work is lost.
+    Gives `trained`, the epochs that were logged, in order; `stop_at`, how many of them are logged
+    before a run is interrupted (Ctrl-C) in the next one, whose work is lost.
     """
     trained: list[int] = []
     stop_at: list[int] = []
@@ -75,9 +100,13 @@ def interrupt(epochs):
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """A folder with nets A.pth and B.pth and Trans-Nets between them, and what they hold; only to be read."""
+    """A folder with nets A.pth and B.pth and Trans-Nets between them, and what they hold; only
+    to be read.
+    """
     folder = tmp_path_factory.mktemp("trained")
-    models = {net: make_classifier(folder / f"{net}.pth", seed) for net, seed in (("A", 0), ("B", 5))}
+    models = {
+        net: make_classifier(folder / f"{net}.pth", seed) for net, seed in (("A", 0), ("B", 5))
+    }
     source = {f"checkpoint_{net}": sha256(folder / f"{net.upper()}.pth") for net in "ab"}
     source |= {"layer_a": LAYER, "layer_b": LAYER}
     models["g"] = make_trans_net(folder / "g.pth", source)
@@ -92,7 +121,9 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def refine(photos, trained, tmp_path, monkeypatch):
-    """A function that runs transClassifier.py in a folder of its own and gives what each validation measured."""
+    """A function that runs transClassifier.py in a folder of its own and gives what each
+    validation measured.
+    """
     validated = []
 
     def describe(metrics):  # as all that is measured is, in the terminal and in the log
@@ -104,16 +135,27 @@ def refine(photos, trained, tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "describe", describe)
     folder, _ = trained
     options = {
-        "--net_A": folder / "A.pth", "--net_B": folder / "B.pth", "--resume_Ys": folder / "g.pth", "--layer": LAYER,
-        "--train_path": photos / "train", "--val_path": photos / "val", "-b": 7, "-j": 0, "--out": tmp_path,
-        "--lr": 0.001, "--logspace": 0, "--name": "folder",
-    }  # fmt: skip
+        "--net_A": folder / "A.pth",
+        "--net_B": folder / "B.pth",
+        "--resume_Ys": folder / "g.pth",
+        "--layer": LAYER,
+        "--train_path": photos / "train",
+        "--val_path": photos / "val",
+        "-b": 7,
+        "-j": 0,
+        "--out": tmp_path,
+        "--lr": 0.001,
+        "--logspace": 0,
+        "--name": "folder",
+    }
 
     def run(*words, without=(), **others):
         chosen = {key: value for key, value in options.items() if key not in without}
         chosen |= {f"--{key}": value for key, value in others.items()}
         validated.clear()
-        transClassifier.main([str(word) for pair in chosen.items() for word in pair] + [str(word) for word in words])
+        transClassifier.main(
+            [str(word) for pair in chosen.items() for word in pair] + [str(word) for word in words]
+        )
         return list(validated)
 
     return run

@@ -1,4 +1,6 @@
-"""What the tests of transClassifier.py share: small nets, Trans-Nets, and what a run of it leaves behind."""
+"""What the tests of transClassifier.py share: small nets, Trans-Nets, and what a run of it
+leaves behind.
+"""
 
 import json
 
@@ -11,7 +13,13 @@ from utils import checkpoint
 
 ARCH, LAYER, CHANNELS, SIZE = "mobilenet_v3_small", "features.4", 40, 32
 CLASSES = ["blue", "green", "red"]
-FOLDER = {"dataset": "folder", "name": "folder", "sample_num": "", "classes": CLASSES, "image_size": SIZE}
+FOLDER = {
+    "dataset": "folder",
+    "name": "folder",
+    "sample_num": "",
+    "classes": CLASSES,
+    "image_size": SIZE,
+}
 
 
 def make_classifier(path, seed, num_classes=3):
@@ -26,17 +34,23 @@ def make_classifier(path, seed, num_classes=3):
     checkpoint.save(
         path,
         {
-            "epoch": 1, "arch": ARCH, "model": classifier_record(ARCH, num_classes), "state_dict": model.state_dict(),
+            "epoch": 1,
+            "arch": ARCH,
+            "model": classifier_record(ARCH, num_classes),
+            "state_dict": model.state_dict(),
             "data": FOLDER | {"classes": CLASSES[:num_classes]},
         },
-    )  # fmt: skip
+    )
     return model.eval()
 
 
 def make_trans_net(path, source, channels=(CHANNELS, CHANNELS), seed=1):
     torch.manual_seed(seed)
     trans_net = TransNet(*channels).eval()
-    checkpoint.save(path, {"trans_net": trans_net.config, "state_dict": trans_net.state_dict(), "source": source})
+    checkpoint.save(
+        path,
+        {"trans_net": trans_net.config, "state_dict": trans_net.state_dict(), "source": source},
+    )
     return trans_net
 
 

@@ -31,7 +31,9 @@ def data(photos):
 def files(folder):
     """Every file below, with the names of TensorBoard's cut at their changing part."""
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-    return sorted(name[: name.find("tfevents") + 8] if "tfevents" in name else name for name in names)
+    return sorted(
+        name[: name.find("tfevents") + 8] if "tfevents" in name else name for name in names
+    )
 
 
 def contents(folder):

@@ -43,12 +43,17 @@ def saved(out, name):
 
 
 def lines_of(out, name):
-    return [json.loads(line) for line in (out / "logs" / f"folder_resnet18_{name}" / "metrics.jsonl").open()]
+    return [
+        json.loads(line)
+        for line in (out / "logs" / f"folder_resnet18_{name}" / "metrics.jsonl").open()
+    ]
 
 
 def assert_same_weights(first, second):
     assert first["state_dict"].keys() == second["state_dict"].keys()
-    assert all(torch.equal(value, second["state_dict"][key]) for key, value in first["state_dict"].items())
+    assert all(
+        torch.equal(value, second["state_dict"][key]) for key, value in first["state_dict"].items()
+    )
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +79,9 @@ def test_a_series_writes_a_checkpoint_and_a_log_for_each_generation(series):
         "image_size": 32,
         "normalisation": NORMALISATIONS["imagenet"],
     }
-    assert load_classifier(series / "model_checkpoints" / files[1])(torch.zeros(1, 3, 32, 32)).shape == (1, 3)
+    assert load_classifier(series / "model_checkpoints" / files[1])(
+        torch.zeros(1, 3, 32, 32)
+    ).shape == (1, 3)
     assert not torch.equal(first["state_dict"]["fc.weight"], second["state_dict"]["fc.weight"])
 
 
@@ -103,12 +110,16 @@ def test_the_same_command_again_trains_nothing(series, photos, epochs, capsys):
 
 
 @pytest.mark.parametrize("stop", [1, 3])
-def test_a_stopped_series_goes_on_to_the_same_weights(series, photos, tmp_path, epochs, stop, capsys):
+def test_a_stopped_series_goes_on_to_the_same_weights(
+    series, photos, tmp_path, epochs, stop, capsys
+):
     epochs.stop_at.append(stop)
     with pytest.raises(SystemExit) as stopped:
         run(BornAgain, photos, tmp_path, SERIES)
     assert stopped.value.code == 130
-    assert capsys.readouterr().out.endswith("holds the first 1 of 2 epochs; the same command goes on with it\n")
+    assert capsys.readouterr().out.endswith(
+        "holds the first 1 of 2 epochs; the same command goes on with it\n"
+    )
     epochs.stop_at.clear()
     run(BornAgain, photos, tmp_path, SERIES)
     assert epochs.trained == [0, 1, 0, 1]  # of both generations, none twice
@@ -123,11 +134,14 @@ def test_a_stopped_series_goes_on_to_the_same_weights(series, photos, tmp_path, 
 
 
 @pytest.mark.parametrize(
-    ("other", "named"), [("--lr 0.5", "lr 0.02 instead of 0.5"), ("--epochs 3", "epochs 2 instead of 3")]
+    ("other", "named"),
+    [("--lr 0.5", "lr 0.02 instead of 0.5"), ("--epochs 3", "epochs 2 instead of 3")],
 )
 def test_a_series_of_other_options_is_not_continued(series, photos, epochs, other, named):
     what_to_do = "choose another --suffix, or --restart to replace it"
-    with pytest.raises(SystemExit, match=rf"gen0\.pth\.tar is of another run, with {named}; {what_to_do}"):
+    with pytest.raises(
+        SystemExit, match=rf"gen0\.pth\.tar is of another run, with {named}; {what_to_do}"
+    ):
         run(BornAgain, photos, series, f"{SERIES} {other}")
     assert epochs.trained == []
 
@@ -139,7 +153,9 @@ def test_a_longer_series_keeps_its_first_generations(photos, tmp_path, epochs):
     assert epochs.trained == [0, 0]
     run(BornAgain, photos, tmp_path, "-a resnet18 -g 1 --epochs 2")
     assert epochs.trained == [0, 0, 1]
-    with pytest.raises(SystemExit, match=r"of another run, with teacher [0-9a-f]{64} instead of [0-9a-f]{64}"):
+    with pytest.raises(
+        SystemExit, match=r"of another run, with teacher [0-9a-f]{64} instead of [0-9a-f]{64}"
+    ):
         run(BornAgain, photos, tmp_path, "-a resnet18 -g 2 --epochs 2")
 
 
@@ -147,7 +163,9 @@ def test_a_damaged_generation_is_replaced_by_restart(photos, tmp_path, epochs):
     line = "-a resnet18 -g 1 --epochs 1"
     run(BornAgain, photos, tmp_path, line)
     truncate(tmp_path / "model_checkpoints/checkpoint_folder_resnet18_gen0.pth.tar")
-    with pytest.raises(SystemExit, match=r"is truncated or not a checkpoint; .* or add --restart to replace it"):
+    with pytest.raises(
+        SystemExit, match=r"is truncated or not a checkpoint; .* or add --restart to replace it"
+    ):
         run(BornAgain, photos, tmp_path, line)
     run(BornAgain, photos, tmp_path, f"{line} --restart")
     assert epochs.trained == [0, 0] and saved(tmp_path, "gen0")["epoch"] == 1
@@ -158,7 +176,10 @@ def test_start_gen_1_takes_the_teacher_as_generation_0(series, photos, tmp_path)
     # the teacher's checkpoint says what its students are
     run(BornAgain, photos, tmp_path, f"--start_gen 1 -g 3 --epochs 1 --seed 10 --resume {teacher}")
     files = sorted(path.name for path in (tmp_path / "model_checkpoints").iterdir())
-    assert files == ["checkpoint_folder_resnet18_gen1.pth.tar", "checkpoint_folder_resnet18_gen2.pth.tar"]
+    assert files == [
+        "checkpoint_folder_resnet18_gen1.pth.tar",
+        "checkpoint_folder_resnet18_gen2.pth.tar",
+    ]
     first, second = saved(tmp_path, "gen1"), saved(tmp_path, "gen2")
     assert (first["settings"]["seed"], second["settings"]["seed"]) == (20, 30)
     assert first["settings"]["teacher"] == sha256(teacher)
@@ -178,7 +199,9 @@ def test_a_later_start_without_a_teacher_takes_the_generation_before(photos, tmp
     run(BornAgain, photos, tmp_path, "-a resnet18 --start_gen 1 -g 2 --epochs 1 --resume auto")
     before = tmp_path / "model_checkpoints" / "checkpoint_folder_resnet18_gen0.pth.tar"
     assert saved(tmp_path, "gen1")["settings"]["teacher"] == sha256(before)
-    with pytest.raises(SystemExit, match=r"no checkpoint at .*checkpoint_folder_resnet18_gen2.*that folder has"):
+    with pytest.raises(
+        SystemExit, match=r"no checkpoint at .*checkpoint_folder_resnet18_gen2.*that folder has"
+    ):
         run(BornAgain, photos, tmp_path, "-a resnet18 --start_gen 3 -g 4 --epochs 1")
 
 
@@ -187,13 +210,19 @@ def test_students_of_another_architecture_than_the_teachers(series, photos, tmp_
     line = f"-a resnet18 --student_arch resnet8 --start_gen 1 -g 3 --epochs 1 --resume {teacher}"
     run(BornAgain, photos, tmp_path, line)
     first, second = (
-        tmp_path / "model_checkpoints" / f"checkpoint_folder_resnet8_gen{generation}.pth.tar" for generation in (1, 2)
+        tmp_path / "model_checkpoints" / f"checkpoint_folder_resnet8_gen{generation}.pth.tar"
+        for generation in (1, 2)
     )
     taught_by = [checkpoint.load(path)["settings"]["teacher"] for path in (first, second)]
     assert taught_by == [sha256(teacher), sha256(first)]
     assert load_classifier(second).arch == "resnet8"
     with pytest.raises(SystemExit, match="holds a resnet18, --arch says resnet8"):
-        run(BornAgain, photos, tmp_path, f"-a resnet8 --start_gen 1 -g 2 --epochs 1 --resume {teacher}")
+        run(
+            BornAgain,
+            photos,
+            tmp_path,
+            f"-a resnet8 --start_gen 1 -g 2 --epochs 1 --resume {teacher}",
+        )
 
 
 def test_augmented_images_ask_the_teacher_every_time(series, photos, tmp_path, monkeypatch, capsys):
@@ -219,8 +248,15 @@ class Always(torch.nn.Module):
 
 
 def test_the_loss_is_cross_entropy_plus_lambda_times_the_teachers():
-    logits, taught = torch.tensor([[1.0, -1.0], [0.5, 2.0]]), torch.tensor([[0.0, 0.0], [3.0, -1.0]])
-    pixels, targets, indices = torch.zeros(2, 3, 2, 2, dtype=torch.uint8), torch.tensor([0, 1]), torch.tensor([1, 0])
+    logits, taught = (
+        torch.tensor([[1.0, -1.0], [0.5, 2.0]]),
+        torch.tensor([[0.0, 0.0], [3.0, -1.0]]),
+    )
+    pixels, targets, indices = (
+        torch.zeros(2, 3, 2, 2, dtype=torch.uint8),
+        torch.tensor([0, 1]),
+        torch.tensor([1, 0]),
+    )
     loss, metrics = BornAgain.distil(
         Always(logits),
         pixels,
@@ -265,11 +301,30 @@ def test_values_that_make_no_series_are_refused(line, sentence, capsys):
 def test_the_documented_command_line():
     args = BornAgain.build_parser().parse_args(
         shlex.split(
-            "--save_epoch 50 --start_gen 1 --seed 10 --resume T --device_ids [0,1] --gpu_teacher 2 -a vgg16_bn "
-            "--epochs 300 --lr 0.01 --epoch_step 60 --logspace 0 --tau 1 --lambd 0.5 --lambd_end 0.5"
+            "--save_epoch 50 --start_gen 1 --seed 10 --resume T --device_ids [0,1] --gpu_teacher 2"
+            " -a vgg16_bn --epochs 300 --lr 0.01 --epoch_step 60 --logspace 0 --tau 1 --lambd 0.5"
+            " --lambd_end 0.5"
         )
     )
-    assert (args.start_gen, args.generations, args.resume, args.device_ids, args.gpu_teacher) == (1, 5, "T", [0, 1], 2)
-    assert (args.arch, args.epochs, args.lr, args.logspace, args.tau, args.lambd) == ("vgg16_bn", 300, 0.01, 0, 1, 0.5)
+    assert (args.start_gen, args.generations, args.resume, args.device_ids, args.gpu_teacher) == (
+        1,
+        5,
+        "T",
+        [0, 1],
+        2,
+    )
+    assert (args.arch, args.epochs, args.lr, args.logspace, args.tau, args.lambd) == (
+        "vgg16_bn",
+        300,
+        0.01,
+        0,
+        1,
+        0.5,
+    )
     defaults = BornAgain.build_parser().parse_args([])
-    assert (defaults.lr, defaults.start_gen, defaults.optim, defaults.lambd_end) == (1e-3, 0, "SGD", 0.5)
+    assert (defaults.lr, defaults.start_gen, defaults.optim, defaults.lambd_end) == (
+        1e-3,
+        0,
+        "SGD",
+        0.5,
+    )

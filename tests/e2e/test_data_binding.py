@@ -1,4 +1,6 @@
-"""A run is bound to its images: what became of them is named, and what is drawn for each depends on no worker."""
+"""A run is bound to its images: what became of them is named, and what is drawn for each depends
+on no worker.
+"""
 
 import shutil
 
@@ -54,9 +56,10 @@ def test_changed_images_are_named_at_resume_and_by_a_second_conv_output(copied, 
     before = contents(copied)
     with pytest.raises(SystemExit) as exit_:
         run(Training, f"{LINE} --epochs 2 --resume auto", *words(copied))
-    assert exit_.value.code == (
-        f"Training.py: {copied / OWN} was made of other train images; since then {said}; put them back, choose another "
-        "--suffix, or --restart to replace it"
+    assert (
+        exit_.value.code
+        == f"Training.py: {copied / OWN} was made of other train images; since then {said}; put"
+        " them back, choose another --suffix, or --restart to replace it"
     )
     with pytest.raises(SystemExit, match="were made of other images; since then 1 ") as exit_:
         features_again(copied)
@@ -86,11 +89,16 @@ def test_what_records_no_images_is_compared_with_nothing(copied):
 
 def test_a_trans_net_goes_on_with_features_of_the_same_images_alone(copied):
     folder = next((copied / "convOuts").glob("*/*"))
-    line = f"--convOut_path {folder} --layers 1 --lr 0.001 -b 4 --validate --val_epoch 1 --save_epoch 1"
+    line = (
+        f"--convOut_path {folder} --layers 1 --lr 0.001 -b 4 --validate --val_epoch 1"
+        " --save_epoch 1"
+    )
     run(Training_TransNet, f"{line} --epochs 1", "--out", copied)
     CHANGES["edited"][0](copied / "d/train")
     features_again(copied, "--restart")
-    with pytest.raises(SystemExit, match=r"was made of other train images; since then 1 edited \(a/01\.jpg\); put"):
+    with pytest.raises(
+        SystemExit, match=r"was made of other train images; since then 1 edited \(a/01\.jpg\); put"
+    ):
         run(Training_TransNet, f"{line} --epochs 1 --resume auto", "--out", copied)
 
 
@@ -128,9 +136,10 @@ def test_a_last_batch_of_one_is_refused_before_images_are_decoded(finished, tmp_
     line = "--arch mobilenet_v2 --image_size 32 -b 3 --epochs 1 -j 0"
     with pytest.raises(SystemExit) as exit_:
         run(Training, line, *words(finished, tmp_path))
-    assert exit_.value.code == (
-        "Training.py: 7 images in batches of 3 leave one image for the last batch, and BatchNorm needs more than one "
-        "value a channel: choose another --batch_size, such as 4"
+    assert (
+        exit_.value.code
+        == "Training.py: 7 images in batches of 3 leave one image for the last batch, and BatchNorm"
+        " needs more than one value a channel: choose another --batch_size, such as 4"
     )
     assert "ready" not in capsys.readouterr().out and not list(tmp_path.rglob("*.pth.tar"))
 
@@ -151,4 +160,7 @@ def test_a_data_set_is_called_as_its_folder_is_and_not_two_dots(finished, tmp_pa
 def test_small_files_are_said_to_be_enlarged(finished, tmp_path, capsys):
     run(Training, f"{LINE} --image_size 100 --epochs 1", *words(finished, tmp_path))
     output = capsys.readouterr().out
-    assert output.count("and are enlarged to 100") == 1 and "train images: these files have 4" in output
+    assert (
+        output.count("and are enlarged to 100") == 1
+        and "train images: these files have 4" in output
+    )

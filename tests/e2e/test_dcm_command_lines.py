@@ -20,27 +20,54 @@ def test_documented_command_lines(line, capsys):
     DCM.fill(args, parser)
     assert args.net1 == "wrn_28_10"
     assert args.net2 == ("mobilenet" if "mobilenet" in line else "wrn_28_10")
-    assert (args.dataset, args.data_root, args.batch_size, args.epochs, args.lr) == ("CIFAR100", "PATH", 128, 200, 0.1)
-    assert (args.epoch_step, args.lr_decay_ratio, args.weight_decay, args.seed) == ([60, 120, 160], 0.2, 5e-4, 1)
-    assert (args.augment, args.normalisation, args.method, args.image_size) == ("reflect4", "dcm", "dcm", 32)
+    assert (args.dataset, args.data_root, args.batch_size, args.epochs, args.lr) == (
+        "CIFAR100",
+        "PATH",
+        128,
+        200,
+        0.1,
+    )
+    assert (args.epoch_step, args.lr_decay_ratio, args.weight_decay, args.seed) == (
+        [60, 120, 160],
+        0.2,
+        5e-4,
+        1,
+    )
+    assert (args.augment, args.normalisation, args.method, args.image_size) == (
+        "reflect4",
+        "dcm",
+        "dcm",
+        32,
+    )
     assert capsys.readouterr().out == ""
 
 
 def test_every_documented_option(capsys):
     parser = DCM.build_parser()
     line = (
-        "--model resnet --depth 16 --width 0.5 --dataset CIFAR10 --dataroot d --dtype float --groups 1 --nthread 3 "
-        "--seed 2 --batch_size 64 --lr 0.2 --epochs 9 --weight_decay 1e-4 --epoch_step '[60, 120]' "
-        "--lr_decay_ratio 0.1 --resume auto --note 'a note' --cuda --save s --ngpu 2 --gpu_id 3,1,2"
+        "--model resnet --depth 16 --width 0.5 --dataset CIFAR10 --dataroot d --dtype float"
+        " --groups 1 --nthread 3 --seed 2 --batch_size 64 --lr 0.2 --epochs 9 --weight_decay 1e-4"
+        " --epoch_step '[60, 120]' --lr_decay_ratio 0.1 --resume auto --note 'a note' --cuda --save"
+        " s --ngpu 2 --gpu_id 3,1,2"
     )
     args = parser.parse_args(shlex.split(line))
     DCM.fill(args, parser)
-    assert (args.net1, args.net2, args.dataset, args.workers) == ("wrn_16_0.5", "wrn_16_0.5", "CIFAR10", 3)
-    assert (args.epoch_step, args.device_ids, args.out, args.note) == ([60, 120], [3, 1], "s", "a note")
+    assert (args.net1, args.net2, args.dataset, args.workers) == (
+        "wrn_16_0.5",
+        "wrn_16_0.5",
+        "CIFAR10",
+        3,
+    )
+    assert (args.epoch_step, args.device_ids, args.out, args.note) == (
+        [60, 120],
+        [3, 1],
+        "s",
+        "a note",
+    )
     said = capsys.readouterr().out
-    assert [option for option in ("--model", "--groups", "--cuda") if f"{option} has no effect" in said] == [
-        "--model", "--groups", "--cuda"
-    ]  # fmt: skip
+    assert [
+        option for option in ("--model", "--groups", "--cuda") if f"{option} has no effect" in said
+    ] == ["--model", "--groups", "--cuda"]
 
 
 @pytest.mark.parametrize(
@@ -48,9 +75,15 @@ def test_every_documented_option(capsys):
     [
         ("", "the following arguments are required: --save"),
         ("--save ''", "--save: expected a path, got nothing"),
-        ("--save s --net1 wrn_16_1 --net2 mobilenet --depth 16", "--depth has no effect beside --net1 and --net2"),
+        (
+            "--save s --net1 wrn_16_1 --net2 mobilenet --depth 16",
+            "--depth has no effect beside --net1 and --net2",
+        ),
         ("--save s --ngpu 3 --gpu_id 0,1", "--ngpu 3 needs as many GPUs in --gpu_id, which has 2"),
-        ("--save s --epoch_step [60,x]", "in a list such as [1,1]: expected a whole number of at least 1, got 'x'"),
+        (
+            "--save s --epoch_step [60,x]",
+            "in a list such as [1,1]: expected a whole number of at least 1, got 'x'",
+        ),
         ("--save s --batch_statistics 3", "invalid choice: 3"),
     ],
 )

@@ -24,9 +24,13 @@ def test_the_first_steps_are_the_authors():
     optimizer = opening.optimizer(args, couple.train())
     for step, rows in ((1, slice(0, 4)), (2, slice(4, 8))):
         images, labels = (tensor(golden, name)[rows] for name in ("input", "labels"))
-        loss, metrics = DCM.teach(couple, images, labels, labels, preprocess=lambda batch, _: batch, method="dcm")
+        loss, metrics = DCM.teach(
+            couple, images, labels, labels, preprocess=lambda batch, _: batch, method="dcm"
+        )
         assert loss.item() == pytest.approx(float(golden[f"step{step}/total"]), rel=1e-4)
-        assert metrics["CE"].item() == pytest.approx(float(golden[f"step{step}/ce"].sum()), rel=1e-4)
+        assert metrics["CE"].item() == pytest.approx(
+            float(golden[f"step{step}/ce"].sum()), rel=1e-4
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -34,7 +38,11 @@ def test_the_first_steps_are_the_authors():
 
 def test_the_table_has_both_networks_and_the_papers_settings(tmp_path):
     cell = tmp_path / "results/distil_cifar/dcm/wrn_28_10-mobilenet"
-    data = {"dataset": "CIFAR100", "image_size": 32, "classes": [str(label) for label in range(100)]}
+    data = {
+        "dataset": "CIFAR100",
+        "image_size": 32,
+        "classes": [str(label) for label in range(100)],
+    }
     facts = {
         "epoch": 200,
         "data": data,
@@ -63,8 +71,10 @@ def test_the_experiments_are_the_papers():
         DCM.fill(args, DCM.build_parser())
     assert {(args.net1, args.net2, args.method, args.seed) for args in lines} == {
         ("wrn_28_10", second, method, seed)
-        for second in ("wrn_28_10", "mobilenet") for method in ("alone", "dml", "dcm") for seed in (1, 2, 3, 4, 5)
-    }  # fmt: skip
+        for second in ("wrn_28_10", "mobilenet")
+        for method in ("alone", "dml", "dcm")
+        for seed in (1, 2, 3, 4, 5)
+    }
     assert {(args.epochs, args.batch_size, args.resume) for args in lines} == {(200, 128, "auto")}
     saved = {f"{args.out}/checkpoint.pth.tar" for args in lines}
     assert len(saved) == len(lines)

@@ -1,4 +1,6 @@
-"""DCM.py and HSAKD.py under torchrun: two processes train the same weights, and one of them writes."""
+"""DCM.py and HSAKD.py under torchrun: two processes train the same weights, and one of them
+writes.
+"""
 
 import json
 import os
@@ -15,10 +17,9 @@ from tests.unit.photos import make_folder
 pytestmark = pytest.mark.e2e
 ROOT = Path(DCM.__file__).parent
 TEACHER = "checkpoint/train_teacher_cifar_arch_wrn_10_0.5_aux_dataset_cifar100_seed1/wrn_10_0.5_aux.pth.tar"
-STUDENT = (
-    "checkpoint/train_student_cifar_tarch_wrn_10_0.5_aux_arch_resnet8_aux_dataset_cifar100_seed0/resnet8_aux.pth.tar"
-)
-# Each run is a process of its own in a shell; here they share one, and its group. Every epoch's weights are compared.
+STUDENT = "checkpoint/train_student_cifar_tarch_wrn_10_0.5_aux_arch_resnet8_aux_dataset_cifar100_seed0/resnet8_aux.pth.tar"  # noqa: E501
+# Each run is a process of its own in a shell; here they share one, and its group. Every epoch's
+# weights are compared.
 SCRIPT = """
 import shlex, sys
 import torch
@@ -45,20 +46,39 @@ for line in sys.argv[1:]:
 def two(tmp_path_factory):
     """DCM, a teacher and its student, of one epoch each; the folder, and what was printed."""
     out = tmp_path_factory.mktemp("two")
-    for split, counts in (("train", {"ape": 8, "bat": 6, "cow": 6}), ("test", {"ape": 5, "bat": 3, "cow": 3})):
+    for split, counts in (
+        ("train", {"ape": 8, "bat": 6, "cow": 6}),
+        ("test", {"ape": 5, "bat": 3, "cow": 3}),
+    ):
         make_folder(out / "data/CIFAR100" / split, counts)
     (out / "two.py").write_text(SCRIPT)
     hsakd = "--epochs 1 --data data --batch-size 6 --checkpoint-dir checkpoint --out ."
     lines = [
-        "DCM --net1 wrn_16_0.5 --net2 mobilenet32 --epochs 1 --batch_size 6 --nthread 0 --dataroot data --save dcm",
+        (
+            "DCM --net1 wrn_16_0.5 --net2 mobilenet32 --epochs 1 --batch_size 6 --nthread 0"
+            " --dataroot data --save dcm"
+        ),
         f"HSAKD teacher --arch wrn_10_0.5_aux --manual 1 {hsakd}",
         f"HSAKD student --tarch wrn_10_0.5_aux --arch resnet8_aux --tcheckpoint {TEACHER} {hsakd}",
     ]
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "two.py", *lines],
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node",
+            "2",
+            "two.py",
+            *lines,
+        ],
         env=os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
-        cwd=out, capture_output=True, text=True, timeout=600, check=False,
-    )  # fmt: skip
+        cwd=out,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return out, done.stdout
 

@@ -16,45 +16,68 @@ pytestmark = pytest.mark.e2e
 
 
 def written_by(script, options, labels):
-    """Name the checkpoints and folders that a command writes; `labels` remembers what feature folders are of."""
+    """Name the checkpoints and folders that a command writes; `labels` remembers what feature
+    folders are of.
+    """
     if script == "Training":
         return [runs.classifier_path(options.out, data_name(options), options.arch, options.suffix)]
     if script == "BornAgain":
-        names = [f"{options.suffix}_gen{generation}" for generation in range(options.start_gen, options.generations)]
-        return [runs.classifier_path(options.out, options.dataset, options.arch, name) for name in names]
+        names = [
+            f"{options.suffix}_gen{generation}"
+            for generation in range(options.start_gen, options.generations)
+        ]
+        return [
+            runs.classifier_path(options.out, options.dataset, options.arch, name) for name in names
+        ]
     if script == "Pruning":
         name = f"{options.suffix}_pruned{options.s_conv:g}-{options.s_fc:g}"
         path = runs.classifier_path(options.out, options.dataset, arch_of(options.resume), name)
         return [path, path.with_name(path.name.replace(".pth.tar", ".json"))]
     if script == "Training_TransNet":
         return trans_nets(options, *labels[Path(options.convOut_path)])
-    return compared_by(script, options, labels) if script in ("ConvOutput", "transClassifier") else []
+    return (
+        compared_by(script, options, labels) if script in ("ConvOutput", "transClassifier") else []
+    )
 
 
 def trans_nets(options, dataset, arch, layer):
     suffixes = [options.suffix, *[f"{options.suffix}_reverse"] * options.both_directions]
-    return [runs.trans_net_path(options.out, dataset, arch, layer, "", suffix) for suffix in suffixes]
+    return [
+        runs.trans_net_path(options.out, dataset, arch, layer, "", suffix) for suffix in suffixes
+    ]
 
 
 def compared_by(script, options, labels):
     """The same of the scripts that take two nets."""
-    nets = (options.resume1, options.resume2) if script == "ConvOutput" else (options.net_A, options.net_B)
+    nets = (
+        (options.resume1, options.resume2)
+        if script == "ConvOutput"
+        else (options.net_A, options.net_B)
+    )
     archs = [arch_of(net) for net in nets if net]
     first = options.layer or options.conv_layer
     layers = [str(first), str(options.layer2 or options.conv_layer2 or first)]
     arch, layer = runs.pair(archs[0], archs[-1]), runs.pair(*layers)
     if script == "ConvOutput":
         split = (options.suffix, options.t_or_v)
-        folder = runs.features_folder(options.out, options.dataset, options.sample_num, arch, layer, *split).parent
+        folder = runs.features_folder(
+            options.out, options.dataset, options.sample_num, arch, layer, *split
+        ).parent
         labels[folder] = (options.dataset, arch, layer)
         return [folder]
     raw = options.input.startswith("raw")
     feature = runs.join(
         "" if options.input == "components" else options.input,
         "" if raw else "".join(map(str, options.in_mode or [1, 1, 1])),
-        "" if options.tail in (None, "A" if options.input == "raw_A" else "B") else f"tail{options.tail}",
+        (
+            ""
+            if options.tail in (None, "A" if options.input == "raw_A" else "B")
+            else f"tail{options.tail}"
+        ),
     )
-    return [runs.refined_path(options.out, options.dataset, "", arch, feature, options.suffix, layer)]
+    return [
+        runs.refined_path(options.out, options.dataset, "", arch, feature, options.suffix, layer)
+    ]
 
 
 def arch_of(net):
@@ -66,14 +89,25 @@ def _resolve(target, name):
 
 
 def read_by(options):
-    names = ("resume1", "resume2", "net_in", "net_tar", "transnet", "net_A", "net_B", "resume_Ys", "convOut_path")
+    names = (
+        "resume1",
+        "resume2",
+        "net_in",
+        "net_tar",
+        "transnet",
+        "net_A",
+        "net_B",
+        "resume_Ys",
+        "convOut_path",
+    )
     values = [getattr(options, name, None) for name in (*names, "resume")]
     paths = [path for value in values for path in (value if isinstance(value, list) else [value])]
     return [Path(path) for path in paths if path and path != "auto"]
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"SEEDS": "0 5 7", "HALF_SEEDS": "0 5", "CALIBRATE": "--brief", "RELEASED_EPOCHS": "9"}]
+    "settings",
+    [{}, {"SEEDS": "0 5 7", "HALF_SEEDS": "0 5", "CALIBRATE": "--brief", "RELEASED_EPOCHS": "9"}],
 )
 @pytest.mark.parametrize("section", [*SECTIONS, "architectures"])
 def test_every_command_parses_and_reads_what_an_earlier_one_wrote(section, settings):
@@ -85,7 +119,9 @@ def test_every_command_parses_and_reads_what_an_earlier_one_wrote(section, setti
         if script == "ln":
             target, name = options
             # Those of data are tested below; in results is what a step wrote.
-            missing = [target] if "/results/" in name and _resolve(target, name) not in written else []
+            missing = (
+                [target] if "/results/" in name and _resolve(target, name) not in written else []
+            )
         else:
             missing = [path for path in read_by(options) if path not in written]
             written.update(written_by(script, options, labels))
@@ -93,22 +129,42 @@ def test_every_command_parses_and_reads_what_an_earlier_one_wrote(section, setti
 
 
 def test_students_are_compared_with_the_teacher_that_was_trained():
-    """Every file that a command of the knowledge experiment reads is one that an earlier one wrote."""
-    found = commands("distillation_knowledge", SEEDS="0 1", TEACHER="resnet20", STUDENT="wrn_16_1", EPOCHS="12")
+    """Every file that a command of the knowledge experiment reads is one that an earlier one
+    wrote.
+    """
+    found = commands(
+        "distillation_knowledge", SEEDS="0 1", TEACHER="resnet20", STUDENT="wrn_16_1", EPOCHS="12"
+    )
     written, archs = set(), {}
     for script, options in found:
         if script == "HSAKD":
             hsakd_options.fill(importlib.import_module(script).build_parser(), options)
-            assert options.milestones == [8] and set(hsakd_options.files(options).values()) <= written
-            path = f"{options.checkpoint_dir}/{hsakd_options.run_name(options)}/{options.arch}.pth.tar"
+            assert (
+                options.milestones == [8] and set(hsakd_options.files(options).values()) <= written
+            )
+            path = (
+                f"{options.checkpoint_dir}/{hsakd_options.run_name(options)}/{options.arch}.pth.tar"
+            )
             archs[path] = options.arch.removesuffix("_aux")
         elif script == "BornAgain":
-            assert options.resume in written and (options.epoch_step, options.decay_factor) == (8, 0.1)
-            path = runs.classifier_path(options.out, "CIFAR100", options.student_arch, f"{options.suffix}_gen1")
+            assert options.resume in written and (options.epoch_step, options.decay_factor) == (
+                8,
+                0.1,
+            )
+            path = runs.classifier_path(
+                options.out, "CIFAR100", options.student_arch, f"{options.suffix}_gen1"
+            )
             archs[str(path)] = options.student_arch
         elif script == "DCM":
-            assert (options.epoch_step, options.normalisation, options.augment) == ([9], "cifar", "zero4")
-            archs |= {f"{options.out}/net1.pth.tar": options.net1, f"{options.out}/net2.pth.tar": options.net2}
+            assert (options.epoch_step, options.normalisation, options.augment) == (
+                [9],
+                "cifar",
+                "zero4",
+            )
+            archs |= {
+                f"{options.out}/net1.pth.tar": options.net1,
+                f"{options.out}/net2.pth.tar": options.net2,
+            }
         elif script == "ConvOutput":
             assert {options.resume1, options.resume2} <= written
             arch = runs.pair(archs[options.resume1], archs[options.resume2])
@@ -132,5 +188,6 @@ def test_students_are_compared_with_the_teacher_that_was_trained():
         written |= archs.keys()
     methods = {Path(path).parts[-3] for path in written if path.endswith(".npz")}
     assert methods == {"alone", "kd", "dcm", "dcm_partner", "hsakd"}
-    assert sum(path.endswith(".npz") for path in written) == 5 * 2 * 2 * 3  # methods, seeds, directions, stages
+    # Methods, seeds, directions, stages
+    assert sum(path.endswith(".npz") for path in written) == 5 * 2 * 2 * 3
     assert found[-1][0] == "experiments.knowledge"

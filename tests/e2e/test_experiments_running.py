@@ -76,7 +76,10 @@ def test_a_second_run_keeps_the_first_log_of_a_step(stub):
 def test_a_python_that_is_not_there_is_said(tmp_path):
     result = run("tasks", "--dry-run", PYTHON=str(tmp_path / "python"))
     assert (result.returncode, result.stdout) == (1, "")
-    assert result.stderr == f"tasks: there is no {tmp_path}/python; name the one with torch by PYTHON\n"
+    assert (
+        result.stderr
+        == f"tasks: there is no {tmp_path}/python; name the one with torch by PYTHON\n"
+    )
 
 
 def test_a_result_that_was_not_written_stops(stub):
@@ -96,23 +99,34 @@ def test_help_is_the_head_of_the_script():
     assert small.returncode == 0
     assert small.stdout.startswith("All sections at a size for two CPU cores")
     for words in ((), ("--wrong",)):
-        assert (run("small_run", *words).returncode, run("small_run", *words).stdout) == (2, small.stdout)
+        assert (run("small_run", *words).returncode, run("small_run", *words).stdout) == (
+            2,
+            small.stdout,
+        )
 
 
 def test_the_small_run_needs_no_dogs():
     result = run("small_run", "CUB_200_2011", "--dry-run", PYTHON="python")
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("-m experiments.tables") == len(SECTIONS) + 2  # stability is run three times
+    # Stability is run three times
+    assert result.stdout.count("-m experiments.tables") == len(SECTIONS) + 2
     assert "--image_size 64" in result.stdout
     assert "runs/small/data/dogs runs/small/mix/DOG120" in result.stdout
 
 
 def test_the_small_distillation_is_dcm_hsakd_and_their_tables():
-    result = run("small_distil", "cifar.tar.gz", "--dry-run", PYTHON="python", SEEDS="4", EPOCHS="10")
+    result = run(
+        "small_distil", "cifar.tar.gz", "--dry-run", PYTHON="python", SEEDS="4", EPOCHS="10"
+    )
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
-    assert lines[0].startswith("python PrepareData.py CIFAR100 --src /") and "--classes 10" in lines[0]
-    assert result.stdout.count("python DCM.py") == 2 * 3 + 1 and result.stdout.count("python HSAKD.py") == 3
+    assert (
+        lines[0].startswith("python PrepareData.py CIFAR100 --src /") and "--classes 10" in lines[0]
+    )
+    assert (
+        result.stdout.count("python DCM.py") == 2 * 3 + 1
+        and result.stdout.count("python HSAKD.py") == 3
+    )
     assert "--epoch_step '[7,9]' --batch_size 32" in result.stdout
     tables_of = [line.split()[2] for line in lines if line.startswith("python -m")]
     assert tables_of == ["experiments.tables", "experiments.knowledge", "experiments.accuracies"]
@@ -125,9 +139,16 @@ def test_a_whole_section_runs(tmp_path):
         for split in ("train", "test"):
             make_folder(tmp_path / "data" / half / split, dict.fromkeys(names, 3))
     settings = {
-        "DATA": str(tmp_path / "data"), "OUT": str(tmp_path / "out"), "PYTHON": sys.executable, "ARCHS": "resnet18",
-        "EPOCHS": "1", "TRANS_EPOCHS": "1", "IMAGE_SIZE": "32", "BATCH": "6", "JOBS": "2",
-    }  # fmt: skip
+        "DATA": str(tmp_path / "data"),
+        "OUT": str(tmp_path / "out"),
+        "PYTHON": sys.executable,
+        "ARCHS": "resnet18",
+        "EPOCHS": "1",
+        "TRANS_EPOCHS": "1",
+        "IMAGE_SIZE": "32",
+        "BATCH": "6",
+        "JOBS": "2",
+    }
     result = run("tasks", **settings)
     assert result.returncode == 0, result.stderr
     assert "### Fig. 5" in result.stdout

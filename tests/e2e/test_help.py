@@ -1,4 +1,6 @@
-"""--help of every script and command: an example that parses, named groups, one default of an option."""
+"""--help of every script and command: an example that parses, named groups, one default of an
+option.
+"""
 
 import re
 
@@ -21,8 +23,14 @@ from experiments import figures, tables
 from tests.e2e.road import run
 
 pytestmark = pytest.mark.e2e
-PARSERS = [(script, "") for script in (BornAgain, Calibrate, ConvOutput, DCM, HSAKD, PrepareData, Pruning, Training)]
-PARSERS += [(script, "") for script in (Report, Training_TransNet, Variance, figures, tables, transClassifier)]
+PARSERS = [
+    (script, "")
+    for script in (BornAgain, Calibrate, ConvOutput, DCM, HSAKD, PrepareData, Pruning, Training)
+]
+PARSERS += [
+    (script, "")
+    for script in (Report, Training_TransNet, Variance, figures, tables, transClassifier)
+]
 PARSERS += [(HSAKD, command) for command in COMMANDS]
 
 
@@ -35,7 +43,8 @@ def test_help_has_an_example_and_no_unnamed_group(script, command, capsys):
     headings = re.findall(r"^(\S.*):$", said, re.MULTILINE)
     assert not {"options", "optional arguments", "positional arguments"} & set(headings)
     of_help = said.split("\nhelp:\n")[1].split("\n\n")[0]
-    assert re.findall(r"--\w+", of_help) == ["--help"]  # every other option stands in a group of its own
+    # Every other option stands in a group of its own
+    assert re.findall(r"--\w+", of_help) == ["--help"]
     assert headings[-1] == "example"
     example = said.rsplit("example:\n", 1)[1].split()
     assert example[0] == "python"

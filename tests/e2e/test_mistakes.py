@@ -1,4 +1,6 @@
-"""What goes wrong is told in one line: the command lines of mistakes.py, and the same in a shell."""
+"""What goes wrong is told in one line: the command lines of mistakes.py, and the same in a
+shell.
+"""
 
 import json
 import re
@@ -26,9 +28,18 @@ def shelf(road, photos, tmp_path_factory):
     """Files and folders to be wrong with, and command lines that would do but for one option."""
     tmp = tmp_path_factory.mktemp("shelf")
     out = tmp / "out"
-    places = {"tmp": tmp, "road": road.out, "a": road.a, "b": road.b, "g": road.trans_net, "features": road.features}
+    places = {
+        "tmp": tmp,
+        "road": road.out,
+        "a": road.a,
+        "b": road.b,
+        "g": road.trans_net,
+        "features": road.features,
+    }
     places |= {name: tmp / name for name in ("empty", "single", "foreign", "incomplete")}
-    places |= {name: tmp / f"{name}.pth.tar" for name in ("cut", "at48", "anonymous", "other", "two")}
+    places |= {
+        name: tmp / f"{name}.pth.tar" for name in ("cut", "at48", "anonymous", "other", "two")
+    }
     places["empty"].mkdir()
     shutil.copytree(photos / "train/red", places["single"] / "finch")
     places["foreign"].mkdir()
@@ -45,14 +56,20 @@ def shelf(road, photos, tmp_path_factory):
     shutil.copy(places["cut"], own)
     state = checkpoint.load(road.b)
     checkpoint.save(places["at48"], state | {"data": state["data"] | {"image_size": 48}})
-    checkpoint.save(places["anonymous"], checkpoint.load(road.trans_net) | {"source": {}})  # as the authors' are
+    # As the authors' are
+    checkpoint.save(places["anonymous"], checkpoint.load(road.trans_net) | {"source": {}})
 
     for name, classes in (("other", 3), ("two", 2)):
         squeezenet = {"arch": "squeezenet1_1", "model": classifier_record("squeezenet1_1", classes)}
-        checkpoint.save(places[name], squeezenet | {"state_dict": build("squeezenet1_1", classes).state_dict()})
+        checkpoint.save(
+            places[name], squeezenet | {"state_dict": build("squeezenet1_1", classes).state_dict()}
+        )
     hsakd = "train_baseline_cifar_arch_resnet8_dataset_cifar100_seed0/resnet8.pth.tar"
     ours = out / "model_checkpoints"
-    nets = (ours / f"checkpoint_folder_resnet18_taken_{kind}.pth.tar" for kind in ("gen1", "pruned0.2-1"))
+    nets = (
+        ours / f"checkpoint_folder_resnet18_taken_{kind}.pth.tar"
+        for kind in ("gen1", "pruned0.2-1")
+    )
     for own in (*nets, tmp / "taken/checkpoint.pth.tar", tmp / "taken" / hsakd):
         checkpoint.save(own, {"epoch": 1, "settings": {"lr": 0.5}})
     (tmp / "meadow").symlink_to(photos)
@@ -61,7 +78,9 @@ def shelf(road, photos, tmp_path_factory):
     lines = {
         "data": data,
         "new": f"--arch resnet18 --image_size 64 {data} --out {out}",
-        "old": f"--arch resnet18 --image_size 64 --epochs 2 --batch_size 10 {data} --out {road.out}",
+        "old": (
+            f"--arch resnet18 --image_size 64 --epochs 2 --batch_size 10 {data} --out {road.out}"
+        ),
         "unlayered": f"--resume1 {road.a} --resume2 {road.b} {data} --out {out}",
         "pair": f"--resume1 {road.a} --resume2 {road.b} --conv_layer 1 {data} --out {out}",
         "fit": f"--convOut_path {road.features} --out {road.out}",
@@ -70,8 +89,12 @@ def shelf(road, photos, tmp_path_factory):
         "live": f"--net_in {road.a} --net_tar {road.b} {data} --transnet {road.trans_net}",
         "live_in": f"--net_in {road.a} --net_tar {road.b} --transnet {road.trans_net}",
         "meadow": f"--train_path {tmp}/meadow/train --val_path {tmp}/meadow/val",
-        "taken": f"baseline --arch resnet8 --checkpoint_dir {tmp}/taken --data {photos} --out {out}",
-        "refine": f"--net_A {road.a} --net_B {road.b} --resume_Ys {road.trans_net} {data} --out {out}",
+        "taken": (
+            f"baseline --arch resnet8 --checkpoint_dir {tmp}/taken --data {photos} --out {out}"
+        ),
+        "refine": (
+            f"--net_A {road.a} --net_B {road.b} --resume_Ys {road.trans_net} {data} --out {out}"
+        ),
         "again": f"--resume {road.a} {data} --out {out}",
         "prune": f"--resume {road.a} {data} --out {out}",
     }
@@ -81,7 +104,9 @@ def shelf(road, photos, tmp_path_factory):
     lock = FileLock(logs / ".lock")
     lock.acquire()
     (logs / ".lock").write_text("pid 1 on elsewhere, since yesterday")
-    yield SimpleNamespace(folders=(tmp, road.out, photos), words=places | lines, other_size=other_size)
+    yield SimpleNamespace(
+        folders=(tmp, road.out, photos), words=places | lines, other_size=other_size
+    )
     lock.release()
     shutil.rmtree(logs)
     own.unlink()
@@ -140,11 +165,25 @@ def test_every_script_has_its_mistakes():
 
 def test_a_mistake_in_a_shell(tmp_path):
     """The exit code is 1, of wrong options 2, and the one line stands on stderr alone."""
-    words = [sys.executable, str(ROOT / "Variance.py"), "--convOut_path", str(tmp_path), "--transnet", "none.pth.tar"]
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    words = [
+        sys.executable,
+        str(ROOT / "Variance.py"),
+        "--convOut_path",
+        str(tmp_path),
+        "--transnet",
+        "none.pth.tar",
+    ]
+    done = subprocess.run(
+        words, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 1
-    assert done.stderr == "Variance.py: no checkpoint at none.pth.tar; train it first or correct the path\n"
-    done = subprocess.run([*words, "--net_in", "A"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (
+        done.stderr
+        == "Variance.py: no checkpoint at none.pth.tar; train it first or correct the path\n"
+    )
+    done = subprocess.run(
+        [*words, "--net_in", "A"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     why = "--net_in has no effect beside --convOut_path: those features are stored already"
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"Variance.py: error: {why} (--help shows all options)\n"

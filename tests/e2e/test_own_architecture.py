@@ -80,7 +80,9 @@ def net():
 
 
 def test_a_file_of_somebodys_repository_goes_through_the_steps(tmp_path, photos, capsys):
-    """Its folder is called `models` as ours is, it takes no number of classes and gives two outputs in training."""
+    """Its folder is called `models` as ours is, it takes no number of classes and gives two
+    outputs in training.
+    """
     repository, out = tmp_path / "theirs", tmp_path / "out"
     (repository / "models").mkdir(parents=True)
     (repository / "models/nets.py").write_text(REPOSITORY)
@@ -88,7 +90,15 @@ def test_a_file_of_somebodys_repository_goes_through_the_steps(tmp_path, photos,
     arch = f"{repository}/models/nets.py:net"
     nets = []
     for seed in (0, 1):
-        run(Training, f"{NET} --seed {seed} --suffix s{seed}", "--arch", arch, *data(photos), "--out", out)
+        run(
+            Training,
+            f"{NET} --seed {seed} --suffix s{seed}",
+            "--arch",
+            arch,
+            *data(photos),
+            "--out",
+            out,
+        )
         nets.append(out / f"model_checkpoints/checkpoint_folder_nets.net_s{seed}.pth.tar")
     said = capsys.readouterr().out
     assert "fc, 10 → " in said and "in training, its logits are entry 0" in said
@@ -99,7 +109,17 @@ def test_a_file_of_somebodys_repository_goes_through_the_steps(tmp_path, photos,
     again = "--image_size 16 --epochs 2 --batch_size 12 --resume auto --suffix s0"
     run(Training, again, "--arch", arch, *data(photos), "--out", out)
     assert checkpoint.load(nets[0])["epoch"] == 2
-    features = ("--resume1", nets[0], "--resume2", nets[1], *data(photos), "--out", out, "--arch", arch)
+    features = (
+        "--resume1",
+        nets[0],
+        "--resume2",
+        nets[1],
+        *data(photos),
+        "--out",
+        out,
+        "--arch",
+        arch,
+    )
     run(ConvOutput, "--layer module --t_or_v val", *features)
     stored = open_features(out / "convOuts/folder_nets.net/folder_Lmodule/val")
     assert stored.shape_a == (8, 16, 16)
@@ -119,7 +139,10 @@ def test_two_processes_train_a_net_whose_parameters_are_not_all_used(tmp_path, p
     """As one process does, to rounding: each step's gradient is that of the whole batch."""
     (tmp_path / "layers.py").write_text("width = 8\n")
     (tmp_path / "nets.py").write_text(REPOSITORY.replace("models.layers", "layers"))
-    line = [str(ROOT / "Training.py"), *f"{NET} -j 0 --lr 0.1 --arch {tmp_path}/nets.py:net".split()]
+    line = [
+        str(ROOT / "Training.py"),
+        *f"{NET} -j 0 --lr 0.1 --arch {tmp_path}/nets.py:net".split(),
+    ]
     line += [*map(str, data(photos)), "--out"]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     weights = []
@@ -135,7 +158,9 @@ def test_two_processes_train_a_net_whose_parameters_are_not_all_used(tmp_path, p
         assert done.returncode == 0, done.stderr
         path = tmp_path / name / "model_checkpoints/checkpoint_folder_nets.net.pth.tar"
         weights.append(checkpoint.load(path)["state_dict"])
-    assert "the logits do not depend on auxiliary.weight, auxiliary.bias: not trained" in done.stdout
+    assert (
+        "the logits do not depend on auxiliary.weight, auxiliary.bias: not trained" in done.stdout
+    )
     assert weights[0].keys() == weights[1].keys()
     for name, value in weights[0].items():
         torch.testing.assert_close(weights[1][name], value, rtol=1e-4, atol=1e-6)

@@ -34,7 +34,9 @@ TRAINING = "--image_size 16 --epochs 1 -b 12 --val_epoch 1 -j 0"
 
 @pytest.fixture
 def folder(photos, tmp_path, monkeypatch):
-    """A folder whose name has to be quoted, with images; beside it an architecture of the user's own."""
+    """A folder whose name has to be quoted, with images; beside it an architecture of the user's
+    own.
+    """
     (tmp_path / "my photos").symlink_to(photos)
     (tmp_path / "pasted_nets.py").write_text(CODE)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -73,7 +75,9 @@ STORED = ["ConvOutput", "Training_TransNet", "Variance", "Calibrate", "Report"]
 
 
 def test_from_the_first_net_to_the_page(folder, follow):
-    line = f"python Training.py -a {ARCH} {IMAGES} {TRAINING} --normalisation half --suffix 'x y_sd0'"
+    line = (
+        f"python Training.py -a {ARCH} {IMAGES} {TRAINING} --normalisation half --suffix 'x y_sd0'"
+    )
     taken = follow(line)
     assert names(taken) == ["Training", "Training", *STORED]
     assert "--layers stages" in " ".join(dict(taken)["ConvOutput"])
@@ -97,14 +101,24 @@ def test_from_nets_of_two_kinds_without_stored_features(folder, follow):
         folder / f"model_checkpoints/checkpoint_my photos_{name}.pth.tar"
         for name in ("pasted_nets.small_a", "resnet8_b")
     ]
-    given = f"--net_A '{nets[0]}' --net_B '{nets[1]}' --arch_A {ARCH} {IMAGES} --layer stage:-1 -j 0"
+    given = (
+        f"--net_A '{nets[0]}' --net_B '{nets[1]}' --arch_A {ARCH} {IMAGES} --layer stage:-1 -j 0"
+    )
     for reverse in ("", "--reverse"):
         taken = follow(
-            f"python Training_TransNet.py {given} --normalisation2 half {reverse} --epochs 1 --suffix s{reverse}"
+            f"python Training_TransNet.py {given} --normalisation2 half {reverse} --epochs 1"
+            f" --suffix s{reverse}"
         )
-        assert names(taken) == ["Training_TransNet", "Variance", "transClassifier", "transClassifier"]
+        assert names(taken) == [
+            "Training_TransNet",
+            "Variance",
+            "transClassifier",
+            "transClassifier",
+        ]
         words = " ".join(taken[1][1])
-        own, half = ("--arch_tar", "--normalisation1") if reverse else ("--arch_in", "--normalisation2")
+        own, half = (
+            ("--arch_tar", "--normalisation1") if reverse else ("--arch_in", "--normalisation2")
+        )
         assert f"{own} {ARCH}" in words and f"{half} half" in words
 
 
@@ -112,14 +126,23 @@ def test_from_nets_of_two_kinds_without_stored_features(folder, follow):
     ("line", "steps"),
     [
         (f"python Pruning.py --resume NET -a {ARCH} {IMAGES} {TRAINING}", ["Pruning", *STORED]),
-        (f"python BornAgain.py --resume NET -a {ARCH} {IMAGES} {TRAINING} --start_gen 1 -g 2", ["BornAgain", *STORED]),
         (
-            f"python BornAgain.py --resume NET -a {ARCH} --student_arch resnet8 {IMAGES} {TRAINING} --start_gen 1 -g 2",
+            f"python BornAgain.py --resume NET -a {ARCH} {IMAGES} {TRAINING} --start_gen 1 -g 2",
             ["BornAgain", *STORED],
         ),
-        (f"python ConvOutput.py --resume1 NET --resume2 NET -a {ARCH} --list_layers {IMAGES}", ["ConvOutput", *STORED]),
+        (
+            (
+                f"python BornAgain.py --resume NET -a {ARCH} --student_arch resnet8 {IMAGES}"
+                f" {TRAINING} --start_gen 1 -g 2"
+            ),
+            ["BornAgain", *STORED],
+        ),
+        (
+            f"python ConvOutput.py --resume1 NET --resume2 NET -a {ARCH} --list_layers {IMAGES}",
+            ["ConvOutput", *STORED],
+        ),
     ],
-)  # fmt: skip
+)
 def test_from_what_is_made_of_a_net(folder, follow, line, steps):
     run(importlib.import_module("Training"), f"-a {ARCH} {IMAGES} {TRAINING}")
     net = folder / "model_checkpoints/checkpoint_my photos_pasted_nets.small.pth.tar"
@@ -128,13 +151,18 @@ def test_from_what_is_made_of_a_net(folder, follow, line, steps):
 
 def test_from_dcm_and_hsakd(folder, follow):
     nets = "--net1 wrn_16_0.5 --net2 mobilenet8"
-    taken = follow(f"python DCM.py --save 'd c m' {nets} {IMAGES} --epochs 1 -b 12 -j 0 --image_size 16", at_most=3)
+    taken = follow(
+        f"python DCM.py --save 'd c m' {nets} {IMAGES} --epochs 1 -b 12 -j 0 --image_size 16",
+        at_most=3,
+    )
     assert names(taken) == ["DCM", "ConvOutput", "Training_TransNet"]
     teacher = "python HSAKD.py teacher --arch wrn_10_0.5_aux --image_size 16"
     hsakd = f"{teacher} --data 'my photos' --checkpoint_dir 'k p' --out o"
     taken = follow(hsakd)
     assert [words[0] for _, words in taken] == ["teacher", "student", "probe"]
-    assert sorted(path.name for path in (folder / "k p").iterdir())[0].startswith("eval_rep_arch_wrn_16_2")
+    assert sorted(path.name for path in (folder / "k p").iterdir())[0].startswith(
+        "eval_rep_arch_wrn_16_2"
+    )
 
 
 def test_from_an_archive(folder, capsys):

@@ -86,7 +86,15 @@ def spoil(cub):
     (cub / "bounding_boxes.txt").write_text(lines.replace("5 5.0 2.0 20.0", "5 5.0 2.0 0.0"))
     (cub / "images/002.Ani/notes.txt").touch()
     (cub / "images/002.Ani" / os.fsdecode(b"caf\xe9.jpg")).touch()
-    return ["bird_1.jpg", "bird_2.jpg", "bird_3.jpg", "bird_4.jpg", "bird_5.jpg", "notes.txt", r"caf\xe9.jpg"]
+    return [
+        "bird_1.jpg",
+        "bird_2.jpg",
+        "bird_3.jpg",
+        "bird_4.jpg",
+        "bird_5.jpg",
+        "notes.txt",
+        r"caf\xe9.jpg",
+    ]
 
 
 def test_every_fault_is_named_and_the_rest_is_cropped(prepare, tmp_path):
@@ -154,9 +162,21 @@ def test_mix320_prepares_its_halves_and_then_finds_them(prepare, tmp_path):
         (["CUB200"], 1, r"CUB200 needs --src: the official CUB_200_2011.tgz"),
         (["CUB200", "--src", "nowhere"], 1, "--src nowhere does not exist"),
         (["CUB200", "--src", "."], 1, "there is no images.txt in ."),
-        (["digits", "--list", "a.pkl"], 2, "--list is for VOC2012_crop and VOC2012_animal, not for digits"),
-        (["VOC2012_crop", "--val_list", "a.pkl"], 2, "VOC lists are one --list for train and at most one for test"),
-        (["VOC2012_crop", "--list", "a", "b", "c"], 2, "VOC lists are one --list for train and at most one for test"),
+        (
+            ["digits", "--list", "a.pkl"],
+            2,
+            "--list is for VOC2012_crop and VOC2012_animal, not for digits",
+        ),
+        (
+            ["VOC2012_crop", "--val_list", "a.pkl"],
+            2,
+            "VOC lists are one --list for train and at most one for test",
+        ),
+        (
+            ["VOC2012_crop", "--list", "a", "b", "c"],
+            2,
+            "VOC lists are one --list for train and at most one for test",
+        ),
         (["CUB200", "--classes", "0"], 2, "--classes: expected a whole number of at least 1"),
         (["cub"], 2, "invalid choice: 'cub' (choose from "),
     ],
@@ -190,11 +210,25 @@ def test_a_killed_run_leaves_no_torn_crop_and_the_next_one_ends_it(prepare, tmp_
     names = [f"{number}.jpg" for number in range(160)]
     for name in names[1:]:
         os.link(cub / "images/1/0.jpg", cub / "images/1" / name)
-    for file, values in {"images": "1/{}", "bounding_boxes": "0 0 690 690", "train_test_split": "1"}.items():
+    for file, values in {
+        "images": "1/{}",
+        "bounding_boxes": "0 0 690 690",
+        "train_test_split": "1",
+    }.items():
         lines = [f"{number} {values.format(name)}\n" for number, name in enumerate(names)]
         (cub / f"{file}.txt").write_text("".join(lines))
     target = tmp_path / "data/CUB200/train/1"
-    command = [sys.executable, ROOT / "PrepareData.py", "CUB200", "--src", cub, "--out", tmp_path / "data", "-j", "2"]
+    command = [
+        sys.executable,
+        ROOT / "PrepareData.py",
+        "CUB200",
+        "--src",
+        cub,
+        "--out",
+        tmp_path / "data",
+        "-j",
+        "2",
+    ]
     process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL)
     while process.poll() is None and len(list(target.glob("[!.]*"))) < 5:
         time.sleep(0.01)
@@ -220,4 +254,7 @@ def test_real_cub_has_clamped_boxes_and_grey_photos(prepare, tmp_path):
     code, output, _ = prepare("CUB200", "--src", real_data() / "CUB_200_2011", "--classes", 10)
     assert code == 0
     assert row(output, "CUB200") == [10, 300, 243, 0]
-    assert "543 crops made, 0 were there; 1 boxes clamped to the photo, 1 photos made RGB (1 L)" in output
+    assert (
+        "543 crops made, 0 were there; 1 boxes clamped to the photo, 1 photos made RGB (1 L)"
+        in output
+    )

@@ -36,9 +36,21 @@ def pack(folder, archive):
 
 SMALL = {  # maker, folder, archive, closing table, first training image
     "CIFAR100": (make_cifar100, "cifar-100-python", ".tar.gz", [4, 6, 4, 0], "00_apple/00001.png"),
-    "CIFAR10": (make_cifar10, "cifar-10-python", ".tar.gz", [10, 10, 3, 0], "00_airplane/00000.png"),
+    "CIFAR10": (
+        make_cifar10,
+        "cifar-10-python",
+        ".tar.gz",
+        [10, 10, 3, 0],
+        "00_airplane/00000.png",
+    ),
     "STL10": (make_stl10, "stl10_binary", ".tar.gz", [3, 4, 2, 0], "00_airplane/00002.png"),
-    "TinyImageNet": (make_tiny_imagenet, "tiny-imagenet-200", ".zip", [3, 6, 3, 0], f"{WNIDS[0]}/{WNIDS[0]}_0.JPEG"),
+    "TinyImageNet": (
+        make_tiny_imagenet,
+        "tiny-imagenet-200",
+        ".zip",
+        [3, 6, 3, 0],
+        f"{WNIDS[0]}/{WNIDS[0]}_0.JPEG",
+    ),
 }
 
 
@@ -60,7 +72,10 @@ def test_small_images_from_the_folder_and_from_the_archive(prepare, tmp_path, da
     assert {name: (target / name).stat().st_mtime_ns for name in images(target)} == times
     assert [path.name for path in (tmp_path / "data").iterdir()] == [dataset]
     data = load_images(dataset, "val", data_root=tmp_path / "data", image_size=32)
-    assert (len(data), len(data.classes)) == (counts[2], len({name.split("/")[0] for name in images(target / "test")}))
+    assert (len(data), len(data.classes)) == (
+        counts[2],
+        len({name.split("/")[0] for name in images(target / "test")}),
+    )
 
 
 def test_prepared_cifar_has_the_official_labels_in_the_suite(prepare, tmp_path):
@@ -68,8 +83,12 @@ def test_prepared_cifar_has_the_official_labels_in_the_suite(prepare, tmp_path):
     data = load_images("CIFAR100", "train", data_root=tmp_path / "data", image_size=32)
     assert data.classes == [f"{label:02d}_{name}" for label, name in enumerate(FINE)]
     assert data.targets.tolist() == [0, 0, 1, 2, 3, 3]
-    assert [path.split("/")[1] for path in data.paths] == [f"{number:05d}.png" for number in (1, 4, 2, 3, 0, 5)]
-    official = pickle.loads((tmp_path / "cifar-100-python/train").read_bytes(), encoding="latin1")["data"]
+    assert [path.split("/")[1] for path in data.paths] == [
+        f"{number:05d}.png" for number in (1, 4, 2, 3, 0, 5)
+    ]
+    official = pickle.loads((tmp_path / "cifar-100-python/train").read_bytes(), encoding="latin1")[
+        "data"
+    ]
     assert (data.decode([4])[0].flatten().numpy() == official[0]).all()  # decoding changes no pixel
 
 
@@ -91,7 +110,9 @@ class MakesAFolder:
     ],
 )
 def test_archives_that_cannot_be_used_leave_nothing(prepare, tmp_path, fault, sentence):
-    source = make_cifar100(tmp_path / "cifar-100-python", train=(4, 0) if fault == "label" else (1, 0))
+    source = make_cifar100(
+        tmp_path / "cifar-100-python", train=(4, 0) if fault == "label" else (1, 0)
+    )
     if fault == "code":
         (source / "train").write_bytes(python2_pickle({"data": MakesAFolder(tmp_path / "ran")}))
     elif fault == "cut file":

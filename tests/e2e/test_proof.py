@@ -1,4 +1,6 @@
-"""A net with layers that nobody foresaw, through ConvOutput.py: stored is what a hook sees, or nothing."""
+"""A net with layers that nobody foresaw, through ConvOutput.py: stored is what a hook sees, or
+nothing.
+"""
 
 import sys
 
@@ -62,7 +64,13 @@ def trained(tmp_path, photos, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(sys, "path", list(sys.path))
     out = tmp_path / "out"
-    run(Training, f"--arch {ARCH} --image_size 16 --epochs 1 -b 12 --lr 0.1", *data(photos), "--out", out)
+    run(
+        Training,
+        f"--arch {ARCH} --image_size 16 --epochs 1 -b 12 --lr 0.1",
+        *data(photos),
+        "--out",
+        out,
+    )
     yield out, out / "model_checkpoints/checkpoint_folder_foreign.nets.unforeseen.pth.tar"
     for name in ("foreign", "foreign.nets"):
         sys.modules.pop(name, None)
@@ -84,7 +92,9 @@ def test_features_and_accuracy_are_those_of_the_net_itself(trained, photos, caps
     pixels, targets, _ = images.__getitems__(range(len(images)))
     for layer in ("norm1", "norm2", "norm3"):
         seen = []
-        handle = model.get_submodule(layer).register_forward_hook(lambda *args: seen.append(args[2].clone()))  # noqa: B023
+        handle = model.get_submodule(layer).register_forward_hook(
+            lambda *args: seen.append(args[2].clone())  # noqa: B023
+        )
         logits = model(normalise(pixels, *images.normalisation))
         handle.remove()
         stored = open_features(out / f"convOuts/folder_foreign.nets.unforeseen/folder_L{layer}/val")

@@ -22,28 +22,46 @@ NAME = "checkpoint_folder_resnet18_sd0_pruned0.5-1"
 def source(photos, tmp_path_factory):
     """A trained classifier's checkpoint."""
     out = tmp_path_factory.mktemp("source")
-    line = f"-a resnet18 --dataset folder --name folder --image_size 32 --batch_size 8 --epochs 1 --seed 4 --out {out}"
-    Training.main([*line.split(), "--train_path", str(photos / "train"), "--val_path", str(photos / "val")])
+    line = (
+        "-a resnet18 --dataset folder --name folder --image_size 32 --batch_size 8 --epochs 1"
+        f" --seed 4 --out {out}"
+    )
+    Training.main(
+        [*line.split(), "--train_path", str(photos / "train"), "--val_path", str(photos / "val")]
+    )
     return out / "model_checkpoints" / "checkpoint_folder_resnet18.pth.tar"
 
 
 def compress(source, photos, out, line):
-    paths = {"--resume": source, "--train_path": photos / "train", "--val_path": photos / "val", "--out": out}
+    paths = {
+        "--resume": source,
+        "--train_path": photos / "train",
+        "--val_path": photos / "val",
+        "--out": out,
+    }
     return Pruning.main(
-        [*shlex.split(f"{line} --name folder"), *(str(word) for pair in paths.items() for word in pair)]
+        [
+            *shlex.split(f"{line} --name folder"),
+            *(str(word) for pair in paths.items() for word in pair),
+        ]
     )
 
 
 @pytest.fixture(scope="module")
 def compressed(source, photos, tmp_path_factory):
-    """The folder of one compressed net, with shared weights: two epochs of retraining and two of the centroids."""
+    """The folder of one compressed net, with shared weights: two epochs of retraining and two of
+    the centroids.
+    """
     out = tmp_path_factory.mktemp("compressed")
     compress(source, photos, out, f"{PRUNING} --share_bits 2")
     return out
 
 
 def weights(path):
-    return {name: weight.detach() for name, (weight, _) in prunable_weights(load_classifier(path)).items()}
+    return {
+        name: weight.detach()
+        for name, (weight, _) in prunable_weights(load_classifier(path)).items()
+    }
 
 
 def test_a_compressed_net_is_an_ordinary_checkpoint_and_a_report(source, photos, tmp_path, capsys):
@@ -53,9 +71,16 @@ def test_a_compressed_net_is_an_ordinary_checkpoint_and_a_report(source, photos,
     report = json.loads((tmp_path / "model_checkpoints" / f"{NAME}.json").read_text())
     assert report == returned
 
-    state, of_source = checkpoint.load(tmp_path / "model_checkpoints" / files[1]), checkpoint.load(source)
+    state, of_source = (
+        checkpoint.load(tmp_path / "model_checkpoints" / files[1]),
+        checkpoint.load(source),
+    )
     assert state["state_dict"].keys() == of_source["state_dict"].keys()
-    assert (state["model"], state["data"], state["arch"]) == (of_source["model"], of_source["data"], "resnet18")
+    assert (state["model"], state["data"], state["arch"]) == (
+        of_source["model"],
+        of_source["data"],
+        "resnet18",
+    )
     assert state["epoch"] == 2
 
     before, after = weights(source), weights(tmp_path / "model_checkpoints" / files[1])
@@ -68,8 +93,12 @@ def test_a_compressed_net_is_an_ordinary_checkpoint_and_a_report(source, photos,
         assert not torch.equal(after[name][after[name] != 0], before[name][after[name] != 0])
     assert len(report["layers"]) == len(before) == 21
     assert report["removed"] == sum(int((weight == 0).sum()) for weight in after.values())
-    assert report["parameters"] == sum(parameter.numel() for parameter in load_classifier(source).parameters())
-    assert report["removed_percent"] == pytest.approx(100 * report["removed"] / report["parameters"])
+    assert report["parameters"] == sum(
+        parameter.numel() for parameter in load_classifier(source).parameters()
+    )
+    assert report["removed_percent"] == pytest.approx(
+        100 * report["removed"] / report["parameters"]
+    )
     assert report["source"] == {"path": str(source), "sha256": sha256(source)}
 
     accuracy = report["accuracy_percent"]
@@ -79,9 +108,16 @@ def test_a_compressed_net_is_an_ordinary_checkpoint_and_a_report(source, photos,
     printed = capsys.readouterr().out
     (whole,) = [line.split() for line in printed.splitlines() if line.startswith("all parameters")]
     kept = report["parameters"] - report["removed"]
-    assert whole[2:] == [f"{report['parameters']:,}", f"{kept:,}", f"{report['removed_percent']:.2f}"]
+    assert whole[2:] == [
+        f"{report['parameters']:,}",
+        f"{kept:,}",
+        f"{report['removed_percent']:.2f}",
+    ]
     assert f"before {accuracy['before']:.2f}, pruned {accuracy['pruned']:.2f}" in printed
-    log = [json.loads(line) for line in (tmp_path / "logs/folder_resnet18_sd0_pruned0.5-1/metrics.jsonl").open()]
+    log = [
+        json.loads(line)
+        for line in (tmp_path / "logs/folder_resnet18_sd0_pruned0.5-1/metrics.jsonl").open()
+    ]
     assert [line["epoch"] for line in log] == [0, 1]
     assert log[1]["val_top1_prec"] == accuracy["retrained"]
 
@@ -94,13 +130,24 @@ def test_shared_weights_have_few_values_and_keep_their_zeros(source, photos, com
         weight = shared[f"{row['layer']}.weight"]
         assert 1 < len(weight[weight != 0].unique()) <= 4
         assert torch.equal(weight != 0, before[f"{row['layer']}.weight"].abs() > row["threshold"])
-    assert list(report["accuracy_percent"]) == ["before", "pruned", "retrained", "shared", "fine-tuned"]
-    log = [json.loads(line) for line in (compressed / "logs/folder_resnet18_sd0_pruned0.5-1-2bit/metrics.jsonl").open()]
+    assert list(report["accuracy_percent"]) == [
+        "before",
+        "pruned",
+        "retrained",
+        "shared",
+        "fine-tuned",
+    ]
+    log = [
+        json.loads(line)
+        for line in (compressed / "logs/folder_resnet18_sd0_pruned0.5-1-2bit/metrics.jsonl").open()
+    ]
     assert [line["epoch"] for line in log] == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("stop", [1, 2, 3])
-def test_a_stopped_run_goes_on_to_the_same_weights(source, photos, compressed, tmp_path, epochs, stop):
+def test_a_stopped_run_goes_on_to_the_same_weights(
+    source, photos, compressed, tmp_path, epochs, stop
+):
     epochs.stop_at.append(stop)
     with pytest.raises(SystemExit) as stopped:
         compress(source, photos, tmp_path, f"{PRUNING} --share_bits 2")
@@ -109,21 +156,29 @@ def test_a_stopped_run_goes_on_to_the_same_weights(source, photos, compressed, t
     (report,) = compress(source, photos, tmp_path, f"{PRUNING} --share_bits 2")
     assert epochs.trained == [0, 1, 2, 3]
     resumed, uninterrupted = (
-        checkpoint.load(out / "model_checkpoints" / f"{NAME}-2bit.pth.tar") for out in (tmp_path, compressed)
+        checkpoint.load(out / "model_checkpoints" / f"{NAME}-2bit.pth.tar")
+        for out in (tmp_path, compressed)
     )
     for name, value in uninterrupted["state_dict"].items():
         assert torch.equal(resumed["state_dict"][name], value), name
     assert report["accuracy_percent"] == uninterrupted["accuracy_percent"]
-    assert report == json.loads((compressed / "model_checkpoints" / f"{NAME}-2bit.json").read_text())
+    assert report == json.loads(
+        (compressed / "model_checkpoints" / f"{NAME}-2bit.json").read_text()
+    )
 
 
-def test_the_same_command_again_trains_nothing_and_another_is_refused(source, photos, compressed, epochs):
+def test_the_same_command_again_trains_nothing_and_another_is_refused(
+    source, photos, compressed, epochs
+):
     path = compressed / "model_checkpoints" / f"{NAME}-2bit.pth.tar"
     before = path.read_bytes()
     compress(source, photos, compressed, f"{PRUNING} --share_bits 2")
     assert epochs.trained == []
     assert path.read_bytes() == before
-    with pytest.raises(SystemExit, match=r"of another run, with lr 0\.01 instead of 0\.5; .* --restart to replace it"):
+    with pytest.raises(
+        SystemExit,
+        match=r"of another run, with lr 0\.01 instead of 0\.5; .* --restart to replace it",
+    ):
         compress(source, photos, compressed, f"{PRUNING} --share_bits 2 --lr 0.5")
     assert epochs.trained == [] and path.read_bytes() == before
 
@@ -134,10 +189,14 @@ def test_another_source_is_another_run_and_restart_replaces_it(source, photos, t
     compress(source, photos, tmp_path / "out", line)
     other = tmp_path / "other.pth.tar"
     checkpoint.save(other, checkpoint.load(source) | {"acc1": 0.0})
-    with pytest.raises(SystemExit, match=f"with compressed {sha256(source)} instead of {sha256(other)}; "):
+    with pytest.raises(
+        SystemExit, match=f"with compressed {sha256(source)} instead of {sha256(other)}; "
+    ):
         compress(other, photos, tmp_path / "out", line)
     compress(other, photos, tmp_path / "out", f"{line} --restart")
-    assert epochs.trained == [0, 0] and checkpoint.load(own)["settings"]["compressed"] == sha256(other)
+    assert epochs.trained == [0, 0] and checkpoint.load(own)["settings"]["compressed"] == sha256(
+        other
+    )
 
 
 def test_a_sweep_makes_one_net_for_each_factor_and_a_table(source, photos, tmp_path, capsys):
@@ -149,7 +208,9 @@ def test_a_sweep_makes_one_net_for_each_factor_and_a_table(source, photos, tmp_p
     assert 0 <= removed[0] < 1e-4 < removed[1] < removed[2] < 100
     assert reports[0]["accuracy_percent"]["pruned"] == reports[0]["accuracy_percent"]["before"]
     *_, header, first, second, third, following = capsys.readouterr().out.splitlines()
-    assert following.startswith(f"next: python ConvOutput.py --resume1 {tmp_path}/model_checkpoints/")
+    assert following.startswith(
+        f"next: python ConvOutput.py --resume1 {tmp_path}/model_checkpoints/"
+    )
     assert header.split() == ["s_conv", "s_fc", "removed,", "%", "before", "pruned", "checkpoint"]
     for line, report in zip((first, second, third), reports):
         assert line.split()[2] == f"{report['removed_percent']:.2f}"
@@ -172,7 +233,9 @@ def test_a_compressed_net_can_be_compressed_further(compressed, photos, tmp_path
     second = tmp_path / "model_checkpoints" / report["checkpoint"]
     for before, after in zip(weights(first).values(), weights(second).values()):
         assert not after[before == 0].any()
-    assert report["removed"] > json.loads((first.parent / f"{NAME}-2bit.json").read_text())["removed"]
+    assert (
+        report["removed"] > json.loads((first.parent / f"{NAME}-2bit.json").read_text())["removed"]
+    )
 
 
 def test_a_layer_that_lost_everything_is_named(source, photos, tmp_path, capsys):
@@ -183,7 +246,10 @@ def test_a_layer_that_lost_everything_is_named(source, photos, tmp_path, capsys)
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
-        ("--sweep -1", "--sweep: in a list such as [1,1]: expected a number of at least 0, got '-1' ("),
+        (
+            "--sweep -1",
+            "--sweep: in a list such as [1,1]: expected a number of at least 0, got '-1' (",
+        ),
         ("--s_conv -0.1", "--s_conv: expected a number of at least 0, got '-0.1'"),
         ("--share_bits 9", "--share_bits: invalid choice: 9"),
         ("--share_bits 2 --epochs 0", "needs --epochs to train the shared weights"),
@@ -196,5 +262,14 @@ def test_values_that_make_no_compression_are_refused(line, sentence, capsys):
 
 
 def test_defaults():
-    args = Pruning.build_parser().parse_args(["--resume", "net", "--share-bits", "5", "--s-fc", "0.8"])
-    assert (args.s_conv, args.s_fc, args.epochs, args.lr, args.share_bits, args.sweep) == (0.2, 0.8, 20, 1e-4, 5, [1.0])
+    args = Pruning.build_parser().parse_args(
+        ["--resume", "net", "--share-bits", "5", "--s-fc", "0.8"]
+    )
+    assert (args.s_conv, args.s_fc, args.epochs, args.lr, args.share_bits, args.sweep) == (
+        0.2,
+        0.8,
+        20,
+        1e-4,
+        5,
+        [1.0],
+    )

@@ -74,17 +74,24 @@ FEATURES = {
         ("--in_mode=[1,0,1]", "x(0)+x(2)", "B", "101"),
     ],
 )
-def test_the_tail_reads_the_feature_that_is_named(trained, photos, cpu, refine, capsys, words, feature, tail, name):
+def test_the_tail_reads_the_feature_that_is_named(
+    trained, photos, cpu, refine, capsys, words, feature, tail, name
+):
     _, models = trained
     net = nn.Sequential(Function(FEATURES[feature](models)), split(models[tail], LAYER)[1])
     (metrics,) = refine(*words.split(), epochs=0)
     expected = direct_loss(net, photos, cpu)
     assert math.isclose(metrics["val_Loss"], expected, rel_tol=1e-5)
-    assert f"{name}_L{LAYER} after 0 epochs of tuning: val_Loss {expected:.4g}" in capsys.readouterr().out
+    assert (
+        f"{name}_L{LAYER} after 0 epochs of tuning: val_Loss {expected:.4g}"
+        in capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize(("in_mode", "said"), [("[1,1,1]", True), ("[1,0,1]", False)])
-def test_all_components_with_the_residual_are_said_to_be_the_raw_feature(refine, capsys, in_mode, said):
+def test_all_components_with_the_residual_are_said_to_be_the_raw_feature(
+    refine, capsys, in_mode, said
+):
     refine("--input", "residual_added", "--in_mode", in_mode, epochs=0)
     note = "note: all components and x_Δ add up to x_B, so this is the feature of --input raw_B\n"
     assert (note in capsys.readouterr().out) == said
@@ -94,7 +101,9 @@ def test_the_fair_baseline_follows_and_can_be_pasted(refine, tmp_path, capsys):
     refine("--in_mode", "[1,0,0]", epochs=1, save_epoch=1)
     *_, saved, following = capsys.readouterr().out.splitlines()
     folder = f"folder_{ARCH}"
-    assert saved.startswith(f"saved {tmp_path}/check/{folder}/checkpoint_100_L{LAYER}.pth.tar, accuracy ")
+    assert saved.startswith(
+        f"saved {tmp_path}/check/{folder}/checkpoint_100_L{LAYER}.pth.tar, accuracy "
+    )
     assert saved.endswith(f"the log is {tmp_path}/logs/{folder}/100_L{LAYER}/metrics.jsonl")
     words = shlex.split(following.removeprefix("next: python transClassifier.py "))
     transClassifier.main([*words, "-j", "0"])
@@ -104,7 +113,11 @@ def test_the_fair_baseline_follows_and_can_be_pasted(refine, tmp_path, capsys):
 
 def test_these_features_and_tails_can_be_told_apart(trained, photos, cpu):
     _, models = trained
-    nets = [nn.Sequential(Function(f(models)), split(models[t], LAYER)[1]) for f in FEATURES.values() for t in "AB"]
+    nets = [
+        nn.Sequential(Function(f(models)), split(models[t], LAYER)[1])
+        for f in FEATURES.values()
+        for t in "AB"
+    ]
     losses = sorted(direct_loss(net, photos, cpu) for net in nets)
     assert min(larger / smaller for smaller, larger in itertools.pairwise(losses)) > 1.0001
 
@@ -131,22 +144,38 @@ def test_only_the_tail_is_tuned(trained, refine, tmp_path, monkeypatch):
     name = f"residual_added_111_s_L{LAYER}"
     path = tmp_path / "check" / f"folder_{ARCH}" / f"checkpoint_{name}.pth.tar"
     log = tmp_path / "logs" / f"folder_{ARCH}" / name
-    assert [file for file in tmp_path.rglob("*") if file.is_file() and "tfevents" not in file.name] in (
+    assert [
+        file for file in tmp_path.rglob("*") if file.is_file() and "tfevents" not in file.name
+    ] in (
         [path, log / "metrics.jsonl"],
         [log / "metrics.jsonl", path],
     )
     state = checkpoint.load(path)
     assert (state["epoch"], state["arch"], state["model"]["num_classes"]) == (3, ARCH, 3)
     assert state["source"] == {
-        "checkpoint_a": files["A.pth"], "checkpoint_b": files["B.pth"], "layer_a": LAYER, "layer_b": LAYER,
-        "arch_a": ARCH, "arch_b": ARCH, "path_a": str(folder / "A.pth"), "path_b": str(folder / "B.pth"),
-            "normalisation_a": NORMALISATIONS["imagenet"], "normalisation_b": NORMALISATIONS["imagenet"],
-    }  # fmt: skip
+        "checkpoint_a": files["A.pth"],
+        "checkpoint_b": files["B.pth"],
+        "layer_a": LAYER,
+        "layer_b": LAYER,
+        "arch_a": ARCH,
+        "arch_b": ARCH,
+        "path_a": str(folder / "A.pth"),
+        "path_b": str(folder / "B.pth"),
+        "normalisation_a": NORMALISATIONS["imagenet"],
+        "normalisation_b": NORMALISATIONS["imagenet"],
+    }
     chosen = {name: state["settings"][name] for name in ("transnet", "input", "in_mode", "tail")}
     assert chosen == {
-        "transnet": files["g.pth"], "input": "residual_added", "in_mode": [1, 1, 1], "tail": "B",
-    }  # fmt: skip
-    assert state["acc1"] == validated[-1]["val_top1_prec"] == pytest.approx(100 * state["hits"].double().mean().item())
+        "transnet": files["g.pth"],
+        "input": "residual_added",
+        "in_mode": [1, 1, 1],
+        "tail": "B",
+    }
+    assert (
+        state["acc1"]
+        == validated[-1]["val_top1_prec"]
+        == pytest.approx(100 * state["hits"].double().mean().item())
+    )
     losses = [line["Loss"] for line in lines(tmp_path, name)]
     assert len(losses) == 3 and losses[0] > losses[-1]
     own = split(models["B"], LAYER)[1].state_dict()
@@ -155,14 +184,20 @@ def test_only_the_tail_is_tuned(trained, refine, tmp_path, monkeypatch):
     assert any("running_var" in key for key in own)
 
 
-def test_stored_features_train_the_tail_as_recomputed_ones(trained, refine, tmp_path, monkeypatch, capsys):
-    """In batches of all images; BatchNorm of seven would make per cents of a last bit within two epochs.
+def test_stored_features_train_the_tail_as_recomputed_ones(
+    trained, refine, tmp_path, monkeypatch, capsys
+):
+    """In batches of all images; BatchNorm of seven would make per cents of a last bit within two
+    epochs.
 
-    Rounding of 1e-6 in the features moves the weights by 7e-6 of their way, other masks of the dropout by 0.3.
+    Rounding of 1e-6 in the features moves the weights by 7e-6 of their way, other masks of the
+    dropout by 0.3.
     """
     options = {"optim": "SGD", "lr": 0.01, "epochs": 2, "batch_size": 24, "without": ["-b"]}
     refine(**options)
-    assert f"train features ({CHANNELS}, 2, 2) of 24 images ready in memory" in capsys.readouterr().out
+    assert (
+        f"train features ({CHANNELS}, 2, 2) of 24 images ready in memory" in capsys.readouterr().out
+    )
     stored = numbers(tuned(tmp_path))
     monkeypatch.setattr(ImageData, "augments", property(lambda data: data.split == "train"))
     refine(**options)
@@ -173,7 +208,13 @@ def test_stored_features_train_the_tail_as_recomputed_ones(trained, refine, tmp_
 
 def numbers(state):
     """All weights and statistics of a checkpoint, one after the other."""
-    return torch.cat([value.flatten().double() for value in state["state_dict"].values() if value.is_floating_point()])
+    return torch.cat(
+        [
+            value.flatten().double()
+            for value in state["state_dict"].values()
+            if value.is_floating_point()
+        ]
+    )
 
 
 def test_augmented_images_are_computed_anew_in_every_epoch(refine, photos, capsys, monkeypatch):

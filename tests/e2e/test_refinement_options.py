@@ -1,4 +1,6 @@
-"""transClassifier.py's options: the documented ones, those that are wrong, and what does not fit together."""
+"""transClassifier.py's options: the documented ones, those that are wrong, and what does not fit
+together.
+"""
 
 import pytest
 
@@ -46,11 +48,23 @@ def test_wrong_options_are_explained_by_the_parser(refine, capsys, words, withou
             {"resume_Ys": "{}/reversed.pth"},
             r"reversed\.pth was made with nets A and B exchanged \(the direction of --reverse\)",
         ),
-        ({"resume_Ys": "{}/other_layer.pth"}, f"made with layer features.5 of net B instead of {LAYER}"),
-        ({"resume_Ys": "{}/other_net.pth"}, r"made with another net B: .* \(00000000\) instead of .*B\.pth"),
-        ({"image_size": "48"}, "was trained at 32 pixels, --image_size says 48; leave the option out"),
+        (
+            {"resume_Ys": "{}/other_layer.pth"},
+            f"made with layer features.5 of net B instead of {LAYER}",
+        ),
+        (
+            {"resume_Ys": "{}/other_net.pth"},
+            r"made with another net B: .* \(00000000\) instead of .*B\.pth",
+        ),
+        (
+            {"image_size": "48"},
+            "was trained at 32 pixels, --image_size says 48; leave the option out",
+        ),
         ({"resume_Ys": "{}/narrow.pth"}, "the Trans-Net maps 24 channels to"),
-        ({"input": "raw_A", "tail": "B", "layer2": "features.3"}, r"\(40, 2, 2\), which the tail of net B does not"),
+        (
+            {"input": "raw_A", "tail": "B", "layer2": "features.3"},
+            r"\(40, 2, 2\), which the tail of net B does not",
+        ),
         ({"arch_B": "resnet18"}, f"holds a {ARCH}"),
         ({"layer": "features.99"}, "has no layer 'features.99'"),
         ({"val_path": "nowhere"}, "nowhere"),
@@ -66,13 +80,22 @@ def test_input_that_does_not_fit_is_one_sentence(trained, refine, others, messag
 
 def test_nets_of_other_classes_are_refused(refine, tmp_path):
     make_classifier(tmp_path / "two.pth", 0, num_classes=2)
-    with pytest.raises(SystemExit, match="classes of the training images are not the expected ones: 3 instead of 2"):
+    with pytest.raises(
+        SystemExit, match="classes of the training images are not the expected ones: 3 instead of 2"
+    ):
         refine("--input", "raw_A", net_A=tmp_path / "two.pth", epochs=1)
     state = checkpoint.load(tmp_path / "two.pth")
     del state["data"]  # as in the authors' files
     checkpoint.save(tmp_path / "two.pth", state)
     with pytest.raises(SystemExit, match="the tail of net A has 2 classes, the images have 3"):
-        refine("--input", "raw_A", net_A=tmp_path / "two.pth", dataset="folder", image_size=SIZE, epochs=1)
+        refine(
+            "--input",
+            "raw_A",
+            net_A=tmp_path / "two.pth",
+            dataset="folder",
+            image_size=SIZE,
+            epochs=1,
+        )
 
 
 def test_the_layer_is_the_trans_nets_where_no_option_says_another(refine):
@@ -87,11 +110,31 @@ def test_a_baseline_needs_its_own_net_alone(refine, tmp_path):
 
 def test_the_documented_command_line_is_understood():
     words = (
-        "--arch vgg16_bn --net_A A --net_B B --resume_Ys g --dataset CUB200 --gpu 0 --conv_layer 30 --epochs 100 "
-        "--lr 0.00001 --logspace 2 --suffix lr-5_lg2"
+        "--arch vgg16_bn --net_A A --net_B B --resume_Ys g --dataset CUB200 --gpu 0 --conv_layer 30"
+        " --epochs 100 --lr 0.00001 --logspace 2 --suffix lr-5_lg2"
     )
     args = transClassifier.build_parser().parse_args(words.split())
     assert (args.conv_layer, args.epochs, args.lr, args.logspace) == (30, 100, 1e-5, 2)
     defaults = transClassifier.build_parser().parse_args([])
-    names = ("conv_layer", "epochs", "lr", "logspace", "optim", "batch_size", "val_epoch", "save_epoch", "input")
-    assert [getattr(defaults, name) for name in names] == [None, 1000, 1e-5, 2, "Adam", 64, 10, 100, "components"]
+    names = (
+        "conv_layer",
+        "epochs",
+        "lr",
+        "logspace",
+        "optim",
+        "batch_size",
+        "val_epoch",
+        "save_epoch",
+        "input",
+    )
+    assert [getattr(defaults, name) for name in names] == [
+        None,
+        1000,
+        1e-5,
+        2,
+        "Adam",
+        64,
+        10,
+        100,
+        "components",
+    ]

@@ -29,7 +29,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one(refine, tmp_path, capsys):
     assert "epoch 3/4" in (said := capsys.readouterr().out) and "epoch 2/4" not in said
     resumed, whole = tuned(tmp_path), tuned(tmp_path / "whole")
     assert [key for key in whole if not same(resumed[key], whole[key])] == ["history"]
-    parts = [[line | {"seconds": 0} for line in lines(folder)] for folder in (tmp_path, tmp_path / "whole")]
+    parts = [
+        [line | {"seconds": 0} for line in lines(folder)]
+        for folder in (tmp_path, tmp_path / "whole")
+    ]
     assert parts[0] == parts[1]
     capsys.readouterr()
     refine("--resume", "auto", epochs=4)
@@ -61,7 +64,9 @@ def test_a_tail_of_another_run_is_left_alone_but_for_restart(trained, refine, tm
 def test_a_damaged_tail_is_replaced_by_restart(refine, tmp_path):
     refine(epochs=1)
     truncate(tmp_path / "check" / f"folder_{ARCH}" / f"checkpoint_111_L{LAYER}.pth.tar")
-    with pytest.raises(SystemExit, match=r"is truncated or not a checkpoint; .* or add --restart to replace it"):
+    with pytest.raises(
+        SystemExit, match=r"is truncated or not a checkpoint; .* or add --restart to replace it"
+    ):
         refine("--resume", "auto", epochs=1)
     refine("--resume", "auto", "--restart", epochs=1)
     assert tuned(tmp_path)["epoch"] == 1

@@ -20,7 +20,13 @@ def measured(road, tmp_path_factory):
     words = "--bootstrap 100", "--convOut_path", road.features, "--transnet", road.trans_net
     files = "--json", folder / "variance.json", "--figure", folder / "components.png"
     run(Variance, *words, *files)
-    run(Calibrate, f"--permutations 19 {words[0]}", *words[1:], "--json", folder / "calibration.json")
+    run(
+        Calibrate,
+        f"--permutations 19 {words[0]}",
+        *words[1:],
+        "--json",
+        folder / "calibration.json",
+    )
     run(Report, "", folder)
     return folder
 
@@ -42,25 +48,43 @@ def test_the_page_has_the_numbers_of_both_scripts(measured, capsys):
     assert float(found["variance.json: instability"]) == variance["instability"]
     assert float(found["calibration.json: consistency.low"]) == calibration["consistency"]["low"]
     assert float(found["calibration.json: rows.1.value"]) == calibration["rows"][1]["value"]
-    assert found["variance.json: source.transnet"] == calibration["transnet"] == found["calibration.json: transnet"]
+    assert (
+        found["variance.json: source.transnet"]
+        == calibration["transnet"]
+        == found["calibration.json: transnet"]
+    )
     for name in names:  # the fit's own options
-        assert (found[f"{name}.json: settings.lr"], found[f"{name}.json: settings.layers"]) == ("0.001", "3")
+        assert (found[f"{name}.json: settings.lr"], found[f"{name}.json: settings.layers"]) == (
+            "0.001",
+            "3",
+        )
     assert page.stat().st_size < 2_000_000
     before = page.read_bytes()
     run(Report, "", measured, "--check", page)
-    assert capsys.readouterr().out == f"{page}: all {len(values(page.read_text()))} values are those of {measured}\n"
+    assert (
+        capsys.readouterr().out
+        == f"{page}: all {len(values(page.read_text()))} values are those of {measured}\n"
+    )
     assert page.read_bytes() == before
     assert sorted(path.name for path in measured.iterdir()) == [
-        "calibration.json", "components.png", "page.html", "variance.json",
-    ]  # fmt: skip
+        "calibration.json",
+        "components.png",
+        "page.html",
+        "variance.json",
+    ]
 
 
 def test_a_changed_number_is_named_with_both_values(measured, tmp_path):
     made = (measured / "page.html").read_text()
-    (value,) = (value for value in values(made) if value.place == "calibration.json: consistency.value")
+    (value,) = (
+        value for value in values(made) if value.place == "calibration.json: consistency.value"
+    )
     page = tmp_path / "page.html"
     page.write_text(made.replace(f'value="{value.value}">', 'value="0.5">'))
-    said = f"{value.place} is {value.text} (0.5) on the page and {value.text} ({value.value}) in the run"
+    said = (
+        f"{value.place} is {value.text} (0.5) on the page and {value.text} ({value.value}) in"
+        " the run"
+    )
     assert said in said_by(measured, page)
 
 

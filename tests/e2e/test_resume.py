@@ -1,4 +1,6 @@
-"""--resume means one thing in every step, here in Training.py; the others have theirs beside their other tests."""
+"""--resume means one thing in every step, here in Training.py; the others have theirs beside
+their other tests.
+"""
 
 import re
 import shutil
@@ -52,11 +54,16 @@ def copied(finished, tmp_path):
         ("--fix_bn", "fix_bn False instead of True"),
     ],
 )
-def test_a_finished_training_of_other_options_is_left_alone(finished, photos, epochs, resume, others, said):
+def test_a_finished_training_of_other_options_is_left_alone(
+    finished, photos, epochs, resume, others, said
+):
     before = contents(finished)
     with pytest.raises(SystemExit) as exit_:
         run(Training, f"{LINE} {others} {resume}", *data(photos), "--out", finished)
-    assert exit_.value.code == f"Training.py: {finished / OWN} is of another run, with {said}{WHAT_TO_DO}"
+    assert (
+        exit_.value.code
+        == f"Training.py: {finished / OWN} is of another run, with {said}{WHAT_TO_DO}"
+    )
     assert epochs.trained == [] and contents(finished) == before
 
 
@@ -65,7 +72,9 @@ def test_another_image_size_is_refused(finished, photos, epochs):
     with pytest.raises(SystemExit, match=f"with image_size 32 instead of 48{WHAT_TO_DO}"):
         run(Training, f"{LINE} --image_size 48", *words)
     for resume in ("auto", finished / OWN):
-        with pytest.raises(SystemExit, match="was trained at 32 pixels, --image_size says 48; leave the option out"):
+        with pytest.raises(
+            SystemExit, match="was trained at 32 pixels, --image_size says 48; leave the option out"
+        ):
             run(Training, f"{LINE} --epochs 3 --image_size 48", *words, "--resume", resume)
     assert epochs.trained == []
 
@@ -103,7 +112,10 @@ def test_the_image_size_of_ones_own_checkpoint_needs_no_option(finished, photos,
 @pytest.mark.parametrize("resume", ["", "--resume auto"])
 def test_a_damaged_checkpoint_need_not_be_deleted_by_hand(copied, photos, epochs, resume):
     left, words = truncate(copied / OWN), (*data(photos), "--out", copied)
-    advice = "is truncated or not a checkpoint; make or download it again, or add --restart to replace it"
+    advice = (
+        "is truncated or not a checkpoint; make or download it again, or add --restart to"
+        " replace it"
+    )
     with pytest.raises(SystemExit) as exit_:
         run(Training, f"{LINE} {resume}", *words)
     assert exit_.value.code == f"Training.py: {copied / OWN} {advice}"
@@ -113,16 +125,23 @@ def test_a_damaged_checkpoint_need_not_be_deleted_by_hand(copied, photos, epochs
 
 
 def test_more_epochs_of_a_schedule_of_steps_go_on(copied, photos, tmp_path, epochs, capsys):
-    """The rates of the epochs so far are the same, so the net is the one that three epochs in one go would give."""
+    """The rates of the epochs so far are the same, so the net is the one that three epochs in
+    one go would give.
+    """
     line = f"{LINE} --epochs 3"
     run(Training, f"{line} --resume auto", *data(photos), "--out", copied)
     assert epochs.trained == [2]
-    assert f"going on after epoch 2 of 3: {copied / OWN}, which was to end after 2\n" in capsys.readouterr().out
+    assert (
+        f"going on after epoch 2 of 3: {copied / OWN}, which was to end after 2\n"
+        in capsys.readouterr().out
+    )
     run(Training, line, *data(photos), "--out", tmp_path)
     longer, whole = (checkpoint.load(out / OWN) for out in (copied, tmp_path))
     assert_same(longer["state_dict"], whole["state_dict"])
     assert_same(longer["settings"], whole["settings"])
-    assert [(stretch["epoch"], stretch["settings"]["epochs"]) for stretch in longer["history"]] == [(2, 2)]
+    assert [(stretch["epoch"], stretch["settings"]["epochs"]) for stretch in longer["history"]] == [
+        (2, 2)
+    ]
 
 
 def test_more_epochs_of_rates_that_fall_over_all_of_them_are_refused(photos, tmp_path, epochs):
@@ -135,7 +154,14 @@ def test_more_epochs_of_rates_that_fall_over_all_of_them_are_refused(photos, tmp
 
 def test_going_on_from_another_file_records_how_it_was_trained(finished, photos, tmp_path, epochs):
     """What no option says, the file does: architecture, kind of data set and image size."""
-    paths = ("--train_path", photos / "train", "--val_path", photos / "val", "--resume", finished / OWN)
+    paths = (
+        "--train_path",
+        photos / "train",
+        "--val_path",
+        photos / "val",
+        "--resume",
+        finished / OWN,
+    )
     line = "--name folder --lr 0.02 --seed 7 --epochs 3 -b 12 --val_epoch 1"
     run(Training, line, *paths, "--out", tmp_path)
     before, state = checkpoint.load(finished / OWN), checkpoint.load(tmp_path / OWN)
@@ -184,7 +210,8 @@ def test_the_words_of_an_interrupted_run_go_on_with_it(photos, tmp_path, interru
     interrupt(Training, LINE, *words)
     said = capsys.readouterr()
     assert said.out.endswith(
-        f"interrupted: {tmp_path / OWN} holds the first 1 of 2 epochs; --resume auto goes on with it\n"
+        f"interrupted: {tmp_path / OWN} holds the first 1 of 2 epochs; --resume auto goes on with"
+        " it\n"
     )
     assert said.err == "Training.py: interrupted; what was saved is whole\n"
     run(Training, f"{LINE} --resume auto", *words)
@@ -208,7 +235,10 @@ def test_a_clusters_signal_leaves_what_was_saved(photos, tmp_path, capsys, monke
     finally:
         signal.signal(signal.SIGTERM, before)
     assert exit_.value.code == 130
-    words = f"interrupted: {tmp_path / OWN} holds the first 1 of 3 epochs; --resume auto goes on with it\n"
+    words = (
+        f"interrupted: {tmp_path / OWN} holds the first 1 of 3 epochs; --resume auto goes on with"
+        " it\n"
+    )
     assert capsys.readouterr().out.endswith(words)
     assert checkpoint.load(tmp_path / OWN)["epoch"] == 1
 
@@ -216,7 +246,10 @@ def test_a_clusters_signal_leaves_what_was_saved(photos, tmp_path, capsys, monke
 def test_two_runs_of_one_name_do_not_write_at_once(photos, tmp_path, epochs):
     words = (*data(photos), "--out", tmp_path)
     log_folder = tmp_path / f"logs/folder_{ARCH}"
-    message = rf"another run \(pid \d+ on .*, since .*\) is writing in {re.escape(str(log_folder))}; wait for it"
+    message = (
+        rf"another run \(pid \d+ on .*, since .*\) is writing in {re.escape(str(log_folder))}; wait"
+        r" for it"
+    )
     with claim(log_folder), pytest.raises(SystemExit, match=message):
         run(Training, f"{LINE} --epochs 1", *words)
     assert contents(tmp_path) == {} and epochs.trained == []

@@ -21,17 +21,26 @@ pytestmark = pytest.mark.e2e
 
 
 def test_the_trans_nets_losses_are_eq_2(road):
-    state, last = checkpoint.load(road.trans_net), lines_of(road.out / "logs/folder_resnet18/L1_a0.1")[-1]
+    state, last = (
+        checkpoint.load(road.trans_net),
+        lines_of(road.out / "logs/folder_resnet18/L1_a0.1")[-1],
+    )
     net = load_trans_net(road.trans_net)
     x, target, *_ = open_features(road.features, split="val").__getitems__(list(range(24)))
     with torch.no_grad():
-        left, whole = (part.double().var((0, 2, 3), correction=0).mean() for part in (target - net(x), target))
+        left, whole = (
+            part.double().var((0, 2, 3), correction=0).mean() for part in (target - net(x), target)
+        )
     assert float(left / whole) == pytest.approx(last["val_instability"], rel=1e-5)
     assert state["linear_reference"]["instability"] == last["linear_reference"]
     assert state["linear_reference"]["measured_on"] == "held-out images"
     assert last["Loss"] == pytest.approx(last["MSE"] + last["L2_loss"], rel=1e-6)
     assert last["L2_loss"] == pytest.approx(0.1 * (last["p1"] ** 2 + last["p2"] ** 2), rel=1e-3)
-    assert (state["epoch"], state["settings"]["alpha"], state["arch"]) == (2, [0.1, 0.1], "resnet18")
+    assert (state["epoch"], state["settings"]["alpha"], state["arch"]) == (
+        2,
+        [0.1, 0.1],
+        "resnet18",
+    )
     assert state["source"] == open_features(road.features, split="train").provenance.to_record()
 
 
@@ -45,7 +54,9 @@ def test_alpha_begins_with_the_highest_order(road, tmp_path):
     assert second["L2_loss"] == pytest.approx(50 * second["p2"] ** 2, rel=1e-5)
 
 
-@pytest.mark.parametrize(("flag", "penalised", "moves"), [("--L2", False, True), ("--fix_p", True, False)])
+@pytest.mark.parametrize(
+    ("flag", "penalised", "moves"), [("--L2", False, True), ("--fix_p", True, False)]
+)
 def test_switches_of_p(road, tmp_path, flag, penalised, moves):
     line = f"--optim SGD --lr 0.05 --momentum 0 --logspace 0 --epochs 2 -b 24 --alpha [5,5] {flag}"
     run(Training_TransNet, line, "--convOut_path", road.features, "--out", tmp_path)
@@ -57,14 +68,18 @@ def test_switches_of_p(road, tmp_path, flag, penalised, moves):
 @pytest.mark.parametrize("options", ["", "--norm batch --bn --affine --optim SGD"])
 def test_a_resumed_fit_equals_an_uninterrupted_one(road, tmp_path, interrupt, options):
     line = f"{FIT} --save_epoch 1 {options}"
-    whole, torn = (("--convOut_path", road.features, "--out", tmp_path / name) for name in ("whole", "torn"))
+    whole, torn = (
+        ("--convOut_path", road.features, "--out", tmp_path / name) for name in ("whole", "torn")
+    )
     run(Training_TransNet, line, *whole)
     interrupt(Training_TransNet, line, *torn)
     path = "model_checkpoints/folder_resnet18/checkpoint_L1.pth.tar"
     assert checkpoint.load(tmp_path / "torn" / path)["epoch"] == 1
     resume = "auto" if options else tmp_path / "torn" / path
     run(Training_TransNet, line, *torn, "--resume", resume)
-    assert_same(checkpoint.load(tmp_path / "torn" / path), checkpoint.load(tmp_path / "whole" / path))
+    assert_same(
+        checkpoint.load(tmp_path / "torn" / path), checkpoint.load(tmp_path / "whole" / path)
+    )
     logs = "logs/folder_resnet18/L1"
     assert lines_of(tmp_path / "torn" / logs) == lines_of(tmp_path / "whole" / logs)
 
@@ -83,9 +98,18 @@ def test_nets_and_layers_that_differ_in_both_directions(road, photos, tmp_path):
     assert (stored.shape_a, stored.shape_b) == ((48, 4, 4), (128, 8, 8))
 
     for suffix, reverse in (("forth", ""), ("back", "--reverse")):
-        run(Training_TransNet, f"{FIT} --suffix {suffix} {reverse}", "--convOut_path", features, "--out", tmp_path)
+        run(
+            Training_TransNet,
+            f"{FIT} --suffix {suffix} {reverse}",
+            "--convOut_path",
+            features,
+            "--out",
+            tmp_path,
+        )
     folder = tmp_path / f"model_checkpoints/folder_{pair}"
-    forth, back = (folder / f"checkpoint_Lfeatures.8-layer2.1.add_{name}.pth.tar" for name in ("forth", "back"))
+    forth, back = (
+        folder / f"checkpoint_Lfeatures.8-layer2.1.add_{name}.pth.tar" for name in ("forth", "back")
+    )
     shapes = ("in_channels", "out_channels", "out_size")
     assert [load_trans_net(forth).config[key] for key in shapes] == [48, 128, (8, 8)]
     assert [load_trans_net(back).config[key] for key in shapes] == [128, 48, (4, 4)]
@@ -93,9 +117,16 @@ def test_nets_and_layers_that_differ_in_both_directions(road, photos, tmp_path):
 
     stored_back = run(Variance, "--reverse", "--convOut_path", features, "--transnet", back)
     live_back = run(
-        Variance, "--layer layer2.1.add --layer2 features.8", "--net_in", road.b, "--net_tar", a, *data(photos),
-        "--transnet", back,
-    )  # fmt: skip
+        Variance,
+        "--layer layer2.1.add --layer2 features.8",
+        "--net_in",
+        road.b,
+        "--net_tar",
+        a,
+        *data(photos),
+        "--transnet",
+        back,
+    )
     assert live_back["var"] == pytest.approx(stored_back["var"], rel=1e-5)
     stored_forth = run(Variance, "", "--convOut_path", features, "--transnet", forth)
     targets = [stored.__getitems__(range(24))[net].double() for net in (1, 0)]
@@ -105,20 +136,27 @@ def test_nets_and_layers_that_differ_in_both_directions(road, photos, tmp_path):
 
 
 def test_an_authors_checkpoint_and_fully_connected_features(photos, tmp_path, capsys):
-    """PyTorch 1.0's format, `features.module.` keys; FC6 of AlexNet is a vector, and g a matrix on it."""
+    """PyTorch 1.0's format, `features.module.` keys; FC6 of AlexNet is a vector, and g a matrix
+    on it.
+    """
     torch.manual_seed(0)
     state = {
-        key.replace("features.", "features.module."): value for key, value in build("alexnet", 3).state_dict().items()
+        key.replace("features.", "features.module."): value
+        for key, value in build("alexnet", 3).state_dict().items()
     }
     net = tmp_path / "authors.pth.tar"
     torch.save(
         {
-            "epoch": 300, "arch": "alexnet", "best_acc1": torch.tensor(56.97), "acc1": torch.tensor(56.1),
-            "state_dict": {key: value.half() for key, value in state.items()}, "optimizer": {},
+            "epoch": 300,
+            "arch": "alexnet",
+            "best_acc1": torch.tensor(56.97),
+            "acc1": torch.tensor(56.1),
+            "state_dict": {key: value.half() for key, value in state.items()},
+            "optimizer": {},
         },
         net,
         _use_new_zipfile_serialization=False,
-    )  # fmt: skip
+    )
     nets = ("--resume1", net, "--resume2", net, *data(photos), "--out", tmp_path)
     run(ConvOutput, "--arch alexnet --fc --conv_layer 1 --image_size 64", *nets)
     features = tmp_path / "convOuts/folder_alexnet/folder_Lfc1"
@@ -136,13 +174,21 @@ def test_an_authors_checkpoint_and_fully_connected_features(photos, tmp_path, ca
 
 @pytest.fixture
 def old_features(road, tmp_path):
-    """The stored features as the authors stored theirs: one file an image, which says nothing of the nets."""
+    """The stored features as the authors stored theirs: one file an image, which says nothing of
+    the nets.
+    """
     stored = open_features(road.features, split="train")
     folder = tmp_path / "old"
     folder.mkdir()
     for index in range(24):
         (a,), (b,), (target,), _ = stored.__getitems__([index])
-        sample = {"target": target, "pred1": torch.ones(1), "pred2": torch.ones(1), "convOut1": a, "convOut2": b}
+        sample = {
+            "target": target,
+            "pred1": torch.ones(1),
+            "pred2": torch.ones(1),
+            "convOut1": a,
+            "convOut2": b,
+        }
         torch.save(sample, folder / f"{index:06d}.pkl", _use_new_zipfile_serialization=False)
     return folder
 
@@ -164,14 +210,25 @@ def test_features_that_the_authors_stored(road, old_features, tmp_path):
     assert reports[0]["var"] == reports[1]["var"]
 
 
-@pytest.mark.parametrize(("line", "label"), [("--conv_layer 0", "0"), ("--fc --conv_layer 0", "fc0"), ("", "40")])
+@pytest.mark.parametrize(
+    ("line", "label"), [("--conv_layer 0", "0"), ("--fc --conv_layer 0", "fc0"), ("", "40")]
+)
 def test_old_features_are_called_by_the_layer_that_is_named(old_features, tmp_path, line, label):
-    run(Training_TransNet, f"{line} --epochs 1 --layers 1", "--convOut_path", old_features, "--out", tmp_path)
+    run(
+        Training_TransNet,
+        f"{line} --epochs 1 --layers 1",
+        "--convOut_path",
+        old_features,
+        "--out",
+        tmp_path,
+    )
     assert files(tmp_path / "model_checkpoints") == [f"CUB200_vgg16_bn/checkpoint_L{label}.pth.tar"]
 
 
 def test_the_penultimate_feature_can_be_matched(road, tmp_path):
-    """Nothing is learned at a rate of 0, so the epoch's error is the saved Trans-Net's, through B's own layers."""
+    """Nothing is learned at a rate of 0, so the epoch's error is the saved Trans-Net's, through
+    B's own layers.
+    """
     line = "--match penultimate --optim SGD --lr 0 --logspace 0 --epochs 1 -b 24"
     run(Training_TransNet, line, "--convOut_path", road.features, "--out", tmp_path)
     path = tmp_path / "model_checkpoints/folder_resnet18/checkpoint_L1.pth.tar"
@@ -185,5 +242,7 @@ def test_the_penultimate_feature_can_be_matched(road, tmp_path):
     (line,) = lines_of(tmp_path / "logs/folder_resnet18/L1")
     assert line["MSE"] == pytest.approx(float(error), rel=1e-4)
     assert checkpoint.load(path)["settings"]["match"] == "penultimate"
-    with pytest.raises(SystemExit, match="fitted with --match penultimate, which is not repeated here"):
+    with pytest.raises(
+        SystemExit, match="fitted with --match penultimate, which is not repeated here"
+    ):
         run(Calibrate, "", "--convOut_path", road.features, "--transnet", path)

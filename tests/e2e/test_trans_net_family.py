@@ -11,13 +11,19 @@ from utils import checkpoint
 from utils.runs import RunLog
 
 pytestmark = pytest.mark.e2e
-FAMILY = "--standardise --solve --alpha 0.1 --lr 0.001 --epochs 2 -b 10 --val_epoch 1 --save_epoch 1"
-NAMES = [f"layers{n}{way}_seed{seed}" for way in ("", "_reverse") for n in (1, 2) for seed in (3, 4)]
+FAMILY = (
+    "--standardise --solve --alpha 0.1 --lr 0.001 --epochs 2 -b 10 --val_epoch 1 --save_epoch 1"
+)
+NAMES = [
+    f"layers{n}{way}_seed{seed}" for way in ("", "_reverse") for n in (1, 2) for seed in (3, 4)
+]
 
 
 @pytest.fixture(scope="module")
 def family(road, tmp_path_factory):
-    """Trans-Nets of two depths, both directions and two seeds, from one reading; only to be read."""
+    """Trans-Nets of two depths, both directions and two seeds, from one reading; only to be
+    read.
+    """
     out = tmp_path_factory.mktemp("family")
     words = ("--convOut_path", road.features, "--out", out)
     run(Training_TransNet, f"{FAMILY} --layers 1,2 --both_directions --seeds 3,4", *words)
@@ -33,30 +39,53 @@ def test_each_of_a_family_has_its_own_files(family):
         f"folder_resnet18/checkpoint_L1_{name}.pth.tar" for name in NAMES
     )
     assert files(family / "logs") == sorted(
-        f"folder_resnet18/L1_{name}/{file}" for name in NAMES for file in ("events.out.tfevents", "metrics.jsonl")
+        f"folder_resnet18/L1_{name}/{file}"
+        for name in NAMES
+        for file in ("events.out.tfevents", "metrics.jsonl")
     )
-    weights = [of_family(family, name)["state_dict"]["linear.1.weight"] for name in NAMES if "layers2" in name]
+    weights = [
+        of_family(family, name)["state_dict"]["linear.1.weight"]
+        for name in NAMES
+        if "layers2" in name
+    ]
     assert not any(torch.equal(weights[i], weights[j]) for i in range(4) for j in range(i))
 
 
-@pytest.mark.parametrize(("name", "words"), [
-    ("layers2_reverse_seed4", "--layers 2 --reverse --seeds 4"),
-    ("layers2_seed3", "--layers 2 --seeds 3"),
-    ("layers1_reverse_seed3", "--layers 1 --alpha [] --reverse --seeds 3"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("layers2_reverse_seed4", "--layers 2 --reverse --seeds 4"),
+        ("layers2_seed3", "--layers 2 --seeds 3"),
+        ("layers1_reverse_seed3", "--layers 1 --alpha [] --reverse --seeds 3"),
+    ],
+)
 def test_one_of_a_family_is_what_it_is_alone(road, family, tmp_path, name, words, epochs, capsys):
-    """To the bit: weights, optimiser, settings, provenance, linear reference, log; so the single command knows it."""
+    """To the bit: weights, optimiser, settings, provenance, linear reference, log; so the single
+    command knows it.
+    """
     line = f"{FAMILY} {words} --suffix {name}"
     run(Training_TransNet, line, "--convOut_path", road.features, "--out", tmp_path)
     assert_same(of_family(tmp_path, name), of_family(family, name))
     log = f"logs/folder_resnet18/L1_{name}"
     assert lines_of(tmp_path / log) == lines_of(family / log)
     epochs.trained.clear()
-    run(Training_TransNet, f"{line} --resume auto", "--convOut_path", road.features, "--out", family)
+    run(
+        Training_TransNet, f"{line} --resume auto", "--convOut_path", road.features, "--out", family
+    )
     assert epochs.trained == [] and "is fitted for 2 epochs already" in capsys.readouterr().out
-    for others, said in (("--seeds 9", "initial_seed [34] instead of 9"), ("--seed 9", "seed 0 instead of 9")):
+    for others, said in (
+        ("--seeds 9", "initial_seed [34] instead of 9"),
+        ("--seed 9", "seed 0 instead of 9"),
+    ):
         with pytest.raises(SystemExit, match=f"is of another run, with {said}"):
-            run(Training_TransNet, f"{line} --resume auto {others}", "--convOut_path", road.features, "--out", family)
+            run(
+                Training_TransNet,
+                f"{line} --resume auto {others}",
+                "--convOut_path",
+                road.features,
+                "--out",
+                family,
+            )
 
 
 def test_a_family_is_measured_like_single_fits(road, family, capsys):
@@ -67,14 +96,18 @@ def test_a_family_is_measured_like_single_fits(road, family, capsys):
         instability = report["var"]["residual"] / report["var"]["target"]
         assert checkpoint.load(path)["held_out"] == pytest.approx(instability, rel=1e-5)
         budget = "--brief --permutations 0 --bootstrap 100"
-        rows = run(Calibrate, f"{budget} {direction}", "--convOut_path", road.features, "--transnet", path)["rows"]
+        rows = run(
+            Calibrate, f"{budget} {direction}", "--convOut_path", road.features, "--transnet", path
+        )["rows"]
         assert rows[0]["value"] == pytest.approx(instability, rel=1e-4)
     with pytest.raises(SystemExit, match=r"nets A and B exchanged \(the direction of --reverse\)"):
         run(Variance, "", "--convOut_path", road.features, "--transnet", back)
 
 
 def test_an_interrupted_family_goes_on(road, family, tmp_path, epochs, capsys, monkeypatch):
-    """The logs of eight are written in turns: the run ends in the second epoch, before its fourth."""
+    """The logs of eight are written in turns: the run ends in the second epoch, before its
+    fourth.
+    """
     words = ("--convOut_path", road.features, "--out", tmp_path)
     line = f"{FAMILY} --layers 1,2 --both_directions --seeds 3,4"
     epochs.stop_at[:] = [8]
@@ -95,7 +128,9 @@ def test_an_interrupted_family_goes_on(road, family, tmp_path, epochs, capsys, m
     commands = [line.split() for line in said.splitlines() if line.startswith("next: ")]
     for command, way in zip(commands, ("", "_reverse"), strict=True):
         assert ("--reverse" in command) == bool(way)
-        assert command[-2:] == [str(folder / f"checkpoint_L1_layers{n}{way}_seed3.pth.tar") for n in (1, 2)]
+        assert command[-2:] == [
+            str(folder / f"checkpoint_L1_layers{n}{way}_seed3.pth.tar") for n in (1, 2)
+        ]
 
 
 def test_all_of_a_family_are_saved_at_once_where_time_is_up(road, tmp_path, monkeypatch):

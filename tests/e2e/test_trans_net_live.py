@@ -14,32 +14,52 @@ pytestmark = pytest.mark.e2e
 LIVE = "--conv_layer 1 -j 0"
 
 
-@pytest.mark.parametrize(("options", "images"), [
-    ("--standardise --solve --layers 1,2 --alpha 0.1 --both_directions", ""),
-    ("--match penultimate --draw --layers 1 --alpha []", "--cache_images off"),
-])  # fmt: skip
-def test_a_live_fit_is_a_stored_one_to_the_bit(road, photos, tmp_path, epochs, capsys, options, images):
+@pytest.mark.parametrize(
+    ("options", "images"),
+    [
+        ("--standardise --solve --layers 1,2 --alpha 0.1 --both_directions", ""),
+        ("--match penultimate --draw --layers 1 --alpha []", "--cache_images off"),
+    ],
+)
+def test_a_live_fit_is_a_stored_one_to_the_bit(
+    road, photos, tmp_path, epochs, capsys, options, images
+):
     """And whichever it was, the other would go on with it."""
     line = f"{FIT} --save_epoch 1 {options}"
     nets = ("--net_A", road.a, "--net_B", road.b, *data(photos), "--out", tmp_path / "live")
     run(Training_TransNet, f"{line} {LIVE} {images}", *nets)
     said = capsys.readouterr().out
-    assert "these features take 3.15 MB on disk as float32, or 4.5 GFLOP to compute in every epoch\n" in said
+    assert (
+        "these features take 3.15 MB on disk as float32, or 4.5 GFLOP to compute in every epoch\n"
+        in said
+    )
     assert ("24 train images of folder ready in memory" in said) != bool(images)
     run(Training_TransNet, line, "--convOut_path", road.features, "--out", tmp_path / "stored")
     assert "these features take" not in capsys.readouterr().out
     names = files(tmp_path / "stored/model_checkpoints")
     assert files(tmp_path / "live/model_checkpoints") == names
     for name in names:
-        ours, theirs = (checkpoint.load(tmp_path / kind / "model_checkpoints" / name) for kind in ("live", "stored"))
+        ours, theirs = (
+            checkpoint.load(tmp_path / kind / "model_checkpoints" / name)
+            for kind in ("live", "stored")
+        )
         assert_same(ours, theirs)
     epochs.trained.clear()
-    run(Training_TransNet, f"{line} --resume auto", "--convOut_path", road.features, "--out", tmp_path / "live")
+    run(
+        Training_TransNet,
+        f"{line} --resume auto",
+        "--convOut_path",
+        road.features,
+        "--out",
+        tmp_path / "live",
+    )
     assert epochs.trained == [] and "is fitted for 2 epochs already" in capsys.readouterr().out
 
 
 def test_large_images_come_few_at_a_time_and_give_the_same_fit(road, photos, tmp_path, monkeypatch):
-    """Sums over images in order are then of other batches, and rounded otherwise: equal to 1e-6 of the largest."""
+    """Sums over images in order are then of other batches, and rounded otherwise: equal to 1e-6
+    of the largest.
+    """
     line = f"{FIT} --standardise --solve --hidden 0"  # few images leave W(0) of spare channels open
     run(Training_TransNet, line, "--convOut_path", road.features, "--out", tmp_path / "stored")
     monkeypatch.setattr(opening, "PIXELS_AT_ONCE", 3 * 64**2)
@@ -48,26 +68,53 @@ def test_large_images_come_few_at_a_time_and_give_the_same_fit(road, photos, tmp
     path = "model_checkpoints/folder_resnet18/checkpoint_L1.pth.tar"
     ours, theirs = (checkpoint.load(tmp_path / kind / path) for kind in ("live", "stored"))
     for name, weight in theirs["state_dict"].items():
-        torch.testing.assert_close(ours["state_dict"][name], weight, rtol=0, atol=1e-6 * float(weight.abs().max()))
+        torch.testing.assert_close(
+            ours["state_dict"][name], weight, rtol=0, atol=1e-6 * float(weight.abs().max())
+        )
     assert ours["held_out"] == pytest.approx(theirs["held_out"], rel=1e-6)
 
 
-def test_a_live_fit_holds_images_out_and_names_the_nets_to_measure_it(road, photos, tmp_path, capsys):
+def test_a_live_fit_holds_images_out_and_names_the_nets_to_measure_it(
+    road, photos, tmp_path, capsys
+):
     line, out = f"{FIT} {LIVE} --hold_out 0.25 --both_directions", ("--out", tmp_path)
     images = ("--dataset", "folder", "--train_path", photos / "train")
-    run(Training_TransNet, line, "--net_A", road.a, "--net_B", road.b, "--name", "folder", *images, *out)
+    run(
+        Training_TransNet,
+        line,
+        "--net_A",
+        road.a,
+        "--net_B",
+        road.b,
+        "--name",
+        "folder",
+        *images,
+        *out,
+    )
     said = capsys.readouterr().out
     assert "18 images: " in said
-    words = [line.removeprefix("next: python Variance.py ") for line in said.splitlines() if line.startswith("next: ")]
+    words = [
+        line.removeprefix("next: python Variance.py ")
+        for line in said.splitlines()
+        if line.startswith("next: ")
+    ]
     for command, name in zip(words, ("L1", "L1_reverse"), strict=True):
         path = tmp_path / f"model_checkpoints/folder_resnet18/checkpoint_{name}.pth.tar"
         reports = [
             run(Variance, command),
-            run(Variance, "--t_or_v train" + " --reverse" * ("reverse" in name), "--transnet", path, "--convOut_path",
-                road.features),
-        ]  # fmt: skip
+            run(
+                Variance,
+                "--t_or_v train" + " --reverse" * ("reverse" in name),
+                "--transnet",
+                path,
+                "--convOut_path",
+                road.features,
+            ),
+        ]
         assert reports[0]["var"] == pytest.approx(reports[1]["var"], rel=1e-5)
-    held = checkpoint.load(tmp_path / "model_checkpoints/folder_resnet18/checkpoint_L1.pth.tar")["held_out"]
+    held = checkpoint.load(tmp_path / "model_checkpoints/folder_resnet18/checkpoint_L1.pth.tar")[
+        "held_out"
+    ]
     stored = ("--convOut_path", road.features / "train", "--out", tmp_path / "stored")
     run(Training_TransNet, f"{FIT} --hold_out 0.25", *stored)
     path = tmp_path / "stored/model_checkpoints/folder_resnet18/checkpoint_L1.pth.tar"
@@ -81,7 +128,9 @@ def test_an_interrupted_live_fit_goes_on(road, photos, tmp_path, interrupt):
     interrupt(Training_TransNet, line, *nets, tmp_path / "torn")
     run(Training_TransNet, f"{line} --resume auto", *nets, tmp_path / "torn")
     path = "model_checkpoints/folder_resnet18/checkpoint_L1.pth.tar"
-    assert_same(checkpoint.load(tmp_path / "torn" / path), checkpoint.load(tmp_path / "whole" / path))
+    assert_same(
+        checkpoint.load(tmp_path / "torn" / path), checkpoint.load(tmp_path / "whole" / path)
+    )
 
 
 def test_a_live_fit_is_calibrated_on_features_of_a_part_of_the_images(road, photos, tmp_path):
@@ -102,5 +151,8 @@ def test_a_live_fit_is_calibrated_on_features_of_a_part_of_the_images(road, phot
     features = tmp_path / "convOuts/folder_50par_A_resnet18/folder_L1"
     report = run(Calibrate, "--permutations 0", "--convOut_path", features, "--transnet", trans_net)
     values = {row["pairs"]: row["value"] for row in report["rows"]}
-    assert values["this Trans-Net"] == pytest.approx(checkpoint.load(trans_net)["held_out"], rel=1e-5)
-    assert values["this Trans-Net"] < values["the same pairs, another seed"]  # which saw half of its images
+    assert values["this Trans-Net"] == pytest.approx(
+        checkpoint.load(trans_net)["held_out"], rel=1e-5
+    )
+    # Which saw half of its images
+    assert values["this Trans-Net"] < values["the same pairs, another seed"]

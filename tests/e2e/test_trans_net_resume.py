@@ -1,4 +1,6 @@
-"""Training_TransNet.py --resume and --restart: a fit goes on only if every option that changes the result agrees."""
+"""Training_TransNet.py --resume and --restart: a fit goes on only if every option that changes
+the result agrees.
+"""
 
 import json
 import shutil
@@ -35,14 +37,21 @@ def other_features(road, tmp_path):
         ("features", r"another net B: .*sd5\.pth\.tar \([0-9a-f]{8}\) instead of .* \(00000000\)"),
     ],
 )
-def test_a_finished_fit_of_other_options_is_left_alone(road, tmp_path, epochs, resume, others, said):
+def test_a_finished_fit_of_other_options_is_left_alone(
+    road, tmp_path, epochs, resume, others, said
+):
     folder = road.features if others.startswith("--") else other_features(road, tmp_path)
     options = others if others.startswith("--") else ""
     before = sha256(road.trans_net)
     with pytest.raises(SystemExit, match=f"is of another run, with {said}{WHAT_TO_DO}"):
         run(
-            Training_TransNet, f"{FIT} --suffix a0.1 {options} {resume}", "--convOut_path", folder, "--out", road.out,
-        )  # fmt: skip
+            Training_TransNet,
+            f"{FIT} --suffix a0.1 {options} {resume}",
+            "--convOut_path",
+            folder,
+            "--out",
+            road.out,
+        )
     assert epochs.trained == [] and sha256(road.trans_net) == before
 
 
@@ -52,7 +61,11 @@ def test_a_fit_is_saved_by_time_too(road, tmp_path, interrupt, monkeypatch, caps
     monkeypatch.setattr(runs, "SECONDS_BETWEEN_SAVES", seconds)
     interrupt(Training_TransNet, FIT, "--convOut_path", road.features, "--out", tmp_path)
     own = tmp_path / "model_checkpoints/folder_resnet18/checkpoint_L1.pth.tar"
-    kept = f"{own} holds the first 1 of 2 epochs; --resume auto goes on with it" if left else "nothing was saved yet"
+    kept = (
+        f"{own} holds the first 1 of 2 epochs; --resume auto goes on with it"
+        if left
+        else "nothing was saved yet"
+    )
     assert capsys.readouterr().out.endswith(f"interrupted: {kept}\n")
     assert (checkpoint.load(own)["epoch"] if own.exists() else None) == left
 

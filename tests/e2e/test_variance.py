@@ -28,9 +28,18 @@ VARIANCES = ["target", "order0", "order1", "order2", "output", "residual"]
 def test_variances_from_nets_and_from_stored_features_agree(road, photos, tmp_path, capsys):
     nets = ("--net_in", road.a, "--net_tar", road.b, *data(photos))
     live = run(
-        Variance, "--conv_layer 1 --batch_size 5", *nets, "--transnet", road.trans_net,
-        "--json", tmp_path / "v.json", "--csv", tmp_path / "v.csv", "--figure", tmp_path / "v.png",
-    )  # fmt: skip
+        Variance,
+        "--conv_layer 1 --batch_size 5",
+        *nets,
+        "--transnet",
+        road.trans_net,
+        "--json",
+        tmp_path / "v.json",
+        "--csv",
+        tmp_path / "v.csv",
+        "--figure",
+        tmp_path / "v.png",
+    )
     output = capsys.readouterr().out
     stored = run(Variance, "", "--convOut_path", road.features, "--transnet", road.trans_net)
     assert live["var"] == pytest.approx(stored["var"], rel=1e-5)
@@ -40,9 +49,20 @@ def test_variances_from_nets_and_from_stored_features_agree(road, photos, tmp_pa
     assert json.loads((tmp_path / "v.json").read_text()) == json.loads(json.dumps(live))
     with (tmp_path / "v.csv").open() as file:
         head, *rows = csv.reader(file)
-    assert head == ["component", "of", "variance", "low", "high", "share", "share_low", "share_high"]
+    assert head == [
+        "component",
+        "of",
+        "variance",
+        "low",
+        "high",
+        "share",
+        "share_low",
+        "share_high",
+    ]
     of = [row[1] for row in rows]
-    assert of == ["all"] * 6 + ["class blue", "class green", "class red"] + [f"channel {c}" for c in range(64)]
+    assert of == ["all"] * 6 + ["class blue", "class green", "class red"] + [
+        f"channel {c}" for c in range(64)
+    ]
     assert [(row[0], float(row[2])) for row in rows[:6]] == list(live["var"].items())
     assert all(float(row[6]) < float(row[5]) < float(row[7]) for row in rows[1:])
     assert (tmp_path / "v.png").stat().st_size > 10_000
@@ -59,7 +79,10 @@ def test_variances_from_nets_and_from_stored_features_agree(road, photos, tmp_pa
     assert "24 val images, mean per channel" in output
     between = live["intervals"]["instability"]
     assert f"{live['instability']:.4f}  [{between['low']:.4f}, {between['high']:.4f}]" in output
-    assert "intervals: 95 %, 1,000 resamples of the images, the Trans-Net held as it was fitted" in output
+    assert (
+        "intervals: 95 %, 1,000 resamples of the images, the Trans-Net held as it was fitted"
+        in output
+    )
     assert f"instability Var(x_Δ)/Var(x*) = {live['instability']:.4f}" in output
     for title in ("x*", "x(0)", "x(1)", "x(2)", "g(x)", "x_Δ"):
         assert sum(line.startswith(f"{title} ") for line in output.splitlines()) == 1
@@ -93,7 +116,14 @@ def test_several_trans_nets_are_measured_in_one_pass(road, monkeypatch):
 
 @pytest.mark.parametrize("mean", ["channel", "global"])
 def test_variances_are_those_of_the_components(road, mean):
-    report = run(Variance, f"--mean {mean} -b 7", "--convOut_path", road.features, "--transnet", road.trans_net)
+    report = run(
+        Variance,
+        f"--mean {mean} -b 7",
+        "--convOut_path",
+        road.features,
+        "--transnet",
+        road.trans_net,
+    )
     x, target, *_ = open_features(road.features, split="val").__getitems__(list(range(24)))
     with torch.no_grad():
         output, components = load_trans_net(road.trans_net).decompose(x)
@@ -105,14 +135,25 @@ def test_variances_are_those_of_the_components(road, mean):
 
 def test_variances_of_the_training_features(road):
     """`--t_or_v` chooses the set: here the one that the Trans-Net was fitted on."""
-    train = run(Variance, "--t_or_v train", "--convOut_path", road.features, "--transnet", road.trans_net)
-    val = run(Variance, "--t_or_v val", "--convOut_path", road.features / "val", "--transnet", road.trans_net)
+    train = run(
+        Variance, "--t_or_v train", "--convOut_path", road.features, "--transnet", road.trans_net
+    )
+    val = run(
+        Variance,
+        "--t_or_v val",
+        "--convOut_path",
+        road.features / "val",
+        "--transnet",
+        road.trans_net,
+    )
     assert train["source"]["split"] == "train"
     assert train["var"]["target"] != pytest.approx(val["var"]["target"], rel=1e-3)
 
 
 def test_under_mixed_precision_the_nets_alone_are_computed_in_it(road, photos):
-    """The decomposition is float32: of the heads' bfloat16 features, outside autocast, as of stored ones."""
+    """The decomposition is float32: of the heads' bfloat16 features, outside autocast, as of
+    stored ones.
+    """
     nets = ("--net_in", road.a, "--net_tar", road.b, *data(photos))
     report = run(Variance, "--amp bf16 --batch_size 24", *nets, "--transnet", road.trans_net)
     images = load_images("folder", "val", data_root="nowhere", path=photos / "val", image_size=64)
@@ -164,8 +205,18 @@ def of_features(road):
 def test_a_trans_net_of_something_else_is_refused(road, tmp_path, words, fitted, said):
     state = checkpoint.load(road.trans_net)
     checkpoint.save(tmp_path / "g.pth.tar", state | {"source": state["source"] | fitted})
-    with pytest.raises(SystemExit, match=rf"Variance\.py: .*g\.pth\.tar was made with {said}; name what it was made"):
-        run(Variance, "--json", tmp_path / "v.json", *words(road), "--transnet", tmp_path / "g.pth.tar")
+    with pytest.raises(
+        SystemExit,
+        match=rf"Variance\.py: .*g\.pth\.tar was made with {said}; name what it was made",
+    ):
+        run(
+            Variance,
+            "--json",
+            tmp_path / "v.json",
+            *words(road),
+            "--transnet",
+            tmp_path / "g.pth.tar",
+        )
     assert files(tmp_path) == ["g.pth.tar"]
 
 
@@ -177,39 +228,70 @@ def test_a_trans_net_may_be_of_other_images_of_the_same_data(road, tmp_path, wor
     expected = run(Variance, "", *words(road), "--transnet", road.trans_net)["var"]
     for source in (state["source"] | {"sample_num": "50par_A"}, {}):
         checkpoint.save(tmp_path / "g.pth.tar", state | {"source": source})
-        assert run(Variance, "", *words(road), "--transnet", tmp_path / "g.pth.tar")["var"] == expected
+        assert (
+            run(Variance, "", *words(road), "--transnet", tmp_path / "g.pth.tar")["var"] == expected
+        )
 
 
 EXCHANGED = r"was made with nets A and B exchanged \(the direction of --reverse\)"
 REFUSED = {
     "exchanged nets": lambda road: (
-        "", "--net_in", road.b, "--net_tar", road.a, *of_nets(road)[4:], EXCHANGED,
+        "",
+        "--net_in",
+        road.b,
+        "--net_tar",
+        road.a,
+        *of_nets(road)[4:],
+        EXCHANGED,
     ),
-    "the other direction of stored features": lambda road: ("--reverse", *of_features(road), EXCHANGED),
+    "the other direction of stored features": lambda road: (
+        "--reverse",
+        *of_features(road),
+        EXCHANGED,
+    ),
     "another layer of the nets, with as many channels": lambda road: (
-        "--layer layer1.0.add", *of_nets(road), "layer layer1.1.add of net A instead of layer1.0.add",
+        "--layer layer1.0.add",
+        *of_nets(road),
+        "layer layer1.1.add of net A instead of layer1.0.add",
     ),
     "another layer of net B": lambda road: (
-        "--layer layer1.1.add --layer2 layer1.0.add", *of_nets(road),
+        "--layer layer1.1.add --layer2 layer1.0.add",
+        *of_nets(road),
         "layer layer1.1.add of net B instead of layer1.0.add",
     ),
-    "other data": lambda road: ("", *of_nets(road), "--name", "birds", "name folder instead of birds"),
+    "other data": lambda road: (
+        "",
+        *of_nets(road),
+        "--name",
+        "birds",
+        "name folder instead of birds",
+    ),
     "another image size": lambda road: (
-        "--image_size 48", *of_nets(road), "trained at 64 pixels, --image_size says 48; leave the option out",
+        "--image_size 48",
+        *of_nets(road),
+        "trained at 64 pixels, --image_size says 48; leave the option out",
     ),
     "another number of stored features": lambda road: (
-        "--conv_layer 4", *of_features(road), 'have layer = "1", expected "4"',
+        "--conv_layer 4",
+        *of_features(road),
+        'have layer = "1", expected "4"',
     ),
     "another layer of stored features": lambda road: (
-        "--layer layer1.0.add", *of_features(road), r'have layer = "1", expected "layer1\.0\.add"',
+        "--layer layer1.0.add",
+        *of_features(road),
+        r'have layer = "1", expected "layer1\.0\.add"',
     ),
     "another layer of net B's stored features": lambda road: (
-        "--conv_layer 1 --conv_layer2 2", *of_features(road), 'have layer = "1", expected "1-2"',
+        "--conv_layer 1 --conv_layer2 2",
+        *of_features(road),
+        'have layer = "1", expected "1-2"',
     ),
     "another data set of stored features": lambda road: (
-        "--dataset CUB200", *of_features(road), 'have dataset = "folder", expected "CUB200"',
+        "--dataset CUB200",
+        *of_features(road),
+        'have dataset = "folder", expected "CUB200"',
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -220,7 +302,9 @@ def test_options_that_disagree_with_the_files_are_refused(road, case):
 
 
 def test_another_folder_than_the_fits_is_refused(road, tmp_path):
-    """Where no option says how it is called, it is called as it is, and not as the nets' folder was."""
+    """Where no option says how it is called, it is called as it is, and not as the nets' folder
+    was.
+    """
     photos = road.nets[road.nets.index("--train_path") + 1].parent
     (tmp_path / "meadow").symlink_to(photos)
     (tmp_path / "folder").symlink_to(photos)
@@ -248,9 +332,21 @@ def test_options_that_agree_with_the_files_are_taken(road):
 @pytest.mark.parametrize(
     ("line", "option", "beside"),
     [
-        ("--net_in A --net_tar B --reverse", "--reverse", "the nets: exchange --net_in and --net_tar"),
-        ("--convOut_path F --net_in A", "--net_in", "--convOut_path: those features are stored already"),
-        ("--convOut_path F --net_tar B", "--net_tar", "--convOut_path: those features are stored already"),
+        (
+            "--net_in A --net_tar B --reverse",
+            "--reverse",
+            "the nets: exchange --net_in and --net_tar",
+        ),
+        (
+            "--convOut_path F --net_in A",
+            "--net_in",
+            "--convOut_path: those features are stored already",
+        ),
+        (
+            "--convOut_path F --net_tar B",
+            "--net_tar",
+            "--convOut_path: those features are stored already",
+        ),
         ("--convOut_path F --arch_in resnet18", "--arch_in", "--convOut_path"),
         ("--convOut_path F --arch_tar resnet18", "--arch_tar", "--convOut_path"),
         ("--convOut_path F --image_size 64", "--image_size", "--convOut_path"),
@@ -273,7 +369,9 @@ def test_an_option_without_effect_is_an_error(line, option, beside, capsys):
 def test_what_b_still_knows_stands_beside_each_depth(road, photos, tmp_path, capsys):
     nets = ("--net_in", road.a, "--net_tar", road.b, *data(photos))
     live = run(Variance, "--conv_layer 1 --bootstrap 50", *nets, "--transnet", road.trans_net)
-    stored = run(Variance, "--bootstrap 50", "--convOut_path", road.features, "--transnet", road.trans_net)
+    stored = run(
+        Variance, "--bootstrap 50", "--convOut_path", road.features, "--transnet", road.trans_net
+    )
     for report in (live, stored):
         rows = {row["sender"]: row for row in report["still_known"]["rows"]}
         assert list(rows) == ["B itself", "g of 3 layers", "another image of the class"]
@@ -290,7 +388,9 @@ def test_what_b_still_knows_stands_beside_each_depth(road, photos, tmp_path, cap
 def test_without_bs_checkpoint_the_rest_is_printed(road, tmp_path, capsys):
     moved = road.b.rename(tmp_path / "moved.pth.tar")
     try:
-        report = run(Variance, "--bootstrap 0", "--convOut_path", road.features, "--transnet", road.trans_net)
+        report = run(
+            Variance, "--bootstrap 0", "--convOut_path", road.features, "--transnet", road.trans_net
+        )
     finally:
         moved.rename(road.b)
     assert report["still_known"]["rows"] == [] and report["instability"] > 0

@@ -1,4 +1,6 @@
-"""Nets that others trained, through --arch file.py:factory: each is as right as a plain forward pass finds it."""
+"""Nets that others trained, through --arch file.py:factory: each is as right as a plain forward
+pass finds it.
+"""
 
 import os
 import re
@@ -40,20 +42,31 @@ def real():
 def images(real, tmp_path_factory):
     """A few hundred test images, every tenth of each class: the folder, the pixels, the classes."""
     folder, pixels, targets = tmp_path_factory.mktemp("images"), [], []
-    for label, source in enumerate(sorted(path for path in (real / "CIFAR10_mini/test").iterdir() if path.is_dir())):
+    for label, source in enumerate(
+        sorted(path for path in (real / "CIFAR10_mini/test").iterdir() if path.is_dir())
+    ):
         (folder / source.name).mkdir()
         for file in sorted(source.iterdir())[::10][:IMAGES_OF_A_CLASS]:
             shutil.copy(file, folder / source.name)
             pixels.append(np.asarray(Image.open(file).convert("RGB")))
             targets.append(label)
-    return folder, torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2) / 255, torch.tensor(targets)
+    return (
+        folder,
+        torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2) / 255,
+        torch.tensor(targets),
+    )
 
 
 @torch.no_grad()
 def plain_accuracy_percent(path, factory, images, targets):
-    """Load the weights as their author says and ask the net, with nothing of this project but the factory."""
+    """Load the weights as their author says and ask the net, with nothing of this project but
+    the factory.
+    """
     stored = torch.load(path, map_location="cpu", weights_only=True)
-    state = {key.removeprefix("module."): value for key, value in stored.get("state_dict", stored).items()}
+    state = {
+        key.removeprefix("module."): value
+        for key, value in stored.get("state_dict", stored).items()
+    }
     net = getattr(zoo_nets, factory)().eval()
     net.load_state_dict(state)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in CONSTANTS[factory[:6]])
@@ -66,7 +79,10 @@ def test_a_net_is_as_right_as_its_plain_forward_pass(name, real, images, capsys)
     path, factory = real / "zoo" / name, NETS[name]
     expected = plain_accuracy_percent(path, factory, pixels, targets)
     constants = ",".join(str(value) for values in CONSTANTS[factory[:6]] for value in values)
-    line = f"--evaluate --dataset folder --image_size 32 --cache_images off -j 0 --normalisation {constants}"
+    line = (
+        "--evaluate --dataset folder --image_size 32 --cache_images off -j 0 --normalisation"
+        f" {constants}"
+    )
     run(Training, line, "--resume", path, "--arch", f"{FACTORIES}:{factory}", "--val_path", folder)
     measured = float(re.search(r"val_top1_prec ([\d.]+)", capsys.readouterr().out)[1])
     assert measured == pytest.approx(expected, abs=0.01) and expected > 75

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 
 class Tiny10(nn.Module):
-    """Eight convolutions without padding, each followed by BatchNorm and ReLU; the mean over positions; a layer."""
+    """Eight convolutions without padding, each followed by BatchNorm and ReLU; the mean over
+    positions; a layer.
+    """
 
     def __init__(self, num_classes: int = 10) -> None:
         super().__init__()
@@ -17,7 +19,9 @@ class Tiny10(nn.Module):
         strides = (1, 1, 2, 1, 1, 2, 1, 1)
         for number, stride in enumerate(strides, start=1):
             kernel = 1 if number == 8 else 3
-            setattr(self, f"conv{number}", nn.Conv2d(widths[number - 1], widths[number], kernel, stride))
+            setattr(
+                self, f"conv{number}", nn.Conv2d(widths[number - 1], widths[number], kernel, stride)
+            )
             setattr(self, f"bn{number}", nn.BatchNorm2d(widths[number]))
         self.fc = nn.Linear(64, num_classes)
 

@@ -1,4 +1,6 @@
-"""How the golden files of DCM and HSAKD are read: weights made from their names, and comparisons with the numbers."""
+"""How the golden files of DCM and HSAKD are read: weights made from their names, and comparisons
+with the numbers.
+"""
 
 import zlib
 from pathlib import Path
@@ -16,7 +18,9 @@ def read(name):
 
 
 def mixed(key, count):
-    """u in [0, 1) for elements 0, 1, … of the tensor `key`: a 64-bit mix of the key's CRC-32 and the element."""
+    """u in [0, 1) for elements 0, 1, … of the tensor `key`: a 64-bit mix of the key's CRC-32 and
+    the element.
+    """
     begin = (zlib.crc32(key.encode()) << 32) + 1
     u = np.empty(count)
     for start in range(0, count, CHUNK):
@@ -51,12 +55,17 @@ def filled(key, shape):
 def shapes_of(golden, arch):
     """The authors' state dict of an architecture: shapes by key."""
     texts = zip(golden[f"{arch}/keys"], golden[f"{arch}/shapes"])
-    return {str(key): tuple(int(size) for size in text.split("x")) if text else () for key, text in texts}
+    return {
+        str(key): tuple(int(size) for size in text.split("x")) if text else ()
+        for key, text in texts
+    }
 
 
 def part(golden, prefix):
     """A stored state dict; its float16 values are exact."""
-    state = {key.removeprefix(prefix): value for key, value in golden.items() if key.startswith(prefix)}
+    state = {
+        key.removeprefix(prefix): value for key, value in golden.items() if key.startswith(prefix)
+    }
     return {key: torch.from_numpy(np.asarray(value, np.float32)) for key, value in state.items()}
 
 

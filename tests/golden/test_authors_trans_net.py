@@ -24,13 +24,19 @@ def golden(request):
 
 
 def authors_state(golden, prefix):
-    return {name.removeprefix(prefix): value for name, value in golden.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): value
+        for name, value in golden.items()
+        if name.startswith(prefix)
+    }
 
 
 def load(golden, prefix, tmp_path):
     """Through the checkpoint in the authors' file format, the way a user loads it."""
     path = tmp_path / "authors.pth.tar"
-    torch.save({"state_dict": authors_state(golden, prefix)}, path, _use_new_zipfile_serialization=False)
+    torch.save(
+        {"state_dict": authors_state(golden, prefix)}, path, _use_new_zipfile_serialization=False
+    )
     return load_trans_net(path)
 
 
@@ -51,8 +57,12 @@ def in_bounds(weight):
 
 @pytest.mark.parametrize("golden", FILES, indirect=True)
 def test_the_initial_weights_are_drawn_from_the_same_distribution(golden):
-    """Uniform within ±1/√fan_in, the framework's default, in their files and in a fresh Trans-Net of the same shape."""
-    theirs = {name: value for name, value in golden.items() if name.startswith("init/linearLayers_conv")}
+    """Uniform within ±1/√fan_in, the framework's default, in their files and in a fresh
+    Trans-Net of the same shape.
+    """
+    theirs = {
+        name: value for name, value in golden.items() if name.startswith("init/linearLayers_conv")
+    }
     torch.manual_seed(0)
     ours = TransNet(golden["x"].shape[1], golden["target"].shape[1], len(theirs))
     for weights in (list(theirs.values()), list(ours.linear.parameters())):
@@ -60,7 +70,9 @@ def test_the_initial_weights_are_drawn_from_the_same_distribution(golden):
         assert all(0.98 < in_bounds(weight).abs().max() <= 1 for weight in weights)
         assert float(shares.std()) == pytest.approx(3**-0.5, rel=0.05)
         assert kstest(shares.double().numpy(), "uniform", (-1, 2)).pvalue > 0.01
-    assert {weight.shape for weight in theirs.values()} == {weight.shape for weight in ours.linear.parameters()}
+    assert {weight.shape for weight in theirs.values()} == {
+        weight.shape for weight in ours.linear.parameters()
+    }
 
 
 @pytest.mark.parametrize("golden", FILES, indirect=True)
@@ -74,7 +86,10 @@ def test_forward_loss_and_gradients(golden, tmp_path):
     loss_of(trans_net, golden)[1].backward()
     layers = trans_net.order + 1
     for k in range(layers):
-        close(trans_net.linear[k].weight.grad, golden[f"grad/linearLayers_conv.{layers - 1 - k}.weight"])
+        close(
+            trans_net.linear[k].weight.grad,
+            golden[f"grad/linearLayers_conv.{layers - 1 - k}.weight"],
+        )
     close(trans_net.logit_p.grad, golden["grad/nonLinearLayers_p_pre"].flip(0))
 
 

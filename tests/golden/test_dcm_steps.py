@@ -1,4 +1,6 @@
-"""Two networks under DCM's loss: logits, terms, gradients and three SGD steps of the authors' code."""
+"""Two networks under DCM's loss: logits, terms, gradients and three SGD steps of the authors'
+code.
+"""
 
 import numpy as np
 import pytest
@@ -7,16 +9,28 @@ import torch
 import models
 from distillation.dcm import mutual_terms
 from models.small.author_keys import authors_keys
-from tests.golden.authors_nets import assert_gradient_norms, assert_logits, norms, part, read, tensor
+from tests.golden.authors_nets import (
+    assert_gradient_norms,
+    assert_logits,
+    norms,
+    part,
+    read,
+    tensor,
+)
 
 pytestmark = pytest.mark.golden
-PAIRS = {"dcm_wrn16_wrn16": ("wrn_16_1", "wrn_16_1", 10), "dcm_wrn16_mobilenet8": ("wrn_16_0.5", "mobilenet8", 100)}
+PAIRS = {
+    "dcm_wrn16_wrn16": ("wrn_16_1", "wrn_16_1", 10),
+    "dcm_wrn16_mobilenet8": ("wrn_16_0.5", "mobilenet8", 100),
+}
 HEADS = ("ep1", "ep2", "final")
 
 
 @pytest.fixture(params=PAIRS)
 def run(request):
-    """The golden numbers, the two networks as they begin, and their tensors by the authors' names."""
+    """The golden numbers, the two networks as they begin, and their tensors by the authors'
+    names.
+    """
     golden = read(request.param)
     *archs, num_classes = PAIRS[request.param]
     nets = [models.build_with_heads(arch, num_classes, "dcm") for arch in archs]

@@ -1,4 +1,6 @@
-"""HSAKD's teacher, student, online pair, linear probe and few-shot split: the numbers of the authors' code."""
+"""HSAKD's teacher, student, online pair, linear probe and few-shot split: the numbers of the
+authors' code.
+"""
 
 import hashlib
 from typing import Any
@@ -13,7 +15,15 @@ from distillation.hsakd import few_shot_indices, online_terms, rotate, student_t
 from models.classifiers import fix_batch_norm
 from models.probe import linear_probe
 from models.small.author_keys import authors_keys, authors_state
-from tests.golden.authors_nets import assert_gradient_norms, assert_logits, filled, norms, part, read, tensor
+from tests.golden.authors_nets import (
+    assert_gradient_norms,
+    assert_logits,
+    filled,
+    norms,
+    part,
+    read,
+    tensor,
+)
 
 pytestmark = pytest.mark.golden
 ROWS = (slice(0, 4), slice(4, 8))
@@ -35,10 +45,14 @@ def assert_outputs(golden, prefix, net, images):
 
 
 def assert_two_steps(golden, prefix, nets, terms_of):
-    """Train for two steps with SGD; `nets` have the authors' names with the prefixes that are their keys."""
+    """Train for two steps with SGD; `nets` have the authors' names with the prefixes that are
+    their keys.
+    """
     images, labels = tensor(golden, "input"), tensor(golden, "labels")
     tensors = {
-        f"{begin}{name}": net.get_parameter(key) if key in dict(net.named_parameters()) else net.get_buffer(key)
+        f"{begin}{name}": (
+            net.get_parameter(key) if key in dict(net.named_parameters()) else net.get_buffer(key)
+        )
         for begin, net in nets.items()
         for key, name in authors_keys(net).items()
     }
@@ -50,7 +64,9 @@ def assert_two_steps(golden, prefix, nets, terms_of):
         terms = terms_of(rotate(images[rows]), labels[rows])
         assert terms.keys() == set(golden["term_names"])
         expected = golden[f"{prefix}step{step}/terms"]
-        np.testing.assert_allclose([terms[name].item() for name in golden["term_names"]], expected, rtol=1e-4)
+        np.testing.assert_allclose(
+            [terms[name].item() for name in golden["term_names"]], expected, rtol=1e-4
+        )
         total = torch.stack(list(terms.values())).sum()
         np.testing.assert_allclose(total.item(), golden[f"{prefix}step{step}/total"], rtol=1e-4)
         optimizer.zero_grad()
@@ -61,10 +77,14 @@ def assert_two_steps(golden, prefix, nets, terms_of):
         after = norms(parameters)
         np.testing.assert_allclose(after, golden[f"{prefix}step{step}/param_norm_after"], rtol=1e-4)
         after = norms(tensors[name] for name in golden["buffer_names"])
-        np.testing.assert_allclose(after, golden[f"{prefix}step{step}/buffer_norm_after"], rtol=1e-4)
+        np.testing.assert_allclose(
+            after, golden[f"{prefix}step{step}/buffer_norm_after"], rtol=1e-4
+        )
 
 
-@pytest.mark.parametrize("name", ["hsakd_teacher_wrn16", "hsakd_student_resnet8_wrn16", "hsakd_online_wrn10"])
+@pytest.mark.parametrize(
+    "name", ["hsakd_teacher_wrn16", "hsakd_student_resnet8_wrn16", "hsakd_online_wrn10"]
+)
 def test_rotation(name):
     golden = read(name)
     rotated = rotate(tensor(golden, "input")[:4]).double().flatten(1)
@@ -82,14 +102,20 @@ def test_teacher(way):
     if way == "frozen":
         net.backbone.requires_grad_(False)
         fix_batch_norm(net.backbone)
-    # Their `eval_after_2_steps` is the same number for number in both ways, although one froze its backbone: the script
-    # ends by loading a best epoch, which accuracy 0 never writes. So it is of neither network and is not compared.
-    assert_two_steps(golden, f"{way}/", {"": net}, lambda rotated, labels: teacher_terms(net(rotated), labels))
+    # Their `eval_after_2_steps` is the same number for number in both ways, although one froze its
+    # backbone: the script ends by loading a best epoch, which accuracy 0 never writes. So it is of
+    # neither network and is not compared.
+    assert_two_steps(
+        golden, f"{way}/", {"": net}, lambda rotated, labels: teacher_terms(net(rotated), labels)
+    )
 
 
 def test_student():
     golden = read("hsakd_student_resnet8_wrn16")
-    student, teacher = load(golden, "student/", "resnet8_aux"), load(golden, "teacher/", "wrn_16_1_aux").eval()
+    student, teacher = (
+        load(golden, "student/", "resnet8_aux"),
+        load(golden, "teacher/", "wrn_16_1_aux").eval(),
+    )
     images = tensor(golden, "input")[:4]
     assert_outputs(golden, "eval/", student, images)
     assert_outputs(golden, "eval_rotated/", student, rotate(images))
@@ -131,12 +157,20 @@ def test_linear_probe():
     net.conv2[1].weight.data /= 512
     net.conv2[1].bias.data /= 512
     layer = linear_probe(net, 10)
-    layer.load_state_dict({name: filled(f"classifier.{name}", value.shape) for name, value in layer.named_parameters()})
+    layer.load_state_dict(
+        {
+            name: filled(f"classifier.{name}", value.shape)
+            for name, value in layer.named_parameters()
+        }
+    )
     images, labels = tensor(golden, "input"), tensor(golden, "labels")
     with torch.no_grad():
         assert_logits(net.eval()(images), golden["eval_logits"])
     optimizer = torch.optim.SGD(
-        [parameter for parameter in net.parameters() if parameter.requires_grad], lr=0.1, momentum=0.9, nesterov=True
+        [parameter for parameter in net.parameters() if parameter.requires_grad],
+        lr=0.1,
+        momentum=0.9,
+        nesterov=True,
     )
     for step, rows in enumerate(ROWS, start=1):
         loss = F.cross_entropy(net(images[rows]), labels[rows])
@@ -147,7 +181,9 @@ def test_linear_probe():
             norm = golden[f"step{step}/grad_norm/classifier.{name}"]
             np.testing.assert_allclose(getattr(layer, name).grad.norm().item(), norm, rtol=1e-3)
         optimizer.step()
-        np.testing.assert_allclose(layer.bias.detach(), golden[f"step{step}/classifier.bias_after"], rtol=1e-4)
+        np.testing.assert_allclose(
+            layer.bias.detach(), golden[f"step{step}/classifier.bias_after"], rtol=1e-4
+        )
         norm = golden[f"step{step}/classifier.weight_norm_after"]
         np.testing.assert_allclose(layer.weight.detach().norm().item(), norm, rtol=1e-4)
 
@@ -155,9 +191,14 @@ def test_linear_probe():
 @pytest.mark.parametrize("ratio", RATIOS)
 def test_few_shot_split(ratio):
     golden = read("hsakd_few_shot")
-    assert few_shot_indices(golden["small/labels"], ratio).tolist() == golden[f"small/indices_{ratio}"].tolist()
+    assert (
+        few_shot_indices(golden["small/labels"], ratio).tolist()
+        == golden[f"small/indices_{ratio}"].tolist()
+    )
     image = np.arange(50_000)
     indices = few_shot_indices((7919 * image + 13 * (image // 100)) % 100, ratio)
     assert indices[:20].tolist() == golden[f"big/first20_{ratio}"].tolist()
     assert len(indices) == golden[f"big/count_{ratio}"]
-    assert hashlib.sha256(indices.astype("<i4").tobytes()).hexdigest() == golden[f"big/sha256_{ratio}"]
+    assert (
+        hashlib.sha256(indices.astype("<i4").tobytes()).hexdigest() == golden[f"big/sha256_{ratio}"]
+    )

@@ -1,4 +1,6 @@
-"""Every architecture of DCM and HSAKD has its authors' keys, shapes and parameter counts, and computes their logits."""
+"""Every architecture of DCM and HSAKD has its authors' keys, shapes and parameter counts, and
+computes their logits.
+"""
 
 import numpy as np
 import pytest
@@ -17,7 +19,8 @@ WITH_HEADS = [
     if method == "dcm" or arch.endswith("_aux")
 ]
 BARE = sorted(
-    {key.split("/")[0] for key in FILES["hsakd"] if key.endswith("/params")} - {arch for _, arch in WITH_HEADS}
+    {key.split("/")[0] for key in FILES["hsakd"] if key.endswith("/params")}
+    - {arch for _, arch in WITH_HEADS}
 )
 # Parameters of network and heads apart, as the papers count them: 100 classes, 1000 of ImageNet's.
 APART = {
@@ -55,7 +58,11 @@ def structure(arch, num_classes, method):
 
 def input_of(golden, arch):
     """The images, and the number of classes that goes with them."""
-    return (tensor(golden, "input64"), 1000) if "_imagenet" in arch else (tensor(golden, "input32"), 100)
+    return (
+        (tensor(golden, "input64"), 1000)
+        if "_imagenet" in arch
+        else (tensor(golden, "input32"), 100)
+    )
 
 
 @pytest.mark.parametrize("method", FILES)
@@ -74,7 +81,8 @@ def test_with_heads(method, arch):
     shapes = shapes_of(golden, arch)
     assert {key: tuple(value.shape) for key, value in authors_state(net).items()} == shapes
     assert count(net) == golden[f"{arch}/params"]
-    if arch == "wrn-28-10":  # its 164 million weights take long, and wrn-16-1 and wrn-40-2 are its like
+    # Its 164 million weights take long, and wrn-16-1 and wrn-40-2 are its like
+    if arch == "wrn-28-10":
         return
 
     net.to_empty(device="cpu").eval()
@@ -83,9 +91,12 @@ def test_with_heads(method, arch):
         logits, heads = net(images)
     final, head = ("final", "ep") if method == "dcm" else ("logits", "aux")
     assert_logits(logits, golden[f"{arch}/{final}"])
-    assert {f"{head}{number + 1}" for number in range(len(heads))} | {final, "params", "keys", "shapes"} == {
-        key.split("/")[1] for key in golden if key.startswith(f"{arch}/")
-    }
+    assert {f"{head}{number + 1}" for number in range(len(heads))} | {
+        final,
+        "params",
+        "keys",
+        "shapes",
+    } == {key.split("/")[1] for key in golden if key.startswith(f"{arch}/")}
     for number, of_head in enumerate(heads, start=1):
         assert_logits(of_head, golden[f"{arch}/{head}{number}"])
 
@@ -98,7 +109,9 @@ def test_bare(arch):
         net = models.build(arch, num_classes)
     shapes = shapes_of(golden, arch)
     assert count(net) == golden[f"{arch}/params"]
-    assert sorted(tuple(value.shape) for value in net.state_dict().values()) == sorted(shapes.values())
+    assert sorted(tuple(value.shape) for value in net.state_dict().values()) == sorted(
+        shapes.values()
+    )
     net.to_empty(device="cpu").eval()
     models.load_authors_state(net, {key: filled(key, shape) for key, shape in shapes.items()})
     with torch.no_grad():

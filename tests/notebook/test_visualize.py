@@ -1,4 +1,6 @@
-"""The notebook opens on any run; what is committed was executed, is small, and names no place on the author's disk."""
+"""The notebook opens on any run; what is committed was executed, is small, and names no place on
+the author's disk.
+"""
 
 import ast
 import json
@@ -27,7 +29,9 @@ def execute(monkeypatch, **environment):
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     for cell in code_cells(notebook):
         cell.outputs = []
-    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(NOTEBOOK.parent)}}).execute()
+    NotebookClient(
+        notebook, timeout=300, resources={"metadata": {"path": str(NOTEBOOK.parent)}}
+    ).execute()
     return notebook
 
 
@@ -36,7 +40,9 @@ def code_cells(notebook):
 
 
 def pictures(cell):
-    return [output.data["image/png"] for output in cell.outputs if "image/png" in output.get("data", {})]
+    return [
+        output.data["image/png"] for output in cell.outputs if "image/png" in output.get("data", {})
+    ]
 
 
 def text(notebook):
@@ -56,7 +62,8 @@ def test_it_shows_a_run_with_both_directions(fitted, monkeypatch):
     assert "Trans-Net: checkpoint_L2.pth.tar, orders 0 to 2" in said
     assert "24 validation images of digits, 32 pixels to a side" in said
     assert "24 images, instability 0." in said or "24 images, instability 1." in said
-    # Variances, the photo, channels, blind spots; the other direction's variances and unreliable features.
+    # Variances, the photo, channels, blind spots; the other direction's variances and unreliable
+    # features.
     assert [len(pictures(cell)) for cell in code_cells(notebook)] == [0, 0, 1, 1, 1, 1, 2, 0, 0, 0]
 
 
@@ -64,13 +71,26 @@ def test_it_shows_vectors_of_named_nets_and_one_direction(fitted, photos, tmp_pa
     nets = {f"KC_NET_{net}": tmp_path / f"{net}.pth.tar" for net in "AB"}
     for seed, path in zip((0, 5), nets.values()):
         shutil.copy(fitted / f"model_checkpoints/checkpoint_digits_resnet18_sd{seed}.pth.tar", path)
-    words = ["--resume1", str(nets["KC_NET_A"]), "--resume2", str(nets["KC_NET_B"]), "--layer", "flatten"]
+    words = [
+        "--resume1",
+        str(nets["KC_NET_A"]),
+        "--resume2",
+        str(nets["KC_NET_B"]),
+        "--layer",
+        "flatten",
+    ]
     ConvOutput.main([*words, "--train_path", str(photos / "train"), "--out", str(tmp_path)])
     features = tmp_path / "convOuts/digits_resnet18/digits_Lflatten"
-    Training_TransNet.main(["--convOut_path", str(features), "--epochs", "1", "--layers", "2", "--out", str(tmp_path)])
+    Training_TransNet.main(
+        ["--convOut_path", str(features), "--epochs", "1", "--layers", "2", "--out", str(tmp_path)]
+    )
     trans_net = tmp_path / "model_checkpoints/digits_resnet18/checkpoint_Lflatten.pth.tar"
     notebook = execute(
-        monkeypatch, KC_RUN=tmp_path / "nowhere", KC_TRANS_NET=trans_net, KC_VAL_PATH=photos / "val", **nets
+        monkeypatch,
+        KC_RUN=tmp_path / "nowhere",
+        KC_TRANS_NET=trans_net,
+        KC_VAL_PATH=photos / "val",
+        **nets,
     )
     said = text(notebook)
     assert "net A: A.pth.tar at flatten" in said and "orders 0 to 1" in said
@@ -80,18 +100,30 @@ def test_it_shows_vectors_of_named_nets_and_one_direction(fitted, photos, tmp_pa
 
 
 def test_two_nets_of_ones_own_need_nothing_but_the_library():
-    """The last section runs alone, imports nothing else of this project, and gives what it gives in its place."""
+    """The last section runs alone, imports nothing else of this project, and gives what it gives
+    in its place.
+    """
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    begin = next(i for i, cell in enumerate(notebook.cells) if cell.source.startswith("## Two nets of your own"))
+    begin = next(
+        i
+        for i, cell in enumerate(notebook.cells)
+        if cell.source.startswith("## Two nets of your own")
+    )
     del notebook.cells[:begin]
     assert len(notebook.cells) <= 5
     words = "\n".join(cell.source for cell in code_cells(notebook))
-    imported = {name.split(".")[0] for name in re.findall(r"^(?:from|import) (\S+)", words, re.MULTILINE)}
+    imported = {
+        name.split(".")[0] for name in re.findall(r"^(?:from|import) (\S+)", words, re.MULTILINE)
+    }
     assert imported == {"consistency", "sklearn", "torch"}
     for cell in code_cells(notebook):
         cell.outputs = []
-    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(NOTEBOOK.parent)}}).execute()
-    numbers = dict(line.split()[:2] for line in text(notebook).splitlines() if len(line.split()) > 1)
+    NotebookClient(
+        notebook, timeout=300, resources={"metadata": {"path": str(NOTEBOOK.parent)}}
+    ).execute()
+    numbers = dict(
+        line.split()[:2] for line in text(notebook).splitlines() if len(line.split()) > 1
+    )
     assert 0 < float(numbers["instability"]) < 0.1 and float(numbers["shared"]) > 0.8
 
 
@@ -110,15 +142,23 @@ def test_what_is_committed_was_executed_from_top_to_bottom():
     cells = code_cells(notebook)
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     assert sum(len(pictures(cell)) for cell in cells) >= 4
-    assert not [output for cell in cells for output in cell.outputs if output.output_type == "error"]
-    assert not [output for cell in cells for output in cell.outputs if output.get("name") == "stderr"]
+    assert not [
+        output for cell in cells for output in cell.outputs if output.output_type == "error"
+    ]
+    assert not [
+        output for cell in cells for output in cell.outputs if output.get("name") == "stderr"
+    ]
 
 
 def test_what_is_committed_is_small_and_names_no_place():
     assert NOTEBOOK.stat().st_size < 1_000_000
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     assert set(notebook.metadata) <= {"kernelspec", "language_info"}
-    assert notebook.metadata.kernelspec == {"display_name": "Python 3", "language": "python", "name": "python3"}
+    assert notebook.metadata.kernelspec == {
+        "display_name": "Python 3",
+        "language": "python",
+        "name": "python3",
+    }
     for cell in notebook.cells:
         assert not cell.metadata
         for output in cell.get("outputs", []):
@@ -134,5 +174,9 @@ def absolute_paths(content):
 
 
 def test_absolute_paths_are_found():
-    assert absolute_paths("at /home/me/demo") and absolute_paths("('/tmp/x')") and absolute_paths(r"C:\demo")
+    assert (
+        absolute_paths("at /home/me/demo")
+        and absolute_paths("('/tmp/x')")
+        and absolute_paths(r"C:\demo")
+    )
     assert not absolute_paths("Var(x_Δ)/Var(x*) 0/0036.png demo/model_checkpoints/net.pth.tar A/B")

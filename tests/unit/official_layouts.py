@@ -14,7 +14,9 @@ Object = tuple[str, tuple[int, int, int, int], bool]
 
 def make_cub(root: Path) -> Path:
     """CUB_200_2011 with photos of 40x30, every third in test, box k,2 of 20x15."""
-    lists: dict[str, list[str]] = {name: [] for name in ("images", "bounding_boxes", "train_test_split")}
+    lists: dict[str, list[str]] = {
+        name: [] for name in ("images", "bounding_boxes", "train_test_split")
+    }
     number = 0
     for name, count in BIRDS.items():
         for _ in range(count):
@@ -36,14 +38,14 @@ def make_annotation(path: Path, objects: list[Object]) -> None:
     for name, box, difficult in objects:
         edges = "".join(f"<{corner}>{value}</{corner}>" for corner, value in zip(corners, box))
         part = "<part><name>hand</name><bndbox><xmin>0</xmin><ymin>0</ymin><xmax>3</xmax><ymax>3</ymax></bndbox></part>"
-        text += (
-            f"<object><name>{name}</name><difficult>{int(difficult)}</difficult><bndbox>{edges}</bndbox>{part}</object>"
-        )
+        text += f"<object><name>{name}</name><difficult>{int(difficult)}</difficult><bndbox>{edges}</bndbox>{part}</object>"  # noqa: E501
     path.write_text(f"<annotation>{text}</annotation>")
 
 
 def make_dogs(root: Path) -> Path:
-    """Stanford Dogs: Images, Annotation and the two lists; the first photo of a class shows a second, larger dog."""
+    """Stanford Dogs: Images, Annotation and the two lists; the first photo of a class shows a
+    second, larger dog.
+    """
     paths: dict[str, list[str]] = {"train": [], "test": []}
     number = 0
     for name, count in DOGS.items():
@@ -59,14 +61,20 @@ def make_dogs(root: Path) -> Path:
     for split, names in paths.items():
         cells = np.empty((len(names), 1), dtype=object)
         cells[:, 0] = names
-        savemat(root / f"{split}_list.mat", {"file_list": cells, "labels": np.ones((len(names), 1))})
+        savemat(
+            root / f"{split}_list.mat", {"file_list": cells, "labels": np.ones((len(names), 1))}
+        )
     return root
 
 
 def make_voc(root: Path, image_sets: bool = True) -> Path:
     """VOC2012 of four photos: cats, a person, a difficult cow, a car."""
     objects: dict[str, list[Object]] = {
-        "2008_01": [("cat", (1, 1, 11, 11), False), ("person", (2, 2, 30, 25), False), ("cat", (5, 5, 25, 15), False)],
+        "2008_01": [
+            ("cat", (1, 1, 11, 11), False),
+            ("person", (2, 2, 30, 25), False),
+            ("cat", (5, 5, 25, 15), False),
+        ],
         "2008_02": [("cow", (1, 1, 20, 20), True), ("cow", (3, 3, 23, 13), False)],
         "2008_03": [("car", (1, 1, 40, 30), False)],
         "2008_04": [("sheep", (1, 1, 21, 16), False)],

@@ -8,7 +8,9 @@ import pytest
 from PIL import Image
 
 
-def make_photo(path: Path, seed: int = 0, size: tuple[int, int] = (40, 30), mode: str = "RGB") -> None:
+def make_photo(
+    path: Path, seed: int = 0, size: tuple[int, int] = (40, 30), mode: str = "RGB"
+) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     coarse = np.random.default_rng(seed).integers(0, 256, (6, 7, 3), dtype=np.uint8)
     Image.fromarray(coarse).resize(size).convert(mode).save(path)
@@ -19,7 +21,9 @@ def make_folder(root: Path, counts: dict[str, int], first_seed: int = 0) -> Path
     seed = first_seed
     for name, count in counts.items():
         for number in range(count):
-            make_photo(root / name / f"{number:02d}.jpg", seed, size=(30 + seed % 17, 45 - seed % 13))
+            make_photo(
+                root / name / f"{number:02d}.jpg", seed, size=(30 + seed % 17, 45 - seed % 13)
+            )
             seed += 1
     return root
 

@@ -1,4 +1,6 @@
-"""Results of a run, planted: checkpoints, JSON of Variance.py, and the tables that are read from them."""
+"""Results of a run, planted: checkpoints, JSON of Variance.py, and the tables that are read from
+them.
+"""
 
 import torch
 from torch import nn
@@ -11,7 +13,12 @@ from utils.runtime import Runtime
 from utils.training.engine import Fit
 
 LAYOUT = read_json(PAPER)
-DATA = {"dataset": "CUB200", "sample_num": "", "classes": [str(label) for label in range(10)], "image_size": 64}
+DATA = {
+    "dataset": "CUB200",
+    "sample_num": "",
+    "classes": [str(label) for label in range(10)],
+    "image_size": 64,
+}
 
 
 def save(path, epoch, lr=0.01, **facts):

@@ -1,4 +1,6 @@
-"""Stored features for the tests of what writes and reads them: small caches, and a folder of the authors' release."""
+"""Stored features for the tests of what writes and reads them: small caches, and a folder of the
+authors' release.
+"""
 
 import os
 
@@ -18,7 +20,8 @@ RECORD = {
     "checkpoint_b": "bb22",
     "transform": {"resize": [224, 224]},
 }
-PATHS = [os.fsdecode(f"cow/Kuh_ä{i}_".encode() + b"\xff.jpg") for i in range(COUNT)]  # 0xff is no UTF-8
+# 0xff is no UTF-8
+PATHS = [os.fsdecode(f"cow/Kuh_ä{i}_".encode() + b"\xff.jpg") for i in range(COUNT)]
 ARRAYS = ["features_a", "features_b", "targets", "hits_a", "hits_b", "written"]
 
 
@@ -71,5 +74,6 @@ def old_folder(folder, as_numpy=False, count=5):
         }
         path = folder / f"{i:06d}.pkl"
         torch.save(sample, path, _use_new_zipfile_serialization=False)
-        path.write_bytes(path.read_bytes().replace(b"numpy._core.", b"numpy.core."))  # numpy's name in those days
+        # numpy's name in those days
+        path.write_bytes(path.read_bytes().replace(b"numpy._core.", b"numpy.core."))
     return folder

@@ -20,7 +20,11 @@ def save(run, method, seed, answer, **changes):
     with torch.no_grad():
         net.fc.weight.zero_()
         net.fc.bias.copy_(torch.tensor([1.0, 0.0] if answer == 0 else [0.0, 1.0]))
-    state = {"model": classifier_record("resnet8", 2), "state_dict": net.state_dict(), "data": DATA | changes}
+    state = {
+        "model": classifier_record("resnet8", 2),
+        "state_dict": net.state_dict(),
+        "data": DATA | changes,
+    }
     checkpoint.save(run / "results/accuracy" / method / "small" / f"sd{seed}.pth.tar", state)
 
 
@@ -32,7 +36,9 @@ def data_root(tmp_path):
     return tmp_path
 
 
-def test_the_accuracies_are_of_the_test_images_and_differences_of_the_same_seeds(data_root, tmp_path, capsys):
+def test_the_accuracies_are_of_the_test_images_and_differences_of_the_same_seeds(
+    data_root, tmp_path, capsys
+):
     for seed in (0, 1):
         save(tmp_path, "alone", seed, 1)
         save(tmp_path, "dcm", seed, 0)
@@ -40,13 +46,27 @@ def test_the_accuracies_are_of_the_test_images_and_differences_of_the_same_seeds
     save(tmp_path, "teacher", 1, 0)
     options = [str(tmp_path), "--data_root", str(data_root), "--csv", str(tmp_path / "a.csv")]
     teacher, alone, dcm = accuracies.main([*options, "--markdown", str(tmp_path / "a.md")])
-    assert (alone.net, alone.method, alone.seeds, alone.images, alone.gain) == ("small", "alone", 2, 16, None)
+    assert (alone.net, alone.method, alone.seeds, alone.images, alone.gain) == (
+        "small",
+        "alone",
+        2,
+        16,
+        None,
+    )
     assert (teacher.method, teacher.accuracy.value, teacher.gain) == ("teacher", 75, None)
     assert alone.accuracy.value == 25 and dcm.accuracy.value == pytest.approx((75 + 75 + 25) / 3)
     assert dcm.gain.value == 50 and dcm.gain.low < 50 < dcm.gain.high
-    assert (dcm.seeds, dcm.accuracy.resampled, dcm.gain.resampled) == (3, ("images", "fits"), ("images", "fits"))
+    assert (dcm.seeds, dcm.accuracy.resampled, dcm.gain.resampled) == (
+        3,
+        ("images", "fits"),
+        ("images", "fits"),
+    )
     text = (tmp_path / "a.md").read_text()
-    assert text in capsys.readouterr().out and "| small | alone | 2 | 25.0 [" in text and "16 test images" in text
+    assert (
+        text in capsys.readouterr().out
+        and "| small | alone | 2 | 25.0 [" in text
+        and "16 test images" in text
+    )
     rows = list(csv.reader((tmp_path / "a.csv").open()))
     assert rows[2][:5] == ["small", "alone", "2", "16", "25.0"] and rows[2][7:] == ["", "", ""]
     assert float(rows[3][7]) == 50
@@ -63,7 +83,10 @@ def test_one_seed_is_held_fixed(data_root, tmp_path):
 
 def test_nets_of_other_classes_and_runs_without_nets_are_refused(data_root, tmp_path, capsys):
     save(tmp_path, "alone", 0, 1, classes=["ape", "cow"])
-    for words, sentence in (([tmp_path], "class 1 is bat instead of cow"), ([tmp_path / "x"], "has no nets; run")):
+    for words, sentence in (
+        ([tmp_path], "class 1 is bat instead of cow"),
+        ([tmp_path / "x"], "has no nets; run"),
+    ):
         with pytest.raises(SystemExit, match=sentence):
             accuracies.main([*map(str, words), "--data_root", str(data_root)])
 

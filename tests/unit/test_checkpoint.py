@@ -12,7 +12,12 @@ from utils.errors import InputError
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["today", "PyTorch 1.0"])
 def test_both_formats_are_read(tmp_path, zipped):
-    state = {"epoch": 3, "arch": "alexnet", "best_acc1": torch.tensor(57.5), "state_dict": {"w": torch.arange(6.0)}}
+    state = {
+        "epoch": 3,
+        "arch": "alexnet",
+        "best_acc1": torch.tensor(57.5),
+        "state_dict": {"w": torch.arange(6.0)},
+    }
     path = tmp_path / "old.pth.tar"
     torch.save(state, path, _use_new_zipfile_serialization=zipped)
     loaded = checkpoint.load(str(path))
@@ -57,11 +62,16 @@ def test_a_truncated_file_is_named(tmp_path, zipped, share):
     state = {"state_dict": {f"layer{i}.weight": torch.randn(20, 20) for i in range(5)}, "epoch": 3}
     torch.save(state, path, _use_new_zipfile_serialization=zipped)
     os.truncate(path, int(share * path.stat().st_size))
-    with pytest.raises(InputError, match=r"cut\.pth\.tar is truncated or not a checkpoint; make or download it again"):
+    with pytest.raises(
+        InputError,
+        match=r"cut\.pth\.tar is truncated or not a checkpoint; make or download it again",
+    ):
         checkpoint.load(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"<!DOCTYPE html><html>not found</html>", b"\x80\x02", bytes(1000)])
+@pytest.mark.parametrize(
+    "content", [b"", b"<!DOCTYPE html><html>not found</html>", b"\x80\x02", bytes(1000)]
+)
 def test_something_else_is_named(tmp_path, content):
     (tmp_path / "page.pth.tar").write_bytes(content)
     with pytest.raises(InputError, match=r"page\.pth\.tar is truncated or not a checkpoint"):
@@ -79,8 +89,12 @@ class Runs:
 @pytest.mark.parametrize("zipped", [True, False], ids=["today", "PyTorch 1.0"])
 def test_code_is_refused_and_not_run(tmp_path, zipped):
     path = tmp_path / "evil.pth.tar"
-    torch.save({"epoch": 1, "more": Runs(tmp_path / "ran")}, path, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(InputError, match=r"holds more than tensors and plain values \(.*mkdir\) and is refused"):
+    torch.save(
+        {"epoch": 1, "more": Runs(tmp_path / "ran")}, path, _use_new_zipfile_serialization=zipped
+    )
+    with pytest.raises(
+        InputError, match=r"holds more than tensors and plain values \(.*mkdir\) and is refused"
+    ):
         checkpoint.load(path)
     assert not (tmp_path / "ran").exists()
 
@@ -98,17 +112,23 @@ def test_a_tensor_alone_is_no_checkpoint(tmp_path):
 
 
 def test_a_missing_file_names_its_neighbours(tmp_path):
-    with pytest.raises(InputError, match=r"no checkpoint at .*a\.pth\.tar; train it first or correct the path"):
+    with pytest.raises(
+        InputError, match=r"no checkpoint at .*a\.pth\.tar; train it first or correct the path"
+    ):
         checkpoint.load(tmp_path / "a.pth.tar")
     for name in "bcdef":
         checkpoint.save(tmp_path / f"{name}.pth.tar", {})
-    with pytest.raises(InputError, match=r"that folder has b\.pth\.tar, c\.pth\.tar, d\.pth\.tar, e\.pth\.tar, …$"):
+    with pytest.raises(
+        InputError, match=r"that folder has b\.pth\.tar, c\.pth\.tar, d\.pth\.tar, e\.pth\.tar, …$"
+    ):
         checkpoint.load(tmp_path / "a.pth.tar")
     with pytest.raises(InputError, match="no checkpoint at"):
         checkpoint.load(tmp_path)
 
 
-@pytest.mark.parametrize("said", ["PytorchStreamWriter failed writing file data/0", "unexpected pos 64 vs 0; write"])
+@pytest.mark.parametrize(
+    "said", ["PytorchStreamWriter failed writing file data/0", "unexpected pos 64 vs 0; write"]
+)
 def test_a_full_disk_is_one_sentence_and_leaves_what_was_there(tmp_path, monkeypatch, said):
     path = tmp_path / "net.pth.tar"
     checkpoint.save(path, {"epoch": 1})

@@ -11,7 +11,16 @@ from pathlib import Path
 import pytest
 
 from utils.errors import InputError
-from utils.files import check_unclaimed, claim, in_words, read_json, replacing, sha256, write_csv, write_json
+from utils.files import (
+    check_unclaimed,
+    claim,
+    in_words,
+    read_json,
+    replacing,
+    sha256,
+    write_csv,
+    write_json,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,7 +56,12 @@ def test_files_are_as_readable_as_any_other(tmp_path):
 
 
 def test_json_comes_back(tmp_path):
-    value = {"var": {"order0": 1.25}, "path": os.fsdecode(b"K\xffh.jpg"), "name": "Kühe", "none": None}
+    value = {
+        "var": {"order0": 1.25},
+        "path": os.fsdecode(b"K\xffh.jpg"),
+        "name": "Kühe",
+        "none": None,
+    }
     write_json(str(tmp_path / "v.json"), value)
     assert read_json(tmp_path / "v.json") == value
     assert (tmp_path / "v.json").read_bytes().isascii()
@@ -59,7 +73,9 @@ def test_json_that_cannot_be_read(tmp_path):
         read_json(tmp_path / "v.json")
     for content in (b'{"var": 1', b"\xff\xfe", b""):
         (tmp_path / "v.json").write_bytes(content)
-        with pytest.raises(InputError, match=r"v\.json is not valid JSON .*; delete it and make it again"):
+        with pytest.raises(
+            InputError, match=r"v\.json is not valid JSON .*; delete it and make it again"
+        ):
             read_json(tmp_path / "v.json")
 
 
@@ -74,9 +90,16 @@ def test_the_hash_is_of_all_bytes(tmp_path, size):
 
 
 def test_rows_come_back(tmp_path):
-    write_csv(tmp_path / "new" / "t.csv", [("component", "variance"), ("x(0), x(1)", 0.25), ("Kühe", None)])
+    write_csv(
+        tmp_path / "new" / "t.csv",
+        [("component", "variance"), ("x(0), x(1)", 0.25), ("Kühe", None)],
+    )
     with (tmp_path / "new" / "t.csv").open(newline="", encoding="utf-8") as file:
-        assert list(csv.reader(file)) == [["component", "variance"], ["x(0), x(1)", "0.25"], ["Kühe", ""]]
+        assert list(csv.reader(file)) == [
+            ["component", "variance"],
+            ["x(0), x(1)", "0.25"],
+            ["Kühe", ""],
+        ]
 
 
 def test_half_a_table_replaces_nothing(tmp_path):
@@ -98,7 +121,12 @@ def claimant(folder, then):
     """A process that claims a folder, says so, and does something."""
     program = f"import os, sys\nfrom utils.files import claim\nwith claim({str(folder)!r}):\n"
     program += f"    print('mine', flush=True)\n    {then}\n"
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    pipes = {
+        "stdin": subprocess.PIPE,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "text": True,
+    }
     process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, **pipes)
     assert process.stdout.readline() == "mine\n", process.stderr.read()
     return process
@@ -114,9 +142,14 @@ def test_a_folder_is_claimed_and_let_go(tmp_path):
 
 def test_a_second_run_is_refused_and_the_first_is_named(tmp_path):
     other = claimant(tmp_path, "sys.stdin.read()")
-    who = rf"another run \(pid {other.pid} on {socket.gethostname()}, since 2\d\d\d-\d\d-\d\d \d\d:\d\d:\d\d\)"
+    who = (
+        rf"another run \(pid {other.pid} on {socket.gethostname()}, since 2\d\d\d-\d\d-\d\d"
+        r" \d\d:\d\d:\d\d\)"
+    )
     for _ in range(2):  # who is refused takes nothing away
-        with pytest.raises(InputError, match=who + " is writing in .*; wait for it, or choose another --suffix"):
+        with pytest.raises(
+            InputError, match=who + " is writing in .*; wait for it, or choose another --suffix"
+        ):
             claim(tmp_path).__enter__()
     other.communicate("done")
     assert other.returncode == 0
@@ -138,10 +171,15 @@ def test_a_folder_is_asked_whether_it_is_claimed_and_left_as_it_is(tmp_path):
     assert not (tmp_path / "none").exists()
     with claim(tmp_path):
         before = (tmp_path / ".lock").read_text()
-        with pytest.raises(InputError, match=r"another run \(pid \d+ on .*\) is writing in .*; .* another --save$"):
+        with pytest.raises(
+            InputError, match=r"another run \(pid \d+ on .*\) is writing in .*; .* another --save$"
+        ):
             check_unclaimed(tmp_path, elsewhere="--save")
         assert (tmp_path / ".lock").read_text() == before
-        with pytest.raises(InputError, match=r"choose another --save$"), claim(tmp_path, elsewhere="--save"):
+        with (
+            pytest.raises(InputError, match=r"choose another --save$"),
+            claim(tmp_path, elsewhere="--save"),
+        ):
             pass
     (tmp_path / ".lock").write_text("pid 1 on elsewhere, since yesterday")  # of a run that crashed
     check_unclaimed(tmp_path)
@@ -166,7 +204,8 @@ def test_a_lock_that_a_crash_left_behind_holds_nobody_up(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("count", "said"), [(0, "0 bytes"), (9_999, "9999 bytes"), (10_000, "0.01 MB"), (12_039_999_999, "12.04 GB")]
+    ("count", "said"),
+    [(0, "0 bytes"), (9_999, "9999 bytes"), (10_000, "0.01 MB"), (12_039_999_999, "12.04 GB")],
 )
 def test_bytes_are_said_in_the_unit_that_leaves_digits(count, said):
     assert in_words(count) == said

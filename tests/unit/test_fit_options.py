@@ -16,9 +16,16 @@ def parser():
     options.add_trans_net_options(parser)
     fit_options.add_budget_options(parser)
     options.add_training_options(
-        parser, optim=None, lr=None, epochs=None, optims=("SGD", "Adam", "Muon"), momentum=None, weight_decay=None,
-        fewest_epochs=0, logspace=2,
-    )  # fmt: skip
+        parser,
+        optim=None,
+        lr=None,
+        epochs=None,
+        optims=("SGD", "Adam", "Muon"),
+        momentum=None,
+        weight_decay=None,
+        fewest_epochs=0,
+        logspace=2,
+    )
     options.add_resume_options(parser)
     options.add_run_options(parser)
     options.add_output_options(parser)
@@ -31,8 +38,14 @@ def parser():
         ([], [(False, 3, 0)]),
         (["--seed", "5", "--reverse"], [(True, 3, 5)]),
         (["--seeds", "7"], [(False, 3, 7)]),
-        (["--layers", "1,2", "--seeds", "0,4"], [(False, 1, 0), (False, 1, 4), (False, 2, 0), (False, 2, 4)]),
-        (["--layers", "2,1", "--both_directions"], [(False, 2, 0), (False, 1, 0), (True, 2, 0), (True, 1, 0)]),
+        (
+            ["--layers", "1,2", "--seeds", "0,4"],
+            [(False, 1, 0), (False, 1, 4), (False, 2, 0), (False, 2, 4)],
+        ),
+        (
+            ["--layers", "2,1", "--both_directions"],
+            [(False, 2, 0), (False, 1, 0), (True, 2, 0), (True, 1, 0)],
+        ),
     ],
 )
 def test_every_combination_is_a_trans_net(parser, words, expected):
@@ -50,7 +63,11 @@ KNOWN = Provenance(dataset="digits", arch="resnet18", label="L", sample_num="")
         (["--layers", "1,2"], Kind(False, 2, 0), "LL_layers2"),
         (["--both_directions", "--suffix", "x"], Kind(False, 3, 0), "LL_x"),
         (["--both_directions", "--suffix", "x"], Kind(True, 3, 0), "LL_x_reverse"),
-        (["--seeds", "0,1", "--layers", "1,2", "--both_directions"], Kind(True, 2, 1), "LL_layers2_reverse_seed1"),
+        (
+            ["--seeds", "0,1", "--layers", "1,2", "--both_directions"],
+            Kind(True, 2, 1),
+            "LL_layers2_reverse_seed1",
+        ),
     ],
 )
 def test_a_name_says_what_differs_within_a_run(parser, words, kind, name):
@@ -59,8 +76,12 @@ def test_a_name_says_what_differs_within_a_run(parser, words, kind, name):
 
 
 def test_alone_and_among_others_the_same_is_recorded(parser):
-    together = parser.parse_args(["--layers", "1,2,3", "--alpha", "0.1", "--both_directions", "--seeds", "0,1,2"])
-    alone = parser.parse_args(["--layers", "3", "--alpha", "[0.1,0.1]", "--reverse", "--seeds", "2"])
+    together = parser.parse_args(
+        ["--layers", "1,2,3", "--alpha", "0.1", "--both_directions", "--seeds", "0,1,2"]
+    )
+    alone = parser.parse_args(
+        ["--layers", "3", "--alpha", "[0.1,0.1]", "--reverse", "--seeds", "2"]
+    )
     (kind,) = fit_options.kinds(alone)
     assert kind in fit_options.kinds(together)
     found = fit_options.settings(together, kind, 32)
@@ -72,10 +93,12 @@ def test_alone_and_among_others_the_same_is_recorded(parser):
 @pytest.mark.parametrize(
     ("words", "layers", "expected"),
     [
-        ([], 3, [0.5, 0.5]), (["--alpha", "0.1"], 1, []), (["--alpha", "0.1"], 4, [0.1] * 3),
+        ([], 3, [0.5, 0.5]),
+        (["--alpha", "0.1"], 1, []),
+        (["--alpha", "0.1"], 4, [0.1] * 3),
         (["--alpha", "[1,2]"], 3, [1, 2]),
     ],
-)  # fmt: skip
+)
 def test_one_weight_counts_for_every_order(parser, words, layers, expected):
     assert fit_options.alpha(parser.parse_args(words), layers) == expected
 
@@ -88,14 +111,20 @@ def test_one_weight_counts_for_every_order(parser, words, layers, expected):
         (["--epochs", "0"], "unless --solve"),
         (["--seeds", "1,1"], "name no number twice"),
         (["--layers", "2,2"], "name no number twice"),
-        (["--both_directions", "--resume", "g.pth.tar"], "one Trans-Net, and these are 2: use --resume auto"),
+        (
+            ["--both_directions", "--resume", "g.pth.tar"],
+            "one Trans-Net, and these are 2: use --resume auto",
+        ),
         (["--steps", "9", "--epochs", "3"], "--epochs has no effect beside --steps"),
         (["--steps", "9", "--logspace", "1"], "--logspace has no effect beside --steps"),
         (["--until", "converged"], "--until converged needs --standardise and --solve"),
-        (["--until", "converged", "--standardise", "--solve", "--no_reference"], "leave --no_reference out"),
+        (
+            ["--until", "converged", "--standardise", "--solve", "--no_reference"],
+            "leave --no_reference out",
+        ),
         (["--tolerance", "0.1"], "--tolerance has no effect without --until converged"),
     ],
-)  # fmt: skip
+)
 def test_contradictions_are_refused(parser, words, said, capsys):
     with pytest.raises(SystemExit):
         fit_options.check(parser, parser.parse_args(words))
@@ -103,7 +132,8 @@ def test_contradictions_are_refused(parser, words, said, capsys):
 
 
 @pytest.mark.parametrize(
-    "words", [["--both_directions", "--resume", "auto"], ["--resume", "g.pth.tar"], ["--seeds", "2"]]
+    "words",
+    [["--both_directions", "--resume", "auto"], ["--resume", "g.pth.tar"], ["--seeds", "2"]],
 )
 def test_what_does_not_contradict_passes(parser, words):
     fit_options.check(parser, parser.parse_args(words))
@@ -118,14 +148,30 @@ FITTED = Provenance(NetSource("vgg", "l1", "a.pth"), NetSource("vgg", "l2", "b.p
         ([], "f/train", False, True, "--convOut_path f"),
         ([], "f/train", True, False, "--convOut_path f/train --t_or_v train --reverse"),
         (
-            ["--dataset", "digits", "--image_size", "64"], None, False, True,
-            "--net_in a.pth --net_tar b.pth --layer l1 --layer2 l2 --dataset digits --image_size 64",
+            ["--dataset", "digits", "--image_size", "64"],
+            None,
+            False,
+            True,
+            (
+                "--net_in a.pth --net_tar b.pth --layer l1 --layer2 l2 --dataset digits"
+                " --image_size 64"
+            ),
         ),
-        ([], None, True, False, "--net_in a.pth --net_tar b.pth --layer l1 --layer2 l2 --t_or_v train"),
+        (
+            [],
+            None,
+            True,
+            False,
+            "--net_in a.pth --net_tar b.pth --layer l1 --layer2 l2 --t_or_v train",
+        ),
     ],
-)  # fmt: skip
-def test_a_fit_is_measured_on_what_it_was_fitted_to(parser, words, folder, reverse, has_val, expected):
-    found = fit_options.again(parser, parser.parse_args(words), FITTED, folder and Path(folder), reverse, has_val)
+)
+def test_a_fit_is_measured_on_what_it_was_fitted_to(
+    parser, words, folder, reverse, has_val, expected
+):
+    found = fit_options.again(
+        parser, parser.parse_args(words), FITTED, folder and Path(folder), reverse, has_val
+    )
     assert " ".join(map(str, found)) == expected
 
 
@@ -133,12 +179,18 @@ def test_a_fit_is_measured_on_what_it_was_fitted_to(parser, words, folder, rever
     ("words", "said"),
     [
         (["--net_A", "a"], "name both --net_A and --net_B"),
-        (["--net_A", "a", "--net_B", "b", "--convOut_path", "f"], "--convOut_path has no effect beside --net_A"),
+        (
+            ["--net_A", "a", "--net_B", "b", "--convOut_path", "f"],
+            "--convOut_path has no effect beside --net_A",
+        ),
         (["--net_A", "a", "--net_B", "b", "--fc"], "--fc has no effect without --conv_layer"),
-        (["--cache_images", "off"], "--cache_images has no effect on features that are stored already"),
+        (
+            ["--cache_images", "off"],
+            "--cache_images has no effect on features that are stored already",
+        ),
         (["--augment", "zero4"], "--augment has no effect here"),
     ],
-)  # fmt: skip
+)
 def test_features_are_stored_or_computed_and_not_both(parser, words, said, capsys):
     with pytest.raises(SystemExit):
         fit_options.check(parser, parser.parse_args(words))
@@ -146,7 +198,14 @@ def test_features_are_stored_or_computed_and_not_both(parser, words, said, capsy
 
 
 SOLVED = ["--standardise", "--solve"]
-RELEASED = {"optim": "Adam", "lr": 1e-4, "momentum": 0.9, "weight_decay": 1e-4, "epochs": 800, "steps": None}
+RELEASED = {
+    "optim": "Adam",
+    "lr": 1e-4,
+    "momentum": 0.9,
+    "weight_decay": 1e-4,
+    "epochs": 800,
+    "steps": None,
+}
 
 
 @pytest.mark.parametrize(
@@ -158,11 +217,24 @@ RELEASED = {"optim": "Adam", "lr": 1e-4, "momentum": 0.9, "weight_decay": 1e-4, 
         ([*SOLVED, "--lr", "0.1"], RELEASED | {"lr": 0.1}),
         ([*SOLVED, "--epochs", "0"], RELEASED | {"epochs": 0}),
         (["--optim", "SGD"], RELEASED | {"optim": "SGD"}),
-        (SOLVED, {"optim": "Muon", "lr": 0.02, "momentum": 0.95, "weight_decay": 0, "epochs": None, "steps": 400}),
+        (
+            SOLVED,
+            {
+                "optim": "Muon",
+                "lr": 0.02,
+                "momentum": 0.95,
+                "weight_decay": 0,
+                "epochs": None,
+                "steps": 400,
+            },
+        ),
         ([*SOLVED, "--until", "converged"], {"optim": "Muon", "steps": 200, "epochs": None}),
         ([*SOLVED, "--until", "converged", "--steps", "50", "--lr", "1"], {"lr": 1, "steps": 50}),
         (["--steps", "50"], {"optim": "Muon", "lr": 0.02, "epochs": None, "steps": 50}),
-        (["--steps", "50", "--optim", "Adam"], {"optim": "Adam", "lr": 3e-3, "momentum": 0.9, "weight_decay": 1e-4}),
+        (
+            ["--steps", "50", "--optim", "Adam"],
+            {"optim": "Adam", "lr": 3e-3, "momentum": 0.9, "weight_decay": 1e-4},
+        ),
     ],
 )
 def test_the_budget_is_that_of_the_released_code_or_in_steps(parser, words, expected):
@@ -174,10 +246,15 @@ def test_the_budget_is_that_of_the_released_code_or_in_steps(parser, words, expe
 @pytest.mark.parametrize(
     ("words", "layers", "channels", "expected"),
     [
-        ([], 3, 32, 0), (SOLVED, 3, 32, 32), (SOLVED, 2, 512, 64), (SOLVED, 1, 32, 0),
-        ([*SOLVED, "--hidden", "0"], 3, 32, 0), (["--hidden", "7"], 3, 32, 7), (["--hidden", "7"], 1, 32, 0),
+        ([], 3, 32, 0),
+        (SOLVED, 3, 32, 32),
+        (SOLVED, 2, 512, 64),
+        (SOLVED, 1, 32, 0),
+        ([*SOLVED, "--hidden", "0"], 3, 32, 0),
+        (["--hidden", "7"], 3, 32, 7),
+        (["--hidden", "7"], 1, 32, 0),
     ],
-)  # fmt: skip
+)
 def test_deep_solved_fits_have_spare_channels(parser, words, layers, channels, expected):
     assert fit_options.hidden(parser.parse_args(words), layers, channels) == expected
 
@@ -190,8 +267,12 @@ def test_what_the_released_procedure_records_knows_nothing_of_steps(parser):
     assert not {"steps", "until", "tolerance"} & set(found) and found["hidden"] == 0
 
 
-@pytest.mark.parametrize(("words", "kind", "said"), [
-    ([], Kind(False, 3, 0), "3 layers, A → B"), (["--seeds", "0,1"], Kind(True, 1, 1), "1 layer, B → A, seed 1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "kind", "said"),
+    [
+        ([], Kind(False, 3, 0), "3 layers, A → B"),
+        (["--seeds", "0,1"], Kind(True, 1, 1), "1 layer, B → A, seed 1"),
+    ],
+)
 def test_lines_name_their_fit(parser, words, kind, said):
     assert fit_options.title(parser.parse_args(words), kind) == said

@@ -32,7 +32,12 @@ def plant(run, method, direction, stage, seed, left):
 @pytest.fixture
 def run(tmp_path):
     for seed in (0, 1, 2):
-        for method, left in (("alone", 0.5), ("kd", 0.5 - 1e-3), ("hsakd", 0.3), ("dcm_partner", 0.2)):
+        for method, left in (
+            ("alone", 0.5),
+            ("kd", 0.5 - 1e-3),
+            ("hsakd", 0.3),
+            ("dcm_partner", 0.2),
+        ):
             for stage in (1, 2):
                 plant(tmp_path, method, "teacher-student", stage, seed, left)
         plant(tmp_path, "alone", "student-teacher", 1, seed, 0.5)
@@ -48,7 +53,8 @@ def test_consistencies_are_between_null_and_ceiling_and_differences_are_of_pairs
     assert alone.consistency.value == pytest.approx((0.9 - 0.5) / 0.8, abs=0.05)
     assert hsakd.consistency.value == pytest.approx((0.9 - 0.3) / 0.8, abs=0.05)
     assert (alone.students, alone.gain, partner.gain) == (3, None, None)
-    # The same seeds planted the same noise: the difference of pairs is far more certain than either number.
+    # The same seeds planted the same noise: the difference of pairs is far more certain than either
+    # number.
     assert 0 < kd.gain.low < kd.gain.value < kd.gain.high < 0.01
     assert kd.consistency.high - kd.consistency.low > 0.01
     assert hsakd.gain.value == pytest.approx(hsakd.consistency.value - alone.consistency.value)
@@ -62,14 +68,23 @@ def test_the_table_the_file_and_the_figure(run, tmp_path):
     text = knowledge.markdown(cells, [Row("small", "hsakd", 3, IMAGES, known, gain)])
     head, _, *lines = text.splitlines()
     assert head.split(" | ")[1:5] == [
-        "students", "top-1, %", "teacher → student, stage 1", "teacher → student, stage 2",
-    ]  # fmt: skip
+        "students",
+        "top-1, %",
+        "teacher → student, stage 1",
+        "teacher → student, stage 2",
+    ]
     assert [line.split(" | ")[0] for line in lines] == [
-        "| alone", "| KD (Hinton et al. 2014)", "| … more than alone", "| HSAKD", "| … more than alone",
+        "| alone",
+        "| KD (Hinton et al. 2014)",
+        "| … more than alone",
+        "| HSAKD",
+        "| … more than alone",
         "| DCM, its own partner",
-    ]  # fmt: skip
+    ]
     assert "+5.0 [+1.0, +9.0]: shows" in lines[4] and ": shows" in lines[2]
-    knowledge.draw_figure(cells, [Row("small", "hsakd", 3, IMAGES, known, gain)]).savefig(tmp_path / "k.png")
+    knowledge.draw_figure(cells, [Row("small", "hsakd", 3, IMAGES, known, gain)]).savefig(
+        tmp_path / "k.png"
+    )
     assert (tmp_path / "k.png").stat().st_size > 10_000
     values = [knowledge.csv_line(cell) for cell in cells]
     assert values[0][:4] == ["teacher-student", "1", "alone", 3] and values[0][7:] == [None] * 3
@@ -77,5 +92,7 @@ def test_the_table_the_file_and_the_figure(run, tmp_path):
 
 
 def test_a_run_without_calibrations_is_refused(tmp_path):
-    with pytest.raises(SystemExit, match=r"has no sums per image; run experiments/distillation_knowledge\.sh first"):
+    with pytest.raises(
+        SystemExit, match=r"has no sums per image; run experiments/distillation_knowledge\.sh first"
+    ):
         knowledge.main([str(tmp_path)])

@@ -29,13 +29,17 @@ def test_what_is_written_of_constants_is_read_as_the_same(name):
     assert read_normalisation(normalisation_words(others)) == others
 
 
-@pytest.mark.parametrize("text", ["cifr", "", "0.5", "0.5,0.5,0.5,0.5,0.5", "0.5,0.5,0.5,0.5,0.5,x", "nan,0,0,1,1,1"])
+@pytest.mark.parametrize(
+    "text", ["cifr", "", "0.5", "0.5,0.5,0.5,0.5,0.5", "0.5,0.5,0.5,0.5,0.5,x", "nan,0,0,1,1,1"]
+)
 def test_anything_else_is_refused_with_what_is_expected(text):
     with pytest.raises(ValueError, match=r"expected imagenet, .*or six numbers"):
         read_normalisation(text)
 
 
-@pytest.mark.parametrize("text", ["125.3,123,113.9,63,62.1,66.7", "0.5,0.5,0.5,0.5,0,0.5", "0.5,0.5,0.5,0.5,-1,0.5"])
+@pytest.mark.parametrize(
+    "text", ["125.3,123,113.9,63,62.1,66.7", "0.5,0.5,0.5,0.5,0,0.5", "0.5,0.5,0.5,0.5,-1,0.5"]
+)
 def test_constants_of_other_units_are_refused(text):
     with pytest.raises(ValueError, match="in units of 0 … 1"):
         read_normalisation(text)
@@ -45,8 +49,12 @@ def test_records_of_all_kinds_say_the_same():
     constants = NORMALISATIONS["cifar10"]
     mean, std = constants
     assert recorded_normalisation({"normalisation": constants}) == constants
-    assert recorded_normalisation({"normalisation": [list(mean), list(std)]}) == constants  # as JSON has it
-    assert recorded_normalisation({"mean": list(mean), "std": list(std), "image_size": 32}) == constants
+    # As JSON has it
+    assert recorded_normalisation({"normalisation": [list(mean), list(std)]}) == constants
+    assert (
+        recorded_normalisation({"mean": list(mean), "std": list(std), "image_size": 32})
+        == constants
+    )
     for nothing in ({}, {"normalisation": None}, {"mean": [0.5]}, {"mean": [0.5], "std": [0.5]}):
         assert recorded_normalisation(nothing) is None
     assert as_normalisation([list(mean), list(std)]) == constants

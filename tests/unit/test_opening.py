@@ -12,7 +12,9 @@ from utils.runtime import Runtime
 
 def test_a_run_starts_as_the_options_say(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    found = opening.start(parsed("--seed", "7", "--amp", "bf16", "--compile", "--device_ids", "[9]"))
+    found = opening.start(
+        parsed("--seed", "7", "--amp", "bf16", "--compile", "--device_ids", "[9]")
+    )
     assert found == Runtime(torch.device("cpu"), (), 0, 1, torch.bfloat16, True, 7)
     assert "though 9 was asked for: running on the CPU" in capsys.readouterr().out
 
@@ -27,7 +29,11 @@ def test_the_optimiser_is_the_options_over_what_is_trained():
     found = opening.optimizer(parsed(*words), model)
     assert isinstance(found, torch.optim.SGD)
     assert [id(parameter) for parameter in found.param_groups[0]["params"]] == [id(model.weight)]
-    assert [found.defaults[name] for name in ("lr", "momentum", "weight_decay")] == [0.25, 0.7, 0.01]
+    assert [found.defaults[name] for name in ("lr", "momentum", "weight_decay")] == [
+        0.25,
+        0.7,
+        0.01,
+    ]
     assert isinstance(opening.optimizer(parsed("--optim", "Adam"), model), torch.optim.Adam)
 
 
@@ -43,7 +49,9 @@ def test_a_fit_has_all_that_moves_the_model(cpu):
 def test_every_epoch_has_its_rate():
     assert opening.rates(parsed()) == pytest.approx([0.5, 0.05, 0.005])
     assert opening.rates(parsed(), 0.1) == pytest.approx([0.1, 0.01, 0.001])
-    assert opening.rates(parsed("--logspace", "0", "--epoch_step", "2", "--decay_factor", "0.5")) == [0.5, 0.5, 0.25]
+    assert opening.rates(
+        parsed("--logspace", "0", "--epoch_step", "2", "--decay_factor", "0.5")
+    ) == [0.5, 0.5, 0.25]
 
 
 def test_a_run_is_opened_as_the_options_say(cpu, tmp_path):

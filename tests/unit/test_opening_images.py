@@ -1,4 +1,6 @@
-"""What the options open of images: splits, what is computed once, loaders, another net's features."""
+"""What the options open of images: splits, what is computed once, loaders, another net's
+features.
+"""
 
 import dataclasses
 from pathlib import Path
@@ -21,7 +23,14 @@ from utils.provenance import NetSource, Provenance
 @pytest.fixture
 def args(photos, tmp_path):
     """A function that parses options of a step that reads the photos."""
-    folders = ["--train_path", str(photos / "train"), "--val_path", str(photos / "val"), "--data_root", str(tmp_path)]
+    folders = [
+        "--train_path",
+        str(photos / "train"),
+        "--val_path",
+        str(photos / "val"),
+        "--data_root",
+        str(tmp_path),
+    ]
 
     def parse(*words):
         found = parsed("--dataset", "folder", *folders, "--image_size", "32", *words)
@@ -48,7 +57,11 @@ def test_a_sub_sampler_chooses_training_images(args):
 
 @pytest.mark.parametrize(("split", "word"), [("train", "training"), ("val", "validation")])
 def test_images_of_other_classes_than_the_networks_are_refused(args, split, word):
-    assert opening.images(args(), split, {"classes": ["blue", "green", "red"]}).classes == ["blue", "green", "red"]
+    assert opening.images(args(), split, {"classes": ["blue", "green", "red"]}).classes == [
+        "blue",
+        "green",
+        "red",
+    ]
     with pytest.raises(InputError, match=f"the {word} images"):
         opening.images(args(), split, {"classes": ["blue", "green", "yellow"]})
 
@@ -56,11 +69,18 @@ def test_images_of_other_classes_than_the_networks_are_refused(args, split, word
 def test_images_are_normalised_as_the_network_knows_them_or_as_an_option_says(args):
     known = {"normalisation": ((0.1, 0.2, 0.3), (1.0, 2.0, 3.0))}
     assert opening.images(args(), "val", known).normalisation == known["normalisation"]
-    assert opening.images(args("--normalisation", "half"), "val", known).normalisation == ((0.5,) * 3, (0.5,) * 3)
+    assert opening.images(args("--normalisation", "half"), "val", known).normalisation == (
+        (0.5,) * 3,
+        (0.5,) * 3,
+    )
     assert opening.images(args(), "val").normalisation == NORMALISATIONS["imagenet"]
 
 
-CIFAR10, HALF, OWN = NORMALISATIONS["cifar10"], NORMALISATIONS["half"], ((0.1, 0.2, 0.3), (1.0, 1.0, 0.5))
+CIFAR10, HALF, OWN = (
+    NORMALISATIONS["cifar10"],
+    NORMALISATIONS["half"],
+    ((0.1, 0.2, 0.3), (1.0, 1.0, 0.5)),
+)
 INPUTS = Inputs(*OWN)
 
 
@@ -75,7 +95,13 @@ INPUTS = Inputs(*OWN)
         (("--normalisation", "cifar10", "--normalisation2", "half"), {}, CIFAR10, HALF, ""),
         (("--normalisation", "cifar10", "--normalisation1", "half"), {}, None, CIFAR10, ""),
         (("--normalisation2", "0.1,0.2,0.3,1,1,0.5"), {}, None, OWN, ""),
-        (("--normalisation", "half"), {"data": {"normalisation": CIFAR10}}, None, HALF, "cifar10 in its"),
+        (
+            ("--normalisation", "half"),
+            {"data": {"normalisation": CIFAR10}},
+            None,
+            HALF,
+            "cifar10 in its",
+        ),
     ],
 )
 def test_a_nets_constants_are_an_options_a_records_its_factorys_or_the_data_sets(
@@ -93,12 +119,15 @@ def test_a_nets_constants_are_an_options_a_records_its_factorys_or_the_data_sets
         ({"data": {"image_size": 64}}, "net A was trained at 64 pixels and sees images of 32"),
         (
             {"inputs": Inputs(*HALF, 224, "bicubic", 0.95)},
-            "made for images of 224 pixels (bicubic interpolation, the middle 95 % of a side) and sees images of 32 "
-            "pixels (bilinear interpolation, the middle 100 % of a side)",
+            (
+                "made for images of 224 pixels (bicubic interpolation, the middle 95 % of a side)"
+                " and sees images of 32 pixels (bilinear interpolation, the middle 100 % of a side)"
+            ),
         ),
         ({"inputs": Inputs(*HALF, 32, "bicubic")}, "made for images of 32 pixels (bicubic"),
         ({"inputs": Inputs(*HALF, None, "bilinear", 1.0)}, ""),
-        ({"inputs": Inputs(*HALF, 224, "bicubic", 0.95), "data": {"image_size": 32}}, ""),  # trained further here
+        # Trained further here
+        ({"inputs": Inputs(*HALF, 224, "bicubic", 0.95), "data": {"image_size": 32}}, ""),
     ],
 )
 def test_another_size_or_resampling_than_in_training_is_said(args, cpu, capsys, state, words):
@@ -110,7 +139,8 @@ def test_another_size_or_resampling_than_in_training_is_said(args, cpu, capsys, 
 def test_training_images_alone_are_augmented(args):
     train, val = opening.both_splits(args("--augment", "zero4"))
     assert train.augments and not val.augments and train.normalisation == val.normalisation
-    assert not opening.images(args("--augment", "zero4"), "train").augments  # a frozen net's features
+    # A frozen net's features
+    assert not opening.images(args("--augment", "zero4"), "train").augments
 
 
 def test_one_class_teaches_nothing(args, photos, tmp_path):
@@ -136,9 +166,13 @@ def test_a_checkpoint_says_what_its_images_are(args):
     words = args("--name", "colours", "--normalisation", "half")
     record = opening.data_record(words, opening.images(words, "train"))
     assert record == {
-        "dataset": "folder", "name": "colours", "sample_num": "", "classes": ["blue", "green", "red"],
-        "image_size": 32, "normalisation": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-    }  # fmt: skip
+        "dataset": "folder",
+        "name": "colours",
+        "sample_num": "",
+        "classes": ["blue", "green", "red"],
+        "image_size": 32,
+        "normalisation": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    }
     words.dataset, words.sample_num = "mix320", "50par_A"
     other = opening.data_record(words, opening.images(args(), "train"))
     assert (other["dataset"], other["sample_num"]) == ("mix320", "50par_A") and "name" not in other
@@ -158,11 +192,18 @@ def test_images_are_decoded_once_where_the_options_say_so(args, cpu):
 
 def test_features_take_the_images_place(args, cpu, tmp_path):
     torch.manual_seed(0)
-    frozen = nn.Sequential(nn.AvgPool2d(16), nn.Flatten(), nn.Linear(12, 5)).requires_grad_(False).eval()
+    frozen = (
+        nn.Sequential(nn.AvgPool2d(16), nn.Flatten(), nn.Linear(12, 5)).requires_grad_(False).eval()
+    )
     images = opening.images(args(), "val")
     reader = FromPixels(frozen, NORMALISATIONS["half"])
     found = opening.with_features(
-        args("--cache_images", "off"), images, frozen=reader, shape=(5,), runtime=cpu, folder=tmp_path
+        args("--cache_images", "off"),
+        images,
+        frozen=reader,
+        shape=(5,),
+        runtime=cpu,
+        folder=tmp_path,
     )
     pixels, targets, _ = images.__getitems__([7, 2])
     features, same_targets, indices = found.__getitems__([7, 2])
@@ -180,7 +221,11 @@ def test_the_loader_takes_workers_where_something_is_decoded(args, cpu, cache, w
     images = opening.decoded(words, opening.images(words, "val"), cpu)
     loader = opening.image_loader(words, images, cpu)
     assert loader.num_workers == workers
-    assert [indices.tolist() for _, _, indices in loader] == [[*range(10)], [*range(10, 20)], [*range(20, 24)]]
+    assert [indices.tolist() for _, _, indices in loader] == [
+        [*range(10)],
+        [*range(10, 20)],
+        [*range(20, 24)],
+    ]
 
 
 def test_a_part_of_the_images_may_be_loaded(args, cpu):
@@ -191,7 +236,9 @@ def test_a_part_of_the_images_may_be_loaded(args, cpu):
 
 def test_an_order_is_drawn_by_the_seed(args, cpu):
     def order(*words):
-        loader = opening.image_loader(args(*words), opening.images(args(), "val"), cpu, shuffle=True)
+        loader = opening.image_loader(
+            args(*words), opening.images(args(), "val"), cpu, shuffle=True
+        )
         return [int(index) for batch in loader for index in batch[2]]
 
     assert order() == order() != order("--seed", "5")
@@ -203,7 +250,10 @@ def test_a_mixed_set_is_validated_in_parts(args, cpu):
     assert list(opening.validation_loaders(args(), images, cpu)) == [""]
     images.parts = {"cub": torch.tensor([0, 5, 7]), "dog": torch.tensor([1, 2])}
     loaders = opening.validation_loaders(args(), images, cpu)
-    indices = {name: [int(index) for batch in loader for index in batch[2]] for name, loader in loaders.items()}
+    indices = {
+        name: [int(index) for batch in loader for index in batch[2]]
+        for name, loader in loaders.items()
+    }
     assert indices == {"cub": [0, 5, 7], "dog": [1, 2]}
     assert isinstance(loaders["cub"].dataset, Part)
 
@@ -221,7 +271,10 @@ def test_large_images_come_few_at_a_time_where_a_cpu_only_asks(args, cpu, monkey
     on_gpu = dataclasses.replace(cpu, device=torch.device("cuda", 0))
 
     def sizes(runtime, **kind):
-        return [len(rows) for rows in opening.image_loader(args(), images, runtime, **kind).batch_sampler]
+        return [
+            len(rows)
+            for rows in opening.image_loader(args(), images, runtime, **kind).batch_sampler
+        ]
 
     assert sizes(cpu) == [4] * 6
     assert sizes(cpu, shuffle=True) == sizes(on_gpu) == [10, 10, 4]
@@ -243,12 +296,24 @@ def test_stored_features_need_no_workers_on_the_cpu(args, cpu):
 
 def folder_of(images, **changes):
     """Stand for stored features of these images: what they say of themselves."""
-    a, b = NetSource(normalisation=NORMALISATIONS["cifar10"]), NetSource(normalisation=images.normalisation)
+    a, b = (
+        NetSource(normalisation=NORMALISATIONS["cifar10"]),
+        NetSource(normalisation=images.normalisation),
+    )
     provenance = Provenance(
-        a, b, dataset="folder", split=images.split, classes=images.classes, transform=images.decoding_record
+        a,
+        b,
+        dataset="folder",
+        split=images.split,
+        classes=images.classes,
+        transform=images.decoding_record,
     )
     stored = SimpleNamespace(
-        provenance=provenance, paths=images.paths, contents=None, shape_b=(4, 30, 30), folder=Path("features")
+        provenance=provenance,
+        paths=images.paths,
+        contents=None,
+        shape_b=(4, 30, 30),
+        folder=Path("features"),
     )
     return SimpleNamespace(**vars(stored) | changes)
 
@@ -272,12 +337,16 @@ def test_the_pixels_are_of_each_stored_image_once_and_mixed(args, cpu):
     rows = torch.cat(batches)
     in_order = images.decode(range(len(images)))
     assert rows.shape == in_order.shape and not torch.equal(rows, in_order)
-    torch.testing.assert_close(rows.long().sum((1, 2, 3)).sort()[0], in_order.long().sum((1, 2, 3)).sort()[0])
+    torch.testing.assert_close(
+        rows.long().sum((1, 2, 3)).sort()[0], in_order.long().sum((1, 2, 3)).sort()[0]
+    )
 
 
 def test_other_images_than_the_stored_ones_are_refused(args, cpu):
     images, head = opening.images(args(), "val"), nn.Conv2d(3, 4, 3)
-    with pytest.raises(InputError, match=r"other images than those of features; name theirs by --data_root"):
+    with pytest.raises(
+        InputError, match=r"other images than those of features; name theirs by --data_root"
+    ):
         opening.features_anew(args(), folder_of(images, paths=images.paths[1:]), head, cpu)
     with pytest.raises(InputError, match="does not say which images it was made of"):
         opening.features_anew(args(), folder_of(images, provenance=Provenance()), head, cpu)

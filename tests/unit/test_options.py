@@ -61,8 +61,14 @@ def test_documented_spellings(parser, words, name, value):
         (["--batch_size", "0"], "-b/--batch_size: expected a whole number of at least 1"),
         (["--image_size", "7"], "--image_size: expected a whole number of at least 8, got '7'"),
         (["--conv_layer", "-1"], "--conv_layer: expected a whole number of at least 0, got '-1'"),
-        (["--device_ids", "[-1]"], "in a list such as [1,1]: expected a whole number of at least 0, got '-1'"),
-        (["--device_ids", "[0.5,1]"], "in a list such as [1,1]: expected a whole number of at least 0, got '0.5'"),
+        (
+            ["--device_ids", "[-1]"],
+            "in a list such as [1,1]: expected a whole number of at least 0, got '-1'",
+        ),
+        (
+            ["--device_ids", "[0.5,1]"],
+            "in a list such as [1,1]: expected a whole number of at least 0, got '0.5'",
+        ),
         (["--suffix", "a/b"], "--suffix: expected a name, not a path, got 'a/b'"),
         (["--dataset", "../x"], "--dataset: expected a name, not a path"),
         (["--out", ""], "--out: expected a path, got nothing"),
@@ -86,7 +92,11 @@ def test_help_is_grouped_and_shows_defaults(parser):
     for group in ("data:", "training:", "layer:", "run:", "output:", "going on:"):
         assert group in text
     assert "images of a step, over all GPUs (default: 7)" in text
-    assert "(default: None)" not in text and "(default: False)" not in text and "(default: )" not in text
+    assert (
+        "(default: None)" not in text
+        and "(default: False)" not in text
+        and "(default: )" not in text
+    )
     assert "--fine_tune" not in text
 
 
@@ -108,15 +118,47 @@ def test_the_data_folder_comes_from_the_environment(monkeypatch):
     [
         ([], (None, None, False, None, None), (None, None, False, None, None)),
         (["--conv_layer", "8", "--fc"], (None, 8, True, None, None), (None, 8, True, None, None)),
-        (["--conv_layer", "0", "--image_size", "32"], (None, 0, False, 32, None), (None, 0, False, 32, None)),
-        (["--conv_layer", "8", "--conv_layer2", "3"], (None, 8, False, None, None), (None, 3, False, None, None)),
-        (["--conv_layer", "8", "--conv_layer2", "0"], (None, 8, False, None, None), (None, 0, False, None, None)),
-        (["--layer", "a.1", "--layer2", "b.2"], ("a.1", None, False, None, None), ("b.2", None, False, None, None)),
+        (
+            ["--conv_layer", "0", "--image_size", "32"],
+            (None, 0, False, 32, None),
+            (None, 0, False, 32, None),
+        ),
+        (
+            ["--conv_layer", "8", "--conv_layer2", "3"],
+            (None, 8, False, None, None),
+            (None, 3, False, None, None),
+        ),
+        (
+            ["--conv_layer", "8", "--conv_layer2", "0"],
+            (None, 8, False, None, None),
+            (None, 0, False, None, None),
+        ),
+        (
+            ["--layer", "a.1", "--layer2", "b.2"],
+            ("a.1", None, False, None, None),
+            ("b.2", None, False, None, None),
+        ),
         (["--layer", "a.1"], ("a.1", None, False, None, None), ("a.1", None, False, None, None)),
-        (["--layer", "a.1", "--conv_layer2", "3"], ("a.1", None, False, None, None), (None, 3, False, None, None)),
-        (["--layer", "a", "--channels_last", "A"], ("a", None, False, None, True), ("a", None, False, None, False)),
-        (["--channels_last", "none"], (None, None, False, None, False), (None, None, False, None, False)),
-        (["--layer2", "b", "--channels_last", "both"], (None, None, False, None, True), ("b", None, False, None, True)),
+        (
+            ["--layer", "a.1", "--conv_layer2", "3"],
+            ("a.1", None, False, None, None),
+            (None, 3, False, None, None),
+        ),
+        (
+            ["--layer", "a", "--channels_last", "A"],
+            ("a", None, False, None, True),
+            ("a", None, False, None, False),
+        ),
+        (
+            ["--channels_last", "none"],
+            (None, None, False, None, False),
+            (None, None, False, None, False),
+        ),
+        (
+            ["--layer2", "b", "--channels_last", "both"],
+            (None, None, False, None, True),
+            ("b", None, False, None, True),
+        ),
     ],
 )
 def test_the_layers_of_both_nets(parser, words, first, second):
@@ -147,18 +189,23 @@ def test_what_no_option_says_comes_from_the_checkpoints(parser, words, records, 
 
 
 @pytest.mark.parametrize(
-    ("records", "said"), [([{"image_size": 64}], "64"), ([{"image_size": 64}, {}, {"image_size": 48}], "48 and 64")]
+    ("records", "said"),
+    [([{"image_size": 64}], "64"), ([{"image_size": 64}, {}, {"image_size": 48}], "48 and 64")],
 )
 def test_a_size_that_no_network_was_trained_at_is_refused(parser, records, said):
     args = parser.parse_args(["--image_size", "32"])
-    message = f"the network was trained at {said} pixels, --image_size says 32; leave the option out"
+    message = (
+        f"the network was trained at {said} pixels, --image_size says 32; leave the option out"
+    )
     with pytest.raises(InputError, match=message):
         options.fill(args, *records)
 
 
 def test_networks_of_several_sizes_need_a_choice(parser):
     args = parser.parse_args([])
-    with pytest.raises(InputError, match="trained at 32 and 64 pixels, and images have one size: choose"):
+    with pytest.raises(
+        InputError, match="trained at 32 and 64 pixels, and images have one size: choose"
+    ):
         options.fill(args, {"image_size": 64}, {"image_size": 32})
 
 
@@ -187,7 +234,10 @@ def test_a_folder_is_called_by_its_name_or_as_it_is(parser, words, name):
 def test_a_folder_in_the_folder_that_one_is_in_has_that_ones_name(parser, tmp_path, monkeypatch):
     (tmp_path / "pets").mkdir()
     monkeypatch.chdir(tmp_path / "pets")
-    assert options.data_name(parser.parse_args(["--dataset", "folder", "--train_path", "train"])) == "pets"
+    assert (
+        options.data_name(parser.parse_args(["--dataset", "folder", "--train_path", "train"]))
+        == "pets"
+    )
 
 
 @pytest.mark.parametrize(
@@ -195,7 +245,8 @@ def test_a_folder_in_the_folder_that_one_is_in_has_that_ones_name(parser, tmp_pa
     [
         ([], "cows"),
         (["--train_path", "cows/train"], "cows"),
-        (["--train_path", "horses/train"], "horses"),  # so that what was made of cows is not taken for them
+        # So that what was made of cows is not taken for them
+        (["--train_path", "horses/train"], "horses"),
         (["--val_path", "horses/val"], "horses"),
         (["--train_path", "elsewhere/train", "--name", "cows"], "cows"),
     ],
@@ -217,37 +268,83 @@ def test_a_named_data_set_has_its_own_name(parser):
 
 
 def test_settings_are_what_changes_the_result(parser):
-    words = ["--lr", "0.25", "--seed", "3", "--device_ids", "[0,1]", "--suffix", "x", "--resume", "auto", "-j", "1"]
+    words = [
+        "--lr",
+        "0.25",
+        "--seed",
+        "3",
+        "--device_ids",
+        "[0,1]",
+        "--suffix",
+        "x",
+        "--resume",
+        "auto",
+        "-j",
+        "1",
+    ]
     args = parser.parse_args(words)
     found = options.settings(args)
     assert set(found) == {
-        "dataset", "name", "image_size", "sample_num", "sub_sampler_split", "batch_size", "conv_layer", "layer", "fc",
-        "conv_layer2", "layer2", "optim", "lr", "momentum", "weight_decay", "epochs", "logspace", "epoch_step",
-        "decay_factor", "seed", "amp", "tf32", "augment", "normalisation", "channels_last",
-    }  # fmt: skip
+        "dataset",
+        "name",
+        "image_size",
+        "sample_num",
+        "sub_sampler_split",
+        "batch_size",
+        "conv_layer",
+        "layer",
+        "fc",
+        "conv_layer2",
+        "layer2",
+        "optim",
+        "lr",
+        "momentum",
+        "weight_decay",
+        "epochs",
+        "logspace",
+        "epoch_step",
+        "decay_factor",
+        "seed",
+        "amp",
+        "tf32",
+        "augment",
+        "normalisation",
+        "channels_last",
+    }
     assert (found["lr"], found["seed"], found["batch_size"]) == (0.25, 3, 7)
     assert options.settings(parser.parse_args(["--lr", "0.25", "--seed", "3"])) == found
 
 
-@pytest.mark.parametrize("words", [["--out", "b"], ["--restart"], ["--save_epoch", "9"], ["--gpu", "1"], ["--compile"]])
+@pytest.mark.parametrize(
+    "words", [["--out", "b"], ["--restart"], ["--save_epoch", "9"], ["--gpu", "1"], ["--compile"]]
+)
 def test_options_that_change_nothing_are_not_recorded(parser, words):
     assert options.settings(parser.parse_args(words)) == options.settings(parser.parse_args([]))
 
 
 def test_the_first_half_is_what_no_option_means(parser):
     nothing, first, at_random = (
-        options.settings(parser.parse_args(words)) for words in ([], ["--split", "first"], ["--split", "random"])
+        options.settings(parser.parse_args(words))
+        for words in ([], ["--split", "first"], ["--split", "random"])
     )
     assert nothing == first != at_random
 
 
 def test_fc_without_a_number_has_no_effect(parser, capsys):
-    for words in (["--fc", "--conv_layer", "1"], ["--fc", "--layer", "a", "--conv_layer2", "1"], ["--layer", "a"], []):
+    for words in (
+        ["--fc", "--conv_layer", "1"],
+        ["--fc", "--layer", "a", "--conv_layer2", "1"],
+        ["--layer", "a"],
+        [],
+    ):
         options.check_layers(parser, parser.parse_args(words))
     for words in (["--fc"], ["--fc", "--layer", "a"]):
         with pytest.raises(SystemExit):
             options.check_layers(parser, parser.parse_args(words))
-        assert "error: --fc has no effect without --conv_layer, whose number it counts" in capsys.readouterr().err
+        assert (
+            "error: --fc has no effect without --conv_layer, whose number it counts"
+            in capsys.readouterr().err
+        )
 
 
 def test_a_step_leaves_out_and_replaces_settings_of_its_own(parser):
@@ -255,11 +352,16 @@ def test_a_step_leaves_out_and_replaces_settings_of_its_own(parser):
     found = options.settings(args, but=["layer", "layer2"], weights="cafe", lr=9)
     assert found["weights"] == "cafe" and found["lr"] == 9
     assert not {"layer", "layer2"} & set(found)
-    assert found | {"layer": None, "layer2": None} == options.settings(args) | {"weights": "cafe", "lr": 9}
+    assert found | {"layer": None, "layer2": None} == options.settings(args) | {
+        "weights": "cafe",
+        "lr": 9,
+    }
     assert args.lr == 0.5
 
 
-@pytest.mark.parametrize("words", [["--fine-tune"], ["--world-size", "4"], ["--dist-url=tcp://localhost"], ["--model"]])
+@pytest.mark.parametrize(
+    "words", [["--fine-tune"], ["--world-size", "4"], ["--dist-url=tcp://localhost"], ["--model"]]
+)
 def test_old_switches_are_accepted_and_say_so_in_one_line(parser, words, capsys):
     args = parser.parse_args([*words, "--epochs", "5"])
     assert args.epochs == 5

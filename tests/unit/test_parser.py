@@ -32,7 +32,14 @@ def refused(parser, words, capsys):
 
 
 @pytest.mark.parametrize(
-    "words", [["--batch-size", "9"], ["--batch_size", "9"], ["--batch-size=9"], ["--batch_size=9"], ["-b", "9"]]
+    "words",
+    [
+        ["--batch-size", "9"],
+        ["--batch_size", "9"],
+        ["--batch-size=9"],
+        ["--batch_size=9"],
+        ["-b", "9"],
+    ],
 )
 def test_dashes_and_underscores_are_one(parser, words):
     assert parser.parse_args(words).batch_size == 9
@@ -51,9 +58,13 @@ def test_values_keep_their_dashes(parser, words):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--batch"], "unrecognized arguments: --batch"),  # no abbreviations: they change when options are added
+        # No abbreviations: they change when options are added
+        (["--batch"], "unrecognized arguments: --batch"),
         (["--nonsense"], "unrecognized arguments: --nonsense"),
-        (["--batch_size", "many"], "--batch_size/-b: expected a whole number of at least 1, got 'many'"),
+        (
+            ["--batch_size", "many"],
+            "--batch_size/-b: expected a whole number of at least 1, got 'many'",
+        ),
         (["--batch_size"], "--batch_size/-b: expected one argument"),
     ],
 )
@@ -106,13 +117,20 @@ def test_an_option_without_effect_is_refused_with_the_reason(parser, words, name
     with pytest.raises(SystemExit) as exit_:
         parser.refuse_without_effect(args, names, "beside --convOut_path: it is stored already")
     assert exit_.value.code == 2
-    said = f"--{name} has no effect beside --convOut_path: it is stored already (--help shows all options)"
+    said = (
+        f"--{name} has no effect beside --convOut_path: it is stored already (--help shows all"
+        " options)"
+    )
     assert capsys.readouterr().err == f"Step.py: error: {said}\n"
 
 
 def test_what_was_not_given_is_not_refused(parser):
-    parser.refuse_without_effect(parser.parse_args([]), ["note", "layer2", "alpha", "reverse"], "here")
-    parser.refuse_without_effect(parser.parse_args(["--reverse"]), ["note", "layer2", "alpha"], "here")
+    parser.refuse_without_effect(
+        parser.parse_args([]), ["note", "layer2", "alpha", "reverse"], "here"
+    )
+    parser.refuse_without_effect(
+        parser.parse_args(["--reverse"]), ["note", "layer2", "alpha"], "here"
+    )
 
 
 # --- what a next step is told again
@@ -192,7 +210,9 @@ def test_a_list_is_empty_only_where_it_may_be(text):
     assert str(error.value) == f"expected a list such as [1,1], got {text!r}, which is empty"
 
 
-@pytest.mark.parametrize(("text", "entry"), [("[0.5,1]", "0.5"), ("[a]", "a"), ("0;1", "0;1"), ("[1,-1]", "-1")])
+@pytest.mark.parametrize(
+    ("text", "entry"), [("[0.5,1]", "0.5"), ("[a]", "a"), ("0;1", "0;1"), ("[1,-1]", "-1")]
+)
 def test_a_list_of_something_else_names_the_entry_and_what_it_should_be(text, entry):
     with pytest.raises(argparse.ArgumentTypeError) as error:
         list_of(whole(0))(text)
@@ -221,7 +241,11 @@ def test_names_are_no_paths():
 
 def test_a_command_line_goes_without_some_options():
     words = ["--resume", "auto", "--seed=3", "--lr", "1", "--start-epoch", "2", "-e"]
-    assert Parser("A step.").without(words, ("--resume", "--seed", "--start_epoch")) == ["--lr", "1", "-e"]
+    assert Parser("A step.").without(words, ("--resume", "--seed", "--start_epoch")) == [
+        "--lr",
+        "1",
+        "-e",
+    ]
 
 
 def test_a_switch_is_said_again_without_a_value():

@@ -42,9 +42,12 @@ def test_quiet_processes_say_nothing(capsys, clock):
 
 @pytest.fixture
 def terminal(capsys, monkeypatch):
-    """A terminal, for whose bar every reading of the clock is a second later: it is drawn anew with every item."""
+    """A terminal, for whose bar every reading of the clock is a second later: it is drawn anew
+    with every item.
+    """
     seconds = itertools.count()
-    monkeypatch.setattr(type(progress.sys.stderr), "isatty", lambda _stream: True)  # capsys changes streams, not types
+    # Capsys changes streams, not types
+    monkeypatch.setattr(type(progress.sys.stderr), "isatty", lambda _stream: True)
     monkeypatch.setattr(tqdm.std, "time", lambda: float(next(seconds)))
 
 
@@ -55,8 +58,11 @@ def test_a_terminal_gets_a_bar_with_the_last_note(capsys, terminal):
     output = capsys.readouterr()
     states = output.err.split("\r")
     assert [state.split("|")[0] for state in states if "|" in state] == [
-        "epoch 9:   0%", "epoch 9:  33%", "epoch 9:  67%", "epoch 9: 100%",
-    ]  # fmt: skip
+        "epoch 9:   0%",
+        "epoch 9:  33%",
+        "epoch 9:  67%",
+        "epoch 9: 100%",
+    ]
     notes = [state.split("loss ")[1].strip() for state in states if "loss" in state]
     assert notes == ["0.25]", "0.5]", "0.75]"]
     assert states[-2].strip() == ""  # wiped: what is said next stands on a clean line

@@ -22,11 +22,23 @@ WHOLE = Provenance(
     label="10-3",
 )
 RECORD = {
-    "dataset": "folder", "name": "cows", "split": "train", "sample_num": "50par_A", "classes": ["calf", "cow"],
-    "transform": {"image_size": 64, "view": "resize", "mean": [0.5]}, "arch": "alexnet-resnet34", "layer": "10-3",
-    "arch_a": "alexnet", "layer_a": "features.10", "path_a": "nets/a.pth.tar", "checkpoint_a": "aaaaaaaa11",
-    "arch_b": "resnet34", "layer_b": "layer3.5.add", "path_b": "nets/b.pth.tar", "checkpoint_b": "bbbbbbbb22",
-}  # fmt: skip
+    "dataset": "folder",
+    "name": "cows",
+    "split": "train",
+    "sample_num": "50par_A",
+    "classes": ["calf", "cow"],
+    "transform": {"image_size": 64, "view": "resize", "mean": [0.5]},
+    "arch": "alexnet-resnet34",
+    "layer": "10-3",
+    "arch_a": "alexnet",
+    "layer_a": "features.10",
+    "path_a": "nets/a.pth.tar",
+    "checkpoint_a": "aaaaaaaa11",
+    "arch_b": "resnet34",
+    "layer_b": "layer3.5.add",
+    "path_b": "nets/b.pth.tar",
+    "checkpoint_b": "bbbbbbbb22",
+}
 
 
 def with_net(role: str, **changes: Any) -> Provenance:
@@ -45,7 +57,12 @@ def test_the_stored_record_is_flat_and_comes_back():
     assert WHOLE.to_record() == RECORD
     again = Provenance.from_record(RECORD)
     assert again == WHOLE and again.to_record() == RECORD
-    assert (again.a.path, again.b.path, again.arch, again.label) == (A.path, B.path, WHOLE.arch, WHOLE.label)
+    assert (again.a.path, again.b.path, again.arch, again.label) == (
+        A.path,
+        B.path,
+        WHOLE.arch,
+        WHOLE.label,
+    )
 
 
 ALIKE, OTHER = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), ((0.4, 0.4, 0.4), (0.2, 0.2, 0.2))
@@ -53,9 +70,17 @@ ALIKE, OTHER = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), ((0.4, 0.4, 0.4), (0.2, 0.2, 
 
 def test_nets_that_are_normalised_alike_are_recorded_as_before():
     """So that files of earlier versions and newer ones of the same nets are equal."""
-    alike = replace(with_net("a", normalisation=ALIKE), b=replace(B, normalisation=ALIKE), transform={"image_size": 64})
+    alike = replace(
+        with_net("a", normalisation=ALIKE),
+        b=replace(B, normalisation=ALIKE),
+        transform={"image_size": 64},
+    )
     record = alike.to_record()
-    assert record["transform"] == {"image_size": 64, "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
+    assert record["transform"] == {
+        "image_size": 64,
+        "mean": [0.5, 0.5, 0.5],
+        "std": [0.5, 0.5, 0.5],
+    }
     assert record.keys() == RECORD.keys()
     again = Provenance.from_record(record)
     assert again == alike and again.a.normalisation == again.b.normalisation == ALIKE
@@ -63,7 +88,11 @@ def test_nets_that_are_normalised_alike_are_recorded_as_before():
 
 
 def test_nets_of_other_constants_are_recorded_one_by_one():
-    mixed = replace(with_net("a", normalisation=ALIKE), b=replace(B, normalisation=OTHER), transform={"image_size": 64})
+    mixed = replace(
+        with_net("a", normalisation=ALIKE),
+        b=replace(B, normalisation=OTHER),
+        transform={"image_size": 64},
+    )
     record = json.loads(json.dumps(mixed.to_record()))
     assert record["transform"] == {"image_size": 64}
     again = Provenance.from_record(record)
@@ -93,7 +122,10 @@ def test_what_is_unknown_is_left_out_and_stays_unknown():
 
 
 def test_keys_of_other_programs_are_passed_over():
-    assert Provenance.from_record(RECORD | {"input": "components", "in_mode": [1]}).to_record() == RECORD
+    assert (
+        Provenance.from_record(RECORD | {"input": "components", "in_mode": [1]}).to_record()
+        == RECORD
+    )
 
 
 def test_the_image_size_is_the_transforms_or_the_authors():
@@ -151,8 +183,14 @@ def test_what_one_of_two_does_not_know_is_not_compared(key):
         (replace(WHOLE, sample_num=""), "sample_num 50par_A instead of "),
         (replace(WHOLE, classes=["bull", "calf", "cow"]), "2 other classes than these 3"),
         (replace(WHOLE, classes=["bull", "cow"]), "2 other classes than these 2"),
-        (replace(WHOLE, transform={"image_size": 32, "mean": [0.4]}), "image_size 64 instead of 32"),
-        (replace(WHOLE, transform={"image_size": 64, "mean": [0.4]}), "mean [0.5] instead of [0.4]"),
+        (
+            replace(WHOLE, transform={"image_size": 32, "mean": [0.4]}),
+            "image_size 64 instead of 32",
+        ),
+        (
+            replace(WHOLE, transform={"image_size": 64, "mean": [0.4]}),
+            "mean [0.5] instead of [0.4]",
+        ),
     ],
 )
 def test_a_difference_is_said_with_both_values(other, difference):
@@ -160,7 +198,10 @@ def test_a_difference_is_said_with_both_values(other, difference):
     assert other.differs(WHOLE)
     with pytest.raises(InputError) as error:
         WHOLE.check(other, "g.pth.tar")
-    assert str(error.value) == f"g.pth.tar was made with {difference}; name what it was made of, or make another one"
+    assert (
+        str(error.value)
+        == f"g.pth.tar was made with {difference}; name what it was made of, or make another one"
+    )
 
 
 def test_the_first_difference_is_the_nets():
@@ -180,7 +221,8 @@ def test_a_moved_file_of_the_same_content_is_the_same_net(role):
 
 
 @pytest.mark.parametrize(
-    "transform", [{"image_size": 64, "view": "crop", "mean": [0.5]}, {"image_size": 64}, {"colours": 3}]
+    "transform",
+    [{"image_size": 64, "view": "crop", "mean": [0.5]}, {"image_size": 64}, {"colours": 3}],
 )
 def test_of_the_transform_what_both_know_is_compared_but_for_the_view(transform):
     assert WHOLE.differs(replace(WHOLE, transform=transform)) is None
@@ -213,8 +255,9 @@ def test_fields_may_be_left_out_of_the_comparison():
     with pytest.raises(InputError, match="split train instead of val"):
         WHOLE.check(other, "g.pth.tar", but=("sample_num",))
     # What may differ of the images must not hide a net.
-    assert WHOLE.differs(replace(with_net("a", layer="x"), split="val"), but=("split",)) == (
-        "layer features.10 of net A instead of x"
+    assert (
+        WHOLE.differs(replace(with_net("a", layer="x"), split="val"), but=("split",))
+        == "layer features.10 of net A instead of x"
     )
 
 

@@ -10,9 +10,19 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 STEPS = {
-    "BornAgain", "Calibrate", "ConvOutput", "DCM", "HSAKD", "PrepareData", "Pruning", "Report", "Training",
-    "Training_TransNet", "Variance", "transClassifier",
-}  # fmt: skip
+    "BornAgain",
+    "Calibrate",
+    "ConvOutput",
+    "DCM",
+    "HSAKD",
+    "PrepareData",
+    "Pruning",
+    "Report",
+    "Training",
+    "Training_TransNet",
+    "Variance",
+    "transClassifier",
+}
 SCRIPTS = sorted(ROOT.glob("*.py"))
 MODELS = sorted((ROOT / "models").rglob("*.py"))
 UTILS = sorted((ROOT / "utils").rglob("*.py"))
@@ -20,9 +30,15 @@ CONSISTENCY = sorted((ROOT / "consistency").rglob("*.py"))
 DISTILLATION = sorted((ROOT / "distillation").rglob("*.py"))
 SCIENCE = CONSISTENCY + DISTILLATION
 FROM_UTILS_IN_MODELS = {
-    "utils.checkpoint", "utils.errors", "utils.files", "utils.later", "utils.normalisation", "utils.pixels",
-    "utils.provenance", "utils.remarks",
-}  # fmt: skip
+    "utils.checkpoint",
+    "utils.errors",
+    "utils.files",
+    "utils.later",
+    "utils.normalisation",
+    "utils.pixels",
+    "utils.provenance",
+    "utils.remarks",
+}
 # What a wing may import of the other wings; the ground alone is open to all.
 WINGS = {
     "data": set(),
@@ -32,20 +48,58 @@ WINGS = {
     "report": set(),
 }
 EFFECTS = {
-    "print", "open", "input", "exit", "parse_args", "parse_known_args", "ArgumentParser", "Parser", "device", "cuda",
-    "set_device", "is_available", "manual_seed", "seed", "mkdir", "unlink", "rmtree", "write_text", "write_bytes",
-    "read_text", "read_bytes", "read_json", "getLogger", "basicConfig", "set_num_threads", "simplefilter",
-    "filterwarnings", "SummaryWriter", "system", "run", "Popen",
-}  # fmt: skip
+    "print",
+    "open",
+    "input",
+    "exit",
+    "parse_args",
+    "parse_known_args",
+    "ArgumentParser",
+    "Parser",
+    "device",
+    "cuda",
+    "set_device",
+    "is_available",
+    "manual_seed",
+    "seed",
+    "mkdir",
+    "unlink",
+    "rmtree",
+    "write_text",
+    "write_bytes",
+    "read_text",
+    "read_bytes",
+    "read_json",
+    "getLogger",
+    "basicConfig",
+    "set_num_threads",
+    "simplefilter",
+    "filterwarnings",
+    "SummaryWriter",
+    "system",
+    "run",
+    "Popen",
+}
 
 HEAVY = [
-    "torchvision", "matplotlib", "tensorboard", "scipy.linalg", "scipy.stats", "sklearn", "torch._dynamo", "torch.onnx",
-    "jinja2", "timm", "safetensors",
-]  # fmt: skip
+    "torchvision",
+    "matplotlib",
+    "tensorboard",
+    "scipy.linalg",
+    "scipy.stats",
+    "sklearn",
+    "torch._dynamo",
+    "torch.onnx",
+    "jinja2",
+    "timm",
+    "safetensors",
+]
 
 
 def files(paths):
-    return pytest.mark.parametrize("path", paths, ids=[path.relative_to(ROOT).as_posix() for path in paths])
+    return pytest.mark.parametrize(
+        "path", paths, ids=[path.relative_to(ROOT).as_posix() for path in paths]
+    )
 
 
 def parse(path: Path) -> ast.Module:
@@ -53,7 +107,9 @@ def parse(path: Path) -> ast.Module:
 
 
 def imports(path: Path) -> set[str]:
-    """Modules that a file imports anywhere, as dotted names; `from utils import checkpoint` is utils.checkpoint."""
+    """Modules that a file imports anywhere, as dotted names; `from utils import checkpoint` is
+    utils.checkpoint.
+    """
     found = set()
     for node in ast.walk(parse(path)):
         if isinstance(node, ast.Import):
@@ -61,12 +117,18 @@ def imports(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative imports hide the plan"
             of_room = node.module in ("utils", "models", "consistency", "distillation")
-            found |= {f"{node.module}.{alias.name}" for alias in node.names} if of_room else {str(node.module)}
+            found |= (
+                {f"{node.module}.{alias.name}" for alias in node.names}
+                if of_room
+                else {str(node.module)}
+            )
     return found
 
 
 def at_import(node: ast.AST) -> Iterator[ast.AST]:
-    """Nodes that run when a module is imported: not the bodies of functions, nor the block for __main__."""
+    """Nodes that run when a module is imported: not the bodies of functions, nor the block for
+    __main__.
+    """
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.If) and "__main__" in ast.unparse(child.test):
             continue
@@ -115,14 +177,20 @@ def test_wings_stand_on_the_ground_and_beside_each_other(path):
 
 
 def test_every_wing_is_in_the_plan():
-    assert {path.name for path in (ROOT / "utils").iterdir() if (path / "__init__.py").exists()} == set(WINGS)
+    assert {
+        path.name for path in (ROOT / "utils").iterdir() if (path / "__init__.py").exists()
+    } == set(WINGS)
 
 
 @files(MODELS)
 def test_models_takes_little_from_utils(path):
     found = {name for name in imports(path) if name.split(".")[0] == "utils"}
     assert found <= FROM_UTILS_IN_MODELS
-    assert not {name for name in imports(path) if name.split(".")[0] in {"consistency", "distillation", *STEPS}}
+    assert not {
+        name
+        for name in imports(path)
+        if name.split(".")[0] in {"consistency", "distillation", *STEPS}
+    }
 
 
 @files(SCIENCE)
@@ -143,20 +211,24 @@ def test_no_script_imports_another(path):
 @files(SCRIPTS + SCIENCE + MODELS + UTILS)
 def test_nothing_happens_at_import(path):
     calls = [node for node in at_import(parse(path)) if isinstance(node, ast.Call)]
-    calls = [call for call in calls if ast.unparse(call) != "torch.device('cpu')"]  # chooses nothing
-    assert not {f"{called(call)} in line {call.lineno}" for call in calls if called(call) in EFFECTS}
+    # Chooses nothing
+    calls = [call for call in calls if ast.unparse(call) != "torch.device('cpu')"]
+    assert not {
+        f"{called(call)} in line {call.lineno}" for call in calls if called(call) in EFFECTS
+    }
 
 
 def test_imports_are_silent_and_ignore_the_command_line():
     """All of them in one process, whose command line would end any parser."""
     names = [path.stem for path in SCRIPTS]
-    names += [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in SCIENCE + MODELS + UTILS]
+    names += [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts) for path in SCIENCE + MODELS + UTILS
+    ]
     program = (
-        "import importlib, sys, torch\n"
-        "before = torch.random.get_rng_state(), torch.get_num_threads()\n"
-        f"for name in {names}: importlib.import_module(name)\n"
-        "assert torch.equal(before[0], torch.random.get_rng_state()) and before[1] == torch.get_num_threads()\n"
-        "assert not torch.cuda.is_initialized()\n"
+        "import importlib, sys, torch\nbefore = torch.random.get_rng_state(),"
+        f" torch.get_num_threads()\nfor name in {names}: importlib.import_module(name)\nassert"
+        " torch.equal(before[0], torch.random.get_rng_state()) and before[1] =="
+        " torch.get_num_threads()\nassert not torch.cuda.is_initialized()\n"
     )
     words = [sys.executable, "-c", program, "--no-such-option"]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
@@ -164,7 +236,9 @@ def test_imports_are_silent_and_ignore_the_command_line():
 
 
 def test_a_parser_loads_no_library_but_pytorch():
-    """So --help and a wrong option take no longer than `import torch`, which most of the time goes to."""
+    """So --help and a wrong option take no longer than `import torch`, which most of the time
+    goes to.
+    """
     program = (
         "import importlib, sys\n"
         f"for name in {sorted(STEPS)}: importlib.import_module(name).build_parser()\n"
@@ -182,7 +256,9 @@ def test_args_stay_in_scripts_options_and_opening(path):
         return
     tree = parse(path)
     taken = {
-        node.lineno for node in ast.walk(tree) if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "args"
+        node.lineno
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "args"
     }
     assert not taken, f"lines {sorted(taken)} read options that should come by name"
     assert "argparse" not in imports(path)

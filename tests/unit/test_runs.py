@@ -63,7 +63,10 @@ def board(folder):
     """What TensorBoard shows: name → [(epoch, value)]."""
     events = EventAccumulator(str(folder))
     events.Reload()
-    return {name: [(event.step, event.value) for event in events.Scalars(name)] for name in events.Tags()["scalars"]}
+    return {
+        name: [(event.step, event.value) for event in events.Scalars(name)]
+        for name in events.Tags()["scalars"]
+    }
 
 
 def test_every_epoch_is_one_line_everywhere(tmp_path, capsys):
@@ -87,7 +90,12 @@ def test_every_epoch_is_one_line_everywhere(tmp_path, capsys):
 def test_a_resumed_run_forgets_what_it_will_write_again(tmp_path):
     write(tmp_path, 4, [1.0, 2.0, 3.0])
     log = write(tmp_path, 4, [20.0, 30.0, 40.0], start_epoch=1)
-    assert [(line["epoch"], line["Loss"]) for line in read_metrics(log.path)] == [(0, 1), (1, 20), (2, 30), (3, 40)]
+    assert [(line["epoch"], line["Loss"]) for line in read_metrics(log.path)] == [
+        (0, 1),
+        (1, 20),
+        (2, 30),
+        (3, 40),
+    ]
     assert board(tmp_path)["Loss"] == [(0, 1), (1, 20), (2, 30), (3, 40)]
 
 
@@ -139,7 +147,10 @@ def test_two_runs_do_not_write_the_same_log(tmp_path):
     with RunLog(tmp_path, 3) as log:
         log.write(0, {"Loss": 1.0})
         with (
-            pytest.raises(InputError, match=rf"another run \(pid {os.getpid()} on .* is writing in .*; wait for it"),
+            pytest.raises(
+                InputError,
+                match=rf"another run \(pid {os.getpid()} on .* is writing in .*; wait for it",
+            ),
             RunLog(tmp_path, 3),
         ):
             pass
@@ -160,7 +171,10 @@ def test_a_run_that_fails_keeps_its_lines_and_lets_the_folder_go(tmp_path):
 
 
 def test_another_run_is_named_before_anything_is_done_for_this_one(tmp_path):
-    with RunLog(tmp_path, 3), pytest.raises(InputError, match=r"wait for it, or choose another --save$"):
+    with (
+        RunLog(tmp_path, 3),
+        pytest.raises(InputError, match=r"wait for it, or choose another --save$"),
+    ):
         RunLog(tmp_path, 3, elsewhere="--save")
 
 
@@ -172,7 +186,9 @@ def test_an_interrupted_run_says_what_is_saved_and_how_it_goes_on(tmp_path, caps
             log.saved(Path("net.pth.tar"), saves)
         raise KeyboardInterrupt
     words = f"net.pth.tar holds the first 3 of 9 epochs; {again} goes on with it"
-    assert capsys.readouterr().out == f"interrupted: {words if saves else 'nothing was saved yet'}\n"
+    assert (
+        capsys.readouterr().out == f"interrupted: {words if saves else 'nothing was saved yet'}\n"
+    )
 
 
 def test_a_run_is_saved_by_time_too(tmp_path, monkeypatch):

@@ -54,7 +54,9 @@ def test_a_clusters_signal_is_an_interruption(capsys):
     assert capsys.readouterr().err == "test_runtime.py: interrupted; what was saved is whole\n"
 
 
-@pytest.mark.parametrize("error", [ValueError("a mistake of ours"), OSError(errno.EIO, "broken disk")])
+@pytest.mark.parametrize(
+    "error", [ValueError("a mistake of ours"), OSError(errno.EIO, "broken disk")]
+)
 def test_a_mistake_of_the_program_keeps_its_traceback(error):
     @command
     def main(argv=None):
@@ -81,7 +83,9 @@ def test_without_a_gpu_one_line_says_so_and_it_runs(monkeypatch, capsys):
     assert found == Runtime(torch.device("cpu"), (), 0, 1, None, False, 7)
     assert found.is_main
     output = capsys.readouterr().out
-    assert output.startswith("no CUDA device, though 0 and 1 were asked for: running on the CPU with ")
+    assert output.startswith(
+        "no CUDA device, though 0 and 1 were asked for: running on the CPU with "
+    )
     assert output.count("\n") == 1 and ", seed 7, torch " in output
     assert start([], 3, 0, "bf16").amp_dtype == torch.bfloat16
 
@@ -96,7 +100,9 @@ def test_without_a_gpu_one_line_says_so_and_it_runs(monkeypatch, capsys):
         ([0, 1], 2, ", though 2 was asked for"),
     ],
 )
-def test_devices_that_were_asked_for_in_vain_are_named(monkeypatch, capsys, device_ids, gpu, expected):
+def test_devices_that_were_asked_for_in_vain_are_named(
+    monkeypatch, capsys, device_ids, gpu, expected
+):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     start(device_ids, gpu, 0)
     assert capsys.readouterr().out.startswith(f"no CUDA device{expected}: running on the CPU with ")
@@ -104,7 +110,9 @@ def test_devices_that_were_asked_for_in_vain_are_named(monkeypatch, capsys, devi
 
 def test_fp16_needs_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(InputError, match="--amp fp16 needs a GPU; on the CPU use --amp bf16 or off"):
+    with pytest.raises(
+        InputError, match="--amp fp16 needs a GPU; on the CPU use --amp bf16 or off"
+    ):
         start([], None, 0, "fp16")
 
 
@@ -123,7 +131,13 @@ def two_gpus(monkeypatch):
 
 @pytest.mark.parametrize(
     ("device_ids", "gpu", "expected"),
-    [([], None, (0,)), ([0, 1], None, (0, 1)), ([1, 0], None, (1, 0)), ([0, 0], None, (0,)), ([0, 1], 1, (1,))],
+    [
+        ([], None, (0,)),
+        ([0, 1], None, (0, 1)),
+        ([1, 0], None, (1, 0)),
+        ([0, 0], None, (0,)),
+        ([0, 1], 1, (1,)),
+    ],
 )
 def test_the_devices_that_are_named(two_gpus, capsys, device_ids, gpu, expected):
     found = start(device_ids, gpu, 0)
@@ -142,7 +156,9 @@ def test_float32_means_float32_unless_tf32_is_asked_for(two_gpus, tf32):
 
 @pytest.mark.parametrize(("device_ids", "gpu"), [([0, 2], None), ([], 2), ([], -1)])
 def test_a_device_that_is_not_there(two_gpus, device_ids, gpu):
-    with pytest.raises(InputError, match=r"CUDA device (2|-1) does not exist: this machine has 0 to 1"):
+    with pytest.raises(
+        InputError, match=r"CUDA device (2|-1) does not exist: this machine has 0 to 1"
+    ):
         start(device_ids, gpu, 0)
 
 
@@ -198,6 +214,7 @@ def test_precision(cpu):
     with bf16.autocast():
         assert model(x).dtype == torch.bfloat16
     scalers = [
-        Runtime(torch.device("cpu"), (), 0, 1, dtype, False, 0).grad_scaler() for dtype in (None, torch.bfloat16)
+        Runtime(torch.device("cpu"), (), 0, 1, dtype, False, 0).grad_scaler()
+        for dtype in (None, torch.bfloat16)
     ]
     assert not any(scaler.is_enabled() for scaler in scalers)

@@ -86,15 +86,28 @@ def test_two_processes_find_what_one_finds(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(sys, "argv", ["two.py", str(tmp_path / "one")])
     runpy.run_path(str(script))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+    ]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
         [*torchrun, str(script), str(tmp_path / "two")],
-        env=environment, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     outputs = [capsys.readouterr().out, done.stdout]
-    one, first, second = (json.loads((tmp_path / name).read_text()) for name in ("one.0", "two.0", "two.1"))
+    one, first, second = (
+        json.loads((tmp_path / name).read_text()) for name in ("one.0", "two.0", "two.1")
+    )
 
     assert [output.count("said\n") for output in outputs] == [1, 1]
     assert ", 2 processes, seed 3" in outputs[1] and "processes" not in outputs[0]

@@ -1,4 +1,6 @@
-"""The paper's tables from planted results: their numbers, and the settings that differ from the paper's."""
+"""The paper's tables from planted results: their numbers, and the settings that differ from the
+paper's.
+"""
 
 import csv
 
@@ -16,7 +18,10 @@ def test_a_cell_is_the_mean_of_its_files_beside_the_papers(tmp_path):
     variance(tmp_path / "results/table1/case2/vgg16_bn_L40/a.json", 0.7)
     head, rows = by_title(fill(tmp_path, "table1"))
     ours = head.index("conv4_3 @ VGG-16")
-    first, second = rows["case 1: two initialisations"], rows["case 2: two halves of the training images"]
+    first, second = (
+        rows["case 1: two initialisations"],
+        rows["case 2: two halves of the training images"],
+    )
     assert head[ours + 1] == "paper"
     assert (first[ours], first[ours + 1]) == ("0.300 (0.200 … 0.400)", "0.124")
     assert (second[ours], second[ours + 1]) == ("", "0.121")
@@ -75,9 +80,14 @@ def test_a_constant_target_has_no_instability(tmp_path):
 def test_accuracies_come_through_links_and_settings_are_no_row(tmp_path):
     net = save(tmp_path / "model_checkpoints/net.pth.tar", 15, acc1=41.0, data=DATA)
     tail = save(
-        tmp_path / "check/a/tail.pth.tar", 20, 1e-7, acc1=44.5, best_acc1=60.0, data=DATA,
+        tmp_path / "check/a/tail.pth.tar",
+        20,
+        1e-7,
+        acc1=44.5,
+        best_acc1=60.0,
+        data=DATA,
         settings={"input": "components", "in_mode": [1, 0, 0]},
-    )  # fmt: skip
+    )
     for cell, target in (("100/resnet18_L3", tail), ("settings/resnet18_L3", net)):
         folder = tmp_path / "results/table3" / cell
         folder.mkdir(parents=True)
@@ -87,9 +97,11 @@ def test_accuracies_come_through_links_and_settings_are_no_row(tmp_path):
     assert list(table.rows) == ["A", "B", "100", "110", "111"]
     (note,) = table.notes
     for said in (
-        "classes of CUB200 10 (200)", "epochs of nets on CUB200 15 (300)", "epochs of tails 20 (100)",
+        "classes of CUB200 10 (200)",
+        "epochs of nets on CUB200 15 (300)",
+        "epochs of tails 20 (100)",
         "pixels to a side 64 (224)",
-    ):  # fmt: skip
+    ):
         assert said in note
     assert "rate" not in note
 
@@ -106,7 +118,10 @@ def test_settings_of_the_paper_are_not_mentioned(tmp_path):
     paths["transnet_path"] = save(tmp_path / "h.pth.tar", 30, 1e-5, trans_net={})
     variance(tmp_path / "results/table1/case1/alexnet_L8/b.json", source=paths)
     (note,) = fill(tmp_path, "table1").notes
-    assert "epochs of Trans-Nets 30, 1000 (1000); last rate of Trans-Nets 1e-06, 1e-05 (1e-06)." in note
+    assert (
+        "epochs of Trans-Nets 30, 1000 (1000); last rate of Trans-Nets 1e-06, 1e-05 (1e-06)."
+        in note
+    )
 
 
 def test_what_the_files_record_is_held_against_the_paper(tmp_path):
@@ -117,17 +132,22 @@ def test_what_the_files_record_is_held_against_the_paper(tmp_path):
     def notes(of_nets, of_trans_nets):
         paths = {
             "path_a": save(tmp_path / "a.pth.tar", 300, data=data, settings=of_nets),
-            "transnet_path": save(tmp_path / "g.pth.tar", 1000, 1e-6, trans_net={}, settings=of_trans_nets),
+            "transnet_path": save(
+                tmp_path / "g.pth.tar", 1000, 1e-6, trans_net={}, settings=of_trans_nets
+            ),
         }
         variance(tmp_path / "results/table1/case1/alexnet_L8/a.json", source=paths)
         return fill(tmp_path, "table1").notes
 
     assert notes(paper, fit) == []
-    (note,) = notes(paper | {"batch_size": 32, "lr": 0.1}, fit | {"optim": "SGD", "alpha": [0.5, 8.0]})
-    assert note == (
-        "Settings that differ from the paper's (in brackets): alpha of Trans-Nets [0.5, 8.0] ([0.1, 0.1]); "
-        "batch size of nets on CUB200 32 (128); first rate of nets on CUB200 0.1 (0.01); "
-        "optimiser of Trans-Nets SGD (Adam)."
+    (note,) = notes(
+        paper | {"batch_size": 32, "lr": 0.1}, fit | {"optim": "SGD", "alpha": [0.5, 8.0]}
+    )
+    assert (
+        note
+        == "Settings that differ from the paper's (in brackets): alpha of Trans-Nets [0.5, 8.0]"
+        " ([0.1, 0.1]); batch size of nets on CUB200 32 (128); first rate of nets on CUB200 0.1"
+        " (0.01); optimiser of Trans-Nets SGD (Adam)."
     )
 
 
@@ -159,18 +179,31 @@ def test_sweeps_are_in_numerical_order(tmp_path):
     for threshold, removed in (("1.2-2", 93.3), ("0.4-1.25", 70.0), ("0.2-1", 50.0)):
         cell = tmp_path / f"results/compression/vgg16_bn_{threshold}"
         percents = {"before": 61.0, "pruned": 1.0, "retrained": 60.0}
-        write_json(cell / "pruning/net.json", {"removed_percent": removed, "accuracy_percent": percents})
+        write_json(
+            cell / "pruning/net.json", {"removed_percent": removed, "accuracy_percent": percents}
+        )
         variance(cell / "L37/variance.json", residual=removed / 100)
     for generation in (10, 2, 0):
-        variance(tmp_path / f"results/distillation/vgg16_bn_L30_gen{generation}/variance/v.json", 0.3, residual=4)
+        variance(
+            tmp_path / f"results/distillation/vgg16_bn_L30_gen{generation}/variance/v.json",
+            0.3,
+            residual=4,
+        )
     head, *body = tables.lines(fill(tmp_path, "compression"))
-    assert head[1:] == ["parameters removed, %", "accuracy before", "accuracy after", "Var(x_Δ) at conv5_2"]
+    assert head[1:] == [
+        "parameters removed, %",
+        "accuracy before",
+        "accuracy after",
+        "Var(x_Δ) at conv5_2",
+    ]
     assert body == [
         ["vgg16_bn_0.2-1", "50", "61", "60", "0.5"],
         ["vgg16_bn_0.4-1.25", "70", "61", "60", "0.7"],
         ["vgg16_bn_1.2-2", "93.3", "61", "60", "0.933"],
     ]
-    assert list(fill(tmp_path, "distillation").rows) == [f"vgg16_bn_L30_gen{generation}" for generation in (0, 2, 10)]
+    assert list(fill(tmp_path, "distillation").rows) == [
+        f"vgg16_bn_L30_gen{generation}" for generation in (0, 2, 10)
+    ]
 
 
 def test_the_command_prints_and_writes(tmp_path, capsys):
@@ -203,7 +236,10 @@ def test_the_command_prints_and_writes(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [(["table9"], "there is no table 'table9'; known are diagnosis"), ([], "has no number of these tables")],
+    [
+        (["table9"], "there is no table 'table9'; known are diagnosis"),
+        ([], "has no number of these tables"),
+    ],
 )
 def test_what_is_not_there_is_named(tmp_path, words, message):
     with pytest.raises(SystemExit, match=message):
@@ -211,7 +247,10 @@ def test_what_is_not_there_is_named(tmp_path, words, message):
 
 
 def test_rows_of_a_calibration_are_found_by_name(tmp_path):
-    rows = [{"pairs": name, "value": value} for name, value in (("null: B untrained", 0.8), ("this Trans-Net", 0.3))]
+    rows = [
+        {"pairs": name, "value": value}
+        for name, value in (("null: B untrained", 0.8), ("this Trans-Net", 0.3))
+    ]
     baselines = [{"name": "ridge R2", "value": 0.6}]
     cell = tmp_path / "results/calibration/resnet18_L2_case1/calibrate"
     consistency = {"value": 0.7, "low": 0.6, "high": 0.8}  # an only file's own interval is believed
@@ -226,9 +265,12 @@ def test_rows_of_a_calibration_are_found_by_name(tmp_path):
     head, body = by_title(fill(tmp_path, "calibration"))
     (line,) = body.values()
     assert [(name, line[place]) for place, name in enumerate(head) if name] == [
-        ("instability", "0.300"), ("null: B untrained", "0.800"), ("normalised consistency", "0.700 [0.600, 0.800]"),
-        ("p of the linear reference", "0.010"), ("ridge R²", "0.600"),
-    ]  # fmt: skip
+        ("instability", "0.300"),
+        ("null: B untrained", "0.800"),
+        ("normalised consistency", "0.700 [0.600, 0.800]"),
+        ("p of the linear reference", "0.010"),
+        ("ridge R²", "0.600"),
+    ]
 
 
 def test_every_number_of_the_paper_has_its_row_and_column():
@@ -239,4 +281,6 @@ def test_every_number_of_the_paper_has_its_row_and_column():
         for claim in layout.get("claims", ()):
             assert claim["says"] and len(claim.get("rows", claim.get("columns"))) == 2
             assert set(claim.get("rows", ())) <= set(layout["rows"])
-            assert set(claim.get("where", ())) <= set(layout["columns" if "rows" in claim else "rows"])
+            assert set(claim.get("where", ())) <= set(
+                layout["columns" if "rows" in claim else "rows"]
+            )

@@ -17,17 +17,28 @@ def measured(path, instability, seed=0, images=400, name="CUB200", same=0):
     """A JSON of Variance.py whose images differ, but alike for one `same`."""
     random, common = np.random.default_rng(seed), np.random.default_rng(same)
     target = 1 + common.random(images)
-    left = target * instability * (1 + 0.3 * common.standard_normal(images) + 0.05 * random.standard_normal(images))
+    left = (
+        target
+        * instability
+        * (1 + 0.3 * common.standard_normal(images) + 0.05 * random.standard_normal(images))
+    )
     left *= instability * target.mean() / left.mean()
     variances = {"target": target.mean(), "residual": left.mean()}
     per_image = {"target": target.tolist(), "residual": left.tolist()}
-    facts = {"images": images, "instability": instability, "var": variances, "source": {"dataset": name}}
+    facts = {
+        "images": images,
+        "instability": instability,
+        "var": variances,
+        "source": {"dataset": name},
+    }
     write_json(path, facts | {"per_image": per_image})
 
 
 def tail(path, share, seed=0, images=400, **data):
     """A tail that is right on so many images, the first ones mostly."""
-    order = np.argsort(np.arange(images) + images / 10 * np.random.default_rng(seed).standard_normal(images))
+    order = np.argsort(
+        np.arange(images) + images / 10 * np.random.default_rng(seed).standard_normal(images)
+    )
     hits = torch.zeros(images, dtype=torch.uint8)
     hits[order[: round(share * images)]] = 1
     accuracy = 100 * hits.double().mean().item()
@@ -49,7 +60,10 @@ def test_a_number_stands_beside_its_interval(tmp_path, capsys):
     assert rows["case 1: two initialisations"][head.index("conv4 @ AlexNet")] == expected
     tables.main([str(tmp_path), "table1", "--csv", str(tmp_path / "t.csv")])
     printed = capsys.readouterr().out
-    assert f"| {expected} | 0.086 |" in printed and "[low, high]: 95 % interval over the test images" in printed
+    assert (
+        f"| {expected} | 0.086 |" in printed
+        and "[low, high]: 95 % interval over the test images" in printed
+    )
     with (tmp_path / "t.csv").open(encoding="utf-8") as file:
         rows = {tuple(row[:3]): row[5:] for row in csv.reader(file)}
     assert rows["table1", "case1", "alexnet_L8"] == [str(one.low), str(one.high), "interval"]
@@ -58,15 +72,19 @@ def test_a_number_stands_beside_its_interval(tmp_path, capsys):
 def test_the_interval_of_a_variance_is_variance_pys(tmp_path):
     measured(tmp_path / "results/table1/case1/alexnet_L8/a.json", 0.3)
     between = fill(tmp_path, "table2").intervals["residual", "alexnet_L8"]
-    parts = np.array(read_json(tmp_path / "results/table1/case1/alexnet_L8/a.json")["per_image"]["residual"])
+    parts = np.array(
+        read_json(tmp_path / "results/table1/case1/alexnet_L8/a.json")["per_image"]["residual"]
+    )
     expected = bootstrap(lambda total: {"mean": total}, [parts / len(parts)])["mean"]
     assert (between.low, between.high) == pytest.approx((expected.low, expected.high))
 
 
 @pytest.mark.parametrize(
     ("deeper", "told"), [(0.36, "shows"), (0.24, "does not show"), (0.3005, "cannot be said")]
-)  # fmt: skip
-def test_a_claim_is_decided_by_the_paired_interval_of_its_difference(tmp_path, capsys, deeper, told):
+)
+def test_a_claim_is_decided_by_the_paired_interval_of_its_difference(
+    tmp_path, capsys, deeper, told
+):
     case = tmp_path / "results/table1/case1"
     measured(case / "alexnet_L8/a.json", 0.3, 1)
     measured(case / "alexnet_L10/a.json", deeper, 2)
@@ -74,9 +92,13 @@ def test_a_claim_is_decided_by_the_paired_interval_of_its_difference(tmp_path, c
     (claim,) = table.claims
     assert (claim.verdict, claim.difference) == (told, pytest.approx(deeper - 0.3))
     single = table.intervals["case1", "alexnet_L8"]
-    assert claim.interval.high - claim.interval.low < 0.5 * (single.high - single.low)  # what images share cancels
+    # What images share cancels
+    assert claim.interval.high - claim.interval.low < 0.5 * (single.high - single.low)
     tables.main([str(tmp_path), "table1"])
-    line = f"- case 1: two initialisations: conv5 is less stable than conv4 @ AlexNet: {deeper - 0.3:+.3f} ["
+    line = (
+        "- case 1: two initialisations: conv5 is less stable than conv4 @ AlexNet:"
+        f" {deeper - 0.3:+.3f} ["
+    )
     (found,) = [text for text in capsys.readouterr().out.splitlines() if text.startswith(line)]
     assert found.endswith(f"]: {told}")
 
@@ -112,7 +134,9 @@ def test_accuracies_are_compared_image_by_image(tmp_path):
     assert between.high - between.low == pytest.approx(392 * (0.5 * 0.5 / 400) ** 0.5, rel=0.15)
     told = {(claim.says, claim.where): claim.verdict for claim in table.claims}
     assert told["x(0) better than net A's raw feature", "ResNet-18"] == "shows"
-    assert told["x(0) + x(1) + x(2) better than net A's raw feature", "ResNet-18"] == "cannot be said"
+    assert (
+        told["x(0) + x(1) + x(2) better than net A's raw feature", "ResNet-18"] == "cannot be said"
+    )
     assert len(table.claims) == 4
 
 
@@ -131,13 +155,21 @@ def test_a_gain_has_the_interval_of_the_difference(tmp_path):
     table = fill(tmp_path, "diagnosis")
     (claim,) = table.claims
     gain = table.intervals["gain", column]
-    assert (gain.low, gain.high) == (claim.interval.low, claim.interval.high) and claim.verdict == "shows"
-    assert gain.high - gain.low < table.intervals["raw", column].high - table.intervals["raw", column].low
+    assert (gain.low, gain.high) == (
+        claim.interval.low,
+        claim.interval.high,
+    ) and claim.verdict == "shows"
+    assert (
+        gain.high - gain.low
+        < table.intervals["raw", column].high - table.intervals["raw", column].low
+    )
 
 
 def test_a_claim_is_of_the_columns_that_it_names(tmp_path):
     for generation, residual in ((0, 0.4), (1, 0.3)):
         name = f"shufflenet_v2_x1_0_Lstage3_gen{generation}"
-        variance(tmp_path / f"results/distillation/{name}/variance/a.json", residual, residual=residual)
+        variance(
+            tmp_path / f"results/distillation/{name}/variance/a.json", residual, residual=residual
+        )
     (claim,) = fill(tmp_path, "distillation").claims
     assert (claim.where, claim.difference) == ("Var(x_Δ)/Var(x*)", pytest.approx(0.1))

@@ -1,4 +1,6 @@
-"""Work that is the same in every epoch, done once: one tensor an image, kept where there is room for it."""
+"""Work that is the same in every epoch, done once: one tensor an image, kept where there is room
+for it.
+"""
 
 import math
 import os
@@ -29,17 +31,18 @@ def compute_once(
     folder: str | Path,
     label: str,
 ) -> TensorStore:
-    """Compute what a frozen network makes of every image, and keep it: on the GPU, in memory or in a file.
+    """Compute what a frozen network makes of every image, and keep it: on the GPU, in memory or in
+    a file.
 
-    The first of the three that has room to spare is taken; one line says which. The file has no name once it is
-    open, so the disk gets its space back however the run ends. Under torchrun every process computes its share
-    of the images and all of them read one file.
+    The first of the three that has room to spare is taken; one line says which. The file has no
+    name once it is open, so the disk gets its space back however the run ends. Under torchrun every
+    process computes its share of the images and all of them read one file.
 
     Args:
-        function: images uint8 (n, 3, S, S) on the device → a tensor (n, *shape); called under autocast without
-            gradients. The caller puts its modules into evaluation mode.
-        loader: an unshuffled one of a data set that is not augmented; its batches begin with the images and end
-            with their indices.
+        function: images uint8 (n, 3, S, S) on the device → a tensor (n, *shape); called under
+            autocast without gradients. The caller puts its modules into evaluation mode.
+        loader: an unshuffled one of a data set that is not augmented; its batches begin with the
+            images and end with their indices.
         shape: of one image's tensor.
         runtime: device, processes, precision.
         folder: where a file would be made.
@@ -60,15 +63,22 @@ def compute_once(
         values[indices.to(values.device)] = rows.to(values.device, torch.float32)
     runtime.barrier()  # the others' rows are needed too
     runtime.say(
-        f"{label} of {images_count:,} images ready {where}: {in_words(values.nbytes)}, {time.monotonic() - began:.1f} s"
+        f"{label} of {images_count:,} images ready {where}: {in_words(values.nbytes)},"
+        f" {time.monotonic() - began:.1f} s"
     )
     return TensorStore(values)
 
 
-def _allocate(shape: tuple[int, ...], runtime: Runtime, folder: Path, label: str) -> tuple[Tensor, str]:
+def _allocate(
+    shape: tuple[int, ...], runtime: Runtime, folder: Path, label: str
+) -> tuple[Tensor, str]:
     """Make room for float32 `shape`; say where that is."""
     needed_bytes = 4 * math.prod(shape)
-    place = choose_place(needed_bytes, folder / "file", runtime.device) if runtime.world_size == 1 else "disk"
+    place = (
+        choose_place(needed_bytes, folder / "file", runtime.device)
+        if runtime.world_size == 1
+        else "disk"
+    )
     if place == "gpu":
         return torch.empty(shape, device=runtime.device), f"on {runtime.device}"
     if place == "ram":
@@ -76,12 +86,14 @@ def _allocate(shape: tuple[int, ...], runtime: Runtime, folder: Path, label: str
     if place == "disk":
         return _mapped_file(shape, needed_bytes, runtime, folder), f"in a file in {folder}"
     raise InputError(
-        f"{label} of {shape[0]:,} images take {in_words(needed_bytes)}, for which there is no room on the device, "
-        f"in memory or in {folder}; free some, or name another --out"
+        f"{label} of {shape[0]:,} images take {in_words(needed_bytes)}, for which there is no room"
+        f" on the device, in memory or in {folder}; free some, or name another --out"
     )
 
 
-def _mapped_file(shape: tuple[int, ...], needed_bytes: int, runtime: Runtime, folder: Path) -> Tensor:
+def _mapped_file(
+    shape: tuple[int, ...], needed_bytes: int, runtime: Runtime, folder: Path
+) -> Tensor:
     """Map a file that all processes share and that vanishes with the last of them."""
     name = ""
     try:
@@ -89,15 +101,16 @@ def _mapped_file(shape: tuple[int, ...], needed_bytes: int, runtime: Runtime, fo
             folder.mkdir(parents=True, exist_ok=True)
             handle, name = tempfile.mkstemp(dir=folder, prefix=".constant_work.")
             with os.fdopen(handle, "wb"):
-                if hasattr(os, "posix_fallocate"):  # a mapped file that meets a full disk kills the process
+                # A mapped file that meets a full disk kills the process
+                if hasattr(os, "posix_fallocate"):
                     os.posix_fallocate(handle, 0, needed_bytes)
         shared = runtime.gather(name)[0]
         array = np.memmap(shared, np.float32, "r+", shape=shape)
         runtime.barrier()
     except OSError as error:
         raise InputError(
-            f"{in_words(needed_bytes)} cannot be written to {folder} ({error.strerror or error}); free some space "
-            "or name another --out"
+            f"{in_words(needed_bytes)} cannot be written to {folder} ({error.strerror or error});"
+            " free some space or name another --out"
         ) from None
     finally:
         if name:

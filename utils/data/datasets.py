@@ -15,9 +15,27 @@ from utils.files import normalised_folder
 
 # The order is the label: the ids of the paper's VOC object lists, not the alphabet.
 VOC_CLASSES = [
-    "cow", "aeroplane", "cat", "bicycle", "tvmonitor", "horse", "bird", "dog", "bottle", "boat",
-    "person", "train", "motorbike", "sheep", "sofa", "bus", "pottedplant", "diningtable", "chair", "car",
-]  # fmt: skip
+    "cow",
+    "aeroplane",
+    "cat",
+    "bicycle",
+    "tvmonitor",
+    "horse",
+    "bird",
+    "dog",
+    "bottle",
+    "boat",
+    "person",
+    "train",
+    "motorbike",
+    "sheep",
+    "sofa",
+    "bus",
+    "pottedplant",
+    "diningtable",
+    "chair",
+    "car",
+]
 VOC_FOLDERS = tuple(f"{label:02d}_{name}" for label, name in enumerate(VOC_CLASSES))
 
 
@@ -26,13 +44,14 @@ class DatasetSpec:
     """How one data set is read.
 
     Attributes:
-        folders: its folders below `data_root`, each with `train` and `test`; several are concatenated,
-            the labels of a later one shifted by the number of classes before it. None: only by path.
+        folders: its folders below `data_root`, each with `train` and `test`; several are
+            concatenated, the labels of a later one shifted by the number of classes before it.
+            None: only by path.
         parts: names of those folders, where each is also validated on its own.
         only: the part whose images alone are taken; the labels stay those of all folders together.
-        class_ids: names of class folders in the order of their labels, where the network has an output
-            for each, present or not (VOC2012_animal: six folders, 20 outputs). None: ImageFolder's
-            labels, the position in the sorted list of folders.
+        class_ids: names of class folders in the order of their labels, where the network has an
+            output for each, present or not (VOC2012_animal: six folders, 20 outputs). None:
+            ImageFolder's labels, the position in the sorted list of folders.
         multi_label: targets are 0/1 vectors read from VOC annotations instead of class folders.
         train_view, val_view: which of `utils.data.images.VIEWS` makes an image square.
         normalisation: which of `utils.data.batches.NORMALISATIONS` the networks are used to.
@@ -75,7 +94,8 @@ class ImageList:
 
     Attributes:
         root: folder that `files` are relative to.
-        files: relative POSIX names, as the file system has them (bytes that are no UTF-8 as surrogates).
+        files: relative POSIX names, as the file system has them (bytes that are no UTF-8 as
+            surrogates).
         targets: int64 (n,), or float32 (n, classes) of 0 and 1 for a multi-label set.
         classes: one name for each output of the network.
         parts: for each half of a mixed set the positions of its images, int64; empty otherwise.
@@ -96,7 +116,10 @@ class ImageList:
             [self.files[position] for position in keep.tolist()],
             self.targets[keep],
             self.classes,
-            {name: torch.isin(keep, members).nonzero().flatten() for name, members in self.parts.items()},
+            {
+                name: torch.isin(keep, members).nonzero().flatten()
+                for name, members in self.parts.items()
+            },
             self.notes,
         )
 
@@ -115,23 +138,28 @@ def dataset_spec(name: str) -> DatasetSpec:
     raise InputError(f"there is no data set {name!r}; {hint}")
 
 
-def list_images(name: str, split: str, data_root: str | Path, path: str | Path | None = None) -> ImageList:
+def list_images(
+    name: str, split: str, data_root: str | Path, path: str | Path | None = None
+) -> ImageList:
     """List the images of a data set's split ("train" or "val").
 
     Args:
         name: a key of `DATASETS`.
-        split: "train" reads the folder `train`; "val" reads `test`, or `val` where there is no `test`.
+        split: "train" reads the folder `train`; "val" reads `test`, or `val` where there is no
+            `test`.
         data_root: folder that holds the data sets' folders.
         path: the folder itself, instead of the one below `data_root`; for a set of several folders
             their paths joined by ":" (`os.pathsep`) in the table's order.
 
     Raises:
-        InputError: a folder is missing, has no class folders, or one of these has no image (a set with
-            `class_ids` may have some without).
+        InputError: a folder is missing, has no class folders, or one of these has no image (a set
+            with `class_ids` may have some without).
     """
     spec = dataset_spec(name)
     if spec.multi_label:
-        return _list_voc(Path(path or Path(data_root, *spec.folders)), split, spec, use_all=path is not None)
+        return _list_voc(
+            Path(path or Path(data_root, *spec.folders)), split, spec, use_all=path is not None
+        )
     roots = _roots(name, split, Path(data_root), path)
     lists = [_list_class_folders(root, spec.class_ids) for root in roots]
     if not spec.parts:
@@ -140,7 +168,9 @@ def list_images(name: str, split: str, data_root: str | Path, path: str | Path |
 
 
 def printable(name: str | Path) -> str:
-    r"""Return a file name that can be printed and written as UTF-8: bytes that are no UTF-8 become `\xff`."""
+    r"""Return a file name that can be printed and written as UTF-8: bytes that are no UTF-8
+    become `\xff`.
+    """
     text = str(name)
     try:
         text.encode()
@@ -154,7 +184,9 @@ def _roots(name: str, split: str, data_root: Path, path: str | Path | None) -> l
     folders = dataset_spec(name).folders
     flag = f"--{split}_path"
     if path is not None:
-        roots = [Path(part) for part in (str(path).split(os.pathsep) if len(folders) > 1 else [path])]
+        roots = [
+            Path(part) for part in (str(path).split(os.pathsep) if len(folders) > 1 else [path])
+        ]
         if len(roots) != max(1, len(folders)):
             raise InputError(
                 f"{name} is made of {len(folders)} folders, {flag} names {len(roots)}; "
@@ -163,7 +195,9 @@ def _roots(name: str, split: str, data_root: Path, path: str | Path | None) -> l
     elif folders:
         roots = [_split_folder(data_root / folder, split) for folder in folders]
     else:
-        raise InputError(f"the data set {name!r} is any folder of class folders; name it with {flag}")
+        raise InputError(
+            f"the data set {name!r} is any folder of class folders; name it with {flag}"
+        )
     for root in roots:
         if root.is_dir():
             continue
@@ -180,11 +214,17 @@ def _split_folder(folder: Path, split: str) -> Path:
     """Return `train`, or `test` (`val` where only that exists) for validation."""
     if split == "train":
         return folder / "train"
-    return folder / "val" if (folder / "val").is_dir() and not (folder / "test").is_dir() else folder / "test"
+    return (
+        folder / "val"
+        if (folder / "val").is_dir() and not (folder / "test").is_dir()
+        else folder / "test"
+    )
 
 
 def _list_class_folders(root: Path, class_ids: tuple[str, ...] | None) -> ImageList:
-    """List `root/{class}/**/*.jpg` in the order of torchvision's ImageFolder; see `utils.data.listing`."""
+    """List `root/{class}/**/*.jpg` in the order of torchvision's ImageFolder; see
+    `utils.data.listing`.
+    """
     left_out = LeftOut()
     try:
         folders = find_class_folders(root, left_out)
@@ -193,8 +233,9 @@ def _list_class_folders(root: Path, class_ids: tuple[str, ...] | None) -> ImageL
     if not folders:
         loose = len(left_out.names.get(LOOSE, []))
         raise InputError(
-            f"{printable(root)} has no class folders{f' but {loose} loose images' if loose else ''}; "
-            "expected are {class}/*.jpg in it"
+            f"{printable(root)} has no class"
+            f" folders{f' but {loose} loose images' if loose else ''}; expected are {{class}}/*.jpg"
+            " in it"
         )
     labels = {folder: label for label, folder in enumerate(folders)}
     if class_ids is not None:
@@ -208,7 +249,8 @@ def _list_class_folders(root: Path, class_ids: tuple[str, ...] | None) -> ImageL
     filled = {folder for folder, _ in images}
     empty = [printable(folder) for folder in folders if folder not in filled]
     notes = [printable(str(left_out))] if left_out.names else []
-    if empty and (class_ids is None or not filled):  # with ids in the table, an empty folder shifts nothing
+    # With ids in the table, an empty folder shifts nothing
+    if empty and (class_ids is None or not filled):
         others = f" and {len(empty) - 1} other class folders have" if len(empty) > 1 else " has"
         raise InputError(
             f"the class folder {printable(root / empty[0])}{others} no images ({', '.join(ENDINGS)}"
@@ -228,7 +270,9 @@ def _list_class_folders(root: Path, class_ids: tuple[str, ...] | None) -> ImageL
 
 
 def _concatenate(lists: list[ImageList], spec: DatasetSpec) -> ImageList:
-    """Join the folders of a mixed set, or take one of them with the labels that it has in the mixture."""
+    """Join the folders of a mixed set, or take one of them with the labels that it has in the
+    mixture.
+    """
     common = Path(os.path.commonpath([images.root for images in lists]))
     files: list[str] = []
     classes: list[str] = []
@@ -248,17 +292,23 @@ def _concatenate(lists: list[ImageList], spec: DatasetSpec) -> ImageList:
 def _list_voc(root: Path, split: str, spec: DatasetSpec, use_all: bool) -> ImageList:
     """List a folder in VOC's layout: JPEGImages, Annotations and ImageSets/Main/{train,val}.txt.
 
-    A folder that was named by path may come without ImageSets; then all of its annotated images are taken.
+    A folder that was named by path may come without ImageSets; then all of its annotated images are
+    taken.
     """
     annotations, image_set = root / "Annotations", root / "ImageSets" / "Main" / f"{split}.txt"
     if image_set.is_file():
-        names = [line.split()[0] for line in image_set.read_text(encoding="utf-8").splitlines() if line.strip()]
+        names = [
+            line.split()[0]
+            for line in image_set.read_text(encoding="utf-8").splitlines()
+            if line.strip()
+        ]
     elif use_all and annotations.is_dir():
         names = sorted(file.stem for file in annotations.glob("*.xml") if file.name[0] != ".")
     else:
         raise InputError(
-            f"{printable(image_set)} does not exist; VOC2012 needs the official JPEGImages, Annotations and ImageSets "
-            f"in {printable(root)}, or another folder with --{split}_path"
+            f"{printable(image_set)} does not exist; VOC2012 needs the official JPEGImages,"
+            f" Annotations and ImageSets in {printable(root)}, or another folder with"
+            f" --{split}_path"
         )
     if not names:
         raise InputError(f"{printable(root)} lists no {split} images")
@@ -273,9 +323,16 @@ def _list_voc(root: Path, split: str, spec: DatasetSpec, use_all: bool) -> Image
 def _voc_labels(annotation: Path) -> list[int]:
     """Return the label ids of the objects in one VOC annotation file, difficult ones included."""
     try:
-        names = [element.findtext("name", "") for element in ET.parse(annotation).getroot().iter("object")]
+        names = [
+            element.findtext("name", "")
+            for element in ET.parse(annotation).getroot().iter("object")
+        ]
         return [VOC_CLASSES.index(name) for name in names]
     except (OSError, ET.ParseError) as error:
-        raise InputError(f"{printable(annotation)} is no readable VOC annotation ({error})") from None
+        raise InputError(
+            f"{printable(annotation)} is no readable VOC annotation ({error})"
+        ) from None
     except ValueError as error:
-        raise InputError(f"{printable(annotation)} names an object that is no VOC class ({error})") from None
+        raise InputError(
+            f"{printable(annotation)} names an object that is no VOC class ({error})"
+        ) from None

@@ -1,16 +1,17 @@
 """An image file as RGB of 8 bits, whatever kind of numbers it holds.
 
-Kinds of 8 bits are converted as `torchvision.datasets.ImageFolder` does: transparency is dropped, palettes are
-looked up, CMYK, YCbCr, HSV and CIELAB become RGB, the first frame of several is taken, and the orientation that a
-camera notes beside its pixels (EXIF) is not applied. Pillow cuts every other kind of grey at 255; here it is scaled:
+Kinds of 8 bits are converted as `torchvision.datasets.ImageFolder` does: transparency is dropped,
+palettes are looked up, CMYK, YCbCr, HSV and CIELAB become RGB, the first frame of several is taken,
+and the orientation that a camera notes beside its pixels (EXIF) is not applied. Pillow cuts every
+other kind of grey at 255; here it is scaled:
 
 - 16 bits (`I;16`, and `I` of PNG and PGM): the upper 8 bits, as Pillow takes them of colours of 16 bits. Of a TIFF of
   12 bits the upper 8 of those.
 - 32-bit integers and floats do not say their range. The largest value of the *file* decides: floats up to 1 are in
-  0 … 1; values up to 255 are levels of 8 bits, values up to 65535 of 16. Fixed for all files the range would make
-  most people's images black or white; read from each file it errs only where the brightest pixel of an image has
-  less than 1/255 of the range, which nobody can see in either reading. Values outside of these, and such that are no
-  numbers, are refused.
+  0 … 1; values up to 255 are levels of 8 bits, values up to 65535 of 16. Fixed for all files the
+  range would make most people's images black or white; read from each file it errs only where the
+  brightest pixel of an image has less than 1/255 of the range, which nobody can see in either
+  reading. Values outside of these, and such that are no numbers, are refused.
 """
 
 from pathlib import Path
@@ -28,16 +29,22 @@ def open_rgb(path: Path) -> Image.Image:
     """Decode a file completely, as RGB.
 
     Raises:
-        InputError: it is missing, truncated or no image, or holds values that cannot be scaled; the message has its
-            path.
+        InputError: it is missing, truncated or no image, or holds values that cannot be scaled; the
+            message has its path.
     """
     try:
         with path.open("rb") as file, Image.open(file) as image:
             return to_rgb(image)
     except Exception as error:  # decoders raise nearly anything on broken bytes
         no_image = isinstance(error, UnidentifiedImageError)
-        reason = "unknown format" if no_image else getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise InputError(f"{printable(path)} cannot be read as an image ({reason}); replace or remove it") from error
+        reason = (
+            "unknown format"
+            if no_image
+            else getattr(error, "strerror", None) or " ".join(str(error).split())
+        )
+        raise InputError(
+            f"{printable(path)} cannot be read as an image ({reason}); replace or remove it"
+        ) from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -69,7 +76,9 @@ def _grey_levels(image: Image.Image) -> np.ndarray:
 
 
 def _of_unknown_range(values: np.ndarray) -> np.ndarray:
-    """Scale integers or floats whose largest value says what they are; half a level beyond a range is rounding."""
+    """Scale integers or floats whose largest value says what they are; half a level beyond a
+    range is rounding.
+    """
     low, high = float(values.min()), float(values.max())
     if not (np.isfinite(low) and np.isfinite(high)):
         raise ValueError("it has values that are no numbers")
@@ -80,6 +89,8 @@ def _of_unknown_range(values: np.ndarray) -> np.ndarray:
     else:
         scale, top = 1 / 256, 65535
     if low * scale <= -0.5 or high >= 65536:
-        raise ValueError(f"its values are {low:g} … {high:g} and not in 0 … 1, 0 … 255 or 0 … 65535")
+        raise ValueError(
+            f"its values are {low:g} … {high:g} and not in 0 … 1, 0 … 255 or 0 … 65535"
+        )
     levels = np.rint(values * scale) if top < 65535 else np.floor(values * scale)
     return levels.clip(0, 255)

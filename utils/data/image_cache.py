@@ -32,16 +32,18 @@ def cache_images(
     device: torch.device | None = None,
     quiet: bool = False,
 ) -> ImageData:
-    """Decode every image once, in parallel, and return the data set that gathers its batches from the result.
+    """Decode every image once, in parallel, and return the data set that gathers its batches from
+    the result.
 
-    The result takes images × 3·S·S bytes; the build takes a constant more. A stored data set is fastest
-    without loader workers; `result.device` says where its batches arrive.
+    The result takes images × 3·S·S bytes; the build takes a constant more. A stored data set is
+    fastest without loader workers; `result.device` says where its batches arrive.
 
     Args:
-        data: images of one split; already stored ones, and those that decoding augments, are returned as they are.
-        mode: "off" decodes in every epoch; "ram" keeps one array that forked workers share; "disk" a file
-            that later runs find again, checked against name and content of every image; "auto" takes the
-            GPU, memory or disk, the first that has room to spare.
+        data: images of one split; already stored ones, and those that decoding augments, are
+            returned as they are.
+        mode: "off" decodes in every epoch; "ram" keeps one array that forked workers share; "disk"
+            a file that later runs find again, checked against name and content of every image;
+            "auto" takes the GPU, memory or disk, the first that has room to spare.
         cache_dir: folder of the files of "disk".
         workers: threads that decode.
         device: where the model computes; "auto" uses it if it is a GPU.
@@ -54,7 +56,10 @@ def cache_images(
         return data
     say = (lambda _: None) if quiet else print
     if data.augments_while_decoding:
-        say(f"the {data.split} images of {data.name} are augmented anew whenever they are decoded and are not cached")
+        say(
+            f"the {data.split} images of {data.name} are augmented anew whenever they are decoded"
+            " and are not cached"
+        )
         return data
     shape = (len(data), 3, data.image_size, data.image_size)
     needed_bytes, path = math.prod(shape), Path(cache_dir, _file_name(data))
@@ -75,8 +80,9 @@ def cache_images(
     else:
         if needed_bytes > available_memory_bytes():
             raise InputError(
-                f"the {data.split} images of {data.name} take {in_words(needed_bytes)}, of memory "
-                f"{in_words(available_memory_bytes())} are available; use --cache_images disk or off"
+                f"the {data.split} images of {data.name} take {in_words(needed_bytes)}, of memory"
+                f" {in_words(available_memory_bytes())} are available; use --cache_images disk"
+                " or off"
             )
         in_memory = np.empty(shape, dtype=np.uint8)
         _fill(in_memory, data, workers, quiet)
@@ -100,18 +106,21 @@ def _fill(pixels: np.ndarray | Tensor, data: ImageData, workers: int, quiet: boo
         return []
 
     chunks = [range(start, min(start + CHUNK, len(data))) for start in range(0, len(data), CHUNK)]
-    # Threads: Pillow releases the interpreter lock, and they write into the one array without copies.
+    # Threads: Pillow releases the interpreter lock, and they write into the one array without
+    # copies.
     pool = ThreadPoolExecutor(max(1, workers))
     try:
-        done = Progress(pool.map(decode, chunks), f"decoding {data.split}", total=len(chunks), quiet=quiet)
+        done = Progress(
+            pool.map(decode, chunks), f"decoding {data.split}", total=len(chunks), quiet=quiet
+        )
         problems = [index for part in done for index in part]
     finally:
         pool.shutdown(cancel_futures=True)  # an interrupt must not wait for the whole queue
     if problems:
         named = ", ".join(data.paths[index] for index in problems[:NAMED_PROBLEMS])
         raise InputError(
-            f"{len(problems)} of {len(data)} images in {printable(data.root)} cannot be read: {named}"
-            f"{', …' if len(problems) > NAMED_PROBLEMS else ''}; replace or remove them"
+            f"{len(problems)} of {len(data)} images in {printable(data.root)} cannot be read:"
+            f" {named}{', …' if len(problems) > NAMED_PROBLEMS else ''}; replace or remove them"
         )
 
 

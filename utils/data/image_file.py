@@ -1,4 +1,6 @@
-"""The file that keeps decoded photos: a memory-mapped array, and a record of what it was made of."""
+"""The file that keeps decoded photos: a memory-mapped array, and a record of what it was made
+of.
+"""
 
 import contextlib
 import fcntl
@@ -24,10 +26,11 @@ FORMAT = 3  # of the record
 def open_image_file(
     path: Path, data: ImageData, fill: Callable[[np.ndarray], None], say: Callable[[str], object]
 ) -> TensorStore:
-    """Map the .npy file at `path`; build it first where it is missing, incomplete or of other images.
+    """Map the .npy file at `path`; build it first where it is missing, incomplete or of other
+    images.
 
-    Beside it lies a .json record, written last: name, label and content of every image as one hash, and how
-    they are decoded. Of processes that start together one builds and the others wait.
+    Beside it lies a .json record, written last: name, label and content of every image as one hash,
+    and how they are decoded. Of processes that start together one builds and the others wait.
 
     Args:
         path: the .npy file.
@@ -47,14 +50,19 @@ def open_image_file(
 
 def _build(path: Path, data: ImageData, fill: Callable[[np.ndarray], None]) -> None:
     """Write the images to `path` and then the record that makes them complete."""
-    record = _record(data, path.parent)  # before decoding: an image that changes meanwhile is noticed by the next run
+    # Before decoding: an image that changes meanwhile is noticed by the next run
+    record = _record(data, path.parent)
     _record_path(path).unlink(missing_ok=True)
-    for orphan in path.parent.glob(f".{path.name}.*"):  # of builds that were killed; the lock is ours
+    # Of builds that were killed; the lock is ours
+    for orphan in path.parent.glob(f".{path.name}.*"):
         orphan.unlink()
     try:
         with replacing(path) as temporary:
-            array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=_shape(data))
-            if hasattr(os, "posix_fallocate"):  # a mapped file that meets a full disk kills the process
+            array = np.lib.format.open_memmap(
+                temporary, mode="w+", dtype=np.uint8, shape=_shape(data)
+            )
+            # A mapped file that meets a full disk kills the process
+            if hasattr(os, "posix_fallocate"):
                 with temporary.open("r+b") as file:
                     os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
             fill(array)
@@ -62,8 +70,8 @@ def _build(path: Path, data: ImageData, fill: Callable[[np.ndarray], None]) -> N
         write_json(_record_path(path), record)
     except OSError as error:
         raise InputError(
-            f"{printable(path)} cannot be written ({error.strerror or error}; "
-            f"it takes {in_words(math.prod(_shape(data)))}); free some space or use --cache_images off"
+            f"{printable(path)} cannot be written ({error.strerror or error}; it takes"
+            f" {in_words(math.prod(_shape(data)))}); free some space or use --cache_images off"
         ) from None
 
 
@@ -80,14 +88,21 @@ def _complaint(path: Path, data: ImageData) -> str | None:
     if not isinstance(found, dict) or found.get("format") != record["format"]:
         return f"{printable(path)} is of another version of the suite; decoding the images again"
     if found != record:
-        return f"the images in {printable(data.root)} changed since {printable(path)} was made; decoding them again"
+        return (
+            f"the images in {printable(data.root)} changed since {printable(path)} was made;"
+            " decoding them again"
+        )
     if pixels.shape != _shape(data) or pixels.dtype != torch.uint8:
-        return f"{printable(path)} has other contents than its record says; decoding the images again"
+        return (
+            f"{printable(path)} has other contents than its record says; decoding the images again"
+        )
     return None
 
 
 def _record(data: ImageData, folder: Path) -> dict[str, Any]:
-    """What the pixels were made of: every file's name, label and content as one hash, and how they were decoded."""
+    """What the pixels were made of: every file's name, label and content as one hash, and how
+    they were decoded.
+    """
     return {
         "format": FORMAT,
         "images": len(data),
@@ -113,7 +128,8 @@ def _locked(path: Path) -> Iterator[None]:
         lock = path.with_suffix(".lock").open("w")
     except OSError as error:
         raise InputError(
-            f"the image cache {printable(path)} cannot be written ({error.strerror}); use --cache_images off"
+            f"the image cache {printable(path)} cannot be written ({error.strerror}); use"
+            " --cache_images off"
         ) from None
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

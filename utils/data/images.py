@@ -27,16 +27,18 @@ SAMPLED = 36  # files whose size is looked at
 
 
 def random_crop(image: Image.Image, size: int, generator: np.random.Generator) -> Image.Image:
-    """Crop at random, resize to S×S and flip half of the images: torchvision's RandomResizedCrop and its flip.
+    """Crop at random, resize to S×S and flip half of the images: torchvision's RandomResizedCrop
+    and its flip.
 
-    The area of the crop is 8 to 100 % of the image's, its width 3/4 to 4/3 of its height, uniform in the logarithm.
-    Where ten draws do not fit, the largest crop of such a shape is taken from the centre.
+    The area of the crop is 8 to 100 % of the image's, its width 3/4 to 4/3 of its height, uniform
+    in the logarithm. Where ten draws do not fit, the largest crop of such a shape is taken from the
+    centre.
 
     Args:
         image: RGB.
         size: S, pixels.
-        generator: all that is drawn comes from it, and not from torch's: what torch draws in a worker depends on how
-            many there are.
+        generator: all that is drawn comes from it, and not from torch's: what torch draws in a
+            worker depends on how many there are.
     """
     width, height = image.size
     narrowest, widest = 3 / 4, 4 / 3
@@ -73,18 +75,21 @@ class ImageData(Dataset):
     Attributes:
         name, split: the data set's name in `utils.data.datasets.DATASETS`; "train" or "val".
         sample_num: name of the sub-sampler that chose the images, or None for all.
-        root, paths: the folder, and each image's POSIX path below it in printable form (its identity in
-            records and messages; `file` opens it).
+        root, paths: the folder, and each image's POSIX path below it in printable form (its
+            identity in records and messages; `file` opens it).
         targets: int64 (n,), or float32 (n, classes) where `multi_label`.
         classes: one name for each output of the network.
         parts: for the halves of a mixed set the positions of their images; empty otherwise.
         image_size: S, pixels.
-        normalisation: mean and standard deviation of the channels, plain tuples, for a net that is trained on these
-            images. Nets that are only asked have their own (`utils.pixels.FromPixels`).
-        augmentation: what is drawn anew in every epoch on batches of training images (`preprocessing`), or None.
+        normalisation: mean and standard deviation of the channels, plain tuples, for a net that is
+            trained on these images. Nets that are only asked have their own
+            (`utils.pixels.FromPixels`).
+        augmentation: what is drawn anew in every epoch on batches of training images
+            (`preprocessing`), or None.
         stored: what batches begin with in place of images that are decoded in every epoch, or None.
         notes: what the user should know of the listing, a sentence each.
-        contents: names, labels and hashes of the files, once `utils.data.contents.read_contents` has read them.
+        contents: names, labels and hashes of the files, once `utils.data.contents.read_contents`
+            has read them.
     """
 
     def __init__(
@@ -100,7 +105,12 @@ class ImageData(Dataset):
     ):
         spec = dataset_spec(name)
         self.name, self.split, self.sample_num = name, split, sample_num
-        self.root, self.targets, self.classes, self.parts = images.root, images.targets, images.classes, images.parts
+        self.root, self.targets, self.classes, self.parts = (
+            images.root,
+            images.targets,
+            images.classes,
+            images.parts,
+        )
         self.paths = [printable(file) for file in images.files]
         self.image_size = image_size
         self.multi_label = spec.multi_label
@@ -114,12 +124,15 @@ class ImageData(Dataset):
 
     @property
     def augments_while_decoding(self) -> bool:
-        """Whether decoding draws at random: the pixels differ from epoch to epoch and must not be kept."""
+        """Whether decoding draws at random: the pixels differ from epoch to epoch and must not
+        be kept.
+        """
         return self._view == "random_crop"
 
     @property
     def augments(self) -> bool:
-        """Whether a network sees another image in every epoch: nothing that it makes of one must be kept.
+        """Whether a network sees another image in every epoch: nothing that it makes of one must be
+        kept.
 
         The pixels may be kept even so, where the augmentation runs on batches of them.
         """
@@ -127,7 +140,9 @@ class ImageData(Dataset):
 
     @property
     def decoding_record(self) -> dict[str, Any]:
-        """What turns a file into pixels, for the record beside those that are kept, and beside results."""
+        """What turns a file into pixels, for the record beside those that are kept, and beside
+        results.
+        """
         return {"view": self._view, "image_size": self.image_size, "interpolation": "bilinear"}
 
     def preprocessing(self, seed: int = 0) -> Preprocessing:
@@ -144,10 +159,11 @@ class ImageData(Dataset):
         return self.root / self._files[index]
 
     def with_stored(self, store: TensorStore) -> "ImageData":
-        """Return the same data set whose batches begin with the rows of `store`, one for each image.
+        """Return the same data set whose batches begin with the rows of `store`, one for each
+        image.
 
-        They are the decoded images, (len(self), 3, S, S) uint8, or what a frozen network made of them
-        (`utils.data.computed_once`).
+        They are the decoded images, (len(self), 3, S, S) uint8, or what a frozen network made of
+        them (`utils.data.computed_once`).
         """
         stored = copy.copy(self)
         stored.stored = store
@@ -156,8 +172,9 @@ class ImageData(Dataset):
     def decode(self, indices: Sequence[int]) -> Tensor:
         """Read images from their files.
 
-        What is drawn for an image depends on the seed and the epoch of the batch (`utils.data.loaders.Batch`) and on
-        the image's index alone; a plain list of indices is of seed 0 and epoch 0.
+        What is drawn for an image depends on the seed and the epoch of the batch
+        (`utils.data.loaders.Batch`) and on the image's index alone; a plain list of indices is of
+        seed 0 and epoch 0.
 
         Returns:
             uint8 (n, 3, S, S).
@@ -170,9 +187,12 @@ class ImageData(Dataset):
         seed, epoch = getattr(indices, "seed", 0), getattr(indices, "epoch", 0)
         batch = np.empty((len(indices), 3, size, size), dtype=np.uint8)
         for row, index in enumerate(indices):
-            # numpy's copy keeps to one thread; torch's would start a pool in each of the threads that decode
+            # numpy's copy keeps to one thread; torch's would start a pool in each of the threads
+            # that decode
             image = open_rgb(self.file(index))
-            batch[row] = np.asarray(view(image, size, np.random.default_rng((seed, epoch, index)))).transpose(2, 0, 1)
+            batch[row] = np.asarray(
+                view(image, size, np.random.default_rng((seed, epoch, index)))
+            ).transpose(2, 0, 1)
         return torch.from_numpy(batch)
 
     def __len__(self) -> int:
@@ -205,9 +225,11 @@ def load_images(
         split: "train" or "val".
         data_root: folder that holds `{dataset}/{train,test}/{class}/*.jpg`.
         image_size: S, pixels.
-        path: the folder itself instead (--train_path, --val_path); see `utils.data.datasets.list_images`.
+        path: the folder itself instead (--train_path, --val_path); see
+            `utils.data.datasets.list_images`.
         sample_num: name of a sub-sampler. It chooses training images only; validation stays whole.
-        sub_sampler_split: "first" or "random", how `{percent}par_{A,B}` is made; None: as the file that is there.
+        sub_sampler_split: "first" or "random", how `{percent}par_{A,B}` is made; None: as the file
+            that is there.
         seed: of the "random" split.
         normalisation: mean and standard deviation; None: the data set's own.
         augmentation: of batches of training images; validation has none.
@@ -218,7 +240,9 @@ def load_images(
     images = list_images(dataset, split, data_root, path)
     sample_num = (sample_num or None) if split == "train" else None
     if sample_num is not None:
-        keep = read_sub_sampler(dataset, sample_num, images, data_root=data_root, split=sub_sampler_split, seed=seed)
+        keep = read_sub_sampler(
+            dataset, sample_num, images, data_root=data_root, split=sub_sampler_split, seed=seed
+        )
         images = images.subset(keep)
     return ImageData(
         images,
@@ -232,21 +256,25 @@ def load_images(
 
 
 def size_note(data: ImageData) -> str:
-    """Say where files are less than half as large as what they become; "" elsewhere. Only their headers are read."""
+    """Say where files are less than half as large as what they become; "" elsewhere. Only their
+    headers are read.
+    """
     sides, every = [], max(1, len(data) // SAMPLED)
     for index in range(0, len(data), every):
-        with contextlib.suppress(Exception), Image.open(data.file(index)) as image:  # named when it is decoded
+        # Named when it is decoded
+        with contextlib.suppress(Exception), Image.open(data.file(index)) as image:
             sides.append(max(image.size))
     if not sides or 2 * max(sides) >= data.image_size:
         return ""
     return (
-        f"these files have {max(sides)} pixels to a side and are enlarged to {data.image_size}; a net of their own "
-        f"size is trained by --image_size {max(sides)}"
+        f"these files have {max(sides)} pixels to a side and are enlarged to {data.image_size}; a"
+        f" net of their own size is trained by --image_size {max(sides)}"
     )
 
 
 def check_classes(expected: list[str], found: list[str], what: str) -> None:
-    """Check that two class lists agree, since an output of the network has no name but its position.
+    """Check that two class lists agree, since an output of the network has no name but its
+    position.
 
     Args:
         expected: the class names that the network or the training images have.
@@ -258,16 +286,22 @@ def check_classes(expected: list[str], found: list[str], what: str) -> None:
     """
     if expected == found:
         return
-    position = next((i for i, (a, b) in enumerate(zip(expected, found)) if a != b), min(len(expected), len(found)))
-    names = [classes[position] if position < len(classes) else "nothing" for classes in (expected, found)]
+    position = next(
+        (i for i, (a, b) in enumerate(zip(expected, found)) if a != b),
+        min(len(expected), len(found)),
+    )
+    names = [
+        classes[position] if position < len(classes) else "nothing" for classes in (expected, found)
+    ]
     raise InputError(
-        f"the classes of {what} are not the expected ones: {len(found)} instead of {len(expected)}, "
-        f"class {position} is {names[1]} instead of {names[0]}; use the same class folders"
+        f"the classes of {what} are not the expected ones: {len(found)} instead of {len(expected)},"
+        f" class {position} is {names[1]} instead of {names[0]}; use the same class folders"
     )
 
 
 def check_outputs(count: int, data: ImageData, net: str | Path | None) -> None:
-    """Refuse images of more or fewer classes than a network tells apart; the authors' files name none.
+    """Refuse images of more or fewer classes than a network tells apart; the authors' files name
+    none.
 
     Args:
         count: of the network's classes.
@@ -279,5 +313,6 @@ def check_outputs(count: int, data: ImageData, net: str | Path | None) -> None:
     """
     if count != len(data.classes):
         raise InputError(
-            f"{net} has {count} classes, the images have {len(data.classes)}; use a net that was trained on these"
+            f"{net} has {count} classes, the images have {len(data.classes)}; use a net that was"
+            " trained on these"
         )

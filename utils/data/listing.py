@@ -1,8 +1,10 @@
-"""The one listing of a folder of class folders: which files are images, which are left out, and what is said of both.
+"""The one listing of a folder of class folders: which files are images, which are left out, and
+what is said of both.
 
-The order is torchvision's `ImageFolder`: classes, folders below them and files each sorted as text. Other than that,
-hidden files and folders and what systems leave behind are no images and no classes, each real folder is visited once
-however many links lead to it, and everything that is left out is counted.
+The order is torchvision's `ImageFolder`: classes, folders below them and files each sorted as text.
+Other than that, hidden files and folders and what systems leave behind are no images and no
+classes, each real folder is visited once however many links lead to it, and everything that is left
+out is counted.
 """
 
 import os
@@ -14,14 +16,40 @@ from pathlib import Path
 from PIL import Image, features
 
 JUNK_FOLDERS = {
-    "__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found", "__pycache__",
-}  # fmt: skip
+    "__macosx",
+    "@eadir",
+    "#recycle",
+    "$recycle.bin",
+    "system volume information",
+    "lost+found",
+    "__pycache__",
+}
 JUNK_FILES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}
 # Photos and drawings; Pillow reads more under further endings, which are no images of a data set.
 ENDINGS = (
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".bmp", ".dib", ".tif",
-    ".tiff", ".webp", ".gif", ".tga", ".jp2", ".avif", ".heic", ".heif",
-)  # fmt: skip
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".jfif",
+    ".png",
+    ".apng",
+    ".ppm",
+    ".pgm",
+    ".pbm",
+    ".pnm",
+    ".pfm",
+    ".bmp",
+    ".dib",
+    ".tif",
+    ".tiff",
+    ".webp",
+    ".gif",
+    ".tga",
+    ".jp2",
+    ".avif",
+    ".heic",
+    ".heif",
+)
 NAMED = 3  # of each kind of what is left out
 AGAIN, LOOSE = "links to folders listed already", "images in no class folder"
 
@@ -39,7 +67,9 @@ class LeftOut:
         self.names.setdefault(kind, []).append(name)
 
     def __str__(self) -> str:
-        """Say it in one line, "" where nothing was left out: "left out: 2 hidden (a/._1.png, .git), 7 .txt (…)"."""
+        """Say it in one line, "" where nothing was left out: "left out: 2 hidden (a/._1.png,
+        .git), 7 .txt (…)".
+        """
         parts = []
         for kind, names in sorted(self.names.items()):
             named = ", ".join(names[:NAMED]) + (", …" if len(names) > NAMED else "")
@@ -83,14 +113,16 @@ def list_files(root: Path, folders: Iterable[str], left_out: LeftOut) -> list[tu
         left_out: is told what is no image, and of the folders that were visited before.
 
     Returns:
-        (class folder, POSIX path relative to `root`) of each image, class by class, sorted as `ImageFolder` does.
+        (class folder, POSIX path relative to `root`) of each image, class by class, sorted as
+        `ImageFolder` does.
     """
     folders, endings = list(folders), readable_endings()
     real_root = Path(os.path.realpath(root))
     # A link to the root or above it would list every class, and other splits, under this one.
     above = {_identity(folder) for folder in (real_root, *real_root.parents)}
     of_classes: dict[Identity, str] = {}
-    for name in folders:  # before what lies below them: an image belongs to its class folder, not to a link to that
+    # Before what lies below them: an image belongs to its class folder, not to a link to that
+    for name in folders:
         of_classes.setdefault(_identity(root / name), name)
     visited = above | of_classes.keys()
     images = []
@@ -107,7 +139,9 @@ def list_files(root: Path, folders: Iterable[str], left_out: LeftOut) -> list[tu
 def _walk(
     root: Path, folder: str, visited: set[Identity], endings: frozenset[str], left_out: LeftOut
 ) -> Iterator[tuple[str, list[str]]]:
-    """Give a folder and those below it, each once, with the names of their images; `visited` is added to."""
+    """Give a folder and those below it, each once, with the names of their images; `visited` is
+    added to.
+    """
     files, below = [], []
     with os.scandir(root / folder) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
@@ -158,13 +192,16 @@ def _identity(folder: Path) -> Identity:
 def order_note(classes: list[str]) -> str:
     """Say how classes are numbered where their names hold numbers that sort as text; "" elsewhere.
 
-    Labels follow the text, as `ImageFolder`'s do: of 0 … 11 the third label is folder 10. Networks from elsewhere may
-    count otherwise, and their labels would then be wrong without any sign.
+    Labels follow the text, as `ImageFolder`'s do: of 0 … 11 the third label is folder 10. Networks
+    from elsewhere may count otherwise, and their labels would then be wrong without any sign.
     """
-    by_number = sorted(classes, key=lambda name: re.sub("[0-9]+", lambda digits: digits[0].zfill(20), name))
+    by_number = sorted(
+        classes, key=lambda name: re.sub("[0-9]+", lambda digits: digits[0].zfill(20), name)
+    )
     if by_number == classes:
         return ""
     return (
-        f"the order of the labels is that of the folders' names as text: {', '.join(classes[:4])}, …; a network from "
-        f"elsewhere that counts {', '.join(by_number[:4])}, … needs folders whose numbers are padded with zeros"
+        f"the order of the labels is that of the folders' names as text: {', '.join(classes[:4])},"
+        f" …; a network from elsewhere that counts {', '.join(by_number[:4])}, … needs folders"
+        " whose numbers are padded with zeros"
     )

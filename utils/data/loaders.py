@@ -12,7 +12,8 @@ from utils.errors import InputError
 
 
 class Batch(list[int]):
-    """The indices of one batch, and what is drawn for its images: workers learn the epoch with the indices.
+    """The indices of one batch, and what is drawn for its images: workers learn the epoch with the
+    indices.
 
     Attributes:
         seed: of the run.
@@ -47,11 +48,13 @@ class Part(Dataset[Any]):
 class EpochSampler(Sampler[list[int]]):
     """Batches of indices, the share of one process of a distributed run.
 
-    Shuffled shares are padded from their own beginning to equal length, because gradients are averaged
-    in step; unshuffled ones are exact, so that an evaluation sees every sample once.
+    Shuffled shares are padded from their own beginning to equal length, because gradients are
+    averaged in step; unshuffled ones are exact, so that an evaluation sees every sample once.
     """
 
-    def __init__(self, length: int, batch_size: int, *, shuffle: bool, seed: int, rank: int, world_size: int) -> None:
+    def __init__(
+        self, length: int, batch_size: int, *, shuffle: bool, seed: int, rank: int, world_size: int
+    ) -> None:
         self.length, self.batch_size, self.shuffle, self.seed = length, batch_size, shuffle, seed
         self.rank, self.world_size = rank, world_size
         self.epoch = 0
@@ -66,13 +69,16 @@ class EpochSampler(Sampler[list[int]]):
             return list(range(self.rank, self.length, self.world_size))
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % 2**64)
         order = torch.randperm(self.length, generator=generator)
-        order = order.repeat(self.world_size)[: math.ceil(self.length / self.world_size) * self.world_size]
+        order = order.repeat(self.world_size)[
+            : math.ceil(self.length / self.world_size) * self.world_size
+        ]
         return order[self.rank :: self.world_size].tolist()
 
     def __iter__(self) -> Iterator[Batch]:
-        # DataLoader draws a seed for its workers from torch's own generator: once where they persist, in every epoch
-        # where there are none. Here it is drawn in every epoch alike, so that what follows it, such as dropout, depends
-        # neither on the number of workers nor on the epoch that a run was resumed at.
+        # DataLoader draws a seed for its workers from torch's own generator: once where they
+        # persist, in every epoch where there are none. Here it is drawn in every epoch alike, so
+        # that what follows it, such as dropout, depends neither on the number of workers nor on the
+        # epoch that a run was resumed at.
         torch.empty((), dtype=torch.int64).random_()
         share = self.share()
         for start in range(0, len(share), self.batch_size):
@@ -112,8 +118,12 @@ def make_loader(
     """
     length = len(dataset)  # type: ignore[arg-type]
     if length < world_size:
-        raise InputError(f"{length} samples cannot be shared by {world_size} processes; start fewer")
-    sampler = EpochSampler(length, batch_size, shuffle=shuffle, seed=seed, rank=rank, world_size=world_size)
+        raise InputError(
+            f"{length} samples cannot be shared by {world_size} processes; start fewer"
+        )
+    sampler = EpochSampler(
+        length, batch_size, shuffle=shuffle, seed=seed, rank=rank, world_size=world_size
+    )
     return DataLoader(
         dataset,
         batch_sampler=sampler,

@@ -1,4 +1,6 @@
-"""One store for tensors that never change: a row for each image, on a GPU, in memory or in a mapped file."""
+"""One store for tensors that never change: a row for each image, on a GPU, in memory or in a
+mapped file.
+"""
 
 import os
 import re
@@ -17,7 +19,8 @@ GPU_SHARE, RAM_SHARE, DISK_SHARE = 0.4, 0.5, 0.9
 
 
 class TensorStore:
-    """One tensor for each image of a data set, by the image's index: decoded pixels, logits, features.
+    """One tensor for each image of a data set, by the image's index: decoded pixels, logits,
+    features.
 
     `images.with_stored(store)` is the data set whose batches begin with these rows.
 
@@ -32,14 +35,17 @@ class TensorStore:
 
     @classmethod
     def mapped(cls, path: Path) -> "TensorStore":
-        """Map a .npy file; the pages that are read are shared by all processes, and the file is never written.
+        """Map a .npy file; the pages that are read are shared by all processes, and the file is
+        never written.
 
         Raises:
-            OSError, ValueError, EOFError, TypeError: there is no such file, or it is no whole array of numbers.
+            OSError, ValueError, EOFError, TypeError: there is no such file, or it is no whole array
+                of numbers.
         """
         array = np.asarray(np.load(path, mmap_mode="r"))
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # torch warns of read-only memory; `gather` only reads
+            # Torch warns of read-only memory; `gather` only reads
+            warnings.simplefilter("ignore", UserWarning)
             return cls(torch.from_numpy(array), path)
 
     @property
@@ -48,15 +54,19 @@ class TensorStore:
         return self.values.device
 
     def gather(self, index: Tensor) -> Tensor:
-        """Return a copy of the rows at `index`, int64 (n,) on any device: (n, …) on `self.device`."""
+        """Return a copy of the rows at `index`, int64 (n,) on any device: (n, …) on
+        `self.device`.
+        """
         if self.device.type == "cpu":
-            # torch's gather waits for a thread on each core; on a busy machine NumPy's single one is 50 times as fast
+            # torch's gather waits for a thread on each core; on a busy machine NumPy's single one
+            # is 50 times as fast
             return torch.from_numpy(self.values.numpy()[index.cpu().numpy()])
         return self.values.index_select(0, index.to(self.device))
 
     def __reduce__(self) -> tuple[Callable[..., "TensorStore"], tuple[Any, ...]]:
         if self.path is not None:
-            return TensorStore.mapped, (self.path,)  # a spawned worker maps the file; pickling would copy it
+            # A spawned worker maps the file; pickling would copy it
+            return TensorStore.mapped, (self.path,)
         return TensorStore, (self.values,)
 
 
@@ -71,7 +81,11 @@ def choose_place(needed_bytes: int, path: Path, device: torch.device | None) -> 
     Returns:
         "gpu", "ram", "disk", or "off" where there is no room.
     """
-    if device is not None and device.type == "cuda" and needed_bytes < GPU_SHARE * free_bytes(device):
+    if (
+        device is not None
+        and device.type == "cuda"
+        and needed_bytes < GPU_SHARE * free_bytes(device)
+    ):
         return "gpu"
     if needed_bytes < RAM_SHARE * available_memory_bytes():
         return "ram"
@@ -88,9 +102,13 @@ def free_bytes(device: torch.device) -> int:
 
 
 def available_memory_bytes() -> int:
-    """Memory that this process may take: what is available here or to its container, shared with torchrun's others."""
+    """Memory that this process may take: what is available here or to its container, shared with
+    torchrun's others.
+    """
     meminfo, container = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
-    if meminfo.is_file() and (found := re.search(r"MemAvailable: *(\d+) kB", meminfo.read_text(encoding="ascii"))):
+    if meminfo.is_file() and (
+        found := re.search(r"MemAvailable: *(\d+) kB", meminfo.read_text(encoding="ascii"))
+    ):
         available = int(found[1]) * 1024
     else:
         available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -20,7 +20,13 @@ _HALF = re.compile(r"(\d{1,2})par_([AB])")
 
 
 def read_sub_sampler(
-    dataset: str, name: str, images: ImageList, *, data_root: str | Path, split: str | None = None, seed: int = 0
+    dataset: str,
+    name: str,
+    images: ImageList,
+    *,
+    data_root: str | Path,
+    split: str | None = None,
+    seed: int = 0,
 ) -> Tensor:
     """Read `sub_sampler_{dataset}_{name}.{pt,npy,json}` from `data_root` or its folder `dataset`.
 
@@ -32,17 +38,18 @@ def read_sub_sampler(
         name: name of the sub-sampler.
         images: the whole list that the indices point into.
         data_root: folder that is searched and written.
-        split: how the halves are to be made: "first" puts the first percent of each class into A (rounded down,
-            as the authors' lists) and the rest into B; "random" draws them. None: as a file that is there was
-            made, else "first".
+        split: how the halves are to be made: "first" puts the first percent of each class into A
+            (rounded down, as the authors' lists) and the rest into B; "random" draws them. None: as
+            a file that is there was made, else "first".
         seed: of the "random" split.
 
     Returns:
         Positions in `images`, int64, without duplicates.
 
     Raises:
-        InputError: there is no such file, it was made in another way than `split` asks for (one that does not
-            record how is taken), or it is no list of different indices below len(images.files).
+        InputError: there is no such file, it was made in another way than `split` asks for (one
+            that does not record how is taken), or it is no list of different indices below
+            len(images.files).
     """
     path = _find(Path(data_root), dataset, name)
     if path is not None:
@@ -52,8 +59,9 @@ def read_sub_sampler(
     half = _HALF.fullmatch(name)
     if half is None or int(half[1]) == 0:
         raise InputError(
-            f"there is no sub_sampler_{dataset}_{name}.pt, .npy or .json in {printable(data_root)} or "
-            f"{printable(Path(data_root, dataset))}; put it there, or use a name such as 50par_A, which is made"
+            f"there is no sub_sampler_{dataset}_{name}.pt, .npy or .json in {printable(data_root)}"
+            f" or {printable(Path(data_root, dataset))}; put it there, or use a name such as"
+            " 50par_A, which is made"
         )
     percent, letter = int(half[1]), half[2]
     other = "B" if letter == "A" else "A"
@@ -68,11 +76,14 @@ def read_sub_sampler(
         halves = {"A": first, "B": _without(first, len(images.files))}
     for key, indices in halves.items():
         if len(indices) == 0:
-            raise InputError(f"{percent}par_{key} of {dataset} would have no images; its classes are too small")
+            raise InputError(
+                f"{percent}par_{key} of {dataset} would have no images; its classes are too small"
+            )
     for key, indices in halves.items():
         value = {"images": len(images.files), "files_sha256": _fingerprint(images), **made}
         write_json(
-            Path(data_root, f"sub_sampler_{dataset}_{percent}par_{key}.json"), value | {"indices": indices.tolist()}
+            Path(data_root, f"sub_sampler_{dataset}_{percent}par_{key}.json"),
+            value | {"indices": indices.tolist()},
         )
     return halves[letter]
 
@@ -81,7 +92,8 @@ def split_classes(targets: Tensor, percent: int, split: str, seed: int) -> Tenso
     """Choose `percent` % of each class, rounded down.
 
     Args:
-        targets: int64 (n,); a multi-label (n, classes) counts as one class, since its images have no single one.
+        targets: int64 (n,); a multi-label (n, classes) counts as one class, since its images have
+            no single one.
         percent: 1 … 99.
         split: "first" images of each class, or "random" ones.
         seed: of "random".
@@ -105,7 +117,9 @@ def split_classes(targets: Tensor, percent: int, split: str, seed: int) -> Tenso
 def _find(data_root: Path, dataset: str, name: str) -> Path | None:
     """Return the first sub-sampler of that name, or None."""
     stem = f"sub_sampler_{dataset}_{name}"
-    candidates = (folder / f"{stem}{end}" for folder in (data_root, data_root / dataset) for end in _READERS)
+    candidates = (
+        folder / f"{stem}{end}" for folder in (data_root, data_root / dataset) for end in _READERS
+    )
     return next((path for path in candidates if path.is_file()), None)
 
 
@@ -114,7 +128,9 @@ def _read(path: Path, images: ImageList) -> tuple[Tensor, dict[str, Any]]:
     value, made = _READERS[path.suffix](path), {}
     if isinstance(value, dict):  # one of ours: it knows which images it was made for
         if value.get("files_sha256") != _fingerprint(images):
-            raise InputError(f"{printable(path)} was made for another list of images; remove it to make it anew")
+            raise InputError(
+                f"{printable(path)} was made for another list of images; remove it to make it anew"
+            )
         made = {key: value[key] for key in ("split", "seed") if key in value}
         value = value.get("indices")
     if isinstance(value, list):
@@ -130,15 +146,17 @@ def _read(path: Path, images: ImageList) -> tuple[Tensor, dict[str, Any]]:
 
 
 def _check_origin(path: Path, made: dict[str, Any], split: str | None, seed: int) -> None:
-    """Refuse a file that records another split, or another seed of a random one, than was asked for."""
+    """Refuse a file that records another split, or another seed of a random one, than was asked
+    for.
+    """
     if split is None or "split" not in made:
         return
     wanted = {"split": split, "seed": seed} if split == "random" else {"split": split}
     for key, value in wanted.items():
         if made.get(key) != value:
             raise InputError(
-                f"{printable(path)} was made with --{key} {made.get(key)}, not {value}; leave out --split to take it "
-                "as it is, or remove it and its other half to make both anew"
+                f"{printable(path)} was made with --{key} {made.get(key)}, not {value}; leave out"
+                " --split to take it as it is, or remove it and its other half to make both anew"
             )
 
 
@@ -149,11 +167,13 @@ def _checked(indices: Tensor, images: int, path: Path) -> Tensor:
     outside = indices[(indices < 0) | (indices >= images)]
     if len(outside):
         raise InputError(
-            f"{printable(path)} has index {int(outside[0])}, but the training folder has {images} images "
-            f"(0 … {images - 1}); it belongs to another data set"
+            f"{printable(path)} has index {int(outside[0])}, but the training folder has {images}"
+            f" images (0 … {images - 1}); it belongs to another data set"
         )
     if len(indices.unique()) < len(indices):
-        raise InputError(f"{printable(path)} has {len(indices) - len(indices.unique())} indices twice")
+        raise InputError(
+            f"{printable(path)} has {len(indices) - len(indices.unique())} indices twice"
+        )
     return indices
 
 
@@ -163,8 +183,8 @@ def _read_pt(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError, KeyError):
         raise InputError(
-            f"{printable(path)} is truncated or holds more than a list of numbers and is refused, because "
-            "loading it could run code; save the indices with torch.save(list, file)"
+            f"{printable(path)} is truncated or holds more than a list of numbers and is refused,"
+            " because loading it could run code; save the indices with torch.save(list, file)"
         ) from None
 
 
@@ -174,7 +194,8 @@ def _read_npy(path: Path) -> Any:
         return np.load(path, allow_pickle=False)
     except (ValueError, EOFError, OSError, zipfile.BadZipFile):
         raise InputError(
-            f"{printable(path)} is truncated or holds Python objects; save the indices as an integer array"
+            f"{printable(path)} is truncated or holds Python objects; save the indices as an"
+            " integer array"
         ) from None
 
 

@@ -34,9 +34,13 @@ def live_source(
         known: what else is recorded of where the features come from, by the names of `Provenance`.
     """
     provenance = Provenance(
-        *nets, split=images.split, classes=images.classes, transform=images.decoding_record,
-        files_sha256=images.contents.sha256 if images.contents else None, **known,
-    )  # fmt: skip
+        *nets,
+        split=images.split,
+        classes=images.classes,
+        transform=images.decoding_record,
+        files_sha256=images.contents.sha256 if images.contents else None,
+        **known,
+    )
     head_a, head_b = (runtime.parallel(head) for head in heads)
     read = partial(read_live, head_a=head_a, head_b=head_b, runtime=runtime)
     return Source(images, read, shapes, provenance, whole)

@@ -15,7 +15,8 @@ from utils.progress import Progress
 from utils.provenance import Provenance
 from utils.runtime import Runtime
 
-CHANCE_LEVEL = 0.01  # of a one-sided test: an accuracy that chance reaches more often than this is none
+# Of a one-sided test: an accuracy that chance reaches more often than this is none
+CHANCE_LEVEL = 0.01
 FEW = 3  # images that rounding may turn; of many images one of five hundred
 DEVIATIONS = 4  # of a share that is measured on some of the images
 
@@ -42,7 +43,10 @@ def accuracies(features: FeatureCache | OldFeatureFolder, split: str) -> list[st
     known: Any = features.facts.get("top_k", [])
     lines = []
     for name, hits in (("A", features.hits_a), ("B", features.hits_b)):
-        tops = [f"top-{k} {100 * share:.2f} %" for k, share in zip(known, hits.double().mean(0).tolist())]
+        tops = [
+            f"top-{k} {100 * share:.2f} %"
+            for k, share in zip(known, hits.double().mean(0).tolist())
+        ]
         lines.append(f"net {name}: {', '.join(tops)} of {len(features):,} {split} images")
     return lines
 
@@ -58,7 +62,9 @@ def doubts(features: FeatureCache | OldFeatureFolder) -> list[str]:
     return pair_doubts(features.provenance, answers, features.targets)
 
 
-def pair_doubts(provenance: Provenance, answers: Mapping[str, Answers], targets: Tensor | None) -> list[str]:
+def pair_doubts(
+    provenance: Provenance, answers: Mapping[str, Answers], targets: Tensor | None
+) -> list[str]:
     """Say what is doubtful about a pair of networks.
 
     - One file stands for both.
@@ -86,15 +92,16 @@ def pair_doubts(provenance: Provenance, answers: Mapping[str, Answers], targets:
         sentences += at_chance(f"net {name}", answers[name], targets)
         if differs_from_record(answers[name], source.top1_percent, len(targets)):
             sentences.append(
-                f"net {name} is right for {answers[name].percent:.1f} % of these images, its checkpoint says "
-                f"{source.top1_percent:.1f} %: it seems to see them otherwise than in training "
-                "(--normalisation, --image_size)"
+                f"net {name} is right for {answers[name].percent:.1f} % of these images, its"
+                f" checkpoint says {source.top1_percent:.1f} %: it seems to see them otherwise than"
+                " in training (--normalisation, --image_size)"
             )
     return sentences
 
 
 def at_chance(name: str, answers: Answers, targets: Tensor) -> list[str]:
-    """Say it where a network is right no more often than always giving the most frequent class would be.
+    """Say it where a network is right no more often than always giving the most frequent class
+    would be.
 
     A one-sided exact binomial test: P(X ≥ right) of X ~ Binomial(asked, share of that class).
 
@@ -108,7 +115,8 @@ def at_chance(name: str, answers: Answers, targets: Tensor) -> list[str]:
     """
     chance = targets.unique(return_counts=True)[1].max().item() / len(targets)
     excess = answers.right / answers.asked - chance
-    # Hoeffding's bound spares the import of the exact test wherever a network has learned something.
+    # Hoeffding's bound spares the import of the exact test wherever a network has learned
+    # something.
     if chance == 1 or (excess > 0 and math.exp(-2 * answers.asked * excess**2) < CHANCE_LEVEL):
         return []
     test = scipy.stats.binomtest(answers.right, answers.asked, chance, alternative="greater")
@@ -151,6 +159,8 @@ def ask(nets: Sequence[nn.Module], loader: DataLoader[Any], runtime: Runtime) ->
         pixels, targets, _ = runtime.to_device(batch)
         with runtime.autocast():
             answers = [net(pixels).argmax(1) for net in nets]
-        counts += torch.stack([*((answer == targets).sum() for answer in answers), targets.new_tensor(len(targets))])
+        counts += torch.stack(
+            [*((answer == targets).sum() for answer in answers), targets.new_tensor(len(targets))]
+        )
     *right, asked = runtime.sum(counts).tolist()
     return {name: Answers(count, asked) for name, count in zip("AB", right)}

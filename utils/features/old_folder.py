@@ -1,7 +1,8 @@
-"""Read the features that the authors' release stored: one `.pkl` file an image, never written by us.
+"""Read the features that the authors' release stored: one `.pkl` file an image, never written by
+us.
 
-`{i:06d}.pkl` is a `torch.save`d dictionary (PyTorch 1.0, not zip) of `target`, `pred1`, `pred2`, `convOut1`
-(net A's feature) and `convOut2` (net B's), tensors or numpy arrays.
+`{i:06d}.pkl` is a `torch.save`d dictionary (PyTorch 1.0, not zip) of `target`, `pred1`, `pred2`,
+`convOut1` (net A's feature) and `convOut2` (net B's), tensors or numpy arrays.
 """
 
 import pickle
@@ -46,13 +47,17 @@ class OldFeatureFolder(Dataset):
             if name not in names:
                 other = min(names.difference(self.paths))
                 raise InputError(
-                    f"{folder} has no {name}, though {len(names)} files are numbered from 000000 on (one is {other}); "
-                    "restore it or store the features again with ConvOutput.py"
+                    f"{folder} has no {name}, though {len(names)} files are numbered from 000000 on"
+                    f" (one is {other}); restore it or store the features again with ConvOutput.py"
                 )
         first_a, first_b, _ = self._read(0)
         self.shape_a, self.shape_b = tuple(first_a.shape), tuple(first_b.shape)
         self.provenance = Provenance()
-        self.facts = {"shape_a": list(self.shape_a), "shape_b": list(self.shape_b), "count": len(self)}
+        self.facts = {
+            "shape_a": list(self.shape_a),
+            "shape_b": list(self.shape_b),
+            "count": len(self),
+        }
         self.contents = None
         self.hits_a = self.hits_b = torch.empty(len(self), 0, dtype=torch.bool)
 
@@ -61,22 +66,27 @@ class OldFeatureFolder(Dataset):
 
     @cached_property
     def targets(self) -> Tensor:
-        """(N,) int64, or (N, C) float32 for several labels an image. The first use reads every file."""
+        """(N,) int64, or (N, C) float32 for several labels an image. The first use reads every
+        file.
+        """
         return torch.stack([self._read(i)[2] for i in range(len(self))])
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Files `indices` as (n, *shape_a) float32, (n, *shape_b) float32, (n, …) targets, (n,) int64 indices.
+        """Files `indices` as (n, *shape_a) float32, (n, *shape_b) float32, (n, …) targets, (n,)
+        int64 indices.
 
         Raises:
-            InputError: a file is damaged, carries code, lacks a key or has another shape than file 0.
+            InputError: a file is damaged, carries code, lacks a key or has another shape than file
+                0.
         """
         rows = [int(index) for index in indices]
         samples = [self._read(row) for row in rows]
         for row, (a, b, _) in zip(rows, samples):
             if (a.shape, b.shape) != (self.shape_a, self.shape_b):
                 raise InputError(
-                    f"{self.folder / self.paths[row]} has features of shape {tuple(a.shape)} and {tuple(b.shape)}, "
-                    f"file 0 {self.shape_a} and {self.shape_b}; store the features again with ConvOutput.py"
+                    f"{self.folder / self.paths[row]} has features of shape {tuple(a.shape)} and"
+                    f" {tuple(b.shape)}, file 0 {self.shape_a} and {self.shape_b}; store the"
+                    " features again with ConvOutput.py"
                 )
         features_a, features_b, targets = (torch.stack(values) for values in zip(*samples))
         return features_a, features_b, targets, torch.tensor(rows)
@@ -89,11 +99,20 @@ class OldFeatureFolder(Dataset):
                 sample = checkpoint.load(path)
             missing = [key for key in ("target", *self._keys) if key not in sample]
             if missing:
-                raise InputError(f"{path} has no {missing[0]}, only {', '.join(map(str, sample)) or 'nothing'}")
+                raise InputError(
+                    f"{path} has no {missing[0]}, only {', '.join(map(str, sample)) or 'nothing'}"
+                )
             a, b, target = (_as_tensor(sample[key], path) for key in (*self._keys, "target"))
-        except (LookupError, TypeError, AttributeError, struct.error):  # a damaged pickle can fail in any of these
-            raise InputError(f"{path} is damaged; restore it or store the features again with ConvOutput.py") from None
-        return a.float(), b.float(), target.float() if target.numel() > 1 else target.reshape(()).long()
+        except (LookupError, TypeError, AttributeError, struct.error):
+            # A damaged pickle can fail in any of these
+            raise InputError(
+                f"{path} is damaged; restore it or store the features again with ConvOutput.py"
+            ) from None
+        return (
+            a.float(),
+            b.float(),
+            target.float() if target.numel() > 1 else target.reshape(()).long(),
+        )
 
 
 def _as_tensor(value: Any, path: Path) -> Tensor:
@@ -102,11 +121,13 @@ def _as_tensor(value: Any, path: Path) -> Tensor:
         return value.tensor
     if isinstance(value, Tensor | int | float):
         return torch.as_tensor(value)
-    raise InputError(f"{path} holds a {type(value).__name__} where a tensor, an array or a number was expected")
+    raise InputError(
+        f"{path} holds a {type(value).__name__} where a tensor, an array or a number was expected"
+    )
 
 
-# Allowing numpy's own classes would let a file forge pointers (an object array over chosen bytes). The pickle
-# therefore builds these stand-ins, which understand plain numbers only.
+# Allowing numpy's own classes would let a file forge pointers (an object array over chosen bytes).
+# The pickle therefore builds these stand-ins, which understand plain numbers only.
 
 
 class _DType:

@@ -1,4 +1,6 @@
-"""Stored features in other pairs than they were stored in: with other images' targets, x itself, other nets'."""
+"""Stored features in other pairs than they were stored in: with other images' targets, x itself,
+other nets'.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -17,7 +19,8 @@ Features = FeatureCache | OldFeatureFolder
 
 
 class Pairing(Dataset[Any]):
-    """Stored features with x of image i beside the target of image order[i], beside x itself, or beside another target.
+    """Stored features with x of image i beside the target of image order[i], beside x itself, or
+    beside another target.
 
     Args:
         features: of both nets.
@@ -36,7 +39,13 @@ class Pairing(Dataset[Any]):
         target: TensorStore | None = None,
         x: TensorStore | None = None,
     ) -> None:
-        self.features, self.order, self.itself, self.target, self.x = features, order, itself, target, x
+        self.features, self.order, self.itself, self.target, self.x = (
+            features,
+            order,
+            itself,
+            target,
+            x,
+        )
 
     def __len__(self) -> int:
         return len(self.features)
@@ -55,7 +64,9 @@ class Pairing(Dataset[Any]):
 
 
 class Parts(NamedTuple):
-    """Pairs to fit and held-out ones, (N,) images; with their `classes` these stand for all pairs of two of a class."""
+    """Pairs to fit and held-out ones, (N,) images; with their `classes` these stand for all
+    pairs of two of a class.
+    """
 
     train: Pairing
     val: Pairing
@@ -63,7 +74,8 @@ class Parts(NamedTuple):
 
 
 class Side:
-    """One net's features of all images as an array of maps (N, C, H, W), of which the rows that are asked for are read.
+    """One net's features of all images as an array of maps (N, C, H, W), of which the rows that are
+    asked for are read.
 
     Args:
         features: of both nets.
@@ -86,4 +98,8 @@ class Side:
 
 def classes_of(features: Features) -> Tensor:
     """Give the images' classes, int64 (N,); all are one where an image has several labels."""
-    return features.targets if features.targets.ndim == 1 else torch.zeros(len(features), dtype=torch.int64)
+    return (
+        features.targets
+        if features.targets.ndim == 1
+        else torch.zeros(len(features), dtype=torch.int64)
+    )

@@ -1,4 +1,6 @@
-"""The pairs of features that a step reads: stored ones, or ones that are computed of images as they are read."""
+"""The pairs of features that a step reads: stored ones, or ones that are computed of images as
+they are read.
+"""
 
 import math
 from collections.abc import Callable
@@ -48,7 +50,8 @@ class Source(NamedTuple):
 
 
 def costs(shapes: tuple[Shape, Shape], images: int, flops: int | None) -> str:
-    """Say the two numbers by which to choose between stored features and such that are computed as they are read.
+    """Say the two numbers by which to choose between stored features and such that are computed as
+    they are read.
 
     Args:
         shapes: of one image's features.
@@ -56,11 +59,18 @@ def costs(shapes: tuple[Shape, Shape], images: int, flops: int | None) -> str:
         flops: of computing both features of one image; None: that is not known.
     """
     stored = 4 * images * sum(math.prod(shape) for shape in shapes)
-    computed = "an unknown number of FLOPs" if flops is None else f"{images * flops / 1e9:,.1f} GFLOP"
-    return f"these features take {in_words(stored)} on disk as float32, or {computed} to compute in every epoch"
+    computed = (
+        "an unknown number of FLOPs" if flops is None else f"{images * flops / 1e9:,.1f} GFLOP"
+    )
+    return (
+        f"these features take {in_words(stored)} on disk as float32, or {computed} to compute in"
+        " every epoch"
+    )
 
 
-def _read_reversed(*batch: Tensor, read: Callable[..., tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+def _read_reversed(
+    *batch: Tensor, read: Callable[..., tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor]:
     x, target = read(*batch)
     return target, x
 

@@ -47,7 +47,8 @@ def read_cub(folders: list[Path], limit: int | None = None) -> Listing:
 def read_dogs(folders: list[Path], limit: int | None = None) -> Listing:
     """Stanford Dogs: one crop a listed photo, of its largest annotated dog, in the official split.
 
-    One, although some photos show several dogs, so that there are the official 12,000 and 8,580 images.
+    One, although some photos show several dogs, so that there are the official 12,000 and 8,580
+    images.
 
     Args:
         folders: where Images, Annotation, train_list.mat and test_list.mat are.
@@ -56,9 +57,15 @@ def read_dogs(folders: list[Path], limit: int | None = None) -> Listing:
     Raises:
         InputError: a folder or list is missing, or a list is malformed.
     """
-    images, annotations = (find(folders, name, DOG_PARTS[name]) for name in ("Images", "Annotation"))
+    images, annotations = (
+        find(folders, name, DOG_PARTS[name]) for name in ("Images", "Annotation")
+    )
     lists = find(folders, "train_list.mat", DOG_PARTS["train_list.mat"]).parent
-    splits = {path: split for split in ("train", "test") for path in _file_list(lists / f"{split}_list.mat")}
+    splits = {
+        path: split
+        for split in ("train", "test")
+        for path in _file_list(lists / f"{split}_list.mat")
+    }
     listing = Listing(_class_folders(splits))
     present = _present(listing, images, splits, limit)
     for path, split in splits.items():
@@ -66,7 +73,9 @@ def read_dogs(folders: list[Path], limit: int | None = None) -> Listing:
             continue
         dogs = read_objects(listing, (annotations / path).with_suffix(""))
         if dogs:
-            largest = max((box for _, box in dogs), key=lambda box: (box[2] - box[0]) * (box[3] - box[1]))
+            largest = max(
+                (box for _, box in dogs), key=lambda box: (box[2] - box[0]) * (box[3] - box[1])
+            )
             listing.add(split, path, images / path, largest)
         elif dogs is not None:
             listing.problem("annotation without a dog", path)
@@ -74,7 +83,8 @@ def read_dogs(folders: list[Path], limit: int | None = None) -> Listing:
 
 
 def _class_folders(paths: Iterable[str]) -> list[str]:
-    """The folders of `{class}/{photo}` paths, sorted: CUB's are numbered, those of the dogs sort by official id.
+    """The folders of `{class}/{photo}` paths, sorted: CUB's are numbered, those of the dogs sort by
+    official id.
 
     Raises:
         InputError: a path is not of this form.
@@ -82,14 +92,18 @@ def _class_folders(paths: Iterable[str]) -> list[str]:
     for path in paths:
         parts = PurePosixPath(path).parts
         if len(parts) != 2 or parts[0] in ("..", "/"):
-            raise InputError(f"the list of photos should name them CLASS/PHOTO, but names {printable(path)!r}")
+            raise InputError(
+                f"the list of photos should name them CLASS/PHOTO, but names {printable(path)!r}"
+            )
     return sorted({path.partition("/")[0] for path in paths})
 
 
 def _present(listing: Listing, images: Path, paths: Iterable[str], limit: int | None) -> set[str]:
-    """Cut the listing's classes to the first `limit` that have a folder; return their listed photos, tell of the rest.
+    """Cut the listing's classes to the first `limit` that have a folder; return their listed
+    photos, tell of the rest.
 
-    A class without a folder is a smaller data set, told in one note; a file that no list names is a problem.
+    A class without a folder is a smaller data set, told in one note; a file that no list names is a
+    problem.
     """
     photos: dict[str, set[str]] = defaultdict(set)
     for path in paths:
@@ -102,7 +116,9 @@ def _present(listing: Listing, images: Path, paths: Iterable[str], limit: int | 
         (present if (images / folder).is_dir() else absent).append(folder)
     if absent:
         number = sum(len(photos[folder]) for folder in absent)
-        listing.notes.append(f"{number:,} listed photos of {len(absent)} classes are not in {printable(images)}")
+        listing.notes.append(
+            f"{number:,} listed photos of {len(absent)} classes are not in {printable(images)}"
+        )
     listing.classes = present
     for folder in present:
         for file in sorted((images / folder).iterdir()):
@@ -118,7 +134,8 @@ def _table(path: Path, columns: int) -> dict[str, list[str]]:
         number, *values = line.split(maxsplit=columns)
         if len(values) != columns:
             raise InputError(
-                f"{path} should hold a number and {columns} columns in each line, but holds {printable(line)!r}"
+                f"{path} should hold a number and {columns} columns in each line, but holds"
+                f" {printable(line)!r}"
             )
         table[number] = values
     return table
@@ -128,7 +145,9 @@ def _numbers(words: list[str], path: Path) -> list[float]:
     try:
         return [float(word) for word in words]
     except ValueError:
-        raise InputError(f"{path} should hold numbers, but holds {printable(' '.join(words))!r}") from None
+        raise InputError(
+            f"{path} should hold numbers, but holds {printable(' '.join(words))!r}"
+        ) from None
 
 
 def _file_list(path: Path) -> list[str]:
@@ -136,6 +155,10 @@ def _file_list(path: Path) -> list[str]:
     try:
         return [str(entry[0].item()) for entry in scipy.io.loadmat(path)["file_list"]]
     except FileNotFoundError:
-        raise InputError(f"{path} does not exist; give --src the official lists.tar or its content") from None
+        raise InputError(
+            f"{path} does not exist; give --src the official lists.tar or its content"
+        ) from None
     except Exception as error:  # a damaged file fails in many ways inside scipy
-        raise InputError(f"{path} should be a MATLAB file with a file_list, but {error!r}; download it again") from None
+        raise InputError(
+            f"{path} should be a MATLAB file with a file_list, but {error!r}; download it again"
+        ) from None

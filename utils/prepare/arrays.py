@@ -1,4 +1,6 @@
-"""Data sets that come as arrays of pixels: CIFAR-10 and CIFAR-100, STL-10, scikit-learn's digits."""
+"""Data sets that come as arrays of pixels: CIFAR-10 and CIFAR-100, STL-10, scikit-learn's
+digits.
+"""
 
 import functools
 import re
@@ -38,12 +40,16 @@ def read_cifar100(folders: list[Path], limit: int | None = None) -> Listing:
     """
     meta = find(folders, "meta", CIFAR100_PARTS["meta"])
     names = _class_names(load_arrays(meta).get("fine_label_names"), meta)
-    splits = {split: _cifar_file(meta.with_name(split), "fine_labels", len(names)) for split in ("train", "test")}
+    splits = {
+        split: _cifar_file(meta.with_name(split), "fine_labels", len(names))
+        for split in ("train", "test")
+    }
     return _listing(names, splits, limit)
 
 
 def read_cifar10(folders: list[Path], limit: int | None = None) -> Listing:
-    """CIFAR-10 in the official python layout: `data_batch_1` to `_5`, `test_batch` and `batches.meta`.
+    """CIFAR-10 in the official python layout: `data_batch_1` to `_5`, `test_batch` and
+    `batches.meta`.
 
     Args:
         folders: where the files are.
@@ -54,10 +60,16 @@ def read_cifar10(folders: list[Path], limit: int | None = None) -> Listing:
     """
     meta = find(folders, "batches.meta", CIFAR10_PARTS["batches.meta"])
     names = _class_names(load_arrays(meta).get("label_names"), meta)
-    batches = [_cifar_file(meta.with_name(f"data_batch_{n}"), "labels", len(names)) for n in range(1, 6)]
+    batches = [
+        _cifar_file(meta.with_name(f"data_batch_{n}"), "labels", len(names)) for n in range(1, 6)
+    ]
     images, labels = zip(*batches)
     train = np.concatenate(images), [label for part in labels for label in part]
-    return _listing(names, {"train": train, "test": _cifar_file(meta.with_name("test_batch"), "labels", 10)}, limit)
+    return _listing(
+        names,
+        {"train": train, "test": _cifar_file(meta.with_name("test_batch"), "labels", 10)},
+        limit,
+    )
 
 
 def read_stl10(folders: list[Path], limit: int | None = None) -> Listing:
@@ -79,10 +91,12 @@ def read_stl10(folders: list[Path], limit: int | None = None) -> Listing:
         pixels, labels = (_bytes_of(root / f"{split}_{part}.bin") for part in "Xy")
         if pixels.size != labels.size * np.prod(STL_SHAPE):
             raise InputError(
-                f"{root / f'{split}_X.bin'} should hold {labels.size:,} images of 3 × 96 × 96 bytes, as "
-                f"{split}_y.bin has labels, but holds {pixels.size:,} bytes; download it again"
+                f"{root / f'{split}_X.bin'} should hold {labels.size:,} images of 3 × 96 × 96"
+                f" bytes, as {split}_y.bin has labels, but holds {pixels.size:,} bytes; download it"
+                " again"
             )
-        images = pixels.reshape(-1, *STL_SHAPE).transpose(0, 3, 2, 1)  # (n, 3, column, row) → (n, row, column, 3)
+        # (n, 3, column, row) → (n, row, column, 3)
+        images = pixels.reshape(-1, *STL_SHAPE).transpose(0, 3, 2, 1)
         ids = labels.astype(np.int64) - 1
         splits[split] = images, _checked_labels(ids.tolist(), len(names), root / f"{split}_y.bin")
     return _listing(names, splits, limit)
@@ -107,32 +121,48 @@ def read_digits(limit: int | None = None) -> Listing:
 
 
 def _listing(names: list[str], splits: dict[str, Images], limit: int | None) -> Listing:
-    """List `{split}/{label:02d}_{name}/{number:05d}.png`, numbered as in the archive over all classes of a split.
+    """List `{split}/{label:02d}_{name}/{number:05d}.png`, numbered as in the archive over all
+    classes of a split.
 
-    Class folders sort by official label, and the names of all files together give the archive's order back.
+    Class folders sort by official label, and the names of all files together give the archive's
+    order back.
     """
     present = sorted({label for _, labels in splits.values() for label in labels})[:limit]
     folders = {label: f"{label:02d}_{names[label]}" for label in present}
     listing = Listing(list(folders.values()))
     if limit is None and len(present) < len(names):
-        listing.notes.append(f"{len(names) - len(present)} of the {len(names)} classes have no images")
+        listing.notes.append(
+            f"{len(names) - len(present)} of the {len(names)} classes have no images"
+        )
     for split, (images, labels) in splits.items():
         for number, label in enumerate(labels):
             if label in folders:
-                listing.files[f"{split}/{folders[label]}/{number:05d}.png"] = functools.partial(png, images[number])
+                listing.files[f"{split}/{folders[label]}/{number:05d}.png"] = functools.partial(
+                    png, images[number]
+                )
     return listing
 
 
 def _cifar_file(path: Path, key: str, classes: int) -> Images:
-    """Read one pickled file of CIFAR: `data` uint8 (N, 3072), red, green, blue, row by row, and N labels."""
+    """Read one pickled file of CIFAR: `data` uint8 (N, 3072), red, green, blue, row by row, and
+    N labels.
+    """
     content = load_arrays(path)
     data, labels = content.get("data"), content.get(key)
-    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape[1:] != (CIFAR_BYTES,):
+    if (
+        not isinstance(data, np.ndarray)
+        or data.dtype != np.uint8
+        or data.shape[1:] != (CIFAR_BYTES,)
+    ):
         found = f"{data.dtype} {data.shape}" if isinstance(data, np.ndarray) else "none"
-        raise InputError(f"{path} should have an array 'data' uint8 (N, {CIFAR_BYTES}), but has {found}")
+        raise InputError(
+            f"{path} should have an array 'data' uint8 (N, {CIFAR_BYTES}), but has {found}"
+        )
     if not isinstance(labels, list) or len(labels) != len(data):
         found = f"{len(labels)} of them" if isinstance(labels, list) else "none"
-        raise InputError(f"{path} should have a list '{key}' of {len(data)} labels, but has {found}")
+        raise InputError(
+            f"{path} should have a list '{key}' of {len(data)} labels, but has {found}"
+        )
     return data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), _checked_labels(labels, classes, path)
 
 
@@ -141,8 +171,8 @@ def _checked_labels(labels: list[Any], classes: int, path: Path) -> list[int]:
     for number, label in enumerate(labels):
         if type(label) is not int or not 0 <= label < classes:
             raise InputError(
-                f"{path} has the label {label!r} for image {number}, but there are {classes} classes (0 … "
-                f"{classes - 1}); download it again"
+                f"{path} has the label {label!r} for image {number}, but there are {classes}"
+                f" classes (0 … {classes - 1}); download it again"
             )
     return labels
 
@@ -151,8 +181,12 @@ def _class_names(names: Any, path: Path) -> list[str]:
     """Take the class names of an archive, which become names of folders."""
     entries = names if isinstance(names, list) else []
     words = [name.decode("latin1") if isinstance(name, bytes) else name for name in entries]
-    if not words or not all(isinstance(word, str) and re.fullmatch(r"[\w-]+", word, re.ASCII) for word in words):
-        raise InputError(f"{path} should list the names of the classes, plain words, but has {str(words)[:60]}")
+    if not words or not all(
+        isinstance(word, str) and re.fullmatch(r"[\w-]+", word, re.ASCII) for word in words
+    ):
+        raise InputError(
+            f"{path} should list the names of the classes, plain words, but has {str(words)[:60]}"
+        )
     return words
 
 
@@ -161,4 +195,6 @@ def _bytes_of(path: Path) -> np.ndarray:
     try:
         return np.fromfile(path, np.uint8)
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); take the whole official archive") from None
+        raise InputError(
+            f"{path} cannot be read ({error.strerror}); take the whole official archive"
+        ) from None

@@ -31,7 +31,8 @@ class Crop:
     Attributes:
         source: the photo.
         box: left, top, right, bottom in pixels of the photo as stored, right and bottom exclusive.
-        output: POSIX path of the crop below the data set's folder, `{train|test}/{class}/{name}.jpg`.
+        output: POSIX path of the crop below the data set's folder,
+            `{train|test}/{class}/{name}.jpg`.
     """
 
     source: Path
@@ -52,9 +53,11 @@ class Listing:
     """What a data set says that it holds.
 
     Attributes:
-        classes: names of the folders to make; their order when sorted is that of the official class ids.
+        classes: names of the folders to make; their order when sorted is that of the official class
+            ids.
         crops: to make.
-        files: images to write as they are: for each output as of a crop the function that gives its bytes.
+        files: images to write as they are: for each output as of a crop the function that gives its
+            bytes.
         problems: entries that cannot become an image.
         notes: lines to tell, none of them an error.
     """
@@ -66,7 +69,9 @@ class Listing:
     notes: list[str] = field(default_factory=list)
 
     def add(self, split: str, name: str, source: Path, box: Box) -> None:
-        """Append a crop; `name` is `{class}/{photo}`, its suffix becomes .jpg and a byte that is no UTF-8 `%xff`."""
+        """Append a crop; `name` is `{class}/{photo}`, its suffix becomes .jpg and a byte that is
+        no UTF-8 `%xff`.
+        """
         output = PurePosixPath(split, printable(name).replace("\\", "%")).with_suffix(".jpg")
         self.crops.append(Crop(source, box, output.as_posix()))
 
@@ -93,7 +98,9 @@ class Outcome:
 
 
 def clamp(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Round `box` to whole pixels and cut it at the borders of an image of `size` (width, height)."""
+    """Round `box` to whole pixels and cut it at the borders of an image of `size` (width,
+    height).
+    """
     left, top, right, bottom = (round(edge) for edge in box)
     width, height = size
     return max(left, 0), max(top, 0), min(right, width), min(bottom, height)
@@ -102,8 +109,9 @@ def clamp(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
 def crop_one(crop: Crop, target: Path) -> Outcome:
     """Write one crop below `target` as an RGB JPEG, unless it is there already.
 
-    The pixels stay as they are stored (no EXIF rotation), because boxes are measured on those. The JPEG's comment
-    records the photo's name, its length in bytes and the box; a crop with the same record is up to date.
+    The pixels stay as they are stored (no EXIF rotation), because boxes are measured on those. The
+    JPEG's comment records the photo's name, its length in bytes and the box; a crop with the same
+    record is up to date.
 
     Raises:
         OSError: the crop cannot be written.
@@ -112,13 +120,17 @@ def crop_one(crop: Crop, target: Path) -> Outcome:
     where = printable(crop.source)
     try:
         source_bytes = crop.source.stat().st_size
-        record = json.dumps({"photo": printable(crop.source.name), "bytes": source_bytes, "box": crop.box}).encode()
+        record = json.dumps(
+            {"photo": printable(crop.source.name), "bytes": source_bytes, "box": crop.box}
+        ).encode()
         if _is_current(destination, record):
             return Outcome()
         with Image.open(crop.source) as photo:
             box = clamp(crop.box, photo.size)
             if box[0] >= box[2] or box[1] >= box[3]:
-                return Outcome(Problem("empty box", f"{where}: {crop.box} in an image of {photo.size} pixels"))
+                return Outcome(
+                    Problem("empty box", f"{where}: {crop.box} in an image of {photo.size} pixels")
+                )
             mode = photo.mode
             pixels = photo.crop(box).convert("RGB")
     except FileNotFoundError:
@@ -148,21 +160,31 @@ def crop_all(crops: list[Crop], target: Path, workers: int) -> list[Outcome]:
     outputs = Counter(crop.output for crop in crops)
     if crops and outputs.most_common(1)[0][1] > 1:
         twice = outputs.most_common(1)[0][0]
-        raise InputError(f"two objects would both become {target / twice}; remove one of them from the lists")
+        raise InputError(
+            f"two objects would both become {target / twice}; remove one of them from the lists"
+        )
     work = functools.partial(crop_one, target=target)
     try:
         if workers <= 1:
             return list(Progress(map(work, crops), target.name, total=len(crops)))
         with ProcessPoolExecutor(workers, initializer=_start_process) as pool:
-            return list(Progress(pool.map(work, crops, chunksize=16), target.name, total=len(crops)))
+            return list(
+                Progress(pool.map(work, crops, chunksize=16), target.name, total=len(crops))
+            )
     except BrokenProcessPool:
-        raise InputError("a cropping process was killed; run the same command again, with a smaller -j") from None
+        raise InputError(
+            "a cropping process was killed; run the same command again, with a smaller -j"
+        ) from None
     except OSError as error:
-        raise InputError(f"cannot write below {target} ({error}); make room and run the same command again") from None
+        raise InputError(
+            f"cannot write below {target} ({error}); make room and run the same command again"
+        ) from None
 
 
 def _start_process() -> None:
-    """Leave Ctrl-C to the parent, which lets every process finish its piece; end with it if it is killed."""
+    """Leave Ctrl-C to the parent, which lets every process finish its piece; end with it if it
+    is killed.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -175,18 +197,28 @@ def _start_process() -> None:
 
 
 def clear_target(target: Path, outputs: set[str]) -> None:
-    """Remove what a killed run left unfinished below `target`; refuse images that these options would not write.
+    """Remove what a killed run left unfinished below `target`; refuse images that these options
+    would not write.
 
     Raises:
-        InputError: `target` holds images that are not in `outputs` (an earlier run with other options made them).
+        InputError: `target` holds images that are not in `outputs` (an earlier run with other
+            options made them).
     """
-    files = {path.relative_to(target).as_posix(): path for path in target.glob("t*/*/*") if path.is_file()}
+    files = {
+        path.relative_to(target).as_posix(): path
+        for path in target.glob("t*/*/*")
+        if path.is_file()
+    }
     for path in files.values():
         if path.name.startswith(".") and ".part" in path.suffixes:
             path.unlink()
-    strangers = sorted(name for name, path in files.items() if name not in outputs and not path.name.startswith("."))
+    strangers = sorted(
+        name
+        for name, path in files.items()
+        if name not in outputs and not path.name.startswith(".")
+    )
     if strangers:
         raise InputError(
-            f"{target} holds {len(strangers):,} images that these options would not write, as {strangers[0]}; "
-            "delete the folder or choose another --out"
+            f"{target} holds {len(strangers):,} images that these options would not write, as"
+            f" {strangers[0]}; delete the folder or choose another --out"
         )

@@ -1,4 +1,6 @@
-"""TinyImageNet in its official layout: the JPEGs as they are, the validation images in class folders too."""
+"""TinyImageNet in its official layout: the JPEGs as they are, the validation images in class
+folders too.
+"""
 
 import re
 from pathlib import Path
@@ -9,7 +11,8 @@ from utils.prepare.cropping import Listing
 from utils.prepare.unpacking import find
 from utils.prepare.voc import lines_of
 
-TINY_IMAGENET_PARTS = {"wnids.txt": "tiny-imagenet-200.zip"}  # what the source must hold, and the official archive
+# What the source must hold, and the official archive
+TINY_IMAGENET_PARTS = {"wnids.txt": "tiny-imagenet-200.zip"}
 
 
 def read_tiny_imagenet(folders: list[Path], limit: int | None = None) -> Listing:
@@ -28,12 +31,15 @@ def read_tiny_imagenet(folders: list[Path], limit: int | None = None) -> Listing
     wnids = sorted(lines_of(root / "wnids.txt"))
     if strange := [wnid for wnid in wnids if not re.fullmatch(r"n\d{8}", wnid)]:
         raise InputError(
-            f"{root / 'wnids.txt'} should list classes such as n01443537, but has {printable(strange[0])!r}"
+            f"{root / 'wnids.txt'} should list classes such as n01443537, but has"
+            f" {printable(strange[0])!r}"
         )
     present = [wnid for wnid in wnids if (root / "train" / wnid / "images").is_dir()]
     listing = Listing(present[:limit])
     if limit is None and len(present) < len(wnids):
-        listing.notes.append(f"{len(wnids) - len(present)} of the {len(wnids)} classes are not in {root / 'train'}")
+        listing.notes.append(
+            f"{len(wnids) - len(present)} of the {len(wnids)} classes are not in {root / 'train'}"
+        )
     for wnid in listing.classes:
         for image in sorted((root / "train" / wnid / "images").glob("[!.]*.JPEG")):
             listing.files[f"train/{wnid}/{printable(image.name)}"] = image.read_bytes

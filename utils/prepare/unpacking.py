@@ -1,4 +1,6 @@
-"""Where the parts of a data set lie: in folders as they are, or in archives unpacked for the time of a run."""
+"""Where the parts of a data set lie: in folders as they are, or in archives unpacked for the
+time of a run.
+"""
 
 import contextlib
 import gzip
@@ -15,15 +17,16 @@ from utils.errors import InputError
 
 @contextlib.contextmanager
 def unpacked(sources: list[Path], parts: dict[str, str], scratch: Path) -> Iterator[list[Path]]:
-    """Yield folders to look in: those among `sources`, and `scratch` with what the archives among them hold.
+    """Yield folders to look in: those among `sources`, and `scratch` with what the archives among
+    them hold.
 
-    An archive is unpacked whole, because a compressed one gives no random access to parallel readers. `scratch` is
-    removed afterwards, and what a killed run left there before.
+    An archive is unpacked whole, because a compressed one gives no random access to parallel
+    readers. `scratch` is removed afterwards, and what a killed run left there before.
 
     Args:
         sources: folders, tar archives, compressed or not, and zip archives.
-        parts: names that the folders must hold, and the official archive of each: it is unpacked where a folder
-            holds that in place of the part.
+        parts: names that the folders must hold, and the official archive of each: it is unpacked
+            where a folder holds that in place of the part.
         scratch: a folder that is not there.
 
     Raises:
@@ -54,23 +57,39 @@ def _unpack(archive: Path, folder: Path) -> None:
             with zipfile.ZipFile(archive) as members:
                 for name in members.namelist():
                     if not (folder / name).resolve().is_relative_to(folder.resolve()):
-                        raise InputError(f"{archive} is refused, because it would write outside its folder: {name!r}")
+                        raise InputError(
+                            f"{archive} is refused, because it would write outside its folder:"
+                            f" {name!r}"
+                        )
                 members.extractall(folder)
         else:
             with tarfile.open(archive) as tar:
                 tar.extractall(folder, filter="data")
     except tarfile.FilterError as error:
-        raise InputError(f"{archive} is refused, because it would write outside its folder: {error}") from None
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, gzip.BadGzipFile, zlib.error, RuntimeError) as error:
+        raise InputError(
+            f"{archive} is refused, because it would write outside its folder: {error}"
+        ) from None
+    except (
+        tarfile.TarError,
+        zipfile.BadZipFile,
+        EOFError,
+        gzip.BadGzipFile,
+        zlib.error,
+        RuntimeError,
+    ) as error:
         reason = str(error).partition(":\n")[0]
-        raise InputError(f"{archive} is no whole tar or zip archive ({reason}); download it again") from None
+        raise InputError(
+            f"{archive} is no whole tar or zip archive ({reason}); download it again"
+        ) from None
 
 
 def _places(folder: Path, name: str) -> list[Path]:
     """`folder` itself, or the nearest level below, of three, that has `name`."""
     if folder.resolve().name == name:
         return [folder]
-    return next((hits for depth in range(4) if (hits := sorted(folder.glob("*/" * depth + name)))), [])
+    return next(
+        (hits for depth in range(4) if (hits := sorted(folder.glob("*/" * depth + name)))), []
+    )
 
 
 def find(folders: list[Path], name: str, official: str) -> Path:
@@ -85,10 +104,14 @@ def find(folders: list[Path], name: str, official: str) -> Path:
         InputError: there is none, or more than one.
     """
     # One place can be reached by two ways, as when `folders` hold a folder and one in it.
-    places = list({place.resolve(): place for folder in folders for place in _places(folder, name)}.values())
+    places = list(
+        {place.resolve(): place for folder in folders for place in _places(folder, name)}.values()
+    )
     if not places:
         where = ", ".join(str(folder) for folder in folders) or "nothing"
-        raise InputError(f"there is no {name} in {where}; give --src the official {official} or its content")
+        raise InputError(
+            f"there is no {name} in {where}; give --src the official {official} or its content"
+        )
     if len(places) > 1:
         raise InputError(f"{name} is at {places[0]} and at {places[1]}; point --src at one of them")
     return places[0]

@@ -18,9 +18,11 @@ VOC_ANIMALS = ["bird", "cat", "cow", "dog", "horse", "sheep"]
 
 
 def read_voc(folders: list[Path], names: list[str], limit: int | None = None) -> Listing:
-    """VOC2012: every object that is not difficult; ImageSets/Main's train in train, its val in test.
+    """VOC2012: every object that is not difficult; ImageSets/Main's train in train, its val in
+        test.
 
-    Without ImageSets every second annotated photo goes to test, because the official halves are about equal.
+    Without ImageSets every second annotated photo goes to test, because the official halves are
+    about equal.
 
     Args:
         folders: where JPEGImages, Annotations and, if at all, ImageSets/Main are.
@@ -38,7 +40,9 @@ def read_voc(folders: list[Path], names: list[str], limit: int | None = None) ->
     else:
         stems = sorted(path.stem for path in (root / "Annotations").glob("*.xml"))
         photos = {"train": stems[0::2], "test": stems[1::2]}
-        listing.notes.append(f"there is no {printable(lists)}/train.txt: every second photo goes to test")
+        listing.notes.append(
+            f"there is no {printable(lists)}/train.txt: every second photo goes to test"
+        )
     for file in sorted((root / "JPEGImages").iterdir()):
         if file.suffix != ".jpg" and not file.name.startswith("."):
             listing.problem("file that is no photo", file)
@@ -49,10 +53,14 @@ def read_voc(folders: list[Path], names: list[str], limit: int | None = None) ->
     return _first_classes(listing, limit)
 
 
-def read_voc_lists(folders: list[Path], lists: list[Path], names: list[str], limit: int | None = None) -> Listing:
-    """VOC2012: exactly the objects of the authors' pickled lists, the first for train, the second for test.
+def read_voc_lists(
+    folders: list[Path], lists: list[Path], names: list[str], limit: int | None = None
+) -> Listing:
+    """VOC2012: exactly the objects of the authors' pickled lists, the first for train, the second
+        for test.
 
-    An object's class is the list's number: a few persons bear the name of their last part, "hand" or "foot".
+    An object's class is the list's number: a few persons bear the name of their last part, "hand"
+    or "foot".
 
     Args:
         folders: where JPEGImages is.
@@ -74,8 +82,8 @@ def read_voc_lists(folders: list[Path], lists: list[Path], names: list[str], lim
                 photos[stem].append((name, _box(entry["bndbox"])))
         except (TypeError, KeyError, ValueError) as error:
             raise InputError(
-                f"{path} should be a list of objects with source, class (0 to 19) and bndbox, but {error!r}; "
-                "give the authors' VOC_*.pkl"
+                f"{path} should be a list of objects with source, class (0 to 19) and bndbox, but"
+                f" {error!r}; give the authors' VOC_*.pkl"
             ) from None
         for stem, objects in photos.items():
             _add_objects(listing, split, root, stem, objects)
@@ -89,13 +97,21 @@ def _voc_folders(names: Iterable[str]) -> list[str]:
 def _first_classes(listing: Listing, limit: int | None) -> Listing:
     """Keep the first `limit` of the classes that have an object."""
     if limit is not None:
-        listing.classes = sorted({PurePosixPath(crop.output).parts[1] for crop in listing.crops})[:limit]
-        listing.crops = [crop for crop in listing.crops if PurePosixPath(crop.output).parts[1] in listing.classes]
+        listing.classes = sorted({PurePosixPath(crop.output).parts[1] for crop in listing.crops})[
+            :limit
+        ]
+        listing.crops = [
+            crop for crop in listing.crops if PurePosixPath(crop.output).parts[1] in listing.classes
+        ]
     return listing
 
 
-def _add_objects(listing: Listing, split: str, root: Path, stem: str, objects: Iterable[tuple[str, Box]]) -> None:
-    """Add the objects of one photo, numbered within their class; the annotations' order gives the same names to all."""
+def _add_objects(
+    listing: Listing, split: str, root: Path, stem: str, objects: Iterable[tuple[str, Box]]
+) -> None:
+    """Add the objects of one photo, numbered within their class; the annotations' order gives
+    the same names to all.
+    """
     seen: Counter[str] = Counter()
     for name, box in objects:
         if name not in VOC_CLASSES:
@@ -103,12 +119,16 @@ def _add_objects(listing: Listing, split: str, root: Path, stem: str, objects: I
             continue
         folder = VOC_FOLDERS[VOC_CLASSES.index(name)]
         if folder in listing.classes:
-            listing.add(split, f"{folder}/{stem}_{seen[name]}.jpg", root / "JPEGImages" / f"{stem}.jpg", box)
+            listing.add(
+                split, f"{folder}/{stem}_{seen[name]}.jpg", root / "JPEGImages" / f"{stem}.jpg", box
+            )
             seen[name] += 1
 
 
 def read_objects(listing: Listing, annotation: Path) -> list[tuple[str, Box]] | None:
-    """Names and boxes of one XML file's objects but the difficult ones; None, and a problem, if it cannot be read."""
+    """Names and boxes of one XML file's objects but the difficult ones; None, and a problem, if
+    it cannot be read.
+    """
     try:
         root = ET.fromstring(annotation.read_bytes())
         found = []
@@ -130,7 +150,9 @@ def _box(edges: Mapping[str, Any]) -> Box:
 
 
 def lines_of(path: Path) -> list[str]:
-    """The lines of a text file that are not blank; bytes that are not UTF-8 survive, as in file names."""
+    """The lines of a text file that are not blank; bytes that are not UTF-8 survive, as in file
+    names.
+    """
     try:
         text = path.read_text(encoding="utf-8", errors="surrogateescape")
     except FileNotFoundError:

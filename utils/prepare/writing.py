@@ -48,8 +48,8 @@ def write_all(files: Mapping[str, Callable[[], bytes]], target: Path, workers: i
         return sum(Progress(pool.map(write, files), target.name, total=len(files)))
     except OSError as error:
         raise InputError(
-            f"cannot write below {target}, or read what should go there ({error}); mend that and run the same command "
-            "again"
+            f"cannot write below {target}, or read what should go there ({error}); mend that and"
+            " run the same command again"
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)  # an interrupt must not wait for the whole queue

@@ -1,4 +1,6 @@
-"""Pictures of feature maps, as functions that give a matplotlib figure: components, overlays on photos."""
+"""Pictures of feature maps, as functions that give a matplotlib figure: components, overlays on
+photos.
+"""
 
 import functools
 import math
@@ -27,13 +29,17 @@ SYMBOLS = {"target": "$x^*$", "output": "$g(x)$", "residual": r"$x_\Delta$"}
 
 @functools.cache
 def heat_colours() -> "ListedColormap":
-    """Give the colours of what lies over a photo and of its bar: weakest transparent, strongest nearly opaque."""
+    """Give the colours of what lies over a photo and of its bar: weakest transparent, strongest
+    nearly opaque.
+    """
     colours = matplotlib.colormaps["inferno"](np.linspace(0.3, 1, 256))[:, :3]
     return matplotlib.colors.ListedColormap(np.column_stack([colours, np.linspace(0, 0.85, 256)]))
 
 
 def symbol(name: str) -> str:
-    """Give the paper's symbol, as mathtext, of "target", "output", "residual" or "order0", "order1", …"""
+    """Give the paper's symbol, as mathtext, of "target", "output", "residual" or "order0",
+    "order1", …
+    """
     return SYMBOLS.get(name) or f"$x^{{({name.removeprefix('order')})}}$"
 
 
@@ -46,14 +52,16 @@ def component_figure(
     channels: Sequence[int],
     notes: Sequence[str] | None = None,
 ) -> "Figure":
-    """Show, for some channels, a target's map and what it splits into (paper Eq. 3): one row a channel.
+    """Show, for some channels, a target's map and what it splits into (paper Eq. 3): one row a
+    channel.
 
-    All maps of a row share one symmetric colour scale, so that strengths compare; only x is on its own.
+    All maps of a row share one symmetric colour scale, so that strengths compare; only x is on its
+    own.
 
     Args:
         image: the photo, uint8 (3, S, S), shown in front of every row; None leaves it out.
-        x: the feature that the target is reconstructed from, (C_in, H, W). Its channels do not correspond to the
-            target's: shown is the one of the same number, or the last.
+        x: the feature that the target is reconstructed from, (C_in, H, W). Its channels do not
+            correspond to the target's: shown is the one of the same number, or the last.
         target: x*, (C, H', W').
         output: g(x), (C, H', W'): the components and, of a Trans-Net that standardises, a constant.
         components: x(0) … x(K), (K+1, C, H', W').
@@ -77,17 +85,29 @@ def component_figure(
         cells = list(axes[row])
         if image is not None:
             _show(cells.pop(0), image.permute(1, 2, 0), "photo")
-        _show(cells.pop(0), x[min(channel, len(x) - 1)].float(), "input $x$\n(own scale)", cmap=UNSIGNED)
+        _show(
+            cells.pop(0),
+            x[min(channel, len(x) - 1)].float(),
+            "input $x$\n(own scale)",
+            cmap=UNSIGNED,
+        )
         for axis, (title, values) in zip(cells, maps.items()):
-            shown = _show(axis, values[channel].float(), title, cmap=SIGNED, vmin=-limit, vmax=limit)
-        figure.colorbar(shown, ax=axes[row, -1], fraction=0.06, pad=0.04).ax.tick_params(labelsize=6)
-        axes[row, 0].set_ylabel(f"channel {channel}" + (f"\n{notes[row]}" if notes else ""), fontsize=8)
+            shown = _show(
+                axis, values[channel].float(), title, cmap=SIGNED, vmin=-limit, vmax=limit
+            )
+        figure.colorbar(shown, ax=axes[row, -1], fraction=0.06, pad=0.04).ax.tick_params(
+            labelsize=6
+        )
+        axes[row, 0].set_ylabel(
+            f"channel {channel}" + (f"\n{notes[row]}" if notes else ""), fontsize=8
+        )
     _titles_on_top(axes)
     return figure
 
 
 def decomposition_figure(trans_net: Any, x: Tensor, target: Tensor) -> "Figure":
-    """Show what the first feature of a batch splits into, in the four channels that vary most on it.
+    """Show what the first feature of a batch splits into, in the four channels that vary most on
+    it.
 
     Args:
         trans_net: g, in evaluation mode; its `decompose` gives g(x) and the components.
@@ -95,15 +115,19 @@ def decomposition_figure(trans_net: Any, x: Tensor, target: Tensor) -> "Figure":
         target: x*, (N, C, H', W').
     """
     output, components = trans_net.decompose(x[:1])
-    channels = target[0].flatten(1).std(1, correction=0).topk(min(4, target.shape[1])).indices.tolist()
-    return component_figure(None, x[0], target[0], output[0].detach(), components[:, 0].detach(), channels)
+    channels = (
+        target[0].flatten(1).std(1, correction=0).topk(min(4, target.shape[1])).indices.tolist()
+    )
+    return component_figure(
+        None, x[0], target[0], output[0].detach(), components[:, 0].detach(), channels
+    )
 
 
 def as_pictures(maps: Tensor) -> Tensor:
     """Make tokens that came as maps (…, C, T, 1) something to look at; other maps stay as they are.
 
-    Tokens whose number, less the class token perhaps, is a square lie on their grid: (…, C, √T, √T). Others are one
-    picture, tokens × channels: (…, 1, T, C).
+    Tokens whose number, less the class token perhaps, is a square lie on their grid: (…, C, √T,
+    √T). Others are one picture, tokens × channels: (…, 1, T, C).
     """
     if maps.shape[-1] != 1 or maps.shape[-2] == 1:
         return maps
@@ -116,7 +140,8 @@ def as_pictures(maps: Tensor) -> Tensor:
 
 
 def strength(maps: Tensor, size: int, channel: int | None = None) -> Tensor:
-    """Say where maps are strong: Σ over channels of |value|, or |value| of one channel, at an image's resolution.
+    """Say where maps are strong: Σ over channels of |value|, or |value| of one channel, at an
+    image's resolution.
 
     Args:
         maps: (N, C, H, W).
@@ -132,12 +157,17 @@ def strength(maps: Tensor, size: int, channel: int | None = None) -> Tensor:
 
 
 def overlay_figure(
-    images: Tensor, target: Tensor, output: Tensor, residual: str = "not reconstructed", channel: int | None = None
+    images: Tensor,
+    target: Tensor,
+    output: Tensor,
+    residual: str = "not reconstructed",
+    channel: int | None = None,
 ) -> "Figure":
-    """Lay x*, g(x) and x_Δ over the photos that they come from: one row a photo (paper Fig. 3 and 5).
+    """Lay x*, g(x) and x_Δ over the photos that they come from: one row a photo (paper Fig. 3 and
+    5).
 
-    The columns are read against each other, so they share one colour scale, from the weakest point of all to the
-    strongest.
+    The columns are read against each other, so they share one colour scale, from the weakest point
+    of all to the strongest.
 
     Args:
         images: the photos, uint8 (N, 3, S, S); shown in colour first and in grey under the maps.
@@ -157,17 +187,25 @@ def overlay_figure(
     for axis, image in zip(axes[:, 0], images):
         _show(axis, image.permute(1, 2, 0), "photo")
     axes[rows, 0].set_axis_off()
-    strengths = {title: strength(as_pictures(values), images.shape[-1], channel) for title, values in maps.items()}
-    weakest, strongest = (float(pick(torch.stack([*strengths.values()]))) for pick in (torch.min, torch.max))
+    strengths = {
+        title: strength(as_pictures(values), images.shape[-1], channel)
+        for title, values in maps.items()
+    }
+    weakest, strongest = (
+        float(pick(torch.stack([*strengths.values()]))) for pick in (torch.min, torch.max)
+    )
     for column, (title, heats) in enumerate(strengths.items(), start=1):
         for axis, image, heat in zip(axes[:, column], images, heats):
             _show(axis, image.float().mean(0), title, cmap="gray", vmin=0, vmax=255)
-            shown = axis.imshow(heat.cpu().numpy(), cmap=heat_colours(), vmin=weakest, vmax=strongest)
+            shown = axis.imshow(
+                heat.cpu().numpy(), cmap=heat_colours(), vmin=weakest, vmax=strongest
+            )
         # A number at the end of the bar would push the columns apart.
         ticks = matplotlib.ticker.MaxNLocator(4, prune="both")
         bar = figure.colorbar(shown, cax=axes[rows, column], orientation="horizontal", ticks=ticks)
         bar.set_label(
-            "sum of |value| over channels" if channel is None else f"|value| in channel {channel}", fontsize=7
+            "sum of |value| over channels" if channel is None else f"|value| in channel {channel}",
+            fontsize=7,
         )
         bar.ax.tick_params(labelsize=7)
     _titles_on_top(axes)
@@ -183,7 +221,9 @@ def save_figure(file: str | Path, figure: "Figure") -> None:
 
 def tight_figure(width: float, height: float, between: float = 0.02) -> "Figure":
     """Make a figure, inches, whose cells lie close together."""
-    layout = matplotlib.layout_engine.ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03, wspace=between, hspace=between)
+    layout = matplotlib.layout_engine.ConstrainedLayoutEngine(
+        w_pad=0.03, h_pad=0.03, wspace=between, hspace=between
+    )
     return matplotlib.figure.Figure(figsize=(width, height), layout=layout)
 
 

@@ -1,7 +1,9 @@
-"""A run as one page of HTML for people who did not run it, and such a page held against its run again.
+"""A run as one page of HTML for people who did not run it, and such a page held against its run
+again.
 
-Every value on it is a `<data>` element: `data-from` says where in the run's files it comes from, `value` has all of its
-digits, and the text is what is read. The page holds its figures and loads nothing.
+Every value on it is a `<data>` element: `data-from` says where in the run's files it comes from,
+`value` has all of its digits, and the text is what is read. The page holds its figures and loads
+nothing.
 """
 
 from collections.abc import Sequence
@@ -32,14 +34,21 @@ def render(folder: str | Path) -> str:
         InputError: see `read_results`; or the page would be larger than `LARGEST`.
     """
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), undefined=jinja2.StrictUndefined,
-        autoescape=True, trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        undefined=jinja2.StrictUndefined,
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     sections = [lay_out(result) for result in read_results(folder)]
-    page = environment.get_template("page.html.jinja").render(sections=sections, pictures=read_pictures(folder))
+    page = environment.get_template("page.html.jinja").render(
+        sections=sections, pictures=read_pictures(folder)
+    )
     if (size := len(page.encode())) > LARGEST:
         most = in_words(LARGEST)
-        raise InputError(f"the page would be {in_words(size)}, above {most}; take pictures out of {folder}")
+        raise InputError(
+            f"the page would be {in_words(size)}, above {most}; take pictures out of {folder}"
+        )
     return page
 
 
@@ -75,15 +84,16 @@ def values(page: str) -> list[Value]:
 
 
 def check(page: str, expected: str) -> None:
-    """Hold a page against the one that its run gives now: every value, its digits and its text, then all the rest.
+    """Hold a page against the one that its run gives now: every value, its digits and its text,
+    then all the rest.
 
     Args:
         page: what is checked.
         expected: from `render`.
 
     Raises:
-        InputError: it is no page of this script, of another run, or something differs; the message has the first
-            difference and both sides of it.
+        InputError: it is no page of this script, of another run, or something differs; the message
+            has the first difference and both sides of it.
     """
     shown, found = values(page), values(expected)
     if not shown:
@@ -93,14 +103,20 @@ def check(page: str, expected: str) -> None:
         if place not in on_page or on_page[place] != in_run[place]:
             there = on_page.get(place, "not there")
             raise InputError(
-                f"it is of another run: {place} is {there[:12]} there and {in_run[place][:12]} in this one"
+                f"it is of another run: {place} is {there[:12]} there and {in_run[place][:12]} in"
+                " this one"
             )
     for one, other in zip_longest(shown, found):
         if one != other:
             raise InputError(_difference(one, other))
-    for number, (one_line, other_line) in enumerate(zip_longest(page.splitlines(), expected.splitlines()), 1):
+    for number, (one_line, other_line) in enumerate(
+        zip_longest(page.splitlines(), expected.splitlines()), 1
+    ):
         if one_line != other_line:
-            raise InputError(f"its values are the run's, but line {number} is another than a page made now would have")
+            raise InputError(
+                f"its values are the run's, but line {number} is another than a page made now would"
+                " have"
+            )
 
 
 def _nets(found: Sequence[Value]) -> dict[str, str]:
@@ -112,4 +128,7 @@ def _difference(one: Value | None, other: Value | None) -> str:
     if one is None or other is None or one.place != other.place:
         names = [value.place if value else "nothing" for value in (one, other)]
         return f"it has {names[0]} where the run has {names[1]}"
-    return f"{one.place} is {one.text} ({one.value}) on the page and {other.text} ({other.value}) in the run"
+    return (
+        f"{one.place} is {one.text} ({one.value}) on the page and {other.text} ({other.value}) in"
+        " the run"
+    )

@@ -1,4 +1,6 @@
-"""What a run's folder holds for a report: the JSON of Variance.py and Calibrate.py, and pictures."""
+"""What a run's folder holds for a report: the JSON of Variance.py and Calibrate.py, and
+pictures.
+"""
 
 import base64
 import json
@@ -10,7 +12,10 @@ from typing import Any
 from utils.errors import InputError
 from utils.files import read_json, sha256
 
-KINDS = {"variance": {"var", "instability", "source"}, "calibration": {"rows", "consistency", "baselines", "source"}}
+KINDS = {
+    "variance": {"var", "instability", "source"},
+    "calibration": {"rows", "consistency", "baselines", "source"},
+}
 PICTURES = {".png": "image/png", ".svg": "image/svg+xml"}  # a browser shows no PDF as a picture
 
 
@@ -57,7 +62,8 @@ class Result:
         return found
 
     def value(self, *path: str | int, form: str = "", unit: float = 1) -> str | Value:
-        """Give what lies at a path as it is shown; what is undefined, with its reason where the file has one.
+        """Give what lies at a path as it is shown; what is undefined, with its reason where the
+        file has one.
 
         Args:
             path: keys and indices.
@@ -83,7 +89,9 @@ class Result:
         return ["[", low, ", ", high, "]"]
 
     def entries(self, *path: str) -> Iterator[list[Cell]]:
-        """Give the settings at a path, those inside of others too, as rows of a name and a value."""
+        """Give the settings at a path, those inside of others too, as rows of a name and a
+        value.
+        """
         for name, found in (self.get(*path) or {}).items():
             if isinstance(found, dict):
                 yield from self.entries(*path, name)
@@ -106,16 +114,28 @@ def read_results(folder: str | Path) -> list[Result]:
         InputError: there is no such folder, no result in it, or a JSON file that is no result.
     """
     if not Path(folder).is_dir():
-        raise InputError(f"there is no folder {folder}; name the one that --json and --figure wrote to")
+        raise InputError(
+            f"there is no folder {folder}; name the one that --json and --figure wrote to"
+        )
     found = []
     for path in sorted(Path(folder).glob("*.json")):
         content = read_json(path)
-        kinds = [kind for kind, keys in KINDS.items() if isinstance(content, dict) and keys <= content.keys()]
+        kinds = [
+            kind
+            for kind, keys in KINDS.items()
+            if isinstance(content, dict) and keys <= content.keys()
+        ]
         if not kinds:
-            raise InputError(f"{path} is neither of Variance.py --json nor of Calibrate.py --json; move it elsewhere")
+            raise InputError(
+                f"{path} is neither of Variance.py --json nor of Calibrate.py --json; move it"
+                " elsewhere"
+            )
         found.append(Result(path.name, kinds[0], content))
     if not found:
-        raise InputError(f"{folder} has no results; write some there with Variance.py --json or Calibrate.py --json")
+        raise InputError(
+            f"{folder} has no results; write some there with Variance.py --json or Calibrate.py"
+            " --json"
+        )
     return sorted(found, key=lambda result: list(KINDS).index(result.kind))
 
 
@@ -134,5 +154,7 @@ def read_pictures(folder: str | Path) -> list[Picture]:
         if kind := PICTURES.get(path.suffix.lower()):
             digest = sha256(path)
             encoded = base64.b64encode(path.read_bytes()).decode("ascii")
-            found.append(Picture(Value(path.name, digest, digest[:16]), f"data:{kind};base64,{encoded}"))
+            found.append(
+                Picture(Value(path.name, digest, digest[:16]), f"data:{kind};base64,{encoded}")
+            )
     return found

@@ -48,7 +48,9 @@ def lay_out(result: Result) -> Section:
         return _lay_out(result)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"
-        raise InputError(f"{result.name} was changed after it was written ({reason}); write it anew") from None
+        raise InputError(
+            f"{result.name} was changed after it was written ({reason}); write it anew"
+        ) from None
 
 
 def _lay_out(result: Result) -> Section:
@@ -56,11 +58,20 @@ def _lay_out(result: Result) -> Section:
         result.value("source", f"{name}_{net}") for net in "ab" for name in ("arch", "layer")
     )
     data = result.value("source", "name" if result.get("source", "name") else "dataset")
-    images = [result.value("images", form=","), " images of ", data, " (", result.value("source", "split"), ")"]
+    images = [
+        result.value("images", form=","),
+        " images of ",
+        data,
+        " (",
+        result.value("source", "split"),
+        ")",
+    ]
     of: Cell = [arch_a, " ", layer_a, " → ", arch_b, " ", layer_b, ", ", *images]
     if result.kind == "variance":
         left = result.value("instability", form=".4f")
-        headlines = [("instability Var(x_Δ)/Var(x*)", left, result.interval("intervals", "instability"))]
+        headlines = [
+            ("instability Var(x_Δ)/Var(x*)", left, result.interval("intervals", "instability"))
+        ]
         if result.get("linear_reference"):
             on = result.value("linear_reference", "measured_on")
             reference = result.value("linear_reference", "instability", form=".4f")
@@ -81,11 +92,21 @@ def variance_tables(result: Result) -> Iterator[Table]:
     for name in result.get("var"):
         share = result.value("var", name, form=".2f", unit=100 / total) if total else "–"
         of_share = result.interval("intervals", share_of(name), form=".2f", unit=100)
-        variance = result.value("var", name, form=".6g"), result.interval("intervals", f"var_{name}", form=".4g")
+        variance = (
+            result.value("var", name, form=".6g"),
+            result.interval("intervals", f"var_{name}", form=".4g"),
+        )
         rows.append([component_title(name), *variance, share, of_share])
     fixed = result.get("intervals", "instability")
-    note = f"Intervals: {held_fixed(fixed)}." if fixed else "No intervals: no images were resampled."
-    yield Table("Components", ("component", "variance", "its interval", "share of x*, %", "its interval"), rows, note)
+    note = (
+        f"Intervals: {held_fixed(fixed)}." if fixed else "No intervals: no images were resampled."
+    )
+    yield Table(
+        "Components",
+        ("component", "variance", "its interval", "share of x*, %", "its interval"),
+        rows,
+        note,
+    )
     if count := len(result.get("spectrum") or ()):
         rows = [
             [
@@ -97,8 +118,16 @@ def variance_tables(result: Result) -> Iterator[Table]:
             ]
             for row in range(count)
         ]
-        note = "R² is 1 − instability; the gain is what a depth adds to the one before, image by image."
-        yield Table("Fuzziness spectrum", ("layers", "R²", "its interval", "gain", "its interval"), rows, note)
+        note = (
+            "R² is 1 − instability; the gain is what a depth adds to the one before, image by"
+            " image."
+        )
+        yield Table(
+            "Fuzziness spectrum",
+            ("layers", "R²", "its interval", "gain", "its interval"),
+            rows,
+            note,
+        )
     head = ("variance of x*", "instability", "its interval")
     if count := len(result.get("classes") or ()):
         rows = [_part(result, "classes", row, "class", "images") for row in range(count)]
@@ -112,20 +141,36 @@ def variance_tables(result: Result) -> Iterator[Table]:
 
 
 def calibration_tables(result: Result) -> Iterator[Table]:
-    """Lay out what Calibrate.py found: nulls and ceilings, the linear reference's test, other similarities."""
+    """Lay out what Calibrate.py found: nulls and ceilings, the linear reference's test, other
+    similarities.
+    """
     rows: list[list[Cell]] = [
         [
             row["pairs"],
             result.value("rows", number, "value", form=".4f"),
             result.interval("rows", number),
-            "–" if row["linear_reference"] is None else result.value("rows", number, "linear_reference", form=".4f"),
+            (
+                "–"
+                if row["linear_reference"] is None
+                else result.value("rows", number, "linear_reference", form=".4f")
+            ),
             *(result.value("rows", number, key) for key in ("steps", "hidden") if key in row),
             *(["the linear layer" if row["is_linear"] else "–"] if "is_linear" in row else []),
         ]
         for number, row in enumerate(result.get("rows"))
     ]
-    note = "; ".join([f"Intervals: {held_fixed(result.get('consistency'))}", *(result.get("notes") or ())])
-    head = ("pairs", "instability", "its interval", "linear reference", "steps", "M", "its place taken by")
+    note = "; ".join(
+        [f"Intervals: {held_fixed(result.get('consistency'))}", *(result.get("notes") or ())]
+    )
+    head = (
+        "pairs",
+        "instability",
+        "its interval",
+        "linear reference",
+        "steps",
+        "M",
+        "its place taken by",
+    )
     yield Table("Floor and ceiling", head[: len(rows[0])], rows, f"{note}.")
     if result.get("linear"):
         whole = {
@@ -135,7 +180,10 @@ def calibration_tables(result: Result) -> Iterator[Table]:
             "above_zero": "consistency from there on",
         }
         rows = [[name, result.value("linear", key, form=".4g"), "–"] for key, name in whole.items()]
-        for key, name in {"instability": "it leaves", "consistency": "normalised consistency"}.items():
+        for key, name in {
+            "instability": "it leaves",
+            "consistency": "normalised consistency",
+        }.items():
             number = result.value("linear", key, "value", form=".4f")
             rows.append([name, number, result.interval("linear", key)])
         note = "The best single linear layer, against the same images in another order."
@@ -166,7 +214,10 @@ def fit_tables(result: Result) -> Iterator[Table]:
         if result.get("fitted", *path) is not None
     ]
     if rows:
-        note = "Doublings were tried on fitted images held out; they serve for changes, and not for levels."
+        note = (
+            "Doublings were tried on fitted images held out; they serve for changes, and not for"
+            " levels."
+        )
         yield Table("Fit", ("", "value"), rows, note)
 
 
@@ -186,5 +237,12 @@ def settings_table(result: Result) -> Table:
 
 def _part(result: Result, kind: str, row: int, *names: str) -> list[Cell]:
     """Lay out one class or channel: what it is called, Var(x*), its instability."""
-    numbers = [result.value(kind, row, "variance", form=".6g"), result.value(kind, row, "instability", form=".4f")]
-    return [*(result.value(kind, row, name) for name in names), *numbers, result.interval(kind, row)]
+    numbers = [
+        result.value(kind, row, "variance", form=".6g"),
+        result.value(kind, row, "instability", form=".4f"),
+    ]
+    return [
+        *(result.value(kind, row, name) for name in names),
+        *numbers,
+        result.interval(kind, row),
+    ]

@@ -7,7 +7,9 @@ from utils.files import write_csv, write_json, write_text
 
 
 def variance_table(report: Mapping[str, Any]) -> str:
-    """Lay the variances out for reading, each with its share of the target's, and what they are to be held against."""
+    """Lay the variances out for reading, each with its share of the target's, and what they are
+    to be held against.
+    """
     total, intervals = report["var"]["target"], report.get("intervals", {})
     lines = [f"{'component':<18}{'variance':>14}{'share of x*':>14}"]
     if intervals:
@@ -15,20 +17,29 @@ def variance_table(report: Mapping[str, Any]) -> str:
     for name, value in report["var"].items():
         share = f"{100 * value / total:.2f} %" if total > 0 else "-"
         between = interval_text(intervals.get(share_of(name)), ".2f", 100)
-        lines.append(f"{component_title(name):<18}{value:>14.6g}{share:>14}" + (f"{between:>20}" if between else ""))
+        lines.append(
+            f"{component_title(name):<18}{value:>14.6g}{share:>14}"
+            + (f"{between:>20}" if between else "")
+        )
     instability, reference = report["instability"], report.get("linear_reference")
     if instability is None:
         lines.append("instability Var(x_Δ)/Var(x*) = undefined: x* is constant")
-        return "\n".join([*lines, *(f"doubt: {sentence}" for sentence in report.get("doubts") or ())])
+        return "\n".join(
+            [*lines, *(f"doubt: {sentence}" for sentence in report.get("doubts") or ())]
+        )
     between = interval_text(intervals.get("instability"))
     lines.append(f"instability Var(x_Δ)/Var(x*) = {instability:.4f}  {between}".rstrip())
     if reference:
-        lines.append(f"of the linear reference        {reference['instability']:.4f} ({reference['measured_on']})")
+        lines.append(
+            f"of the linear reference        {reference['instability']:.4f}"
+            f" ({reference['measured_on']})"
+        )
     lines += [f"fit: {'; '.join(fit_words(report['fitted']))}"] if "fitted" in report else []
     if instability > 1:
         lines.append(
-            "above 1: g(x) is further from x* than x*'s own mean is, so this measures a failed fit (usual causes: too "
-            "few epochs, a feature that hardly varies, other data or another scale than it was fitted on)"
+            "above 1: g(x) is further from x* than x*'s own mean is, so this measures a failed fit"
+            " (usual causes: too few epochs, a feature that hardly varies, other data or another"
+            " scale than it was fitted on)"
         )
     for row in report.get("spectrum", ()):
         between = interval_text(row.get("intervals", {}).get("gain"), "+.4f")
@@ -44,19 +55,30 @@ WORSE = 1.01  # times the linear reference: more than that is no accident of rou
 
 
 def fit_words(record: Mapping[str, Any] | None) -> list[str]:
-    """Say how far a Trans-Net was fitted: steps, spare channels, what doublings changed, whether it is linear."""
+    """Say how far a Trans-Net was fitted: steps, spare channels, what doublings changed, whether
+    it is linear.
+    """
     if record is None:
         return ["how far it was fitted is not recorded"]
     words = [f"{record['steps']:,} steps, {record['hidden']} spare channels"]
     changes = {"the steps": record.get("of_steps"), "the channels": record.get("of_width")}
-    tried = [f"twice {what} {change:+.4f}" for what, change in changes.items() if change is not None]
+    tried = [
+        f"twice {what} {change:+.4f}" for what, change in changes.items() if change is not None
+    ]
     if tried:
-        words.append(f"{record['state']} ({', '.join(tried)} on images held out; {record['tolerance']:.4f} is none)")
+        words.append(
+            f"{record['state']} ({', '.join(tried)} on images held out; {record['tolerance']:.4f}"
+            " is none)"
+        )
     elif record["steps"]:
         words.append("whether more change it was not tried (--until converged)")
     if compared := record.get("linear"):
         errors = f"{compared['linear']:.4f}, it {compared['deep']:.4f}"
-        of_what = "of the images that judge" if compared["unseen"] else "by cross-validation of the last layer"
+        of_what = (
+            "of the images that judge"
+            if compared["unseen"]
+            else "by cross-validation of the last layer"
+        )
         if compared["taken"]:
             words.append(f"THE LINEAR LAYER TOOK ITS PLACE: it leaves {errors} {of_what}")
         else:
@@ -83,23 +105,36 @@ def closing_words(
         return "; ".join([*words, "the linear reference is not known"])
     linear = reference["instability"]
     if instability is None:
-        words.append(f"linear reference {linear:.4f} by cross-validation; no held-out images to compare it on")
+        words.append(
+            f"linear reference {linear:.4f} by cross-validation; no held-out images to compare"
+            " it on"
+        )
         return "; ".join(words)
-    words.append(f"instability {instability:.4f} on held-out images, of the linear reference {linear:.4f}")
+    words.append(
+        f"instability {instability:.4f} on held-out images, of the linear reference {linear:.4f}"
+    )
     if instability > WORSE * linear:
-        words.append("WORSE than one linear layer, so it measures this fit and not the nets: try --solve, more steps")
+        words.append(
+            "WORSE than one linear layer, so it measures this fit and not the nets: try --solve,"
+            " more steps"
+        )
     return "; ".join(words)
 
 
 def variance_rows(report: Mapping[str, Any]) -> list[list[Any]]:
-    """Give the same as rows of a CSV file, the head first, and x_Δ of every class and channel: share is instability."""
+    """Give the same as rows of a CSV file, the head first, and x_Δ of every class and channel:
+    share is instability.
+    """
     intervals = report.get("intervals", {})
     ends = ("low", "high")
-    rows: list[list[Any]] = [["component", "of", "variance", *ends, "share", *(f"share_{end}" for end in ends)]]
+    rows: list[list[Any]] = [
+        ["component", "of", "variance", *ends, "share", *(f"share_{end}" for end in ends)]
+    ]
     for name, value in report["var"].items():
         share = value / report["var"]["target"] if report["var"]["target"] > 0 else None
         variance_ends, share_ends = (
-            [intervals.get(key, {}).get(end) for end in ends] for key in (f"var_{name}", share_of(name))
+            [intervals.get(key, {}).get(end) for end in ends]
+            for key in (f"var_{name}", share_of(name))
         )
         rows.append([name, "all", value, *variance_ends, share, *share_ends])
     for kind in ("class", "channel"):
@@ -112,7 +147,12 @@ def variance_rows(report: Mapping[str, Any]) -> list[list[Any]]:
 
 def component_title(name: str) -> str:
     """Write a component in the paper's symbols: "order1" is "x(1)"."""
-    titles = {"target": "x*", "output": "g(x)", "residual": "x_Δ = x* - g(x)", "constant": "constant"}
+    titles = {
+        "target": "x*",
+        "output": "g(x)",
+        "residual": "x_Δ = x* - g(x)",
+        "constant": "constant",
+    }
     return titles.get(name, name.replace("order", "x(") + ")")
 
 
@@ -122,35 +162,57 @@ def share_of(name: str) -> str:
 
 
 def compression_table(report: Mapping[str, Any]) -> str:
-    """Lay out one compressed net: a line for each layer, one for all of its parameters, and the accuracies."""
+    """Lay out one compressed net: a line for each layer, one for all of its parameters, and the
+    accuracies.
+    """
     width = max(len(row["layer"]) for row in report["layers"]) + 2
-    whole = {"layer": "all parameters", "weights": report["parameters"], "removed_percent": report["removed_percent"]}
+    whole = {
+        "layer": "all parameters",
+        "weights": report["parameters"],
+        "removed_percent": report["removed_percent"],
+    }
     whole["kept"] = report["parameters"] - report["removed"]
     lines = [f"{'layer':<{width}}{'weights':>13}{'kept':>13}{'removed, %':>12}"]
     for row in [*report["layers"], whole]:
-        lines.append(f"{row['layer']:<{width}}{row['weights']:>13,}{row['kept']:>13,}{row['removed_percent']:>12.2f}")
+        lines.append(
+            f"{row['layer']:<{width}}{row['weights']:>13,}{row['kept']:>13,}{row['removed_percent']:>12.2f}"
+        )
     lines += [
-        f"nothing is left of {row['layer']}: its threshold is too high" for row in report["layers"] if not row["kept"]
+        f"nothing is left of {row['layer']}: its threshold is too high"
+        for row in report["layers"]
+        if not row["kept"]
     ]
-    lines.append("accuracy, %: " + ", ".join(f"{stage} {a:.2f}" for stage, a in report["accuracy_percent"].items()))
+    lines.append(
+        "accuracy, %: "
+        + ", ".join(f"{stage} {a:.2f}" for stage, a in report["accuracy_percent"].items())
+    )
     return "\n".join(lines)
 
 
 def sweep_table(reports: Sequence[Mapping[str, Any]]) -> str:
     """Lay out a sweep, a line for each compressed net."""
     stages = list(reports[0]["accuracy_percent"])
-    lines = ["".join(f"{title:>12}" for title in ("s_conv", "s_fc", "removed, %", *stages)) + "  checkpoint"]
+    lines = [
+        "".join(f"{title:>12}" for title in ("s_conv", "s_fc", "removed, %", *stages))
+        + "  checkpoint"
+    ]
     for report in reports:
         factors = "".join(f"{report['options'][name]:>12g}" for name in ("s_conv", "s_fc"))
         percents = [report["removed_percent"], *report["accuracy_percent"].values()]
-        lines.append(factors + "".join(f"{value:>12.2f}" for value in percents) + f"  {report['checkpoint']}")
+        lines.append(
+            factors + "".join(f"{value:>12.2f}" for value in percents) + f"  {report['checkpoint']}"
+        )
     return "\n".join(lines)
 
 
 def calibration_table(report: Mapping[str, Any]) -> str:
-    """Lay out a calibration: every kind of pairs with its interval, the consistency, other similarities."""
+    """Lay out a calibration: every kind of pairs with its interval, the consistency, other
+    similarities.
+    """
     lines = [f"{report['images']:,} held-out images", ""]
-    lines.append(f"{'pairs':<34}{'instability':>12}{'95 % interval':>20}{'linear':>10}{'steps':>8}{'M':>6}")
+    lines.append(
+        f"{'pairs':<34}{'instability':>12}{'95 % interval':>20}{'linear':>10}{'steps':>8}{'M':>6}"
+    )
     for row in report["rows"]:
         linear = "" if row["linear_reference"] is None else f"{row['linear_reference']:.4f}"
         steps, hidden = ("" if row.get(key) is None else row[key] for key in ("steps", "hidden"))
@@ -160,19 +222,29 @@ def calibration_table(report: Mapping[str, Any]) -> str:
         )
     consistency = report["consistency"]
     value = "undefined" if consistency["value"] is None else f"{consistency['value']:.4f}"
-    lines += ["", f"normalised consistency (null within the class → A → A): {value}  {interval_text(consistency)}"]
+    lines += [
+        "",
+        (
+            f"normalised consistency (null within the class → A → A): {value} "
+            f" {interval_text(consistency)}"
+        ),
+    ]
     if test := report.get("linear"):
         lines += linear_lines(test)
     lines += [f"doubt: {sentence}" for sentence in report.get("doubts") or ()]
     lines += [*(f"note: {note}" for note in report.get("notes", ())), ""]
     for score in report["baselines"]:
-        number = f"undefined: {score['reason']}" if score["value"] is None else f"{score['value']:.4f}"
+        number = (
+            f"undefined: {score['reason']}" if score["value"] is None else f"{score['value']:.4f}"
+        )
         lines.append(f"{score['name']:<12}{number:>10}  a {score['kind']}")
     return "\n".join([*lines, *similarity_lines(report.get("similarities", ()))])
 
 
 def similarity_lines(scores: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Lay out similarities with an image as a row: the value, what permuted images reach, and the value above it."""
+    """Lay out similarities with an image as a row: the value, what permuted images reach, and
+    the value above it.
+    """
     if not scores:
         return []
     lines = ["", "images as rows, maps pooled to 4 × 4     value  permuted     above         p"]
@@ -187,7 +259,9 @@ def similarity_lines(scores: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def knowledge_table(known: Mapping[str, Any]) -> str:
-    """Lay out what B still knows: of every sender the bits, the share, what is beyond the class, and decisions."""
+    """Lay out what B still knows: of every sender the bits, the share, what is beyond the class,
+    and decisions.
+    """
     rows, notes = known["rows"], [f"note: {note}" for note in known["notes"]]
     if not rows:
         return "\n".join(["", *notes])
@@ -197,9 +271,15 @@ def knowledge_table(known: Mapping[str, Any]) -> str:
         return "" if value is None else f"{value:.3f}"
 
     columns = {
-        "bits": "K", "calibrated": "K_c", "share": "share", "beyond": "rho", "p": "p", "R2": "penultimate_r2",
-        "agreement": "agreement", "recovery": "decision_recovery",
-    }  # fmt: skip
+        "bits": "K",
+        "calibrated": "K_c",
+        "share": "share",
+        "beyond": "rho",
+        "p": "p",
+        "R2": "penultimate_r2",
+        "agreement": "agreement",
+        "recovery": "decision_recovery",
+    }
     bits = cell(rows[0], "I_B")
     lines = ["", f"what B still knows: of {bits} bits that its answer says of an image"]
     lines.append(f"{'sender':<34}" + "".join(f"{name:>11}" for name in columns))
@@ -207,7 +287,10 @@ def knowledge_table(known: Mapping[str, Any]) -> str:
         test = "" if row["p"] is None else f"{row['p']:.4f}"
         cells = (test if name == "p" else cell(row, name) for name in columns.values())
         lines.append(f"{row['sender']:<34}" + "".join(f"{text:>11}" for text in cells))
-    lines.append("beyond: of what images that B answers alike differ in; shown where p is small, never by agreement")
+    lines.append(
+        "beyond: of what images that B answers alike differ in; shown where p is small, never by"
+        " agreement"
+    )
     return "\n".join([*lines, *notes])
 
 
@@ -217,13 +300,17 @@ def linear_lines(test: Mapping[str, Any]) -> list[str]:
     value = "undefined" if own["value"] is None else f"{own['value']:.4f}"
     return [
         f"the same of the linear reference, at one ridge weight:    {value}  {interval_text(own)}",
-        f"    under {test['permutations']} permutations within the class: p = {test['p']:.4f}; it leaves {left:.4f}, "
-        f"95 % of them more than {test['zero']:.4f}",
+        (
+            f"    under {test['permutations']} permutations within the class: p = {test['p']:.4f};"
+            f" it leaves {left:.4f}, 95 % of them more than {test['zero']:.4f}"
+        ),
         f"    consistency from that zero on: {test['above_zero']:.4f}",
     ]
 
 
-def interval_text(interval: Mapping[str, Any] | None, number_format: str = ".4f", unit: float = 1.0) -> str:
+def interval_text(
+    interval: Mapping[str, Any] | None, number_format: str = ".4f", unit: float = 1.0
+) -> str:
     """Write an interval's ends times a unit: "[0.0851, 0.0970]"; nothing where there is none."""
     if interval is None or interval["low"] is None:
         return ""
@@ -231,21 +318,32 @@ def interval_text(interval: Mapping[str, Any] | None, number_format: str = ".4f"
 
 
 def held_fixed(interval: Mapping[str, Any]) -> str:
-    """Say what an interval means: "95 %, 1,000 resamples of the images, Trans-Net held as it was fitted"."""
+    """Say what an interval means: "95 %, 1,000 resamples of the images, Trans-Net held as it was
+    fitted".
+    """
     fixed = ", the Trans-Net held as it was fitted" if interval["fits_fixed"] else ""
     drawn = " and the ".join(interval["resampled"])
-    return f"{100 * interval['confidence']:g} %, {interval['resamples']:,} resamples of the {drawn}{fixed}"
+    return (
+        f"{100 * interval['confidence']:g} %, {interval['resamples']:,} resamples of the"
+        f" {drawn}{fixed}"
+    )
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], texts: int = 1) -> str:
-    """Lay out a table as Markdown: the first `texts` columns are words, the others numbers, to the right."""
+    """Lay out a table as Markdown: the first `texts` columns are words, the others numbers, to
+    the right.
+    """
     rule = "|".join(["---"] * texts + ["---:"] * (len(head) - texts))
     first, *others = (f"| {' | '.join(cells)} |" for cells in (head, *rows))
     return "\n".join([first, f"|{rule}|", *others])
 
 
-def save_table(text: str, rows: Iterable[Sequence[Any]], markdown_file: str | None, csv_file: str | None) -> None:
-    """Write a table's Markdown and its rows, the head first, as CSV, where files are named, and say so."""
+def save_table(
+    text: str, rows: Iterable[Sequence[Any]], markdown_file: str | None, csv_file: str | None
+) -> None:
+    """Write a table's Markdown and its rows, the head first, as CSV, where files are named, and
+    say so.
+    """
     if markdown_file:
         write_text(markdown_file, text)
     if csv_file:
@@ -254,9 +352,14 @@ def save_table(text: str, rows: Iterable[Sequence[Any]], markdown_file: str | No
 
 
 def save_report(
-    report: Mapping[str, Any], json_file: str | None, csv_file: str | None, rows: Iterable[Sequence[Any]]
+    report: Mapping[str, Any],
+    json_file: str | None,
+    csv_file: str | None,
+    rows: Iterable[Sequence[Any]],
 ) -> None:
-    """Write a report as JSON and its rows, the head first, as CSV, where files are named, and say so."""
+    """Write a report as JSON and its rows, the head first, as CSV, where files are named, and
+    say so.
+    """
     if json_file:
         write_json(json_file, report)
     if csv_file:

@@ -48,7 +48,9 @@ def classify(
 def classify_features(
     net: nn.Module, features: Tensor, targets: Tensor, _indices: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Classify a batch of what the net takes as it is, images already normalised or features (N, …); see `classify`."""
+    """Classify a batch of what the net takes as it is, images already normalised or features (N,
+    …); see `classify`.
+    """
     logits = net(features)
     return classification_loss(logits, targets), accuracies_percent(logits, targets)
 
@@ -95,16 +97,25 @@ def known_hits(state: Mapping[str, Any], images: ImageData) -> Tensor:
         images: all validation images.
 
     Returns:
-        `hits` as checkpoints have them, uint8 (N,) in the order of the data set: 1 where the label is the net's first
-        answer, 0 elsewhere; all 0 before the first validation. Of images with several labels (0,).
+        `hits` as checkpoints have them, uint8 (N,) in the order of the data set: 1 where the label
+        is the net's first answer, 0 elsewhere; all 0 before the first validation. Of images with
+        several labels (0,).
     """
     known = state.get("hits")
     count = 0 if images.multi_label else len(images)
-    return known.clone() if known is not None and len(known) == count else torch.zeros(count, dtype=torch.uint8)
+    return (
+        known.clone()
+        if known is not None and len(known) == count
+        else torch.zeros(count, dtype=torch.uint8)
+    )
 
 
-def _note_hits(net: nn.Module, *batch: Tensor, step: Step, right: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Take a step, and note which of the batch's images, whose numbers come last in it, are right."""
+def _note_hits(
+    net: nn.Module, *batch: Tensor, step: Step, right: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Take a step, and note which of the batch's images, whose numbers come last in it, are
+    right.
+    """
     loss, metrics = step(net, *batch)
     right[batch[-1]] = (metrics["top1_prec"] > 0).to(right.dtype)
     return loss, metrics

@@ -1,7 +1,7 @@
 """One epoch of training, one pass of evaluation.
 
-A script gives the science as a `step`: batch in, loss and named metrics out, each a mean over the batch or one value a
-sample.
+A script gives the science as a `step`: batch in, loss and named metrics out, each a mean over the
+batch or one value a sample.
 """
 
 import itertools
@@ -27,7 +27,9 @@ Step = Callable[..., tuple[Tensor, dict[str, Tensor]]]  # step(net, *batch) -> l
 
 
 class Averages:
-    """Means over samples of a step's metrics, kept on the device so that no step waits for a copy."""
+    """Means over samples of a step's metrics, kept on the device so that no step waits for a
+    copy.
+    """
 
     def __init__(self) -> None:
         self.samples = 0
@@ -81,17 +83,20 @@ class Fit:
         }
 
     def restore(self, state: checkpoint.State, path: str | Path) -> int:
-        """Put the optimiser and the loss scaler where a checkpoint left them; the model has its weights already.
+        """Put the optimiser and the loss scaler where a checkpoint left them; the model has its
+        weights already.
 
         Returns:
             The number of epochs that were trained.
 
         Raises:
-            InputError: the checkpoint has no training state, or one of another optimiser or other parameters.
+            InputError: the checkpoint has no training state, or one of another optimiser or other
+                parameters.
         """
         if "optimizer" not in state or "epoch" not in state:
             raise InputError(
-                f"{path} holds weights but no training state, so it cannot be resumed; use it as --weights"
+                f"{path} holds weights but no training state, so it cannot be resumed; use it as"
+                " --weights"
             )
         try:
             saved, now = state["optimizer"], self.optimizer.param_groups[0]
@@ -100,13 +105,16 @@ class Fit:
             groups = [{**group, **how} for group in saved["param_groups"]]
             options = set(self.optimizer.defaults)
             self.optimizer.load_state_dict({**saved, "param_groups": groups})
-            # PyTorch takes any optimiser's groups and fails in the first step; it adds what is younger than the file.
+            # PyTorch takes any optimiser's groups and fails in the first step; it adds what is
+            # younger than the file.
             if absent := options - self.optimizer.param_groups[0].keys():
                 raise ValueError(f"it has no {', '.join(sorted(absent))}")
             if state.get("scaler"):
                 self.scaler.load_state_dict(state["scaler"])
         except (ValueError, KeyError, TypeError, RuntimeError) as error:
-            raise InputError(f"{path} was trained with another optimiser or other parameters") from error
+            raise InputError(
+                f"{path} was trained with another optimiser or other parameters"
+            ) from error
         return int(state["epoch"])
 
 
@@ -118,7 +126,8 @@ def train_one_epoch(
     Args:
         fit: its learning rate is set already; the network is put into training mode.
         loader: from `make_loader`; shuffled by (seed, epoch).
-        step: `step(net, *batch) -> (loss, metrics)`, called under autocast with the batch on the device.
+        step: `step(net, *batch) -> (loss, metrics)`, called under autocast with the batch on the
+            device.
         epoch: counted from 0; seeds this epoch.
         steps: the epoch ends after so many; None: with the loader.
 
@@ -126,8 +135,8 @@ def train_one_epoch(
         `Loss` and the step's metrics, means over all samples of all processes.
 
     Raises:
-        InputError: the loss is no longer finite, or a batch is too small for BatchNorm; nothing of this epoch is
-            saved.
+        InputError: the loss is no longer finite, or a batch is too small for BatchNorm; nothing of
+            this epoch is saved.
     """
     runtime = fit.runtime
     fit.net.train()
@@ -155,8 +164,11 @@ def train_one_epoch(
 
 
 @torch.no_grad()
-def check_last_batch(model: nn.Module, samples: int, batch_size: int, shape: Sequence[int], runtime: Runtime) -> None:
-    """Refuse batches of one sample where BatchNorm would have one value a channel, before anything is computed.
+def check_last_batch(
+    model: nn.Module, samples: int, batch_size: int, shape: Sequence[int], runtime: Runtime
+) -> None:
+    """Refuse batches of one sample where BatchNorm would have one value a channel, before anything
+    is computed.
 
     Where a batch of one occurs, the model is tried on one, on copies of its buffers.
 
@@ -189,14 +201,19 @@ def check_last_batch(model: nn.Module, samples: int, batch_size: int, shape: Seq
         better = next((other for other in sizes if share % other != 1), None)
         such = f", such as {better * runtime.world_size}" if better else ", and more images"
         raise InputError(
-            f"{samples:,} images in batches of {batch_size} leave one image for the last batch, and BatchNorm needs "
-            f"more than one value a channel: choose another --batch_size{such}"
+            f"{samples:,} images in batches of {batch_size} leave one image for the last batch, and"
+            f" BatchNorm needs more than one value a channel: choose another --batch_size{such}"
         ) from None
 
 
 @torch.no_grad()
 def evaluate(
-    net: nn.Module, loader: DataLoader[Any], step: Step, runtime: Runtime, *, label: str = "validation"
+    net: nn.Module,
+    loader: DataLoader[Any],
+    step: Step,
+    runtime: Runtime,
+    *,
+    label: str = "validation",
 ) -> dict[str, float]:
     """Average a step's loss and metrics over a data set, every sample exactly once.
 
@@ -212,8 +229,9 @@ def evaluate(
     """
     net.eval()
     if isinstance(net, nn.parallel.DistributedDataParallel):
-        # Its forward synchronises, and processes may hold different numbers of batches. BatchNorm's statistics
-        # differ between processes since their last common step; rank 0's are the ones that are saved.
+        # Its forward synchronises, and processes may hold different numbers of batches. BatchNorm's
+        # statistics differ between processes since their last common step; rank 0's are the ones
+        # that are saved.
         net = net.module
         runtime.broadcast(net.buffers())
     averages = Averages()
@@ -229,17 +247,27 @@ def evaluate(
 
 
 def make_optimizer(
-    name: str, parameters: Iterable[nn.Parameter], *, lr: float, momentum: float, weight_decay: float
+    name: str,
+    parameters: Iterable[nn.Parameter],
+    *,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
 ) -> torch.optim.Optimizer:
-    """Make "SGD" (with momentum), "Adam" or "Muon" (see `Muon`) over the parameters that are trained.
+    """Make "SGD" (with momentum), "Adam" or "Muon" (see `Muon`) over the parameters that are
+    trained.
 
-    All tensors of a step of SGD or Adam are updated in one pass over each where PyTorch can (`fused`), which rounds
-    otherwise.
+    All tensors of a step of SGD or Adam are updated in one pass over each where PyTorch can
+    (`fused`), which rounds otherwise.
     """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    fused = all(parameter.device.type in FUSED_ON and parameter.is_floating_point() for parameter in trained)
+    fused = all(
+        parameter.device.type in FUSED_ON and parameter.is_floating_point() for parameter in trained
+    )
     if name == "SGD":
-        return torch.optim.SGD(trained, lr, momentum=momentum, weight_decay=weight_decay, fused=fused)
+        return torch.optim.SGD(
+            trained, lr, momentum=momentum, weight_decay=weight_decay, fused=fused
+        )
     if name == "Adam":
         return torch.optim.Adam(trained, lr, weight_decay=weight_decay, fused=fused)
     if name == "Muon":
@@ -247,7 +275,9 @@ def make_optimizer(
     raise ValueError(f"optimizer {name!r} is neither SGD nor Adam nor Muon")
 
 
-def _take(step: Step, net: nn.Module, batch: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]:
+def _take(
+    step: Step, net: nn.Module, batch: tuple[Tensor, ...]
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Take a step; a batch that is too small for BatchNorm is the user's choice and not a bug."""
     try:
         return step(net, *batch)
@@ -263,6 +293,6 @@ def _take(step: Step, net: nn.Module, batch: tuple[Tensor, ...]) -> tuple[Tensor
 def _check_finite(means: dict[str, float], epoch: int) -> None:
     if not math.isfinite(means["Loss"]):
         raise InputError(
-            f"the loss became {means['Loss']} in epoch {epoch + 1}: lower --lr or switch --amp off; "
-            "earlier checkpoints are untouched"
+            f"the loss became {means['Loss']} in epoch {epoch + 1}: lower --lr or switch --amp off;"
+            " earlier checkpoints are untouched"
         )

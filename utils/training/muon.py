@@ -1,4 +1,6 @@
-"""Muon: momentum whose update of every weight matrix is made orthogonal, and Adam for what is no matrix."""
+"""Muon: momentum whose update of every weight matrix is made orthogonal, and Adam for what is no
+matrix.
+"""
 
 import math
 from collections.abc import Callable, Iterable
@@ -7,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# An odd polynomial a·s + b·s³ + c·s⁵ that, repeated, drives every singular value s in (0, 1] near 1 (to about
-# 0.7 … 1.2, which serves as well as 1 and takes fewer repetitions). Coefficients of Jordan et al., 2024.
+# An odd polynomial a·s + b·s³ + c·s⁵ that, repeated, drives every singular value s in (0, 1] near 1
+# (to about 0.7 … 1.2, which serves as well as 1 and takes fewer repetitions). Coefficients of
+# Jordan et al., 2024.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 REPETITIONS = 5
 
@@ -21,8 +24,9 @@ class Muon(torch.optim.Optimizer):
         M ← β M + (1 − β) ∇,    U = UVᵀ of the singular value decomposition of (1 − β) ∇ + β M = UΣVᵀ
         W ← (1 − lr · weight_decay) W − lr · 0.2 · √max(out, in …) · U
 
-    The factor gives an update the root mean square that one of Adam has. All directions of a matrix move at the
-    same speed, also those of small gradients: they are the ones that an epoch of Adam hardly touches.
+    The factor gives an update the root mean square that one of Adam has. All directions of a matrix
+    move at the same speed, also those of small gradients: they are the ones that an epoch of Adam
+    hardly touches.
 
     Args:
         parameters: of two or more dimensions, or of fewer: those are Adam's.
@@ -46,9 +50,13 @@ class Muon(torch.optim.Optimizer):
         eps: float = 1e-8,
     ) -> None:
         defaults = {
-            "lr": lr, "momentum": momentum, "weight_decay": weight_decay, "adam_share": adam_share, "betas": betas,
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "adam_share": adam_share,
+            "betas": betas,
             "eps": eps,
-        }  # fmt: skip
+        }
         super().__init__(parameters, defaults)
 
     @torch.no_grad()
@@ -70,7 +78,9 @@ class Muon(torch.optim.Optimizer):
         return loss
 
 
-def _step_of_matrix(weight: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+def _step_of_matrix(
+    weight: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]
+) -> None:
     if not state:
         state["momentum_buffer"] = torch.zeros_like(weight)
     buffer, beta, lr = state["momentum_buffer"], group["momentum"], group["lr"]
@@ -80,7 +90,9 @@ def _step_of_matrix(weight: Tensor, gradient: Tensor, state: dict[str, Any], gro
     weight.add_(update.view_as(weight), alpha=-lr * 0.2 * math.sqrt(max(update.shape)))
 
 
-def _step_of_adam(parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+def _step_of_adam(
+    parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]
+) -> None:
     if not state:
         state |= {"step": torch.zeros(()), "exp_avg": torch.zeros_like(parameter)}
         state["exp_avg_sq"] = torch.zeros_like(parameter)
@@ -97,7 +109,8 @@ def orthogonalised(matrix: Tensor) -> Tensor:
     """Give nearly UVᵀ of a matrix UΣVᵀ (m, n) by five Newton–Schulz steps; of zeros, zeros.
 
     Args:
-        matrix: any floating dtype; the products are taken in bfloat16, whose rounding is below the polynomial's.
+        matrix: any floating dtype; the products are taken in bfloat16, whose rounding is below the
+            polynomial's.
 
     Returns:
         The same shape and dtype.

@@ -1,4 +1,6 @@
-"""One meaning of --resume: go on with this run's own checkpoint if every option that changes the result agrees."""
+"""One meaning of --resume: go on with this run's own checkpoint if every option that changes the
+result agrees.
+"""
 
 import contextlib
 from collections.abc import Mapping
@@ -13,7 +15,8 @@ from utils.data.contents import Contents
 from utils.errors import InputError
 from utils.provenance import Provenance, same_arch
 
-VERSIONS = {"torch": str(torch.__version__), "torchvision": version("torchvision")}  # recorded, not compared
+# Recorded, not compared
+VERSIONS = {"torch": str(torch.__version__), "torchvision": version("torchvision")}
 
 
 def find(
@@ -29,19 +32,22 @@ def find(
     """Find the checkpoint that a run goes on from.
 
     Args:
-        resume: "" begins anew, "auto" goes on with this run's own checkpoint if there is one, else a path.
+        resume: "" begins anew, "auto" goes on with this run's own checkpoint if there is one, else
+            a path.
         own: where this run saves.
         settings: every option of this run that changes the result, plain values.
         source: the features that it reads, if it reads any.
         restart: replace what is at `own`, whatever it is.
-        extendable: the rates of the epochs so far do not depend on how many follow, so `epochs` may differ.
+        extendable: the rates of the epochs so far do not depend on how many follow, so `epochs` may
+            differ.
         elsewhere: the option that names another place.
 
     Returns:
         The checkpoint, or None to begin anew.
 
     Raises:
-        InputError: `own` is another run's, or cannot be read; or at the path is none, or one of other features.
+        InputError: `own` is another run's, or cannot be read; or at the path is none, or one of
+            other features.
     """
     path = None if resume in ("", "auto") else Path(resume)
     if own.exists() and not restart:
@@ -78,7 +84,8 @@ def check(
 
     Args:
         own: the checkpoint.
-        settings: see `find`; what the file does not record (an earlier version's, the authors') is not compared.
+        settings: see `find`; what the file does not record (an earlier version's, the authors') is
+            not compared.
         source: see `find`.
         extendable: see `find`.
         elsewhere: see `find`.
@@ -97,7 +104,8 @@ def check(
             difference = f"{name} {stored[name]} instead of {value}"
     if difference:
         raise InputError(
-            f"{own} is of another run, with {difference}; choose another {elsewhere}, or --restart to replace it"
+            f"{own} is of another run, with {difference}; choose another {elsewhere}, or --restart"
+            " to replace it"
         )
 
 
@@ -110,27 +118,35 @@ def check_images(own: Path, images: Mapping[str, Contents], *, elsewhere: str = 
         elsewhere: see `find`.
 
     Raises:
-        InputError: images were edited, removed, added, renamed or moved to another class; the message names some.
+        InputError: images were edited, removed, added, renamed or moved to another class; the
+            message names some.
     """
     recorded = read_own(own).get("images", {})
     for split, contents in images.items():
-        if split in recorded and (changes := Contents.from_record(recorded[split]).changes(contents)):
+        if split in recorded and (
+            changes := Contents.from_record(recorded[split]).changes(contents)
+        ):
             raise InputError(
-                f"{own} was made of other {split} images; since then {changes}; put them back, choose another "
-                f"{elsewhere}, or --restart to replace it"
+                f"{own} was made of other {split} images; since then {changes}; put them back,"
+                f" choose another {elsewhere}, or --restart to replace it"
             )
 
 
 def _agrees(stored: Mapping[str, Any], name: str, value: Any) -> bool:
-    """Whether recorded settings have this value; a factory's file may have been moved (`same_arch`)."""
+    """Whether recorded settings have this value; a factory's file may have been moved
+    (`same_arch`).
+    """
     if name not in stored:
         return False
     held = stored[name]
-    return held == value or (isinstance(held, str) and isinstance(value, str) and same_arch(held, value))
+    return held == value or (
+        isinstance(held, str) and isinstance(value, str) and same_arch(held, value)
+    )
 
 
 def history(state: checkpoint.State, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Give what a checkpoint records of epochs that were trained with other settings than the present ones.
+    """Give what a checkpoint records of epochs that were trained with other settings than the
+    present ones.
 
     Args:
         state: the checkpoint that a run goes on from, or nothing.
@@ -146,7 +162,9 @@ def history(state: checkpoint.State, settings: Mapping[str, Any]) -> list[dict[s
 
 
 def twin(own: Path, settings: Mapping[str, Any]) -> Path | None:
-    """Find, beside a run's checkpoint, one of the same settings but for the seed: the other net of a pair."""
+    """Find, beside a run's checkpoint, one of the same settings but for the seed: the other net
+    of a pair.
+    """
     for path in sorted(own.parent.glob("checkpoint_*.pth.tar")):
         with contextlib.suppress(InputError):  # what cannot be read is no twin
             stored = checkpoint.load(path, mmap=True).get("settings", {})

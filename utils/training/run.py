@@ -1,4 +1,5 @@
-"""The books of a run: where it is saved, what it goes on from, and what is due after each of its epochs.
+"""The books of a run: where it is saved, what it goes on from, and what is due after each of its
+epochs.
 
 The loop itself stays in the script, where a reader looks for it:
 
@@ -93,17 +94,28 @@ class Run:
             again: what goes on with an interrupted run, in words.
 
         Raises:
-            InputError: another run is writing there, or its checkpoint is there; or `start_epoch` leaves no epoch.
+            InputError: another run is writing there, or its checkpoint is there; or `start_epoch`
+                leaves no epoch.
         """
         if runtime.is_main:
             check_unclaimed(log_folder, elsewhere=elsewhere)
         self.path, self.best_path, self.settings, self.runtime = path, best_path, settings, runtime
         self.resumed = resuming.find(
-            resume, path, settings, source=source, restart=restart, extendable=extendable, elsewhere=elsewhere
+            resume,
+            path,
+            settings,
+            source=source,
+            restart=restart,
+            extendable=extendable,
+            elsewhere=elsewhere,
         )
-        self.state: checkpoint.State = checkpoint.load(self.resumed, mmap=True) if self.resumed else {}
+        self.state: checkpoint.State = (
+            checkpoint.load(self.resumed, mmap=True) if self.resumed else {}
+        )
         if start_epoch is not None and start_epoch >= epochs:
-            raise InputError(f"--start_epoch {start_epoch} leaves nothing of --epochs {epochs} to train")
+            raise InputError(
+                f"--start_epoch {start_epoch} leaves nothing of --epochs {epochs} to train"
+            )
         has_training_state = {"epoch", "optimizer"} <= self.state.keys()
         trained = int(self.state["epoch"]) + 1 - first_epoch if has_training_state else 0
         self.start_epoch = trained if start_epoch is None else start_epoch
@@ -117,7 +129,9 @@ class Run:
 
     @property
     def has_best(self) -> bool:
-        """Whether the best epoch that `state` speaks of is in a file of this run, and not of another."""
+        """Whether the best epoch that `state` speaks of is in a file of this run, and not of
+        another.
+        """
         return self.resumed == self.path and (self.best_path is None or self.best_path.exists())
 
     @property
@@ -126,7 +140,8 @@ class Run:
         return self.start_epoch >= self._epochs
 
     def restore(self, fit: Fit) -> None:
-        """Put optimiser and loss scaler where the checkpoint left them; the model has its weights already.
+        """Put optimiser and loss scaler where the checkpoint left them; the model has its weights
+        already.
 
         Raises:
             InputError: see `Fit.restore`.
@@ -137,7 +152,9 @@ class Run:
         if not self.is_finished:
             planned = self.state.get("settings", {}).get("epochs", self._stage_epochs)
             longer = "" if planned == self._stage_epochs else f", which was to end after {planned}"
-            self.runtime.say(f"going on after epoch {self.start_epoch} of {self._epochs}: {self.resumed}{longer}")
+            self.runtime.say(
+                f"going on after epoch {self.start_epoch} of {self._epochs}: {self.resumed}{longer}"
+            )
 
     def __enter__(self) -> "Run":
         self.log = RunLog(
@@ -165,8 +182,13 @@ class Run:
         return due(epoch % self._stage_epochs, self._val_epoch, self._stage_epochs)
 
     def is_due_to_save(self, epoch: int) -> bool:
-        """Say whether this epoch is followed by a checkpoint: by its number, or as the last one is long ago."""
-        return due(epoch % self._stage_epochs, self._save_epoch, self._stage_epochs) or self.log.overdue
+        """Say whether this epoch is followed by a checkpoint: by its number, or as the last one
+        is long ago.
+        """
+        return (
+            due(epoch % self._stage_epochs, self._save_epoch, self._stage_epochs)
+            or self.log.overdue
+        )
 
     def measured(self, accuracy_percent: float) -> None:
         """Note the accuracy after the present epoch."""
@@ -185,12 +207,16 @@ class Run:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What every checkpoint says of its run: `settings`, the `history` of earlier ones, `versions`."""
+        """What every checkpoint says of its run: `settings`, the `history` of earlier ones,
+        `versions`.
+        """
         past = resuming.history(self.state, self.settings)
         return {"settings": dict(self.settings), "history": past, "versions": resuming.VERSIONS}
 
     def save(self, epoch: int, state: checkpoint.State) -> None:
-        """Save the state after an epoch, with `record`: as the last one where that is due, as the best if it is."""
+        """Save the state after an epoch, with `record`: as the last one where that is due, as
+        the best if it is.
+        """
         if self.is_due_to_save(epoch):
             self.save_last(epoch + 1, state)
         if self.runtime.is_main and self.is_best and self.best_path:

@@ -34,10 +34,18 @@ def interval(low, high, value=0.0):
 def test_the_interval_is_scipys(method):
     parts = sums()
     expected = scipy.stats.bootstrap(
-        parts, lambda error, target, axis: error.sum(axis) / target.sum(axis), paired=True, vectorized=True,
-        n_resamples=500, confidence_level=0.9, method=method, rng=np.random.default_rng(3),
-    ).confidence_interval  # fmt: skip
-    found = bootstrap(ratio, parts, resamples=500, confidence=0.9, method=method, seed=3)["instability"]
+        parts,
+        lambda error, target, axis: error.sum(axis) / target.sum(axis),
+        paired=True,
+        vectorized=True,
+        n_resamples=500,
+        confidence_level=0.9,
+        method=method,
+        rng=np.random.default_rng(3),
+    ).confidence_interval
+    found = bootstrap(ratio, parts, resamples=500, confidence=0.9, method=method, seed=3)[
+        "instability"
+    ]
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high), rel=1e-9)
     assert found.value == pytest.approx(parts[0].sum() / parts[1].sum())
     assert (found.confidence, found.method, found.resamples) == (0.9, method, 500)
@@ -66,7 +74,9 @@ def test_batches_change_nothing(monkeypatch):
 
 
 def test_the_interval_covers_the_truth():
-    """300 intervals of a ratio of sums over images that differ in size; the bounds are five standard errors wide."""
+    """300 intervals of a ratio of sums over images that differ in size; the bounds are five
+    standard errors wide.
+    """
     found = [bootstrap(ratio, sums(seed=seed), resamples=300)["instability"] for seed in range(300)]
     assert 0.88 < np.mean([interval.low < 0.3 < interval.high for interval in found]) < 0.99
 
@@ -83,12 +93,17 @@ def test_fits_widen_the_interval():
     means = errors.sum(1) / target.sum()
     spread = np.hypot(means.std() / 8**0.5, (fixed.high - fixed.low) / 3.92)
     assert (crossed.high - crossed.low) / 3.92 == pytest.approx(spread, rel=0.15)
-    assert bootstrap(ratio, [errors, targets], crossed="pairs")["instability"].resampled == ("images", "pairs")
+    assert bootstrap(ratio, [errors, targets], crossed="pairs")["instability"].resampled == (
+        "images",
+        "pairs",
+    )
 
 
 def test_fits_that_agree_leave_the_interval_as_it_is():
     parts = sums(200)
-    crossed = bootstrap(ratio, [np.stack([part] * 3) for part in parts], crossed="fits")["instability"]
+    crossed = bootstrap(ratio, [np.stack([part] * 3) for part in parts], crossed="fits")[
+        "instability"
+    ]
     fixed = bootstrap(ratio, parts)["instability"]
     assert (crossed.low, crossed.high) == pytest.approx((fixed.low, fixed.high), rel=0.03)
 
@@ -128,7 +143,8 @@ def test_what_never_varies_has_an_interval_of_one_number():
 def test_what_is_undefined_has_a_reason():
     alone = np.zeros(5)
     alone[0] = 1
-    found = bootstrap(ratio, [alone, alone], resamples=100)["instability"]  # a third of the resamples lack image 0
+    # A third of the resamples lack image 0
+    found = bootstrap(ratio, [alone, alone], resamples=100)["instability"]
     assert (found.value, found.low, found.high) == (1, None, None)
     assert found.reason.endswith("of 100 resamples have no such number")
     nothing = bootstrap(ratio, [np.zeros(5), np.zeros(5)])["instability"]
@@ -149,16 +165,22 @@ def test_sums_that_do_not_fit_are_refused():
 @pytest.mark.parametrize(
     ("low", "high", "margin", "expected"),
     [
-        (0.1, 0.2, 0, "shows"), (-0.2, -0.1, 0, "does not show"), (-0.1, 0.1, 0, "cannot be said"),
-        (0.0, 0.0, 0, "does not show"), (0.1, 0.2, 0.15, "cannot be said"), (0.1, 0.2, 0.3, "does not show"),
+        (0.1, 0.2, 0, "shows"),
+        (-0.2, -0.1, 0, "does not show"),
+        (-0.1, 0.1, 0, "cannot be said"),
+        (0.0, 0.0, 0, "does not show"),
+        (0.1, 0.2, 0.15, "cannot be said"),
+        (0.1, 0.2, 0.3, "does not show"),
     ],
-)  # fmt: skip
+)
 def test_verdicts(low, high, margin, expected):
     assert verdict(interval(low, high), margin) == expected
 
 
 def test_the_mean_over_fits_is_the_crossed_bootstrap_of_a_mean():
-    """Of numbers that are linear in the sums, the crossed bootstrap and this one give the same intervals."""
+    """Of numbers that are linear in the sums, the crossed bootstrap and this one give the same
+    intervals.
+    """
     random = np.random.default_rng(0)
     hits = (random.random((6, 400)) < random.uniform(0.5, 0.7, (6, 1))).astype(float)
     crossed = accuracy(hits, crossed="fits", resamples=4000)
@@ -166,7 +188,11 @@ def test_the_mean_over_fits_is_the_crossed_bootstrap_of_a_mean():
     found = mean_over_fits(100 * hits.mean(1), 100 * (hits @ drawn.T) / 400)
     assert found.value == pytest.approx(crossed.value)
     assert (found.low, found.high) == pytest.approx((crossed.low, crossed.high), abs=0.35)
-    assert (found.resampled, found.fits_fixed) == (crossed.resampled, crossed.fits_fixed) == (("images", "fits"), False)
+    assert (
+        (found.resampled, found.fits_fixed)
+        == (crossed.resampled, crossed.fits_fixed)
+        == (("images", "fits"), False)
+    )
 
 
 def test_the_mean_of_one_fit_holds_it_fixed():
@@ -180,5 +206,9 @@ def test_a_mean_over_fits_that_is_not_always_defined_has_no_interval():
     draws = np.ones((1, 100))
     draws[0, :3] = np.nan
     found = mean_over_fits(np.array([1.0]), draws)
-    assert (found.low, found.high, found.reason) == (None, None, "3 of 100 resamples have no such number")
+    assert (found.low, found.high, found.reason) == (
+        None,
+        None,
+        "3 of 100 resamples have no such number",
+    )
     assert verdict(found) == "cannot be said"

@@ -17,13 +17,23 @@ def test_a_budget_in_epochs_has_a_rate_for_each():
     assert Budget(steps=None, epochs=None).rates(4) == []
 
 
-@pytest.mark.parametrize(("images", "processes", "batches"), [(128, 1, 2), (129, 1, 3), (129, 2, 3), (7, 64, 1)])
+@pytest.mark.parametrize(
+    ("images", "processes", "batches"), [(128, 1, 2), (129, 1, 3), (129, 2, 3), (7, 64, 1)]
+)
 def test_batches_are_counted_as_the_loader_makes_them(images, processes, batches):
     assert Budget(batch_size=64).batches(images, processes) == batches
 
 
 def test_what_a_checkpoint_records_is_a_budget_again():
-    settings = {"optim": "Adam", "lr": 0.1, "momentum": 0.9, "epochs": 5, "solve": None, "alpha": [1], "layers": 2}
+    settings = {
+        "optim": "Adam",
+        "lr": 0.1,
+        "momentum": 0.9,
+        "epochs": 5,
+        "solve": None,
+        "alpha": [1],
+        "layers": 2,
+    }
     found = Budget.of(settings, print_freq=3)
     assert (found.optim, found.lr, found.epochs, found.steps, found.solve, found.print_freq) == (
         "Adam",

@@ -65,7 +65,10 @@ def test_within_a_class_only_the_class_is_shuffled():
 
 
 def test_shuffling_needs_a_class_of_two():
-    for fails in (lambda: shuffled_within_class(torch.arange(4), generator()), lambda: shuffled(1, generator())):
+    for fails in (
+        lambda: shuffled_within_class(torch.arange(4), generator()),
+        lambda: shuffled(1, generator()),
+    ):
         with pytest.raises(InputError, match="two images"):
             fails()
 
@@ -77,7 +80,9 @@ def test_all_permutations_that_keep_the_classes_are_as_likely():
     found, counts = drawn.unique(dim=0, return_counts=True)
     expected = {
         (odd[0], even[0], odd[1], even[1], odd[2])
-        for odd, even in itertools.product(itertools.permutations([0, 2, 4]), itertools.permutations([1, 3]))
+        for odd, even in itertools.product(
+            itertools.permutations([0, 2, 4]), itertools.permutations([1, 3])
+        )
     }
     assert {tuple(order) for order in found.tolist()} == expected  # 12, the true order among them
     assert scipy.stats.chisquare(counts).pvalue > 1e-3
@@ -105,7 +110,9 @@ def test_p_and_zero_equal_the_oracle():
         null = Null(observed, draws)
         assert null.p_value == pytest.approx(p_value.item(), abs=1e-6)
         assert null.zero() == pytest.approx(1 - tau.item(), abs=1e-6)
-        assert normalised_consistency(observed, null.zero()) == pytest.approx(score.item(), abs=1e-6)
+        assert normalised_consistency(observed, null.zero()) == pytest.approx(
+            score.item(), abs=1e-6
+        )
 
 
 def test_the_best_of_layers_has_the_oracles_p():
@@ -125,7 +132,8 @@ def test_the_best_of_layers_pays_for_the_search():
     single, best = [], []
     for _ in range(300):
         nulls = [
-            Null(float(row[0]), row[1:]) for row in random.normal(1, 0.01, (8, 40)) * random.uniform(0.5, 1, (8, 1))
+            Null(float(row[0]), row[1:])
+            for row in random.normal(1, 0.01, (8, 40)) * random.uniform(0.5, 1, (8, 1))
         ]
         single.append(min(null.p_value for null in nulls) <= 0.05)
         best.append(best_of(nulls).p_value <= 0.05)
@@ -151,7 +159,9 @@ def test_normalised_consistency_is_1_at_the_ceiling_and_0_at_the_null():
 def test_score_null_and_ceiling_are_resampled_together():
     random = np.random.default_rng(0)
     target = random.gamma(1, size=200)  # images differ much in size
-    error, null, least = (share * target * random.uniform(0.95, 1.05, 200) for share in (0.5, 0.9, 0.1))
+    error, null, least = (
+        share * target * random.uniform(0.95, 1.05, 200) for share in (0.5, 0.9, 0.1)
+    )
     found = consistency_interval(instability, [error, target], [null, target], [least, target])
     assert list(found) == ["instability", "null", "ceiling", "consistency"]
     for name, part in (("instability", error), ("null", null), ("ceiling", least)):
@@ -172,7 +182,9 @@ def test_without_a_ceiling_the_least_is_zero():
 
 def test_a_null_that_is_no_worse_than_the_ceiling_gives_a_reason():
     ones = np.ones(10)
-    found = consistency_interval(instability, [0.3 * ones, ones], [0.3 * ones, ones], [0.3 * ones, ones])["consistency"]
+    found = consistency_interval(
+        instability, [0.3 * ones, ones], [0.3 * ones, ones], [0.3 * ones, ones]
+    )["consistency"]
     assert (found.value, found.low, found.high) == (None, None, None)
     assert "1000 of 1000" in found.reason
 
@@ -183,12 +195,17 @@ def test_sums_in_a_file_are_each_images_part_of_the_variances(tmp_path):
     for factor, kind in enumerate(KINDS, start=1):
         results[kind] = ImageMoments()
         results[kind].update(pieces[:2], factor * pieces[2], torch.arange(20).flip(0))
-    save_sums(tmp_path / "sums.npz", *(moments.target_and_residual() for moments in results.values()))
+    save_sums(
+        tmp_path / "sums.npz", *(moments.target_and_residual() for moments in results.values())
+    )
     stored = load_sums(tmp_path / "sums.npz")
     assert tuple(stored) == KINDS
     for factor, kind in enumerate(KINDS, start=1):
         target = pieces[0] + pieces[1] + factor * pieces[2]
-        expected = [float(vector.var((0, 2, 3), correction=0).mean()) for vector in (target, factor * pieces[2])]
+        expected = [
+            float(vector.var((0, 2, 3), correction=0).mean())
+            for vector in (target, factor * pieces[2])
+        ]
         assert stored[kind].sum(0) == pytest.approx(expected, rel=1e-5)
         own = results[kind].statistic()(results[kind].arrays()[0][:7].sum(0))["instability"]
         variances = stored[kind][:7].sum(0)
@@ -199,7 +216,10 @@ def test_sums_in_a_file_are_each_images_part_of_the_variances(tmp_path):
 def test_a_file_without_sums_is_refused(tmp_path, content):
     path = tmp_path / "sums.npz"
     path.write_bytes(content)
-    with pytest.raises(InputError, match=r"sums\.npz holds no sums per image \(.*\); make it by Calibrate\.py --sums"):
+    with pytest.raises(
+        InputError,
+        match=r"sums\.npz holds no sums per image \(.*\); make it by Calibrate\.py --sums",
+    ):
         load_sums(path)
     np.savez(path, pairs=np.zeros(2))
     with pytest.raises(InputError, match=r"sums\.npz holds no sums per image"):

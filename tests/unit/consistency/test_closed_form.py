@@ -11,7 +11,9 @@ from tests.unit.training.pairs import loader_of, maps
 
 @pytest.fixture
 def mixed():
-    """Channels permuted and mixed: a linear map that one layer has to find; 120 pairs to fit, 40 held out."""
+    """Channels permuted and mixed: a linear map that one layer has to find; 120 pairs to fit, 40
+    held out.
+    """
     mixing = torch.linalg.qr(torch.randn(6, 6, generator=torch.Generator().manual_seed(3)))[0]
     x = maps(160)
     target = torch.einsum("dc,nchw->ndhw", mixing, x)[:, torch.randperm(6)] + 5
@@ -32,12 +34,16 @@ def test_a_linear_map_is_found_by_one_layer(mixed, cpu):
 
 @pytest.mark.parametrize("free", [1e12, 0])
 def test_judges_choose_the_ridge_weight_and_are_fitted_too(cpu, monkeypatch, free):
-    """Pure noise: the images that are fitted ask for no ridge where they judge themselves; others ask for all of it."""
+    """Pure noise: the images that are fitted ask for no ridge where they judge themselves;
+    others ask for all of it.
+    """
     monkeypatch.setattr(closed_form, "free_bytes", lambda _: free)
     x, target = maps(40), maps(40, seed=3)
     net = linear()
     set_standards([net], loader_of(x, target), read_stored, cpu)
-    (found,) = solve([net], loader_of(x[:30], target[:30]), read_stored, cpu, loader_of(x[30:], target[30:]))
+    (found,) = solve(
+        [net], loader_of(x[:30], target[:30]), read_stored, cpu, loader_of(x[30:], target[30:])
+    )
     assert found.ridge == max(found.errors) and found.error > 0.9
     weight = net.linear[0].weight.clone()
     (alone,) = solve([net], loader_of(x[:30], target[:30]), read_stored, cpu)

@@ -11,7 +11,9 @@ def maps(images, channels, seed=0):
     """Maps (N, C, 5, 4) of channels that depend on each other."""
     generator = torch.Generator().manual_seed(seed)
     mixing = torch.randn(channels, channels, generator=generator)
-    return torch.einsum("oc,nchw->nohw", mixing, torch.randn(images, channels, 5, 4, generator=generator))
+    return torch.einsum(
+        "oc,nchw->nohw", mixing, torch.randn(images, channels, 5, 4, generator=generator)
+    )
 
 
 def passes(inputs, targets, kernel_size=3, seen=None, **options):
@@ -53,7 +55,9 @@ def test_the_ridge_is_chosen_on_the_images_that_are_held_out():
     for ridge, error in found.errors.items():
         weight = by_cholesky(inputs[~held], targets[~held]).solve([ridge]).weight
         left = targets[held].double() - F.conv2d(inputs[held].double(), weight, padding=1)
-        assert error == pytest.approx(float(left.square().sum() / targets[held].double().square().sum()), rel=1e-8)
+        assert error == pytest.approx(
+            float(left.square().sum() / targets[held].double().square().sum()), rel=1e-8
+        )
     assert found.ridge == min(found.errors, key=lambda ridge: found.errors[ridge])
     expected = by_cholesky(inputs, targets).solve([found.ridge]).weight
     assert (found.weight - expected).abs().max() <= 1e-8 * expected.abs().max()
@@ -90,7 +94,8 @@ def test_processes_add_their_sums_up():
 def test_steps_are_bounded():
     seen: list[int] = []
     passes(maps(20, 3), maps(20, 2, seed=1), seen=seen).solve([1e-8], max_steps=3)
-    assert len(seen) == 2 * (3 + 3) + 3  # two fits: right-hand side, diagonal, first residual, steps; what is held out
+    # Two fits: right-hand side, diagonal, first residual, steps; what is held out
+    assert len(seen) == 2 * (3 + 3) + 3
 
 
 @pytest.mark.parametrize("dead", ["inputs", "targets", "both"])

@@ -9,13 +9,17 @@ from consistency.convergence import AT_END, NOT_AT_END, WIDTH, search
 
 
 def found(error, *, width=0.1, **options):
-    """Search with errors that a function of steps and M gives; give what was found and what was tried."""
+    """Search with errors that a function of steps and M gives; give what was found and what was
+    tried.
+    """
     tried = []
 
     def measure(steps, hidden):
         tried.append((steps, hidden))
         value = error(steps, hidden)
-        return Interval(value, value - width / 2, value + width / 2, 0.95, "percentile", 9, ("images",), True)
+        return Interval(
+            value, value - width / 2, value + width / 2, 0.95, "percentile", 9, ("images",), True
+        )
 
     return search(measure, 100, 8, **options), tried
 
@@ -34,7 +38,9 @@ def test_a_tolerance_of_the_user_goes_before():
     assert tried == [(100, 8), (200, 8), (100, 16)] and (end.steps, end.tolerance) == (100, 0.5)
 
 
-@pytest.mark.parametrize(("gain", "hidden", "state"), [(0.05, 16, WIDTH), (-0.05, 8, AT_END), (0.005, 8, AT_END)])
+@pytest.mark.parametrize(
+    ("gain", "hidden", "state"), [(0.05, 16, WIDTH), (-0.05, 8, AT_END), (0.005, 8, AT_END)]
+)
 def test_a_wider_fit_is_kept_where_it_leaves_less(gain, hidden, state):
     end, _ = found(lambda _, hidden: 0.3 - gain * (hidden > 8))
     assert (end.hidden, end.state, end.of_width) == (hidden, state, pytest.approx(-gain))
@@ -53,4 +59,10 @@ def test_no_spare_channels_are_not_doubled():
 
     end = search(measure, 100, 0)
     assert (end.steps, end.state, end.of_width) == (100, AT_END, None)
-    assert end.record()["trials"][0] == {"steps": 100, "hidden": 0, "error": 0.5, "low": 0.4, "high": 0.6}
+    assert end.record()["trials"][0] == {
+        "steps": 100,
+        "hidden": 0,
+        "error": 0.5,
+        "low": 0.4,
+        "high": 0.6,
+    }

@@ -28,7 +28,9 @@ def test_one_factor_solves_every_pairing(images, monkeypatch):
     gram = rows(x, x_mean).T @ rows(x, x_mean)
     penalised = gram + 0.2 * gram.trace() / 15 * torch.eye(15)
     for solution, inverse in zip(found.split(6, dim=1), inverses):
-        expected = torch.linalg.solve(penalised, rows(x, x_mean).T @ rows(target[inverse], target_mean))
+        expected = torch.linalg.solve(
+            penalised, rows(x, x_mean).T @ rows(target[inverse], target_mean)
+        )
         torch.testing.assert_close(solution, expected)
 
 
@@ -40,6 +42,11 @@ def test_rows_and_squares_are_of_the_images_asked_for(tmp_path):
         targets = Targets(kind, mean)
         found = targets.rows(torch.tensor([[3, 0], [4, 4]]))
         torch.testing.assert_close(
-            found, torch.cat([rows(target[[3, 0]], mean), rows(target[[4, 4]], mean)], dim=1), rtol=0, atol=1e-15
+            found,
+            torch.cat([rows(target[[3, 0]], mean), rows(target[[4, 4]], mean)], dim=1),
+            rtol=0,
+            atol=1e-15,
         )
-        torch.testing.assert_close(targets.squares(), rows(target, mean).square().sum(1).unflatten(0, (5, 4)).sum(1))
+        torch.testing.assert_close(
+            targets.squares(), rows(target, mean).square().sum(1).unflatten(0, (5, 4)).sum(1)
+        )

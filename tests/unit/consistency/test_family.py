@@ -41,28 +41,36 @@ def member(net, path, state=None, resumed=None):
 
 @pytest.mark.parametrize("kind", ["Adam", "SGD", "Muon"])
 def test_together_is_as_alone(cpu, kind):
-    """The gradient of one member knows nothing of the others, nor does the step of one weight of other weights."""
+    """The gradient of one member knows nothing of the others, nor does the step of one weight of
+    other weights.
+    """
     together, alone = family_of(1, 3, 3), family_of(1, 3, 3)
     backwards = [False, True, False]
     take_steps(fit_of(together, cpu, kind, backwards), 4)
     for net, back in zip(alone, backwards):
         take_steps(fit_of([net], cpu, kind, [back]), 4)
     for first, second in zip(together, alone):
-        assert all(torch.equal(ours, theirs) for ours, theirs in zip(first.parameters(), second.parameters()))
+        assert all(
+            torch.equal(ours, theirs)
+            for ours, theirs in zip(first.parameters(), second.parameters())
+        )
 
 
 def test_a_member_that_goes_backwards_reads_the_target():
     there, back = family_of(1, 2)
     x, target = torch.randn(2, 3, 4, 5, 5)
     assert all(
-        torch.equal(*pair) for pair in zip(Family([there, back], [False, True])(x, target), (there(x), back(target)))
+        torch.equal(*pair)
+        for pair in zip(Family([there, back], [False, True])(x, target), (there(x), back(target)))
     )
 
 
 def test_a_saved_member_goes_on_alone_and_together(cpu, tmp_path):
     nets = family_of(2, 3)
     fit = fit_of(nets, cpu)
-    members = [member(net, tmp_path / f"checkpoint_L3_layers{len(net.linear)}.pth.tar") for net in nets]
+    members = [
+        member(net, tmp_path / f"checkpoint_L3_layers{len(net.linear)}.pth.tar") for net in nets
+    ]
     take_steps(fit, 3)
     for one in members:
         one.save(fit, 3, keep=True, mse=0.5)
@@ -78,9 +86,17 @@ def test_a_saved_member_goes_on_alone_and_together(cpu, tmp_path):
     assert restore(resumed, fit_again) == 3
     take_steps(fit_again, 2, seed=9)
     for first, second in zip(nets, again):
-        assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values()))
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(first.state_dict().values(), second.state_dict().values())
+        )
     state = checkpoint.load(tmp_path / "checkpoint_L3_layers3_epoch3.pth.tar")
-    assert (state["epoch"], state["mse"], state["settings"], state["history"]) == (3, 0.5, {"layers": 3}, [])
+    assert (state["epoch"], state["mse"], state["settings"], state["history"]) == (
+        3,
+        0.5,
+        {"layers": 3},
+        [],
+    )
     assert state["trans_net"] == nets[1].config
     assert (state["arch"], state["source"]) == ("resnet18", resumed[1].source.to_record())
 
@@ -101,7 +117,9 @@ def test_members_of_different_epochs_do_not_go_on_together(cpu, tmp_path):
     fit = fit_of(nets, cpu)
     take_steps(fit, 1)
     states = [part_of(fit, net).state(epoch) for epoch, net in enumerate(nets, start=1)]
-    members = [member(net, tmp_path / "g", state, tmp_path / "g") for net, state in zip(nets, states)]
+    members = [
+        member(net, tmp_path / "g", state, tmp_path / "g") for net, state in zip(nets, states)
+    ]
     with pytest.raises(InputError, match=r"after different epochs \(\[1, 2\]\)"):
         restore(members, fit)
     assert restore([member(net, tmp_path / "g") for net in nets], fit) == 0

@@ -40,18 +40,25 @@ def test_the_floor_is_its_definition_whatever_the_batches():
 
 @pytest.mark.parametrize("per_class", [2, 5, 24])
 def test_true_class_means_explain_all_between_and_nothing_within(per_class):
-    """Uncorrected, the share between is 1 − 1/n_c of what it should be, and worse for the residual."""
+    """Uncorrected, the share between is 1 − 1/n_c of what it should be, and worse for the
+    residual.
+    """
     found = []
     for seed in range(10):
         features, means, labels = planted(per_class, seed=seed)
-        target, residual = (class_variances([(part, labels)]) for part in (features, features - means))
+        target, residual = (
+            class_variances([(part, labels)]) for part in (features, features - means)
+        )
         found.append(class_shares(target, residual))
     shares = torch.tensor([[one.between, one.within, one.above_class_means] for one in found])
     assert shares.mean(0).tolist() == pytest.approx([1, 0, 0], abs=0.02)
 
 
 def test_variances_are_unbiased():
-    found = [class_variances([(part[0], part[2])]) for part in (planted(3, within=0.5, seed=s) for s in range(20))]
+    found = [
+        class_variances([(part[0], part[2])])
+        for part in (planted(3, within=0.5, seed=s) for s in range(20))
+    ]
     assert sum(one.within for one in found) / 20 == pytest.approx(0.25, rel=0.02)
     assert sum(one.between for one in found) / 20 == pytest.approx(0.95, rel=0.05)  # (1 − 1/20) · 1
 

@@ -17,7 +17,9 @@ PIXELS = torch.arange(2 * 3 * 8 * 8).remainder(256).view(2, 3, 8, 8).to(torch.ui
 
 
 class Planted(nn.Module):
-    """Gives every image the feature that was planted for it: the image's first pixel is its number."""
+    """Gives every image the feature that was planted for it: the image's first pixel is its
+    number.
+    """
 
     def __init__(self, features):
         super().__init__()
@@ -145,7 +147,10 @@ def test_each_frozen_net_reads_pixels_by_its_own_constants():
 
 def test_a_tail_of_other_channels_is_refused():
     nets = {"A": net(4, 4), "B": net(6, 4)}
-    message = r"components gives a feature \(6, 4, 4\), which the tail of net A does not take .* \(4, 4, 4\)\)"
+    message = (
+        r"components gives a feature \(6, 4, 4\), which the tail of net A does not take .* \(4, 4,"
+        r" 4\)\)"
+    )
     with pytest.raises(InputError, match=message):
         freeze("components", nets, TransNet(4, 6).eval(), [1, 1, 1], "A", PIXELS)
     freeze("components", nets, TransNet(4, 6).eval(), [1, 1, 1], "B", PIXELS)
@@ -156,5 +161,7 @@ def test_a_tail_of_other_channels_is_refused():
 )
 def test_a_trans_net_that_does_not_fit_is_refused(channels):
     nets = {"A": net(4, 4), "B": net(6, 4)}
-    with pytest.raises(InputError, match=rf"maps {channels[0]} channels to \({channels[1]}, 4, 4\), but these"):
+    with pytest.raises(
+        InputError, match=rf"maps {channels[0]} channels to \({channels[1]}, 4, 4\), but these"
+    ):
         freeze("components", nets, TransNet(*channels).eval(), [1, 1, 1], "B", PIXELS)

@@ -157,7 +157,9 @@ def test_large_classes_are_permuted_in_blocks(monkeypatch):
     sent = z + 3 * torch.randn(z.shape, generator=torch.Generator().manual_seed(3))
     whole = measure_knowledge(z, sent, resamples=0, permutations=500)
     monkeypatch.setattr(knowledge, "BLOCK_BYTES", 8 * 120 * 10)
-    assert measure_knowledge(z, sent, resamples=0, permutations=500).p == pytest.approx(whole.p, abs=0.02)
+    assert measure_knowledge(z, sent, resamples=0, permutations=500).p == pytest.approx(
+        whole.p, abs=0.02
+    )
 
 
 def test_multi_label_answers_are_sums_of_binary_ones():
@@ -187,7 +189,9 @@ def test_penultimate_features_are_compared_about_their_mean():
 def test_an_untrained_senders_bits_are_not_learned():
     z, _ = answers()
     noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(3))
-    trained, untrained = (measure_knowledge(z, z + size * noise, resamples=0, permutations=0) for size in (0.3, 1.5))
+    trained, untrained = (
+        measure_knowledge(z, z + size * noise, resamples=0, permutations=0) for size in (0.3, 1.5)
+    )
     share = learned_share(trained, untrained)
     floor = untrained["K"]
     assert floor > 0 and share == (trained["K"] - floor) / (trained["I_B"] - floor)
@@ -197,7 +201,10 @@ def test_an_untrained_senders_bits_are_not_learned():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"sent_logits": torch.zeros(20, 3)}, r"through g have shape \(20, 3\), but B's \(20, 10\)"),
+        (
+            {"sent_logits": torch.zeros(20, 3)},
+            r"through g have shape \(20, 3\), but B's \(20, 10\)",
+        ),
         ({"logits_a": torch.zeros(19, 10)}, r"of net A have shape \(19, 10\)"),
         ({"logits": torch.zeros(3, 10), "sent_logits": torch.zeros(3, 10)}, "at least four images"),
         ({"sent_logits": torch.full((20, 10), math.nan)}, "NaN or infinity"),

@@ -21,14 +21,23 @@ ROOT = Path(consistency.__file__).parents[1]
 
 def net():
     """A net with a layer of maps, one of vectors, and a BatchNorm whose statistics would move."""
-    layers = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 6), nn.Linear(6, 5)]
+    layers = [
+        nn.Conv2d(3, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(4 * 36, 6),
+        nn.Linear(6, 5),
+    ]
     return nn.Sequential(*layers)
 
 
 def python(program, folder, **environment):
     words = [sys.executable, "-c", program]
     paths = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment
-    return subprocess.run(words, cwd=folder, env=paths, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(
+        words, cwd=folder, env=paths, capture_output=True, text=True, timeout=120, check=False
+    )
 
 
 def test_the_examples_run():
@@ -42,7 +51,9 @@ def test_every_function_has_an_example():
 
 
 def test_no_module_hides_a_function():
-    """`consistency.fit` is a function: a module of that name would take its place once it is imported."""
+    """`consistency.fit` is a function: a module of that name would take its place once it is
+    imported.
+    """
     modules = {path.stem for path in Path(consistency.__file__).parent.glob("*.py")}
     assert not modules & set(consistency.__all__)
     assert set(consistency.__all__) <= set(dir(consistency))
@@ -77,7 +88,11 @@ def test_features_are_those_of_the_layer(layer, shape):
     network, images = net(), torch.randn(7, 3, 8, 8)
     labelled = [(part, torch.zeros(len(part))) for part in images.split(3)]
     features = consistency.features(network, layer, labelled)
-    assert features.shape == (7, *shape) and features.dtype == torch.float32 and not features.requires_grad
+    assert (
+        features.shape == (7, *shape)
+        and features.dtype == torch.float32
+        and not features.requires_grad
+    )
     with torch.no_grad():
         expected = network.eval()[: int(layer) + 1](images)
     torch.testing.assert_close(features, expected, atol=1e-5, rtol=1e-5)
@@ -145,7 +160,9 @@ def test_shares_and_instability_of_a_planted_map():
     assert mixed.instability.value > 1.5 and mixed.instability.low is None
 
 
-@pytest.mark.parametrize("shapes", [((40, 6), (40, 4)), ((40, 5, 6), (40, 5, 4)), ((40, 3, 4, 4), (40, 2, 2, 2))])
+@pytest.mark.parametrize(
+    "shapes", [((40, 6), (40, 4)), ((40, 5, 6), (40, 5, 4)), ((40, 3, 4, 4), (40, 2, 2, 2))]
+)
 def test_vectors_tokens_and_maps_of_other_sizes(shapes):
     x, target = (torch.randn(shape) for shape in shapes)
     trans_net = consistency.fit(x, target, layers=2, epochs=1)
@@ -165,10 +182,14 @@ def test_a_shared_feature_is_above_its_class_and_its_class_mean_is_not():
     means = 3 * torch.randn(4, 5, generator=generator)[classes]
     of_image = torch.randn(200, 5, generator=generator)
     turn = torch.linalg.qr(torch.randn(5, 5, generator=generator))[0]
-    same = consistency.calibrate(means + of_image, (means + of_image) @ turn, classes, permutations=39, resamples=50)
+    same = consistency.calibrate(
+        means + of_image, (means + of_image) @ turn, classes, permutations=39, resamples=50
+    )
     assert same.forth.null.p_value == 1 / 40 and same.shared.value > 0.9
     noise = torch.randn(200, 5, generator=generator)
-    of_class = consistency.calibrate(means + of_image, means + noise, classes, permutations=39, resamples=50)
+    of_class = consistency.calibrate(
+        means + of_image, means + noise, classes, permutations=39, resamples=50
+    )
     assert of_class.shared.value < 0.2 and 0.02 < of_class.floor < 0.6
     assert "shared" in str(of_class) and "p = " in str(of_class)
 
@@ -186,17 +207,24 @@ def test_images_that_are_held_out_can_be_chosen():
 def test_what_arrives_of_b():
     target, classes = torch.randn(150, 4, 3, 3), torch.arange(150) % 3
     tail = nn.Sequential(nn.Flatten(), nn.Dropout(), nn.Linear(36, 5)).train()
-    kept = consistency.kept_knowledge(tail, target, target, classes=classes, permutations=19, resamples=20)
+    kept = consistency.kept_knowledge(
+        tail, target, target, classes=classes, permutations=19, resamples=20
+    )
     assert tail.training and kept["agreement"] == 1 and len(kept.lost_by_class) == 3
     with torch.no_grad():
-        none = consistency.kept_knowledge(tail, target, torch.zeros_like(target), permutations=19, resamples=20)
+        none = consistency.kept_knowledge(
+            tail, target, torch.zeros_like(target), permutations=19, resamples=20
+        )
     assert none["K_c"] < 0.05 * kept["K"]
 
 
 def test_a_reconstruction_comes_as_maps_and_goes_as_the_tail_takes_it():
     target, tail = torch.randn(20, 6, 4), nn.Sequential(nn.Flatten(), nn.Linear(24, 5))
     maps = target.transpose(1, 2)[..., None]
-    assert consistency.kept_knowledge(tail, target, maps, permutations=19, resamples=0)["agreement"] == 1
+    assert (
+        consistency.kept_knowledge(tail, target, maps, permutations=19, resamples=0)["agreement"]
+        == 1
+    )
 
 
 @pytest.mark.parametrize(

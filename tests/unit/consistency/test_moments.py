@@ -16,11 +16,15 @@ CLOSE = 1e-7  # of sums per channel that are kept as float32
 
 
 def pieces(images=16, dtype=torch.float32, offset=0.0, spread=1.0):
-    """Components (3, N, 5, 4, 3) and a residual that depend on each other; images and channels differ."""
+    """Components (3, N, 5, 4, 3) and a residual that depend on each other; images and channels
+    differ.
+    """
     generator = torch.Generator().manual_seed(0)
     raw = torch.randn(4, images, 5, 4, 3, generator=generator, dtype=torch.float64)
     raw = raw + torch.randn(4, images, 5, 1, 1, generator=generator, dtype=torch.float64)
-    mixed = torch.einsum("ij,jnchw->inchw", torch.randn(4, 4, generator=generator, dtype=torch.float64), raw)
+    mixed = torch.einsum(
+        "ij,jnchw->inchw", torch.randn(4, 4, generator=generator, dtype=torch.float64), raw
+    )
     sizes = torch.linspace(0.5, 2, 5, dtype=torch.float64)[:, None, None]
     means = torch.randn(4, 1, 5, 1, 1, generator=generator, dtype=torch.float64)
     mixed = (offset * (1 + means) + spread * (mixed * sizes + means)).to(dtype)
@@ -30,13 +34,17 @@ def pieces(images=16, dtype=torch.float32, offset=0.0, spread=1.0):
 def accumulated(components, residual, sizes=RAGGED, numbers=None, constant=None, **options):
     found = ImageMoments(constant, **options)
     numbers = torch.arange(len(residual)) if numbers is None else numbers
-    for part, rest, some in zip(components.split(sizes, dim=1), residual.split(sizes), numbers.split(sizes)):
+    for part, rest, some in zip(
+        components.split(sizes, dim=1), residual.split(sizes), numbers.split(sizes)
+    ):
         found.update(part, rest, some)
     return found
 
 
 def by_definition(components, residual, mean):
-    """Covariances of all named vectors from the concatenated arrays, in float64, and variances in each channel."""
+    """Covariances of all named vectors from the concatenated arrays, in float64, and variances
+    in each channel.
+    """
     orders, rest = components.double().numpy(), residual.double().numpy()
     output = orders.sum(0)
     vectors = np.stack([output + rest, *orders, output, rest])
@@ -58,12 +66,16 @@ def test_ragged_batches_equal_one_computation_over_everything(mean, dtype, per_i
     expected, by_channel = by_definition(components, residual, mean)
     found = accumulated(components, residual, per_image=per_image)
     assert (found.images, found.positions, found.names(mean)) == (16, 12, NAMES)
-    np.testing.assert_allclose(covariance(found, mean), expected, rtol=CLOSE, atol=CLOSE * np.abs(expected).max())
+    np.testing.assert_allclose(
+        covariance(found, mean), expected, rtol=CLOSE, atol=CLOSE * np.abs(expected).max()
+    )
     np.testing.assert_allclose(found.channel_squares().mean(0), by_channel, rtol=CLOSE)
     numbers = found.statistic(mean)(*(part.sum(0) for part in found.arrays(mean)))
     assert numbers["instability"] == pytest.approx(expected[5, 5] / expected[0, 0], rel=CLOSE)
     assert numbers["share_order1"] == pytest.approx(expected[2, 2] / expected[0, 0], rel=CLOSE)
-    assert [numbers[f"var_{name}"] for name in NAMES] == pytest.approx(expected.diagonal().tolist(), rel=CLOSE)
+    assert [numbers[f"var_{name}"] for name in NAMES] == pytest.approx(
+        expected.diagonal().tolist(), rel=CLOSE
+    )
     assert len(numbers) == 2 * len(NAMES) - 1
 
 
@@ -75,7 +87,12 @@ def test_every_image_has_its_part_of_the_variances(mean, offset):
     target = output + residual
     axes = (0, 2, 3) if mean == "channel" else (0, 1, 2, 3)
     found = accumulated(components, residual).products(mean)
-    for row, vector in ((0, target), (2, components[1].double()), (4, output), (5, residual.double())):
+    for row, vector in (
+        (0, target),
+        (2, components[1].double()),
+        (4, output),
+        (5, residual.double()),
+    ):
         expected = (vector - vector.mean(axes, keepdim=True)).square().mean((1, 2, 3))
         np.testing.assert_allclose(found[:, row, row], expected, rtol=1e-5)
 
@@ -106,7 +123,9 @@ def test_images_are_ordered_by_their_numbers_whoever_saw_them():
             rows, expected = merged.products(mean), one.products(mean)
             expected = expected if per_image else expected.mean(0, keepdims=True)
             np.testing.assert_allclose(rows, expected, rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(merged.channel_squares().mean(0), one.channel_squares().mean(0), rtol=1e-6)
+        np.testing.assert_allclose(
+            merged.channel_squares().mean(0), one.channel_squares().mean(0), rtol=1e-6
+        )
 
 
 def test_a_class_is_measured_as_if_its_images_were_all():
@@ -133,7 +152,9 @@ def test_the_two_conventions_differ_by_the_spread_of_the_channel_means():
     found = accumulated(components, residual)
     target = (components.sum(0) + residual).double()
     spread = float(target.mean((0, 2, 3)).var(unbiased=False))
-    assert covariance(found, "global")[0, 0] - covariance(found)[0, 0] == pytest.approx(spread, rel=1e-6)
+    assert covariance(found, "global")[0, 0] - covariance(found)[0, 0] == pytest.approx(
+        spread, rel=1e-6
+    )
     assert spread > 0.1
 
 
@@ -158,7 +179,9 @@ def test_a_constant_counts_where_the_mean_is_global_and_only_there():
         without = accumulated(components, residual, per_image=per_image)
         np.testing.assert_array_equal(found.products(), without.products())
         np.testing.assert_array_equal(found.channel_squares(), without.channel_squares())
-        np.testing.assert_allclose(covariance(found, "global"), expected[order][:, order], rtol=1e-6, atol=1e-7)
+        np.testing.assert_allclose(
+            covariance(found, "global"), expected[order][:, order], rtol=1e-6, atol=1e-7
+        )
         assert found.names("global") == [*NAMES, "constant"] and found.names() == NAMES
 
 
@@ -181,7 +204,9 @@ def test_the_memory_is_what_the_docstring_says():
     sizes = [part.numel() * part.element_size() for column in found._columns for part in column]
     assert sum(sizes) == 16 * (4 * 5 * (4 + 2) + 8 * 4 * 4)
     components, residual = pieces(images=64)
-    few, many = (accumulated(components[:, :n], residual[:n], 16, per_image=False) for n in (16, 64))
+    few, many = (
+        accumulated(components[:, :n], residual[:n], 16, per_image=False) for n in (16, 64)
+    )
     shapes = [[part.shape for column in found._columns for part in column] for found in (few, many)]
     assert shapes[0] == shapes[1] and len(shapes[0]) == 3 and not many._numbers
 
@@ -191,7 +216,9 @@ def test_batches_are_kept_in_few_tensors():
     found = accumulated(components, residual, 1)
     for column in (found._numbers, *found._columns):
         assert [len(part) for part in column] == [32, 16, 8, 4, 1]
-    np.testing.assert_allclose(found.products(), accumulated(components, residual, 61).products(), atol=1e-5)
+    np.testing.assert_allclose(
+        found.products(), accumulated(components, residual, 61).products(), atol=1e-5
+    )
 
 
 def test_batches_are_taken_in_slices_of_bounded_size(monkeypatch):
@@ -199,7 +226,9 @@ def test_batches_are_taken_in_slices_of_bounded_size(monkeypatch):
     whole = accumulated(components, residual, 16)
     monkeypatch.setattr(moments, "CHUNK_BYTES", 8 * 4 * residual[0].numel() * 2)
     keep, kept = ImageMoments._keep, []
-    monkeypatch.setattr(ImageMoments, "_keep", lambda self, *parts: (kept.append(len(parts[0])), keep(self, *parts)))
+    monkeypatch.setattr(
+        ImageMoments, "_keep", lambda self, *parts: (kept.append(len(parts[0])), keep(self, *parts))
+    )
     sliced = accumulated(components, residual, 16)
     assert kept == [2] * 8
     np.testing.assert_allclose(sliced.products(), whole.products(), rtol=1e-5, atol=1e-6)
@@ -208,7 +237,9 @@ def test_batches_are_taken_in_slices_of_bounded_size(monkeypatch):
 def test_intervals_hold_their_values():
     found = accumulated(*pieces())
     intervals = bootstrap(found.statistic(), found.arrays(), resamples=200)
-    assert list(intervals)[:2] == ["var_target", "var_order0"] and list(intervals)[-1] == "instability"
+    assert (
+        list(intervals)[:2] == ["var_target", "var_order0"] and list(intervals)[-1] == "instability"
+    )
     for interval in intervals.values():
         assert interval.low < interval.value < interval.high
 
@@ -225,7 +256,9 @@ def test_a_constant_target_has_no_instability():
 def test_what_does_not_belong_together_is_refused():
     components, residual = pieces()
     found = accumulated(components, residual)
-    with pytest.raises(InputError, match=r"\(3, 5, 12\) vectors, channels and positions came after \(4, 5, 12\)"):
+    with pytest.raises(
+        InputError, match=r"\(3, 5, 12\) vectors, channels and positions came after \(4, 5, 12\)"
+    ):
         found.update(components[1:], residual, torch.arange(16))
     with pytest.raises(ValueError, match="'pixel'"):
         copy.copy(found).products("pixel")
@@ -238,7 +271,9 @@ def features(images=16, offset=0.0):
     """Maps (N, C, H, W), float64, whose channels differ in mean and size."""
     generator = torch.Generator().manual_seed(3)
     sizes = torch.linspace(0.5, 2, 5, dtype=torch.float64)[:, None, None]
-    return offset + sizes * (1 + torch.randn(images, 5, 4, 3, generator=generator, dtype=torch.float64))
+    return offset + sizes * (
+        1 + torch.randn(images, 5, 4, 3, generator=generator, dtype=torch.float64)
+    )
 
 
 @pytest.mark.parametrize("offset", [0, 1e5])

@@ -53,7 +53,10 @@ def test_two_accumulators_merge_into_one():
     x, target = features()
     x[20:] += 3  # the second process begins elsewhere
     one = accumulated(x, target)
-    first, second = accumulated(x[:20], target[:20], (11, 9)), accumulated(x[20:], target[20:], (20,))
+    first, second = (
+        accumulated(x[:20], target[:20], (11, 9)),
+        accumulated(x[20:], target[20:], (20,)),
+    )
     merged = PairSums()
     for part in (PairSums(), first, second):
         merged.merge(pickle.loads(pickle.dumps(part.cpu())))  # as from another process
@@ -85,7 +88,12 @@ def test_memory_does_not_grow_with_the_images():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_every_floating_dtype_is_summed_in_float64(dtype):
     x, target = (feature.to(dtype) for feature in features())
-    assert_same(accumulated(x, target).centred(), accumulated(x.double(), target.double()).centred(), rtol=0, atol=0)
+    assert_same(
+        accumulated(x, target).centred(),
+        accumulated(x.double(), target.double()).centred(),
+        rtol=0,
+        atol=0,
+    )
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -10,7 +10,9 @@ from utils.errors import InputError
 
 
 def features(images=(30, 12), channels=4, seed=0):
-    """x and a target that is partly a 3×3 convolution of x, for fitting and held-out images; float64."""
+    """x and a target that is partly a 3×3 convolution of x, for fitting and held-out images;
+    float64.
+    """
     generator = torch.Generator().manual_seed(seed)
     kernel = torch.randn(5, channels, 3, 3, generator=generator, dtype=torch.float64)
     found = []
@@ -23,14 +25,18 @@ def features(images=(30, 12), channels=4, seed=0):
 
 def orders(draws=3, images=(30, 12), seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return [permutations(torch.zeros(count, dtype=torch.int64), draws, generator) for count in images]
+    return [
+        permutations(torch.zeros(count, dtype=torch.int64), draws, generator) for count in images
+    ]
 
 
 def by_definition(x_fit, target_fit, x_held, target_held, kernel_size, weight):
     """Squared errors of one pairing per held-out image, by a solver over all rows."""
 
     def rows(x):
-        return F.unfold(x - x_fit.mean((0, 2, 3), keepdim=True), kernel_size, padding=kernel_size // 2).mT.flatten(0, 1)
+        return F.unfold(
+            x - x_fit.mean((0, 2, 3), keepdim=True), kernel_size, padding=kernel_size // 2
+        ).mT.flatten(0, 1)
 
     mean = target_fit.mean((0, 2, 3))
     patches = rows(x_fit)
@@ -41,7 +47,8 @@ def by_definition(x_fit, target_fit, x_held, target_held, kernel_size, weight):
     return error.unflatten(0, (len(x_held), -1))  # (N', U, D)
 
 
-@pytest.mark.parametrize(("kernel_size", "images"), [(1, (30, 12)), (3, (30, 12)), (3, (5, 12))])  # the last is dual
+# The last is dual
+@pytest.mark.parametrize(("kernel_size", "images"), [(1, (30, 12)), (3, (30, 12)), (3, (5, 12))])
 def test_every_pairing_has_the_errors_of_its_own_regression(kernel_size, images):
     parts = features(images)
     pairings = orders(images=images)
@@ -49,7 +56,9 @@ def test_every_pairing_has_the_errors_of_its_own_regression(kernel_size, images)
     x_fit, target_fit, x_held, target_held = parts
     pairs = [(torch.arange(images[0]), torch.arange(images[1])), *zip(*pairings)]
     for errors, (fit, held) in zip([found.observed, *found.draws], pairs):
-        expected = by_definition(x_fit[fit], target_fit, x_held[held], target_held, kernel_size, 0.3)
+        expected = by_definition(
+            x_fit[fit], target_fit, x_held[held], target_held, kernel_size, 0.3
+        )
         total = (expected - expected.mean((0, 1))).square().sum()
         assert errors.sum() == pytest.approx(total.item(), rel=1e-10)
         by_image = expected.square().sum((1, 2)) - expected.mean((0, 1)).square().sum() * 6
@@ -58,14 +67,20 @@ def test_every_pairing_has_the_errors_of_its_own_regression(kernel_size, images)
     np.testing.assert_allclose(found.target, centred.square().sum((1, 2, 3)), rtol=1e-10)
     null = found.null()
     assert null.observed == pytest.approx(found.observed.sum() / found.target.sum())
-    assert null.draws.shape == (3,) and null.draws[1] == pytest.approx(found.draws[1].sum() / found.target.sum())
+    assert null.draws.shape == (3,) and null.draws[1] == pytest.approx(
+        found.draws[1].sum() / found.target.sum()
+    )
 
 
 def test_both_forms_meet_where_rows_equal_columns(monkeypatch):
     parts, pairings = features((6, 12)), orders(images=(6, 12))  # 36 rows and 36 columns: primal
     primal = permuted_errors(*parts, *pairings, kernel_size=3)
-    wider = [F.pad(parts[index], (0, 0, 0, 0, 0, 1)) if index in (0, 2) else parts[index] for index in range(4)]
-    dual = permuted_errors(*wider, *pairings, kernel_size=3, weight=0.1 * 45 / 36)  # a dead channel: the same penalty
+    wider = [
+        F.pad(parts[index], (0, 0, 0, 0, 0, 1)) if index in (0, 2) else parts[index]
+        for index in range(4)
+    ]
+    # A dead channel: the same penalty
+    dual = permuted_errors(*wider, *pairings, kernel_size=3, weight=0.1 * 45 / 36)
     np.testing.assert_allclose(dual.draws, primal.draws, rtol=1e-9)
     np.testing.assert_allclose(dual.observed, primal.observed, rtol=1e-9)
 
@@ -86,7 +101,9 @@ def test_chunks_and_memory_maps_change_nothing(monkeypatch, tmp_path, images):
 
 
 def test_the_true_pairs_of_a_planted_map_stand_out_of_their_null():
-    null = permuted_errors(*features((200, 80)), *orders(draws=39, images=(200, 80)), kernel_size=3).null()
+    null = permuted_errors(
+        *features((200, 80)), *orders(draws=39, images=(200, 80)), kernel_size=3
+    ).null()
     assert null.observed < 0.4
     assert null.draws.min() > 0.95
     assert null.p_value == 1 / 40
@@ -99,7 +116,9 @@ def test_pairs_without_a_connection_have_uniform_p_values(images):
         x_fit, _, x_held, _ = features(images, seed=seed)
         _, target_fit, _, target_held = features(images, seed=1000 + seed)
         drawn = orders(draws=19, images=images, seed=seed)
-        p_values.append(permuted_errors(x_fit, target_fit, x_held, target_held, *drawn).null().p_value)
+        p_values.append(
+            permuted_errors(x_fit, target_fit, x_held, target_held, *drawn).null().p_value
+        )
     assert 0.35 < np.mean(p_values) < 0.65
     assert 5 <= sum(p <= 0.25 for p in p_values) <= 25
 
@@ -132,7 +151,7 @@ def test_an_image_is_held_against_every_other_one_of_its_class(kernel_size, monk
     labels[-1] = 7  # the only one of its class
     found = untrue_errors(
         x_fit, target_fit, x_held, target_held, order, labels, kernel_size=kernel_size, weight=0.3
-    )[0]  # fmt: skip
+    )[0]
     error = by_definition(x_fit[order[0]], target_fit, x_held, target_held, kernel_size, 0.3)
     target = (target_held - target_fit.mean((0, 2, 3), keepdim=True)).flatten(2).mT  # (N', U, D)
     predicted, shift = target - error, error.mean((0, 1)).square().sum().item() * 6
@@ -151,10 +170,14 @@ def test_an_image_is_held_against_every_other_one_of_its_class(kernel_size, monk
 
 
 def planted(kind):
-    """x and a target for fitting and held-out images: x itself, its channels in another order, or mixed and widened."""
+    """x and a target for fitting and held-out images: x itself, its channels in another order,
+    or mixed and widened.
+    """
     x_fit, _, x_held, _ = features((60, 30))
     rotation = torch.linalg.qr(torch.randn(9, 4, generator=torch.Generator().manual_seed(0)))[0]
-    mixing = {"itself": torch.eye(4), "permuted": torch.eye(4)[[2, 0, 3, 1]], "mixed": rotation}[kind]
+    mixing = {"itself": torch.eye(4), "permuted": torch.eye(4)[[2, 0, 3, 1]], "mixed": rotation}[
+        kind
+    ]
     x = x_fit, x_held
     labels = [torch.arange(len(part)) % 3 for part in x]
     return x, [torch.einsum("nchw,dc->ndhw", part, 5 * mixing.double()) for part in x], labels
@@ -162,9 +185,13 @@ def planted(kind):
 
 @pytest.mark.parametrize("kind", ["itself", "permuted", "mixed"])
 def test_what_is_shared_whole_is_at_the_ceiling(kind):
-    found = calibrate_linear(*planted(kind), torch.Generator().manual_seed(0), draws=39, resamples=100)
+    found = calibrate_linear(
+        *planted(kind), torch.Generator().manual_seed(0), draws=39, resamples=100
+    )
     consistency = found.intervals["consistency"]
-    assert [consistency.value, consistency.low, consistency.high] == pytest.approx([1, 1, 1], abs=1e-9)
+    assert [consistency.value, consistency.low, consistency.high] == pytest.approx(
+        [1, 1, 1], abs=1e-9
+    )
     assert found.null.p_value == 1 / 40 and len(found.null.draws) == 39
     report = found.report()
     assert (report["permutations"], report["p"]) == (39, 1 / 40)
@@ -176,7 +203,9 @@ def test_half_of_the_variance_from_other_images_is_half_of_the_consistency():
     x, target, labels = planted("mixed")
     foreign = [5 * part for part in features((60, 30), seed=5)[::2]]
     halves = [torch.cat(pair, dim=1) for pair in zip(target, foreign)]
-    found = calibrate_linear(x, halves, labels, torch.Generator().manual_seed(0), draws=0, shuffles=20)
+    found = calibrate_linear(
+        x, halves, labels, torch.Generator().manual_seed(0), draws=0, shuffles=20
+    )
     consistency = found.intervals["consistency"]
     assert consistency.low < 0.5 < consistency.high
     assert consistency.value == pytest.approx(0.5, abs=0.05)
@@ -184,10 +213,14 @@ def test_half_of_the_variance_from_other_images_is_half_of_the_consistency():
 
 def test_the_null_of_the_consistency_keeps_the_class():
     x, target, labels = planted("itself")
-    means = 3 * torch.randn(3, 4, 1, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    means = 3 * torch.randn(
+        3, 4, 1, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+    )
     x = target = [part + means[label] for part, label in zip(x, labels)]
     nulls = [
-        calibrate_linear(x, target, kinds, torch.Generator().manual_seed(0), draws=0).intervals["null"].value
+        calibrate_linear(x, target, kinds, torch.Generator().manual_seed(0), draws=0)
+        .intervals["null"]
+        .value
         for kinds in (labels, [torch.zeros_like(part) for part in labels])
     ]
     assert nulls[0] < 0.5 and nulls[1] > 0.9
@@ -195,5 +228,9 @@ def test_the_null_of_the_consistency_keeps_the_class():
 
 def test_a_dead_feature_explains_nothing():
     x_fit, target_fit, x_held, target_held = features()
-    found = permuted_errors(torch.zeros_like(x_fit), target_fit, torch.zeros_like(x_held), target_held, *orders())
-    assert found.null().observed == pytest.approx(1) and found.null().draws == pytest.approx([1, 1, 1])
+    found = permuted_errors(
+        torch.zeros_like(x_fit), target_fit, torch.zeros_like(x_held), target_held, *orders()
+    )
+    assert found.null().observed == pytest.approx(1) and found.null().draws == pytest.approx(
+        [1, 1, 1]
+    )

@@ -16,7 +16,9 @@ from utils.errors import InputError
 
 
 def pair(rows=200, p=8, q=6, shared=3, seed=0):
-    """Vectors (rows, p) and (rows, q), whose first channels are mixtures of each other, with means; float64."""
+    """Vectors (rows, p) and (rows, q), whose first channels are mixtures of each other, with
+    means; float64.
+    """
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(rows, p, generator=generator, dtype=torch.float64) * torch.linspace(2, 0.1, p)
     y = torch.randn(rows, q, generator=generator, dtype=torch.float64)
@@ -32,7 +34,9 @@ def sums_of(x, y):
 
 
 def rotation(width, seed=1):
-    return torch.linalg.qr(torch.randn(width, width, generator=torch.Generator().manual_seed(seed)).double())[0]
+    return torch.linalg.qr(
+        torch.randn(width, width, generator=torch.Generator().manual_seed(seed)).double()
+    )[0]
 
 
 def hsic(k, m):
@@ -43,22 +47,31 @@ def hsic(k, m):
     return (inner - 2 / (n - 2) * (ones @ k @ m @ ones)) / (n * (n - 3))
 
 
-@pytest.mark.parametrize("shape", [{}, {"rows": 40, "p": 90, "q": 70}, {"rows": 5, "p": 3, "q": 2}, {"shared": 0}])
+@pytest.mark.parametrize(
+    "shape", [{}, {"rows": 40, "p": 90, "q": 70}, {"rows": 5, "p": 3, "q": 2}, {"shared": 0}]
+)
 def test_cka_equals_its_definition_by_gram_matrices(shape):
     x, y = pair(**shape)
     found = linear_cka(sums_of(x, y))
     k, m = x @ x.T, y @ y.T
-    assert found.value == pytest.approx((hsic(k, m) / (hsic(k, k) * hsic(m, m)).sqrt()).item(), abs=1e-9)
+    assert found.value == pytest.approx(
+        (hsic(k, m) / (hsic(k, k) * hsic(m, m)).sqrt()).item(), abs=1e-9
+    )
     assert (found.kind, found.bounds) == ("similarity", (-1, 1))
 
 
 def test_cka_equals_the_oracle():
     x, y = pair()
-    assert linear_cka(sums_of(x, y)).value == pytest.approx(cka_from_features(x, y).item(), abs=1e-6)
+    assert linear_cka(sums_of(x, y)).value == pytest.approx(
+        cka_from_features(x, y).item(), abs=1e-6
+    )
 
 
 def test_cka_of_independent_features_is_zero_whatever_their_widths():
-    values = [linear_cka(sums_of(*pair(rows=50, p=300, q=200, shared=0, seed=seed))).value for seed in range(40)]
+    values = [
+        linear_cka(sums_of(*pair(rows=50, p=300, q=200, shared=0, seed=seed))).value
+        for seed in range(40)
+    ]
     assert min(values) < 0 < max(values)
     assert abs(np.mean(values)) < 3 * np.std(values) / 40**0.5
 
@@ -66,13 +79,17 @@ def test_cka_of_independent_features_is_zero_whatever_their_widths():
 def test_cka_of_maps_is_cka_of_their_positions():
     x, y = pair(rows=240)
     maps = [feature.unflatten(0, (40, 6)).mT.unflatten(2, (3, 2)) for feature in (x, y)]
-    assert linear_cka(sums_of(*maps)).value == pytest.approx(linear_cka(sums_of(x, y)).value, abs=1e-12)
+    assert linear_cka(sums_of(*maps)).value == pytest.approx(
+        linear_cka(sums_of(x, y)).value, abs=1e-12
+    )
 
 
 @pytest.mark.parametrize(("p", "q"), [(8, 6), (5, 5), (3, 9)])
 def test_cca_equals_the_angles_of_the_subspaces(p, q):
     x, y = pair(p=p, q=q)
-    correlations = np.cos(scipy.linalg.subspace_angles((x - x.mean(0)).numpy(), (y - y.mean(0)).numpy()))
+    correlations = np.cos(
+        scipy.linalg.subspace_angles((x - x.mean(0)).numpy(), (y - y.mean(0)).numpy())
+    )
     found = svcca(sums_of(x, y), kept=1)
     assert found.value == pytest.approx(correlations.mean(), abs=1e-9)
     assert (found.name, found.kind, found.bounds) == ("CCA", "similarity", (0, 1))
@@ -85,7 +102,9 @@ def test_cca_equals_the_oracle():
 
     x, y = pair()
     scores = CCA(n_components=6).fit_transform([x.numpy(), y.numpy()])
-    assert svcca(sums_of(x, y), kept=1).value == pytest.approx(pairwise_correlations(scores)[0, 1].mean(), abs=1e-6)
+    assert svcca(sums_of(x, y), kept=1).value == pytest.approx(
+        pairwise_correlations(scores)[0, 1].mean(), abs=1e-6
+    )
 
 
 def test_svcca_is_cca_of_the_leading_principal_components():
@@ -111,7 +130,10 @@ def test_channels_that_are_copies_do_not_trouble_cca():
 @pytest.mark.parametrize(("p", "q"), [(8, 6), (5, 5), (3, 9)])
 def test_procrustes_equals_the_best_rotation(p, q):
     x, y = pair(p=p, q=q)
-    padded = [torch.nn.functional.pad(feature, (0, max(p, q) - feature.shape[1])).numpy() for feature in (x, y)]
+    padded = [
+        torch.nn.functional.pad(feature, (0, max(p, q) - feature.shape[1])).numpy()
+        for feature in (x, y)
+    ]
     unit = [(part - part.mean(0)) / np.linalg.norm(part - part.mean(0)) for part in padded]
     best, _ = scipy.linalg.orthogonal_procrustes(*unit)
     found = procrustes(sums_of(x, y))
@@ -131,7 +153,9 @@ def test_ridge_equals_the_oracle_on_held_out_rows(monkeypatch, weight):
     expected = 1 - np.square(rest - predicted).sum() / np.square(rest - rest.mean(0)).sum()
     found = ridge_r2(sums_of(x[:120], y[:120]), sums_of(x[120:], y[120:]))
     assert found.value == pytest.approx(expected, abs=1e-9)
-    assert found.value == pytest.approx(r2_score(rest, predicted, multioutput="variance_weighted"), abs=1e-9)
+    assert found.value == pytest.approx(
+        r2_score(rest, predicted, multioutput="variance_weighted"), abs=1e-9
+    )
     assert (found.kind, found.bounds) == ("similarity", (None, 1))
 
 
@@ -162,18 +186,26 @@ def test_a_rotated_scaled_shifted_copy_is_the_same():
     assert ridge_r2(sums, sums).value == pytest.approx(1, abs=1e-3)
 
 
-@pytest.mark.parametrize("score", [linear_cka, svcca, procrustes, lambda sums: ridge_r2(sums, sums)])
+@pytest.mark.parametrize(
+    "score", [linear_cka, svcca, procrustes, lambda sums: ridge_r2(sums, sums)]
+)
 @pytest.mark.parametrize("constant", [0.0, 0.1, 1e6])
 def test_a_constant_feature_has_no_score_but_a_reason(score, constant):
     x, y = pair(rows=20)
     still = torch.full_like(y, constant).float()
-    assert (score(sums_of(x, still)).value, score(sums_of(x, still)).reason) == (None, "x* is constant")
+    assert (score(sums_of(x, still)).value, score(sums_of(x, still)).reason) == (
+        None,
+        "x* is constant",
+    )
     assert score(sums_of(still, x)).reason == "x is constant"
 
 
 def test_too_few_rows_have_no_score_but_a_reason():
     assert "needs 4 rows, there are 3" in linear_cka(sums_of(*pair(rows=3))).reason
-    assert "x differs in one row alone" in linear_cka(sums_of(torch.eye(9)[:, :1], pair(rows=9)[1])).reason
+    assert (
+        "x differs in one row alone"
+        in linear_cka(sums_of(torch.eye(9)[:, :1], pair(rows=9)[1])).reason
+    )
     assert "8 and 6 components of only 14 rows" in svcca(sums_of(*pair(rows=14)), kept=1).reason
     assert svcca(sums_of(*pair(rows=15)), kept=1).value < 1
     assert "8 channels of only 8 rows" in procrustes(sums_of(*pair(rows=8))).reason

@@ -32,7 +32,9 @@ def test_instability_is_the_variance_left_about_each_channels_mean(cpu):
     with torch.no_grad():
         residual = (target - net(x)).double()
     axes = (0, 2, 3)
-    expected = residual.var(axes, correction=0).mean() / target.double().var(axes, correction=0).mean()
+    expected = (
+        residual.var(axes, correction=0).mean() / target.double().var(axes, correction=0).mean()
+    )
     (left,) = instabilities([net.train()], loader_of(x, target), read_stored, cpu)
     assert left == pytest.approx(float(expected), rel=1e-6)
     assert instabilities([net], None, read_stored, cpu) == []
@@ -72,14 +74,17 @@ def test_untrue_pairs_are_every_two_images_of_a_class(cpu):
     errors = image_errors(net, loader_of(x, target), read_stored, cpu, classes)
     first, second = torch.cartesian_prod(torch.arange(40), torch.arange(40)).T
     untrue = (classes[first] == classes[second]) & (first != second)
-    counts = classes.bincount()[classes[first[untrue]]]  # each class counts as often as it has images
+    # Each class counts as often as it has images
+    counts = classes.bincount()[classes[first[untrue]]]
     with torch.no_grad():
         error = (target[first[untrue]] - net(x)[second[untrue]]).double()
     weight = (1 / (counts - 1.0)).double()
     mean = (weight[:, None] * error.mean((2, 3))).sum(0) / 40
     expected = (weight * (error - mean[:, None, None]).square().mean((1, 2, 3))).sum() / 40
     assert errors[:, 1].sum() == pytest.approx(float(expected), rel=1e-5)
-    assert errors[:, 0] == pytest.approx(image_errors(net, loader_of(x, target), read_stored, cpu)[:, 0])
+    assert errors[:, 0] == pytest.approx(
+        image_errors(net, loader_of(x, target), read_stored, cpu)[:, 0]
+    )
 
 
 def test_similarities_see_every_pair(cpu):
@@ -101,10 +106,17 @@ def test_what_other_processes_saw_is_added(cpu, monkeypatch):
 
 def test_what_follows_can_be_matched_in_place_of_the_feature(cpu):
     x, target = maps(8), maps(8, seed=1)
-    net, through = TransNet(6, 6, 1), torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(4)).eval()
+    net, through = (
+        TransNet(6, 6, 1),
+        torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(4)).eval(),
+    )
     through(target)
-    step = functools.partial(reconstruct, family=Family([net]), alphas=[torch.zeros(0)], read=read_stored)
-    loss, metrics = step(Family([net]), x, target, torch.zeros(8), torch.arange(8), throughs={False: through})
+    step = functools.partial(
+        reconstruct, family=Family([net]), alphas=[torch.zeros(0)], read=read_stored
+    )
+    loss, metrics = step(
+        Family([net]), x, target, torch.zeros(8), torch.arange(8), throughs={False: through}
+    )
     wanted, found = through(target), through(net(x))
     torch.testing.assert_close(metrics["0.MSE"], ((found - wanted) ** 2).mean())
     torch.testing.assert_close(loss, metrics["0.MSE"] / wanted.var())
@@ -118,14 +130,25 @@ def test_a_family_of_both_directions_counts_each_error_in_its_own_targets_units(
     for net, first, second in ((there, x, target), (back, target, x)):
         set_standards([net], loader_of(first, second), read_stored, cpu)
     family = Family([there, back], [False, True])
-    step = functools.partial(reconstruct, family=family, alphas=[torch.zeros(0)] * 2, read=read_stored)
+    step = functools.partial(
+        reconstruct, family=family, alphas=[torch.zeros(0)] * 2, read=read_stored
+    )
     loss, metrics = step(family, x, target, torch.zeros(8), torch.arange(8))
     errors = ((there(x) - target) ** 2).mean(), ((back(target) - x) ** 2).mean()
     torch.testing.assert_close((metrics["0.MSE"], metrics["1.MSE"]), errors)
-    torch.testing.assert_close(loss, errors[0] / there.target_std**2 + errors[1] / back.target_std**2)
+    torch.testing.assert_close(
+        loss, errors[0] / there.target_std**2 + errors[1] / back.target_std**2
+    )
 
     behind_b, behind_a = torch.nn.AvgPool2d(2), torch.nn.AvgPool2d(5)
-    loss, metrics = step(family, x, target, torch.zeros(8), torch.arange(8), throughs={False: behind_b, True: behind_a})
+    loss, metrics = step(
+        family,
+        x,
+        target,
+        torch.zeros(8),
+        torch.arange(8),
+        throughs={False: behind_b, True: behind_a},
+    )
     wanted, found = behind_a(x), behind_a(back(target))
     torch.testing.assert_close(metrics["1.MSE"], ((found - wanted) ** 2).mean())
     torch.testing.assert_close(metrics["1.Loss"], metrics["1.MSE"] / wanted.var())
@@ -133,7 +156,9 @@ def test_a_family_of_both_directions_counts_each_error_in_its_own_targets_units(
 
 @pytest.mark.parametrize("live", [False, True])
 @pytest.mark.parametrize("config", [{}, {"norm": "batch", "bn": True}, {"standardise": True}])
-def test_an_epoch_waits_for_its_device_only_where_it_reads_the_averages(cpu, monkeypatch, config, live):
+def test_an_epoch_waits_for_its_device_only_where_it_reads_the_averages(
+    cpu, monkeypatch, config, live
+):
     """On the meta device no value can be read: whatever asks for one fails."""
     meta, reads = torch.device("meta"), []
     runtime = dataclasses.replace(cpu, device=meta)

@@ -12,10 +12,14 @@ from utils.errors import InputError
 
 
 def maps(images, channels, size=(6, 5), seed=0):
-    """Maps (N, C, H, W) of channels that depend on each other and differ in size; neighbours resemble each other."""
+    """Maps (N, C, H, W) of channels that depend on each other and differ in size; neighbours
+    resemble each other.
+    """
     generator = torch.Generator().manual_seed(seed)
     mixing = torch.randn(channels, channels, generator=generator) * torch.linspace(0.2, 2, channels)
-    x = torch.einsum("oc,nchw->nohw", mixing, torch.randn(images, channels, *size, generator=generator))
+    x = torch.einsum(
+        "oc,nchw->nohw", mixing, torch.randn(images, channels, *size, generator=generator)
+    )
     return x + 0.5 * F.avg_pool2d(x, 3, 1, 1)
 
 
@@ -32,16 +36,23 @@ def patches(inputs, kernel_size):
 
 
 def by_scikit_learn(inputs, targets, kernel_size, share, constant=False):
-    """The weights (C', C, k, k) and constants (C',) of scikit-learn's Ridge on all unfolded patches."""
+    """The weights (C', C, k, k) and constants (C',) of scikit-learn's Ridge on all unfolded
+    patches.
+    """
     rows = patches(inputs, kernel_size).flatten(0, 1).numpy()
     wanted = targets.double().permute(0, 2, 3, 1).flatten(0, 2).numpy()
-    fitted = Ridge(alpha=share * (rows**2).sum(0).mean(), fit_intercept=constant, solver="cholesky").fit(rows, wanted)
+    fitted = Ridge(
+        alpha=share * (rows**2).sum(0).mean(), fit_intercept=constant, solver="cholesky"
+    ).fit(rows, wanted)
     weight = fitted.coef_.reshape(targets.shape[1], inputs.shape[1], kernel_size, kernel_size)
     return weight, fitted.intercept_ * np.ones(targets.shape[1])
 
 
 def same(found, expected, tolerance=1e-8):
-    assert np.abs(np.asarray(found) - np.asarray(expected)).max() <= tolerance * np.abs(np.asarray(expected)).max()
+    assert (
+        np.abs(np.asarray(found) - np.asarray(expected)).max()
+        <= tolerance * np.abs(np.asarray(expected)).max()
+    )
 
 
 # --- the sums
@@ -68,7 +79,9 @@ def test_the_sums_are_those_of_unfolded_patches(kernel_size, size):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_sums_are_taken_in_float64(dtype):
-    """Products of the stored numbers lose nothing: the sums are those of the same numbers as float64."""
+    """Products of the stored numbers lose nothing: the sums are those of the same numbers as
+    float64.
+    """
     inputs = maps(4, 3).to(dtype)
     found = accumulated(inputs, inputs)
     exact = accumulated(inputs.double(), inputs.double())
@@ -147,7 +160,10 @@ def test_a_convolution_is_found():
 
 def test_noise_asks_for_a_large_ridge():
     """Few images of pure noise have nothing to predict: the best weights are nearly none."""
-    inputs, targets = maps(10, 6, (3, 3)), torch.randn(10, 2, 3, 3, generator=torch.Generator().manual_seed(3))
+    inputs, targets = (
+        maps(10, 6, (3, 3)),
+        torch.randn(10, 2, 3, 3, generator=torch.Generator().manual_seed(3)),
+    )
     solution = accumulated(inputs, targets).solve()
     assert solution.ridge >= 10
     assert 0.9 < solution.error < 1.1
@@ -177,7 +193,9 @@ def test_copies_of_a_channel_and_more_unknowns_than_data_are_solved():
 @pytest.mark.parametrize("images", [0, 1, 6])
 @pytest.mark.parametrize("constant", [False, True])
 def test_features_of_zeros_are_no_trouble(images, constant):
-    solution = accumulated(torch.zeros(images, 3, 4, 4), torch.zeros(images, 2, 4, 4)).solve(constant=constant)
+    solution = accumulated(torch.zeros(images, 3, 4, 4), torch.zeros(images, 2, 4, 4)).solve(
+        constant=constant
+    )
     assert not solution.constant.any()
     assert torch.equal(solution.weight, torch.zeros(2, 3, 3, 3, dtype=torch.float64))
     assert solution.error == 0
@@ -224,14 +242,26 @@ def test_a_plain_is_not_walked_over():
 
 
 def peak_bytes(function):
-    """The most bytes of tensors that are alive at one time while a function runs, as PyTorch counts them."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+    """The most bytes of tensors that are alive at one time while a function runs, as PyTorch
+    counts them.
+    """
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profiler:
         function()
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    return max(itertools.accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
+    events = [
+        event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"
+    ]
+    return max(
+        itertools.accumulate(
+            event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())
+        )
+    )
 
 
-@pytest.mark.parametrize(("in_channels", "out_channels", "kernel_size"), [(24, 24, 3), (24, 4, 3), (24, 96, 1)])
+@pytest.mark.parametrize(
+    ("in_channels", "out_channels", "kernel_size"), [(24, 24, 3), (24, 4, 3), (24, 96, 1)]
+)
 def test_memory_is_said_before_it_is_taken(in_channels, out_channels, kernel_size):
     """At most so much, and not much less."""
     equations = accumulated(maps(6, in_channels), maps(6, out_channels), kernel_size)

@@ -19,7 +19,10 @@ def direction(instability, null=0.8, ceiling=0.0, images=200, seed=0):
 def test_shared_is_the_smaller_direction_inside_each_resample():
     forth, back = direction(0.2), direction(0.21, seed=1)
     found = shared(forth, back, resamples=500)
-    one_way = [consistency_interval(instability_of, *([part] for part in one))["consistency"] for one in (forth, back)]
+    one_way = [
+        consistency_interval(instability_of, *([part] for part in one))["consistency"]
+        for one in (forth, back)
+    ]
     assert found["forth"].value == pytest.approx(one_way[0].value)
     assert found["back"].value == pytest.approx(one_way[1].value)
     assert found["shared"].value == min(found["forth"].value, found["back"].value)
@@ -45,7 +48,9 @@ def test_directions_of_other_images_are_refused():
 
 
 def errors(nets=6, images=300, seed=0, of_nets=0.05):
-    """Sums (M, M, N, 2) of pairs whose instabilities differ by net: the mean over a recipe is 0.4."""
+    """Sums (M, M, N, 2) of pairs whose instabilities differ by net: the mean over a recipe is
+    0.4.
+    """
     generator = np.random.default_rng(seed)
     levels = 0.2 + of_nets * generator.normal(size=(2, nets))
     target = np.broadcast_to(generator.gamma(5, size=images), (nets, nets, images))
@@ -79,7 +84,9 @@ def test_nets_that_differ_widen_the_interval_and_it_covers_the_recipe():
     for seed in range(60):
         sums = errors(nets=12, seed=seed)
         for hits, only in ((covered, False), (alone, True)):
-            found = over_nets(instability_of, [sums], resamples=200, images_only=only)["instability"]
+            found = over_nets(instability_of, [sums], resamples=200, images_only=only)[
+                "instability"
+            ]
             hits.append(found.low <= 0.4 <= found.high)
     assert np.mean(covered) >= 0.85
     assert np.mean(alone) <= 0.6
@@ -87,7 +94,9 @@ def test_nets_that_differ_widen_the_interval_and_it_covers_the_recipe():
 
 def test_nets_drawn_from_few_have_a_narrower_interval():
     sums = errors(nets=4)
-    few, any_number = (over_nets(instability_of, [sums], drawn_from=count)["instability"] for count in (10, None))
+    few, any_number = (
+        over_nets(instability_of, [sums], drawn_from=count)["instability"] for count in (10, None)
+    )
     assert few.high - few.low < any_number.high - any_number.low
     all_of_them = over_nets(instability_of, [sums], drawn_from=4)["instability"]
     images = over_nets(instability_of, [sums], images_only=True)["instability"]

@@ -22,7 +22,9 @@ SHAPES = [{}, {"rows": 30, "p": 70, "q": 50}, {"p": 12, "q": 60}]
 
 
 def pair(rows=120, p=12, q=9, shared=4, seed=0):
-    """Rows (n, p) and (n, q), of which some columns are mixtures of each other; float64, with means."""
+    """Rows (n, p) and (n, q), of which some columns are mixtures of each other; float64, with
+    means.
+    """
     generator = torch.Generator().manual_seed(seed)
     sizes = torch.linspace(2, 0.2, p, dtype=torch.float64)
     x = torch.randn(rows, p, generator=generator, dtype=torch.float64) * sizes
@@ -70,7 +72,9 @@ def test_procrustes_equals_the_best_rotation(shape):
     found = similarity.procrustes(ImageRows(x), ImageRows(y))
     assert 1 - found == pytest.approx(distance, abs=1e-9)
     identity = torch.arange(len(x))  # the quicker form, for permutations
-    assert similarity.procrustes(ImageRows(x), ImageRows(y), identity) == pytest.approx(found, abs=1e-6)
+    assert similarity.procrustes(ImageRows(x), ImageRows(y), identity) == pytest.approx(
+        found, abs=1e-6
+    )
 
 
 def test_neighbours_equal_the_oracle():
@@ -104,7 +108,9 @@ def test_rows_of_one_image_each_give_the_scores_of_sums():
     rows = ImageRows(x), ImageRows(y)
     assert similarity.cka(*rows) == pytest.approx(linear_cka(sums).value, abs=1e-9)
     assert similarity.svcca(*rows) == pytest.approx(svcca_of_sums(sums).value, abs=1e-9)
-    assert similarity.procrustes(*rows) == pytest.approx(1 - procrustes_distance(sums).value, abs=1e-9)
+    assert similarity.procrustes(*rows) == pytest.approx(
+        1 - procrustes_distance(sums).value, abs=1e-9
+    )
 
 
 @pytest.mark.parametrize("name", similarity.SCORES)
@@ -118,7 +124,9 @@ def test_a_permutation_is_a_permutation_of_the_rows(name):
 
 def test_a_permutation_of_a_regression_is_one_of_its_targets():
     x, y = pair()
-    held, fit = (torch.randperm(60, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    held, fit = (
+        torch.randperm(60, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2)
+    )
     x_rows, y_rows = (ImageRows(part[:60], part[60:]) for part in (x, y))
     permuted = ImageRows(y[:60][held], y[60:][fit])
     expected = similarity.ridge_r2(x_rows, permuted)
@@ -130,12 +138,18 @@ def test_calibration_equals_the_oracle(name):
     x, y = pair(rows=60)
     labels = torch.zeros(60, dtype=torch.int64)
     found = by_name(
-        image_similarities(ImageRows(x), ImageRows(y), (labels, labels), torch.Generator().manual_seed(3), draws=39)
+        image_similarities(
+            ImageRows(x), ImageRows(y), (labels, labels), torch.Generator().manual_seed(3), draws=39
+        )
     )[name]
     orders = iter(similarity.permutations(labels, 39, torch.Generator().manual_seed(3)))
     score, p, level = calibrate(
-        x, y, lambda a, b: similarity.SCORES[name](ImageRows(a), ImageRows(b)), K=39, perm_fn=lambda *_: next(orders)
-    )  # fmt: skip
+        x,
+        y,
+        lambda a, b: similarity.SCORES[name](ImageRows(a), ImageRows(b)),
+        K=39,
+        perm_fn=lambda *_: next(orders),
+    )
     assert found.level == pytest.approx(level.item(), abs=1e-5)  # theirs are float32
     assert found.calibrated == pytest.approx(score.item(), abs=1e-5)
     assert found.p == pytest.approx(p.item(), abs=1e-6)
@@ -158,7 +172,10 @@ def test_nets_that_share_the_class_alone_show_nothing():
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(200) % 4
     means = 5 * torch.randn(4, 8, generator=generator)
-    rows = [ImageRows(*(means[labels] + torch.randn(200, 8, generator=generator) for _ in range(2))) for _ in range(2)]
+    rows = [
+        ImageRows(*(means[labels] + torch.randn(200, 8, generator=generator) for _ in range(2)))
+        for _ in range(2)
+    ]
     for score in image_similarities(*rows, (labels, labels), generator):
         assert score.value > 0.05 and score.calibrated < 0.1
 
@@ -179,7 +196,9 @@ def test_what_cannot_be_compared_says_so():
     still = ImageRows(torch.ones(120, 3))
     constant = image_similarities(still, y, (labels, labels), torch.Generator())
     assert {(score.value, score.reason) for score in constant} == {(None, "x is constant")}
-    few = by_name(image_similarities(*prepared(rows=15), (labels, labels[:15]), torch.Generator(), draws=0))
+    few = by_name(
+        image_similarities(*prepared(rows=15), (labels, labels[:15]), torch.Generator(), draws=0)
+    )
     assert few["SVCCA"].value is None and "take more" in few["SVCCA"].reason
     assert few["CKA"].value is not None and few["CKA"].level is None
     with pytest.raises(InputError, match="the same images"):

@@ -30,14 +30,17 @@ def test_a_trans_net_is_made_between_features(shape_a, shape_b, options, kernel_
 @pytest.mark.parametrize("shapes", [((4, 6, 6), (7,)), ((9, 4), (4, 3, 3)), ((4,), (9, 4))])
 def test_features_of_different_kinds_have_no_trans_net(shapes):
     with pytest.raises(
-        InputError, match=r"A's features have shape \(.*\) and B's \(.*\): a Trans-Net maps feature maps"
+        InputError,
+        match=r"A's features have shape \(.*\) and B's \(.*\): a Trans-Net maps feature maps",
     ):
         between(*shapes, layers=3)
 
 
 @pytest.mark.parametrize("shape", [(4,), (4, 1, 1)])
 def test_single_values_have_no_mean_to_remove(shape):
-    with pytest.raises(InputError, match=r"--bn removes the mean of each map, .* single values; add --norm batch"):
+    with pytest.raises(
+        InputError, match=r"--bn removes the mean of each map, .* single values; add --norm batch"
+    ):
         between(shape, shape, layers=3, bn=True, norm="instance")
     between(shape, shape, layers=3, bn=True, norm="batch")
     between((9, 4), (9, 4), layers=3, bn=True, norm="instance")
@@ -48,19 +51,35 @@ def test_a_trans_net_is_filled_from_one_that_is_built_alike():
     state = {"trans_net": stored.config, "state_dict": stored.state_dict()}
     assert not torch.equal(net.linear[0].weight, stored.linear[0].weight)
     fill_trans_net(net.train(), state, "g.pth.tar")
-    assert all(torch.equal(value, stored.state_dict()[key]) for key, value in net.state_dict().items())
+    assert all(
+        torch.equal(value, stored.state_dict()[key]) for key, value in net.state_dict().items()
+    )
     assert net.training
 
 
 @pytest.mark.parametrize(
-    "changes", [{"layers": 2}, {"norm": "batch"}, {"fix_p": True}, {"shape_b": (4, 3, 3)}, {"shape_a": (5, 6, 5)}]
+    "changes",
+    [
+        {"layers": 2},
+        {"norm": "batch"},
+        {"fix_p": True},
+        {"shape_b": (4, 3, 3)},
+        {"shape_a": (5, 6, 5)},
+    ],
 )
 def test_a_trans_net_is_not_filled_from_one_that_is_built_otherwise(changes):
-    usual: dict[str, Any] = {"shape_a": (4, 6, 5), "shape_b": (4, 6, 5), "layers": 3, "norm": "instance"}
+    usual: dict[str, Any] = {
+        "shape_a": (4, 6, 5),
+        "shape_b": (4, 6, 5),
+        "layers": 3,
+        "norm": "instance",
+    }
     stored, net = between(**usual), between(**usual | changes)
     state = {"trans_net": stored.config, "state_dict": stored.state_dict()}
     before = net.logit_p.clone(), net.linear[0].weight.clone()
-    with pytest.raises(InputError, match=r"g\.pth\.tar holds a Trans-Net of other options or shapes: \w+ .*, now "):
+    with pytest.raises(
+        InputError, match=r"g\.pth\.tar holds a Trans-Net of other options or shapes: \w+ .*, now "
+    ):
         fill_trans_net(net, state, "g.pth.tar")
     assert torch.equal(net.logit_p, before[0]) and torch.equal(net.linear[0].weight, before[1])
 
@@ -82,7 +101,10 @@ def test_a_trans_net_is_held_against_the_features(config, target, fits):
         assert net(x).shape == (2, *target)
         return
     with pytest.raises(
-        InputError, match=r"maps 4 channels to \(7, .*\), but these features are \(4, 6, 5\) and .* the direction"
+        InputError,
+        match=(
+            r"maps 4 channels to \(7, .*\), but these features are \(4, 6, 5\) and .* the direction"
+        ),
     ):
         check_fit(net, (4, 6, 5), target)
     with pytest.raises(InputError, match=r"maps 4 channels"):
@@ -92,5 +114,7 @@ def test_a_trans_net_is_held_against_the_features(config, target, fits):
 def test_a_trans_net_of_tokens_or_vectors_is_held_against_them():
     check_fit(TransNet(4, 7, 2, 1), (9, 4), (9, 7))
     check_fit(TransNet(4, 7, 2, 1), (4,), (7,))
-    with pytest.raises(InputError, match=r"maps 4 channels to \(7, 9, 1\), but these features are \(4, 9, 1\)"):
+    with pytest.raises(
+        InputError, match=r"maps 4 channels to \(7, 9, 1\), but these features are \(4, 9, 1\)"
+    ):
         check_fit(TransNet(4, 7, 2, 1), (9, 4), (5, 7))

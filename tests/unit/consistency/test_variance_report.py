@@ -13,7 +13,8 @@ from consistency.variance_report import channel_report, rank_channels, spectrum,
 def labelled(images=40, **options):
     components, residual = pieces(images)
     found = ImageMoments(**options)
-    labels = torch.arange(images) % 3 + (torch.arange(images) == 0) * 7  # image 0 is alone in its class
+    # Image 0 is alone in its class
+    labels = torch.arange(images) % 3 + (torch.arange(images) == 0) * 7
     found.update(components, residual, torch.arange(images), labels)
     return found
 
@@ -22,7 +23,9 @@ def test_a_report_is_plain_numbers_that_agree():
     found = labelled()
     report = variance_report([(3, found)], resamples=100)
     assert (report["images"], report["mean"]) == (40, "channel")
-    assert list(report["var"]) == report["covariance"]["names"] == list(report["per_image"]) == NAMES
+    assert (
+        list(report["var"]) == report["covariance"]["names"] == list(report["per_image"]) == NAMES
+    )
     assert np.diagonal(report["covariance"]["matrix"]).tolist() == list(report["var"].values())
     assert report["instability"] == report["var"]["residual"] / report["var"]["target"]
     for name, parts in report["per_image"].items():
@@ -32,12 +35,20 @@ def test_a_report_is_plain_numbers_that_agree():
         assert interval["value"] == pytest.approx(report["var"][name])
     assert report["intervals"]["instability"]["value"] == pytest.approx(report["instability"])
     assert report["intervals"]["instability"]["fits_fixed"]
-    assert [(row["class"], row["images"]) for row in report["classes"]] == [("0", 13), ("1", 13), ("2", 13), ("7", 1)]
+    assert [(row["class"], row["images"]) for row in report["classes"]] == [
+        ("0", 13),
+        ("1", 13),
+        ("2", 13),
+        ("7", 1),
+    ]
     *several, alone = report["classes"]
     assert all(row["low"] < row["instability"] < row["high"] for row in several)
     components, residual = pieces(40)
     target, left = (components.sum(0) + residual)[1::3], residual[1::3]  # class 1
-    variances = [(part - part.mean((0, 2, 3), keepdim=True)).square().mean().item() for part in (target, left)]
+    variances = [
+        (part - part.mean((0, 2, 3), keepdim=True)).square().mean().item()
+        for part in (target, left)
+    ]
     assert several[1]["variance"] == pytest.approx(variances[0], rel=1e-5)
     assert several[1]["instability"] == pytest.approx(variances[1] / variances[0], rel=1e-5)
     assert alone["low"] is None and alone["instability"] > 0
@@ -48,11 +59,16 @@ def test_a_report_is_plain_numbers_that_agree():
 
 def test_without_resamples_there_are_the_same_values_alone():
     found, total = labelled(), labelled(per_image=False)
-    with_intervals, without = variance_report([(3, found)], resamples=100), variance_report([(3, total)])
+    with_intervals, without = (
+        variance_report([(3, found)], resamples=100),
+        variance_report([(3, total)]),
+    )
     assert without.keys() == with_intervals.keys() - {"intervals", "classes", "per_image"}
     assert without["var"] == pytest.approx(with_intervals["var"], rel=1e-6)
     for row, same in zip(without["channels"], with_intervals["channels"]):
-        assert row["low"] is None and row["instability"] == pytest.approx(same["instability"], rel=1e-5)
+        assert row["low"] is None and row["instability"] == pytest.approx(
+            same["instability"], rel=1e-5
+        )
 
 
 def test_every_channel_has_its_own_instability():
@@ -61,7 +77,10 @@ def test_every_channel_has_its_own_instability():
     rows = channel_report(accumulated(components, residual, 40), resamples=200)
     assert [row["channel"] for row in rows] == list(range(5))
     for row in rows:
-        left, whole = (part[:, row["channel"]].double().var(unbiased=False).item() for part in (residual, target))
+        left, whole = (
+            part[:, row["channel"]].double().var(unbiased=False).item()
+            for part in (residual, target)
+        )
         assert row["variance"] == pytest.approx(whole, rel=1e-5)
         assert row["instability"] == pytest.approx(left / whole, rel=1e-5)
         assert row["low"] < row["instability"] < row["high"]
@@ -75,7 +94,9 @@ def test_a_spectrum_is_in_order_of_depth_and_its_gains_are_paired_by_image():
     shallow = accumulated((target - left)[None], left, 60)
     first, second = spectrum([(3, deep), (1, shallow)], resamples=300)
     assert (first["layers"], second["layers"]) == (1, 3)
-    assert first["gain"] == first["r2"] and second["gain"] == pytest.approx(second["r2"] - first["r2"], abs=1e-9)
+    assert first["gain"] == first["r2"] and second["gain"] == pytest.approx(
+        second["r2"] - first["r2"], abs=1e-9
+    )
     of_deep = bootstrap(deep.statistic(), deep.arrays(), resamples=300)["instability"]
     assert second["r2"] == pytest.approx(1 - of_deep.value)
     r2, gain = (second["intervals"][name] for name in ("r2", "gain"))
@@ -96,7 +117,10 @@ def test_channels_are_ranked_and_dead_ones_left_out():
     generator = torch.Generator().manual_seed(0)
     sizes = torch.tensor([0.9, 0.1, 0.5, 0.001, 0])[:, None, None]
     residual = torch.randn(16, 5, 3, 3, generator=generator) * sizes
-    components = torch.randn(1, 16, 5, 3, 3, generator=generator) * torch.tensor([1.0, 1, 1, 1e-3, 0])[:, None, None]
+    components = (
+        torch.randn(1, 16, 5, 3, 3, generator=generator)
+        * torch.tensor([1.0, 1, 1, 1e-3, 0])[:, None, None]
+    )
     rows = channel_report(accumulated(components, residual, 16))
     ranked = rank_channels(rows)
     assert [row["channel"] for row in ranked] == [1, 2, 0]

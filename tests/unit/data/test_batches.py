@@ -19,12 +19,16 @@ PLACES = list(itertools.product(range(9), range(9), (0, 1)))  # top, left, flipp
 
 def pictures(count, size=8, seed=0):
     """Random uint8 (n, 3, size, size)."""
-    return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (count, 3, size, size), dtype=np.uint8))
+    return torch.from_numpy(
+        np.random.default_rng(seed).integers(0, 256, (count, 3, size, size), dtype=np.uint8)
+    )
 
 
 def crop(image, top, left, flipped, *, padding, mode):
     """What one image becomes, by NumPy's padding."""
-    padded = np.pad(image.numpy(), ((0, 0), (padding, padding), (padding, padding)), NUMPY_MODES[mode])
+    padded = np.pad(
+        image.numpy(), ((0, 0), (padding, padding), (padding, padding)), NUMPY_MODES[mode]
+    )
     size = image.shape[-1]
     cropped = padded[:, top : top + size, left : left + size]
     return torch.from_numpy(cropped[..., ::-1].copy() if flipped else cropped)
@@ -32,7 +36,9 @@ def crop(image, top, left, flipped, *, padding, mode):
 
 def split_mix(seed, epoch, index):
     """Number `index` of the SplitMix64 stream of (seed, epoch), in Python's whole numbers."""
-    stream = int.from_bytes(hashlib.blake2b(f"{seed} {epoch}".encode(), digest_size=8).digest(), "little")
+    stream = int.from_bytes(
+        hashlib.blake2b(f"{seed} {epoch}".encode(), digest_size=8).digest(), "little"
+    )
     bits = (stream + index * 0x9E3779B97F4A7C15) % 2**64
     bits = (bits ^ bits >> 30) * 0xBF58476D1CE4E5B9 % 2**64
     bits = (bits ^ bits >> 27) * 0x94D049BB133111EB % 2**64
@@ -42,15 +48,30 @@ def split_mix(seed, epoch, index):
 def place(seed, epoch, index, padding=4):
     """Top, left and flip of an image."""
     bits = split_mix(seed, epoch, index)
-    return bits % 2**20 % (2 * padding + 1), (bits >> 20) % 2**20 % (2 * padding + 1), (bits >> 40) % 2
+    return (
+        bits % 2**20 % (2 * padding + 1),
+        (bits >> 20) % 2**20 % (2 * padding + 1),
+        (bits >> 40) % 2,
+    )
 
 
 def places(count, *, epoch=0, seed=0, first=0):
-    """The places of many images, read off what becomes of a picture whose pixels are their own coordinates."""
+    """The places of many images, read off what becomes of a picture whose pixels are their own
+    coordinates.
+    """
     steps = torch.arange(1, 17, dtype=torch.uint8)
-    map_of_places = torch.stack([steps[:, None].expand(16, 16), steps.expand(16, 16), steps.expand(16, 16)])
+    map_of_places = torch.stack(
+        [steps[:, None].expand(16, 16), steps.expand(16, 16), steps.expand(16, 16)]
+    )
     indices = torch.arange(first, first + count)
-    cropped = augment(map_of_places.expand(count, -1, -1, -1), indices, epoch=epoch, seed=seed, padding=4, mode="zero")
+    cropped = augment(
+        map_of_places.expand(count, -1, -1, -1),
+        indices,
+        epoch=epoch,
+        seed=seed,
+        padding=4,
+        mode="zero",
+    )
     rows, columns = cropped[:, 0, 8, 8].long(), cropped[:, 1, 8, 7:9].long()
     flipped = columns[:, 0] > columns[:, 1]
     left = torch.where(flipped, columns[:, 1] - 4, columns[:, 1] - 5)
@@ -64,7 +85,9 @@ def places(count, *, epoch=0, seed=0, first=0):
 def test_normalised_pixels_have_the_mean_and_deviation_that_are_named(name):
     mean, std = NORMALISATIONS[name]
     images = pictures(3)
-    expected = (images.double() / 255 - torch.tensor(mean).double().view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    expected = (images.double() / 255 - torch.tensor(mean).double().view(3, 1, 1)) / torch.tensor(
+        std
+    ).view(3, 1, 1)
     found = normalise(images, mean, std)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
@@ -85,7 +108,10 @@ def test_normalise_leaves_its_input_and_works_in_training_after_inference_mode()
     images = torch.full((1, 3, 2, 2), 128, dtype=torch.uint8)
     with torch.inference_mode():
         normalise(images)
-    assert not any(constant.is_inference() for constant in _mean_and_std(images.device, IMAGENET_MEAN, IMAGENET_STD))
+    assert not any(
+        constant.is_inference()
+        for constant in _mean_and_std(images.device, IMAGENET_MEAN, IMAGENET_STD)
+    )
     weight = torch.ones(3, 1, 1, requires_grad=True)
     (normalise(images) * weight).sum().backward()
     assert weight.grad is not None
@@ -104,11 +130,15 @@ def test_every_image_is_padded_cropped_and_flipped_as_its_number_says(mode, size
     assert found.dtype == torch.uint8 and found.shape == images.shape
     assert torch.equal(images, before)
     for image, index, cropped in zip(images, indices.tolist(), found):
-        assert torch.equal(cropped, crop(image, *place(11, 3, index, padding), padding=padding, mode=mode))
+        assert torch.equal(
+            cropped, crop(image, *place(11, 3, index, padding), padding=padding, mode=mode)
+        )
 
 
 def test_the_draws_never_change():
-    """A run that goes on under a later version crops as before: the numbers of the first version."""
+    """A run that goes on under a later version crops as before: the numbers of the first
+    version.
+    """
     first = [[3, 0, 0], [3, 4, 0], [6, 7, 1], [2, 5, 1], [8, 0, 0], [0, 1, 0]]
     assert places(6, epoch=7, seed=42).tolist() == first
 
@@ -120,12 +150,16 @@ def test_an_image_is_cropped_alike_in_any_batch():
     for size in (1, 7, 50):
         for part in order.split(size):
             torch.rand(3)  # nothing that others draw matters
-            assert torch.equal(augment(images[part], part, epoch=2, seed=5, padding=4, mode="reflect"), whole[part])
+            assert torch.equal(
+                augment(images[part], part, epoch=2, seed=5, padding=4, mode="reflect"), whole[part]
+            )
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_processes_crop_as_one(world_size):
-    """A loader's shares: every image is cropped as when one process sees them all, the padding's repeats too."""
+    """A loader's shares: every image is cropped as when one process sees them all, the padding's
+    repeats too.
+    """
 
     class Pictures(torch.utils.data.Dataset):
         def __len__(self):
@@ -141,7 +175,9 @@ def test_processes_crop_as_one(world_size):
         loader = make_loader(Pictures(), 3, shuffle=True, rank=rank, world_size=world_size)
         loader.batch_sampler.set_epoch(4)  # type: ignore[union-attr]
         for images, indices in loader:
-            assert torch.equal(augment(images, indices, epoch=4, seed=1, padding=4, mode="zero"), whole[indices])
+            assert torch.equal(
+                augment(images, indices, epoch=4, seed=1, padding=4, mode="zero"), whole[indices]
+            )
             seen |= set(indices.tolist())
     assert seen == set(range(20))
 
@@ -180,7 +216,10 @@ def test_any_whole_number_is_a_seed(seed):
 
 
 def test_images_that_are_too_small_or_modes_that_are_none_are_refused():
-    with pytest.raises(InputError, match="images of 4 pixels cannot be reflected by 4; choose a larger --image_size"):
+    with pytest.raises(
+        InputError,
+        match="images of 4 pixels cannot be reflected by 4; choose a larger --image_size",
+    ):
         augment(pictures(1, 4), torch.tensor([0]), epoch=0, seed=0, padding=4, mode="reflect")
     augment(pictures(1, 4), torch.tensor([0]), epoch=0, seed=0, padding=4, mode="zero")
     with pytest.raises(ValueError, match="padding mode 'wrap' is neither reflect nor zero"):
@@ -216,4 +255,7 @@ def test_training_images_are_augmented_in_their_epoch_and_others_are_not():
 
 
 def test_the_table_of_augmentations_is_the_recipes():
-    assert {"reflect4": Augmentation(4, "reflect"), "zero4": Augmentation(4, "zero")} == AUGMENTATIONS
+    assert {
+        "reflect4": Augmentation(4, "reflect"),
+        "zero4": Augmentation(4, "zero"),
+    } == AUGMENTATIONS

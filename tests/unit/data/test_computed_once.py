@@ -31,11 +31,15 @@ def expected(data):
 
 @pytest.fixture
 def store(photos, cpu, tmp_path):
-    """A function that stores the photos' channel means; further functions and places may be chosen."""
+    """A function that stores the photos' channel means; further functions and places may be
+    chosen.
+    """
 
     def run(function=channel_means, shape=(3,), runtime=cpu, batch_size=5):
         loader = make_loader(open_photos(photos), batch_size)
-        return compute_once(function, loader, shape, runtime, folder=tmp_path / "new", label="means")
+        return compute_once(
+            function, loader, shape, runtime, folder=tmp_path / "new", label="means"
+        )
 
     return run
 
@@ -45,7 +49,9 @@ def place(monkeypatch, where):
 
 
 @pytest.mark.parametrize("where, said", [("ram", "in memory"), ("disk", "in a file in ")])
-def test_every_image_has_its_own_row_wherever_it_is_kept(store, photos, tmp_path, monkeypatch, capsys, where, said):
+def test_every_image_has_its_own_row_wherever_it_is_kept(
+    store, photos, tmp_path, monkeypatch, capsys, where, said
+):
     place(monkeypatch, where)
     stored, means = store(), expected(open_photos(photos))
     assert f"means of 24 images ready {said}" in capsys.readouterr().out
@@ -96,7 +102,9 @@ def test_a_data_set_gives_the_tensors_in_place_of_its_pixels(store, photos):
 
 def test_no_room_is_told(store, monkeypatch):
     place(monkeypatch, "off")
-    with pytest.raises(InputError, match=r"means of 24 images take 38\.40 MB, for which there is no room .* --out$"):
+    with pytest.raises(
+        InputError, match=r"means of 24 images take 38\.40 MB, for which there is no room .* --out$"
+    ):
         store(shape=(400_000,))
 
 
@@ -106,7 +114,9 @@ def test_a_full_disk_is_told_and_nothing_stays(store, tmp_path, monkeypatch):
 
     place(monkeypatch, "disk")
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(InputError, match=r"cannot be written to .*new \(No space left on device\); free some space"):
+    with pytest.raises(
+        InputError, match=r"cannot be written to .*new \(No space left on device\); free some space"
+    ):
         store()
     assert list((tmp_path / "new").iterdir()) == []
 
@@ -114,10 +124,16 @@ def test_a_full_disk_is_told_and_nothing_stays(store, tmp_path, monkeypatch):
 def compute_share(rank, world_size, photos, folder):
     """One process of several: store the means, then compare all rows with the decoded images."""
     os.environ |= {
-        "RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(world_size),
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0",
-    }  # fmt: skip
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world_size)
+        "RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_RANK": str(rank),
+        "LOCAL_WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "0",
+    }
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world_size
+    )
     runtime, data, seen = start([], None, seed=0), open_photos(photos), []
 
     def function(images):
@@ -142,4 +158,6 @@ def test_a_gpu_keeps_what_it_has_room_for(store, photos):
         pytest.skip("needs a CUDA device")
     stored = store(runtime=start([], 0, seed=0))
     assert stored.device.type == "cuda"
-    torch.testing.assert_close(stored.gather(torch.tensor([3, 1])).cpu(), expected(open_photos(photos))[[3, 1]])
+    torch.testing.assert_close(
+        stored.gather(torch.tensor([3, 1])).cpu(), expected(open_photos(photos))[[3, 1]]
+    )

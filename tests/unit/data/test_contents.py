@@ -28,11 +28,15 @@ CHANGES = {
     "edited": (lambda root: make_photo(root / "a/01.jpg", 99), "1 edited (a/01.jpg)"),
     "removed": (lambda root: (root / "a/01.jpg").unlink(), "1 removed (a/01.jpg)"),
     "added": (lambda root: make_photo(root / "b/new.jpg", 98), "1 added (b/new.jpg)"),
-    "renamed": (lambda root: (root / "a/01.jpg").rename(root / "a/x.jpg"), "1 renamed (a/01.jpg → a/x.jpg)"),
-    "moved": (
-        lambda root: (root / "a/01.jpg").rename(root / "b/x.jpg"), "1 moved to another class (a/01.jpg → b/x.jpg)",
+    "renamed": (
+        lambda root: (root / "a/01.jpg").rename(root / "a/x.jpg"),
+        "1 renamed (a/01.jpg → a/x.jpg)",
     ),
-}  # fmt: skip
+    "moved": (
+        lambda root: (root / "a/01.jpg").rename(root / "b/x.jpg"),
+        "1 moved to another class (a/01.jpg → b/x.jpg)",
+    ),
+}
 
 
 @pytest.mark.parametrize("kind", CHANGES)
@@ -48,7 +52,10 @@ def test_several_changes_are_counted(photos):
     for number in range(4):
         make_photo(photos / f"a/{number:02d}.jpg", 50 + number)
     (photos / "b/00.jpg").unlink()
-    assert before.changes(read(photos)) == "4 edited (a/00.jpg, a/01.jpg, a/02.jpg, …), 1 removed (b/00.jpg)"
+    assert (
+        before.changes(read(photos))
+        == "4 edited (a/00.jpg, a/01.jpg, a/02.jpg, …), 1 removed (b/00.jpg)"
+    )
 
 
 def test_files_of_one_content_are_told_apart_by_their_names(photos):
@@ -66,7 +73,9 @@ def test_a_folder_that_was_copied_is_equal(photos, tmp_path):
     assert before.changes(read(copied)) == "" and before.sha256 == read(copied).sha256
 
 
-@pytest.mark.parametrize("labels", [torch.tensor([0, 1, 1]), torch.tensor([[1.0, 0], [0, 1], [1, 1]])])
+@pytest.mark.parametrize(
+    "labels", [torch.tensor([0, 1, 1]), torch.tensor([[1.0, 0], [0, 1], [1, 1]])]
+)
 def test_a_record_gives_back_what_it_was_made_of(tmp_path, labels):
     names = ["a/ü é 空.png", "b/a\nb.png", r"b/\xff.png"]
     hashes = torch.arange(48, dtype=torch.uint8).view(3, 16)
@@ -74,28 +83,44 @@ def test_a_record_gives_back_what_it_was_made_of(tmp_path, labels):
     checkpoint.save(tmp_path / "x.pth", {"images": {"train": before.to_record()}})
     record = checkpoint.load(tmp_path / "x.pth", mmap=True)["images"]["train"]
     now = Contents.from_record(record)
-    assert now.names == names and record["sha256"] == before.sha256 == now.sha256 and before.changes(now) == ""
+    assert (
+        now.names == names
+        and record["sha256"] == before.sha256 == now.sha256
+        and before.changes(now) == ""
+    )
     relabelled = Contents(names, 1 - labels, hashes)
-    assert now.changes(relabelled).startswith("3 with another label (a/ü é 空.png, ") or labels.ndim == 2
+    assert (
+        now.changes(relabelled).startswith("3 with another label (a/ü é 空.png, ")
+        or labels.ndim == 2
+    )
     assert now.changes(relabelled)
 
 
 def test_a_hundred_thousand_images_take_few_megabytes(tmp_path):
     generator = torch.Generator().manual_seed(0)
     hashes = torch.randint(256, (100_000, 16), dtype=torch.uint8, generator=generator)
-    names = [f"n{i // 100:08d}/n{i // 100:08d}_{int(hashes[i, 0]) * 256 + i}.JPEG" for i in range(100_000)]
-    checkpoint.save(tmp_path / "x.pth", Contents(names, torch.arange(100_000) // 100, hashes).to_record())
+    names = [
+        f"n{i // 100:08d}/n{i // 100:08d}_{int(hashes[i, 0]) * 256 + i}.JPEG"
+        for i in range(100_000)
+    ]
+    checkpoint.save(
+        tmp_path / "x.pth", Contents(names, torch.arange(100_000) // 100, hashes).to_record()
+    )
     assert (tmp_path / "x.pth").stat().st_size < 4_000_000
 
 
 @pytest.fixture
 def counted(monkeypatch):
-    """Keep the hashes of small folders, too, of files however young; gives the files that are read."""
+    """Keep the hashes of small folders, too, of files however young; gives the files that are
+    read.
+    """
     monkeypatch.setattr(contents, "WORTH_KEEPING", 0)
     monkeypatch.setattr(contents, "UNSETTLED_NS", 0)
     digests = []
     original = contents.hashlib.sha256
-    monkeypatch.setattr(contents.hashlib, "sha256", lambda *data: digests.append(data) or original(*data))
+    monkeypatch.setattr(
+        contents.hashlib, "sha256", lambda *data: digests.append(data) or original(*data)
+    )
     return lambda: sum(not data for data in digests)
 
 
@@ -107,8 +132,11 @@ def test_a_file_is_read_again_only_where_size_or_time_changed(photos, tmp_path, 
     content = bytearray((photos / "a/01.jpg").read_bytes())
     content[-1] ^= 1
     (photos / "a/01.jpg").write_bytes(content)
-    os.utime(photos / "a/01.jpg", ns=(status.st_atime_ns, status.st_mtime_ns))  # only the inode's own time tells
-    assert first.changes(read(photos, tmp_path / "cache")) == "1 edited (a/01.jpg)" and counted() == 8
+    # Only the inode's own time tells
+    os.utime(photos / "a/01.jpg", ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert (
+        first.changes(read(photos, tmp_path / "cache")) == "1 edited (a/01.jpg)" and counted() == 8
+    )
 
 
 @pytest.mark.parametrize("damage", [b"", b"PK\3\4 cut off"])

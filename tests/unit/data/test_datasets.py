@@ -24,9 +24,22 @@ def everything(data):
 
 def test_the_table_has_the_documented_names():
     assert set(DATASETS) == {
-        "CUB200", "DOG120", "VOC2012", "VOC2012_crop", "VOC2012_animal", "mix320", "mix320-cub", "mix320-dog",
-        "ilsvrc", "digits", "CIFAR100", "CIFAR10", "STL10", "TinyImageNet", "folder",
-    }  # fmt: skip
+        "CUB200",
+        "DOG120",
+        "VOC2012",
+        "VOC2012_crop",
+        "VOC2012_animal",
+        "mix320",
+        "mix320-cub",
+        "mix320-dog",
+        "ilsvrc",
+        "digits",
+        "CIFAR100",
+        "CIFAR10",
+        "STL10",
+        "TinyImageNet",
+        "folder",
+    }
 
 
 def test_order_is_that_of_image_folder(tmp_path):
@@ -48,7 +61,9 @@ def test_splits_are_found_below_the_data_root(tmp_path):
     make_folder(tmp_path / "CUB200" / "train", {"a": 3, "b": 1})
     make_folder(tmp_path / "CUB200" / "test", {"a": 1, "b": 1})
     make_folder(tmp_path / "ilsvrc" / "val", {"a": 1, "b": 2})
-    assert [len(load_images("CUB200", split, data_root=tmp_path)) for split in ("train", "val")] == [4, 2]
+    assert [
+        len(load_images("CUB200", split, data_root=tmp_path)) for split in ("train", "val")
+    ] == [4, 2]
     assert len(load_images("ilsvrc", "val", data_root=tmp_path)) == 3  # no folder "test"
 
 
@@ -64,10 +79,13 @@ def test_relative_roots_work(tmp_path, monkeypatch):
 def test_voc_animals_keep_six_of_twenty_labels(tmp_path):
     folders = {"06_bird": 1, "02_cat": 1, "00_cow": 2, "07_dog": 1, "05_horse": 1, "13_sheep": 1}
     make_folder(tmp_path / "VOC2012_animal" / "train", folders)
-    (tmp_path / "VOC2012_animal" / "train" / "19_car").mkdir()  # without images: its label stays unused
+    # Without images: its label stays unused
+    (tmp_path / "VOC2012_animal" / "train" / "19_car").mkdir()
     data = load_images("VOC2012_animal", "train", data_root=tmp_path)
     assert data.targets.tolist() == [0, 0, 2, 5, 6, 7, 13]
-    assert len(data.classes) == 20 and data.classes[13] == "13_sheep" and data.classes[19] == "19_car"
+    assert (
+        len(data.classes) == 20 and data.classes[13] == "13_sheep" and data.classes[19] == "19_car"
+    )
     assert not data.multi_label and data.parts == {}
 
 
@@ -79,7 +97,9 @@ def test_voc_crops_refuse_a_folder_that_is_no_voc_class(tmp_path):
 
 def voc_annotation(path: Path, *names: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    objects = "".join(f"<object><name>{name}</name><part><name>head</name></part></object>" for name in names)
+    objects = "".join(
+        f"<object><name>{name}</name><part><name>head</name></part></object>" for name in names
+    )
     path.write_text(f"<annotation><filename>{path.stem}.jpg</filename>{objects}</annotation>")
 
 
@@ -98,7 +118,9 @@ def voc(tmp_path) -> Path:
 
 def test_voc_has_a_vector_of_labels_for_each_photo(voc):
     data = load_images("VOC2012", "train", data_root=voc.parent, image_size=16)
-    assert data.multi_label and data.targets.dtype == torch.float32 and data.targets.shape == (2, 20)
+    assert (
+        data.multi_label and data.targets.dtype == torch.float32 and data.targets.shape == (2, 20)
+    )
     assert [row.nonzero().flatten().tolist() for row in data.targets] == [[10], [0, 19]]
     assert data.paths == ["JPEGImages/q.jpg", "JPEGImages/p.jpg"] and len(data.classes) == 20
     images, targets, _ = everything(data)
@@ -128,7 +150,10 @@ def test_voc_annotations_that_cannot_be_used_are_named(voc):
 def test_real_voc_photos_have_the_labels_of_their_annotations():
     data = load(real_data() / "VOC2012_mini", dataset="VOC2012")
     assert len(data) == 54
-    labels = {Path(path).stem: row.nonzero().flatten().tolist() for path, row in zip(data.paths, data.targets)}
+    labels = {
+        Path(path).stem: row.nonzero().flatten().tolist()
+        for path, row in zip(data.paths, data.targets)
+    }
     assert labels["2007_000129"] == [VOC_CLASSES.index("bicycle"), VOC_CLASSES.index("person")]
 
 
@@ -142,11 +167,15 @@ def mix(tmp_path) -> Path:
 
 @pytest.mark.parametrize("split, birds", [("train", [0, 0, 1, 2]), ("val", [0, 1, 2])])
 def test_mix_is_birds_then_dogs_without_a_copy(mix, split, birds):
-    both, cub, dog = (load_images(f"mix320{half}", split, data_root=mix) for half in ("", "-cub", "-dog"))
+    both, cub, dog = (
+        load_images(f"mix320{half}", split, data_root=mix) for half in ("", "-cub", "-dog")
+    )
     dogs = [3, 4, 4] if split == "train" else [3, 4]
     assert both.targets.tolist() == birds + dogs
     assert cub.targets.tolist() == birds and dog.targets.tolist() == dogs
-    assert both.classes == cub.classes == dog.classes == ["001.a", "002.b", "003.c", "n01-x", "n02-y"]
+    assert (
+        both.classes == cub.classes == dog.classes == ["001.a", "002.b", "003.c", "n01-x", "n02-y"]
+    )
     assert both.parts["cub"].tolist() == list(range(len(birds)))
     assert both.parts["dog"].tolist() == list(range(len(birds), len(both)))
     assert cub.parts == dog.parts == {}
@@ -159,7 +188,9 @@ def test_mix_by_path_wants_both_folders(mix):
     paths = [str(mix / name / "train") for name in ("CUB200", "DOG120")]
     both = load_images("mix320", "train", data_root="nowhere", path=os.pathsep.join(paths))
     assert both.paths == load_images("mix320", "train", data_root=mix).paths
-    with pytest.raises(InputError, match=r"mix320 is made of 2 folders, --train_path names 1.*CUB200:DOG120"):
+    with pytest.raises(
+        InputError, match=r"mix320 is made of 2 folders, --train_path names 1.*CUB200:DOG120"
+    ):
         load_images("mix320", "train", data_root="nowhere", path=paths[0])
 
 
@@ -171,7 +202,11 @@ def test_sub_sampled_mixtures_keep_their_parts(mix):
 
 
 def test_an_unknown_data_set_suggests_the_nearest(tmp_path):
-    for given, meant in {"cub200": "CUB200", "MIX320": "mix320", "VOC_animal": "VOC2012_animal"}.items():
+    for given, meant in {
+        "cub200": "CUB200",
+        "MIX320": "mix320",
+        "VOC_animal": "VOC2012_animal",
+    }.items():
         with pytest.raises(InputError, match=f"no data set '{given}'; did you mean {meant}"):
             load_images(given, "train", data_root=tmp_path)
     with pytest.raises(InputError, match="known are CUB200, DOG120"):
@@ -180,7 +215,10 @@ def test_an_unknown_data_set_suggests_the_nearest(tmp_path):
 
 def test_missing_folders(tmp_path):
     with pytest.raises(
-        InputError, match=r"no folder .*CUB200/train for the train images of CUB200; make it as .*PrepareData.py"
+        InputError,
+        match=(
+            r"no folder .*CUB200/train for the train images of CUB200; make it as .*PrepareData.py"
+        ),
     ):
         load_images("CUB200", "train", data_root=tmp_path)
     with pytest.raises(InputError, match=r"no folder .*DOG120/test"):
@@ -188,7 +226,9 @@ def test_missing_folders(tmp_path):
         load_images("mix320", "val", data_root=tmp_path)
     with pytest.raises(InputError, match=r"--val_path: there is no folder .*nothing"):
         load(tmp_path / "nothing", "val", "CUB200")
-    with pytest.raises(InputError, match=r"'folder' is any folder of class folders; name it with --train_path"):
+    with pytest.raises(
+        InputError, match=r"'folder' is any folder of class folders; name it with --train_path"
+    ):
         load_images("folder", "train", data_root=tmp_path)
 
 

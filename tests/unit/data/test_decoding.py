@@ -54,19 +54,32 @@ def test_a_dark_image_of_16_bits_stays_dark(tmp_path):
 def test_12_bits_of_a_tiff_and_white_that_is_zero(tmp_path):
     twelve = np.stack([GREY.astype(np.uint16) << 4] * 2, axis=2)
     pairs = twelve.reshape(-1, 2)
-    packed = np.stack([pairs[:, 0] >> 4, (pairs[:, 0] & 15) << 4 | pairs[:, 1] >> 8, pairs[:, 1] & 255], axis=1)
-    write_tiff(tmp_path / "12.tif", packed.astype(np.uint8).tobytes(), width=32, bits=12, photometric=1)
+    packed = np.stack(
+        [pairs[:, 0] >> 4, (pairs[:, 0] & 15) << 4 | pairs[:, 1] >> 8, pairs[:, 1] & 255], axis=1
+    )
+    write_tiff(
+        tmp_path / "12.tif", packed.astype(np.uint8).tobytes(), width=32, bits=12, photometric=1
+    )
     assert np.array_equal(read(tmp_path / "12.tif"), grey(np.repeat(GREY, 2, axis=1)))
-    write_tiff(tmp_path / "white.tif", WIDE.astype("<u2").tobytes(), width=16, bits=16, photometric=0)
+    write_tiff(
+        tmp_path / "white.tif", WIDE.astype("<u2").tobytes(), width=16, bits=16, photometric=0
+    )
     assert np.array_equal(read(tmp_path / "white.tif"), grey(255 - GREY))
 
 
 def write_tiff(path, data, *, width, bits, photometric):
     """Write 16 rows of grey, uncompressed."""
     tags = {
-        256: (4, width), 257: (4, 16), 258: (3, bits), 259: (3, 1), 262: (3, photometric), 273: (4, 200), 277: (3, 1),
-        278: (4, 16), 279: (4, len(data)),
-    }  # fmt: skip
+        256: (4, width),
+        257: (4, 16),
+        258: (3, bits),
+        259: (3, 1),
+        262: (3, photometric),
+        273: (4, 200),
+        277: (3, 1),
+        278: (4, 16),
+        279: (4, len(data)),
+    }
     entries = b"".join(
         number.to_bytes(2, "little")
         + kind.to_bytes(2, "little")
@@ -74,7 +87,9 @@ def write_tiff(path, data, *, width, bits, photometric):
         + value.to_bytes(4, "little")
         for number, (kind, value) in tags.items()
     )
-    header = b"II*\0" + (8).to_bytes(4, "little") + len(tags).to_bytes(2, "little") + entries + bytes(4)
+    header = (
+        b"II*\0" + (8).to_bytes(4, "little") + len(tags).to_bytes(2, "little") + entries + bytes(4)
+    )
     path.write_bytes(header.ljust(200, b"\0") + data)
 
 
@@ -86,8 +101,11 @@ def test_values_without_a_range_are_of_8_or_16_bits_by_the_largest(tmp_path, dty
 
 def test_floats_up_to_1_are_shares_of_white(tmp_path):
     assert np.array_equal(read(saved(tmp_path, GREY.astype(np.float32) / 255, "1.tif")), grey(GREY))
-    assert np.array_equal(read(saved(tmp_path, GREY.astype(np.float32) / 510, "half.tif")), grey(np.rint(GREY / 2)))
-    beyond = (GREY.astype(np.float32) / 255 * 1.001 - 0.0005).astype(np.float32)  # a resampling overshoots
+    assert np.array_equal(
+        read(saved(tmp_path, GREY.astype(np.float32) / 510, "half.tif")), grey(np.rint(GREY / 2))
+    )
+    # A resampling overshoots
+    beyond = (GREY.astype(np.float32) / 255 * 1.001 - 0.0005).astype(np.float32)
     assert np.array_equal(read(saved(tmp_path, beyond, "beyond.tif")), grey(GREY))
 
 
@@ -96,7 +114,8 @@ def test_values_that_cannot_be_scaled_are_refused(tmp_path, wrong):
     values = GREY.astype(np.float32)
     values[3, 4] = wrong
     with pytest.raises(
-        InputError, match=r"/x\.tif cannot be read as an image \(it.* values .*\); replace or remove it"
+        InputError,
+        match=r"/x\.tif cannot be read as an image \(it.* values .*\); replace or remove it",
     ):
         read(saved(tmp_path, values, "x.tif"))
 
@@ -104,9 +123,14 @@ def test_values_that_cannot_be_scaled_are_refused(tmp_path, wrong):
 def test_colours_of_16_bits_give_their_upper_8(tmp_path):
     """Pillow writes none; a PNG of filter 0 is easily written."""
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in COLOURS.astype(np.uint16) * 257)
-    chunks = (b"IHDR", struct.pack(">IIBBBBB", 16, 16, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")
+    chunks = (
+        (b"IHDR", struct.pack(">IIBBBBB", 16, 16, 16, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(rows)),
+        (b"IEND", b""),
+    )
     whole = b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
     )
     (tmp_path / "x.png").write_bytes(b"\x89PNG\r\n\x1a\n" + whole)
     assert np.array_equal(read(tmp_path / "x.png"), COLOURS)
@@ -115,14 +139,24 @@ def test_colours_of_16_bits_give_their_upper_8(tmp_path):
 @pytest.mark.parametrize(
     ("mode", "name"),
     [
-        ("1", "x.png"), ("L", "x.png"), ("LA", "x.png"), ("RGB", "x.png"), ("RGBA", "x.png"), ("P", "x.png"),
-        ("CMYK", "x.tif"), ("YCbCr", "x.tif"), ("LAB", "x.tif"), ("RGBX", "x.tif"), ("RGB", "x.bmp"),
+        ("1", "x.png"),
+        ("L", "x.png"),
+        ("LA", "x.png"),
+        ("RGB", "x.png"),
+        ("RGBA", "x.png"),
+        ("P", "x.png"),
+        ("CMYK", "x.tif"),
+        ("YCbCr", "x.tif"),
+        ("LAB", "x.tif"),
+        ("RGBX", "x.tif"),
+        ("RGB", "x.bmp"),
     ],
-)  # fmt: skip
+)
 def test_kinds_of_8_bits_are_what_they_show(tmp_path, mode, name):
     source = Image.fromarray(COLOURS)
     if mode == "LAB":
-        image = Image.frombytes("LAB", (16, 16), bytes([128, 0, 0]) * 256)  # grey: L* = 50 is 119 of sRGB
+        # Grey: L* = 50 is 119 of sRGB
+        image = Image.frombytes("LAB", (16, 16), bytes([128, 0, 0]) * 256)
         image.save(tmp_path / name)
         assert np.abs(read(tmp_path / name).astype(int) - 119).max() <= 1
         return
@@ -143,9 +177,15 @@ def test_modes_that_no_file_here_has(mode):
         assert np.asarray(to_rgb(image)).tolist() == [[[200, 0, 0]] * 2] * 2
         return
     colour = {"PA": None, "La": (90, 255), "RGBa": (90, 80, 70, 255)}[mode]
-    image = Image.new("RGB", (2, 2), (90, 90, 90)).convert("P").convert("PA") if mode == "PA" else None
+    image = (
+        Image.new("RGB", (2, 2), (90, 90, 90)).convert("P").convert("PA") if mode == "PA" else None
+    )
     image = image or Image.new(mode, (2, 2), colour)
-    expected = np.asarray(image.convert("RGBA").convert("RGB")) if mode == "PA" else [[[90, 80, 70]] * 2] * 2
+    expected = (
+        np.asarray(image.convert("RGBA").convert("RGB"))
+        if mode == "PA"
+        else [[[90, 80, 70]] * 2] * 2
+    )
     expected = [[[90, 90, 90]] * 2] * 2 if mode == "La" else expected
     assert np.array_equal(np.asarray(to_rgb(image)), expected)
 

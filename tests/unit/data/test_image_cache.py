@@ -33,7 +33,9 @@ def photos(tmp_path) -> Path:
 @pytest.fixture
 def cache(photos, tmp_path):
     """A function that caches the photos, in a folder that stays."""
-    return lambda mode, **options: cache_images(load(photos), mode, cache_dir=tmp_path / "cache", workers=2, **options)
+    return lambda mode, **options: cache_images(
+        load(photos), mode, cache_dir=tmp_path / "cache", workers=2, **options
+    )
 
 
 @pytest.mark.parametrize("mode", ["ram", "disk", "auto"])
@@ -44,7 +46,9 @@ def test_cached_batches_are_the_decoded_ones(cache, photos, mode):
         assert torch.equal(ours, theirs)
     some = [44, 3, 3, 17]
     assert torch.equal(cached.__getitems__(some)[0], decoded.__getitems__(some)[0])
-    assert cached.paths == decoded.paths and cached.device == torch.device("cpu") and len(cached) == 45
+    assert (
+        cached.paths == decoded.paths and cached.device == torch.device("cpu") and len(cached) == 45
+    )
 
 
 @pytest.mark.parametrize("mode", ["ram", "disk"])
@@ -70,7 +74,9 @@ def test_images_that_decoding_augments_are_not_cached(photos, tmp_path, capsys, 
     data = load(photos, dataset="ilsvrc")
     assert cache_images(data, mode, cache_dir=tmp_path / "cache", workers=1) is data
     assert "augmented anew" in capsys.readouterr().out and not (tmp_path / "cache").exists()
-    val = cache_images(load(photos, dataset="ilsvrc", split="val"), mode, cache_dir=tmp_path / "cache", workers=1)
+    val = cache_images(
+        load(photos, dataset="ilsvrc", split="val"), mode, cache_dir=tmp_path / "cache", workers=1
+    )
     assert val.stored is not None
 
 
@@ -82,7 +88,9 @@ def test_unreadable_images_are_all_counted_and_ten_named(cache, photos, tmp_path
     with pytest.raises(InputError) as caught:
         cache(mode)
     message = str(caught.value)
-    assert message.startswith("13 of 45 images in ") and message.endswith(", …; replace or remove them")
+    assert message.startswith("13 of 45 images in ") and message.endswith(
+        ", …; replace or remove them"
+    )
     assert all(name in message for name in broken[:10]) and broken[10] not in message
     assert not list(tmp_path.rglob("*.npy")) and not list(tmp_path.rglob("*.json"))
     for name in broken[1:]:
@@ -93,7 +101,13 @@ def test_unreadable_images_are_all_counted_and_ten_named(cache, photos, tmp_path
 
 @pytest.mark.parametrize("mode, start", [("ram", "fork"), ("disk", "fork"), ("disk", "spawn")])
 def test_loader_workers_read_the_same_images(cache, photos, mode, start):
-    loader = DataLoader(cache(mode), batch_size=20, num_workers=1, collate_fn=first_part, multiprocessing_context=start)
+    loader = DataLoader(
+        cache(mode),
+        batch_size=20,
+        num_workers=1,
+        collate_fn=first_part,
+        multiprocessing_context=start,
+    )
     assert torch.equal(torch.cat(list(loader)), everything(load(photos))[0])
 
 
@@ -107,17 +121,28 @@ def test_auto_takes_memory_then_disk_then_nothing(cache, photos, tmp_path, monke
     assert (in_memory := cache("auto").stored) is not None and in_memory.path is None
     assert not (tmp_path / "cache").exists()
     monkeypatch.setattr(storage, "available_memory_bytes", lambda: 2 * needed)
-    assert (mapped := cache("auto").stored) is not None and mapped.path is not None and mapped.path.is_file()
+    assert (
+        (mapped := cache("auto").stored) is not None
+        and mapped.path is not None
+        and mapped.path.is_file()
+    )
     shutil.rmtree(tmp_path / "cache")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, needed))
     assert cache("auto").stored is None
-    why = f"no room to cache the train images of folder ({in_words(needed)}); decoding in every epoch"
+    why = (
+        f"no room to cache the train images of folder ({in_words(needed)}); decoding in every epoch"
+    )
     assert why in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("mode", ["auto", "ram", "disk"])
 def test_images_are_decoded_once_where_batches_are_augmented(photos, tmp_path, mode):
-    options = {"data_root": "nowhere", "path": photos, "image_size": 16, "augmentation": AUGMENTATIONS["reflect4"]}
+    options = {
+        "data_root": "nowhere",
+        "path": photos,
+        "image_size": 16,
+        "augmentation": AUGMENTATIONS["reflect4"],
+    }
     data = load_images("folder", "train", **options)
     cached = cache_images(data, mode, cache_dir=tmp_path / "cache", workers=1)
     assert cached.stored is not None and cached.augments
@@ -132,7 +157,8 @@ def test_images_are_decoded_once_where_batches_are_augmented(photos, tmp_path, m
 def test_more_than_the_memory_is_refused(cache, monkeypatch):
     monkeypatch.setattr(image_cache, "available_memory_bytes", lambda: 1000)
     with pytest.raises(
-        InputError, match=r"take .* (MB|bytes), of memory 1000 bytes are available; use --cache_images disk"
+        InputError,
+        match=r"take .* (MB|bytes), of memory 1000 bytes are available; use --cache_images disk",
     ):
         cache("ram")
 
@@ -167,7 +193,9 @@ print(status_bytes("VmHWM") - before)
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the peak is read from /proc")
 @pytest.mark.parametrize("mode", ["ram", "disk"])
 def test_memory_grows_by_the_pixels_and_a_constant(tmp_path, mode):
-    """900 images of 256 px are 177 MB; the threads with their chunks (6 MB each) take less than 45 MB beside."""
+    """900 images of 256 px are 177 MB; the threads with their chunks (6 MB each) take less than
+    45 MB beside.
+    """
     folder = make_folder(tmp_path / "photos", {"a": 30})
     for copy in range(1, 30):
         shutil.copytree(folder / "a", folder / f"a{copy}")

@@ -34,7 +34,9 @@ def photos(tmp_path) -> Path:
 @pytest.fixture
 def cache(photos, tmp_path):
     """A function that caches the photos, in a folder that stays."""
-    return lambda mode, **options: cache_images(load(photos), mode, cache_dir=tmp_path / "cache", workers=2, **options)
+    return lambda mode, **options: cache_images(
+        load(photos), mode, cache_dir=tmp_path / "cache", workers=2, **options
+    )
 
 
 def decoded_in(run, monkeypatch) -> int:
@@ -82,7 +84,10 @@ def test_changed_images_are_noticed_and_decoded_again(cache, photos, capsys, cha
     change(photos)
     capsys.readouterr()
     again = cache("disk")
-    assert "photos changed since" in (said := capsys.readouterr().out) and "decoding them again" in said
+    assert (
+        "photos changed since" in (said := capsys.readouterr().out)
+        and "decoding them again" in said
+    )
     assert torch.equal(everything(again)[0], everything(load(photos))[0])
     cache("disk")
     assert "photos changed" not in capsys.readouterr().out
@@ -109,7 +114,9 @@ def test_an_edit_that_keeps_size_and_time_is_noticed(cache, photos, capsys):
 def test_a_file_serves_every_normalisation_and_augmentation(cache, photos, tmp_path, monkeypatch):
     cache("disk")
     options = {"normalisation": NORMALISATIONS["dcm"], "augmentation": AUGMENTATIONS["zero4"]}
-    data = load_images("folder", "train", data_root="nowhere", path=photos, image_size=16, **options)
+    data = load_images(
+        "folder", "train", data_root="nowhere", path=photos, image_size=16, **options
+    )
     again = functools.partial(cache_images, data, "disk", cache_dir=tmp_path / "cache", workers=2)
     assert decoded_in(again, monkeypatch) == 0
 
@@ -121,7 +128,10 @@ def test_a_file_of_an_earlier_format_is_built_again(cache, photos, tmp_path, cap
         write_json(path, record)
         capsys.readouterr()
         assert torch.equal(everything(cache("disk"))[0], everything(load(photos))[0])
-        assert "is of another version of the suite; decoding the images again" in capsys.readouterr().out
+        assert (
+            "is of another version of the suite; decoding the images again"
+            in capsys.readouterr().out
+        )
 
 
 def test_sizes_and_splits_have_files_of_their_own(photos, tmp_path):
@@ -137,7 +147,9 @@ def only_file(folder: Path, pattern: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("damage", ["no record", "bad record", "truncated", "other shape", "not npy"])
+@pytest.mark.parametrize(
+    "damage", ["no record", "bad record", "truncated", "other shape", "not npy"]
+)
 def test_an_incomplete_file_is_built_again(cache, photos, tmp_path, capsys, damage):
     cache("disk")
     pixels, record = only_file(tmp_path / "cache", "*.npy"), only_file(tmp_path / "cache", "*.json")
@@ -174,7 +186,9 @@ def test_an_interrupted_build_is_not_taken_for_complete(cache, photos, tmp_path,
     with pytest.raises(Interrupted):
         cache("disk")
     monkeypatch.undo()
-    assert not list((tmp_path / "cache").glob("*.json")) and not list((tmp_path / "cache").glob(".*part*"))
+    assert not list((tmp_path / "cache").glob("*.json")) and not list(
+        (tmp_path / "cache").glob(".*part*")
+    )
     assert torch.equal(everything(cache("disk"))[0], everything(load(photos))[0])
 
 
@@ -196,7 +210,8 @@ def test_a_full_disk_is_one_sentence(cache, tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(
-        InputError, match=r"cannot be written \(No space left on device; it takes .* (MB|bytes)\); free some"
+        InputError,
+        match=r"cannot be written \(No space left on device; it takes .* (MB|bytes)\); free some",
     ):
         cache("disk")
     assert not list((tmp_path / "cache").glob("*.npy"))
@@ -204,7 +219,9 @@ def test_a_full_disk_is_one_sentence(cache, tmp_path, monkeypatch):
 
 def test_a_cache_folder_that_cannot_be_made_is_one_sentence(cache, tmp_path):
     (tmp_path / "cache").write_text("a file")
-    with pytest.raises(InputError, match=r"image cache .* cannot be written \(.*\); use --cache_images off"):
+    with pytest.raises(
+        InputError, match=r"image cache .* cannot be written \(.*\); use --cache_images off"
+    ):
         cache("disk")
 
 

@@ -19,7 +19,9 @@ from utils.pixels import IMAGENET_MEAN, IMAGENET_STD, normalise
 
 
 def torchvision_transform(*first):
-    return transforms.Compose([*first, transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)])
+    return transforms.Compose(
+        [*first, transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
+    )
 
 
 def load(root, split="train", dataset="folder", **options) -> ImageData:
@@ -32,7 +34,9 @@ def everything(data):
 
 
 @pytest.mark.parametrize("size", [(40, 30), (224, 224), (640, 333), (1, 1)])
-@pytest.mark.parametrize("mode, suffix", [("RGB", "jpg"), ("L", "jpg"), ("CMYK", "jpg"), ("RGBA", "png"), ("P", "png")])
+@pytest.mark.parametrize(
+    "mode, suffix", [("RGB", "jpg"), ("L", "jpg"), ("CMYK", "jpg"), ("RGBA", "png"), ("P", "png")]
+)
 def test_pixels_are_bit_identical_to_torchvision(tmp_path, size, mode, suffix):
     make_photo(tmp_path / "a" / f"x.{suffix}", 3, size, mode)
     expected = ImageFolder(str(tmp_path), torchvision_transform(transforms.Resize((64, 64))))
@@ -72,18 +76,28 @@ def test_a_data_set_survives_pickling(tmp_path):
 
 def test_ilsvrc_is_augmented_in_training_only(tmp_path):
     make_folder(tmp_path / "train", {"a": 2})
-    train, val = load(tmp_path / "train", "train", "ilsvrc"), load(tmp_path / "train", "val", "ilsvrc")
+    train, val = (
+        load(tmp_path / "train", "train", "ilsvrc"),
+        load(tmp_path / "train", "val", "ilsvrc"),
+    )
     assert train.augments and train.augments_while_decoding
     assert not val.augments and not val.augments_while_decoding
     first, second = (train.__getitems__(Batch([0, 1], seed=3, epoch=epoch))[0] for epoch in (4, 5))
-    assert first.dtype == torch.uint8 and first.shape == (2, 3, 224, 224) and not torch.equal(first, second)
+    assert (
+        first.dtype == torch.uint8
+        and first.shape == (2, 3, 224, 224)
+        and not torch.equal(first, second)
+    )
     assert train.decoding_record["view"] != val.decoding_record["view"]
 
 
 @pytest.mark.parametrize("size, resized", [(224, 256), (112, 128), (48, 55)])
 def test_ilsvrc_validation_is_a_scaled_centre_crop(tmp_path, size, resized):
     make_photo(tmp_path / "a" / "x.jpg", 1, (300, 200))
-    whole = ImageFolder(str(tmp_path), torchvision_transform(transforms.Resize(resized), transforms.CenterCrop(size)))
+    whole = ImageFolder(
+        str(tmp_path),
+        torchvision_transform(transforms.Resize(resized), transforms.CenterCrop(size)),
+    )
     images, *_ = everything(load(tmp_path, "val", "ilsvrc", image_size=size))
     assert torch.equal(normalise(images)[0], whole[0][0])
 
@@ -101,13 +115,20 @@ def break_photo(path: Path, how: str) -> None:
 
 @pytest.mark.parametrize(
     "how, reason",
-    [("truncated", "truncated"), ("text", "unknown format"), ("empty", "unknown format"), ("gone", "No such file")],
+    [
+        ("truncated", "truncated"),
+        ("text", "unknown format"),
+        ("empty", "unknown format"),
+        ("gone", "No such file"),
+    ],
 )
 def test_an_unreadable_image_is_named_when_it_is_decoded(tmp_path, how, reason):
     data = load(make_folder(tmp_path, {"a": 3}), image_size=16)
     break_photo(tmp_path / "a" / "01.jpg", how)
     assert len(data.__getitems__([0, 2])[0]) == 2
-    with pytest.raises(InputError, match=rf"/a/01.jpg cannot be read as an image \(.*{reason}.*\); replace") as caught:
+    with pytest.raises(
+        InputError, match=rf"/a/01.jpg cannot be read as an image \(.*{reason}.*\); replace"
+    ) as caught:
         data.__getitems__([0, 1])
     assert "\n" not in str(caught.value)
 
@@ -117,7 +138,10 @@ def test_file_names_that_are_no_utf8_are_read_and_printable(tmp_path):
     make_photo(folder / os.fsdecode(b"caf\xe9.png"), 4)
     make_photo(folder / "schön.png", 5)
     data = load(tmp_path, image_size=16)
-    assert data.classes == ["gr\\xfcn"] and sorted(data.paths) == ["gr\\xfcn/caf\\xe9.png", "gr\\xfcn/schön.png"]
+    assert data.classes == ["gr\\xfcn"] and sorted(data.paths) == [
+        "gr\\xfcn/caf\\xe9.png",
+        "gr\\xfcn/schön.png",
+    ]
     assert everything(data)[0].shape == (2, 3, 16, 16)
     break_photo(data.file(0), "text")
     break_photo(data.file(1), "text")
@@ -129,13 +153,17 @@ def test_file_names_that_are_no_utf8_are_read_and_printable(tmp_path):
 def test_images_of_another_number_of_classes_are_refused(tmp_path):
     make_folder(tmp_path, {"a": 1, "b": 1, "c": 1})
     check_outputs(3, load(tmp_path), "net.pth.tar")
-    with pytest.raises(InputError, match=r"^net\.pth\.tar has 2 classes, the images have 3; use a net that"):
+    with pytest.raises(
+        InputError, match=r"^net\.pth\.tar has 2 classes, the images have 3; use a net that"
+    ):
         check_outputs(2, load(tmp_path), "net.pth.tar")
 
 
 def test_check_classes_names_the_first_difference():
     check_classes(["a", "b"], ["a", "b"], "the validation images")
-    with pytest.raises(InputError, match=r"validation images .*: 1 instead of 2, class 1 is nothing instead of b"):
+    with pytest.raises(
+        InputError, match=r"validation images .*: 1 instead of 2, class 1 is nothing instead of b"
+    ):
         check_classes(["a", "b"], ["a"], "the validation images")
     with pytest.raises(InputError, match="2 instead of 2, class 0 is x instead of a"):
         check_classes(["a", "b"], ["x", "b"], "net.pth.tar")
@@ -159,11 +187,15 @@ def test_sub_samplers_choose_training_images_only(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("dataset", "name"), [("folder", "imagenet"), ("CIFAR100", "cifar"), ("CIFAR10", "cifar"), ("STL10", "half")]
+    ("dataset", "name"),
+    [("folder", "imagenet"), ("CIFAR100", "cifar"), ("CIFAR10", "cifar"), ("STL10", "half")],
 )
 def test_images_are_normalised_as_the_table_says_or_as_is_chosen(tmp_path, dataset, name):
     make_folder(tmp_path, {"a": 2})
-    data, chosen = load(tmp_path, dataset=dataset), load(tmp_path, dataset=dataset, normalisation=NORMALISATIONS["dcm"])
+    data, chosen = (
+        load(tmp_path, dataset=dataset),
+        load(tmp_path, dataset=dataset, normalisation=NORMALISATIONS["dcm"]),
+    )
     for images, constants in ((data, NORMALISATIONS[name]), (chosen, NORMALISATIONS["dcm"])):
         assert images.normalisation == constants
         assert images.preprocessing() == Preprocessing(*constants)
@@ -173,7 +205,8 @@ def test_images_are_normalised_as_the_table_says_or_as_is_chosen(tmp_path, datas
 def test_batches_of_training_images_are_augmented_where_that_is_chosen(tmp_path):
     make_folder(tmp_path, {"a": 2})
     train, val = (
-        load(tmp_path, split, augmentation=AUGMENTATIONS["zero4"], image_size=16) for split in ("train", "val")
+        load(tmp_path, split, augmentation=AUGMENTATIONS["zero4"], image_size=16)
+        for split in ("train", "val")
     )
     assert train.augments and not train.augments_while_decoding
     assert not val.augments and val.augmentation is None

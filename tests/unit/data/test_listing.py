@@ -17,8 +17,19 @@ def photos(tmp_path):
     return make_folder(tmp_path / "train", {"a": 2, "b": 1})
 
 
-HIDDEN = (".ipynb_checkpoints/1.jpg", "a/.ipynb_checkpoints/1.jpg", "a/._00.jpg", ".git/x/1.jpg", "b/.trash.jpg")
-OF_SYSTEMS = ("__MACOSX/a/1.jpg", "a/@eaDir/00.jpg/thumb.jpg", "b/__MACOSX/1.jpg", "lost+found/1.jpg")
+HIDDEN = (
+    ".ipynb_checkpoints/1.jpg",
+    "a/.ipynb_checkpoints/1.jpg",
+    "a/._00.jpg",
+    ".git/x/1.jpg",
+    "b/.trash.jpg",
+)
+OF_SYSTEMS = (
+    "__MACOSX/a/1.jpg",
+    "a/@eaDir/00.jpg/thumb.jpg",
+    "b/__MACOSX/1.jpg",
+    "lost+found/1.jpg",
+)
 
 
 @pytest.mark.parametrize("name", HIDDEN + OF_SYSTEMS)
@@ -31,11 +42,19 @@ def test_hidden_and_junk_files_and_folders_are_neither_images_nor_classes(photos
 
 
 def test_what_is_left_out_is_counted_by_kind_and_named(photos):
-    for name in ("a/x.txt", "b/y.TXT", "a/Thumbs.db", "b/noending", "a/._00.jpg", "b/.DS_Store", "b/z.mp4"):
+    for name in (
+        "a/x.txt",
+        "b/y.TXT",
+        "a/Thumbs.db",
+        "b/noending",
+        "a/._00.jpg",
+        "b/.DS_Store",
+        "b/z.mp4",
+    ):
         (photos / name).write_bytes(b"x")
     assert load(photos).notes == [
-        "left out: 1 .mp4 (b/z.mp4); 2 .txt (a/x.txt, b/y.TXT); 2 hidden (a/._00.jpg, b/.DS_Store); "
-        "1 of the system (a/Thumbs.db); 1 without an ending (b/noending)"
+        "left out: 1 .mp4 (b/z.mp4); 2 .txt (a/x.txt, b/y.TXT); 2 hidden (a/._00.jpg, b/.DS_Store);"
+        " 1 of the system (a/Thumbs.db); 1 without an ending (b/noending)"
     ]
 
 
@@ -44,7 +63,12 @@ def test_nothing_is_said_where_nothing_is_left_out(photos):
 
 
 def test_a_link_to_a_folder_above_lists_nothing_twice(photos):
-    for name, target in {"a/up": photos, "a/class": photos / "a", "b/top": photos.parent, "b/other": "../a"}.items():
+    for name, target in {
+        "a/up": photos,
+        "a/class": photos / "a",
+        "b/top": photos.parent,
+        "b/other": "../a",
+    }.items():
         (photos / name).symlink_to(target)
     make_folder(photos.parent / "val", {"a": 3, "b": 3})
     data = load(photos)
@@ -57,7 +81,13 @@ def test_a_folder_that_two_links_lead_to_is_listed_once(photos, tmp_path):
     for name in ("a/one", "a/two"):
         (photos / name).symlink_to(elsewhere)
     (elsewhere / "x" / "round").symlink_to(elsewhere)
-    assert load(photos).paths == ["a/00.jpg", "a/01.jpg", "a/one/x/00.jpg", "a/one/x/01.jpg", "b/00.jpg"]
+    assert load(photos).paths == [
+        "a/00.jpg",
+        "a/01.jpg",
+        "a/one/x/00.jpg",
+        "a/one/x/01.jpg",
+        "b/00.jpg",
+    ]
 
 
 def test_a_class_folder_that_is_a_link_is_that_class(photos, tmp_path):
@@ -71,7 +101,9 @@ def test_a_class_folder_that_is_a_link_is_that_class(photos, tmp_path):
 
 def test_a_class_folder_that_is_another_class_or_the_folder_itself_is_refused(photos):
     (photos / "c").symlink_to("a")
-    with pytest.raises(InputError, match=r"/c has no images .*; left out: 1 links to folders listed already \(c\)"):
+    with pytest.raises(
+        InputError, match=r"/c has no images .*; left out: 1 links to folders listed already \(c\)"
+    ):
         load(photos)
     (photos / "c").unlink()
     (photos / "c").symlink_to(photos.parent)
@@ -100,8 +132,14 @@ def test_images_beside_the_class_folders_are_said(photos):
 @pytest.mark.parametrize(
     ("names", "said"),
     [
-        (["0", "1", "10", "11", "2"], "0, 1, 10, 11, …; a network from elsewhere that counts 0, 1, 2, 10, …"),
-        (["class1", "class10", "class9"], "class1, class10, class9, …; a network from elsewhere that counts class1, "),
+        (
+            ["0", "1", "10", "11", "2"],
+            "0, 1, 10, 11, …; a network from elsewhere that counts 0, 1, 2, 10, …",
+        ),
+        (
+            ["class1", "class10", "class9"],
+            "class1, class10, class9, …; a network from elsewhere that counts class1, ",
+        ),
         (["00", "01", "10"], ""),
         (["n01440764", "n01443537"], ""),
         (["001.Black", "002.Laysan"], ""),
@@ -110,7 +148,11 @@ def test_images_beside_the_class_folders_are_said(photos):
     ],
 )
 def test_the_order_of_numbers_that_sort_as_text_is_said(names, said):
-    assert names == sorted(names) and said in order_note(names) and bool(said) == bool(order_note(names))
+    assert (
+        names == sorted(names)
+        and said in order_note(names)
+        and bool(said) == bool(order_note(names))
+    )
 
 
 def test_labels_follow_the_names_as_text(tmp_path):

@@ -16,7 +16,9 @@ def image_list(*class_sizes: int) -> ImageList:
     """A list of images that nobody opens, so many for each class."""
     targets = torch.cat([torch.full((size,), label) for label, size in enumerate(class_sizes)])
     files = [f"{label:02d}/{row}.jpg" for row, label in enumerate(targets.tolist())]
-    return ImageList(Path("/nowhere"), files, targets, [f"{label:02d}" for label in range(len(class_sizes))], {})
+    return ImageList(
+        Path("/nowhere"), files, targets, [f"{label:02d}" for label in range(len(class_sizes))], {}
+    )
 
 
 @pytest.fixture
@@ -49,8 +51,12 @@ def test_the_authors_lists_are_the_halves_that_are_made(tmp_path):
     """Sizes of the classes from the annotations of all 200, as the official split has them."""
     lists, cub = real_data() / "reference_lists", real_data() / "CUB_200_2011"
     folder_of = dict(line.split() for line in (cub / "images.txt").read_text().splitlines())
-    split_of = dict(line.split() for line in (cub / "train_test_split.txt").read_text().splitlines())
-    classes = [folder_of[number].split("/")[0] for number, split in split_of.items() if split == "1"]
+    split_of = dict(
+        line.split() for line in (cub / "train_test_split.txt").read_text().splitlines()
+    )
+    classes = [
+        folder_of[number].split("/")[0] for number, split in split_of.items() if split == "1"
+    ]
     images = image_list(*(classes.count(name) for name in sorted(set(classes))))
     for half in ("50par_A", "50par_B"):
         authors = read_sub_sampler("CUB200", half, images, data_root=lists)
@@ -68,7 +74,9 @@ def test_both_halves_are_made_and_saved_and_then_stand(tmp_path, ten):
     assert [path.stat().st_mtime_ns for path in sorted(tmp_path.iterdir())] == before
 
 
-@pytest.mark.parametrize("percent, per_class", [(50, [3, 3]), (25, [1, 1]), (90, [6, 6]), (7, [0, 0])])
+@pytest.mark.parametrize(
+    "percent, per_class", [(50, [3, 3]), (25, [1, 1]), (90, [6, 6]), (7, [0, 0])]
+)
 def test_percent_is_rounded_down_in_every_class(percent, per_class):
     targets = torch.tensor([0] * 7 + [1] * 7)
     for split in ("first", "random"):
@@ -104,7 +112,11 @@ def test_a_missing_half_is_what_the_given_one_leaves(tmp_path, ten):
     ("made", "asked", "difference"),
     [
         ({}, {"split": "random", "seed": 7}, "--split first, not random"),
-        ({"split": "first", "seed": 3}, {"split": "random", "seed": 3}, "--split first, not random"),
+        (
+            {"split": "first", "seed": 3},
+            {"split": "random", "seed": 3},
+            "--split first, not random",
+        ),
         ({"split": "random", "seed": 7}, {"split": "first"}, "--split random, not first"),
         ({"split": "random", "seed": 7}, {"split": "random", "seed": 8}, "--seed 7, not 8"),
         ({"split": "random"}, {"split": "random", "seed": 8}, "--seed 0, not 8"),
@@ -114,24 +126,34 @@ def test_halves_that_were_made_in_another_way_are_refused(tmp_path, ten, made, a
     read(tmp_path, "50par_A", ten, **made)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     for half in "AB":
-        with pytest.raises(InputError, match=rf"50par_{half}\.json was made with {difference}; leave out --split"):
+        with pytest.raises(
+            InputError, match=rf"50par_{half}\.json was made with {difference}; leave out --split"
+        ):
             read(tmp_path, f"50par_{half}", ten, **asked)
     (tmp_path / "sub_sampler_birds_50par_B.json").unlink()  # of the two, A alone can tell
     with pytest.raises(InputError, match=rf"50par_A\.json was made with {difference}"):
         read(tmp_path, "50par_B", ten, **asked)
     kept = tmp_path / "sub_sampler_birds_50par_A.json"
-    assert {kept.name: before[kept.name]} == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert {kept.name: before[kept.name]} == {
+        path.name: path.read_bytes() for path in tmp_path.iterdir()
+    }
 
 
 def test_halves_are_taken_as_they_were_made(tmp_path, ten):
     drawn = read(tmp_path, "50par_A", ten, split="random", seed=7)
-    assert read(tmp_path, "50par_A", ten, split="random", seed=7) == read(tmp_path, "50par_A", ten, seed=8) == drawn
+    assert (
+        read(tmp_path, "50par_A", ten, split="random", seed=7)
+        == read(tmp_path, "50par_A", ten, seed=8)
+        == drawn
+    )
     (tmp_path / "sub_sampler_birds_50par_B.json").unlink()
-    rest = read(tmp_path, "50par_B", ten, seed=8)  # made anew, as A's rest: it records how A was made
+    # Made anew, as A's rest: it records how A was made
+    rest = read(tmp_path, "50par_B", ten, seed=8)
     assert sorted(drawn + rest) == list(range(10))
     assert read(tmp_path, "50par_B", ten, split="random", seed=7) == rest
     first = read(tmp_path / "first", "50par_A", ten, split="first", seed=1)
-    assert read(tmp_path / "first", "50par_A", ten, split="first", seed=2) == first  # the seed drew nothing
+    # The seed drew nothing
+    assert read(tmp_path / "first", "50par_A", ten, split="first", seed=2) == first
 
 
 def test_lists_that_do_not_record_how_they_were_made_are_taken(tmp_path, ten):
@@ -147,7 +169,9 @@ def test_images_with_several_labels_are_split_as_one_class():
 
 def test_a_half_that_was_made_for_other_images_is_refused(tmp_path, ten):
     read(tmp_path, "50par_A", ten)
-    with pytest.raises(InputError, match=r"50par_A.json was made for another list of images; remove it"):
+    with pytest.raises(
+        InputError, match=r"50par_A.json was made for another list of images; remove it"
+    ):
         read(tmp_path, "50par_A", image_list(6, 5))
 
 
@@ -159,7 +183,9 @@ def test_halves_without_images_are_refused_and_not_saved(tmp_path):
 
 @pytest.mark.parametrize("name", ["few", "50par_C", "00par_A", "par_A", "100par_A"])
 def test_names_that_are_neither_a_file_nor_a_half(tmp_path, ten, name):
-    with pytest.raises(InputError, match=rf"no sub_sampler_birds_{name}.pt, .npy or .json.*such as 50par_A"):
+    with pytest.raises(
+        InputError, match=rf"no sub_sampler_birds_{name}.pt, .npy or .json.*such as 50par_A"
+    ):
         read(tmp_path, name, ten)
 
 
@@ -189,7 +215,9 @@ def test_lists_that_choose_no_images(tmp_path, ten, indices, message):
         (tmp_path / "sub_sampler_birds_bad.pt").unlink(missing_ok=True)
 
 
-@pytest.mark.parametrize("array", [np.zeros((2, 2), int), np.array([0.0, 1.0]), np.array([True, False])])
+@pytest.mark.parametrize(
+    "array", [np.zeros((2, 2), int), np.array([0.0, 1.0]), np.array([True, False])]
+)
 def test_arrays_that_choose_no_images(tmp_path, ten, array):
     np.save(tmp_path / "sub_sampler_birds_bad.npy", array)
     with pytest.raises(InputError, match="is not a list of"):
@@ -216,7 +244,10 @@ class _Payload:
 
 @pytest.mark.parametrize("suffix", [".pt", " old.pt", ".npy"])
 def test_code_in_a_sub_sampler_does_not_run(tmp_path, ten, suffix):
-    trace, path = tmp_path / "trace", tmp_path / f"sub_sampler_birds_evil{suffix.removeprefix(' old')}"
+    trace, path = (
+        tmp_path / "trace",
+        tmp_path / f"sub_sampler_birds_evil{suffix.removeprefix(' old')}",
+    )
     if suffix == ".npy":
         np.save(path, np.array([_Payload(trace)], dtype=object), allow_pickle=True)
     else:

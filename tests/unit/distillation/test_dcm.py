@@ -28,7 +28,9 @@ def divergence(teacher, learner):
     total = 0.0
     for row_t, row_l in zip(teacher.tolist(), learner.tolist()):
         p, q = ([math.exp(z) / sum(map(math.exp, row)) for z in row] for row in (row_t, row_l))
-        p, q = ([(u + EPS) / (1 + len(row_t) * EPS) for u in probabilities] for probabilities in (p, q))
+        p, q = (
+            [(u + EPS) / (1 + len(row_t) * EPS) for u in probabilities] for probabilities in (p, q)
+        )
         total += sum(a * math.log(a / b) for a, b in zip(p, q))
     return total / len(teacher)
 
@@ -38,7 +40,9 @@ def test_all_24_terms_by_hand(outputs):
     heads = heads_of(*outputs)
     assert terms.kl.count_nonzero() == 18
     for i, learner in enumerate(heads):
-        assert terms.ce[i].item() == pytest.approx(F.cross_entropy(learner, LABELS).item(), rel=1e-6)
+        assert terms.ce[i].item() == pytest.approx(
+            F.cross_entropy(learner, LABELS).item(), rel=1e-6
+        )
         for j, teacher in enumerate(heads):
             expected = 0.0 if i // 3 == j // 3 else divergence(teacher, learner)
             assert terms.kl[i, j].item() == pytest.approx(expected, rel=1e-5, abs=1e-7)
@@ -49,8 +53,12 @@ def test_a_teacher_is_not_differentiated(outputs):
     heads = heads_of(*outputs)
     terms = mutual_terms(outputs[0], outputs[1], LABELS)
     gradients = torch.autograd.grad(terms.kl[1, 5], heads, allow_unused=True)
-    assert [gradient is not None and bool(gradient.any()) for gradient in gradients] == [False, True] + [False] * 4
-    difference = heads[1].softmax(1) - heads[5].softmax(1)  # of KL without ε, to the learner's logits
+    assert [gradient is not None and bool(gradient.any()) for gradient in gradients] == [
+        False,
+        True,
+    ] + [False] * 4
+    # Of KL without ε, to the learner's logits
+    difference = heads[1].softmax(1) - heads[5].softmax(1)
     torch.testing.assert_close(gradients[1], difference / len(LABELS), rtol=1e-4, atol=1e-6)
 
 
@@ -68,18 +76,22 @@ def test_a_sure_and_wrong_learner_pays_a_finite_price():
 def test_smoothed_probabilities_sum_to_one():
     """With so many classes that ε adds one percent."""
     first, second = torch.randn(2, 1, 1_000_000)
-    p, q = ((logits.double().softmax(1) + EPS) / (1 + 1_000_000 * EPS) for logits in (first, second))
-    expected = (q * (q / p).log()).sum().item()
-    assert mutual_terms((first, []), (second, []), torch.tensor([0])).kl[0, 1].item() == pytest.approx(
-        expected, rel=1e-4
+    p, q = (
+        (logits.double().softmax(1) + EPS) / (1 + 1_000_000 * EPS) for logits in (first, second)
     )
+    expected = (q * (q / p).log()).sum().item()
+    assert mutual_terms((first, []), (second, []), torch.tensor([0])).kl[
+        0, 1
+    ].item() == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("method", ["dml", "alone"])
 def test_the_papers_baselines_have_final_heads_only(outputs, method):
     terms = mutual_terms(outputs[0], outputs[1], LABELS, method)
     finals = outputs[0][0], outputs[1][0]
-    torch.testing.assert_close(terms.ce, torch.stack([F.cross_entropy(final, LABELS) for final in finals]))
+    torch.testing.assert_close(
+        terms.ce, torch.stack([F.cross_entropy(final, LABELS) for final in finals])
+    )
     kl = [[0.0, divergence(finals[1], finals[0])], [divergence(finals[0], finals[1]), 0.0]]
     torch.testing.assert_close(terms.kl, torch.tensor(kl) * (method == "dml"), rtol=1e-5, atol=1e-7)
     terms.total.backward()

@@ -7,24 +7,44 @@ import pytest
 from distillation import dcm_log
 
 METRICS = {
-    "Loss": 9.0, "net1_top1_prec": 1.0, "net1_ep1_top1_prec": 2.0, "net1_ep2_top1_prec": 3.0, "net2_top1_prec": 4.0,
+    "Loss": 9.0,
+    "net1_top1_prec": 1.0,
+    "net1_ep1_top1_prec": 2.0,
+    "net1_ep2_top1_prec": 3.0,
+    "net2_top1_prec": 4.0,
     "net2_ep1_top1_prec": 99.0,
-    "val_Loss": 8.0, "val_net1_top1_prec": 5.0, "val_net1_ep1_top1_prec": 6.0, "val_net1_ep2_top1_prec": 7.0,
+    "val_Loss": 8.0,
+    "val_net1_top1_prec": 5.0,
+    "val_net1_ep1_top1_prec": 6.0,
+    "val_net1_ep2_top1_prec": 7.0,
     "val_net2_top1_prec": 8.0,
-}  # fmt: skip
+}
 
 
 def test_names_are_the_authors():
     assert dcm_log.stats({"lr": 0.1, "save": "logs"}, METRICS, epoch=1, num_classes=100) == {
-        "lr": 0.1, "save": "logs", "epoch": 1, "num_classes": 100,
-        "train_loss": 9.0, "train_acc": 1.0, "train_acc_ep1": 2.0, "train_acc_ep2": 3.0, "train_acc_another": 4.0,
-        "test_loss": 8.0, "test_acc": 5.0, "test_acc_ep1": 6.0, "test_acc_ep2": 7.0, "test_acc_another": 8.0,
-    }  # fmt: skip
+        "lr": 0.1,
+        "save": "logs",
+        "epoch": 1,
+        "num_classes": 100,
+        "train_loss": 9.0,
+        "train_acc": 1.0,
+        "train_acc_ep1": 2.0,
+        "train_acc_ep2": 3.0,
+        "train_acc_another": 4.0,
+        "test_loss": 8.0,
+        "test_acc": 5.0,
+        "test_acc_ep1": 6.0,
+        "test_acc_ep2": 7.0,
+        "test_acc_another": 8.0,
+    }
 
 
 def test_networks_without_heads_have_no_accuracies_of_them():
     metrics = {name: value for name, value in METRICS.items() if "ep" not in name}
-    assert not [name for name in dcm_log.stats({}, metrics, epoch=1) if "ep1" in name or "ep2" in name]
+    assert not [
+        name for name in dcm_log.stats({}, metrics, epoch=1) if "ep1" in name or "ep2" in name
+    ]
 
 
 def test_every_epoch_stands_there_once(tmp_path):

@@ -34,7 +34,12 @@ def test_rotation_by_hand():
     image = torch.tensor([[1, 2], [3, 4]], dtype=torch.uint8)
     rotated = rotate(torch.stack([image, image + 10])[:, None])
     assert rotated.dtype == torch.uint8 and rotated.shape == (8, 1, 2, 2)
-    assert rotated[:4, 0].tolist() == [[[1, 2], [3, 4]], [[2, 4], [1, 3]], [[4, 3], [2, 1]], [[3, 1], [4, 2]]]
+    assert rotated[:4, 0].tolist() == [
+        [[1, 2], [3, 4]],
+        [[2, 4], [1, 3]],
+        [[4, 3], [2, 1]],
+        [[3, 1], [4, 2]],
+    ]
     assert torch.equal(rotated[4:], rotated[:4] + 10)
 
 
@@ -55,7 +60,10 @@ def test_distillation_is_tau_squared_times_the_divergence(tau):
     student, teacher = [[1.0, -2.0, 0.5], [0.0, 3.0, 1.0]], [[2.0, 0.0, -1.0], [-4.0, 1.0, 2.0]]
     by_hand = 0.0
     for row_s, row_t in zip(student, teacher):
-        q, p = ([math.exp(z / tau) / sum(math.exp(u / tau) for u in row) for z in row] for row in (row_s, row_t))
+        q, p = (
+            [math.exp(z / tau) / sum(math.exp(u / tau) for u in row) for z in row]
+            for row in (row_s, row_t)
+        )
         by_hand += tau**2 / 2 * sum(b * math.log(b / a) for a, b in zip(q, p))
     learner, taught = (torch.tensor(rows, requires_grad=True) for rows in (student, teacher))
     loss = distillation(learner, taught, tau)
@@ -72,7 +80,9 @@ def test_a_teacher_learns_classes_upright_and_joint_labels_of_all_rotations():
     assert list(terms) == ["ce_aux1", "ce_aux2", "ce_class"]
     torch.testing.assert_close(terms["ce_class"], F.cross_entropy(z[[0, 4]], LABELS))
     for number, branch in enumerate(branches, start=1):
-        torch.testing.assert_close(terms[f"ce_aux{number}"], F.cross_entropy(branch, joint_labels(LABELS)))
+        torch.testing.assert_close(
+            terms[f"ce_aux{number}"], F.cross_entropy(branch, joint_labels(LABELS))
+        )
 
 
 def test_a_student_learns_labels_from_upright_images_and_the_rest_from_its_teacher():
@@ -92,22 +102,30 @@ def test_online_both_networks_learn_as_teachers_and_from_each_other():
     assert len(terms) == 12
     for name, term in teacher_terms(second, LABELS).items():
         assert torch.equal(terms[f"{name}_net2"], term)
-    assert torch.equal(terms["kl_aux1_net1_learns_from_net2"], distillation(first[1][0], second[1][0]))
+    assert torch.equal(
+        terms["kl_aux1_net1_learns_from_net2"], distillation(first[1][0], second[1][0])
+    )
     assert torch.equal(terms["kl_class_net2_learns_from_net1"], distillation(second[0], first[0]))
 
 
 def test_student_and_teacher_need_equally_many_branches():
-    with pytest.raises(InputError, match="the teacher has 4 branches and the student 3; HSAKD needs equally many"):
+    with pytest.raises(
+        InputError, match="the teacher has 4 branches and the student 3; HSAKD needs equally many"
+    ):
         student_terms(outputs(3), outputs(4), LABELS)
 
 
 def test_accuracies_of_branches():
     right = F.one_hot(joint_labels(LABELS), 4 * CLASSES).float()
-    turned = F.one_hot(joint_labels(LABELS) ^ 1, 4 * CLASSES).float()  # another rotation of the right class
+    # Another rotation of the right class
+    turned = F.one_hot(joint_labels(LABELS) ^ 1, 4 * CLASSES).float()
     accuracies = branch_accuracies_percent([right, turned], LABELS)
     assert {name: value.item() for name, value in accuracies.items()} == {
-        "ss_aux1": 100.0, "class_aux1": 100.0, "ss_aux2": 0.0, "class_aux2": 100.0
-    }  # fmt: skip
+        "ss_aux1": 100.0,
+        "class_aux1": 100.0,
+        "ss_aux2": 0.0,
+        "class_aux2": 100.0,
+    }
 
 
 @pytest.mark.parametrize("ratio", [0.25, 0.5])
@@ -125,17 +143,23 @@ def test_the_whole_set_and_impossible_shares():
     for ratio in (0.0, -0.5, 1.5):
         with pytest.raises(InputError, match=f"above 0 and up to 1, not {ratio:g}"):
             few_shot_indices(labels, ratio)
-    with pytest.raises(InputError, match=r"--few-ratio 0.05 does not split these 40 images: .*train_size"):
+    with pytest.raises(
+        InputError, match=r"--few-ratio 0.05 does not split these 40 images: .*train_size"
+    ):
         few_shot_indices(labels, 0.05)
 
 
 def test_training_images_are_chosen_by_the_archives_order_and_held_out_of_them():
-    """Files are named by their place in the archive; folders of classes put them in another order."""
+    """Files are named by their place in the archive; folders of classes put them in another
+    order.
+    """
     labels_in_archive = np.arange(40) % 2
     places = [*range(0, 40, 2), *range(1, 40, 2)]  # class by class
     paths = [f"{place % 2}/{place:05d}.png" for place in places]
     kept, held = split_training(paths, labels_in_archive[places], 0.5, 0)
-    assert [places[i] for i in kept] == few_shot_indices(labels_in_archive, 0.5).tolist() and len(held) == 0
+    assert [places[i] for i in kept] == few_shot_indices(labels_in_archive, 0.5).tolist() and len(
+        held
+    ) == 0
     fitted, held = split_training(paths, labels_in_archive[places], 0.5, 0.25)
     assert sorted([*fitted, *held]) == sorted(kept) and len(held) == 5
     everything, none = split_training(paths, labels_in_archive[places], 1, 0)
@@ -144,7 +168,9 @@ def test_training_images_are_chosen_by_the_archives_order_and_held_out_of_them()
 
 def test_splits_that_cannot_be_are_refused():
     paths, labels = ["a/1", "a/2", "b/1", "b/2"], np.array([0, 0, 1, 1])
-    with pytest.raises(InputError, match=r"--hold_out 0.1 of 4 images leaves a class without images"):
+    with pytest.raises(
+        InputError, match=r"--hold_out 0.1 of 4 images leaves a class without images"
+    ):
         split_training(paths, labels, 1, 0.1)
     with pytest.raises(InputError, match="images of one class each"):
         split_training(paths, np.zeros((4, 2)), 1, 0)

@@ -23,7 +23,12 @@ def test_defaults_are_the_commands_and_the_data_sets():
         True,
         32,
     )
-    assert (imagenet.arch, imagenet.lr, imagenet.epochs, imagenet.nesterov) == ("resnet34_imagenet_aux", 0.1, 3, False)
+    assert (imagenet.arch, imagenet.lr, imagenet.epochs, imagenet.nesterov) == (
+        "resnet34_imagenet_aux",
+        0.1,
+        3,
+        False,
+    )
     assert (imagenet.name, imagenet.dataset, cifar.name, cifar.dataset) == (
         "imagenet",
         "ilsvrc",
@@ -31,9 +36,18 @@ def test_defaults_are_the_commands_and_the_data_sets():
         "CIFAR100",
     )
     probe = parsed("probe", "--s-path S")
-    assert (probe.arch, probe.name, probe.weight_decay, probe.lr_type) == ("mobilenetV2", "STL-10", 0, "multistep")
+    assert (probe.arch, probe.name, probe.weight_decay, probe.lr_type) == (
+        "mobilenetV2",
+        "STL-10",
+        0,
+        "multistep",
+    )
     student = parsed("student", "--tarch resnet56_aux")
-    assert (student.tcheckpoint, student.kd_T, student.few_ratio) == ("resnet56_aux.pth.tar", 3, None)
+    assert (student.tcheckpoint, student.kd_T, student.few_ratio) == (
+        "resnet56_aux.pth.tar",
+        3,
+        None,
+    )
 
 
 def test_data_is_the_root_or_the_data_sets_own_folder(tmp_path):
@@ -49,8 +63,9 @@ def test_data_is_the_root_or_the_data_sets_own_folder(tmp_path):
 def test_files_and_names():
     args = parsed("student", "--tcheckpoint T --suffix s --few-ratio 0.75 --manual 4")
     assert hsakd_options.files(args) == {"tcheckpoint": "T"}
-    assert hsakd_options.run_name(args) == (
-        "train_student_few_shot_tarch_wrn_40_2_aux_arch_wrn_16_2_aux_dataset_cifar100_few_ratio_0.75_seed4_s"
+    assert (
+        hsakd_options.run_name(args)
+        == "train_student_few_shot_tarch_wrn_40_2_aux_arch_wrn_16_2_aux_dataset_cifar100_few_ratio_0.75_seed4_s"
     )
     assert hsakd_options.files(parsed("teacher")) == {}
 
@@ -58,10 +73,25 @@ def test_files_and_names():
 @pytest.mark.parametrize(
     ("command", "line", "following"),
     [
-        ("teacher", "", "student --tarch wrn_40_2_aux --tcheckpoint own.pth.tar --dataset cifar100 --data ./data/"),
-        ("baseline", "--arch wrn_16_2", "probe --arch wrn_16_2 --s_path own.pth.tar --data ./data/"),
+        (
+            "teacher",
+            "",
+            (
+                "student --tarch wrn_40_2_aux --tcheckpoint own.pth.tar --dataset cifar100 --data"
+                " ./data/"
+            ),
+        ),
+        (
+            "baseline",
+            "--arch wrn_16_2",
+            "probe --arch wrn_16_2 --s_path own.pth.tar --data ./data/",
+        ),
         ("student", "--data D", "probe --arch wrn_16_2 --s_path own.pth.tar --data D"),
-        ("online", "--arch WRN_16_2_WRN_16_2", "probe --arch wrn_16_2 --s_path own.pth.tar --data ./data/"),
+        (
+            "online",
+            "--arch WRN_16_2_WRN_16_2",
+            "probe --arch wrn_16_2 --s_path own.pth.tar --data ./data/",
+        ),
         ("probe", "--s_path S", ""),
     ],
 )

@@ -51,7 +51,9 @@ def upright(logits, targets):
 
 
 def step(function, net, **by_name):
-    return function(net, IMAGES, TARGETS, INDICES, preprocess=prepared, accuracies=upright, **by_name)
+    return function(
+        net, IMAGES, TARGETS, INDICES, preprocess=prepared, accuracies=upright, **by_name
+    )
 
 
 ROTATED = rotate(prepared(IMAGES, INDICES))
@@ -72,7 +74,9 @@ def test_teach():
 def test_distil():
     net, teacher = Branched(), Branched()
     loss, _ = step(hsakd_steps.distil, net, teacher=teacher, tau=2.0)
-    torch.testing.assert_close(loss, total(student_terms(net(ROTATED), teacher(ROTATED), TARGETS, 2.0)))
+    torch.testing.assert_close(
+        loss, total(student_terms(net(ROTATED), teacher(ROTATED), TARGETS, 2.0))
+    )
     assert torch.equal(teacher.seen[0], net.seen[0])
     loss.backward()
     assert teacher.z.weight.grad is None and net.a.weight.grad is not None
@@ -96,19 +100,42 @@ def test_measure_gives_the_cross_entropy_of_upright_images(kind):
     assert len(metrics) == 3 * len(nets)
 
 
-ARCHS = ["wrn_16_2", "wrn_40_1", "wrn_40_2", "resnet20", "resnet56", "resnet8x4", "resnet32x4", "ResNet50", "vgg13_bn"]
-ARCHS += ["ShuffleV1", "ShuffleV2", "mobilenetV2", "resnet18_imagenet", "resnet34_imagenet", "resnet50_imagenet"]
+ARCHS = [
+    "wrn_16_2",
+    "wrn_40_1",
+    "wrn_40_2",
+    "resnet20",
+    "resnet56",
+    "resnet8x4",
+    "resnet32x4",
+    "ResNet50",
+    "vgg13_bn",
+]
+ARCHS += [
+    "ShuffleV1",
+    "ShuffleV2",
+    "mobilenetV2",
+    "resnet18_imagenet",
+    "resnet34_imagenet",
+    "resnet50_imagenet",
+]
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """Two real images of the archive where there is one, of its classes 2 and 0; else random ones."""
+    """Two real images of the archive where there is one, of its classes 2 and 0; else random
+    ones.
+    """
     if "KC_REAL_DATA" not in os.environ:
-        return torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        return torch.randint(
+            256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+        )
     scratch = tmp_path_factory.mktemp("cifar") / "scratch"
     with unpacked([real_data() / "CIFAR100_mini"], CIFAR100_PARTS, scratch) as folders:
         files = read_cifar100(folders, 3).files
-    names = [next(name for name in files if name.startswith(f"train/0{label}_")) for label in (2, 0)]
+    names = [
+        next(name for name in files if name.startswith(f"train/0{label}_")) for label in (2, 0)
+    ]
     return torch.stack([pil_to_tensor(Image.open(io.BytesIO(files[name]()))) for name in names])
 
 
@@ -118,10 +145,16 @@ def test_one_step_moves_every_weight_of_every_architecture(arch, images):
     before = {name: weight.detach().clone() for name, weight in net.named_parameters()}
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     loss, _ = hsakd_steps.teach(
-        net, images, torch.tensor([2, 0]), INDICES, preprocess=lambda pixels, _: pixels.float() / 128 - 1,
+        net,
+        images,
+        torch.tensor([2, 0]),
+        INDICES,
+        preprocess=lambda pixels, _: pixels.float() / 128 - 1,
         accuracies=lambda *_: {},
-    )  # fmt: skip
+    )
     loss.backward()
     optimizer.step()
     assert loss.isfinite()
-    assert [name for name, weight in net.named_parameters() if torch.equal(weight, before[name])] == []
+    assert [
+        name for name, weight in net.named_parameters() if torch.equal(weight, before[name])
+    ] == []

@@ -18,7 +18,9 @@ CLASSES = 3
 
 @pytest.fixture
 def loader(photos):
-    return make_loader(load_images("folder", "train", data_root="", image_size=32, path=photos / "train"), 8)
+    return make_loader(
+        load_images("folder", "train", data_root="", image_size=32, path=photos / "train"), 8
+    )
 
 
 @pytest.fixture
@@ -76,7 +78,8 @@ def test_a_stored_teacher_looks_at_every_image_once_and_a_live_one_at_what_it_is
     augmented()
     live = teacher_logits(Watched(3, CLASSES), loader, CLASSES, cpu, folder=tmp_path)
     assert seen == [8, 8, 8]
-    assert not torch.equal(live(pixels, indices), live(pixels.flip(0), indices))  # the pixels count, not the indices
+    # The pixels count, not the indices
+    assert not torch.equal(live(pixels, indices), live(pixels.flip(0), indices))
     assert seen == [8, 8, 8, 8, 8]
 
 
@@ -84,7 +87,10 @@ def test_a_stored_teacher_looks_at_every_image_once_and_a_live_one_at_what_it_is
 def test_a_teacher_reads_pixels_by_its_own_constants(loader, cpu, tmp_path, augmented, augments):
     if augments:
         augmented()
-    constants, model = NORMALISATIONS["cifar10"], nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, CLASSES))
+    constants, model = (
+        NORMALISATIONS["cifar10"],
+        nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, CLASSES)),
+    )
     teacher = teacher_logits(FromPixels(model, constants), loader, CLASSES, cpu, folder=tmp_path)
     pixels, _targets, indices = next(iter(loader))
     torch.testing.assert_close(teacher(pixels, indices), model(normalise(pixels, *constants)))
@@ -117,7 +123,10 @@ def test_a_gpu_of_its_own_has_no_effect_where_logits_are_stored(make_teacher, ca
     make_teacher()
     assert "--gpu_teacher" not in capsys.readouterr().out
     make_teacher(gpu=7)
-    assert "the teacher's logits are computed once, so --gpu_teacher has no effect" in capsys.readouterr().out
+    assert (
+        "the teacher's logits are computed once, so --gpu_teacher has no effect"
+        in capsys.readouterr().out
+    )
 
 
 def test_a_gpu_that_is_not_there_is_refused(loader, cpu, augmented):

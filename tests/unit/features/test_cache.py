@@ -33,7 +33,10 @@ def test_everything_comes_back_in_order(tmp_path, dtype):
     assert isinstance(cache, FeatureCache) and len(cache) == COUNT
     assert (cache.shape_a, cache.shape_b) == (SHAPE_A, SHAPE_B)
     assert cache.provenance.to_record() == RECORD
-    assert cache.facts["dtype"] == str(dtype).removeprefix("torch.") and cache.facts["top_k"] == [1, 3]
+    assert cache.facts["dtype"] == str(dtype).removeprefix("torch.") and cache.facts["top_k"] == [
+        1,
+        3,
+    ]
     assert cache.paths == PATHS and os.fsencode(cache.paths[0]).endswith(b"\xff.jpg")
     assert torch.equal(cache.targets, targets)
     assert torch.equal(cache.hits_a, hits_a) and torch.equal(cache.hits_b, hits_b)
@@ -52,7 +55,9 @@ def test_batches_are_copies_that_a_fit_may_change(tmp_path):
 
 
 def test_reverse_swaps_the_networks_everywhere(tmp_path):
-    cache = open_features(complete(tmp_path), reverse=True, expected={"layer_a": "layer3", "shape_a": SHAPE_B})
+    cache = open_features(
+        complete(tmp_path), reverse=True, expected={"layer_a": "layer3", "shape_a": SHAPE_B}
+    )
     features_a, features_b, _, hits_a, hits_b = samples()
     assert (cache.shape_a, cache.shape_b) == (SHAPE_B, SHAPE_A)
     assert (cache.provenance.a.sha256, cache.provenance.b.sha256) == ("bb22", "aa11")
@@ -106,7 +111,9 @@ def test_cut_short_too_long_and_missing_files_are_named(tmp_path, name):
 
 def test_a_file_of_another_shape_is_refused(tmp_path):
     np.save(complete(tmp_path) / "features_b.npy", np.zeros((COUNT, 1), np.float32))
-    with pytest.raises(InputError, match=r"features_b.npy holds float32 \(11, 1\).*\(11, 2, 5, 5\)"):
+    with pytest.raises(
+        InputError, match=r"features_b.npy holds float32 \(11, 1\).*\(11, 2, 5, 5\)"
+    ):
         open_features(tmp_path)
 
 

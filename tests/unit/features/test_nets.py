@@ -48,7 +48,11 @@ def test_an_accuracy_at_chance_is_called_out(provenance, right, doubtful):
     found = doubts(Stored(provenance, right_b=right))
     assert len(found) == doubtful
     if doubtful:
-        assert f"net B is right for {right / 2:.1f} %" in found[0] and "25.0 %" in found[0] and "untrained" in found[0]
+        assert (
+            f"net B is right for {right / 2:.1f} %" in found[0]
+            and "25.0 %" in found[0]
+            and "untrained" in found[0]
+        )
 
 
 @pytest.mark.parametrize(
@@ -64,7 +68,9 @@ def test_an_accuracy_at_chance_is_called_out(provenance, right, doubtful):
         (500, 1000, 1.0, False),  # one class says nothing
     ],
 )
-def test_chance_is_an_exact_binomial_test_against_the_most_frequent_class(right, asked, chance, expected):
+def test_chance_is_an_exact_binomial_test_against_the_most_frequent_class(
+    right, asked, chance, expected
+):
     most = round(1000 * chance)
     targets = torch.cat([torch.zeros(most, dtype=torch.int64), torch.arange(1, 1001 - most)])
     assert bool(at_chance("net A", Answers(right, asked), targets)) == expected
@@ -91,17 +97,33 @@ def test_what_is_measured_is_held_against_what_a_checkpoint_says(right, asked, p
 
 
 def test_a_difference_from_the_record_is_said_with_both_numbers(provenance):
-    recorded = dataclasses.replace(provenance, b=dataclasses.replace(provenance.b, top1_percent=96.6))
+    recorded = dataclasses.replace(
+        provenance, b=dataclasses.replace(provenance.b, top1_percent=96.6)
+    )
     (sentence,) = doubts(Stored(recorded, right_b=100))
-    assert sentence.startswith("net B is right for 50.0 % of these images, its checkpoint says 96.6 %: ")
-    assert doubts(Stored(dataclasses.replace(provenance, b=dataclasses.replace(provenance.b, top1_percent=90.0)))) == []
+    assert sentence.startswith(
+        "net B is right for 50.0 % of these images, its checkpoint says 96.6 %: "
+    )
+    assert (
+        doubts(
+            Stored(
+                dataclasses.replace(
+                    provenance, b=dataclasses.replace(provenance.b, top1_percent=90.0)
+                )
+            )
+        )
+        == []
+    )
     (back,) = doubts(Stored(recorded.reversed(), right_a=100))
     assert back.startswith("net A is right for 50.0 %")
 
 
 def test_nets_are_asked_from_pixels_to_logits(cpu):
     pixels, targets = torch.randint(0, 256, (50, 3, 4, 4), dtype=torch.uint8), torch.arange(50) % 3
-    nets = [FromPixels(nn.Sequential(nn.Flatten(), nn.Linear(48, 3)), NORMALISATIONS[name]) for name in ("half", "dcm")]
+    nets = [
+        FromPixels(nn.Sequential(nn.Flatten(), nn.Linear(48, 3)), NORMALISATIONS[name])
+        for name in ("half", "dcm")
+    ]
     batches = TensorDataset(pixels, targets, torch.arange(50))
     answers = ask(nets, DataLoader(batches, 7), cpu)
     expected = [Answers(int((net(pixels).argmax(1) == targets).sum()), 50) for net in nets]
@@ -112,7 +134,10 @@ def test_one_file_for_both_nets_is_called_out(provenance):
     same = dataclasses.replace(provenance, b=provenance.a)
     assert "one layer: they are equal" in doubts(Stored(same))[0]
     other = dataclasses.replace(same, b=dataclasses.replace(same.a, layer="deeper"))
-    assert "nets A and B are one file" in doubts(Stored(other))[0] and "two layers" in doubts(Stored(other))[0]
+    assert (
+        "nets A and B are one file" in doubts(Stored(other))[0]
+        and "two layers" in doubts(Stored(other))[0]
+    )
 
 
 def test_what_is_not_recorded_is_not_doubted(provenance, tmp_path):

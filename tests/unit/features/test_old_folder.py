@@ -15,13 +15,17 @@ from utils.provenance import Provenance
 def test_old_files_read_like_a_cache(tmp_path, as_numpy):
     folder = old_folder(tmp_path / "val", as_numpy)
     features_a, features_b, targets, *_ = samples(5)
-    features = open_features(tmp_path, split="val", expected={"layer_a": "unknown to old files", "shape_a": SHAPE_A})
+    features = open_features(
+        tmp_path, split="val", expected={"layer_a": "unknown to old files", "shape_a": SHAPE_A}
+    )
     assert isinstance(features, OldFeatureFolder) and len(features) == 5
     assert (features.shape_a, features.shape_b) == (SHAPE_A, SHAPE_B)
     assert torch.equal(features.targets, targets)
     batch = features.__getitems__([3, 0])
     wanted = (features_a[[3, 0]], features_b[[3, 0]], targets[[3, 0]], torch.tensor([3, 0]))
-    assert all(torch.equal(got, want) and got.dtype == want.dtype for got, want in zip(batch, wanted))
+    assert all(
+        torch.equal(got, want) and got.dtype == want.dtype for got, want in zip(batch, wanted)
+    )
     swapped = open_features(folder, reverse=True)
     assert swapped.shape_a == SHAPE_B and torch.equal(swapped.__getitems__([2])[1], features_a[[2]])
     with pytest.raises(InputError, match="shape_a"):
@@ -39,7 +43,11 @@ def test_old_files_say_nothing_of_their_origin(tmp_path):
 def test_several_labels_an_image_are_numbers_of_their_own(tmp_path):
     labels = [torch.tensor([1.0, 0.0, 1.0]), torch.tensor([0.0, 1.0, 1.0])]
     for i, target in enumerate(labels):
-        sample = {"target": target, "convOut1": torch.zeros(SHAPE_A), "convOut2": torch.zeros(SHAPE_B)}
+        sample = {
+            "target": target,
+            "convOut1": torch.zeros(SHAPE_A),
+            "convOut2": torch.zeros(SHAPE_B),
+        }
         torch.save(sample, tmp_path / f"{i:06d}.pkl", _use_new_zipfile_serialization=False)
     assert torch.equal(OldFeatureFolder(tmp_path).targets, torch.stack(labels))
 
@@ -47,7 +55,11 @@ def test_several_labels_an_image_are_numbers_of_their_own(tmp_path):
 def test_big_endian_and_fortran_arrays(tmp_path):
     old_folder(tmp_path, count=1)
     array = np.asfortranarray(np.arange(24).reshape(2, 3, 4))
-    sample = {"target": np.zeros(20), "convOut1": array.astype(">f4", order="F"), "convOut2": array.astype("f2")}
+    sample = {
+        "target": np.zeros(20),
+        "convOut1": array.astype(">f4", order="F"),
+        "convOut2": array.astype("f2"),
+    }
     torch.save(sample, tmp_path / "000000.pkl", _use_new_zipfile_serialization=False)
     a, b, target, _ = open_features(tmp_path).__getitems__([0])
     assert torch.equal(a[0], torch.arange(24.0).reshape(2, 3, 4)) and torch.equal(b, a)
@@ -73,7 +85,9 @@ def test_damaged_old_files_are_named(tmp_path):
     torch.save({"target": 1, "convOut1": torch.zeros(1), "convOut2": torch.zeros(SHAPE_B)}, path)
     with pytest.raises(InputError, match=r"000002.pkl has features of shape \(1,\)"):
         features.__getitems__([1, 2])
-    torch.save({"target": "cow", "convOut1": torch.zeros(SHAPE_A), "convOut2": torch.zeros(SHAPE_B)}, path)
+    torch.save(
+        {"target": "cow", "convOut1": torch.zeros(SHAPE_A), "convOut2": torch.zeros(SHAPE_B)}, path
+    )
     with pytest.raises(InputError, match=r"000002.pkl holds a str"):
         features.__getitems__([2])
 
@@ -90,8 +104,14 @@ class Reduced:
 
 def test_old_files_run_no_code(tmp_path):
     path, marker = old_folder(tmp_path / "old") / "000000.pkl", tmp_path / "ran"
-    torch.save({"convOut1": Reduced(os.system, f"touch {marker}")}, path, _use_new_zipfile_serialization=False)
-    with pytest.raises(InputError, match=r"000000.pkl .* is refused, because loading it could run code"):
+    torch.save(
+        {"convOut1": Reduced(os.system, f"touch {marker}")},
+        path,
+        _use_new_zipfile_serialization=False,
+    )
+    with pytest.raises(
+        InputError, match=r"000000.pkl .* is refused, because loading it could run code"
+    ):
         open_features(tmp_path / "old")
     assert not marker.exists()
 
@@ -99,7 +119,8 @@ def test_old_files_run_no_code(tmp_path):
 @pytest.mark.parametrize(
     "forged",
     [
-        Reduced(np.ndarray, (1,), np.dtype("O"), b"\x10" + b"\0" * 7),  # numpy would follow these bytes as a pointer
+        # Numpy would follow these bytes as a pointer
+        Reduced(np.ndarray, (1,), np.dtype("O"), b"\x10" + b"\0" * 7),
         np.array([{}], dtype=object),
     ],
 )

@@ -9,7 +9,9 @@ from utils.features.source import Source, costs, hold_out
 
 def test_the_reverse_exchanges_everything(tmp_path):
     features = open_features(complete(tmp_path))
-    source = Source(features, read_stored, (features.shape_a, features.shape_b), features.provenance)
+    source = Source(
+        features, read_stored, (features.shape_a, features.shape_b), features.provenance
+    )
     back = source.reversed()
     batch = features.__getitems__([0, 2])
     assert all(torch.equal(*pair) for pair in zip(back.read(*batch), reversed(source.read(*batch))))

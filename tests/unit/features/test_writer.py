@@ -17,7 +17,9 @@ def test_the_files_are_plain_numpy(tmp_path):
 
 
 def test_several_labels_an_image_and_flat_features(tmp_path):
-    target = writer(tmp_path, shape_a=(6,), shape_b=(2,), top_k=(), target_shape=(20,), paths=PATHS[:3])
+    target = writer(
+        tmp_path, shape_a=(6,), shape_b=(2,), top_k=(), target_shape=(20,), paths=PATHS[:3]
+    )
     features_a, features_b, labels = torch.randn(3, 6), torch.randn(3, 2), torch.rand(3, 20)
     no_hits = torch.empty(3, 0, dtype=torch.bool)
     target.write("a", [2, 0, 1], features_a, labels, no_hits)
@@ -77,7 +79,9 @@ def test_a_batch_that_is_refused_counts_no_row(tmp_path):
     target = writer(tmp_path)
     features_a, features_b, targets, hits_a, hits_b = samples()
     target.write("a", range(COUNT), features_a, targets, hits_a)
-    with pytest.raises(ValueError, match=r"hits_b of a batch has shape \(11, 1\), expected \(11, 2\)"):
+    with pytest.raises(
+        ValueError, match=r"hits_b of a batch has shape \(11, 1\), expected \(11, 2\)"
+    ):
         target.write("b", range(COUNT), features_b, targets, hits_b[:, :1])
     with pytest.raises(InputError, match="0 of 11"):
         target.finish()
@@ -105,7 +109,10 @@ def test_a_row_counts_once_both_nets_are_there(tmp_path):
 def test_two_runs_do_not_fill_one_cache(tmp_path):
     with writer(tmp_path) as target:
         fill(target, [0, 1])
-        with pytest.raises(InputError, match=r"another run \(pid .* is writing in .*; wait for it, or choose another"):
+        with pytest.raises(
+            InputError,
+            match=r"another run \(pid .* is writing in .*; wait for it, or choose another",
+        ):
             writer(tmp_path)
         fill(target, list(range(2, COUNT)))
         target.finish()

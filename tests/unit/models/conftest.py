@@ -1,4 +1,6 @@
-"""What the tests of the models share: an empty cache of weights, an untrained ResNet-18, a small net to prune."""
+"""What the tests of the models share: an empty cache of weights, an untrained ResNet-18, a small
+net to prune.
+"""
 
 import urllib.error
 

@@ -1,4 +1,6 @@
-"""Nets as other people write them: every usual way to take the number of classes and to give the logits."""
+"""Nets as other people write them: every usual way to take the number of classes and to give the
+logits.
+"""
 
 from collections import namedtuple
 
@@ -174,7 +176,11 @@ class HeadFirst(nn.Module):
 class Lazy(nn.Module):
     def __init__(self, num_classes: int) -> None:
         super().__init__()
-        self.conv, self.norm, self.fc = nn.LazyConv2d(8, 3), nn.LazyBatchNorm2d(), nn.LazyLinear(num_classes)
+        self.conv, self.norm, self.fc = (
+            nn.LazyConv2d(8, 3),
+            nn.LazyBatchNorm2d(),
+            nn.LazyLinear(num_classes),
+        )
 
     def forward(self, x: Tensor):
         return self.fc(self.norm(self.conv(x)).relu().mean((2, 3)))

@@ -18,13 +18,17 @@ def maps(images, channels, size=6, seed=0):
 
 
 def lively(*shape, seed=0, **options) -> Any:
-    """A Trans-Net in evaluation mode with different p, learned norms and running statistics that are not initial."""
+    """A Trans-Net in evaluation mode with different p, learned norms and running statistics that
+    are not initial.
+    """
     torch.manual_seed(seed)
     net: Any = TransNet(*shape, **options)
     with torch.no_grad():
         net.logit_p.copy_(torch.linspace(-1, 2, net.order))
         if net.standardise:
-            net.set_standards(torch.linspace(-1, 2, shape[0]), 2.5, torch.linspace(3, -1, shape[1]), 0.7)
+            net.set_standards(
+                torch.linspace(-1, 2, shape[0]), 2.5, torch.linspace(3, -1, shape[1]), 0.7
+            )
             net.shift.copy_(torch.linspace(0, 0.5, shape[1]))
         if net.input_norm is not None and options.get("affine"):
             net.input_norm.weight.uniform_(0.5, 2)

@@ -1,7 +1,12 @@
 import pytest
 import torch
 
-from models.author_keys import fold_masks, is_authors_trans_net, strip_module, trans_net_from_authors
+from models.author_keys import (
+    fold_masks,
+    is_authors_trans_net,
+    strip_module,
+    trans_net_from_authors,
+)
 from models.trans_net import TransNet
 from utils.errors import InputError
 
@@ -19,7 +24,12 @@ def authors_trans_net(layers=3, channels=4, out_channels=4, kernel_size=3, batch
 
 
 def test_module_pieces_go_wherever_they_stand():
-    keys = ["features.module.0.weight", "module.conv1.weight", "classifier.0.bias", "module.a.module.b"]
+    keys = [
+        "features.module.0.weight",
+        "module.conv1.weight",
+        "classifier.0.bias",
+        "module.a.module.b",
+    ]
     stripped = strip_module({key: torch.tensor(number) for number, key in enumerate(keys)})
     assert stripped == {"features.0.weight": 0, "conv1.weight": 1, "classifier.0.bias": 2, "a.b": 3}
 
@@ -37,7 +47,11 @@ def test_masks_are_folded_into_their_weights():
 
 @pytest.mark.parametrize(
     "state",
-    [{"fc.mask": torch.ones(2)}, {"fc.weight": torch.ones(3), "fc.mask": torch.ones(2)}, {"mask": torch.ones(2)}],
+    [
+        {"fc.mask": torch.ones(2)},
+        {"fc.weight": torch.ones(3), "fc.mask": torch.ones(2)},
+        {"mask": torch.ones(2)},
+    ],
 )
 def test_a_mask_without_its_weight_stays_what_it_is(state):
     folded = fold_masks(state)
@@ -50,7 +64,13 @@ def test_the_authors_layers_are_counted_from_the_other_end(layers, prefix):
     state = authors_trans_net(layers, channels=4, out_channels=6, kernel_size=1, prefix=prefix)
     assert is_authors_trans_net(state)
     config, weights = trans_net_from_authors(state, "file")
-    assert config == {"in_channels": 4, "out_channels": 6, "layers": layers, "kernel_size": 1, "norm": "instance"}
+    assert config == {
+        "in_channels": 4,
+        "out_channels": 6,
+        "layers": layers,
+        "kernel_size": 1,
+        "norm": "instance",
+    }
     highest = layers - 1
     assert weights["logit_p"].tolist() == [highest - order for order in range(1, layers)]
     for order in range(layers):
@@ -80,5 +100,7 @@ def test_missing_and_unknown_entries_are_named():
     state = authors_trans_net()
     del state["linearLayers_conv.1.weight"]
     state["extra.weight"] = torch.ones(1)
-    with pytest.raises(InputError, match=r"file is not .* 3 layers.*extra\.weight.*linearLayers_conv\.1\.weight"):
+    with pytest.raises(
+        InputError, match=r"file is not .* 3 layers.*extra\.weight.*linearLayers_conv\.1\.weight"
+    ):
         trans_net_from_authors(state, "file")

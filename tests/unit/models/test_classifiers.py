@@ -17,7 +17,8 @@ def test_build_gives_the_number_of_classes(arch):
 
 
 @pytest.mark.parametrize(
-    ("arch", "near"), [("vgg16bn", "vgg16_bn"), ("densenet12", "densenet121"), ("vgg16_bnft", "vgg16_bn")]
+    ("arch", "near"),
+    [("vgg16bn", "vgg16_bn"), ("densenet12", "densenet121"), ("vgg16_bnft", "vgg16_bn")],
 )
 def test_an_unknown_architecture_names_the_nearest(arch, near):
     with pytest.raises(InputError, match=f"no architecture '{arch}'; the nearest name is {near}"):
@@ -36,7 +37,10 @@ def test_weights_of_another_class_count_keep_all_but_the_last_layer(tmp_path):
 
 
 def test_weights_of_the_same_class_count_keep_the_last_layer(tmp_path):
-    contents = {"arch": "resnet18", "state_dict": {f"module.{k}": v for k, v in thin_state("resnet18", 7, 0.5).items()}}
+    contents = {
+        "arch": "resnet18",
+        "state_dict": {f"module.{k}": v for k, v in thin_state("resnet18", 7, 0.5).items()},
+    }
     model: Any = build("resnet18", 7, weights=save(tmp_path / "w.pth", contents))
     assert (model.fc.weight == 0.5).all()
     assert all(parameter.requires_grad for parameter in model.parameters())
@@ -44,20 +48,28 @@ def test_weights_of_the_same_class_count_keep_the_last_layer(tmp_path):
 
 def test_weights_in_half_precision_make_a_float32_model(tmp_path):
     state = {
-        key: value.half() if value.is_floating_point() else value for key, value in thin_state("resnet18", 7).items()
+        key: value.half() if value.is_floating_point() else value
+        for key, value in thin_state("resnet18", 7).items()
     }
     path = save(tmp_path / "w.pth", state)
     for model in (build("resnet18", 7, weights=path), load_classifier(path, "resnet18")):
-        assert {value.dtype for value in model.state_dict().values()} == {torch.float32, torch.int64}
+        assert {value.dtype for value in model.state_dict().values()} == {
+            torch.float32,
+            torch.int64,
+        }
 
 
 def test_weights_that_do_not_fit_are_named(tmp_path):
     path = save(tmp_path / "w.pth", thin_state("resnet18", 7))
     with pytest.raises(
-        InputError, match=r"w\.pth does not fit ResNet: layer1\.2\.conv1\.weight is missing, .* and \d+ more"
+        InputError,
+        match=r"w\.pth does not fit ResNet: layer1\.2\.conv1\.weight is missing, .* and \d+ more",
     ):
         build("resnet34", 7, weights=path)
-    with pytest.raises(InputError, match=r"layer1\.0\.conv1\.weight is \(64, 64, 3, 3\) instead of \(64, 64, 1, 1\)"):
+    with pytest.raises(
+        InputError,
+        match=r"layer1\.0\.conv1\.weight is \(64, 64, 3, 3\) instead of \(64, 64, 1, 1\)",
+    ):
         build("resnet50", 7, weights=path)
     state = thin_state("resnet18", 7) | {"extra.weight": torch.ones(1)}
     with pytest.raises(InputError, match=r"extra\.weight is unexpected"):
@@ -83,12 +95,16 @@ def test_a_failing_download_says_what_to_do(torch_home):
     url = "https://download.pytorch.org/models/resnet18-f37072fd.pth"
     with pytest.raises(InputError) as error:
         build("resnet18", 7, pretrained=True)
-    assert f"save {url} as {torch_home / 'resnet18-f37072fd.pth'}, or give a local file with --weights" in str(
-        error.value
+    assert (
+        f"save {url} as {torch_home / 'resnet18-f37072fd.pth'}, or give a local file with --weights"
+        in str(error.value)
     )
 
 
 def test_a_network_without_such_weights_says_so(torch_home, monkeypatch):
-    monkeypatch.setattr("models.classifiers._structure", lambda *args, **more: None)  # it has 600 million weights
-    with pytest.raises(InputError, match="no IMAGENET1K_V1 weights of vit_h_14; give a local file with --weights"):
+    # It has 600 million weights
+    monkeypatch.setattr("models.classifiers._structure", lambda *args, **more: None)
+    with pytest.raises(
+        InputError, match="no IMAGENET1K_V1 weights of vit_h_14; give a local file with --weights"
+    ):
         build("vit_h_14", 7, pretrained=True)

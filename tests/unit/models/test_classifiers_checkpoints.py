@@ -19,7 +19,9 @@ def test_our_checkpoint_rebuilds_its_classifier_without_flags(tmp_path):
     model: Any = build("resnet18", 7).eval()
     path = tmp_path / "c.pth.tar"
     record = classifier_record("resnet18", 7)
-    checkpoint.save(path, {"epoch": 3, "model": record, "state_dict": model.state_dict(), "classes": ["a", "b"]})
+    checkpoint.save(
+        path, {"epoch": 3, "model": record, "state_dict": model.state_dict(), "classes": ["a", "b"]}
+    )
     random_state = torch.get_rng_state()
     loaded: Any
     loaded, rest = read_classifier(path)
@@ -45,10 +47,16 @@ def test_a_loaded_classifier_and_its_file_leave_each_other_alone(tmp_path):
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from Linux's /proc")
+@pytest.mark.skipif(
+    not Path("/proc/self/statm").exists(), reason="memory is read from Linux's /proc"
+)
 def test_an_optimisers_state_takes_no_memory_until_it_is_used(tmp_path):
     momentum = torch.rand(1 << 24)  # 64 MiB, which no earlier test can have left free
-    contents = {"arch": "resnet18", "state_dict": thin_state("resnet18", 7), "optimizer": {"state": {0: momentum}}}
+    contents = {
+        "arch": "resnet18",
+        "state_dict": thin_state("resnet18", 7),
+        "optimizer": {"state": {0: momentum}},
+    }
     path = save(tmp_path / "c.pth.tar", contents)
 
     def resident_bytes():
@@ -65,7 +73,9 @@ def test_an_optimisers_state_takes_no_memory_until_it_is_used(tmp_path):
 def test_a_fine_tuning_form_is_rebuilt_frozen_and_without_imagenet_weights(tmp_path, torch_home):
     state = thin_state("vgg11_bn", 7, 0.5)
     path = tmp_path / "c.pth.tar"
-    checkpoint.save(path, {"model": classifier_record("vgg11_bn_ft", 7, train_layer=18), "state_dict": state})
+    checkpoint.save(
+        path, {"model": classifier_record("vgg11_bn_ft", 7, train_layer=18), "state_dict": state}
+    )
     model: Any = load_classifier(path, "vgg11_bn")
     assert not model.features[15].weight.requires_grad and model.features[18].weight.requires_grad
 
@@ -108,7 +118,9 @@ def test_masks_of_a_compressed_net_are_folded(tmp_path):
 
 def test_a_bare_state_dict_needs_its_architecture(tmp_path):
     path = save(tmp_path / "w.pth", thin_state("resnet18", 7))
-    with pytest.raises(InputError, match=r"w\.pth does not say its architecture; give it with --arch"):
+    with pytest.raises(
+        InputError, match=r"w\.pth does not say its architecture; give it with --arch"
+    ):
         load_classifier(path)
     model: Any
     model, rest = read_classifier(path, "resnet18")
@@ -116,7 +128,9 @@ def test_a_bare_state_dict_needs_its_architecture(tmp_path):
 
 
 def test_batch_counters_may_be_missing_as_in_old_files(tmp_path):
-    state = {key: value for key, value in thin_state("resnet18", 7).items() if "num_batches" not in key}
+    state = {
+        key: value for key, value in thin_state("resnet18", 7).items() if "num_batches" not in key
+    }
     model: Any = load_classifier(save(tmp_path / "w.pth", state), "resnet18")
     assert model.bn1.num_batches_tracked == 0 and model.bn1.num_batches_tracked.device.type == "cpu"
 
@@ -125,18 +139,28 @@ def test_a_regnet_loads(tmp_path):
     model: Any = build("regnet_x_400mf", 3)
     path = save(tmp_path / "w.pth", model.state_dict())
     loaded = load_classifier(path, "regnet_x_400mf")
-    assert all(torch.equal(value, model.state_dict()[key]) for key, value in loaded.state_dict().items())
+    assert all(
+        torch.equal(value, model.state_dict()[key]) for key, value in loaded.state_dict().items()
+    )
 
 
 def test_what_is_not_expected_is_refused(tmp_path):
-    path = save(tmp_path / "c.pth.tar", {"arch": "resnet18", "state_dict": thin_state("resnet18", 200)})
-    with pytest.raises(InputError, match=r"checkpoint .*c\.pth\.tar holds a resnet18, --arch says alexnet"):
+    path = save(
+        tmp_path / "c.pth.tar", {"arch": "resnet18", "state_dict": thin_state("resnet18", 200)}
+    )
+    with pytest.raises(
+        InputError, match=r"checkpoint .*c\.pth\.tar holds a resnet18, --arch says alexnet"
+    ):
         load_classifier(path, "alexnet")
     with pytest.raises(InputError, match="holds a classifier of 200 classes, 20 are expected"):
         load_classifier(path, num_classes=20)
-    with pytest.raises(InputError, match=r"w\.pth does not fit AlexNet: features\.0\.weight is missing, .* more$"):
+    with pytest.raises(
+        InputError, match=r"w\.pth does not fit AlexNet: features\.0\.weight is missing, .* more$"
+    ):
         load_classifier(save(tmp_path / "w.pth", thin_state("resnet18", 7)), "alexnet")
-    with pytest.raises(InputError, match=r"does not fit ResNet: layer1\.2\.conv1\.weight is missing"):
+    with pytest.raises(
+        InputError, match=r"does not fit ResNet: layer1\.2\.conv1\.weight is missing"
+    ):
         load_classifier(tmp_path / "w.pth", "resnet34")
 
 
@@ -155,5 +179,7 @@ def test_a_trans_net_is_no_classifier(tmp_path, contents):
 
 def test_a_file_with_neither_says_what_it_holds(tmp_path):
     path = save(tmp_path / "odd.pth", {"optimizer": {}, "epoch": 3})
-    with pytest.raises(InputError, match="neither a state_dict nor weights alone, but optimizer, epoch"):
+    with pytest.raises(
+        InputError, match="neither a state_dict nor weights alone, but optimizer, epoch"
+    ):
         load_classifier(path, "resnet18")

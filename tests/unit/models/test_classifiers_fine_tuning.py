@@ -28,7 +28,9 @@ def test_a_fine_tuned_vgg_trains_from_train_layer_on(tmp_path):
         "25",
         "26",
     }
-    assert {name for name, _ in model.named_parameters() if name.startswith("classifier")} <= trained(model)
+    assert {
+        name for name, _ in model.named_parameters() if name.startswith("classifier")
+    } <= trained(model)
     for name, value in model.state_dict().items():
         frozen = name.startswith("features") and int(name.split(".")[1]) < 18
         if name.endswith("weight"):
@@ -45,15 +47,21 @@ def test_a_fine_tuned_vgg_trains_from_train_layer_on(tmp_path):
         ("vgg11", 34, [16, 18]),
     ],
 )
-def test_the_default_train_layer_trains_the_last_block_of_a_vgg(tmp_path, arch, train_layer, layers):
+def test_the_default_train_layer_trains_the_last_block_of_a_vgg(
+    tmp_path, arch, train_layer, layers
+):
     record = classifier_record(f"{arch}_ft", 3, train_layer)
     path = save(tmp_path / "c.pth.tar", {"model": record, "state_dict": thin_state(arch, 3)})
-    names = {name.split(".")[1] for name in trained(load_classifier(path)) if name.startswith("features")}
+    names = {
+        name.split(".")[1] for name in trained(load_classifier(path)) if name.startswith("features")
+    }
     assert names == {str(layer) for layer in layers}
 
 
 def test_the_default_train_layer_freezes_all_of_alexnets_features(tmp_path):
-    model: Any = build("alexnet_ft", 1000, weights=save(tmp_path / "w.pth", thin_state("alexnet", 1000, 0.5)))
+    model: Any = build(
+        "alexnet_ft", 1000, weights=save(tmp_path / "w.pth", thin_state("alexnet", 1000, 0.5))
+    )
     assert {name.split(".")[0] for name in trained(model)} == {"classifier"}
     assert model.classifier[6].weight.std() > 0  # anew, though the class count agrees
 
@@ -77,7 +85,9 @@ def test_frozen_batch_norm_follows_the_mode_of_the_network(torch_home):
     model.train()(torch.randn(2, 3, 64, 64))
     for norm in (model.bn1, model.layer2[1].bn2, model.layer3[0].bn1):
         assert not norm.training and norm.num_batches_tracked == 1
-    assert trained(model) == {name for name in trained(model) if name.startswith(("layer3.", "layer4.", "fc."))}
+    assert trained(model) == {
+        name for name in trained(model) if name.startswith(("layer3.", "layer4.", "fc."))
+    }
     assert "layer3.0.bn1.weight" in trained(model)
 
 

@@ -7,7 +7,13 @@ import torch
 import torchvision
 
 import models
-from models.classifiers import build, classifier_record, last_layer, load_classifier, read_classifier
+from models.classifiers import (
+    build,
+    classifier_record,
+    last_layer,
+    load_classifier,
+    read_classifier,
+)
 from models.small.author_keys import authors_state
 from models.small.stages import SmallNet
 from tests.unit.models.cheap import save, thin_state
@@ -16,24 +22,30 @@ from utils.errors import InputError
 
 
 @pytest.mark.parametrize(
-    ("arch", "parameters"), [("wrn_28_10", 36_536_884), ("resnet8x4", 1_233_540), ("mobilenet", 3_309_476)]
+    ("arch", "parameters"),
+    [("wrn_28_10", 36_536_884), ("resnet8x4", 1_233_540), ("mobilenet", 3_309_476)],
 )
 def test_small_networks_are_built_by_name(arch, parameters):
     with torch.device("meta"):
         model: Any = models.build(arch, 100)
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters
-    assert last_layer(model) in ("fc", "linear") and all(parameter.requires_grad for parameter in model.parameters())
+    assert last_layer(model) in ("fc", "linear") and all(
+        parameter.requires_grad for parameter in model.parameters()
+    )
 
 
 def test_names_that_torchvision_has_stay_torchvisions():
     with torch.device("meta"):
         assert isinstance(build("vgg13_bn", 10), torchvision.models.VGG)
         assert isinstance(build("resnet18_imagenet", 10), torchvision.models.ResNet)
-        assert isinstance(build("vgg13_bn_32", 10), SmallNet) and isinstance(build("ResNet50", 10), SmallNet)
+        assert isinstance(build("vgg13_bn_32", 10), SmallNet) and isinstance(
+            build("ResNet50", 10), SmallNet
+        )
 
 
 @pytest.mark.parametrize(
-    ("arch", "near"), [("wrn_28_x", "wrn_28_10"), ("resnet9x4", "resnet8x4"), ("mobilenetV3", "mobilenetV2")]
+    ("arch", "near"),
+    [("wrn_28_x", "wrn_28_10"), ("resnet9x4", "resnet8x4"), ("mobilenetV3", "mobilenetV2")],
 )
 def test_small_networks_are_among_the_nearest_names(arch, near):
     with pytest.raises(InputError, match=f"no architecture '{arch}'; the nearest name is {near}"):
@@ -41,9 +53,13 @@ def test_small_networks_are_among_the_nearest_names(arch, near):
 
 
 def test_small_networks_have_no_imagenet_weights_and_no_fine_tuning_form():
-    with pytest.raises(InputError, match="no ImageNet weights of resnet8; give a local file with --weights FILE"):
+    with pytest.raises(
+        InputError, match="no ImageNet weights of resnet8; give a local file with --weights FILE"
+    ):
         build("resnet8", 7, pretrained=True)
-    with pytest.raises(InputError, match=r"only VGG, AlexNet and ResNets have a fine-tuning form \(_ft\)"):
+    with pytest.raises(
+        InputError, match=r"only VGG, AlexNet and ResNets have a fine-tuning form \(_ft\)"
+    ):
         build("resnet8_ft", 7)
 
 
@@ -81,15 +97,21 @@ def test_files_of_dcm_and_hsakd_load_as_the_bare_net(tmp_path, method):
 def test_hsakds_backbone_files_load(tmp_path, key):
     backbone = {
         name.removeprefix("backbone."): value
-        for name, value in authors_state(models.build_with_heads("resnet8", 7, "hsakd", heads=False)).items()
+        for name, value in authors_state(
+            models.build_with_heads("resnet8", 7, "hsakd", heads=False)
+        ).items()
     }
-    model: Any = load_classifier(save(tmp_path / "b.pth", {key: backbone, "epoch": 3, "acc": 0.7}), "resnet8")
+    model: Any = load_classifier(
+        save(tmp_path / "b.pth", {key: backbone, "epoch": 3, "acc": 0.7}), "resnet8"
+    )
     assert torch.equal(model.fc.weight, backbone["fc.weight"])
 
 
 def test_our_checkpoint_of_a_small_network_needs_no_flags(tmp_path):
     model = build("wrn_10_0.5", 7).eval()
     path = tmp_path / "c.pth.tar"
-    checkpoint.save(path, {"model": classifier_record("wrn_10_0.5", 7), "state_dict": model.state_dict()})
+    checkpoint.save(
+        path, {"model": classifier_record("wrn_10_0.5", 7), "state_dict": model.state_dict()}
+    )
     images = torch.randn(1, 3, 32, 32)
     assert torch.equal(load_classifier(path)(images), model(images))

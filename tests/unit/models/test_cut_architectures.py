@@ -1,4 +1,6 @@
-"""Networks of timm, of families with layers of their own: a cut one is the plain one. And where channels are last."""
+"""Networks of timm, of families with layers of their own: a cut one is the plain one. And where
+channels are last.
+"""
 
 import pytest
 import torch
@@ -10,8 +12,9 @@ from models.untrained import set_statistics
 from utils.errors import InputError
 
 timm = pytest.importorskip("timm")
-# Of each the layer and the shape of its feature at 64 pixels. Norms that activate too, statements in place, sizes
-# that flow around the cut, windows, attention with tables of positions, several stems, channels last.
+# Of each the layer and the shape of its feature at 64 pixels. Norms that activate too, statements
+# in place, sizes that flow around the cut, windows, attention with tables of positions, several
+# stems, channels last.
 FAMILIES = [
     ("mobilenetv3_small_050", "blocks.3", (24, 4, 4)),
     ("regnetx_002", "s3", (152, 4, 4)),
@@ -33,12 +36,16 @@ def test_a_cut_network_of_timm_is_the_plain_one(arch, layer, shape):
     set_statistics(net, [images])
     head, tail = split(net, layer, 64)
     seen = []
-    hook = net.get_submodule(layer).register_forward_hook(lambda *given: seen.append(given[2].clone()))
+    hook = net.get_submodule(layer).register_forward_hook(
+        lambda *given: seen.append(given[2].clone())
+    )
     with torch.no_grad():
         expected = net(images)
         hook.remove()
         feature = head(images)
-        assert torch.equal(feature, seen[0].permute(0, 3, 1, 2) if head.meta["channels_last"] else seen[0])
+        assert torch.equal(
+            feature, seen[0].permute(0, 3, 1, 2) if head.meta["channels_last"] else seen[0]
+        )
         assert tuple(feature.shape[1:]) == shape
         assert torch.equal(tail(feature), expected)
         assert torch.equal(tail(feature[:1]), tail(feature)[:1]) or torch.allclose(
@@ -48,7 +55,9 @@ def test_a_cut_network_of_timm_is_the_plain_one(arch, layer, shape):
 
 
 class Last(nn.Module):
-    """Maps whose channels are last, (N, H, W, C), between two convolutions; both sides of a map are as long as C."""
+    """Maps whose channels are last, (N, H, W, C), between two convolutions; both sides of a map
+    are as long as C.
+    """
 
     def __init__(self, image_size=None):
         super().__init__()
@@ -63,7 +72,9 @@ class Last(nn.Module):
 
 
 @pytest.mark.parametrize("image_size", [None, 32])
-@pytest.mark.parametrize(("layer", "is_last"), [("patches", False), ("act", True), ("norm", True), ("mix", True)])
+@pytest.mark.parametrize(
+    ("layer", "is_last"), [("patches", False), ("act", True), ("norm", True), ("mix", True)]
+)
 def test_the_axis_of_the_channels_is_the_one_that_keeps_its_length(image_size, layer, is_last):
     """Where the net takes one size alone, 32 here, it is the axis that the next layer reads."""
     model = Last(image_size).eval()

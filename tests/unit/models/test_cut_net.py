@@ -16,7 +16,9 @@ LAYER = "layer2.1.add"
 
 @pytest.fixture
 def nets(fitted):
-    return [fitted / f"model_checkpoints/checkpoint_digits_resnet18_sd{seed}.pth.tar" for seed in (0, 5)]
+    return [
+        fitted / f"model_checkpoints/checkpoint_digits_resnet18_sd{seed}.pth.tar" for seed in (0, 5)
+    ]
 
 
 def test_a_net_opens_cut_at_its_layer_with_what_it_is(nets, tmp_path):
@@ -47,7 +49,9 @@ def test_an_untrained_head_is_the_net_as_it_is_initialised():
     untrained_net(NetSource("resnet18_ft", LAYER), 5)  # asks for no ImageNet weights
 
 
-@pytest.mark.parametrize(("source", "classes"), [(NetSource(None, LAYER), 5), (NetSource("resnet18"), 5)])
+@pytest.mark.parametrize(
+    ("source", "classes"), [(NetSource(None, LAYER), 5), (NetSource("resnet18"), 5)]
+)
 def test_a_net_that_nobody_recorded_cannot_be_built_anew(source, classes):
     with pytest.raises(InputError, match="do not say of which net, layer and classes"):
         untrained_net(source, classes)
@@ -62,12 +66,17 @@ def test_the_penultimate_feature_is_what_follows_the_cut_up_to_the_last_layer(ne
         feature = head(images)
         through = reopen_net(source, None).penultimate(tuple(feature.shape[1:]))
         torch.testing.assert_close(model.fc(through(feature)), model(images))
-    assert not any(parameter.requires_grad for parameter in through.parameters()) and not through.training
+    assert (
+        not any(parameter.requires_grad for parameter in through.parameters())
+        and not through.training
+    )
 
 
 def test_the_net_must_be_the_one_that_was_stored(nets):
     source = open_net(nets[1], None, Layer(LAYER)).source
-    with pytest.raises(InputError, match="is not the net any more that the features were stored of"):
+    with pytest.raises(
+        InputError, match="is not the net any more that the features were stored of"
+    ):
         reopen_net(dataclasses.replace(source, sha256="0" * 64), None)
     with pytest.raises(InputError, match="do not say of which net they are"):
         reopen_net(NetSource(), None)
@@ -85,8 +94,12 @@ def test_a_tapped_net_knows_its_layers(nets):
 
 
 def test_what_an_option_says_of_the_axes_holds_wherever_the_net_is_opened(nets):
-    """Read as (N, H, W, C), maps (N, 4, 8, 8) have 8 channels of 4 × 8; the record of the net says so."""
-    plain, moved = (open_net(nets[0], None, Layer(LAYER, channels_last=last)) for last in (None, True))
+    """Read as (N, H, W, C), maps (N, 4, 8, 8) have 8 channels of 4 × 8; the record of the net
+    says so.
+    """
+    plain, moved = (
+        open_net(nets[0], None, Layer(LAYER, channels_last=last)) for last in (None, True)
+    )
     ((channels, height, width),) = plain.shapes(32)
     assert moved.shapes(32) == [(width, channels, height)]
     kept = Provenance.from_record(Provenance(moved.source).to_record()).a

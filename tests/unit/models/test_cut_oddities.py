@@ -1,4 +1,6 @@
-"""What people write in a forward pass: each of these is cut right, or refused by the line that is in the way."""
+"""What people write in a forward pass: each of these is cut right, or refused by the line that
+is in the way.
+"""
 
 import copy
 
@@ -17,7 +19,11 @@ class Base(nn.Module):
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
-        self.conv1, self.bn, self.conv2 = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3)
+        self.conv1, self.bn, self.conv2 = (
+            nn.Conv2d(3, 4, 3, padding=1),
+            nn.BatchNorm2d(4),
+            nn.Conv2d(4, 4, 3),
+        )
         self.act, self.drop, self.fc = nn.ReLU(inplace=True), nn.Dropout(0.5), nn.Linear(4, 5)
         self.register_buffer("scale", torch.linspace(1, 2, 4))
 
@@ -74,7 +80,13 @@ class BatchSize(Base):
 
 class Len(Base):
     def last(self, x):
-        return self.fc(self.conv2(x).mean((2, 3)).view(len(x), -1).reshape(len(x) * 2, 2).view(int(x.shape[0]), 4))
+        return self.fc(
+            self.conv2(x)
+            .mean((2, 3))
+            .view(len(x), -1)
+            .reshape(len(x) * 2, 2)
+            .view(int(x.shape[0]), 4)
+        )
 
 
 class Shapes(Base):
@@ -85,7 +97,9 @@ class Shapes(Base):
         x = self.conv1(x)
         for _ in range(H // 4):
             x = x + 0.1
-        table = torch.arange(H * W, device=x.device).view(1, 1, H, W) / (H * W) + torch.zeros_like(x[:, :1])
+        table = torch.arange(H * W, device=x.device).view(1, 1, H, W) / (H * W) + torch.zeros_like(
+            x[:, :1]
+        )
         return self.last(x + table)
 
 
@@ -149,15 +163,33 @@ class DropAndSkip(Base):
 
 
 CUT = [
-    (Statement, "conv1"), (Statement, "act"), (StatementFunction, "conv1"), (ThroughViews, "conv1"), (Masked, "conv1"),
-    (Masked, "setitem_1"), (ChangesImages, "conv1"), (BatchSize, "conv1"), (BatchSize, "conv2"), (Len, "conv1"),
-    (Len, "conv2"), (Shapes, "conv1"), (Shapes, "conv2"), (FunctionalDropout, "conv1"), (CalledTwice, "bn"),
-    (CalledTwice, "bn_1"), (Tuples, "conv1"), (Caches, "conv1"), (Plain, "conv1"), (Transposed, "relu"),
+    (Statement, "conv1"),
+    (Statement, "act"),
+    (StatementFunction, "conv1"),
+    (ThroughViews, "conv1"),
+    (Masked, "conv1"),
+    (Masked, "setitem_1"),
+    (ChangesImages, "conv1"),
+    (BatchSize, "conv1"),
+    (BatchSize, "conv2"),
+    (Len, "conv1"),
+    (Len, "conv2"),
+    (Shapes, "conv1"),
+    (Shapes, "conv2"),
+    (FunctionalDropout, "conv1"),
+    (CalledTwice, "bn"),
+    (CalledTwice, "bn_1"),
+    (Tuples, "conv1"),
+    (Caches, "conv1"),
+    (Plain, "conv1"),
+    (Transposed, "relu"),
     (DropAndSkip, "conv1"),
-]  # fmt: skip
+]
 
 
-@pytest.mark.parametrize(("kind", "layer"), CUT, ids=[f"{kind.__name__}-{layer}" for kind, layer in CUT])
+@pytest.mark.parametrize(
+    ("kind", "layer"), CUT, ids=[f"{kind.__name__}-{layer}" for kind, layer in CUT]
+)
 def test_a_cut_net_is_the_net(kind, layer):
     model = kind().eval()
     before = copy.deepcopy(model.state_dict())
@@ -185,7 +217,9 @@ def hooked(model, layer, images):
     seen = []
     with (
         torch.no_grad(),
-        model.get_submodule(layer).register_forward_hook(lambda *given: seen.append(given[2].clone())),
+        model.get_submodule(layer).register_forward_hook(
+            lambda *given: seen.append(given[2].clone())
+        ),
     ):
         model(images.clone())
     return seen[0]
@@ -193,7 +227,13 @@ def hooked(model, layer, images):
 
 @pytest.mark.parametrize(
     ("kind", "layer"),
-    [(Statement, "conv1"), (Statement, "act"), (ThroughViews, "conv1"), (Masked, "conv1"), (CalledTwice, "bn")],
+    [
+        (Statement, "conv1"),
+        (Statement, "act"),
+        (ThroughViews, "conv1"),
+        (Masked, "conv1"),
+        (CalledTwice, "bn"),
+    ],
 )
 def test_a_module_means_what_a_hook_sees(kind, layer):
     model, images = kind().eval(), torch.randn(2, 3, 16, 16)
@@ -217,10 +257,14 @@ def test_sizes_from_before_the_cut_hold_for_their_images_alone():
     with torch.no_grad():
         assert tail(head(images)).shape == (2, 5)  # only the number of images comes from before
         head, tail = split(Shapes().eval(), "conv1", 16)
-        with pytest.raises(InputError, match=r"\(4, 16, 16\), on which its code depends, and gets \(4, 24, 24\)"):
+        with pytest.raises(
+            InputError, match=r"\(4, 16, 16\), on which its code depends, and gets \(4, 24, 24\)"
+        ):
             tail(head(images))
         head, _ = split(Shapes().eval(), "conv2", 16)
-        with pytest.raises(InputError, match=r"\(3, 16, 16\), on which its code depends, and gets \(3, 24, 24\)"):
+        with pytest.raises(
+            InputError, match=r"\(3, 16, 16\), on which its code depends, and gets \(3, 24, 24\)"
+        ):
             head(images)
 
 
@@ -254,7 +298,10 @@ class OfPositions(Base):
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
-        (OnValues, r"depends on values of the images: .*test_cut_oddities\.py:\d+ \(if x\.mean\(\) > 0:\)"),
+        (
+            OnValues,
+            r"depends on values of the images: .*test_cut_oddities\.py:\d+ \(if x\.mean\(\) > 0:\)",
+        ),
         (OnWeights, r"depends on values of its weights: .*weight\.sum\(\)\.item\(\)"),
         (OnBatch, r"depends on the number of images in a batch: .*range\(len\(x\)\)"),
         (Squared, r"depends on the number of images in a batch: .*\*\* 2"),
@@ -284,7 +331,9 @@ def test_a_module_that_gives_several_values_is_no_feature():
 
 
 def test_what_flows_around_is_named():
-    with pytest.raises(InputError, match=r"inner\.0\.conv is no cut: conv1 flows around it; .* is add"):
+    with pytest.raises(
+        InputError, match=r"inner\.0\.conv is no cut: conv1 flows around it; .* is add"
+    ):
         split(Tuples(), "inner.0.conv")
 
 
@@ -297,6 +346,8 @@ class Windows(Base):
 
 def test_windows_of_images_are_no_feature():
     model = Windows().eval()
-    with pytest.raises(InputError, match=r"act is no cut: it gives a tensor \(32, 4, 4, 4\) for 2 images"):
+    with pytest.raises(
+        InputError, match=r"act is no cut: it gives a tensor \(32, 4, 4, 4\) for 2 images"
+    ):
         split(model, "act", 16)
     assert "act" not in cuts(model, 16) and "conv1" in cuts(model, 16)

@@ -7,7 +7,9 @@ from models.divisors import EPS, BatchScale, InstanceScale
 def maps(images, channels, size=(6, 6), seed=0):
     """Feature maps (N, C, H, W) whose channels differ in magnitude."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.linspace(0.5, 3, channels)[:, None, None] * torch.randn(images, channels, *size, generator=generator)
+    return torch.linspace(0.5, 3, channels)[:, None, None] * torch.randn(
+        images, channels, *size, generator=generator
+    )
 
 
 def test_the_instance_divisor_is_each_maps_unbiased_deviation():
@@ -21,7 +23,9 @@ def test_the_instance_divisor_is_each_maps_unbiased_deviation():
 
 
 def test_the_instance_divisor_of_a_single_value_is_one():
-    assert torch.equal(InstanceScale()(torch.tensor([[[[5.0]]], [[[-3.0]]]])), torch.ones(2, 1, 1, 1))
+    assert torch.equal(
+        InstanceScale()(torch.tensor([[[[5.0]]], [[[-3.0]]]])), torch.ones(2, 1, 1, 1)
+    )
 
 
 def test_batch_statistics_begin_with_the_first_batch_and_then_follow_slowly():

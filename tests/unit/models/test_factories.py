@@ -27,7 +27,17 @@ def plain(num_classes=4, factory="plain"):
 
 
 @pytest.mark.parametrize(
-    "factory", ["plain", "Plain", "nclass", "n_classes_only", "positional", "keywords", "class_num_and_more", "short"]
+    "factory",
+    [
+        "plain",
+        "Plain",
+        "nclass",
+        "n_classes_only",
+        "positional",
+        "keywords",
+        "class_num_and_more",
+        "short",
+    ],
 )
 def test_the_number_of_classes_goes_by_the_signatures_name(factory):
     assert build_foreign(f"{HERE}:{factory}", 7)(IMAGES).shape == (2, 7)
@@ -37,14 +47,19 @@ def test_the_number_of_classes_goes_by_the_signatures_name(factory):
 def test_a_net_of_another_number_of_logits_gets_a_new_last_layer(factory, capsys):
     net = plain(4, factory)
     assert net(IMAGES).shape == (2, 4)
-    assert f"{factory} gives 10 logits, 4 are expected: fc, 10 → 4, is new" in capsys.readouterr().out
+    assert (
+        f"{factory} gives 10 logits, 4 are expected: fc, 10 → 4, is new" in capsys.readouterr().out
+    )
     assert plain(10, factory)(IMAGES).shape == (2, 10)
     assert capsys.readouterr().out == ""
 
 
 def test_a_last_layer_that_is_not_plain_is_not_replaced():
     for factory in ("convolution_of_ten", "tied_to_its_input"):
-        with pytest.raises(InputError, match="gives 10 logits, 4 are expected, and its last layer is no plain linear"):
+        with pytest.raises(
+            InputError,
+            match="gives 10 logits, 4 are expected, and its last layer is no plain linear",
+        ):
             plain(4, factory)
 
 
@@ -56,7 +71,10 @@ def test_wrappers_around_a_net_are_taken_off(factory):
 @pytest.mark.parametrize(
     ("factory", "said"),
     [
-        ("tuple_in_training", "gives a tuple of 2 in training, its logits are entry 0; the loss is of them alone"),
+        (
+            "tuple_in_training",
+            "gives a tuple of 2 in training, its logits are entry 0; the loss is of them alone",
+        ),
         ("always_tuple", "gives a tuple of 2, its logits are entry 0"),
         ("features_first", "gives a tuple of 2, its logits are entry 1"),
         ("dictionary", "gives a dict of features, logits, its logits are entry 'logits'"),
@@ -81,16 +99,22 @@ def test_logits_are_taken_out_of_what_a_net_returns(factory, said, capsys):
 
 def test_other_shapes_are_refused_in_one_line_before_training():
     net = plain(factory="maps_of_logits")
-    with pytest.raises(InputError, match=r"gives \(2, 4, 16, 16\) for 2 images, logits \(2, 4\) are expected"):
+    with pytest.raises(
+        InputError, match=r"gives \(2, 4, 16, 16\) for 2 images, logits \(2, 4\) are expected"
+    ):
         check_logits(net, f"{HERE}:maps_of_logits", 4, 16)
-    with pytest.raises(InputError, match=r"does not take 16×16 images .*; it must take images of 3 channels"):
+    with pytest.raises(
+        InputError, match=r"does not take 16×16 images .*; it must take images of 3 channels"
+    ):
         check_logits(plain(factory="grey"), f"{HERE}:grey", 4, 16)
     with pytest.raises(InputError, match="does not take 8×8 images"):
         check_logits(plain(factory="large"), f"{HERE}:large", 4, 8)
 
 
 def test_looking_changes_neither_statistics_nor_random_numbers():
-    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Dropout(), foreign.NoMeta(), nn.Flatten(1))
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Dropout(), foreign.NoMeta(), nn.Flatten(1)
+    )
     before = {key: value.clone() for key, value in net.state_dict().items()}
     state = torch.get_rng_state()
     check_logits(net, f"{HERE}:net", 4, 1)
@@ -109,19 +133,30 @@ def test_a_scripted_net_is_looked_at_as_it_is():
 def test_parameters_without_a_part_in_the_logits_are_named(capsys):
     assert not has_unused_parameters(foreign.Plain(4), 16)
     assert has_unused_parameters(plain(factory="tuple_in_training"), 16)
-    assert "the logits do not depend on auxiliary.weight, auxiliary.bias: not trained" in capsys.readouterr().out
+    assert (
+        "the logits do not depend on auxiliary.weight, auxiliary.bias: not trained"
+        in capsys.readouterr().out
+    )
 
 
-@pytest.mark.parametrize("factory", ["plain", "ten", "Many", "head_first", "tuple_in_training", "as_maps", "lazy"])
+@pytest.mark.parametrize(
+    "factory", ["plain", "ten", "Many", "head_first", "tuple_in_training", "as_maps", "lazy"]
+)
 def test_a_checkpoint_brings_the_net_back(tmp_path, factory):
     torch.manual_seed(0)
     arch = f"{HERE}:{factory}"
     net = build(arch, 4, image_size=16).eval()
     record = classifier_record(arch, 4)
-    checkpoint.save(tmp_path / "net.pth.tar", {"arch": arch, "model": record, "state_dict": net.state_dict()})
+    checkpoint.save(
+        tmp_path / "net.pth.tar", {"arch": arch, "model": record, "state_dict": net.state_dict()}
+    )
     for file in ("net.pth.tar", "bare.pth"):
         state = torch.get_rng_state()
-        loaded, rest = read_classifier(tmp_path / file, arch) if file == "net.pth.tar" else bare(tmp_path, net, arch)
+        loaded, rest = (
+            read_classifier(tmp_path / file, arch)
+            if file == "net.pth.tar"
+            else bare(tmp_path, net, arch)
+        )
         assert torch.equal(state, torch.get_rng_state())
         assert torch.equal(loaded(IMAGES), net(IMAGES)) and rest["model"] == record
 
@@ -141,12 +176,19 @@ def test_timms_nets_are_built_by_name(tmp_path, monkeypatch):
     net = build("timm:test_vit", 5).eval()
     images = torch.randn(1, 3, 160, 160)
     path = tmp_path / "net.pth.tar"
-    checkpoint.save(path, {"model": classifier_record("timm:test_vit", 5), "state_dict": net.state_dict()})
-    assert torch.equal(read_classifier(path)[0](images), net(images)) and net(images).shape == (1, 5)
+    checkpoint.save(
+        path, {"model": classifier_record("timm:test_vit", 5), "state_dict": net.state_dict()}
+    )
+    assert torch.equal(read_classifier(path)[0](images), net(images)) and net(images).shape == (
+        1,
+        5,
+    )
     with pytest.raises(InputError, match=r"timm .* has no network 'resnet19'; it has "):
         build("timm:resnet19", 5)
     with pytest.raises(InputError, match="has no network 'hf-hub:someone/net'"):
         build("timm:hf-hub:someone/net", 5)
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    with pytest.raises(InputError, match="timm, which is not installed; install it: pip install timm"):
+    with pytest.raises(
+        InputError, match="timm, which is not installed; install it: pip install timm"
+    ):
         build("timm:test_vit", 5)

@@ -31,9 +31,15 @@ def thin_vgg(batch_norm):
 
 
 def untrained(arch):
-    """The network in float64 with weights that keep a signal's magnitude, and BatchNorms that are no identity."""
+    """The network in float64 with weights that keep a signal's magnitude, and BatchNorms that
+    are no identity.
+    """
     with torch.device("meta"):
-        model = thin_vgg(arch == "vgg_bn") if arch.startswith("vgg") else torchvision.models.get_model(arch)
+        model = (
+            thin_vgg(arch == "vgg_bn")
+            if arch.startswith("vgg")
+            else torchvision.models.get_model(arch)
+        )
     for value in model.double().to_empty(device="cpu").state_dict().values():
         if value.ndim > 1:
             value.normal_(0, (2 / value[0].numel()) ** 0.5)
@@ -61,7 +67,9 @@ def test_the_frozen_halves_compute_the_same(arch, layer):
     images = photos()
     expected, given = head(images), images.clone()
     feature = freeze_for_inference(head, CPU)(images)
-    torch.testing.assert_close(feature, expected, rtol=1e-9, atol=1e-9 * expected.abs().max().item())
+    torch.testing.assert_close(
+        feature, expected, rtol=1e-9, atol=1e-9 * expected.abs().max().item()
+    )
     assert feature.shape == expected.shape and feature.is_contiguous()
     assert torch.equal(images, given)
     logits = freeze_for_inference(tail, CPU)(expected.clone())
@@ -77,7 +85,9 @@ def test_tokens_and_buffers_of_a_transformer_stay():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("arch", "layer"), [("vgg_bn", "features.7"), ("resnet18", "layer3.1.add")])
+@pytest.mark.parametrize(
+    ("arch", "layer"), [("vgg_bn", "features.7"), ("resnet18", "layer3.1.add")]
+)
 def test_in_float32_only_rounding_differs(arch, layer):
     head, _ = split(untrained(arch).float(), layer)
     images = photos(torch.float32)
@@ -100,7 +110,9 @@ def test_in_place_layers_of_the_tail_leave_the_feature(layer):
     torch.testing.assert_close(frozen_logits, logits)
 
 
-@pytest.mark.parametrize(("arch", "left"), [("vgg_bn", 0), ("resnet18", 0), ("mobilenet_v2", 0), ("densenet121", 62)])
+@pytest.mark.parametrize(
+    ("arch", "left"), [("vgg_bn", 0), ("resnet18", 0), ("mobilenet_v2", 0), ("densenet121", 62)]
+)
 def test_every_batch_norm_behind_a_convolution_is_folded(arch, left):
     model = untrained(arch)
     fix_batch_norm(next(model.children()))
@@ -138,7 +150,10 @@ def test_a_convolution_that_others_need_is_not_folded():
 def test_the_given_network_stays_as_it_is():
     model = untrained("resnet18").train()
     fix_batch_norm(model.layer1)
-    state, modes = copy.deepcopy(model.state_dict()), [module.training for module in model.modules()]
+    state, modes = (
+        copy.deepcopy(model.state_dict()),
+        [module.training for module in model.modules()],
+    )
     layouts = [weight.stride() for weight in model.parameters()]
     frozen = freeze_for_inference(model, CPU)
     first = frozen(photos())

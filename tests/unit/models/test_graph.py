@@ -14,7 +14,10 @@ class Undecided(nn.Module):
 def test_a_model_that_cannot_be_traced_is_refused():
     with pytest.raises(
         InputError,
-        match=r"this Undecided cannot be cut, because its code depends on values of the images: .*images\.sum",
+        match=(
+            r"this Undecided cannot be cut, because its code depends on values of the images:"
+            r" .*images\.sum"
+        ),
     ):
         trace(Undecided())
 
@@ -25,7 +28,9 @@ def test_a_trace_names_every_value_and_leaves_the_modes():
     graph, names, *_ = trace(model)
     assert list(names.values()) == ["input", "0", "1", "2"]
     assert [module.training for module in model] == [True, False, True]
-    assert cut_nodes(graph) == list(names)[1:] and not any(flow_around(graph, node) for node in cut_nodes(graph))
+    assert cut_nodes(graph) == list(names)[1:] and not any(
+        flow_around(graph, node) for node in cut_nodes(graph)
+    )
 
 
 def test_a_branch_is_no_cut():
@@ -35,7 +40,9 @@ def test_a_branch_is_no_cut():
     assert names[find_cut(traced, "layer2", model)] == "layer2.1.relu_1"
     branch = next(node for node, name in names.items() if name == "layer2.1.conv1")
     assert [names[node] for node in flow_around(graph, branch)] == ["layer2.0.relu_1"]
-    with pytest.raises(InputError, match=r"layer2\.1\.conv1 is no cut: layer2\.0\.relu_1 flows around it"):
+    with pytest.raises(
+        InputError, match=r"layer2\.1\.conv1 is no cut: layer2\.0\.relu_1 flows around it"
+    ):
         find_cut(traced, "layer2.1.conv1", model)
 
 

@@ -11,8 +11,13 @@ from utils.provenance import NetSource, Provenance
 
 
 def test_both_heads_give_maps_of_pixels_that_each_normalises_as_its_net_does(fitted, cpu):
-    paths = [fitted / f"model_checkpoints/checkpoint_digits_resnet18_sd{seed}.pth.tar" for seed in (0, 5)]
-    nets = [open_net(path, None, Layer(layer)) for path, layer in zip(paths, ("layer2.1.add", "flatten"))]
+    paths = [
+        fitted / f"model_checkpoints/checkpoint_digits_resnet18_sd{seed}.pth.tar" for seed in (0, 5)
+    ]
+    nets = [
+        open_net(path, None, Layer(layer))
+        for path, layer in zip(paths, ("layer2.1.add", "flatten"))
+    ]
     constants = [NORMALISATIONS["imagenet"], NORMALISATIONS["half"]]
     nets = [net.normalised_by(of_net) for net, of_net in zip(nets, constants)]
     pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
@@ -36,11 +41,15 @@ CLASSES = ["red", "green"]
 
 
 def test_flops_are_those_of_the_convolutions_up_to_the_layer():
-    """resnet18's first convolution: 3 · 7² products and sums for each of 64 · 32² values, at 64 pixels."""
+    """resnet18's first convolution: 3 · 7² products and sums for each of 64 · 32² values, at 64
+    pixels.
+    """
     first = NetSource("resnet18", "conv1")
     known = Provenance(first, first, classes=CLASSES, transform={"image_size": 64})
     assert head_flops(known) == 2 * (2 * 3 * 7**2 * 64 * 32**2)
-    deeper = Provenance(first, NetSource("resnet18", "layer1.0.add"), classes=CLASSES, transform={"image_size": 64})
+    deeper = Provenance(
+        first, NetSource("resnet18", "layer1.0.add"), classes=CLASSES, transform={"image_size": 64}
+    )
     assert head_flops(deeper) == head_flops(known) + 2 * (2 * 64 * 3**2 * 64 * 16**2)
 
 

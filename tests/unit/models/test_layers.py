@@ -58,7 +58,12 @@ def test_conv_layer_3_of_a_resnet_is_its_last_14x14_map(arch, name, shape):
         ("vgg11", 7, True, "classifier of this VGG has layers 0 to 6, not 7"),
         ("resnet18", 30, False, "layers of a ResNet are 1 to 4 .*, not 30"),
         ("resnet18", 3, True, "--fc has no meaning for a ResNet; name the layer with --layer NAME"),
-        ("squeezenet1_1", 3, False, "--conv_layer has no meaning for a SqueezeNet; name the layer with --layer NAME"),
+        (
+            "squeezenet1_1",
+            3,
+            False,
+            "--conv_layer has no meaning for a SqueezeNet; name the layer with --layer NAME",
+        ),
     ],
 )
 def test_a_conv_layer_that_there_is_not(arch, conv_layer, fc, message):
@@ -95,13 +100,17 @@ def test_a_layers_label_is_its_name_or_number(layer, label):
 
 def test_without_an_option_only_a_vgg_has_a_layer():
     with torch.device("meta"):
-        vgg, alexnet, resnet18 = map(torchvision.models.get_model, ("vgg16_bn", "alexnet", "resnet18"))
+        vgg, alexnet, resnet18 = map(
+            torchvision.models.get_model, ("vgg16_bn", "alexnet", "resnet18")
+        )
     assert Layer().node(vgg) == "features.30"
     assert Layer(default=40).node(vgg) == "features.40"
     assert Layer(fc=True, default=3).node(vgg) == "classifier.3"
     assert Layer(None, 0, default=40).node(vgg) == "features.0"
     for model, kind in ((alexnet, "AlexNet"), (resnet18, "ResNet")):
-        with pytest.raises(InputError, match=f"no option names the layer of this {kind}: use --conv_layer"):
+        with pytest.raises(
+            InputError, match=f"no option names the layer of this {kind}: use --conv_layer"
+        ):
             Layer().node(model)
 
 
@@ -130,14 +139,21 @@ def test_a_files_layer_stands_where_no_option_says_another():
     assert Layer("layer1").or_source(NetSource(layer="layer2.1.add")) == Layer("layer1")
     assert Layer(default=40).or_source(NetSource()) == Layer(default=40)
     swin = NetSource(layer="features.3", channels_last=True)
-    assert Layer().or_source(swin).channels_last and Layer("features.3").or_source(swin).channels_last
+    assert (
+        Layer().or_source(swin).channels_last and Layer("features.3").or_source(swin).channels_last
+    )
     assert not Layer(channels_last=False).or_source(swin).channels_last
     assert [layer.is_named for layer in (Layer(), Layer(fc=True), Layer(None, 0), Layer("a"))] == [
-        False, False, True, True,
-    ]  # fmt: skip
+        False,
+        False,
+        True,
+        True,
+    ]
 
 
-@pytest.mark.parametrize(("number", "node"), [(1, "relu"), (3, "layer2"), (5, "layer4"), (-1, "layer4"), (-5, "relu")])
+@pytest.mark.parametrize(
+    ("number", "node"), [(1, "relu"), (3, "layer2"), (5, "layer4"), (-1, "layer4"), (-5, "relu")]
+)
 def test_a_stage_is_counted_from_either_end(number, node):
     assert Layer(f"stage:{number}").node(resnet((1, 1, 1, 1)), 32) == node
 
@@ -151,16 +167,21 @@ def test_a_stage_is_counted_at_the_size_that_an_option_says():
 
 @pytest.mark.parametrize("number", [0, 6, -6])
 def test_a_stage_that_there_is_not(number):
-    with pytest.raises(InputError, match=rf"has stages 1 to 5 at 32 pixels, not {number}: they end at relu, layer1, "):
+    with pytest.raises(
+        InputError,
+        match=rf"has stages 1 to 5 at 32 pixels, not {number}: they end at relu, layer1, ",
+    ):
         Layer(f"stage:{number}").node(resnet((1, 1, 1, 1)), 32)
 
 
 @pytest.mark.parametrize(
     ("first", "second", "pairs"),
     [
-        ("abc", "xyz", ["ax", "by", "cz"]), ("abcde", "xyz", ["cx", "dy", "ez"]), ("c", "xyz", ["cz"]),
+        ("abc", "xyz", ["ax", "by", "cz"]),
+        ("abcde", "xyz", ["cx", "dy", "ez"]),
+        ("c", "xyz", ["cz"]),
     ],
-)  # fmt: skip
+)
 def test_stages_are_matched_from_the_last(first, second, pairs):
     assert paired_stages(first, second) == [tuple(pair) for pair in pairs]
 
@@ -171,14 +192,20 @@ def test_stages_are_matched_from_the_last(first, second, pairs):
         ((2, 2, 2, 2), "layer1.1.add", None),
         ((2, 2, 2, 2), "layer1", None),
         ((2, 2, 6, 2), "layer3", None),  # its end, whatever the depth
-        ((2, 2, 6, 2), "layer3.1.add", "layer3.1.add lies 75% through stage 4 of 5 in net A but 25% "),
+        (
+            (2, 2, 6, 2),
+            "layer3.1.add",
+            "layer3.1.add lies 75% through stage 4 of 5 in net A but 25% ",
+        ),
         ((2, 2, 6, 2), "fc", None),  # behind all stages
     ],
 )
 def test_the_same_name_at_another_depth_is_said(blocks, layer, said):
     note = note_of_depths([resnet((2, 2, 2, 2)), resnet(blocks)], layer, 32)
     assert note is None if said is None else said in str(note)
-    assert said is None or str(note).endswith("takes the same depth of both: relu, layer1, layer2, layer3, layer4")
+    assert said is None or str(note).endswith(
+        "takes the same depth of both: relu, layer1, layer2, layer3, layer4"
+    )
 
 
 def resnet(blocks):

@@ -59,7 +59,9 @@ def saved(mine, tmp_path):
     torch.manual_seed(0)
     model = build(ARCH, 4)
     path = tmp_path / "net.pth.tar"
-    checkpoint.save(path, {"arch": ARCH, "model": classifier_record(ARCH, 4), "state_dict": model.state_dict()})
+    checkpoint.save(
+        path, {"arch": ARCH, "model": classifier_record(ARCH, 4), "state_dict": model.state_dict()}
+    )
     for name in ("mine", "mine.nets"):
         del sys.modules[name]
     (mine / "was_run").unlink()
@@ -68,7 +70,9 @@ def saved(mine, tmp_path):
 
 def test_a_factory_on_pythonpath_is_called(mine):
     model = build(ARCH, 5)
-    assert model(torch.zeros(2, 3, 8, 8)).shape == (2, 5) and is_own(ARCH) and not is_own("resnet18")
+    assert (
+        model(torch.zeros(2, 3, 8, 8)).shape == (2, 5) and is_own(ARCH) and not is_own("resnet18")
+    )
 
 
 def test_a_checkpoint_alone_runs_no_code(saved, mine):
@@ -103,7 +107,10 @@ def test_a_file_that_was_moved_is_built_where_the_option_says():
         ("mine.nets:large", "has no function 'large'; it has small, number"),
         ("mine.nets:constant", "has no function"),
         ("mine.layers:small", "there is no module mine.layers"),
-        ("yours.nets:small", "no module 'yours' is installed or on PYTHONPATH; .* --arch path/to/nets.py:factory"),
+        (
+            "yours.nets:small",
+            "no module 'yours' is installed or on PYTHONPATH; .* --arch path/to/nets.py:factory",
+        ),
         (":small", "no module '' is installed"),
         ("mine.nets:number", "gives a int, a torch.nn.Module"),
     ],
@@ -122,7 +129,10 @@ def test_another_package_of_that_name_is_not_taken(mine):
     utils = mine.parent / "utils"
     utils.mkdir()
     (utils / "__init__.py").write_text("def small(num_classes): ...")
-    with pytest.raises(InputError, match=r"utils means another package here; name the file .*here/utils\.py:factory"):
+    with pytest.raises(
+        InputError,
+        match=r"utils means another package here; name the file .*here/utils\.py:factory",
+    ):
         build_foreign("utils:small", 3)
 
 

@@ -17,7 +17,9 @@ LAYER = "layer2.1.add"
 
 @pytest.fixture
 def nets(fitted):
-    return [fitted / f"model_checkpoints/checkpoint_digits_resnet18_sd{seed}.pth.tar" for seed in (0, 5)]
+    return [
+        fitted / f"model_checkpoints/checkpoint_digits_resnet18_sd{seed}.pth.tar" for seed in (0, 5)
+    ]
 
 
 @pytest.fixture
@@ -38,7 +40,9 @@ def test_images_become_both_features_and_components(nets, forth, back, reverse):
     x, target, *_, components = pair(pixels)
     images = normalise(pixels)
     with torch.no_grad():
-        expected_x, expected_target = (split(load_classifier(net), LAYER)[0](images) for net in nets)
+        expected_x, expected_target = (
+            split(load_classifier(net), LAYER)[0](images) for net in nets
+        )
         if reverse:
             expected_x, expected_target = expected_target, expected_x
         output = load_trans_net(back if reverse else forth)(expected_x)
@@ -46,14 +50,25 @@ def test_images_become_both_features_and_components(nets, forth, back, reverse):
     assert components.shape == (3, 3, 128, 4, 4)
     torch.testing.assert_close(components.sum(0), output, rtol=1e-4, atol=1e-5)
     assert not pair.training and not components.requires_grad
-    assert pair.provenance.a.layer == LAYER and pair.provenance.a.path == str(nets[1 if reverse else 0])
+    assert pair.provenance.a.layer == LAYER and pair.provenance.a.path == str(
+        nets[1 if reverse else 0]
+    )
     assert pair.provenance.dataset == "digits" and pair.provenance.image_size == 32
 
 
-def test_a_pair_reads_pixels_by_the_constants_that_its_features_were_made_with(nets, forth, tmp_path):
+def test_a_pair_reads_pixels_by_the_constants_that_its_features_were_made_with(
+    nets, forth, tmp_path
+):
     fit, state = tmp_path / "g.pth.tar", checkpoint.load(forth)
-    transform = {key: value for key, value in state["source"]["transform"].items() if key not in ("mean", "std")}
-    named = {"normalisation_a": NORMALISATIONS["half"], "normalisation_b": NORMALISATIONS["cifar10"]}
+    transform = {
+        key: value
+        for key, value in state["source"]["transform"].items()
+        if key not in ("mean", "std")
+    }
+    named = {
+        "normalisation_a": NORMALISATIONS["half"],
+        "normalisation_b": NORMALISATIONS["cifar10"],
+    }
     checkpoint.save(fit, state | {"source": state["source"] | {"transform": transform} | named})
     pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     x, target, *_ = open_pair(fit)(pixels)
@@ -65,16 +80,22 @@ def test_a_pair_reads_pixels_by_the_constants_that_its_features_were_made_with(n
 
 def test_a_net_that_is_not_the_fitted_one_is_refused(nets, forth):
     with pytest.raises(
-        InputError, match=r"checkpoint_L2\.pth\.tar was made with another net B: .*sd5\.pth\.tar \(\w{8}\) in"
+        InputError,
+        match=r"checkpoint_L2\.pth\.tar was made with another net B: .*sd5\.pth\.tar \(\w{8}\) in",
     ):
         open_pair(forth, net_b=nets[0])
-    with pytest.raises(InputError, match=r"was made with nets A and B exchanged \(the direction of --reverse\);"):
+    with pytest.raises(
+        InputError, match=r"was made with nets A and B exchanged \(the direction of --reverse\);"
+    ):
         open_pair(forth, net_a=nets[1], net_b=nets[0])
 
 
 @pytest.mark.parametrize("role", ["a", "b"])
 def test_a_layer_that_is_not_the_fitted_one_is_refused(forth, role):
-    message = rf"was made with layer {LAYER} of net {role.upper()} instead of layer2\.0\.add; name what it was made of"
+    message = (
+        rf"was made with layer {LAYER} of net {role.upper()} instead of layer2\.0\.add; name what"
+        r" it was made of"
+    )
     with pytest.raises(InputError, match=message):
         open_pair(forth, **{f"layer_{role}": "layer2.0.add"})
 
@@ -100,8 +121,13 @@ def test_a_decomposition_has_the_batch_first(forth):
 
 def test_a_file_that_does_not_say_its_nets_needs_them(nets, forth, tmp_path):
     bare = tmp_path / "bare.pth.tar"
-    checkpoint.save(bare, {key: value for key, value in checkpoint.load(forth).items() if key != "source"})
-    with pytest.raises(InputError, match=r"bare\.pth\.tar does not say what it was fitted on; name net_a and layer_a"):
+    checkpoint.save(
+        bare, {key: value for key, value in checkpoint.load(forth).items() if key != "source"}
+    )
+    with pytest.raises(
+        InputError,
+        match=r"bare\.pth\.tar does not say what it was fitted on; name net_a and layer_a",
+    ):
         open_pair(bare)
     with pytest.raises(InputError, match="name net_b and layer_b"):
         open_pair(bare, net_a=nets[0], layer_a=LAYER, net_b=nets[1])
@@ -118,7 +144,10 @@ def test_a_net_that_was_trained_on_is_refused(nets, forth, tmp_path):
     trained_on = checkpoint.load(moved)
     trained_on["state_dict"]["fc.bias"] += 1
     checkpoint.save(moved, trained_on)
-    message = r"g\.pth\.tar was made with another net A: .*a\.pth\.tar \(\w{8}\) instead of .*a\.pth\.tar \(\w{8}\)"
+    message = (
+        r"g\.pth\.tar was made with another net A: .*a\.pth\.tar \(\w{8}\) instead of .*a\.pth\.tar"
+        r" \(\w{8}\)"
+    )
     with pytest.raises(InputError, match=message):
         open_pair(fit)
 

@@ -107,7 +107,9 @@ def norm_without_scale(net):
 def convolution_twice(net):
     net.conv2, net.norm2 = nn.Identity(), nn.BatchNorm2d(8)
     conv = nn.Conv2d(8, 8, 3, padding=1)
-    net.features = lambda x: functional.relu(net.norm2(conv_of(net)(conv_of(net)(net.norm1(net.conv1(x))))))
+    net.features = lambda x: functional.relu(
+        net.norm2(conv_of(net)(conv_of(net)(net.norm1(net.conv1(x)))))
+    )
     net.twice = conv
 
 
@@ -124,10 +126,23 @@ def same_convolution_by_two_names(net):
 
 
 PLANTED = [
-    norm_that_activates, convolution_of_a_subclass, hook_doubles, hook_of_the_norm, pre_hook_doubles,
-    forward_of_one_module, old_weight_norm, old_spectral_norm, weight_norm, spectral_norm, pruned_by_torch,
-    norm_of_the_batch, norm_without_scale, convolution_twice, norm_twice, same_convolution_by_two_names,
-]  # fmt: skip
+    norm_that_activates,
+    convolution_of_a_subclass,
+    hook_doubles,
+    hook_of_the_norm,
+    pre_hook_doubles,
+    forward_of_one_module,
+    old_weight_norm,
+    old_spectral_norm,
+    weight_norm,
+    spectral_norm,
+    pruned_by_torch,
+    norm_of_the_batch,
+    norm_without_scale,
+    convolution_twice,
+    norm_twice,
+    same_convolution_by_two_names,
+]
 
 
 @pytest.fixture(autouse=True)
@@ -153,21 +168,28 @@ def planted(change=None):
 def cut(model, *layers, tapped=False):
     return CutNet(
         model,
-        [NetSource("planted", layer, "net.pth.tar", normalisation=NORMALISATIONS["half"]) for layer in layers],
+        [
+            NetSource("planted", layer, "net.pth.tar", normalisation=NORMALISATIONS["half"])
+            for layer in layers
+        ],
         {},
         tapped=tapped,
     )
 
 
 def photos(size=8):
-    return torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    return torch.randint(
+        0, 256, (2, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+    )
 
 
 @torch.no_grad()
 def as_its_author_runs_it(model, layer, pixels):
     """Give what a hook sees, and the logits."""
     seen = []
-    handle = model.get_submodule(layer).register_forward_hook(lambda *args: seen.append(args[2].clone()))
+    handle = model.get_submodule(layer).register_forward_hook(
+        lambda *args: seen.append(args[2].clone())
+    )
     logits = model(normalise(pixels, *HALF))
     handle.remove()
     return seen[0], logits
@@ -196,7 +218,9 @@ def test_what_is_cut_and_frozen_computes_what_the_author_wrote(change, layer, ca
 def test_what_is_exactly_known_is_folded(change):
     net = cut(planted(change), "norm2" if change is not norm_twice else "norm1", tapped=True)
     net.prove_fast(photos())
-    assert not [module for module in net.frozen(CPU).modules() if isinstance(module, nn.BatchNorm2d)]
+    assert not [
+        module for module in net.frozen(CPU).modules() if isinstance(module, nn.BatchNorm2d)
+    ]
 
 
 def test_our_fixed_batch_norms_are_folded():
@@ -204,7 +228,9 @@ def test_our_fixed_batch_norms_are_folded():
     model.norm1.__class__ = FixedBatchNorm2d
     net = cut(model, "norm2")
     net.prove_fast(photos())
-    assert not [module for module in net.frozen(CPU).modules() if isinstance(module, nn.BatchNorm2d)]
+    assert not [
+        module for module in net.frozen(CPU).modules() if isinstance(module, nn.BatchNorm2d)
+    ]
 
 
 class OnlyContiguous(nn.Module):
@@ -222,7 +248,9 @@ def cannot_be_copied(net):
     net.conv2.lock = threading.Lock()
 
 
-@pytest.mark.parametrize(("change", "word"), [(reads_memory, "differs by"), (cannot_be_copied, "cannot pickle")])
+@pytest.mark.parametrize(
+    ("change", "word"), [(reads_memory, "differs by"), (cannot_be_copied, "cannot pickle")]
+)
 def test_where_the_fast_form_is_wrong_the_plain_one_is_used_and_said(change, word, capsys):
     model, images = planted(change), photos()
     feature, _ = as_its_author_runs_it(model, "norm2", images)
@@ -253,7 +281,8 @@ def drop_a_node(monkeypatch, name):
 
 
 @pytest.mark.parametrize(
-    ("layer", "word"), [("norm2", "its feature at norm2"), ("relu_1", "its logits differ"), ("conv1", "its logits")]
+    ("layer", "word"),
+    [("norm2", "its feature at norm2"), ("relu_1", "its logits differ"), ("conv1", "its logits")],
 )
 def test_a_cut_that_computes_something_else_is_refused_in_one_line(monkeypatch, layer, word):
     """Lost before a layer that is a module, before one that is a function, and in the tail."""
@@ -309,7 +338,11 @@ def test_a_net_that_draws_at_random_is_held_against_the_same_numbers():
 def test_a_proof_leaves_no_trace():
     model = planted()
     model.norm1.train()
-    before, modes, random = copy.deepcopy(model.state_dict()), modes_of(model), torch.get_rng_state()
+    before, modes, random = (
+        copy.deepcopy(model.state_dict()),
+        modes_of(model),
+        torch.get_rng_state(),
+    )
     cut(model, "norm2").prove_fast(photos())
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert modes_of(model) == modes and torch.equal(torch.get_rng_state(), random)

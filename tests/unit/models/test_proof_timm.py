@@ -13,7 +13,14 @@ from utils.provenance import NetSource
 timm = pytest.importorskip("timm")
 CPU = torch.device("cpu")
 NETS = {
-    "test_efficientnet": ["conv_stem", "bn1", "blocks.1.0.bn1", "blocks.2.0.se", "conv_head", "bn2"],
+    "test_efficientnet": [
+        "conv_stem",
+        "bn1",
+        "blocks.1.0.bn1",
+        "blocks.2.0.se",
+        "conv_head",
+        "bn2",
+    ],
     "mobilenetv3_small_050": ["bn1", "blocks.1.0.bn2", "blocks.3.1", "act2"],
     "regnetx_002": ["stem.bn", "s2.b1", "s3.b2", "final_conv"],
     "test_byobnet": ["stem", "stages.1.0", "final_conv"],
@@ -56,4 +63,6 @@ def test_features_of_layers_that_activate_are_those_that_a_hook_sees(name, capsy
     for given, expected in zip((*features, answers), (*seen, logits), strict=True):
         torch.testing.assert_close(given, expected, rtol=0, atol=1e-4 * expected.abs().max().item())
     assert torch.equal(answers.argmax(1), logits.argmax(1))
-    assert all(torch.equal(*pair) for pair in zip(net.taps(normalise(pixels, *normalisation)), seen))
+    assert all(
+        torch.equal(*pair) for pair in zip(net.taps(normalise(pixels, *normalisation)), seen)
+    )

@@ -15,7 +15,9 @@ def test_threshold_is_s_times_the_standard_deviation_of_the_layer():
     layers = nn.Conv2d(1, 4, 1), nn.Linear(4, 1)
     for layer in layers:
         weights = torch.tensor([-3.0, -1.0, 1.0, 3.0]).view_as(layer.weight)  # deviation √5
-        layer.load_state_dict({"weight": weights, "bias": torch.full(layer.weight.shape[:1], 0.001)})
+        layer.load_state_dict(
+            {"weight": weights, "bias": torch.full(layer.weight.shape[:1], 0.001)}
+        )
     conv, fc = prune(nn.Sequential(*layers), s_conv=0.44, s_fc=0.45)  # √5 · 0.44 < 1 < √5 · 0.45
     assert (conv.name, fc.name) == ("0.weight", "1.weight")
     assert conv.threshold == pytest.approx(0.44 * 5**0.5)
@@ -52,8 +54,12 @@ def test_counts_are_of_the_whole_network_and_of_every_layer(net):
     assert (counted["parameters"], counted["removed"]) == (parameters, 7)
     assert counted["removed_percent"] == pytest.approx(700 / parameters)
     assert counted["layers"][0] == {
-        "layer": "conv", "weights": 162, "kept": 162, "removed_percent": 0.0, "threshold": 0.0,
-    }  # fmt: skip
+        "layer": "conv",
+        "weights": 162,
+        "kept": 162,
+        "removed_percent": 0.0,
+        "threshold": 0.0,
+    }
     assert counted["layers"][1]["kept"] == 17
     assert counted["layers"][1]["threshold"] == pytest.approx((575 / 12) ** 0.5)
 
@@ -112,4 +118,5 @@ def test_a_released_compressed_checkpoint_is_read_with_its_masks(tmp_path):
     assert torch.equal(loaded.state_dict()[name], weights[name] * mask)
     removed = {layer.name: layer.removed for layer in prune(loaded, 0.0, 0.0)}
     assert torch.equal(removed[name], mask == 0)
-    assert removed["layer1.0.conv2.weight"].sum() < 3  # a random number is exactly zero now and then
+    # A random number is exactly zero now and then
+    assert removed["layer1.0.conv2.weight"].sum() < 3

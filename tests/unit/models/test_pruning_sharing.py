@@ -34,7 +34,9 @@ def test_clusters_are_those_of_k_means():
     layers = prune(net, 0.0, 0.0)
     tie(layers, cluster(layers, 2))
     # Began at equal distances, a centroid is on the single large weight.
-    torch.testing.assert_close(net.weight, torch.tensor([[-2.0, -2.0, 0.0, 0.5, 0.5, 1.5, 1.5, 9.0]]))
+    torch.testing.assert_close(
+        net.weight, torch.tensor([[-2.0, -2.0, 0.0, 0.5, 0.5, 1.5, 1.5, 9.0]])
+    )
 
 
 def test_few_values_are_grouped_by_value(net):
@@ -72,14 +74,19 @@ def test_a_centroid_moves_by_the_sum_of_its_members_gradients():
 
 
 class CodebookNet(nn.Module):
-    """What `SmallNet` is once its weights are shared, with the centroids as parameters: the first of each is zero."""
+    """What `SmallNet` is once its weights are shared, with the centroids as parameters: the
+    first of each is zero.
+    """
 
     def __init__(self, net, labels):
         super().__init__()
         self.rest, self.labels = copy.deepcopy(net), labels
         self.codebooks = nn.ParameterList()
         for layer, label in zip((net.conv, net.fc), labels):
-            values = [layer.weight.detach()[label == index].mean() for index in range(1, int(label.max()) + 1)]
+            values = [
+                layer.weight.detach()[label == index].mean()
+                for index in range(1, int(label.max()) + 1)
+            ]
             self.codebooks.append(nn.Parameter(torch.stack(values)))
 
     def weight(self, index):
@@ -94,7 +101,10 @@ class CodebookNet(nn.Module):
 
 @pytest.mark.parametrize(
     ("optimizer_class", "options"),
-    [(torch.optim.SGD, {"momentum": 0.9, "weight_decay": 0.1}), (torch.optim.Adam, {"weight_decay": 0.1})],
+    [
+        (torch.optim.SGD, {"momentum": 0.9, "weight_decay": 0.1}),
+        (torch.optim.Adam, {"weight_decay": 0.1}),
+    ],
 )
 def test_shared_weights_are_trained_as_a_codebook_of_parameters(net, optimizer_class, options):
     net.double()
@@ -109,21 +119,29 @@ def test_shared_weights_are_trained_as_a_codebook_of_parameters(net, optimizer_c
         generator.manual_seed(1)
         for _ in range(5):
             trainer.zero_grad()
-            trained(torch.randn(2, 3, 8, 8, generator=generator, dtype=torch.float64)).square().sum().backward()
+            trained(
+                torch.randn(2, 3, 8, 8, generator=generator, dtype=torch.float64)
+            ).square().sum().backward()
             trainer.step()
     for index, layer in enumerate(layers):
-        torch.testing.assert_close(layer.weight.detach(), oracle.weight(index).detach(), rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(
+            layer.weight.detach(), oracle.weight(index).detach(), rtol=1e-9, atol=1e-12
+        )
         assert not layer.weight[layer.removed].any()
         assert len(values_of(layer)) == 4
     assert (net.fc.weight - before).abs().max() > 1e-2
 
 
 def test_members_stay_equal_where_the_optimiser_rounds_them_differently():
-    """A fused step computes whole vectors and what remains of a layer by instructions that round differently."""
+    """A fused step computes whole vectors and what remains of a layer by instructions that round
+    differently.
+    """
     torch.manual_seed(29)
     net = nn.Linear(37, 52)
     layers = prune(net, 0.5, 0.5)
-    _, optimizer = share(net, layers, 3, torch.optim.SGD, 1e-4, momentum=0.9, weight_decay=0.1, fused=True)
+    _, optimizer = share(
+        net, layers, 3, torch.optim.SGD, 1e-4, momentum=0.9, weight_decay=0.1, fused=True
+    )
     for _ in range(20):
         optimizer.zero_grad()
         net(torch.randn(4, 37)).square().sum().backward()

@@ -1,4 +1,6 @@
-"""Known answers of standardised Trans-Nets whose last layer is solved: what a number means without a fit in the way."""
+"""Known answers of standardised Trans-Nets whose last layer is solved: what a number means
+without a fit in the way.
+"""
 
 from itertools import pairwise
 from typing import Any
@@ -19,7 +21,9 @@ def maps(channels, size=6, seed=0):
     """Maps (300, C, H, W) whose channels differ in mean and magnitude and depend on each other."""
     generator = torch.Generator().manual_seed(seed)
     mixing = torch.eye(channels) + 0.4 * torch.randn(channels, channels, generator=generator)
-    values = torch.einsum("oc,nchw->nohw", mixing, torch.randn(300, channels, size, size, generator=generator))
+    values = torch.einsum(
+        "oc,nchw->nohw", mixing, torch.randn(300, channels, size, size, generator=generator)
+    )
     return torch.linspace(0.3, 4, channels)[:, None, None] * (values + 0.7)
 
 
@@ -45,7 +49,9 @@ def solution_of(net, x, target):
 
 
 def solve(net, x, target, linear=True):
-    """Set what is solved; where the linear map alone leaves less, that. Returns the error on held-out folds."""
+    """Set what is solved; where the linear map alone leaves less, that. Returns the error on
+    held-out folds.
+    """
     solution = solution_of(net, x, target)
     if linear:
         reference = solution_of(net.linear_reference(), x, target)
@@ -57,7 +63,9 @@ def solve(net, x, target, linear=True):
 
 
 def fit(net, x, target, epochs=60, lr=5e-2):
-    """Solve, train by Adam on the standardised MSE, the learning rate falling by two decades, and solve again."""
+    """Solve, train by Adam on the standardised MSE, the learning rate falling by two decades,
+    and solve again.
+    """
     solve(net, x, target, linear=False)
     optimizer = torch.optim.Adam(net.train().parameters(), lr)
     generator = torch.Generator().manual_seed(1)
@@ -92,7 +100,9 @@ def test_a_net_against_itself_leaves_nothing(options):
 
 @pytest.mark.parametrize("options", NETS)
 @pytest.mark.parametrize("mixing", ["permuted", "linear", "other means"])
-def test_channels_that_are_permuted_or_mixed_linearly_are_reconstructed_without_training(options, mixing):
+def test_channels_that_are_permuted_or_mixed_linearly_are_reconstructed_without_training(
+    options, mixing
+):
     x = maps(5)
     target = x[:, [3, 0, 4, 2, 1]]
     if mixing == "linear":
@@ -110,7 +120,9 @@ def test_channels_that_are_permuted_or_mixed_linearly_are_reconstructed_without_
 
 
 def test_an_even_function_of_order_1_is_gained_at_depth_2():
-    """|z| has no linear part, one ReLU gives all of it, a second one nothing more: gains of held-out R² by depth."""
+    """|z| has no linear part, one ReLU gives all of it, a second one nothing more: gains of
+    held-out R² by depth.
+    """
     generator = torch.Generator().manual_seed(2)
     z = torch.randn(300, 2, 6, 6, generator=generator)
     basis = torch.linalg.qr(torch.randn(8, 2, generator=generator)).Q
@@ -128,7 +140,8 @@ def test_an_even_function_of_order_1_is_gained_at_depth_2():
     assert gains[0] < 0.01
     assert gains[1] > 0.95
     assert abs(gains[2]) < 0.05
-    assert (net.constant.mean() - target.mean()).abs() > 0.1  # what the components lack of the target's mean
+    # What the components lack of the target's mean
+    assert (net.constant.mean() - target.mean()).abs() > 0.1
 
 
 def test_shuffled_pairs_leave_everything():
@@ -140,7 +153,9 @@ def test_shuffled_pairs_leave_everything():
 
 @pytest.mark.parametrize("layers", [1, 3])
 def test_the_targets_scale_is_no_knowledge(layers):
-    """Without standards the same target times 0.03 … 20 gives anything; solved with them, one number."""
+    """Without standards the same target times 0.03 … 20 gives anything; solved with them, one
+    number.
+    """
     x = maps(5)
     target = x[:, :3].relu() + 0.3 * maps(3, seed=4)
     found = []
@@ -153,7 +168,9 @@ def test_the_targets_scale_is_no_knowledge(layers):
 
 
 def test_the_linear_reference_is_the_solved_net_of_one_layer():
-    """Its error is what the best linear map leaves; a deep net with the same standards starts from no worse."""
+    """Its error is what the best linear map leaves; a deep net with the same standards starts
+    from no worse.
+    """
     x = maps(5)
     weight = torch.randn(4, 5, 3, 3, generator=torch.Generator().manual_seed(5))
     target = F.conv2d(x, weight, padding=1) + 0.5 * F.conv2d(x, weight, padding=1).relu()
@@ -170,7 +187,9 @@ def test_the_linear_reference_is_the_solved_net_of_one_layer():
     wanted = reference.standard_target(target).double().flatten(2).transpose(1, 2)
     best = torch.linalg.lstsq(rows[TRAIN].flatten(0, 1), wanted[TRAIN].flatten(0, 1)).solution
     left = wanted[HELD_OUT] - rows[HELD_OUT] @ best
-    expected = left.var((0, 1), correction=0).sum() / wanted[HELD_OUT].var((0, 1), correction=0).sum()
+    expected = (
+        left.var((0, 1), correction=0).sum() / wanted[HELD_OUT].var((0, 1), correction=0).sum()
+    )
     assert report(reference, x, target)["instability"] == pytest.approx(float(expected), rel=1e-2)
 
 
@@ -199,10 +218,13 @@ def test_the_parts_of_a_standardised_net_add_up_with_a_global_mean():
     found = report(net, x, target, mean="global")
     matrix = torch.tensor(found["covariance"]["matrix"])
     parts = [
-        found["covariance"]["names"].index(name) for name in ("order0", "order1", "order2", "constant", "residual")
+        found["covariance"]["names"].index(name)
+        for name in ("order0", "order1", "order2", "constant", "residual")
     ]
     values = target[HELD_OUT].double()
-    assert float(matrix[parts][:, parts].sum()) == pytest.approx(float(values.var(correction=0)), rel=1e-5)
+    assert float(matrix[parts][:, parts].sum()) == pytest.approx(
+        float(values.var(correction=0)), rel=1e-5
+    )
     assert found["var"]["target"] == pytest.approx(float(values.var(correction=0)), rel=1e-5)
     output = net(x[HELD_OUT]).detach().double()
     assert found["var"]["output"] == pytest.approx(float(output.var(correction=0)), rel=1e-5)

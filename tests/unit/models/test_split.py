@@ -2,7 +2,16 @@ import pytest
 import torch
 import torchvision
 
-from models.split import as_maps, before_last, cuts, feature_shape, feature_shapes, from_maps, split, tap
+from models.split import (
+    as_maps,
+    before_last,
+    cuts,
+    feature_shape,
+    feature_shapes,
+    from_maps,
+    split,
+    tap,
+)
 from tests.unit.models.cheap import untrained
 from utils.errors import InputError
 
@@ -13,7 +22,8 @@ CUTS = [
     ("resnet18", "layer3.1.add", 64),  # an in-place ReLU follows
     ("resnet34", "layer4.2.add", 64),
     ("densenet121", "features.denseblock3.cat", 64),
-    ("mobilenet_v2", "features.0.0", 64),  # a convolution inside one of torchvision's sequences of layers
+    # A convolution inside one of torchvision's sequences of layers
+    ("mobilenet_v2", "features.0.0", 64),
     ("swin_t", "features.3", 64),
     ("vit_b_16", "encoder.layers.encoder_layer_5.add_1", 224),
 ]
@@ -43,7 +53,9 @@ def test_tail_after_head_is_the_model(arch, layer, size):
 
 def test_the_feature_is_the_value_of_the_named_layer(resnet18):
     caught = []
-    handle = resnet18.layer3[1].bn2.register_forward_hook(lambda module, inputs, output: caught.append(output.clone()))
+    handle = resnet18.layer3[1].bn2.register_forward_hook(
+        lambda module, inputs, output: caught.append(output.clone())
+    )
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         feature = split(resnet18, "layer3.1.add")[0](images)
@@ -71,7 +83,8 @@ def test_the_last_node_gives_the_logits_and_a_tail_without_parameters(resnet18):
 
 def test_a_node_that_values_flow_around_is_refused_by_their_names(resnet18):
     with pytest.raises(
-        InputError, match=r"layer3\.1\.bn2 is no cut: layer3\.0\.relu_1 flows around it; .* layer3\.1\.add"
+        InputError,
+        match=r"layer3\.1\.bn2 is no cut: layer3\.0\.relu_1 flows around it; .* layer3\.1\.add",
     ):
         split(resnet18, "layer3.1.bn2")
 
@@ -89,7 +102,9 @@ def test_a_node_that_the_logits_do_not_need_is_refused():
 
 
 def test_all_values_that_flow_around_are_named():
-    model = torchvision.models.get_model("googlenet", num_classes=2, aux_logits=False, init_weights=False)
+    model = torchvision.models.get_model(
+        "googlenet", num_classes=2, aux_logits=False, init_weights=False
+    )
     with pytest.raises(
         InputError, match=r"inception3a\.branch1\.relu, inception3a\.branch2\.1\.relu.* flow around"
     ) as error:
@@ -99,7 +114,9 @@ def test_all_values_that_flow_around_are_named():
 
 @pytest.mark.parametrize("name", ["layer3.1.ad", "layer3.1.add_2"])
 def test_an_unknown_layer_names_the_nearest(resnet18, name):
-    with pytest.raises(InputError, match=rf"ResNet has no layer '{name}'; the nearest names are layer3\.1\.add, "):
+    with pytest.raises(
+        InputError, match=rf"ResNet has no layer '{name}'; the nearest names are layer3\.1\.add, "
+    ):
         split(resnet18, name)
 
 
@@ -132,14 +149,20 @@ def test_a_tap_is_a_cut(resnet18, layer):
 def test_feature_shape_refuses_what_is_no_size_or_no_feature():
     head, _ = split(untrained("alexnet"), "features.8")
     assert feature_shape(head, 224) == (256, 13, 13)
-    with pytest.raises(InputError, match=r"does not take 16×16 images \(.+\); choose another --image_size"):
+    with pytest.raises(
+        InputError, match=r"does not take 16×16 images \(.+\); choose another --image_size"
+    ):
         feature_shape(head, 16)
-    with pytest.raises(InputError, match="chunk is no cut: it gives several values, not one feature for each image"):
+    with pytest.raises(
+        InputError, match="chunk is no cut: it gives several values, not one feature for each image"
+    ):
         split(untrained("shufflenet_v2_x0_5"), "stage2.1.chunk")
 
 
 class Shifted(torch.nn.Module):
-    """Holds a tensor that is neither a parameter nor a buffer, which no form without values replaces."""
+    """Holds a tensor that is neither a parameter nor a buffer, which no form without values
+    replaces.
+    """
 
     def __init__(self):
         super().__init__()
@@ -152,7 +175,9 @@ class Shifted(torch.nn.Module):
 def test_shapes_are_measured_without_weights_where_they_can_be(resnet18):
     assert feature_shape(Shifted(), 9) == (4, 4, 4)
     read = []
-    handle = resnet18.conv1.register_forward_pre_hook(lambda module, _: read.append(module.weight.device.type))
+    handle = resnet18.conv1.register_forward_pre_hook(
+        lambda module, _: read.append(module.weight.device.type)
+    )
     assert feature_shape(resnet18, 64) == (5,)
     handle.remove()
     assert read == ["meta"] and resnet18.conv1.weight.device.type == "cpu"

@@ -12,7 +12,9 @@ from models.stages import place_of, stages, stages_of
 
 
 class Inverted(nn.Module):
-    """An inverted residual: what shrinks the map stands in its middle, behind a layer that widens it."""
+    """An inverted residual: what shrinks the map stands in its middle, behind a layer that
+    widens it.
+    """
 
     def __init__(self, width, stride):
         super().__init__()
@@ -40,7 +42,11 @@ class Whole(nn.Module):
             del self.stem, self.blocks, self.fc
 
     def forward(self, x):
-        return self.net(x) if hasattr(self, "net") else self.fc(self.blocks(F.relu(self.stem(x))).mean((2, 3)))
+        return (
+            self.net(x)
+            if hasattr(self, "net")
+            else self.fc(self.blocks(F.relu(self.stem(x))).mean((2, 3)))
+        )
 
 
 class Perceptron(nn.Module):
@@ -79,17 +85,28 @@ LENET = (
 BY_HAND = [
     (lambda: plain(conv(3, 4), nn.ReLU(), conv(4, 4, 2), nn.ReLU(), features=4), 32, ["1", "3"]),
     # Nothing shrinks: the quarters of the blocks, with what belongs to them.
-    (lambda: plain(conv(3, 4), nn.BatchNorm2d(4), nn.ReLU(), conv(4, 4), nn.ReLU(), features=4), 32, ["2", "4"]),
+    (
+        lambda: plain(conv(3, 4), nn.BatchNorm2d(4), nn.ReLU(), conv(4, 4), nn.ReLU(), features=4),
+        32,
+        ["2", "4"],
+    ),
     (lambda: Perceptron(8), 8, ["relu_1", "relu_3", "relu_5", "relu_7"]),
     (lambda: Perceptron(3), 8, ["relu", "relu_1", "relu_2"]),
     (lambda: nn.Sequential(*LENET, nn.Linear(400, 9), nn.ReLU(), nn.Linear(9, 2)), 32, ["1", "4"]),
-    # A block that widens the map before it shrinks it belongs to the next stage, in whatever list it stands.
+    # A block that widens the map before it shrinks it belongs to the next stage, in whatever list
+    # it stands.
     (lambda: Whole(deep=False), 32, ["blocks.1", "blocks.3", "blocks.4"]),
     (lambda: Whole(deep=True), 32, ["net.blocks.1", "net.blocks.3", "net.blocks.4"]),
     # Odd sides; a map of one pixel is a map where it was halved to that.
     (lambda: plain(conv(3, 4), nn.ReLU(), conv(4, 4, 2, 0), nn.ReLU(), features=4), 15, ["1", "3"]),
-    (lambda: plain(conv(3, 4, 2), nn.ReLU(), conv(4, 4, 2), nn.ReLU(), conv(4, 4, 2), features=4), 8, ["1", "3", "4"]),
-]  # fmt: skip
+    (
+        lambda: plain(
+            conv(3, 4, 2), nn.ReLU(), conv(4, 4, 2), nn.ReLU(), conv(4, 4, 2), features=4
+        ),
+        8,
+        ["1", "3", "4"],
+    ),
+]
 
 
 @pytest.mark.parametrize(("make", "size", "names"), BY_HAND)
@@ -104,19 +121,29 @@ def test_stages_of_nets_by_hand(make, size, names):
         ("resnet56", 32, ["layer1", "layer2", "layer3"]),
         ("resnet18", 32, ["relu", "layer1", "layer2", "layer3", "layer4"]),
         ("resnet50", 64, ["relu", "layer1", "layer2", "layer3", "layer4"]),
-        ("wrn_16_1", 32, ["group0", "group1", "relu"]),  # the last BatchNorm and ReLU stand behind its groups
+        # The last BatchNorm and ReLU stand behind its groups
+        ("wrn_16_1", 32, ["group0", "group1", "relu"]),
         ("vgg11_bn", 32, ["features.2", "features.6", "features.13", "features.20", "features.27"]),
         ("alexnet", 64, ["features.1", "features.4", "features.11"]),
-        ("mobilenet_v2", 64, ["features.1", "features.3", "features.6", "features.13", "features.18"]),
         (
-            "densenet121", 64,
+            "mobilenet_v2",
+            64,
+            ["features.1", "features.3", "features.6", "features.13", "features.18"],
+        ),
+        (
+            "densenet121",
+            64,
             ["features.relu0", *(f"features.denseblock{number}" for number in (1, 2, 3)), "relu"],
         ),
         ("shufflenet_v2_x0_5", 64, ["conv1", "stage2", "stage3", "conv5"]),
-        ("regnet_x_400mf", 64, ["stem", *(f"trunk_output.block{number}" for number in (1, 2, 3, 4))]),
+        (
+            "regnet_x_400mf",
+            64,
+            ["stem", *(f"trunk_output.block{number}" for number in (1, 2, 3, 4))],
+        ),
         ("convnext_tiny", 64, ["features.1", "features.3", "features.5", "features.7"]),
     ],
-)  # fmt: skip
+)
 def test_stages_of_known_nets_are_their_modules(arch, size, names):
     model = build(arch, 2).eval()
     shapes = cuts(model, size)
@@ -141,9 +168,14 @@ def test_a_transformer_ends_its_stages_at_the_quarters_of_its_blocks():
 @pytest.mark.parametrize(
     ("layer", "place"),
     [
-        ("1", (1, 1)), ("0", (1, 0.5)), ("3", (0, 1)), ("2", (0, 0.5)), ("6", None), ("7", None),
+        ("1", (1, 1)),
+        ("0", (1, 0.5)),
+        ("3", (0, 1)),
+        ("2", (0, 0.5)),
+        ("6", None),
+        ("7", None),
     ],
-)  # fmt: skip
+)
 def test_a_layer_has_a_place(layer, place):
     model = plain(conv(3, 4), nn.ReLU(), conv(4, 4, 2), nn.ReLU(), features=4)
     assert place_of(model, cuts(model, 32), layer) == place

@@ -1,4 +1,6 @@
-"""Which tensors of a file are a net's: wrappers, dictionaries of training scripts, old names, ties, buffers."""
+"""Which tensors of a file are a net's: wrappers, dictionaries of training scripts, old names,
+ties, buffers.
+"""
 
 import argparse
 import re
@@ -10,7 +12,13 @@ import torch
 import torchvision
 from torch import nn
 
-from models.classifiers import build, check_reloads, classifier_record, load_classifier, read_classifier
+from models.classifiers import (
+    build,
+    check_reloads,
+    classifier_record,
+    load_classifier,
+    read_classifier,
+)
 from tests.unit.models import foreign
 from tests.unit.models.cheap import save, thin_state
 from utils import checkpoint, remarks
@@ -21,7 +29,9 @@ PLAIN = "tests.unit.models.foreign:plain"
 
 
 class Odd(nn.Module):
-    """A net whose own names look like wrappers and masks, with a tied weight and a buffer that no file has."""
+    """A net whose own names look like wrappers and masks, with a tied weight and a buffer that
+    no file has.
+    """
 
     def __init__(self, num_classes):
         super().__init__()
@@ -34,7 +44,9 @@ class Odd(nn.Module):
         self.fc = nn.Linear(8, num_classes)
 
     def forward(self, images):
-        maps = nn.functional.conv2d(self.module(images), self.model.weight * self.model.mask).mean((2, 3))
+        maps = nn.functional.conv2d(self.module(images), self.model.weight * self.model.mask).mean(
+            (2, 3)
+        )
         return self.fc(self.decode(self.encode(maps[:, self.index])))
 
 
@@ -70,9 +82,13 @@ def odd():
     return build(f"{HERE}:Odd", 4).eval()
 
 
-@pytest.mark.parametrize("before", ["", "module.", "_orig_mod.", "model.", "module._orig_mod.", "net.model.module."])
+@pytest.mark.parametrize(
+    "before", ["", "module.", "_orig_mod.", "model.", "module._orig_mod.", "net.model.module."]
+)
 def test_wrappers_go_and_a_nets_own_names_stay(tmp_path, odd, before):
-    path = save(tmp_path / "net.pth", {f"{before}{key}": value for key, value in odd.state_dict().items()})
+    path = save(
+        tmp_path / "net.pth", {f"{before}{key}": value for key, value in odd.state_dict().items()}
+    )
     loaded = load_classifier(path, f"{HERE}:Odd", 4)
     images = torch.randn(2, 3, 4, 4)
     assert torch.equal(loaded(images), odd(images))
@@ -83,7 +99,9 @@ def test_wrappers_go_and_a_nets_own_names_stay(tmp_path, odd, before):
 def test_a_wrapper_with_others_beside_it_is_taken_alone(tmp_path):
     net = build(PLAIN, 4)
     state = {f"student.{key}": value for key, value in net.state_dict().items()}
-    state |= {f"teacher.{key}": value + 1 for key, value in net.state_dict().items()} | {"center": torch.ones(3)}
+    state |= {f"teacher.{key}": value + 1 for key, value in net.state_dict().items()} | {
+        "center": torch.ones(3)
+    }
     loaded = load_classifier(save(tmp_path / "net.pth", state), PLAIN)
     assert torch.equal(loaded.fc.weight, net.fc.weight)
 
@@ -101,33 +119,62 @@ def test_one_name_of_a_tied_weight_is_enough_and_two_values_are_refused(tmp_path
 def test_masks_of_a_compressed_foreign_net_are_folded(tmp_path):
     net = build(PLAIN, 4)
     mask = torch.zeros(4, 8)
-    state = {f"module.{key}": value for key, value in net.state_dict().items()} | {"module.fc.mask": mask}
+    state = {f"module.{key}": value for key, value in net.state_dict().items()} | {
+        "module.fc.mask": mask
+    }
     assert not load_classifier(save(tmp_path / "net.pth", state), PLAIN).fc.weight.any()
 
 
 @pytest.mark.parametrize(
-    "key", ["state_dict", "model_state_dict", "model_state", "model", "net", "params", "weights", "my_net"]
+    "key",
+    [
+        "state_dict",
+        "model_state_dict",
+        "model_state",
+        "model",
+        "net",
+        "params",
+        "weights",
+        "my_net",
+    ],
 )
 def test_dictionaries_of_training_scripts(tmp_path, key, capsys):
     net = build(PLAIN, 4)
-    options = argparse.Namespace(lr=0.1, momentum=np.float64(0.9), betas=(0.9, 0.999), root=tmp_path)
+    options = argparse.Namespace(
+        lr=0.1, momentum=np.float64(0.9), betas=(0.9, 0.999), root=tmp_path
+    )
     contents = {
         key: {f"module.{name}": value for name, value in net.state_dict().items()},
         "optimizer": torch.optim.SGD(net.parameters(), 0.1, momentum=0.9).state_dict(),
-        "args": options, "arch": "resnet20", "epoch": 3, "best_acc": np.float32(57.5), "hits": torch.ones(3),
-    }  # fmt: skip
+        "args": options,
+        "arch": "resnet20",
+        "epoch": 3,
+        "best_acc": np.float32(57.5),
+        "hits": torch.ones(3),
+    }
     loaded, rest = read_classifier(save(tmp_path / "net.pth", contents), PLAIN, 4)
     assert torch.equal(loaded.fc.weight, net.fc.weight)
-    assert rest["epoch"] == 3 and rest["args"].lr == 0.1 and rest["best_acc"] == 57.5 and key not in {*rest} - {"model"}
+    assert (
+        rest["epoch"] == 3
+        and rest["args"].lr == 0.1
+        and rest["best_acc"] == 57.5
+        and key not in {*rest} - {"model"}
+    )
     assert rest["model"] == classifier_record(PLAIN, 4) and capsys.readouterr().out == ""
 
 
 def test_of_several_dictionaries_one_is_taken_and_named(tmp_path, capsys):
     net, average = build(PLAIN, 4), build(PLAIN, 4)
-    contents = {"state_dict_ema": average.state_dict(), "model": {"state_dict": net.state_dict(), "epoch": 3}}
+    contents = {
+        "state_dict_ema": average.state_dict(),
+        "model": {"state_dict": net.state_dict(), "epoch": 3},
+    }
     loaded = load_classifier(save(tmp_path / "net.pth", contents), PLAIN)
     assert torch.equal(loaded.fc.weight, net.fc.weight)
-    assert "net.pth holds model.state_dict, state_dict_ema; model.state_dict is taken" in capsys.readouterr().out
+    assert (
+        "net.pth holds model.state_dict, state_dict_ema; model.state_dict is taken"
+        in capsys.readouterr().out
+    )
     contents = {"discriminator": nn.Linear(2, 2).state_dict(), "generator": net.state_dict()}
     loaded = load_classifier(save(tmp_path / "net.pth", contents), PLAIN)
     assert torch.equal(loaded.fc.weight, net.fc.weight)
@@ -136,13 +183,18 @@ def test_of_several_dictionaries_one_is_taken_and_named(tmp_path, capsys):
 def test_what_does_not_fit_is_one_line_with_the_first_name(tmp_path):
     state = build(PLAIN, 4).state_dict()
     state["extra"] = state.pop("conv.weight")
-    with pytest.raises(InputError, match=r"net\.pth does not fit Plain: conv\.weight is missing, extra is unexpected$"):
+    with pytest.raises(
+        InputError,
+        match=r"net\.pth does not fit Plain: conv\.weight is missing, extra is unexpected$",
+    ):
         load_classifier(save(tmp_path / "net.pth", state), PLAIN)
 
 
 def test_weights_of_other_classes_say_what_is_new(tmp_path, capsys):
     net = build(PLAIN, 7)
-    path = save(tmp_path / "net.pth", {f"module.{key}": value for key, value in net.state_dict().items()})
+    path = save(
+        tmp_path / "net.pth", {f"module.{key}": value for key, value in net.state_dict().items()}
+    )
     started = build(PLAIN, 4, weights=path)
     assert torch.equal(started.conv.weight, net.conv.weight) and started.fc.weight.shape == (4, 8)
     assert f"{path} is of 7 classes, these are 4: fc is new" in capsys.readouterr().out
@@ -165,7 +217,10 @@ def test_official_files_with_auxiliary_classifiers_are_taken(tmp_path, arch):
     state = thin_state(arch, 1000, 0.5)
     assert any(key.lower().startswith("aux") for key in state)
     net: Any = build(arch, 7, weights=save(tmp_path / "w.pth", state))
-    assert net.fc.weight.shape[0] == 7 and (load_classifier(tmp_path / "w.pth", arch).fc.weight == 0.5).all()
+    assert (
+        net.fc.weight.shape[0] == 7
+        and (load_classifier(tmp_path / "w.pth", arch).fc.weight == 0.5).all()
+    )
 
 
 def test_official_files_with_old_names_are_taken(tmp_path):
@@ -194,7 +249,10 @@ def test_a_net_that_asks_for_the_version_of_its_file(tmp_path):
 
 
 def test_a_net_whose_checkpoint_could_not_be_read_is_refused_before_training():
-    for factory, said in (("Restless", "makes another network each time"), ("Talkative", "_extra_state .* is a dict")):
+    for factory, said in (
+        ("Restless", "makes another network each time"),
+        ("Talkative", "_extra_state .* is a dict"),
+    ):
         net = build(f"{HERE}:{factory}", 4)
         with pytest.raises(InputError, match=said):
             check_reloads(net, classifier_record(f"{HERE}:{factory}", 4), 16)

@@ -16,7 +16,9 @@ from utils.training.losses import order_penalty
 
 @torch.no_grad()
 def by_definition(net, x):
-    """g(x) and every x(k) as Eq. 1 and 3 write them, in float64 and one component after the other."""
+    """g(x) and every x(k) as Eq. 1 and 3 write them, in float64 and one component after the
+    other.
+    """
 
     def divisor(scale, h):
         if isinstance(scale, BatchScale):
@@ -51,7 +53,13 @@ def by_definition(net, x):
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize(
     ("shape", "size", "kernel_size"),
-    [((5, 5, 1), 6, 3), ((5, 3, 3), 6, 3), ((4, 6, 4), (5, 7), 3), ((6, 4, 3), 1, 1), ((4, 4, 3), (9, 1), 1)],
+    [
+        ((5, 5, 1), 6, 3),
+        ((5, 3, 3), 6, 3),
+        ((4, 6, 4), (5, 7), 3),
+        ((6, 4, 3), 1, 1),
+        ((4, 4, 3), (9, 1), 1),
+    ],
 )
 def test_forward_and_every_component_are_the_papers_equations(norm, shape, size, kernel_size):
     net = lively(*shape, kernel_size=kernel_size, norm=norm)
@@ -70,7 +78,8 @@ def test_forward_and_every_component_are_the_papers_equations(norm, shape, size,
 @pytest.mark.parametrize("layers", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize(
-    "options", [{}, {"bn": True}, {"bn": True, "affine": True}, {"fix_p": True}, {"standardise": True}]
+    "options",
+    [{}, {"bn": True}, {"bn": True, "affine": True}, {"fix_p": True}, {"standardise": True}],
 )
 @pytest.mark.parametrize(
     ("channels", "size", "changes"),
@@ -112,7 +121,9 @@ def test_decomposing_needs_a_triangle_of_convolutions(layers):
     net = lively(4, 4, layers)
     samples: dict[int, list[int]] = {k: [] for k in range(layers)}
     for k, layer in enumerate(net.linear):
-        layer.register_forward_hook(lambda _layer, inputs, _output, k=k: samples[k].append(len(inputs[0])))
+        layer.register_forward_hook(
+            lambda _layer, inputs, _output, k=k: samples[k].append(len(inputs[0]))
+        )
     images = 3
     with torch.no_grad():
         net.decompose(maps(images, 4))
@@ -161,7 +172,9 @@ def test_a_constant_map_does_not_explode():
 
 
 def test_no_gradient_flows_through_instance_divisors():
-    """With constant divisors g is positively homogeneous in x, so ⟨∇g, x⟩ = g; a gradient through Σ would give 0."""
+    """With constant divisors g is positively homogeneous in x, so ⟨∇g, x⟩ = g; a gradient
+    through Σ would give 0.
+    """
     net = lively(4, 3)
     x = maps(2, 4).requires_grad_()
     total = net(x).sum()
@@ -179,14 +192,18 @@ def test_batch_statistics_know_the_gradient_in_training():
 
 
 def test_a_batch_of_one_vector_leaves_batch_statistics_alone():
-    """The ragged last batch of fully-connected features may have one value a channel, which has no deviation."""
+    """The ragged last batch of fully-connected features may have one value a channel, which has
+    no deviation.
+    """
     net = lively(4, 3, kernel_size=1, norm="batch").train()
     before = {name: value.clone() for name, value in net.state_dict().items()}
     assert net(maps(1, 4, 1)).isfinite().all()
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
-@pytest.mark.parametrize("options", [{}, {"norm": "batch"}, {"norm": "batch", "bn": True, "affine": True}])
+@pytest.mark.parametrize(
+    "options", [{}, {"norm": "batch"}, {"norm": "batch", "bn": True, "affine": True}]
+)
 def test_evaluation_changes_nothing(options):
     net = lively(4, 4, **options)
     before = {name: value.clone() for name, value in net.state_dict().items()}
@@ -206,7 +223,9 @@ def test_bn_replaces_the_scaling_of_the_input_alone():
     std = x.std((2, 3), keepdim=True)
     torch.testing.assert_close(plain(x), x / std, rtol=1e-4, atol=1e-4)
     biased = x.std((2, 3), keepdim=True, unbiased=False)
-    torch.testing.assert_close(bn(x), (x - x.mean((2, 3), keepdim=True)) / biased, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        bn(x), (x - x.mean((2, 3), keepdim=True)) / biased, rtol=1e-4, atol=1e-4
+    )
 
 
 def test_other_sizes_are_resized_bilinearly_first():

@@ -23,7 +23,9 @@ from utils.errors import InputError
 )
 def test_a_checkpoint_rebuilds_the_same_net(tmp_path, options):
     net = lively(4, 6, **options)
-    checkpoint.save(tmp_path / "g.pth.tar", {"trans_net": net.config, "state_dict": net.state_dict()})
+    checkpoint.save(
+        tmp_path / "g.pth.tar", {"trans_net": net.config, "state_dict": net.state_dict()}
+    )
     loaded = models.load_trans_net(tmp_path / "g.pth.tar")
     assert loaded.config == net.config
     assert not loaded.training

@@ -16,7 +16,9 @@ from utils.training.losses import order_penalty
 
 
 def unit_maps(images, channels, size=6, seed=0):
-    """Maps that already have the standard deviation 1: dividing by it is then nearly the identity."""
+    """Maps that already have the standard deviation 1: dividing by it is then nearly the
+    identity.
+    """
     x = torch.randn(images, channels, size, size, generator=torch.Generator().manual_seed(seed))
     return x / x.std((2, 3), keepdim=True)
 
@@ -36,7 +38,9 @@ def fit(net, x, target, steps=300, lr=5e-2, alpha=0.1):
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = lr * 0.01 ** (step / steps)
         chosen = torch.randperm(len(x), generator=generator)[:32]
-        loss = F.mse_loss(net(x[chosen]), target[chosen]) + order_penalty(net.p, torch.full((net.order,), alpha))
+        loss = F.mse_loss(net(x[chosen]), target[chosen]) + order_penalty(
+            net.p, torch.full((net.order,), alpha)
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -84,9 +88,11 @@ def test_shuffled_pairs_leave_everything():
 
 
 def planted(order, norm):
-    """A teacher whose output is its order-`order` component alone, with that output computed by hand.
+    """A teacher whose output is its order-`order` component alone, with that output computed by
+    hand.
 
-    x is zero but in its first two channels; every layer reads only the channels that the layer before wrote.
+    x is zero but in its first two channels; every layer reads only the channels that the layer
+    before wrote.
     """
     torch.manual_seed(3)
     net: Any = TransNet(8, 2, 3, 1, norm).train()
@@ -96,7 +102,8 @@ def planted(order, norm):
         net.logit_p.copy_(torch.tensor([-1.0, 1.0]))
         for layer in net.linear:
             layer.weight.zero_()
-        maps_into = [torch.randn(2, 2) for _ in range(order + 1)]  # from order k's channels to the next ones
+        # From order k's channels to the next ones
+        maps_into = [torch.randn(2, 2) for _ in range(order + 1)]
         for k in range(order, -1, -1):
             read = 2 * (order - k)
             write = read + 2 if k else 0
@@ -164,11 +171,18 @@ def test_orders_of_a_net_with_spare_channels_add_up(norm, layers):
     output, components = net.decompose(x)
     torch.testing.assert_close(output, net(x))
     torch.testing.assert_close(components.sum(0) + net.constant[:, None, None], net(x))
-    assert components.shape == (layers, 3, 3, 6, 6) and components[1:].abs().amax((1, 2, 3, 4)).min() > 0.01
+    assert (
+        components.shape == (layers, 3, 3, 6, 6)
+        and components[1:].abs().amax((1, 2, 3, 4)).min() > 0.01
+    )
     # Order 0 is linear in x: a spare channel is empty there.
-    torch.testing.assert_close(components[0], net.target_std * F.conv2d(
-        (x - net.x_mean[:, None, None]) / net.x_std, net.linear[0].weight[:, :4], padding=1
-    ))  # fmt: skip
+    torch.testing.assert_close(
+        components[0],
+        net.target_std
+        * F.conv2d(
+            (x - net.x_mean[:, None, None]) / net.x_std, net.linear[0].weight[:, :4], padding=1
+        ),
+    )
 
 
 @torch.no_grad()
@@ -186,7 +200,12 @@ def test_spare_channels_travel(tmp_path):
     assert net.config["hidden"] == 2 and TransNet(4, 3).config["hidden"] == 0
     again = TransNet(**net.config)
     again.load_state_dict(net.state_dict())
-    assert again.linear[0].weight.shape == (3, 6, 3, 3) and again.linear[2].weight.shape == (6, 6, 3, 3)
+    assert again.linear[0].weight.shape == (3, 6, 3, 3) and again.linear[2].weight.shape == (
+        6,
+        6,
+        3,
+        3,
+    )
     assert net.linear_reference().linear[0].weight.shape == (3, 4, 3, 3)
     with pytest.raises(ValueError, match="at least 0"):
         TransNet(4, 3, hidden=-1)

@@ -1,4 +1,6 @@
-"""Trans-Nets of standardised features: the same equations, the last layer's input, the linear reference."""
+"""Trans-Nets of standardised features: the same equations, the last layer's input, the linear
+reference.
+"""
 
 from typing import Any
 
@@ -31,7 +33,9 @@ def test_standardising_is_the_papers_equations_on_shifted_and_scaled_features(no
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("options", [{}, {"layers": 1}, {"bn": True}, {"standardise": True}, {"out_size": (3, 4)}])
+@pytest.mark.parametrize(
+    "options", [{}, {"layers": 1}, {"bn": True}, {"standardise": True}, {"out_size": (3, 4)}]
+)
 def test_the_last_layer_maps_its_input_onto_the_standard_target(options):
     net = lively(4, 3, **options)
     x = maps(3, 4)
@@ -70,7 +74,9 @@ def test_the_loss_in_own_units_divided_by_the_variance_is_the_standard_one():
     net = lively(4, 3, standardise=True)
     x, target = maps(3, 4), maps(3, 3, seed=1)
     own = F.mse_loss(net(x), target) / net.target_std.square()
-    torch.testing.assert_close(own, F.mse_loss(net.standard_target(net(x)), net.standard_target(target)))
+    torch.testing.assert_close(
+        own, F.mse_loss(net.standard_target(net(x)), net.standard_target(target))
+    )
 
 
 def test_standards_need_a_net_that_standardises():

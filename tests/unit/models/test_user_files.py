@@ -44,7 +44,9 @@ def table():
         [*sys.path],
     )
     yield
-    after = {name for name in sys.modules if name.partition(".")[0] in ("models", "utils", "blocks")}
+    after = {
+        name for name in sys.modules if name.partition(".")[0] in ("models", "utils", "blocks")
+    }
     assert before == after and sys.path == path
     assert sys.modules["models"] is models and sys.modules["utils"] is utils
 
@@ -68,7 +70,12 @@ def net(num_classes):
     assert Late is Net
     return Net(num_classes)
 """
-    write(tmp_path, models__blocks=NET, utils__tools="from models.blocks import Net\n", models__resnet=resnet)
+    write(
+        tmp_path,
+        models__blocks=NET,
+        utils__tools="from models.blocks import Net\n",
+        models__resnet=resnet,
+    )
     assert logits(tmp_path / "models/resnet.py") == (2, 4)
 
 
@@ -88,7 +95,10 @@ def test_relative_imports(tmp_path, package):
 
 def test_two_repositories_with_the_same_names_do_not_mix(tmp_path):
     for number in (1, 2):
-        text = f"from models.blocks import width, Net\ndef net(num_classes):\n    assert width == {number}\n"
+        text = (
+            "from models.blocks import width, Net\ndef net(num_classes):\n    assert width =="
+            f" {number}\n"
+        )
         write(
             tmp_path / str(number),
             models__blocks=f"{NET}\nwidth = {number}\n",
@@ -105,18 +115,33 @@ def test_a_file_is_run_once(tmp_path):
 
 
 def test_a_file_may_use_this_project(tmp_path):
-    write(tmp_path, nets="from models.small.auxiliary import build_bare\ndef net(n): return build_bare('resnet8', n)")
+    write(
+        tmp_path,
+        nets=(
+            "from models.small.auxiliary import build_bare\ndef net(n): return"
+            " build_bare('resnet8', n)"
+        ),
+    )
     assert logits(tmp_path / "nets.py") == (2, 4)
 
 
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("import no_such_library\n", r"nets\.py, line 1: ModuleNotFoundError: No module named 'no_such_library'"),
+        (
+            "import no_such_library\n",
+            r"nets\.py, line 1: ModuleNotFoundError: No module named 'no_such_library'",
+        ),
         ("def net(:\n", r"nets\.py, line 1: invalid syntax|nets\.py, line 1: "),
-        ("def net(num_classes):\n    return 1 / 0\n", r"nets\.py, line 2: ZeroDivisionError: division by zero"),
+        (
+            "def net(num_classes):\n    return 1 / 0\n",
+            r"nets\.py, line 2: ZeroDivisionError: division by zero",
+        ),
         ("def other(): ...\n", r"has no function 'net'; it has other"),
-        ("def net(block, layers): ...\n", r"needs block, layers, and a factory gets the number of classes alone"),
+        (
+            "def net(block, layers): ...\n",
+            r"needs block, layers, and a factory gets the number of classes alone",
+        ),
     ],
 )
 def test_what_is_wrong_with_the_code_is_one_line(tmp_path, text, sentence):

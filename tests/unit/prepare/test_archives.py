@@ -52,7 +52,9 @@ def test_the_first_classes_are_the_first_that_have_a_folder(cub, dogs):
     remove_class(cub / "images/001.Albatross")
     listing = read_cub([cub], 1)
     assert listing.classes == ["002.Ani"]
-    assert {crop.output.split("/")[1] for crop in listing.crops} == {"002.Ani"} and len(listing.crops) == 3
+    assert {crop.output.split("/")[1] for crop in listing.crops} == {"002.Ani"} and len(
+        listing.crops
+    ) == 3
     assert listing.notes == [f"4 listed photos of 1 classes are not in {cub}/images"]
     assert read_cub([cub], 9).classes == ["002.Ani", "003.Auklet"]
     remove_class(dogs / "Images/n02085620-Chihuahua")
@@ -70,11 +72,15 @@ def test_a_class_without_a_folder_is_a_note_and_a_missing_photo_a_crop_that_fail
     assert len(listing.crops) == 7
 
 
-@pytest.mark.parametrize(("file", "line"), [("bounding_boxes", "4 4.0 2.0 20.0 15.0\n"), ("train_test_split", "4 1\n")])
+@pytest.mark.parametrize(
+    ("file", "line"), [("bounding_boxes", "4 4.0 2.0 20.0 15.0\n"), ("train_test_split", "4 1\n")]
+)
 def test_a_photo_that_a_list_lacks_is_named(cub, file, line):
     edit(cub / f"{file}.txt", line, "")
     listing = read_cub([cub])
-    assert listing.problems == [Problem("missing list entry", f"001.Albatross/bird_4.jpg: no line 4 in {file}.txt")]
+    assert listing.problems == [
+        Problem("missing list entry", f"001.Albatross/bird_4.jpg: no line 4 in {file}.txt")
+    ]
     assert len(listing.crops) == 9
 
 
@@ -100,8 +106,18 @@ def test_names_that_are_no_utf8_get_a_valid_name(cub):
 @pytest.mark.parametrize(
     ("file", "old", "new", "message"),
     [
-        ("bounding_boxes", "20.0 15.0", "20.0", r"bounding_boxes\.txt should hold a number and 4 columns"),
-        ("bounding_boxes", "20.0 15.0", "20.0 wide", r"bounding_boxes\.txt should hold numbers, but holds"),
+        (
+            "bounding_boxes",
+            "20.0 15.0",
+            "20.0",
+            r"bounding_boxes\.txt should hold a number and 4 columns",
+        ),
+        (
+            "bounding_boxes",
+            "20.0 15.0",
+            "20.0 wide",
+            r"bounding_boxes\.txt should hold numbers, but holds",
+        ),
         ("images", "001.Albatross/bird_1.jpg", "../../bird_1.jpg", r"should name them CLASS/PHOTO"),
         ("images", "001.Albatross/bird_1.jpg", "../bird_1.jpg", r"should name them CLASS/PHOTO"),
     ],
@@ -143,8 +159,11 @@ def test_faulty_annotations_of_dogs_are_named(dogs):
     edit(folder / "n02085620_4", "<xmin>1</xmin>", "<xmin>left</xmin>")
     listing = read_dogs([dogs])
     assert sorted(problem.kind for problem in listing.problems) == [
-        "annotation without a dog", "missing annotation", "unreadable annotation", "unreadable annotation",
-    ]  # fmt: skip
+        "annotation without a dog",
+        "missing annotation",
+        "unreadable annotation",
+        "unreadable annotation",
+    ]
     assert len(listing.crops) == 3
 
 
@@ -154,7 +173,10 @@ def test_dogs_need_the_official_lists(dogs, content):
         (dogs / "test_list.mat").unlink()
     else:
         (dogs / "test_list.mat").write_bytes(content)
-    with pytest.raises(InputError, match=r"test_list\.mat (does not exist|should be a MATLAB file with a file_list)"):
+    with pytest.raises(
+        InputError,
+        match=r"test_list\.mat (does not exist|should be a MATLAB file with a file_list)",
+    ):
         read_dogs([dogs])
 
 

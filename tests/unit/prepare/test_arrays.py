@@ -9,14 +9,30 @@ import torchvision
 from PIL import Image
 
 from tests.unit.photos import real_data
-from tests.unit.prepare.array_layouts import FINE, make_cifar10, make_cifar100, make_stl10, python2_pickle
+from tests.unit.prepare.array_layouts import (
+    FINE,
+    make_cifar10,
+    make_cifar100,
+    make_stl10,
+    python2_pickle,
+)
 from utils.errors import InputError
-from utils.prepare.arrays import CIFAR100_PARTS, read_cifar10, read_cifar100, read_digits, read_stl10
+from utils.prepare.arrays import (
+    CIFAR100_PARTS,
+    read_cifar10,
+    read_cifar100,
+    read_digits,
+    read_stl10,
+)
 from utils.prepare.unpacking import unpacked
 
 READERS = {"CIFAR100": read_cifar100, "CIFAR10": read_cifar10, "STL10": read_stl10}
 MAKERS = {"CIFAR100": make_cifar100, "CIFAR10": make_cifar10, "STL10": make_stl10}
-FOLDERS = {"CIFAR100": "cifar-100-python", "CIFAR10": "cifar-10-batches-py", "STL10": "stl10_binary"}
+FOLDERS = {
+    "CIFAR100": "cifar-100-python",
+    "CIFAR10": "cifar-10-batches-py",
+    "STL10": "stl10_binary",
+}
 
 
 def decoded(listing, name) -> np.ndarray:
@@ -26,17 +42,27 @@ def decoded(listing, name) -> np.ndarray:
 
 
 def in_archive_order(listing, split) -> list[str]:
-    return sorted((name for name in listing.files if name.startswith(split)), key=lambda name: name.split("/")[2])
+    return sorted(
+        (name for name in listing.files if name.startswith(split)),
+        key=lambda name: name.split("/")[2],
+    )
 
 
 def as_torchvision(dataset, root, monkeypatch):
-    """What torchvision reads of a split's official files, whose checksums are not the official ones."""
+    """What torchvision reads of a split's official files, whose checksums are not the official
+    ones.
+    """
     module = {"STL10": torchvision.datasets.stl10}.get(dataset, torchvision.datasets.cifar)
     monkeypatch.setattr(module, "check_integrity", lambda *_: True)
     for split in ("train", "test"):
         choice = {"split": split} if dataset == "STL10" else {"train": split == "train"}
         data = getattr(torchvision.datasets, dataset)(root, **choice)
-        yield split, [np.asarray(image) for image, _ in data], [int(label) for _, label in data], data.classes
+        yield (
+            split,
+            [np.asarray(image) for image, _ in data],
+            [int(label) for _, label in data],
+            data.classes,
+        )
 
 
 @pytest.mark.parametrize("dataset", READERS)
@@ -47,7 +73,8 @@ def test_pixels_labels_and_names_are_those_that_torchvision_reads(tmp_path, monk
     for split, images, labels, classes in as_torchvision(dataset, str(tmp_path), monkeypatch):
         names = in_archive_order(listing, split)
         assert names == [
-            f"{split}/{label:02d}_{classes[label]}/{number:05d}.png" for number, label in enumerate(labels)
+            f"{split}/{label:02d}_{classes[label]}/{number:05d}.png"
+            for number, label in enumerate(labels)
         ]
         for name, image in zip(names, images):
             assert np.array_equal(decoded(listing, name), image)
@@ -63,7 +90,11 @@ def test_real_images_are_those_that_plain_unpickling_gives(tmp_path):
         for split in ("train", "test"):
             with (tmp_path / "scratch/cifar-100-python" / split).open("rb") as file:
                 official[split] = pickle.load(file, encoding="latin1")
-    assert len(listing.classes) == 100 and listing.classes == sorted(listing.classes) and listing.notes == []
+    assert (
+        len(listing.classes) == 100
+        and listing.classes == sorted(listing.classes)
+        and listing.notes == []
+    )
     for split, count in {"train": 100, "test": 20}.items():
         names = in_archive_order(listing, split)
         labels = [int(name.split("/")[1][:2]) for name in names]
@@ -81,7 +112,10 @@ def test_the_first_classes_are_the_first_that_there_are(tmp_path):
     assert whole.notes == ["1 of the 4 classes have no images"]
     assert two.classes == ["01_aquarium_fish", "02_baby"] and two.notes == []
     assert set(two.files) == {name for name in whole.files if "bear" not in name}
-    assert sorted(name.split("/")[2] for name in whole.files if "train/03" in name) == ["00000.png", "00003.png"]
+    assert sorted(name.split("/")[2] for name in whole.files if "train/03" in name) == [
+        "00000.png",
+        "00003.png",
+    ]
 
 
 def test_digits_are_cut_to_the_first(tmp_path):
@@ -106,7 +140,9 @@ def test_code_in_an_archive_is_refused_and_not_run(tmp_path, file):
     content = pickle.loads((root / file).read_bytes(), encoding="latin1")
     content["filenames"] = [Runs(tmp_path / "ran")]
     (root / file).write_bytes(python2_pickle(content))
-    with pytest.raises(InputError, match=rf"{file} is refused: it asks for posix\.mkdir, which may run code"):
+    with pytest.raises(
+        InputError, match=rf"{file} is refused: it asks for posix\.mkdir, which may run code"
+    ):
         read_cifar100([root])
     assert not (tmp_path / "ran").exists()
     pickle.loads((root / file).read_bytes(), encoding="latin1")
@@ -123,9 +159,15 @@ def test_code_in_an_archive_is_refused_and_not_run(tmp_path, file):
         ({"data": np.zeros((6, 3, 32, 32), np.uint8)}, r"but has uint8 \(6, 3, 32, 32\)"),
         ({"data": np.zeros(3072, np.uint8)}, r"but has uint8 \(3072,\)"),
         ({"data": np.array([b"x"], dtype=object)}, r"train is refused: it holds an array of 'O8'"),
-        ({"data": np.zeros((5, 3072), np.uint8)}, "a list 'fine_labels' of 5 labels, but has 6 of them"),
+        (
+            {"data": np.zeros((5, 3072), np.uint8)},
+            "a list 'fine_labels' of 5 labels, but has 6 of them",
+        ),
         ({"fine_labels": None}, "a list 'fine_labels' of 6 labels, but has none"),
-        ({"fine_labels": [0, 1, 2, 3, 4, 0]}, r"has the label 4 for image 4, but there are 4 classes \(0 … 3\)"),
+        (
+            {"fine_labels": [0, 1, 2, 3, 4, 0]},
+            r"has the label 4 for image 4, but there are 4 classes \(0 … 3\)",
+        ),
         ({"fine_labels": [0, -1, 2, 3, 0, 0]}, "has the label -1 for image 1"),
         ({"fine_labels": [0, 1.0, 2, 3, 0, 0]}, "has the label 1.0 for image 1"),
         ({"fine_labels": [True] * 6}, "has the label True for image 0"),
@@ -142,11 +184,17 @@ def test_files_of_another_layout_are_told(tmp_path, change, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("names", [None, 7, [], ["../apple"], ["a/b"], [""], [3], [["apple"]], ["äpfel"]])
+@pytest.mark.parametrize(
+    "names", [None, 7, [], ["../apple"], ["a/b"], [""], [3], [["apple"]], ["äpfel"]]
+)
 def test_names_that_are_no_folders_are_refused(tmp_path, names):
     root = make_cifar100(tmp_path / "cifar")
-    (root / "meta").write_bytes(python2_pickle({"fine_label_names": names} if names is not None else {"names": FINE}))
-    with pytest.raises(InputError, match="meta should list the names of the classes, plain words, but has"):
+    (root / "meta").write_bytes(
+        python2_pickle({"fine_label_names": names} if names is not None else {"names": FINE})
+    )
+    with pytest.raises(
+        InputError, match="meta should list the names of the classes, plain words, but has"
+    ):
         read_cifar100([root])
 
 
@@ -159,23 +207,35 @@ def test_a_truncated_file_is_named(tmp_path, keep):
 
 
 def test_missing_files_are_named(tmp_path):
-    with pytest.raises(InputError, match=r"no meta in .*give --src the official cifar-100-python\.tar\.gz"):
+    with pytest.raises(
+        InputError, match=r"no meta in .*give --src the official cifar-100-python\.tar\.gz"
+    ):
         read_cifar100([tmp_path])
     root = make_cifar10(tmp_path / "cifar10")
     (root / "data_batch_4").unlink()
     with pytest.raises(InputError, match="data_batch_4 does not exist"):
         read_cifar10([root])
     (root / "batches.meta").write_bytes(python2_pickle(["airplane"]))
-    with pytest.raises(InputError, match=r"batches\.meta should hold a dict of arrays, but holds a list"):
+    with pytest.raises(
+        InputError, match=r"batches\.meta should hold a dict of arrays, but holds a list"
+    ):
         read_cifar10([root])
 
 
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("train_X.bin", b"1234", r"train_X\.bin should hold 4 images of 3 × 96 × 96 bytes, .* but holds 4 bytes"),
+        (
+            "train_X.bin",
+            b"1234",
+            r"train_X\.bin should hold 4 images of 3 × 96 × 96 bytes, .* but holds 4 bytes",
+        ),
         ("test_y.bin", b"\x01", r"test_X\.bin should hold 1 images"),
-        ("train_y.bin", b"\x02\x0b\x01\x02", r"train_y\.bin has the label 10 for image 1, but there are 10 classes"),
+        (
+            "train_y.bin",
+            b"\x02\x0b\x01\x02",
+            r"train_y\.bin has the label 10 for image 1, but there are 10 classes",
+        ),
         ("train_y.bin", b"\x02\x0a\x01\x00", r"train_y\.bin has the label -1 for image 3"),
         ("class_names.txt", b"../up\n", r"class_names\.txt should list the names"),
         ("test_X.bin", None, r"test_X\.bin cannot be read \(No such file"),

@@ -55,15 +55,21 @@ def test_a_box_over_the_border_is_clamped_and_counted(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("mode", "suffix"), [("L", "jpg"), ("CMYK", "jpg"), ("P", "png"), ("RGBA", "png"), ("LA", "png"), ("1", "png")]
+    ("mode", "suffix"),
+    [("L", "jpg"), ("CMYK", "jpg"), ("P", "png"), ("RGBA", "png"), ("LA", "png"), ("1", "png")],
 )
 def test_every_colour_mode_becomes_rgb(tmp_path, mode, suffix):
     make_photo(tmp_path / f"photo.{suffix}", mode)
     outcome = crop_one(Crop(tmp_path / f"photo.{suffix}", BOX, "train/a/1.jpg"), tmp_path)
     assert outcome.mode == mode
-    with Image.open(tmp_path / f"photo.{suffix}") as photo, Image.open(tmp_path / "train/a/1.jpg") as image:
+    with (
+        Image.open(tmp_path / f"photo.{suffix}") as photo,
+        Image.open(tmp_path / "train/a/1.jpg") as image,
+    ):
         assert image.mode == "RGB"
-        difference = np.asarray(photo.convert("RGB").crop(BOX), dtype=int) - np.asarray(image, dtype=int)
+        difference = np.asarray(photo.convert("RGB").crop(BOX), dtype=int) - np.asarray(
+            image, dtype=int
+        )
     assert np.abs(difference).mean() < 25
 
 
@@ -77,7 +83,9 @@ def test_exif_orientation_does_not_turn_the_pixels(tmp_path):
         assert 0x0112 not in image.getexif()
 
 
-@pytest.mark.parametrize("box", [(5, 5, 5, 20), (8, 5, 3, 20), (50, 5, 60, 20), (-9, -9, 0, 0), (0, 30, 9, 40)])
+@pytest.mark.parametrize(
+    "box", [(5, 5, 5, 20), (8, 5, 3, 20), (50, 5, 60, 20), (-9, -9, 0, 0), (0, 30, 9, 40)]
+)
 def test_a_box_without_area_is_a_problem(tmp_path, box):
     make_photo(tmp_path / "photo.png")
     problem = crop_one(Crop(tmp_path / "photo.png", box, "train/a/1.jpg"), tmp_path).problem
@@ -95,10 +103,16 @@ def test_unreadable_and_missing_photos_are_problems(tmp_path):
     crops = [Crop(tmp_path / name, BOX, f"train/a/{name}") for name in names]
     outcomes = crop_all(crops, tmp_path / "out", workers=1)
     problems = [outcome.problem for outcome in outcomes[:3]]
-    assert [problem.kind for problem in problems] == ["unreadable photo", "unreadable photo", "missing photo"]
+    assert [problem.kind for problem in problems] == [
+        "unreadable photo",
+        "unreadable photo",
+        "missing photo",
+    ]
     assert all(name in problem.where for name, problem in zip(names, problems))
     assert [path.name for path in (tmp_path / "out").rglob("*.jpg")] == ["good.jpg"]
-    not_a_number = crop_one(Crop(tmp_path / "good.jpg", (float("nan"), 0, 9, 9), "train/a/1.jpg"), tmp_path)
+    not_a_number = crop_one(
+        Crop(tmp_path / "good.jpg", (float("nan"), 0, 9, 9), "train/a/1.jpg"), tmp_path
+    )
     assert not_a_number.problem.kind == "unreadable photo"
 
 
@@ -135,12 +149,17 @@ def test_processes_write_what_one_process_writes(tmp_path):
     crops = []
     for number in range(40):
         make_photo(tmp_path / f"{number}.png", size=(40 + number, 30))
-        crops.append(Crop(tmp_path / f"{number}.png", (number, 0, number + 20, 20), f"test/a/{number}.jpg"))
+        crops.append(
+            Crop(tmp_path / f"{number}.png", (number, 0, number + 20, 20), f"test/a/{number}.jpg")
+        )
     (tmp_path / "7.png").unlink()
     one, two = (crop_all(crops, tmp_path / f"out{workers}", workers) for workers in (1, 2))
     assert one == two
     assert [number for number, outcome in enumerate(two) if outcome.problem] == [7]
-    written = [{path.name: path.read_bytes() for path in (tmp_path / f"out{n}").rglob("*.jpg")} for n in (1, 2)]
+    written = [
+        {path.name: path.read_bytes() for path in (tmp_path / f"out{n}").rglob("*.jpg")}
+        for n in (1, 2)
+    ]
     assert written[0] == written[1]
     assert len(written[0]) == 39
 
@@ -161,7 +180,9 @@ def test_a_full_disk_stops_the_run_and_leaves_no_torn_file(tmp_path, monkeypatch
 
 def test_a_killed_process_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(cropping, "crop_one", die)
-    with pytest.raises(InputError, match="a cropping process was killed; run the same command again"):
+    with pytest.raises(
+        InputError, match="a cropping process was killed; run the same command again"
+    ):
         crop_all([Crop(tmp_path / "photo.png", BOX, "train/a/1.jpg")], tmp_path, workers=2)
 
 
@@ -189,6 +210,8 @@ def test_leftovers_of_a_killed_run_vanish_and_nothing_else(tmp_path):
 def test_images_of_other_options_are_not_mixed_in(tmp_path):
     (tmp_path / "test" / "b").mkdir(parents=True)
     (tmp_path / "test" / "b" / "old.jpg").touch()
-    with pytest.raises(InputError, match=r"holds 1 images that these options would not write, as test/b/old\.jpg"):
+    with pytest.raises(
+        InputError, match=r"holds 1 images that these options would not write, as test/b/old\.jpg"
+    ):
         clear_target(tmp_path, {"train/a/1.jpg"})
     assert (tmp_path / "test/b/old.jpg").exists()

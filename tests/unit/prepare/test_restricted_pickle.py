@@ -30,7 +30,9 @@ class Runs:
 @pytest.mark.parametrize("protocol", [0, 2, 4])
 def test_code_is_refused_and_not_run(tmp_path, protocol):
     (tmp_path / "list.pkl").write_bytes(pickle.dumps([1, Runs(tmp_path / "ran")], protocol))
-    with pytest.raises(InputError, match=r"list\.pkl is refused: it asks for .*mkdir, which may run code"):
+    with pytest.raises(
+        InputError, match=r"list\.pkl is refused: it asks for .*mkdir, which may run code"
+    ):
         load_plain(tmp_path / "list.pkl")
     assert not (tmp_path / "ran").exists()
 
@@ -47,7 +49,9 @@ def test_references_out_of_the_file_are_refused(tmp_path):
         load_plain(tmp_path / "list.pkl")
 
 
-@pytest.mark.parametrize("content", [b"", b"no pickle", pickle.dumps(["long enough to cut"] * 3)[:-9]])
+@pytest.mark.parametrize(
+    "content", [b"", b"no pickle", pickle.dumps(["long enough to cut"] * 3)[:-9]]
+)
 def test_damaged_files_are_named(tmp_path, content):
     (tmp_path / "list.pkl").write_bytes(content)
     with pytest.raises(InputError, match=r"list\.pkl is not a whole pickle file"):
@@ -63,8 +67,11 @@ def test_the_authors_lists():
     folder = real_data() / "reference_lists"
     counts = {path.stem: len(load_plain(path)) for path in folder.glob("VOC_*.pkl")}
     assert counts == {
-        "VOC_traindata": 13609, "VOC_valdata": 13841, "VOC_Animal_traindata": 2961, "VOC_Animal_valdata": 3001,
-    }  # fmt: skip
+        "VOC_traindata": 13609,
+        "VOC_valdata": 13841,
+        "VOC_Animal_traindata": 2961,
+        "VOC_Animal_valdata": 3001,
+    }
 
 
 ARRAYS = [
@@ -78,7 +85,9 @@ ARRAYS = [
 
 
 @pytest.mark.parametrize("array", ARRAYS, ids=str)
-@pytest.mark.parametrize("dump", [python2_pickle, lambda value: pickle.dumps(value, 4)], ids=["Python 2", "Python 3"])
+@pytest.mark.parametrize(
+    "dump", [python2_pickle, lambda value: pickle.dumps(value, 4)], ids=["Python 2", "Python 3"]
+)
 def test_arrays_of_plain_numbers_come_back(tmp_path, array, dump):
     (tmp_path / "batch").write_bytes(dump({"data": array, "labels": [1, 2], "name": "word"}))
     found = load_arrays(tmp_path / "batch")
@@ -95,18 +104,30 @@ def test_arrays_are_no_plain_data(tmp_path):
 
 @pytest.mark.parametrize(
     "array",
-    [np.array(["text", {}], dtype=object), np.array(["word"]), np.array([1j]), np.zeros(2, dtype=[("a", "u1")])],
+    [
+        np.array(["text", {}], dtype=object),
+        np.array(["word"]),
+        np.array([1j]),
+        np.zeros(2, dtype=[("a", "u1")]),
+    ],
     ids=["objects", "words", "complex", "record"],
 )
 def test_arrays_of_anything_else_are_refused(tmp_path, array):
     (tmp_path / "batch").write_bytes(python2_pickle({"data": array}))
-    with pytest.raises(InputError, match=r"batch is refused: it holds an array of '.*'; only arrays of plain numbers"):
+    with pytest.raises(
+        InputError,
+        match=r"batch is refused: it holds an array of '.*'; only arrays of plain numbers",
+    ):
         load_arrays(tmp_path / "batch")
 
 
 def test_code_beside_arrays_is_refused_and_not_run(tmp_path):
-    (tmp_path / "batch").write_bytes(python2_pickle({"data": np.zeros(2), "more": Runs(tmp_path / "ran")}))
-    with pytest.raises(InputError, match=r"batch is refused: it asks for posix\.mkdir, which may run code"):
+    (tmp_path / "batch").write_bytes(
+        python2_pickle({"data": np.zeros(2), "more": Runs(tmp_path / "ran")})
+    )
+    with pytest.raises(
+        InputError, match=r"batch is refused: it asks for posix\.mkdir, which may run code"
+    ):
         load_arrays(tmp_path / "batch")
     assert not (tmp_path / "ran").exists()
 
@@ -117,8 +138,10 @@ RECONSTRUCT = b"cnumpy.core.multiarray\n_reconstruct\n"
 @pytest.mark.parametrize(
     "content",
     [
-        b"\x80\x02}U\x01a" + RECONSTRUCT + b"}U\x06valuesK\x01sbs.",  # attributes for the stand-in itself
-        b"\x80\x02}U\x01a" + RECONSTRUCT + b")R(K\x01K\x05K\x05K\x00U\x04abcdtbs.",  # a state of wrong types
+        # Attributes for the stand-in itself
+        b"\x80\x02}U\x01a" + RECONSTRUCT + b"}U\x06valuesK\x01sbs.",
+        # A state of wrong types
+        b"\x80\x02}U\x01a" + RECONSTRUCT + b")R(K\x01K\x05K\x05K\x00U\x04abcdtbs.",
         b"\x80\x02}U\x01acnumpy\ndtype\n(U\x02u1tR(K\x03U\x01?tbs.",  # a byte order that is none
     ],
 )

@@ -16,9 +16,14 @@ def test_training_folders_and_validation_by_its_list_are_taken_as_they_are(tiny,
     listing = read_tiny_imagenet([tmp_path])
     assert (listing.classes, listing.notes, listing.problems) == (WNIDS, [], [])
     sources = {
-        f"train/{wnid}/{wnid}_{photo}.JPEG": tiny / "train" / wnid / "images" for wnid in WNIDS for photo in "01"
+        f"train/{wnid}/{wnid}_{photo}.JPEG": tiny / "train" / wnid / "images"
+        for wnid in WNIDS
+        for photo in "01"
     }
-    sources |= {f"test/{WNIDS[2 - number]}/val_{number}.JPEG": tiny / "val" / "images" for number in range(3)}
+    sources |= {
+        f"test/{WNIDS[2 - number]}/val_{number}.JPEG": tiny / "val" / "images"
+        for number in range(3)
+    }
     assert set(listing.files) == set(sources)
     for name, folder in sources.items():
         assert listing.files[name]() == (folder / name.split("/")[2]).read_bytes()
@@ -41,10 +46,30 @@ def test_the_first_classes_are_the_first_that_there_are(tiny):
             "../n01629819",
             r"wnids\.txt should list classes such as n01443537, but has '\.\./n",
         ),
-        ("val/val_annotations.txt", "val_1.JPEG", "val_9.JPEG", r"should name images .* but has 'val_9\.JPEG\\tn016"),
-        ("val/val_annotations.txt", "val_1.JPEG", "../images/val_1.JPEG", "should name images of val/images"),
-        ("val/val_annotations.txt", "val_1.JPEG\t", "", "should name images of val/images and classes of wnids"),
-        ("val/val_annotations.txt", "n01629819", "n09999999", "should name images of val/images and classes of wnids"),
+        (
+            "val/val_annotations.txt",
+            "val_1.JPEG",
+            "val_9.JPEG",
+            r"should name images .* but has 'val_9\.JPEG\\tn016",
+        ),
+        (
+            "val/val_annotations.txt",
+            "val_1.JPEG",
+            "../images/val_1.JPEG",
+            "should name images of val/images",
+        ),
+        (
+            "val/val_annotations.txt",
+            "val_1.JPEG\t",
+            "",
+            "should name images of val/images and classes of wnids",
+        ),
+        (
+            "val/val_annotations.txt",
+            "n01629819",
+            "n09999999",
+            "should name images of val/images and classes of wnids",
+        ),
     ],
 )
 def test_lists_that_do_not_fit_are_told(tiny, file, old, new, message):
@@ -59,5 +84,7 @@ def test_missing_lists_are_named(tiny, tmp_path):
     (tiny / "val/val_annotations.txt").unlink()
     with pytest.raises(InputError, match=r"val_annotations\.txt does not exist"):
         read_tiny_imagenet([tiny])
-    with pytest.raises(InputError, match=r"no wnids\.txt in .*give --src the official tiny-imagenet-200\.zip"):
+    with pytest.raises(
+        InputError, match=r"no wnids\.txt in .*give --src the official tiny-imagenet-200\.zip"
+    ):
         read_tiny_imagenet([tmp_path / "nothing"])

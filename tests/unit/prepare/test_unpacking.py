@@ -70,7 +70,10 @@ def test_an_archive_cannot_write_outside(tmp_path, archive, name):
     archive = make_archive(tmp_path / archive, [name])
     work = tmp_path / "work"
     with (
-        pytest.raises(InputError, match=r"evil\.(tar|zip) is refused, because it would write outside its folder"),
+        pytest.raises(
+            InputError,
+            match=r"evil\.(tar|zip) is refused, because it would write outside its folder",
+        ),
         unpacked([archive], {}, work / "scratch"),
     ):
         pass
@@ -87,7 +90,9 @@ def test_damaged_archives_are_named(tmp_path):
     (tmp_path / "spoilt.zip").write_bytes(packed.replace(b"content", b"other!!", 1))
     for name in ("text.tgz", "cut.tgz", "cut.zip", "spoilt.zip"):
         with (
-            pytest.raises(InputError, match=f"{name} is no whole tar or zip archive .*download it again"),
+            pytest.raises(
+                InputError, match=f"{name} is no whole tar or zip archive .*download it again"
+            ),
             unpacked([tmp_path / name], {}, tmp_path / "scratch"),
         ):
             pass
@@ -109,7 +114,9 @@ def test_find_takes_the_nearest_and_refuses_none_or_two(tmp_path):
     (tmp_path / "Images").mkdir()
     assert find([tmp_path], "Images", "images.tar") == tmp_path / "Images"
     assert find([tmp_path, tmp_path / "Images"], "Images", "images.tar") == tmp_path / "Images"
-    with pytest.raises(InputError, match=r"there is no Annotation in .*give --src the official annotation.tar"):
+    with pytest.raises(
+        InputError, match=r"there is no Annotation in .*give --src the official annotation.tar"
+    ):
         find([tmp_path], "Annotation", "annotation.tar")
     with pytest.raises(InputError, match=r"Images is at .* and at .*; point --src at one of them"):
         find([tmp_path / "a", tmp_path], "Images", "images.tar")

@@ -16,7 +16,12 @@ def voc(tmp_path):
 
 def entry(source, number, box=("1", "2", "31", "22"), category=None):
     edges = dict(zip(("xmin", "ymin", "xmax", "ymax"), box))
-    return {"source": source, "category": category or VOC_CLASSES[number], "class": number, "bndbox": edges}
+    return {
+        "source": source,
+        "category": category or VOC_CLASSES[number],
+        "class": number,
+        "bndbox": edges,
+    }
 
 
 def write_list(path, entries):
@@ -49,10 +54,23 @@ def test_animals_are_six_classes_with_the_ids_of_the_twenty(voc):
 
 def test_the_first_classes_are_the_first_that_have_an_object(voc, tmp_path):
     assert read_voc([voc], VOC_CLASSES, 2).classes == ["00_cow", "02_cat"]
-    assert {name.split("/")[1] for name in outputs(read_voc([voc], VOC_CLASSES, 2))} == {"00_cow", "02_cat"}
-    assert {name.split("/")[1] for name in outputs(read_voc([voc], VOC_ANIMALS, 3))} == {"00_cow", "02_cat", "13_sheep"}
-    lists = [write_list(tmp_path / "a.pkl", [entry("2008_04", 13), entry("2008_01", 2), entry("2008_03", 19)])]
-    assert set(outputs(read_voc_lists([voc], lists, VOC_CLASSES, 1))) == {"train/02_cat/2008_01_0.jpg"}
+    assert {name.split("/")[1] for name in outputs(read_voc([voc], VOC_CLASSES, 2))} == {
+        "00_cow",
+        "02_cat",
+    }
+    assert {name.split("/")[1] for name in outputs(read_voc([voc], VOC_ANIMALS, 3))} == {
+        "00_cow",
+        "02_cat",
+        "13_sheep",
+    }
+    lists = [
+        write_list(
+            tmp_path / "a.pkl", [entry("2008_04", 13), entry("2008_01", 2), entry("2008_03", 19)]
+        )
+    ]
+    assert set(outputs(read_voc_lists([voc], lists, VOC_CLASSES, 1))) == {
+        "train/02_cat/2008_01_0.jpg"
+    }
 
 
 def test_without_image_sets_every_second_photo_is_for_test(tmp_path):
@@ -69,7 +87,9 @@ def test_faults_are_named(voc):
     text = (voc / "Annotations/2008_04.xml").read_text()
     (voc / "Annotations/2008_04.xml").write_text(text.replace("sheep", "unicorn"))
     listing = read_voc([voc], VOC_CLASSES)
-    assert sorted((problem.kind, problem.where.split("/")[-1].split(": ")[0]) for problem in listing.problems) == [
+    assert sorted(
+        (problem.kind, problem.where.split("/")[-1].split(": ")[0]) for problem in listing.problems
+    ) == [
         ("file that is no photo", "notes.txt"),
         ("missing annotation", "2008_01.xml"),
         ("unknown class", "2008_04"),
@@ -79,8 +99,12 @@ def test_faults_are_named(voc):
 
 
 def test_lists_give_exactly_their_objects_by_number_of_the_class(voc, tmp_path):
-    train = write_list(tmp_path / "a.pkl", [entry("2008_01", 2), entry("2008_01", 10, category="hand")])
-    test = write_list(tmp_path / "b.pkl", [entry("2008_04", 13), entry("2008_04", 13, ("3", "3", "9", "9"))])
+    train = write_list(
+        tmp_path / "a.pkl", [entry("2008_01", 2), entry("2008_01", 10, category="hand")]
+    )
+    test = write_list(
+        tmp_path / "b.pkl", [entry("2008_04", 13), entry("2008_04", 13, ("3", "3", "9", "9"))]
+    )
     listing = read_voc_lists([voc], [train, test], VOC_CLASSES)
     assert outputs(listing) == {
         "train/02_cat/2008_01_0.jpg": (1, 2, 31, 22),
@@ -88,7 +112,9 @@ def test_lists_give_exactly_their_objects_by_number_of_the_class(voc, tmp_path):
         "test/13_sheep/2008_04_0.jpg": (1, 2, 31, 22),
         "test/13_sheep/2008_04_1.jpg": (3, 3, 9, 9),
     }
-    assert set(outputs(read_voc_lists([voc], [train], VOC_ANIMALS))) == {"train/02_cat/2008_01_0.jpg"}
+    assert set(outputs(read_voc_lists([voc], [train], VOC_ANIMALS))) == {
+        "train/02_cat/2008_01_0.jpg"
+    }
 
 
 @pytest.mark.parametrize(
@@ -103,7 +129,9 @@ def test_lists_give_exactly_their_objects_by_number_of_the_class(voc, tmp_path):
     ],
 )
 def test_other_lists_are_refused(voc, tmp_path, entries):
-    with pytest.raises(InputError, match=r"a\.pkl should be a list of objects with source, class \(0 to 19\)"):
+    with pytest.raises(
+        InputError, match=r"a\.pkl should be a list of objects with source, class \(0 to 19\)"
+    ):
         read_voc_lists([voc], [write_list(tmp_path / "a.pkl", entries)], VOC_CLASSES)
 
 
@@ -125,4 +153,6 @@ def test_real_lists():
     listing = read_voc_lists([real_data() / "VOC2012_mini"], lists, VOC_CLASSES)
     assert len({crop.output for crop in listing.crops}) == len(listing.crops) == 13609 + 13841
     in_sample = [crop for crop in listing.crops if crop.source.is_file()]
-    assert [(crop.output, crop.box) for crop in in_sample] == [("train/02_cat/2008_006599_0.jpg", (34, 1, 281, 283))]
+    assert [(crop.output, crop.box) for crop in in_sample] == [
+        ("train/02_cat/2008_006599_0.jpg", (34, 1, 281, 283))
+    ]

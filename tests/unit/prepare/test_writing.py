@@ -10,7 +10,10 @@ from utils.prepare.writing import png, write_all
 
 def test_a_png_loses_nothing():
     colours = np.random.default_rng(0).integers(0, 256, (32, 31, 3), dtype=np.uint8)
-    for pixels, expected in ((colours, colours), (colours[..., 0], np.repeat(colours[..., :1], 3, axis=2))):
+    for pixels, expected in (
+        (colours, colours),
+        (colours[..., 0], np.repeat(colours[..., :1], 3, axis=2)),
+    ):
         with Image.open(io.BytesIO(png(pixels))) as image:
             assert (image.format, image.mode) == ("PNG", "RGB")
             assert np.array_equal(np.asarray(image), expected)
@@ -18,11 +21,14 @@ def test_a_png_loses_nothing():
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_what_is_there_with_the_same_bytes_is_left_alone(tmp_path, workers):
-    files = {f"train/{number % 3}/{number}.png": lambda number=number: b"%d" % number for number in range(50)}
-    assert write_all(files, tmp_path, workers) == 50
-    assert {path.relative_to(tmp_path).as_posix(): path.read_bytes() for path in tmp_path.rglob("*.png")} == {
-        name: content() for name, content in files.items()
+    files = {
+        f"train/{number % 3}/{number}.png": lambda number=number: b"%d" % number
+        for number in range(50)
     }
+    assert write_all(files, tmp_path, workers) == 50
+    assert {
+        path.relative_to(tmp_path).as_posix(): path.read_bytes() for path in tmp_path.rglob("*.png")
+    } == {name: content() for name, content in files.items()}
     times = {name: (tmp_path / name).stat().st_mtime_ns for name in files}
     (tmp_path / "train/0/0.png").unlink()
     (tmp_path / "train/1/1.png").write_bytes(b"torn")
@@ -36,7 +42,10 @@ def test_what_cannot_be_read_or_written_is_one_sentence_and_leaves_no_torn_file(
     def missing():
         return (tmp_path / "nothing.JPEG").read_bytes()
 
-    with pytest.raises(InputError, match=r"cannot write below .*, or read what .*nothing\.JPEG.*run the same command"):
+    with pytest.raises(
+        InputError,
+        match=r"cannot write below .*, or read what .*nothing\.JPEG.*run the same command",
+    ):
         write_all({"train/a/1.png": missing}, tmp_path, 1)
     (tmp_path / "train").write_text("a file in the way")
     with pytest.raises(InputError, match="cannot write below"):

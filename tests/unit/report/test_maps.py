@@ -20,9 +20,14 @@ from utils.report.maps import (
 
 @pytest.fixture
 def maps():
-    """x (2, 4, 6) strong and of fewer channels than the target (5, 4, 6), and three components of it."""
+    """x (2, 4, 6) strong and of fewer channels than the target (5, 4, 6), and three components
+    of it.
+    """
     generator = torch.Generator().manual_seed(0)
-    x, target = 100 * torch.randn(2, 4, 6, generator=generator), 3 * torch.randn(5, 4, 6, generator=generator)
+    x, target = (
+        100 * torch.randn(2, 4, 6, generator=generator),
+        3 * torch.randn(5, 4, 6, generator=generator),
+    )
     return x, target, torch.randn(3, 5, 4, 6, generator=generator)
 
 
@@ -49,14 +54,26 @@ def is_drawn(figure):
 
 def test_symbols_are_the_papers():
     names = ["target", "order0", "order2", "output", "residual"]
-    assert [symbol(name) for name in names] == ["$x^*$", "$x^{(0)}$", "$x^{(2)}$", "$g(x)$", r"$x_\Delta$"]
+    assert [symbol(name) for name in names] == [
+        "$x^*$",
+        "$x^{(0)}$",
+        "$x^{(2)}$",
+        "$g(x)$",
+        r"$x_\Delta$",
+    ]
 
 
 def test_components_stand_in_rows_of_channels(maps):
     x, target, components = maps
     photo = torch.arange(3 * 8 * 8, dtype=torch.uint8).reshape(3, 8, 8)
     figure = component_figure(
-        photo, x, target, components.sum(0), components, [4, 1], ["instability 0.10", "instability 0.90"]
+        photo,
+        x,
+        target,
+        components.sum(0),
+        components,
+        [4, 1],
+        ["instability 0.10", "instability 0.90"],
     )
     grid = pictures(figure, 2)
     assert grid.shape == (2, 8)
@@ -67,7 +84,10 @@ def test_components_stand_in_rows_of_channels(maps):
         assert expected in title
     assert symbol("residual") in titles[-1]
     assert {axis.get_title() for axis in grid[1]} == {""}
-    assert [axis.get_ylabel() for axis in grid[:, 0]] == ["channel 4\ninstability 0.10", "channel 1\ninstability 0.90"]
+    assert [axis.get_ylabel() for axis in grid[:, 0]] == [
+        "channel 4\ninstability 0.10",
+        "channel 1\ninstability 0.90",
+    ]
     output = components.sum(0)
     for row, channel in enumerate((4, 1)):
         np.testing.assert_array_equal(shown(grid[row, 0]), photo.permute(1, 2, 0))
@@ -83,7 +103,9 @@ def test_components_stand_in_rows_of_channels(maps):
 
 def test_components_without_photo_and_notes_and_of_nothing(maps):
     x, target, components = (values.bfloat16() for values in maps)
-    assert pictures(component_figure(None, x, target, components.sum(0), components, [2]), 1).shape == (1, 7)
+    assert pictures(
+        component_figure(None, x, target, components.sum(0), components, [2]), 1
+    ).shape == (1, 7)
     zeros = torch.zeros(1, 2, 2)
     figure = component_figure(None, zeros, zeros, zeros, zeros[None], [0])
     assert pictures(figure, 1)[0, 1].images[0].get_clim() == (-1, 1)
@@ -106,8 +128,10 @@ def test_overlays_lie_on_grey_photos_on_one_scale(channel):
     figure = overlay_figure(photos, target, output, "blind spots", channel)
     *rows, scales = grid_of(figure, 3)
     columns = {
-        "features $x^*$": target, "reconstructed $g(x)$": output, r"blind spots $x_\Delta$": target - output,
-    }  # fmt: skip
+        "features $x^*$": target,
+        "reconstructed $g(x)$": output,
+        r"blind spots $x_\Delta$": target - output,
+    }
     assert [axis.get_title() for axis in rows[0]] == ["photo", *columns]
     assert {axis.get_title() for axis in rows[1]} == {""}
     everything = torch.stack([strength(values, 16, channel) for values in columns.values()])
@@ -162,7 +186,9 @@ def test_other_tokens_are_one_picture_and_maps_and_vectors_stay():
 
 @pytest.mark.parametrize("others", [0, 1])
 def test_a_vision_transformers_tokens_are_drawn_as_maps(others):
-    """Tokens as `as_maps` gives them, with the class token and without: every cell shows the grid of patches."""
+    """Tokens as `as_maps` gives them, with the class token and without: every cell shows the
+    grid of patches.
+    """
     torch.manual_seed(0)
     x, target = torch.randn(2, 6, others + 9, 1), torch.randn(2, 6, others + 9, 1)
     figure = decomposition_figure(TransNet(6, 6, 2, 1).eval(), x, target)
@@ -178,7 +204,9 @@ def test_a_vision_transformers_tokens_are_drawn_as_maps(others):
 
 def test_a_figure_is_saved_whole_and_named(tmp_path, capsys, maps):
     x, target, components = maps
-    save_figure(tmp_path / "a.png", component_figure(None, x, target, components.sum(0), components, [0]))
+    save_figure(
+        tmp_path / "a.png", component_figure(None, x, target, components.sum(0), components, [0])
+    )
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     assert capsys.readouterr().out == f"saved {tmp_path / 'a.png'}\n"
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]

@@ -1,4 +1,6 @@
-"""The page of a run: nothing from elsewhere, nothing unescaped, and no other number than the run's."""
+"""The page of a run: nothing from elsewhere, nothing unescaped, and no other number than the
+run's.
+"""
 
 import json
 import re
@@ -31,7 +33,10 @@ def test_the_page_loads_nothing_and_escapes_what_it_shows(run):
     assert not re.search(r"<script|<link|@import|url\(|https?://", found)
     assert set(re.findall(r'src="([^:]*):', found)) == {"data"}
     assert "default-src 'none'" in found
-    assert found.startswith("<!doctype html>") and found.count("<table>") == found.count("</table>") == 9
+    assert (
+        found.startswith("<!doctype html>")
+        and found.count("<table>") == found.count("</table>") == 9
+    )
 
 
 def test_the_same_files_give_the_same_page(run):
@@ -43,15 +48,23 @@ def test_the_same_files_give_the_same_page(run):
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        (">0.0312<", ">0.0212<", r"y is 0\.0212 \(0\.03125\) on the page and 0\.0312 \(0\.03125\) in the run"),
-        ('"0.03125">', '"0.02125">', r"instability is 0\.0312 \(0\.02125\) on the page and 0\.0312 \(0\.03125\)"),
+        (
+            ">0.0312<",
+            ">0.0212<",
+            r"y is 0\.0212 \(0\.03125\) on the page and 0\.0312 \(0\.03125\) in the run",
+        ),
+        (
+            '"0.03125">',
+            '"0.02125">',
+            r"instability is 0\.0312 \(0\.02125\) on the page and 0\.0312 \(0\.03125\)",
+        ),
         ("1,355", "1,356", r"variance\.json: images is 1,356 \(1355\) on the page"),
         (">0.8125<", ">0.9125<", r"calibration\.json: consistency\.value is 0\.9125"),
         ("the floor.", "the roof.", "its values are the run's, but line [0-9]+ is another"),
         ("base64,", "base64,AAAA", "its values are the run's, but line [0-9]+ is another"),
         ("</body>", "<p>0.0001</p></body>", "line [0-9]+ is another"),
     ],
-)  # fmt: skip
+)
 def test_one_other_character_is_found(run, old, new, said):
     made = page.render(run)
     assert old in made
@@ -63,7 +76,10 @@ def test_another_number_in_the_folder_is_found(run):
     made = page.render(run)
     rows = [CALIBRATION["rows"][0], CALIBRATION["rows"][1] | {"high": 2.0}]
     (run / "calibration.json").write_text(json.dumps(CALIBRATION | {"rows": rows}))
-    said = r"calibration\.json: rows\.1\.high is 1\.7500 \(1\.75\) on the page and 2\.0000 \(2\.0\) in the run"
+    said = (
+        r"calibration\.json: rows\.1\.high is 1\.7500 \(1\.75\) on the page and 2\.0000 \(2\.0\) in"
+        r" the run"
+    )
     with pytest.raises(InputError, match=said):
         page.check(made, page.render(run))
 
@@ -71,7 +87,10 @@ def test_another_number_in_the_folder_is_found(run):
 def test_a_number_that_is_missing_is_named(run):
     made = page.render(run)
     (run / "variance.json").write_text(json.dumps(VARIANCE | {"classes": []}))
-    with pytest.raises(InputError, match=r"has variance\.json: classes\.0\.class where the run has variance\.json: c"):
+    with pytest.raises(
+        InputError,
+        match=r"has variance\.json: classes\.0\.class where the run has variance\.json: c",
+    ):
         page.check(made, page.render(run))
 
 
@@ -85,7 +104,9 @@ def test_another_figure_is_found(run):
 def test_a_page_of_another_run_and_another_file_are_told_apart(run, tmp_path):
     other = VARIANCE | {"source": SOURCE | {"checkpoint_b": "d" * 64}, "instability": 0.5}
     made = page.render(write_run(tmp_path / "other", variance=other))
-    said = r"of another run: variance\.json: source\.checkpoint_b is d{12} there and b{12} in this one"
+    said = (
+        r"of another run: variance\.json: source\.checkpoint_b is d{12} there and b{12} in this one"
+    )
     with pytest.raises(InputError, match=said):
         page.check(made, page.render(run))
     with pytest.raises(InputError, match=r"no page of Report\.py; name one that --out wrote"):
@@ -94,5 +115,7 @@ def test_a_page_of_another_run_and_another_file_are_told_apart(run, tmp_path):
 
 def test_a_page_that_would_be_too_large_is_refused(run):
     (run / "photo.png").write_bytes(b"0" * 1_500_000)
-    with pytest.raises(InputError, match=r"the page would be 2\.\d\d MB, above 2\.00 MB; take pictures out of"):
+    with pytest.raises(
+        InputError, match=r"the page would be 2\.\d\d MB, above 2\.00 MB; take pictures out of"
+    ):
         page.render(run)

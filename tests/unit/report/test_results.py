@@ -25,10 +25,15 @@ def test_variances_come_before_calibrations(tmp_path):
     assert found[1].content == CALIBRATION
 
 
-@pytest.mark.parametrize("content", ["[1]", '{"images": 3}', json.dumps({"rows": [], "consistency": {}}), '"var"'])
+@pytest.mark.parametrize(
+    "content", ["[1]", '{"images": 3}', json.dumps({"rows": [], "consistency": {}}), '"var"']
+)
 def test_json_of_something_else_is_refused(tmp_path, content):
     (write_run(tmp_path) / "pruned.json").write_text(content)
-    with pytest.raises(InputError, match=r"pruned\.json is neither of Variance\.py --json nor of Calibrate\.py --json"):
+    with pytest.raises(
+        InputError,
+        match=r"pruned\.json is neither of Variance\.py --json nor of Calibrate\.py --json",
+    ):
         read_results(tmp_path)
 
 
@@ -43,8 +48,12 @@ def test_a_folder_without_results_is_told_from_one_that_is_missing(tmp_path):
 
 
 def test_a_value_has_its_place_all_digits_and_its_text(variance):
-    assert variance.value("instability", form=".2f") == Value("v.json: instability", "0.03125", "0.03")
-    assert variance.value("var", "order0", form=".1f", unit=12.5) == Value("v.json: var.order0", "93.75", "93.8")
+    assert variance.value("instability", form=".2f") == Value(
+        "v.json: instability", "0.03125", "0.03"
+    )
+    assert variance.value("var", "order0", form=".1f", unit=12.5) == Value(
+        "v.json: var.order0", "93.75", "93.8"
+    )
     assert variance.value("spectrum", 1, "layers") == Value("v.json: spectrum.1.layers", "2", "2")
     assert variance.value("source", "p") == Value("v.json: source.p", "[0.5, 0.25]", "0.5, 0.25")
     assert variance.value("settings", "standardise").text == "True"
@@ -52,13 +61,19 @@ def test_a_value_has_its_place_all_digits_and_its_text(variance):
 
 def test_what_is_undefined_says_why_where_that_is_known(variance):
     assert variance.value("channels", 0, "instability", form=".4f") == "undefined"
-    assert Result("c.json", "calibration", CALIBRATION).value("baselines", 0, "value") == "undefined: x is constant"
+    assert (
+        Result("c.json", "calibration", CALIBRATION).value("baselines", 0, "value")
+        == "undefined: x is constant"
+    )
     for path in (("spectrum", 2, "r2"), ("spectrum", "r2"), ("var", "order0", "mean")):
         assert variance.get(*path) is None
 
 
 def test_an_interval_is_two_values_or_a_dash(variance):
-    low, high = Value("v.json: classes.0.low", "0.125", "0.1250"), Value("v.json: classes.0.high", "0.5", "0.5000")
+    low, high = (
+        Value("v.json: classes.0.low", "0.125", "0.1250"),
+        Value("v.json: classes.0.high", "0.5", "0.5000"),
+    )
     assert variance.interval("classes", 0) == ["[", low, ", ", high, "]"]
     assert variance.interval("channels", 0) == variance.interval("intervals", "share_output") == "–"
 
@@ -66,12 +81,18 @@ def test_an_interval_is_two_values_or_a_dash(variance):
 def test_settings_are_rows_without_what_is_not_set():
     calibration = Result("c.json", "calibration", CALIBRATION)
     rows = {name: value.text for name, value in calibration.entries("source")}
-    assert (rows["transform image_size"], rows["transform mean"], rows["arch_a"]) == ("64", "0.5, 0.25", "alexnet")
+    assert (rows["transform image_size"], rows["transform mean"], rows["arch_a"]) == (
+        "64",
+        "0.5, 0.25",
+        "alexnet",
+    )
     assert "classes" not in rows
     assert list(calibration.entries("settings")) == []  # the authors' Trans-Nets record none
     assert [name for name, _ in Result("v", "variance", VARIANCE).entries("settings")] == [
-        "epochs", "standardise", "alpha",
-    ]  # fmt: skip
+        "epochs",
+        "standardise",
+        "alpha",
+    ]
 
 
 def test_pictures_are_data(tmp_path):

@@ -9,18 +9,29 @@ from utils.report.sections import CHANNELS, lay_out
 
 
 def text(cell):
-    return cell if isinstance(cell, str) else cell.text if isinstance(cell, Value) else "".join(map(text, cell))
+    return (
+        cell
+        if isinstance(cell, str)
+        else cell.text
+        if isinstance(cell, Value)
+        else "".join(map(text, cell))
+    )
 
 
 def read(kind, content):
     """Lay a result out: the section, and its tables by title as texts."""
     section = lay_out(Result(f"{kind}.json", kind, content))
-    return section, {table.title: [list(map(text, row)) for row in table.rows] for table in section.tables}
+    return section, {
+        table.title: [list(map(text, row)) for row in table.rows] for table in section.tables
+    }
 
 
 def test_a_variance_has_its_headline_and_reference():
     section, _ = read("variance", VARIANCE)
-    assert text(section.of) == "alexnet features.8 → resnet34 layer3.5.add, 1,355 images of digits (val)"
+    assert (
+        text(section.of)
+        == "alexnet features.8 → resnet34 layer3.5.add, 1,355 images of digits (val)"
+    )
     assert [tuple(map(text, line)) for line in section.headlines] == [
         ("instability Var(x_Δ)/Var(x*)", "0.0312", "[0.0300, 0.0400]"),
         ("of the linear reference", "0.0625", "held-out images"),
@@ -47,12 +58,16 @@ def test_every_component_stands_beside_its_share_and_intervals():
 
 def test_the_channels_are_those_that_vary_most():
     _, tables = read("variance", VARIANCE)
-    assert [row[0] for row in tables["Channels"]] == [str(channel) for channel in range(11, 11 - CHANNELS, -1)]
+    assert [row[0] for row in tables["Channels"]] == [
+        str(channel) for channel in range(11, 11 - CHANNELS, -1)
+    ]
     assert tables["Channels"][0] == ["11", "1.375", "undefined", "–"]
 
 
 def test_a_report_without_intervals_or_with_a_constant_target_says_so():
-    alone = {key: VARIANCE[key] for key in ("images", "mean", "var", "source")} | {"instability": None}
+    alone = {key: VARIANCE[key] for key in ("images", "mean", "var", "source")} | {
+        "instability": None
+    }
     section, tables = read("variance", alone | {"var": {"target": 0.0, "residual": 0.0}})
     assert list(tables) == ["Components", "Settings and provenance"]
     assert tables["Components"][1] == ["x_Δ = x* - g(x)", "0", "–", "–", "–"]
@@ -64,7 +79,9 @@ def test_a_report_without_intervals_or_with_a_constant_target_says_so():
 def test_doubts_stand_before_the_numbers(kind, report):
     section, _ = read(kind, report)
     assert section.doubts == []
-    section, _ = read(kind, report | {"doubts": ["net B is at chance", "nets A and B are one file"]})
+    section, _ = read(
+        kind, report | {"doubts": ["net B is at chance", "nets A and B are one file"]}
+    )
     assert list(map(text, section.doubts)) == ["net B is at chance", "nets A and B are one file"]
 
 
@@ -86,7 +103,9 @@ def test_a_calibration_has_floors_ceilings_the_test_and_notes():
         ["it leaves", "0.0625", "[0.0600, 0.0700]"],
         ["normalised consistency", "undefined: null and ceiling are the same", "–"],
     ]
-    assert tables["Other measures of the same features"] == [["CKA", "undefined: x is constant", "a similarity"]]
+    assert tables["Other measures of the same features"] == [
+        ["CKA", "undefined: x is constant", "a similarity"]
+    ]
     _, untested = read("calibration", CALIBRATION | {"linear": None})
     assert "Test of the linear reference" not in untested
 
@@ -99,7 +118,11 @@ def test_settings_and_hashes_stand_at_the_end():
         assert (rows["checkpoint_a"], rows["layer_b"]) == ("a" * 64, "layer3.5.add")
     assert rows["Trans-Net's SHA-256"] == "c" * 64 and rows["epochs of the other fits"] == "0"
     rows = dict(read("variance", VARIANCE)[1]["Settings and provenance"])
-    assert (rows["alpha"], rows["ridge of the linear reference"], rows["mean"]) == ("0.1, 0.1", "0.001", "channel")
+    assert (rows["alpha"], rows["ridge of the linear reference"], rows["mean"]) == (
+        "0.1, 0.1",
+        "0.001",
+        "channel",
+    )
 
 
 @pytest.mark.parametrize(
@@ -117,7 +140,14 @@ def test_a_result_that_was_changed_by_hand_is_refused_by_name(kind, content, cha
 
 def test_a_fit_says_how_far_it_got():
     linear = {"taken": False, "linear": 0.42, "deep": 0.33, "unseen": True}
-    fitted = {"steps": 400, "hidden": 64, "state": "at its end", "of_steps": -0.001, "of_width": None, "linear": linear}
+    fitted = {
+        "steps": 400,
+        "hidden": 64,
+        "state": "at its end",
+        "of_steps": -0.001,
+        "of_width": None,
+        "linear": linear,
+    }
     _, tables = read("variance", VARIANCE | {"fitted": fitted})
     assert tables["Fit"] == [
         ["steps", "400"],
@@ -128,7 +158,13 @@ def test_a_fit_says_how_far_it_got():
         ["what the linear layer left of the images that judge", "0.4200"],
         ["what the Trans-Net left of them", "0.3300"],
     ]
-    rows = [row | {"steps": 400, "hidden": 64, "is_linear": i == 1} for i, row in enumerate(CALIBRATION["rows"])]
+    rows = [
+        row | {"steps": 400, "hidden": 64, "is_linear": i == 1}
+        for i, row in enumerate(CALIBRATION["rows"])
+    ]
     section, tables = read("calibration", CALIBRATION | {"rows": rows})
-    assert [row[4:] for row in tables["Floor and ceiling"]] == [["400", "64", "–"], ["400", "64", "the linear layer"]]
+    assert [row[4:] for row in tables["Floor and ceiling"]] == [
+        ["400", "64", "–"],
+        ["400", "64", "the linear layer"],
+    ]
     assert section.tables[0].head[4:6] == ("steps", "M")

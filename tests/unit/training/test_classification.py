@@ -37,14 +37,20 @@ def test_parts_count_by_their_sizes(cpu):
     parts = loaders(dogs=[1.0, 2.0, 3.0], birds=[10.0])
     assert validate(nn.Identity(), parts, cpu, mean_value) == pytest.approx(
         {
-            "val_Loss": 4.0, "val_dogs_Loss": 2.0, "val_birds_Loss": 10.0,
-            "val_square": 114 / 4, "val_dogs_square": 14 / 3, "val_birds_square": 100.0,
+            "val_Loss": 4.0,
+            "val_dogs_Loss": 2.0,
+            "val_birds_Loss": 10.0,
+            "val_square": 114 / 4,
+            "val_dogs_square": 14 / 3,
+            "val_birds_square": 100.0,
         }
-    )  # fmt: skip
+    )
 
 
 def test_the_only_part_of_an_unmixed_set_has_no_name(cpu):
-    metrics = validate(nn.Identity(), {"": make_loader(Numbers([1.0, 2.0, 3.0]), 2)}, cpu, mean_value)
+    metrics = validate(
+        nn.Identity(), {"": make_loader(Numbers([1.0, 2.0, 3.0]), 2)}, cpu, mean_value
+    )
     assert metrics == pytest.approx({"val_Loss": 2.0, "val_square": 14 / 3})
 
 
@@ -53,7 +59,9 @@ def test_a_classifier_is_validated_on_photos_by_default(cpu):
 
     class Photos(Numbers):
         def __getitems__(self, indices):
-            return torch.full((len(indices), 3, 2, 2), 51, dtype=torch.uint8), *super().__getitems__(indices)
+            return torch.full(
+                (len(indices), 3, 2, 2), 51, dtype=torch.uint8
+            ), *super().__getitems__(indices)
 
     class ChannelMeans(nn.Module):
         def forward(self, images):
@@ -62,10 +70,14 @@ def test_a_classifier_is_validated_on_photos_by_default(cpu):
     net = ChannelMeans().train()
     metrics = validate(net, {"": make_loader(Photos([2, 2, 2, 0, 1]), 2)}, cpu)
     assert not net.training
-    logits = torch.tensor([(0.2 - 0.485) / 0.229, (0.2 - 0.456) / 0.224, (0.2 - 0.406) / 0.225]).expand(5, 3)
+    logits = torch.tensor(
+        [(0.2 - 0.485) / 0.229, (0.2 - 0.456) / 0.224, (0.2 - 0.406) / 0.225]
+    ).expand(5, 3)
     targets = torch.tensor([2, 2, 2, 0, 1])
     expected = {"Loss": classification_loss(logits, targets), **accuracies_percent(logits, targets)}
-    assert metrics == pytest.approx({f"val_{name}": value.mean().item() for name, value in expected.items()})
+    assert metrics == pytest.approx(
+        {f"val_{name}": value.mean().item() for name, value in expected.items()}
+    )
     assert 60 in metrics.values()
 
 
@@ -76,7 +88,10 @@ def labelled(_net, values, indices):
 
 def test_hits_are_noted_by_the_number_of_the_image(cpu):
     data = Numbers([1.0, -1.0, 2.0, -2.0, 3.0])
-    parts = {name: make_loader(Subset(data, rows), 2) for name, rows in (("odd", [1, 3]), ("even", [4, 2, 0]))}
+    parts = {
+        name: make_loader(Subset(data, rows), 2)
+        for name, rows in (("odd", [1, 3]), ("even", [4, 2, 0]))
+    }
     hits = torch.ones(5, dtype=torch.uint8)
     metrics = validate(nn.Identity(), parts, cpu, labelled, hits)
     assert hits.tolist() == [1, 0, 1, 0, 1]
@@ -118,7 +133,10 @@ def test_a_fixed_network_may_stand_before_the_net():
     torch.manual_seed(0)
     frozen = nn.Sequential(nn.Flatten(), nn.Linear(3 * 2 * 2, 6)).requires_grad_(False)
     net = nn.Linear(6, 4)
-    pixels, targets = torch.randint(256, (5, 3, 2, 2), dtype=torch.uint8), torch.tensor([0, 3, 1, 1, 2])
+    pixels, targets = (
+        torch.randint(256, (5, 3, 2, 2), dtype=torch.uint8),
+        torch.tensor([0, 3, 1, 1, 2]),
+    )
     loss, _ = classify(net, pixels, targets, torch.arange(5), frozen=frozen)
     assert torch.equal(loss, classification_loss(net(frozen(normalise(pixels))), targets))
 

@@ -46,7 +46,9 @@ def mean_output(net, x, _indices):
 
 def train(net, loader, cpu, *, lr=0.0, epoch=0, step=mean_output, **options):
     optimizer = make_optimizer("SGD", net.parameters(), lr=lr, momentum=0, weight_decay=0)
-    return train_one_epoch(Fit(net, net, optimizer, cpu.grad_scaler(), cpu, **options), loader, step, epoch)
+    return train_one_epoch(
+        Fit(net, net, optimizer, cpu.grad_scaler(), cpu, **options), loader, step, epoch
+    )
 
 
 def test_means_are_over_samples_and_not_over_batches(cpu):
@@ -70,7 +72,9 @@ def test_modes_and_gradients(cpu):
     seen = []
 
     def step(net, x, _indices):
-        seen.append((net.training, net.dropout.training, net.norm.training, torch.is_grad_enabled()))
+        seen.append(
+            (net.training, net.dropout.training, net.norm.training, torch.is_grad_enabled())
+        )
         return net(x).mean(), {}
 
     train(net, loader, cpu, step=step)
@@ -88,7 +92,9 @@ def test_a_loss_that_is_not_finite_ends_the_epoch(cpu, bad):
         taken.extend(indices.tolist())
         return mean_output(net, x, indices)
 
-    with pytest.raises(InputError, match=r"the loss became (nan|inf) in epoch 8: lower --lr or switch --amp off"):
+    with pytest.raises(
+        InputError, match=r"the loss became (nan|inf) in epoch 8: lower --lr or switch --amp off"
+    ):
         train(Scale(), make_loader(Numbers(values), 1), cpu, epoch=7, step=step, print_freq=5)
     assert len(taken) == 5  # at the first reading after it
     with pytest.raises(InputError, match="in epoch 1"):
@@ -122,10 +128,15 @@ def test_an_evaluation_that_missed_samples_is_an_error(cpu):
 
 
 def test_an_epoch_repeats_whatever_came_before(cpu):
-    """Order and dropout of an epoch depend on (seed, epoch) alone, so a resumed run goes on as if never stopped."""
+    """Order and dropout of an epoch depend on (seed, epoch) alone, so a resumed run goes on as
+    if never stopped.
+    """
 
     def run(epochs):
-        net, loader = Scale(dropout=0.5), make_loader(Numbers([*map(float, range(16))]), 4, shuffle=True)
+        net, loader = (
+            Scale(dropout=0.5),
+            make_loader(Numbers([*map(float, range(16))]), 4, shuffle=True),
+        )
         order: dict[int, list[int]] = {epoch: [] for epoch in epochs}
         kept: dict[int, list[bool]] = {epoch: [] for epoch in epochs}
 

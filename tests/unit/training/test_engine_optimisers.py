@@ -18,7 +18,9 @@ def test_optimisers_take_what_is_trained():
     sgd = make_optimizer("SGD", net.parameters(), lr=0.1, momentum=0.7, weight_decay=0.2)
     adam = make_optimizer("Adam", net.parameters(), lr=0.3, momentum=0.7, weight_decay=0.4)
     for optimizer in (sgd, adam):
-        assert [id(parameter) for parameter in optimizer.param_groups[0]["params"]] == [id(net.weight)]
+        assert [id(parameter) for parameter in optimizer.param_groups[0]["params"]] == [
+            id(net.weight)
+        ]
     assert isinstance(sgd, torch.optim.SGD) and isinstance(adam, torch.optim.Adam)
     assert {key: sgd.defaults[key] for key in ("lr", "momentum", "weight_decay")} == {
         "lr": 0.1,
@@ -41,9 +43,13 @@ def take_steps(net, optimizer, gradients):
         optimizer.step()
 
 
-@pytest.mark.parametrize(("name", "plain"), [
-    ("SGD", functools.partial(torch.optim.SGD, momentum=0.9)), ("Adam", torch.optim.Adam),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "plain"),
+    [
+        ("SGD", functools.partial(torch.optim.SGD, momentum=0.9)),
+        ("Adam", torch.optim.Adam),
+    ],
+)
 def test_a_fused_step_is_the_plain_one(name, plain):
     ours, theirs = convolution(), convolution()
     optimizer = make_optimizer(name, ours.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-2)
@@ -83,7 +89,8 @@ def trained(cpu, optim=torch.optim.SGD, **options):
 
 
 @pytest.mark.parametrize(
-    ("optim", "options"), [(torch.optim.SGD, {"momentum": 0.9}), (torch.optim.Adam, {}), (Muon, {"weight_decay": 0.1})]
+    ("optim", "options"),
+    [(torch.optim.SGD, {"momentum": 0.9}), (torch.optim.Adam, {}), (Muon, {"weight_decay": 0.1})],
 )
 def test_training_goes_on_where_it_stopped(tmp_path, cpu, optim, options):
     fit = trained(cpu, optim, **options)
@@ -127,7 +134,9 @@ def test_weights_alone_and_other_parameters_cannot_be_resumed(cpu):
         fit_of(fit.model, other, cpu).restore(state, "w.pth")
     for missing in ("optimizer", "epoch"):
         rest = {key: value for key, value in state.items() if key != missing}
-        with pytest.raises(InputError, match=r"w\.pth holds weights but no training state.*use it as --weights"):
+        with pytest.raises(
+            InputError, match=r"w\.pth holds weights but no training state.*use it as --weights"
+        ):
             fit.restore(rest, "w.pth")
 
 
@@ -156,9 +165,20 @@ def assert_refused(cpu, first, second):
 def test_the_optimiser_of_an_older_pytorch_is_resumed(cpu, optim):
     fit = trained(cpu, optim)
     state = fit.state(4)
-    known = {"params", "lr", "betas", "eps", "weight_decay", "amsgrad", "momentum", "dampening", "nesterov"}
+    known = {
+        "params",
+        "lr",
+        "betas",
+        "eps",
+        "weight_decay",
+        "amsgrad",
+        "momentum",
+        "dampening",
+        "nesterov",
+    }
     state["optimizer"]["param_groups"] = [
-        {key: value for key, value in group.items() if key in known} for group in state["optimizer"]["param_groups"]
+        {key: value for key, value in group.items() if key in known}
+        for group in state["optimizer"]["param_groups"]
     ]
     fresh = fit_of(fit.model, optim(fit.model.parameters(), lr=0.5), cpu)
     assert fresh.restore({**state, "scaler": None}, "w.pth") == 4
@@ -168,7 +188,9 @@ def test_the_optimiser_of_an_older_pytorch_is_resumed(cpu, optim):
 
 @pytest.mark.parametrize(("name", "options"), [("SGD", {"momentum": 0.9}), ("Adam", {})])
 @pytest.mark.parametrize("fused_first", [True, False])
-def test_a_run_goes_on_fused_and_plain_whatever_its_checkpoint_was(tmp_path, cpu, name, options, fused_first):
+def test_a_run_goes_on_fused_and_plain_whatever_its_checkpoint_was(
+    tmp_path, cpu, name, options, fused_first
+):
     net, gradients = convolution(), torch.randn(4, 5, 4, 3, 3)
     kind, path = getattr(torch.optim, name), tmp_path / "c.pth.tar"
     fit = fit_of(net, kind(net.parameters(), lr=0.01, fused=fused_first, **options), cpu)

@@ -15,7 +15,10 @@ STUDENT = [[1.0, -2.0, 0.5], [0.0, 3.0, 1.0]]
 
 
 def test_half_precision_logits_give_a_float32_loss():
-    assert classification_loss(torch.tensor(STUDENT).bfloat16(), torch.tensor([0, 1])).dtype == torch.float32
+    assert (
+        classification_loss(torch.tensor(STUDENT).bfloat16(), torch.tensor([0, 1])).dtype
+        == torch.float32
+    )
 
 
 def test_classification_of_one_label_and_of_several():

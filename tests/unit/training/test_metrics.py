@@ -20,7 +20,11 @@ def test_k_beyond_the_classes_always_hits():
 
 def test_any_label_of_several_is_a_hit():
     targets = torch.tensor([[1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
-    assert topk_hits(LOGITS, targets, (1, 2, 4)).tolist() == [[False, True, True], [False, False, True], [False] * 3]
+    assert topk_hits(LOGITS, targets, (1, 2, 4)).tolist() == [
+        [False, True, True],
+        [False, False, True],
+        [False] * 3,
+    ]
 
 
 def test_accuracies_in_percent():

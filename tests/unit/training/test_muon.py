@@ -18,7 +18,8 @@ def test_every_direction_of_an_update_is_as_long(shape, scale):
     assert values.max() > 2 * values.min()
     lengths = (left.T @ found @ right.T).diagonal()
     assert lengths.min() > 0.5 and lengths.max() < 1.3
-    assert torch.linalg.svdvals(found).sum() == pytest.approx(float(lengths.sum()), rel=0.02)  # nothing but U Vᵀ
+    # Nothing but U Vᵀ
+    assert torch.linalg.svdvals(found).sum() == pytest.approx(float(lengths.sum()), rel=0.02)
 
 
 def test_no_gradient_is_no_update():
@@ -30,10 +31,18 @@ def gradients(*shape):
 
 
 def test_a_matrix_steps_as_pytorchs_muon_does():
-    ours, theirs = (nn.Parameter(torch.randn(6, 18, generator=torch.Generator().manual_seed(2))) for _ in range(2))
+    ours, theirs = (
+        nn.Parameter(torch.randn(6, 18, generator=torch.Generator().manual_seed(2)))
+        for _ in range(2)
+    )
     mine = Muon([ours], 0.02, momentum=0.9, weight_decay=0.1)
     plain = torch.optim.Muon(
-        [theirs], 0.02, momentum=0.9, weight_decay=0.1, adjust_lr_fn="match_rms_adamw", nesterov=True
+        [theirs],
+        0.02,
+        momentum=0.9,
+        weight_decay=0.1,
+        adjust_lr_fn="match_rms_adamw",
+        nesterov=True,
     )
     for gradient in gradients(6, 18):
         ours.grad, theirs.grad = gradient.clone(), gradient.clone()

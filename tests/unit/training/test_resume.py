@@ -9,8 +9,17 @@ from utils.errors import InputError
 from utils.provenance import NetSource, Provenance
 from utils.training import resume
 
-SETTINGS = {"arch": "alexnet", "lr": 0.1, "epochs": 3, "alpha": [0.1, 0.1], "weights": None, "weight_decay": 1e-4}
-SOURCE = Provenance(NetSource(sha256="aaaaaaaa11"), NetSource(sha256="bbbbbbbb22"), dataset="CUB200", split="train")
+SETTINGS = {
+    "arch": "alexnet",
+    "lr": 0.1,
+    "epochs": 3,
+    "alpha": [0.1, 0.1],
+    "weights": None,
+    "weight_decay": 1e-4,
+}
+SOURCE = Provenance(
+    NetSource(sha256="aaaaaaaa11"), NetSource(sha256="bbbbbbbb22"), dataset="CUB200", split="train"
+)
 
 
 @pytest.fixture
@@ -21,7 +30,9 @@ def own(tmp_path):
 @pytest.fixture
 def stored(own):
     """The run's own checkpoint, of two epochs."""
-    checkpoint.save(own, {"epoch": 2, "settings": SETTINGS, "source": SOURCE.to_record(), "state_dict": {}})
+    checkpoint.save(
+        own, {"epoch": 2, "settings": SETTINGS, "source": SOURCE.to_record(), "state_dict": {}}
+    )
     return own
 
 
@@ -63,14 +74,18 @@ def test_a_path_without_a_file_is_named_at_once(own, tmp_path):
     with pytest.raises(InputError, match=r"no checkpoint at .*nowhere\.pth\.tar"):
         find(str(tmp_path / "nowhere.pth.tar"), own)
     (tmp_path / "page.pth.tar").write_text("<html>")
-    with pytest.raises(InputError, match=r"page\.pth\.tar is truncated or not a checkpoint; .* again$"):
+    with pytest.raises(
+        InputError, match=r"page\.pth\.tar is truncated or not a checkpoint; .* again$"
+    ):
         find(str(tmp_path / "page.pth.tar"), own)
 
 
 def test_a_path_to_what_was_made_of_other_features_is_refused(own, tmp_path):
     other = tmp_path / "other.pth.tar"
     checkpoint.save(other, {"epoch": 1, "source": SOURCE.reversed().to_record()})
-    with pytest.raises(InputError, match=r"other\.pth\.tar was made with nets A and B exchanged .*; name what"):
+    with pytest.raises(
+        InputError, match=r"other\.pth\.tar was made with nets A and B exchanged .*; name what"
+    ):
         find(str(other), own)
     assert resume.find(str(other), own, SETTINGS) == other  # a run that reads no features
 
@@ -92,7 +107,10 @@ def test_a_path_to_what_was_made_of_other_features_is_refused(own, tmp_path):
 @pytest.mark.parametrize("resumed", ["", "auto"])
 def test_another_setting_is_refused_with_both_values(stored, resumed, name, value, said):
     before = stored.read_bytes()
-    message = rf"own\.pth\.tar is of another run, with {said}; choose another --suffix, or --restart to replace it$"
+    message = (
+        rf"own\.pth\.tar is of another run, with {said}; choose another --suffix, or --restart to"
+        r" replace it$"
+    )
     with pytest.raises(InputError, match=message):
         find(resumed, stored, SETTINGS | {name: value})
     assert find(resumed, stored, SETTINGS | {name: value}, restart=True) is None
@@ -114,7 +132,10 @@ def test_a_run_from_a_path_does_not_replace_another_runs_checkpoint_either(store
 @pytest.mark.parametrize("resumed", ["", "auto"])
 def test_other_features_are_refused_before_other_settings(stored, resumed):
     checkpoint.save(stored, checkpoint.load(stored) | {"source": SOURCE.reversed().to_record()})
-    with pytest.raises(InputError, match=r"is of another run, with nets A and B exchanged .*; choose another --suffix"):
+    with pytest.raises(
+        InputError,
+        match=r"is of another run, with nets A and B exchanged .*; choose another --suffix",
+    ):
         find(resumed, stored, SETTINGS | {"lr": 0.9})
 
 
@@ -127,7 +148,8 @@ def test_a_run_may_be_extended_where_its_rates_do_not_depend_on_its_end(stored, 
 
 def test_what_is_not_recorded_is_not_compared(stored):
     assert find("auto", stored, SETTINGS | {"momentum": 0.5}) == stored
-    checkpoint.save(stored, {"epoch": 2, "state_dict": {}})  # as earlier versions and the authors saved
+    # As earlier versions and the authors saved
+    checkpoint.save(stored, {"epoch": 2, "state_dict": {}})
     assert find("auto", stored, SETTINGS | {"lr": 0.9}) == stored
 
 
@@ -140,14 +162,18 @@ def test_what_only_the_file_records_is_not_compared(stored):
 @pytest.mark.parametrize("size", [0, 100])
 def test_a_damaged_checkpoint_of_its_own_needs_no_deleting(stored, resumed, size):
     os.truncate(stored, size)
-    message = r"own\.pth\.tar is truncated or not a checkpoint; .* again, or add --restart to replace it$"
+    message = (
+        r"own\.pth\.tar is truncated or not a checkpoint; .* again, or add --restart to replace it$"
+    )
     with pytest.raises(InputError, match=message):
         find(resumed, stored)
     assert find(resumed, stored, restart=True) is None
 
 
 def test_the_option_that_names_another_place_is_the_steps_own(stored):
-    with pytest.raises(InputError, match=r"instead of 9; choose another --save, or --restart to replace it$"):
+    with pytest.raises(
+        InputError, match=r"instead of 9; choose another --save, or --restart to replace it$"
+    ):
         find("", stored, SETTINGS | {"lr": 9}, elsewhere="--save")
 
 
@@ -159,7 +185,8 @@ def test_a_twin_differs_in_its_seed_alone(tmp_path):
     checkpoint.save(own, {"settings": settings})
     for name, others in (("a", {"lr": 9.0, "seed": 0}), ("c", {}), ("d", {"lr": 9.0})):
         checkpoint.save(tmp_path / f"checkpoint_{name}.pth.tar", {"settings": settings | others})
-    for name, state in (("e", {"settings": {"seed": 0}}), ("f", {})):  # of another step; an authors'
+    # Of another step; an authors'
+    for name, state in (("e", {"settings": {"seed": 0}}), ("f", {})):
         checkpoint.save(tmp_path / f"checkpoint_{name}.pth.tar", state)
     (tmp_path / "checkpoint_g.pth.tar").write_text("torn")
     checkpoint.save(tmp_path / "model_best_h.pth.tar", {"settings": settings | {"seed": 0}})
@@ -190,7 +217,9 @@ def test_equal_settings_add_no_history():
 
 
 def test_what_a_checkpoint_records_can_be_read_again(own):
-    checkpoint.save(own, {"epoch": 1, "settings": SETTINGS, "versions": resume.VERSIONS, "history": []})
+    checkpoint.save(
+        own, {"epoch": 1, "settings": SETTINGS, "versions": resume.VERSIONS, "history": []}
+    )
     state = checkpoint.load(own)
     assert state["versions"]["torch"] == torch.__version__
     assert {type(version) for version in state["versions"].values()} == {str}

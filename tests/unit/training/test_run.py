@@ -99,7 +99,9 @@ def test_the_best_of_files_that_are_not_there_is_forgotten(make, fit, tmp_path, 
     train(first, fit(), [90.0, 1.0, 1.0])
     best_path.unlink()
     place = {"path": tmp_path / "other.pth.tar", "resume": str(first.path)}
-    run = make(**(place if other == "another place" else {"best_path": best_path, "resume": "auto"}))
+    run = make(
+        **(place if other == "another place" else {"best_path": best_path, "resume": "auto"})
+    )
     assert (run.start_epoch, run.acc1, run.best_acc1) == (3, 1.0, 0.0)
 
 
@@ -114,7 +116,9 @@ def test_another_first_epoch_may_be_asked_for(make, fit):
 
 
 def test_weights_without_training_state_are_no_run(make, fit, tmp_path):
-    checkpoint.save(tmp_path / "weights.pth.tar", {"state_dict": fit().model.state_dict(), "epoch": 2})
+    checkpoint.save(
+        tmp_path / "weights.pth.tar", {"state_dict": fit().model.state_dict(), "epoch": 2}
+    )
     run = make(resume=str(tmp_path / "weights.pth.tar"))
     with pytest.raises(InputError, match=r"weights\.pth\.tar"):
         run.restore(fit())

@@ -29,7 +29,8 @@ def test_a_rate_rises_and_falls_by_half_a_cosine():
     assert len(rates) == 100 and min(rates) > 0 and max(rates) == 0.02
     assert rates[:5] == pytest.approx([0.004, 0.008, 0.012, 0.016, 0.02])
     assert rates[5:] == sorted(rates[5:], reverse=True)
-    assert rates[5 + 47] + rates[5 + 48] == pytest.approx(0.02, rel=0.02)  # half way down at half the time
+    # Half way down at half the time
+    assert rates[5 + 47] + rates[5 + 48] == pytest.approx(0.02, rel=0.02)
     assert rates[-1] < 2e-5
     assert [len(warm_up_and_cosine(1, steps)) for steps in (0, 1, 2)] == [0, 1, 2]
 
@@ -73,7 +74,9 @@ def test_multistep_falls_at_its_milestones():
 
 def test_warm_restarts_double_their_cycles():
     rates = warm_restarts(0.2, 7, 2)
-    assert rates == pytest.approx([0.2, 0.1, 0.2, 0.1 * (1 + 0.5**0.5), 0.1, 0.1 * (1 - 0.5**0.5), 0.2])
+    assert rates == pytest.approx(
+        [0.2, 0.1, 0.2, 0.1 * (1 + 0.5**0.5), 0.1, 0.1 * (1 - 0.5**0.5), 0.2]
+    )
 
 
 def test_a_warm_up_rises_from_step_to_step():

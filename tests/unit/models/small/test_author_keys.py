@@ -22,7 +22,11 @@ def random_net(arch, method):
     net = build_with_heads(arch, 5, method).eval()
     for key, value in net.state_dict().items():
         if "running" in key or "bn" in key:
-            value.copy_(value + torch.rand(value.shape)) if value.is_floating_point() else value.fill_(3)
+            (
+                value.copy_(value + torch.rand(value.shape))
+                if value.is_floating_point()
+                else value.fill_(3)
+            )
     return net
 
 
@@ -37,8 +41,11 @@ def test_a_state_goes_out_and_comes_back_by_the_authors_names(arch, method, imag
     state = authors_state(net)
     assert len(state) == len(set(authors_keys(net).values())) == len(authors_keys(net))
     parameters = list(other.parameters())
-    load_authors_state(other, {f"module.{key}": value.half().float() for key, value in state.items()})
-    assert all(a is b for a, b in zip(other.parameters(), parameters))  # an optimiser still holds them
+    load_authors_state(
+        other, {f"module.{key}": value.half().float() for key, value in state.items()}
+    )
+    # An optimiser still holds them
+    assert all(a is b for a, b in zip(other.parameters(), parameters))
     load_authors_state(other, {key: value.numpy() for key, value in state.items()})
     with torch.no_grad():
         (logits, heads), (expected, expected_heads) = other(images), net(images)
@@ -60,14 +67,18 @@ def test_a_bare_net_takes_the_backbone(arch, method, images):
 def test_torchvisions_resnet_takes_the_backbone():
     net: Any = build_with_heads("resnet18_imagenet", 5, "hsakd", heads=False)
     bare: Any = build("resnet18_imagenet", 5)
-    load_authors_state(bare, authors_state(net) | {"auxiliary_classifier.fc1.bias": torch.zeros(20)})
+    load_authors_state(
+        bare, authors_state(net) | {"auxiliary_classifier.fc1.bias": torch.zeros(20)}
+    )
     assert torch.equal(bare.layer4[1].conv2.weight, net.backbone.layer4[1].conv2.weight)
 
 
 def test_of_an_online_pair_net_1_is_taken():
     nets: list[Any] = [build_with_heads("wrn_10_1", 5, "hsakd") for _ in range(2)]
     pair = {
-        f"net{number}.{key}": value for number, net in enumerate(nets, 1) for key, value in authors_state(net).items()
+        f"net{number}.{key}": value
+        for number, net in enumerate(nets, 1)
+        for key, value in authors_state(net).items()
     }
     bare: Any = build("wrn_10_1", 5)
     load_authors_state(bare, pair)
@@ -77,10 +88,14 @@ def test_of_an_online_pair_net_1_is_taken():
 def test_half_precision_and_missing_counters():
     net: Any = random_net("resnet8", "hsakd")
     other: Any = build_with_heads("resnet8", 5, "hsakd")
-    state = {key: value.half() for key, value in authors_state(net).items() if "num_batches" not in key}
+    state = {
+        key: value.half() for key, value in authors_state(net).items() if "num_batches" not in key
+    }
     load_authors_state(other, {key: value.numpy() for key, value in state.items()})
     assert other.backbone.fc.weight.dtype == torch.float32
-    assert torch.equal(other.heads["layer3"].fc.weight, net.heads["layer3"].fc.weight.half().float())
+    assert torch.equal(
+        other.heads["layer3"].fc.weight, net.heads["layer3"].fc.weight.half().float()
+    )
     assert other.backbone.bn1.num_batches_tracked == 0
 
 
@@ -91,8 +106,13 @@ def test_some_names():
     assert names["heads.group0.group1.1.conv2.weight"] == "ep1_group1.block1.conv1"
     assert names["heads.group1.group2.0.bn1.weight"] == "ep2_group2.block0.bn0.weight"
     names = authors_keys(build_with_heads("wrn_16_1", 5, "hsakd"))
-    assert names["backbone.group2.0.shortcut.weight"] == "backbone.block3.layer.0.convShortcut.weight"
-    assert names["heads.group0.group2.1.bn2.bias"] == "auxiliary_classifier.block_extractor1.1.layer.1.bn2.bias"
+    assert (
+        names["backbone.group2.0.shortcut.weight"] == "backbone.block3.layer.0.convShortcut.weight"
+    )
+    assert (
+        names["heads.group0.group2.1.bn2.bias"]
+        == "auxiliary_classifier.block_extractor1.1.layer.1.bn2.bias"
+    )
     assert names["heads.group2.bn.weight"] == "auxiliary_classifier.bn3.weight"
 
 
@@ -110,7 +130,8 @@ def test_what_does_not_fit_is_refused_and_named(bare):
         (authors_state(build_with_heads("wrn_10_1", 5, "hsakd")), "layer1"),
     ):
         with pytest.raises(
-            InputError, match=f"does not fit the network: missing, unknown or of another shape .*{named}"
+            InputError,
+            match=f"does not fit the network: missing, unknown or of another shape .*{named}",
         ):
             load_authors_state(filled, wrong)
     assert all(torch.equal(value, before[key]) for key, value in filled.state_dict().items())

@@ -8,7 +8,14 @@ from models import build_with_heads, split
 from models.small.names import describe
 from utils.errors import InputError
 
-HSAKD = {"wrn_10_1": 3, "resnet8": 3, "ShuffleV1": 3, "ShuffleV2": 3, "vgg13_bn": 4, "mobilenetV2_aux": 4}
+HSAKD = {
+    "wrn_10_1": 3,
+    "resnet8": 3,
+    "ShuffleV1": 3,
+    "ShuffleV2": 3,
+    "vgg13_bn": 4,
+    "mobilenetV2_aux": 4,
+}
 
 
 @pytest.mark.parametrize(("arch", "branches"), HSAKD.items())
@@ -24,15 +31,22 @@ def test_hsakds_heads_stand_on_every_attach_point(arch, branches):
     assert list(net.heads) == list(describe(net.backbone.arch).attach)
 
 
-@pytest.mark.parametrize("arch", ["wrn_40_2", "resnet32x4", "ResNet50", "ShuffleV1", "resnet34_imagenet"])
+@pytest.mark.parametrize(
+    "arch", ["wrn_40_2", "resnet32x4", "ResNet50", "ShuffleV1", "resnet34_imagenet"]
+)
 def test_a_branch_repeats_the_rest_of_its_net(arch):
     with torch.device("meta"):
         net = build_with_heads(arch, 10, "hsakd")
     children = [name for name, _ in net.backbone.named_children()]
     for attach, head in list(net.heads.items())[:-1]:
         rest = children[children.index(attach) + 1 :]
-        own = {key: value.shape for key, value in net.backbone.state_dict().items() if key.split(".")[0] in rest}
-        own |= {f"{rest[-1]}.weight": (40, own[f"{rest[-1]}.weight"][1]), f"{rest[-1]}.bias": (40,)}  # 4 × 10 logits
+        own = {
+            key: value.shape
+            for key, value in net.backbone.state_dict().items()
+            if key.split(".")[0] in rest
+        }
+        # 4 × 10 logits
+        own |= {f"{rest[-1]}.weight": (40, own[f"{rest[-1]}.weight"][1]), f"{rest[-1]}.bias": (40,)}
         assert {key: value.shape for key, value in head.state_dict().items()} == own
 
 
@@ -43,7 +57,8 @@ def test_dcms_heads_stand_on_the_first_two_stages():
     assert logits.shape == (2, 5) and [head.shape for head in heads] == [(2, 5)] * 2
     assert list(net.heads) == ["group0", "group1"]
     ep1, ep2 = net.heads.values()
-    assert [len(ep1.group1), len(ep1.group2), len(ep2.group2)] == [2, 1, 2]  # half of the last group's blocks
+    # Half of the last group's blocks
+    assert [len(ep1.group1), len(ep1.group2), len(ep2.group2)] == [2, 1, 2]
     assert [ep1.fc.in_features, ep2.fc.in_features] == [64, 128]  # twice the last group's width
 
 
@@ -74,7 +89,8 @@ def test_gradients_of_heads_reach_the_backbone_up_to_their_stage():
 
 def test_too_shallow_for_dcm():
     with pytest.raises(
-        InputError, match=r"wrn_10_1 is too shallow for DCM: .* half of the 1 block .* depth 16 or more"
+        InputError,
+        match=r"wrn_10_1 is too shallow for DCM: .* half of the 1 block .* depth 16 or more",
     ):
         build_with_heads("wrn_10_1", 5, "dcm")
 
@@ -82,5 +98,7 @@ def test_too_shallow_for_dcm():
 def test_other_methods_and_networks_are_refused():
     with pytest.raises(InputError, match="methods with heads are dcm and hsakd, not 'dml'"):
         build_with_heads("wrn_16_1", 5, "dml")
-    with pytest.raises(InputError, match="no architecture 'resnet18' with heads; the nearest name is resnet"):
+    with pytest.raises(
+        InputError, match="no architecture 'resnet18' with heads; the nearest name is resnet"
+    ):
         build_with_heads("resnet18", 5, "hsakd")

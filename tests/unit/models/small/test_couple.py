@@ -38,16 +38,25 @@ def test_a_state_fills_the_couple_and_is_net_1_as_a_classifier(tmp_path):
     filled = build_couple(ARCHS, 5, state=couple.state_dict())
     for key, value in couple.state_dict().items():
         assert torch.equal(filled.state_dict()[key], value)
-    assert any(not torch.equal(other.state_dict()[key], value) for key, value in couple.state_dict().items())
-    checkpoint.save(tmp_path / "couple.pth.tar", {"arch": ARCHS[0], "state_dict": couple.state_dict()})
+    assert any(
+        not torch.equal(other.state_dict()[key], value)
+        for key, value in couple.state_dict().items()
+    )
+    checkpoint.save(
+        tmp_path / "couple.pth.tar", {"arch": ARCHS[0], "state_dict": couple.state_dict()}
+    )
     net = load_classifier(tmp_path / "couple.pth.tar")
     torch.testing.assert_close(net(images()), couple.eval()(images())[0][0])
 
 
-@pytest.mark.parametrize(("archs", "classes", "heads"), [(ARCHS[::-1], 5, True), (ARCHS, 6, True), (ARCHS, 5, False)])
+@pytest.mark.parametrize(
+    ("archs", "classes", "heads"), [(ARCHS[::-1], 5, True), (ARCHS, 6, True), (ARCHS, 5, False)]
+)
 def test_a_state_of_other_networks_is_refused(archs, classes, heads):
     state = build_couple(ARCHS, 5).state_dict()
-    with pytest.raises(InputError, match=f"does not hold {' and '.join(archs)} with.* and {classes} classes; go on"):
+    with pytest.raises(
+        InputError, match=f"does not hold {' and '.join(archs)} with.* and {classes} classes; go on"
+    ):
         build_couple(archs, classes, heads=heads, state=state)
 
 
@@ -56,7 +65,11 @@ def test_a_network_that_is_tested_in_training_mode_uses_and_moves_batch_statisti
     couple = build_couple(ARCHS, 5, heads=heads, in_training=[2]).eval()
     running = {name: buffer.clone() for name, buffer in couple.named_buffers()}
     couple(images())
-    moved = {name.split(".")[0] for name, buffer in couple.named_buffers() if not torch.equal(buffer, running[name])}
+    moved = {
+        name.split(".")[0]
+        for name, buffer in couple.named_buffers()
+        if not torch.equal(buffer, running[name])
+    }
     assert moved == {"net2"}
     assert not any(module.training for module in couple.net1.modules())
     assert all(module.training for module in couple.net2.modules())
@@ -65,6 +78,8 @@ def test_a_network_that_is_tested_in_training_mode_uses_and_moves_batch_statisti
 def test_both_networks_of_hsakds_online_form_see_the_same_images():
     couple = Couple(*(build_with_heads("wrn_10_0.5", 3, "hsakd") for _ in range(2))).eval()
     first, second = couple(images())
-    assert torch.equal(first[0], couple.net1(images())[0]) and torch.equal(second[1][2], couple.net2(images())[1][2])
+    assert torch.equal(first[0], couple.net1(images())[0]) and torch.equal(
+        second[1][2], couple.net2(images())[1][2]
+    )
     assert first[0].shape == (2, 3) and second[1][0].shape == (2, 12)
     assert not torch.equal(first[0], second[0])

@@ -21,7 +21,9 @@ def bare():
 
 
 def same(first, second):
-    return all(torch.equal(value, second.state_dict()[key]) for key, value in first.state_dict().items())
+    return all(
+        torch.equal(value, second.state_dict()[key]) for key, value in first.state_dict().items()
+    )
 
 
 @pytest.mark.parametrize("make", [bare, with_branches, pair])
@@ -39,7 +41,9 @@ def test_what_is_written_is_read(make, tmp_path):
 def test_the_layouts_of_backbones(key, tmp_path):
     written, empty = bare(), bare()
     state = to_authors_state(written)
-    checkpoint.save(tmp_path / "f.pth", {key: {f"module.{k}": v for k, v in state.items()}} if key else state)
+    checkpoint.save(
+        tmp_path / "f.pth", {key: {f"module.{k}": v for k, v in state.items()}} if key else state
+    )
     fill_from_file(empty, tmp_path / "f.pth")
     assert same(written, empty)
 
@@ -54,7 +58,9 @@ def test_a_bare_network_takes_the_backbone(tmp_path):
 def test_other_contents_are_refused(tmp_path):
     path = tmp_path / "f.pth.tar"
     checkpoint.save(path, {"net": to_authors_state(with_branches())})
-    with pytest.raises(InputError, match=r"f\.pth\.tar does not hold this network with as many classes"):
+    with pytest.raises(
+        InputError, match=r"f\.pth\.tar does not hold this network with as many classes"
+    ):
         fill_from_file(build_with_heads("wrn_10_0.5", 4, "hsakd"), path)
     checkpoint.save(path, {"epoch": 3, "acc": 0.5})
     with pytest.raises(InputError, match="holds no network but epoch, acc"):
@@ -69,7 +75,9 @@ def test_a_file_that_is_not_ours_is_left_alone(tmp_path):
     checkpoint.save(path, {"net": {}, "settings": {}})
     check_own(path)
     checkpoint.save(path, {"net": {}, "acc": 0.5})
-    with pytest.raises(InputError, match=r"was not written by HSAKD\.py, .* choose another --suffix"):
+    with pytest.raises(
+        InputError, match=r"was not written by HSAKD\.py, .* choose another --suffix"
+    ):
         check_own(path)
 
 

@@ -24,44 +24,66 @@ def of(module, kind):
 
 def is_normal(weight, std):
     sigmas = weight.abs().max().item() / std
-    return abs(weight.std().item() / std - 1) < 0.1 and abs(weight.mean().item()) < 0.1 * std and 3 < sigmas < 7
+    return (
+        abs(weight.std().item() / std - 1) < 0.1
+        and abs(weight.mean().item()) < 0.1 * std
+        and 3 < sigmas < 7
+    )
 
 
 def is_uniform(weight, bound, few=False):
-    """In ±bound, up to rounding; of a few numbers the largest is less near it and the deviation less sure."""
+    """In ±bound, up to rounding; of a few numbers the largest is less near it and the deviation
+    less sure.
+    """
     deviation = weight.std().item() * math.sqrt(3) / bound
-    return abs(deviation - 1) < (0.2 if few else 0.1) and (0.9 if few else 0.98) < weight.abs().max() / bound < 1 + 1e-6
+    return (
+        abs(deviation - 1) < (0.2 if few else 0.1)
+        and (0.9 if few else 0.98) < weight.abs().max() / bound < 1 + 1e-6
+    )
 
 
 def convolutions_by_fan_out(module):
     layers = [layer for layer in of(module, nn.Conv2d) if layer.weight.numel() > ENOUGH]
     area = [layer.kernel_size[0] ** 2 for layer in layers]
     return bool(layers) and all(
-        is_normal(layer.weight, math.sqrt(2 / (k * layer.out_channels))) for k, layer in zip(area, layers)
+        is_normal(layer.weight, math.sqrt(2 / (k * layer.out_channels)))
+        for k, layer in zip(area, layers)
     )
 
 
 def convolutions_by_default(module):
     layers = [layer for layer in of(module, nn.Conv2d) if layer.weight.numel() > ENOUGH]
-    return bool(layers) and all(is_uniform(layer.weight, layer.weight[0].numel() ** -0.5) for layer in layers)
+    return bool(layers) and all(
+        is_uniform(layer.weight, layer.weight[0].numel() ** -0.5) for layer in layers
+    )
 
 
 def linear_by_default(module, zero_bias):
     layers = of(module, nn.Linear)
     bounds = [layer.in_features**-0.5 for layer in layers]
     biases = [
-        not layer.bias.any() if zero_bias else is_uniform(layer.bias, b, few=True) for b, layer in zip(bounds, layers)
+        not layer.bias.any() if zero_bias else is_uniform(layer.bias, b, few=True)
+        for b, layer in zip(bounds, layers)
     ]
-    return bool(layers) and all(biases) and all(is_uniform(layer.weight, b) for b, layer in zip(bounds, layers))
+    return (
+        bool(layers)
+        and all(biases)
+        and all(is_uniform(layer.weight, b) for b, layer in zip(bounds, layers))
+    )
 
 
 def linear_normal(module):
     layers = of(module, nn.Linear)
-    return bool(layers) and all(is_normal(layer.weight, 0.01) and not layer.bias.any() for layer in layers)
+    return bool(layers) and all(
+        is_normal(layer.weight, 0.01) and not layer.bias.any() for layer in layers
+    )
 
 
 def norms_by_default(module):
-    return all((layer.weight == 1).all() and (layer.bias == 0).all() for layer in of(module, nn.BatchNorm2d))
+    return all(
+        (layer.weight == 1).all() and (layer.bias == 0).all()
+        for layer in of(module, nn.BatchNorm2d)
+    )
 
 
 @pytest.mark.parametrize(
@@ -83,7 +105,11 @@ def test_convolutions_by_fan_out_and_linear_layers_by_default(arch, linear, line
 @pytest.mark.parametrize("arch", ["ResNet50", "resnet18_imagenet"])
 def test_large_resnets_keep_the_default_bias_in_branches_too(arch):
     description = describe(arch)
-    assert description.initialisers == description.head_initialisers == (initialise.convolutions_by_fan_out,)
+    assert (
+        description.initialisers
+        == description.head_initialisers
+        == (initialise.convolutions_by_fan_out,)
+    )
 
 
 def test_mobilenet_v2():
@@ -101,14 +127,20 @@ def test_vgg_initialises_its_backbone_alone():
 
 def test_shufflenet_v1_initialises_its_branches_alone():
     net = net_with_heads("ShuffleV1")
-    assert convolutions_by_default(net.backbone) and linear_by_default(net.backbone, zero_bias=False)
+    assert convolutions_by_default(net.backbone) and linear_by_default(
+        net.backbone, zero_bias=False
+    )
     assert convolutions_by_fan_out(net.heads) and linear_by_default(net.heads, zero_bias=True)
 
 
 @pytest.mark.parametrize(("arch", "method"), [("ShuffleV2", "hsakd"), ("mobilenet", "dcm")])
 def test_pytorchs_defaults(arch, method):
     net = net_with_heads(arch, method)
-    assert convolutions_by_default(net) and linear_by_default(net, zero_bias=False) and norms_by_default(net)
+    assert (
+        convolutions_by_default(net)
+        and linear_by_default(net, zero_bias=False)
+        and norms_by_default(net)
+    )
 
 
 def test_dcms_wrn():

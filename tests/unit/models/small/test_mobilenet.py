@@ -18,19 +18,26 @@ def test_a_separable_block_mixes_channels_only_at_the_end():
     assert block(x).shape == (1, 5, 4, 4)
 
 
-@pytest.mark.parametrize(("channels", "width", "stride", "adds"), [(4, 4, 1, True), (4, 6, 1, False), (4, 4, 2, False)])
+@pytest.mark.parametrize(
+    ("channels", "width", "stride", "adds"), [(4, 4, 1, True), (4, 6, 1, False), (4, 4, 2, False)]
+)
 def test_an_inverted_residual_adds_its_input_where_shapes_agree(channels, width, stride, adds):
     block: Any = InvertedResidual(channels, width, stride, expansion=1).eval()
     x = torch.randn(1, channels, 8, 8)
     block.conv[7].weight.data.zero_()  # the last BatchNorm: nothing comes from the convolutions
     assert torch.equal(block(x), x if adds else torch.zeros(1, width, 8 // stride, 8 // stride))
-    assert len(block.conv) == 8 and block.conv[0].out_channels == channels  # expansion 1 keeps its convolution
+    # Expansion 1 keeps its convolution
+    assert len(block.conv) == 8 and block.conv[0].out_channels == channels
 
 
 def test_every_number_of_channels_is_divided():
     description: Any = describe_mobilenet(8)
     assert description.stem_channels == 4
-    assert [stage.widths for stage in description.stages] == [(8, 16, 16, 32, 32), (64,) * 6, (128,) * 2]
+    assert [stage.widths for stage in description.stages] == [
+        (8, 16, 16, 32, 32),
+        (64,) * 6,
+        (128,) * 2,
+    ]
     first, second = description.dcm_heads
     assert [stage.widths for stage in first] == [(64,) * 4, (128,) * 2]
     assert [stage.widths for stage in second] == [(256,) * 2]

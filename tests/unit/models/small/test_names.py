@@ -8,7 +8,16 @@ from models.small.names import NAMES, bare_name, describe, is_small, online_pair
 from models.small.stages import build_net
 from utils.errors import InputError
 
-FAMILIES = ["wrn_16_1", "mobilenet8", "resnet8", "ResNet50", "vgg13_bn_32", "mobilenetV2", "ShuffleV1", "ShuffleV2"]
+FAMILIES = [
+    "wrn_16_1",
+    "mobilenet8",
+    "resnet8",
+    "ResNet50",
+    "vgg13_bn_32",
+    "mobilenetV2",
+    "ShuffleV1",
+    "ShuffleV2",
+]
 
 
 @pytest.mark.parametrize("arch", NAMES)
@@ -59,11 +68,16 @@ def test_names_that_torchvision_has_too():
     assert bare_name("resnet8x4_aux") == "resnet8x4"
     assert not is_small("vgg13_bn") and not is_small("resnet18") and not is_small("resnet50")
     assert torchvision_name("resnet34_imagenet") == "resnet34"
-    assert torchvision_name("vgg13_bn") == "vgg13_bn" and torchvision_name("made_up_imagenet") == "made_up_imagenet"
+    assert (
+        torchvision_name("vgg13_bn") == "vgg13_bn"
+        and torchvision_name("made_up_imagenet") == "made_up_imagenet"
+    )
 
 
 def test_an_unknown_name_names_the_nearest():
-    with pytest.raises(InputError, match=r"no architecture 'resnet8x5' with heads; the nearest name is resnet8x4"):
+    with pytest.raises(
+        InputError, match=r"no architecture 'resnet8x5' with heads; the nearest name is resnet8x4"
+    ):
         describe("resnet8x5")
 
 

@@ -19,6 +19,15 @@ def test_imagenet_forms_are_torchvisions(depth):
 
 def test_depths_and_strides():
     stages = describe_resnet(56, (16, 16, 32, 64)).stages
-    assert [(stage.widths, stage.stride) for stage in stages] == [((16,) * 9, 1), ((32,) * 9, 2), ((64,) * 9, 2)]
+    assert [(stage.widths, stage.stride) for stage in stages] == [
+        ((16,) * 9, 1),
+        ((32,) * 9, 2),
+        ((64,) * 9, 2),
+    ]
     stages = describe_imagenet_resnet(basic, (64, 128, 256, 512), (3, 4, 6, 3)).stages
-    assert [(len(stage.widths), stage.stride) for stage in stages] == [(3, 1), (4, 2), (6, 2), (3, 2)]
+    assert [(len(stage.widths), stage.stride) for stage in stages] == [
+        (3, 1),
+        (4, 2),
+        (6, 2),
+        (3, 2),
+    ]

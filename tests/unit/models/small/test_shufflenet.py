@@ -21,7 +21,9 @@ def test_the_shuffle_goes_by_the_groups_of_the_first_convolution():
     assert shuffled[:6].tolist() == [0, 20, 40, 1, 21, 41]  # one channel of each of three groups
     first = GroupedUnit(24, 240, 2)
     assert first.conv1.groups == 1
-    assert torch.equal(first.shuffle(torch.arange(54.0).reshape(1, 54, 1, 1)).flatten(), torch.arange(54.0))
+    assert torch.equal(
+        first.shuffle(torch.arange(54.0).reshape(1, 54, 1, 1)).flatten(), torch.arange(54.0)
+    )
 
 
 def test_a_split_unit_passes_the_first_half_and_interleaves():

@@ -2,7 +2,14 @@ import pytest
 import torch
 from torch import nn
 
-from models.small.stages import Description, SmallNet, Stage, build_head, build_net, pooled_classifier
+from models.small.stages import (
+    Description,
+    SmallNet,
+    Stage,
+    build_head,
+    build_net,
+    pooled_classifier,
+)
 
 
 class Note(nn.Conv2d):
@@ -44,16 +51,32 @@ def test_a_stage_strides_in_its_first_block_and_each_block_takes_the_one_before(
 def test_a_net_is_stem_stages_and_end_by_name():
     net = build_net("net", DESCRIPTION, 7)
     assert isinstance(net, SmallNet) and net.arch == "net"
-    assert [name for name, _ in net.named_children()] == ["conv", "a", "b", "c", "d", "pool", "flatten", "fc"]
+    assert [name for name, _ in net.named_children()] == [
+        "conv",
+        "a",
+        "b",
+        "c",
+        "d",
+        "pool",
+        "flatten",
+        "fc",
+    ]
     assert net(torch.randn(2, 3, 16, 16)).shape == net(torch.randn(2, 3, 20, 20)).shape == (2, 7)
 
 
 @pytest.mark.parametrize(
     ("attach", "stages"),
     [
-        ("a", {"b": [("First", 6, 8, 2), ("Note", 8, 8, 1), ("Note", 8, 8, 1)], "c": [("Note", 8, 10, 2)]}),
+        (
+            "a",
+            {
+                "b": [("First", 6, 8, 2), ("Note", 8, 8, 1), ("Note", 8, 8, 1)],
+                "c": [("Note", 8, 10, 2)],
+            },
+        ),
         ("b", {"c": [("Note", 8, 10, 2)]}),
-        ("d", {"c": [("Note", 12, 10, 1)]}),  # at the end: what follows the attach point before, at stride 1
+        # At the end: what follows the attach point before, at stride 1
+        ("d", {"c": [("Note", 12, 10, 1)]}),
     ],
 )
 def test_a_head_repeats_the_rest_of_the_net(attach, stages):

@@ -23,4 +23,9 @@ def test_sizes_of_the_attach_points():
         feature = stage(feature)
         if name in description.attach:
             sizes[name] = tuple(feature.shape[1:])
-    assert sizes == {"block0": (64, 32, 32), "block1": (128, 16, 16), "block2": (256, 8, 8), "block4": (512, 4, 4)}
+    assert sizes == {
+        "block0": (64, 32, 32),
+        "block1": (128, 16, 16),
+        "block2": (256, 8, 8),
+        "block4": (512, 4, 4),
+    }

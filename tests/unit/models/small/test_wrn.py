@@ -23,7 +23,8 @@ def test_a_wide_block_adds_its_input_or_maps_what_is_activated(channels, width, 
 def test_widths_and_depths():
     widths = [stage.widths for stage in describe_wrn(28, 10).stages]
     assert widths == [(160,) * 4, (320,) * 4, (640,) * 4]
-    assert [stage.widths for stage in describe_wrn(10, 1.3).stages] == [(20,), (41,), (83,)]  # int of 20.8, 41.6, 83.2
+    # Int of 20.8, 41.6, 83.2
+    assert [stage.widths for stage in describe_wrn(10, 1.3).stages] == [(20,), (41,), (83,)]
 
 
 @pytest.mark.parametrize("depth", [4, 15, 27, 0])

@@ -283,7 +283,10 @@ def add_training_options(
         "--decay_factor", type=real(above=0), default=decay_factor, help="of such a step"
     )
     group.add_argument(
-        "--save_epoch", type=whole(1), default=save_epoch, help="epochs between checkpoints"
+        "--save_epoch",
+        type=whole(1),
+        default=save_epoch,
+        help="epochs between checkpoints; one ten minutes old is renewed after any epoch",
     )
     group.add_argument(
         "--val_epoch", type=whole(1), default=val_epoch, help="epochs between validations"

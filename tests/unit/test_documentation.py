@@ -20,7 +20,11 @@ def commands() -> list[tuple[str, str]]:
         joined = page.read_text(encoding="utf-8").replace("\\\n", " ")
         for line in joined.splitlines():
             match = re.match(r"\s*python (\w+)\.py (.*)", line)
-            if match and match[1] in SCRIPTS and not any(word in line for word in NOT_RUN_AS_THEY_STAND):
+            if (
+                match
+                and match[1] in SCRIPTS
+                and not any(word in line for word in NOT_RUN_AS_THEY_STAND)
+            ):
                 found.append((page.name, f"{match[1]} {match[2]}"))
     return found
 

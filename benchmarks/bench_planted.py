@@ -18,7 +18,9 @@ by --until converged. Prints Markdown.
 """
 
 import argparse
+import contextlib
 import datetime
+import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -339,7 +341,8 @@ def map_row(kind: str, seed: int, pairs: Pairs, cpu: Runtime, *, until: bool) ->
 
         budget, hidden = Budget(), MAP_CHANNELS
         if until:
-            end = converge(make, pairs, Budget(steps=200), cpu, hidden=hidden, alpha=alpha)
+            with contextlib.redirect_stdout(sys.stderr):  # what it tried
+                end = converge(make, pairs, Budget(steps=200), cpu, hidden=hidden, alpha=alpha)
             budget, hidden = Budget(steps=end.steps), end.hidden
         fitting = Fitting([make(hidden)], pairs, budget, cpu, alphas=[alpha]).run()
         assert pairs.unseen is not None

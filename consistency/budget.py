@@ -32,7 +32,7 @@ class Budget:
     """
 
     optim: str = "Muon"
-    lr: float = 0.02
+    lr: float = 0.04
     momentum: float = 0.95
     weight_decay: float = 0.0
     batch_size: int = 64

@@ -140,7 +140,7 @@ def fit(
             has if that is fewer.
         steps: of the optimiser; None: 400, unless `epochs` are given.
         epochs: passes over the images by Adam, in place of steps; 0: the closed form alone.
-        lr: the highest learning rate; None: 0.02 for steps, 0.0003 for epochs.
+        lr: the highest learning rate; None: 0.04 for steps, 0.0003 for epochs.
         batch_size: images of a step.
         alpha: weights of the penalty on p(1) … p(K), (K,); None: no penalty.
         seed: of the initialisation and of the order of images.
@@ -164,7 +164,7 @@ def fit(
         )
         if epochs is None:
             budget = Budget(
-                steps=STEPS if steps is None else steps, lr=lr or 0.02, batch_size=batch_size
+                steps=STEPS if steps is None else steps, lr=lr or 0.04, batch_size=batch_size
             )
         else:
             budget = Budget(

@@ -157,7 +157,7 @@ def fill_budget(args: Namespace) -> None:
     args.optim = args.optim or ("Muon" if in_steps else "Adam")
     if args.lr is None:
         args.lr = (
-            {"Muon": 0.02, "Adam": 3e-3, "SGD": 0.01}[args.optim]
+            {"Muon": 0.04, "Adam": 3e-3, "SGD": 0.01}[args.optim]
             if in_steps or args.optim == "Muon"
             else 1e-4
         )

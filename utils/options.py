@@ -246,7 +246,7 @@ def add_training_options(
         type=real(),
         default=lr,
         help=(
-            "first learning rate; default: 0.0001, with --steps 0.02 of Muon, 0.003 of Adam, 0.01"
+            "first learning rate; default: 0.0001, with --steps 0.04 of Muon, 0.003 of Adam, 0.01"
             " of SGD"
         ),
     )

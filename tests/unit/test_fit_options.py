@@ -221,7 +221,7 @@ RELEASED = {
             SOLVED,
             {
                 "optim": "Muon",
-                "lr": 0.02,
+                "lr": 0.04,
                 "momentum": 0.95,
                 "weight_decay": 0,
                 "epochs": None,
@@ -230,7 +230,7 @@ RELEASED = {
         ),
         ([*SOLVED, "--until", "converged"], {"optim": "Muon", "steps": 200, "epochs": None}),
         ([*SOLVED, "--until", "converged", "--steps", "50", "--lr", "1"], {"lr": 1, "steps": 50}),
-        (["--steps", "50"], {"optim": "Muon", "lr": 0.02, "epochs": None, "steps": 50}),
+        (["--steps", "50"], {"optim": "Muon", "lr": 0.04, "epochs": None, "steps": 50}),
         (
             ["--steps", "50", "--optim", "Adam"],
             {"optim": "Adam", "lr": 3e-3, "momentum": 0.9, "weight_decay": 1e-4},

@@ -41,11 +41,11 @@ class Muon(torch.optim.Optimizer):
     def __init__(
         self,
         parameters: Iterable[Tensor],
-        lr: float = 0.02,
+        lr: float = 0.04,
         *,
         momentum: float = 0.95,
         weight_decay: float = 0.0,
-        adam_share: float = 0.15,
+        adam_share: float = 0.075,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
     ) -> None:

@@ -85,7 +85,7 @@ def build_parser() -> Parser:
     options.add_data_options(parser, batch_size=64, cache_images="off", two_nets=True)
     options.add_run_options(parser)
     options.add_output_options(parser)
-    options.add_restart_option(parser)
+    options.add_restart_option(parser.add_argument_group("going on"))
     options.add_ignored_options(parser)
     return parser
 

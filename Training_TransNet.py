@@ -135,6 +135,7 @@ def open_live(
     a, b = (opening.with_record(args, net.source, net.state, images) for net in nets)
     known = {"dataset": args.dataset, "name": args.name, "sample_num": args.sample_num}
     known |= {"arch": runs.pair(a.arch, b.arch), "label": layers_of(args)[-1]}
+    known |= {"folders": options.image_folders(args)}
     opening.bind(args, runtime, images)
     whole = (nets[0].whole(), nets[1].whole())
     return live_source(images, (a, b), heads.modules, heads.shapes, runtime, whole, **known)

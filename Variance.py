@@ -2,7 +2,7 @@
 instability (paper Sec. 4.2).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from utils import checkpoint, opening, options, runs
 from utils.data.images import ImageData
 from utils.errors import InputError
 from utils.features.live import live_source
-from utils.features.source import Source
+from utils.features.source import Shape, Source
 from utils.files import sha256
 from utils.parser import PICTURES, Namespace, Parser, result_file, some_path, whole
 from utils.progress import Progress
@@ -136,9 +136,16 @@ def open_stored(args: Namespace) -> Source:
     return Source(data, read_stored, (data.shape_a, data.shape_b), data.provenance)
 
 
-def open_live(args: Namespace, fitted: Provenance, runtime: Runtime) -> Source:
+def open_live(
+    args: Namespace,
+    fitted: Provenance,
+    check: Callable[[Provenance, Sequence[Shape]], None],
+    runtime: Runtime,
+) -> Source:
     """Open both nets, cut where the options say or else where the Trans-Net was fitted, and the
     images.
+
+    `check` holds them against the Trans-Nets, before the first image is decoded.
     """
     first, second = (Layer(*layer) for layer in options.both_layers(args))
     net_in = open_net(args.net_in, args.arch_in, first.or_source(fitted.a))
@@ -155,11 +162,22 @@ def open_live(args: Namespace, fitted: Provenance, runtime: Runtime) -> Source:
         net.normalised_by(opening.normalisation(args, net.state, runtime, name, fit))
         for name, net, fit in nets
     )
-    heads = freeze_heads(net_in, net_tar, opening.few_pixels(images), runtime.device)
     in_, tar = (
         opening.with_record(args, net.source, net.state, images) for net in (net_in, net_tar)
     )
     known = {"dataset": args.dataset, "name": args.name, "sample_num": args.sample_num}
+    check(
+        Provenance(
+            in_,
+            tar,
+            split=images.split,
+            classes=images.classes,
+            transform=images.decoding_record,
+            **known,
+        ),
+        [net.shapes(images.image_size)[0] for net in (net_in, net_tar)],
+    )
+    heads = freeze_heads(net_in, net_tar, opening.few_pixels(images), runtime.device)
     whole = (net_in.whole(), net_tar.whole())
     return live_source(images, (in_, tar), heads.modules, heads.shapes, runtime, whole, **known)
 
@@ -223,6 +241,10 @@ def open_answers(
             tails.append(None)
             notes.append(f"{loss} is left out: {error}")
     tail_a, tail_b = tails
+    outputs = [None if tail is None else tail.outputs for tail in tails]
+    if None not in outputs and outputs[0] != outputs[1]:
+        tail_a = None
+        notes.append(f"{losses[0]} is left out: A tells {outputs[0]} classes apart, B {outputs[1]}")
     return (None, notes[-1:]) if tail_b is None else (Answers(tail_b, tail_a), notes)
 
 
@@ -296,10 +318,17 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     states = [checkpoint.load(path) for path in args.transnet]
     trans_nets = [build_from_state(state, path) for state, path in zip(states, args.transnet)]
     fits = [Provenance.from_record(state.get("source", {})) for state in states]
-    source = open_stored(args) if args.convOut_path else open_live(args, fits[0], runtime)
-    for fitted, net, path in zip(fits, trans_nets, args.transnet):
-        fitted.check(source.provenance, path, but=NOT_OF_THE_FIT)
-        check_fit(net, *source.shapes)
+
+    def check(provenance: Provenance, shapes: Sequence[Shape]) -> None:
+        for fitted, net, path in zip(fits, trans_nets, args.transnet):
+            fitted.check(provenance, path, but=NOT_OF_THE_FIT)
+            check_fit(net, *shapes)
+
+    if args.convOut_path:
+        source = open_stored(args)
+        check(source.provenance, source.shapes)
+    else:
+        source = open_live(args, fits[0], check, runtime)
     if args.figure and args.figure_image >= len(source.data):
         parser.error(
             f"--figure_image {args.figure_image} is not among the {len(source.data)} images"

@@ -402,7 +402,7 @@ def _find(traced: Traced, layer: str, model: nn.Module) -> fx.Node:
         )
         raise InputError(
             f"this {_kind(model)} has no layer {layer!r}; the nearest names are {', '.join(near)}; "
-            "ConvOutput.py --list_layers prints all"
+            "--list_layers prints all"
         )
     return under[-1]
 

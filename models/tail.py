@@ -19,10 +19,14 @@ class FrozenTail(nn.Module):
             trained.
         last: the name of the net's last layer, whose input is the penultimate feature.
         shape: of one image's feature at the cut.
+        outputs: C; None: not said.
     """
 
-    def __init__(self, tail: fx.GraphModule, last: str, shape: tuple[int, ...]) -> None:
+    def __init__(
+        self, tail: fx.GraphModule, last: str, shape: tuple[int, ...], outputs: int | None = None
+    ) -> None:
         super().__init__()
+        self.outputs = outputs
         reader = [
             node for node in tail.graph.nodes if node.op == "call_module" and node.target == last
         ]
@@ -54,4 +58,4 @@ def open_tail(source: NetSource, arch: str | None, shape: tuple[int, ...]) -> Fr
         InputError: the features do not say which net it was, or it is not there any more.
     """
     net = reopen_net(source, arch)
-    return FrozenTail(net.tail, last_layer(net.model), shape)
+    return FrozenTail(net.tail, last_layer(net.model), shape, net.state["model"]["num_classes"])

@@ -10,13 +10,13 @@ from itertools import pairwise
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from utils.errors import InputError
 from utils.files import replacing
 from utils.later import safetensors
+from utils.numpy_values import STAND_INS, tensors_for_arrays
 from utils.parser import Namespace
 
 State = dict[str, Any]
@@ -117,7 +117,7 @@ def load(path: str | Path, *, mmap: bool = False) -> State:
         raise damaged from None
     if not isinstance(state, dict):
         raise InputError(f"{path} holds a {type(state).__name__}, a checkpoint is a dictionary")
-    return state
+    return tensors_for_arrays(state)
 
 
 def _plain_types() -> list[Any]:
@@ -125,35 +125,21 @@ def _plain_types() -> list[Any]:
     only hold values.
 
     An entry with a name says what stands for the type of that name: paths are not opened, NumPy's
-    scalars are read here.
+    numbers and arrays are read by `utils.numpy_values`.
     """
-    kinds = [kind for kind in vars(np.dtypes).values() if isinstance(kind, type)]
-    stand_ins: dict[str, Any] = {
-        "{numpy}.multiarray.scalar": _numpy_scalar,
-        "{numpy}.multiarray._reconstruct": np.empty(0).__reduce__()[0],
-        "{pathlib}.PosixPath": PurePosixPath,
-        "{pathlib}.PurePosixPath": PurePosixPath,
-        "{pathlib}.WindowsPath": PureWindowsPath,
-        "{pathlib}.PureWindowsPath": PureWindowsPath,
+    paths = {
+        "PosixPath": PurePosixPath,
+        "PurePosixPath": PurePosixPath,
+        "WindowsPath": PureWindowsPath,
+        "PureWindowsPath": PureWindowsPath,
     }
-    # Both have moved between their versions.
-    places = (
-        {"numpy": "numpy.core", "pathlib": "pathlib"},
-        {"numpy": "numpy._core", "pathlib": "pathlib._local"},
-    )
-    named = [(kind, name.format(**place)) for name, kind in stand_ins.items() for place in places]
-    return [
-        Namespace,
-        np.dtype,
-        np.ndarray,
-        *(kind for kind in kinds if kind is not np.dtypes.ObjectDType),
-        *named,
+    # Paths have moved between Python's versions.
+    named = [
+        (kind, f"{module}.{name}")
+        for name, kind in paths.items()
+        for module in ("pathlib", "pathlib._local")
     ]
-
-
-def _numpy_scalar(dtype: np.dtype, content: bytes) -> Any:
-    """Give the number that a pickled NumPy scalar is."""
-    return np.frombuffer(content, dtype, count=1)[0]
+    return [Namespace, *STAND_INS, *named]
 
 
 def _is_safetensors(path: Path) -> bool:

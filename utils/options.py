@@ -521,8 +521,7 @@ def fill(args: Namespace, *records: Mapping[str, Any]) -> None:
     if args.image_size is None and len(sizes) > 1:
         raise InputError(
             f"these networks were trained at {said} pixels, and images have one size: choose by"
-            " --image_size, or train both at one size; the other net then sees images of another"
-            " size than in training"
+            " --image_size; the other net then sees another size than in training"
         )
     if args.image_size is not None and sizes and args.image_size not in sizes:
         raise InputError(

@@ -143,7 +143,7 @@ MISTAKES = [
     (Training, "{new} --optim RMSprop", "--optim: invalid choice: 'RMSprop'", 2),
     (Training, "{new} --epoch 3", "unrecognized arguments: --epoch 3", 2),
     (ConvOutput, "--resume1 '' --resume2 {b}", "--resume1: expected a path, got nothing", 2),
-    (ConvOutput, "--resume1 {a}", "the following arguments are required: --resume2", 2),
+    (ConvOutput, "--resume1 {a}", "name both --resume1 and --resume2", 2),
     (ConvOutput, "{pair} --layer ''", "--layer: expected a path, got nothing", 2),
     (Training_TransNet, "--convOut_path ''", "--convOut_path: expected a path, got nothing", 2),
     (Variance, "{measure} --transnet ''", "--transnet: expected a path, got nothing", 2),

@@ -194,7 +194,7 @@ def test_a_trans_nets_null_sees_the_images_as_the_nets_do(nets, photos, tmp_path
     """An untrained B reads pixels by B's constants: it is found, and no note says that it is
     left out.
     """
-    line = "--epochs 1 --bootstrap 100 --permutations 0 -j 0"
+    line = "--bootstrap 100 --permutations 0 -j 0"
     words = ("--convOut_path", nets.features, "--transnet", nets.trans_net, *data(photos)[4:])
     report = run(Calibrate, line, *words)
     assert any("B untrained" in row["pairs"] for row in report["rows"]) and report["notes"] == []
@@ -281,7 +281,7 @@ def test_a_net_at_chance_is_called_out_by_every_step_that_shows_a_number(
         words = ("--transnet", trans_net, "--json", results / "calibration.json")
         run(
             Calibrate,
-            "--brief --epochs 0 --bootstrap 100 --permutations 0 -j 0",
+            "--brief --bootstrap 100 --permutations 0 -j 0",
             *of_features,
             *words,
         )

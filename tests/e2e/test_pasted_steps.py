@@ -24,7 +24,7 @@ def small(num_classes):
     )
 """
 SMALLER = {  # what is appended to pasted words, so that a step is done in seconds
-    "Calibrate": "--epochs 0 --permutations 0 --bootstrap 100",
+    "Calibrate": "--permutations 0 --bootstrap 100",
     "Training_TransNet": "--epochs 1",
     "transClassifier": "--epochs 1",
     "HSAKD": "--epochs 1 --batch_size 12",

@@ -5,15 +5,12 @@ us.
 `convOut1` (net A's feature) and `convOut2` (net B's), tensors or numpy arrays.
 """
 
-import pickle
-import re
 import struct
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -95,8 +92,7 @@ class OldFeatureFolder(Dataset):
         """Feature of A, feature of B (float32) and target of one file."""
         path = self.folder / self.paths[row]
         try:
-            with torch.serialization.safe_globals(_NUMPY_STAND_INS):
-                sample = checkpoint.load(path)
+            sample = checkpoint.load(path)
             missing = [key for key in ("target", *self._keys) if key not in sample]
             if missing:
                 raise InputError(
@@ -117,55 +113,8 @@ class OldFeatureFolder(Dataset):
 
 def _as_tensor(value: Any, path: Path) -> Tensor:
     """A stored tensor, array or number."""
-    if isinstance(value, _Array):
-        return value.tensor
     if isinstance(value, Tensor | int | float):
         return torch.as_tensor(value)
     raise InputError(
         f"{path} holds a {type(value).__name__} where a tensor, an array or a number was expected"
     )
-
-
-# Allowing numpy's own classes would let a file forge pointers (an object array over chosen bytes).
-# The pickle therefore builds these stand-ins, which understand plain numbers only.
-
-
-class _DType:
-    """Takes the place of `numpy.dtype`."""
-
-    def __init__(self, code: str, *_: Any):
-        if not isinstance(code, str) or not re.fullmatch("[fiub][1248]", code):
-            raise pickle.UnpicklingError(f"Unsupported numpy type {code}")
-        self.numpy = np.dtype(code)
-
-    def __setstate__(self, state: Any) -> None:
-        self.numpy = self.numpy.newbyteorder(state[1])
-
-
-class _Array:
-    """Takes the place of `numpy.ndarray`."""
-
-    tensor: Tensor
-
-    def __setstate__(self, state: Any) -> None:
-        _, shape, dtype, fortran_order, data = state
-        array = np.frombuffer(data, dtype.numpy).reshape(shape, order="F" if fortran_order else "C")
-        self.tensor = torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C"))
-
-
-def _reconstruct(*_: Any) -> _Array:
-    """Takes the place of the function that makes the empty array which the state then fills."""
-    return _Array()
-
-
-def _scalar(dtype: _DType, data: bytes) -> int | float:
-    """Takes the place of the function that makes a numpy number."""
-    return np.frombuffer(data, dtype.numpy, count=1)[0].item()
-
-
-_NUMPY_STAND_INS: list[Any] = [
-    (_DType, "numpy.dtype"),
-    (_Array, "numpy.ndarray"),
-    *((_reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
-    *((_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
-]

@@ -9,7 +9,7 @@ from cka import cka_from_features
 from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 
-from consistency import similarity
+from consistency import position_similarity as similarity
 from consistency.pair_sums import PairSums
 from consistency.position_similarity import linear_cka, procrustes, ridge_r2, svcca
 from utils.errors import InputError

@@ -3,11 +3,11 @@ import json
 import numpy as np
 import pytest
 import torch
-from tests.unit.measures.test_moments import NAMES, accumulated, pieces
 
 from consistency.bootstrap import bootstrap
 from consistency.moments import ImageMoments
 from consistency.variance_report import channel_report, rank_channels, spectrum, variance_report
+from tests.unit.consistency.test_moments import NAMES, accumulated, pieces
 
 
 def labelled(images=40, **options):

@@ -267,8 +267,8 @@ def drop_a_node(monkeypatch, name):
     """Let tracing lose a function, as it may lose what it does not know."""
     original = cut_net.split
 
-    def lossy(model, layer, image_size):
-        halves = original(model, layer, image_size)
+    def lossy(*words, **options):
+        halves = original(*words, **options)
         for half in halves:
             for node in list(half.graph.nodes):
                 if node.name == name:

@@ -23,7 +23,7 @@ from models.trans_net import TransNet, build_from_state
 from utils import checkpoint, opening, options, runs
 from utils.data.images import ImageData
 from utils.errors import InputError
-from utils.features.live import live_source
+from utils.features.live import live_provenance, live_source
 from utils.features.source import Shape, Source
 from utils.files import sha256
 from utils.parser import PICTURES, Namespace, Parser, result_file, some_path, whole
@@ -167,14 +167,7 @@ def open_live(
     )
     known = {"dataset": args.dataset, "name": args.name, "sample_num": args.sample_num}
     check(
-        Provenance(
-            in_,
-            tar,
-            split=images.split,
-            classes=images.classes,
-            transform=images.decoding_record,
-            **known,
-        ),
+        live_provenance(images, (in_, tar), **known),
         [net.shapes(images.image_size)[0] for net in (net_in, net_tar)],
     )
     heads = freeze_heads(net_in, net_tar, opening.few_pixels(images), runtime.device)

@@ -13,6 +13,20 @@ from utils.provenance import NetSource, Provenance
 from utils.runtime import Runtime
 
 
+def live_provenance(
+    images: ImageData, nets: tuple[NetSource, NetSource], **known: Any
+) -> Provenance:
+    """Say where features come from that two nets compute of images; arguments as `live_source`'s."""
+    return Provenance(
+        *nets,
+        split=images.split,
+        classes=images.classes,
+        transform=images.decoding_record,
+        files_sha256=images.contents.sha256 if images.contents else None,
+        **known,
+    )
+
+
 def live_source(
     images: ImageData,
     nets: tuple[NetSource, NetSource],
@@ -33,14 +47,7 @@ def live_source(
         whole: A and B from pixels to logits, which say whether they are right at all.
         known: what else is recorded of where the features come from, by the names of `Provenance`.
     """
-    provenance = Provenance(
-        *nets,
-        split=images.split,
-        classes=images.classes,
-        transform=images.decoding_record,
-        files_sha256=images.contents.sha256 if images.contents else None,
-        **known,
-    )
+    provenance = live_provenance(images, nets, **known)
     head_a, head_b = (runtime.parallel(head) for head in heads)
     read = partial(read_live, head_a=head_a, head_b=head_b, runtime=runtime)
     return Source(images, read, shapes, provenance, whole)

@@ -128,8 +128,8 @@ def first_teacher(args: Namespace) -> Path | None:
 def open_run(
     args: Namespace, runtime: Runtime, arch: str, generation: int, **teacher: str | None
 ) -> Run:
-    """Find what a generation goes on from; its settings have its teacher's hash as far as that
-    is known.
+    """Find what a generation goes on from;
+    its settings have its teacher's hash as far as that is known.
     """
     seed = args.seed + 10 * (generation - args.start_gen + 1)
     described = {"arch": arch, "generation": generation, "seed": seed, **teacher}
@@ -141,8 +141,8 @@ def open_run(
 
 
 def check_series(args: Namespace, runtime: Runtime, arch: str, teacher: Path | None) -> None:
-    """Refuse what another run left under the name of any generation; a teacher counts once it is
-    trained.
+    """Refuse what another run left under the name of any generation;
+    a teacher counts once it is trained.
     """
     known = {"teacher": sha256(teacher) if teacher else None}
     for generation in range(args.start_gen, args.generations):
@@ -162,8 +162,8 @@ def distil(
     lambd: float,
     tau: float,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """CE + λ·τ²·mean over samples of −Σ softmax(teacher/τ)·log_softmax(student/τ), for a batch
-    of photos.
+    """CE + λ·τ²·mean over samples of −Σ softmax(teacher/τ)·log_softmax(student/τ),
+    for a batch of photos.
     """
     augmented = preprocess.augmented(pixels, indices, epoch)
     logits = net(preprocess(augmented))
@@ -180,8 +180,8 @@ def distil(
 def open_teacher(
     generation: int, path: Path, arch: str, images: ImageData, args: Namespace, runtime: Runtime
 ) -> Teacher:
-    """Open a generation's teacher, which reads images by its own constants; give its logits (N, C)
-    for the images.
+    """Open a generation's teacher, which reads images by its own constants;
+    give its logits (N, C) for the images.
 
     Args:
         generation: that is taught.
@@ -209,8 +209,8 @@ def train_generation(
     args: Namespace,
     runtime: Runtime,
 ) -> tuple[Path, float]:
-    """Train one network of the series, or what is left of its epochs; give its file and its
-    accuracy in percent.
+    """Train one network of the series, or what is left of its epochs;
+    give its file and its accuracy in percent.
     """
     # What the generation goes on from; it has a seed of its own.
     hashed = sha256(teacher_path) if teacher_path else None

@@ -1,5 +1,5 @@
-"""Say what an instability is worth: what pairs that share nothing leave (nulls), what perfect ones
-do (ceilings).
+"""Say what an instability is worth:
+what pairs that share nothing leave (nulls), what perfect ones do (ceilings).
 
 With the budget and the spare channels of a Trans-Net others are fitted: to pairs shuffled within
 the class or over all images (and judged on every two held-out images of a class or of all), to an
@@ -168,8 +168,8 @@ def fit(
     trained: bool = True,
     label: str = "fit",
 ) -> Fitted:
-    """Fit a Trans-Net to some pairs with a given budget, or leave it untrained, and measure it
-    on held-out ones.
+    """Fit a Trans-Net to some pairs with a given budget,
+    or leave it untrained, and measure it on held-out ones.
     """
     seed_everything(seed)
     train, val, classes = parts
@@ -207,8 +207,8 @@ def fit(
 
 
 class Kept:
-    """The fits of an interrupted run, beside the file that --json names; nothing where it names
-    none.
+    """The fits of an interrupted run,
+    beside the file that --json names; nothing where it names none.
     """
 
     def __init__(
@@ -245,8 +245,8 @@ class Kept:
 def beside_untrained(
     which: str, args: Namespace, train: opening.Features, val: opening.Features, runtime: Runtime
 ) -> Parts:
-    """Pair one net's stored features with what net `which`, "A" or "B", makes of the images before
-    any training.
+    """Pair one net's stored features with what net `which`,
+    "A" or "B", makes of the images before any training.
 
     Its BatchNorms have the statistics of one pass over the fitting images (`set_statistics`).
     """
@@ -285,8 +285,8 @@ def pairings(
 def linear_test(
     args: Namespace, parts: Sequence[opening.Features], net: TransNet, runtime: Runtime
 ) -> dict[str, Any]:
-    """Hold the linear reference of one ridge weight against permutations of the images within
-    their classes.
+    """Hold the linear reference of one ridge weight against
+    permutations of the images within their classes.
     """
     views = (lambda feature: net.resize(as_maps(feature)), as_maps)
     x, target = ([Side(part, which, view) for part in parts] for which, view in enumerate(views))
@@ -320,8 +320,8 @@ def baselines(
 
 
 def similarities(args: Namespace, parts: Sequence[opening.Features]) -> list[dict[str, Any]]:
-    """Measure similarities with an image as a row, each held against permutations within the
-    class.
+    """Measure similarities with an image as a row,
+    each held against permutations within the class.
     """
     rows = [[pooled(Side(part, which, image_rows)) for part in parts] for which in (0, 1)]
     labels, generator = (

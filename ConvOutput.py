@@ -1,5 +1,5 @@
-"""Store the features of nets A and B for every image of a data set, once, for all Trans-Nets
-that follow.
+"""Store the features of nets A and B for every image of a data set,
+once, for all Trans-Nets that follow.
 """
 
 import contextlib
@@ -91,8 +91,8 @@ def build_parser() -> Parser:
 
 
 class Split(NamedTuple):
-    """The images of one split, the folder of each layer's features, and writers of those that
-    are not there yet.
+    """The images of one split, the folder of each layer's features,
+    and writers of those that are not there yet.
     """
 
     images: ImageData
@@ -102,8 +102,8 @@ class Split(NamedTuple):
 
 @torch.no_grad()
 def store(nets: Mapping[str, nn.Module], split: Split, args: Namespace, runtime: Runtime) -> None:
-    """Pass every image once through net "a", "b" or both, pixels → (feature, …, logits), and
-    write what they give.
+    """Pass every image once through net "a", "b" or both,
+    pixels → (feature, …, logits), and write what they give.
     """
     loader = opening.image_loader(args, split.images, runtime)
     label = f"{split.images.split} features of {' and '.join(nets).upper()}"
@@ -208,8 +208,8 @@ def list_layers(args: Namespace, runtime: Runtime) -> None:
 
 
 def chosen_layers(args: Namespace, runtime: Runtime) -> list[tuple[Layer, Layer]]:
-    """Give the layers of net A and net B that are stored, B's as A's unless it has one of its
-    own.
+    """Give the layers of net A and net B that are stored,
+    B's as A's unless it has one of its own.
     """
     first, second = (Layer(*layer, default=40) for layer in options.both_layers(args))
     if args.layers is None:
@@ -238,8 +238,8 @@ def chosen_layers(args: Namespace, runtime: Runtime) -> list[tuple[Layer, Layer]
 
 
 def one_of_several(name: str, of_net: Layer, numbered: bool) -> Layer:
-    """Give a layer of --layers, with what other options say of its net; digits are a documented
-    number.
+    """Give a layer of --layers, with what other options say of its net;
+    digits are a documented number.
     """
     if numbered and name.isdigit():
         return replace(of_net, name=None, conv_layer=int(name))
@@ -265,8 +265,8 @@ def plan(
     runtime: Runtime,
     stack: contextlib.ExitStack,
 ) -> Split:
-    """Find the layers of a split, of these labels in file names, that are not stored yet; open
-    writers on a stack.
+    """Find the layers of a split, of these labels in file names,
+    that are not stored yet; open writers on a stack.
     """
     a, b = nets["a"], nets["b"]
     arch, name = runs.pair(a.sources[0].arch, b.sources[0].arch), options.data_name(args)

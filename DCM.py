@@ -160,8 +160,8 @@ def fill(args: Namespace, parser: Parser) -> None:
 def find_images(
     args: Namespace, state: checkpoint.State
 ) -> tuple[opening.ImageData, opening.ImageData]:
-    """List both splits; the authors' --dataroot was the official archive, which PrepareData.py
-    makes images of.
+    """List both splits; the authors' --dataroot was the official archive,
+    which PrepareData.py makes images of.
     """
     root = Path(args.data_root)
     archives = [
@@ -190,8 +190,8 @@ def teach(
     preprocess: Callable[[Tensor, Tensor], Tensor],
     method: str,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Take both networks' common loss of a batch (24 terms, all of weight 1, for DCM), and every
-    head's accuracy.
+    """Take both networks' common loss of a batch (24 terms,
+    all of weight 1, for DCM), and every head's accuracy.
     """
     first, second = net(preprocess(pixels, indices))
     terms = mutual_terms(first, second, targets, method)
@@ -208,8 +208,8 @@ def teach(
 
 
 def rates_of_epochs(args: Namespace) -> list[float]:
-    """Give the learning rate of every epoch: it falls before each of --epoch_step, counted from
-    1.
+    """Give the learning rate of every epoch:
+    it falls before each of --epoch_step, counted from 1.
     """
     epochs = range(1, args.epochs + 1)
     falls = [sum(first <= epoch for first in args.epoch_step) for epoch in epochs]

@@ -1,5 +1,5 @@
-"""Distil a network's classes and its branches' classes and rotations (HSAKD; Yang et al. 2021,
-online 2022).
+"""Distil a network's classes and its branches' classes and rotations (HSAKD;
+Yang et al. 2021, online 2022).
 
 The commands are the authors' scripts with their options, files and logs: train_baseline_cifar,
 train_teacher_cifar, train_student_cifar and train_student_few_shot (student --few_ratio),
@@ -100,8 +100,8 @@ def fill_files(args: Namespace) -> None:
 def open_networks(
     args: Namespace, method: Method, classes: int, runtime: Runtime
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """Make what is trained, and what its steps take by name: a teacher `teacher`, a temperature
-    `tau`.
+    """Make what is trained, and what its steps take by name:
+    a teacher `teacher`, a temperature `tau`.
     """
     model, teacher = method.networks(
         classes, **{option: getattr(args, option) for option in method.options}
@@ -151,8 +151,8 @@ def open_loaders(
 def evaluate(
     net: nn.Module, loaders: opening.Loaders, runtime: Runtime, step: Step
 ) -> dict[str, float]:
-    """Evaluate on the test images and on held-out ones, as far as there are: `test_{metric}`,
-    `val_{metric}`.
+    """Evaluate on the test images and on held-out ones,
+    as far as there are: `test_{metric}`, `val_{metric}`.
     """
     metrics: dict[str, float] = {}
     for split, loader in loaders.items():
@@ -198,8 +198,8 @@ def open_run(args: Namespace, runtime: Runtime, path: Path, name: str) -> Run:
 def authors_state(
     fit: Fit, last: hsakd_log.Row, best: dict[str, hsakd_log.Row], percent: float
 ) -> dict[str, Any]:
-    """Give what a checkpoint says after an epoch, by the authors' names; their accuracy is a
-    share.
+    """Give what a checkpoint says after an epoch,
+    by the authors' names; their accuracy is a share.
     """
     return {
         "net": to_authors_state(fit.model),

@@ -1,5 +1,5 @@
-"""Make the official archives of a data set into images, one folder a class (paper Sec. 4; DCM,
-HSAKD).
+"""Make the official archives of a data set into images,
+one folder a class (paper Sec. 4; DCM, HSAKD).
 
 Writes {out}/{dataset}/{train,test}/{class}/*: RGB; photos with boxes as JPEG of quality 95, each
 object cut out by its box, which ends at the photo's border; arrays of pixels as PNG, named by their
@@ -157,8 +157,8 @@ def read(dataset: str, folders: list[Path], lists: list[Path], limit: int | None
 
 
 def prepare(listing: Listing, target: Path, workers: int) -> list[Problem]:
-    """Make the images of `listing` below `target`, say what was done, and return what could not
-    be used.
+    """Make the images of `listing` below `target`,
+    say what was done, and return what could not be used.
     """
     for note in listing.notes:
         print(note)
@@ -196,8 +196,8 @@ def print_problems(problems: list[Problem]) -> None:
 
 
 def print_table(problems: dict[str, list[Problem]], out: Path) -> None:
-    """Print what lies in each data set's folder, and how many entries of its source were
-    skipped.
+    """Print what lies in each data set's folder,
+    and how many entries of its source were skipped.
     """
     print(f"{'data set':<16}{'classes':>8}{'train':>8}{'test':>8}{'skipped':>8}")
     for name, skipped in problems.items():

@@ -1,5 +1,5 @@
-"""Compress a classifier: remove small weights, retrain the rest, perhaps let them share values
-(paper Sec. 4.4).
+"""Compress a classifier: remove small weights, retrain the rest,
+perhaps let them share values (paper Sec. 4.4).
 
 After Han et al. (2016): of every layer the weights of magnitude up to s · std of that layer are
 removed, and the rest is trained for --epochs. With --share_bits the weights left in each layer are
@@ -98,8 +98,8 @@ def keep_removed(fit: Fit, layers: Sequence[PrunedWeight]) -> None:
 
 
 def share(args: Namespace, fit: Fit, layers: Sequence[PrunedWeight]) -> Fit:
-    """Cluster the weights and give the centroids an optimiser of their own, which remembers
-    nothing of the weights.
+    """Cluster the weights and give the centroids an optimiser of their own,
+    which remembers nothing of the weights.
     """
     fit = replace(fit, optimizer=opening.optimizer(args, fit.model))
     train_centroids(fit.optimizer, layers, cluster(layers, args.share_bits), args.share_lr)

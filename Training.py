@@ -73,8 +73,8 @@ def build_parser() -> Parser:
 
 
 def fill(args: Namespace) -> None:
-    """Take architecture, data set and image size from the checkpoint that --resume means, where
-    no option says them.
+    """Take architecture, data set and image size from the checkpoint that --resume means,
+    where no option says them.
     """
     state: checkpoint.State = {}
     own = runs.classifier_path(
@@ -129,8 +129,8 @@ def export(
     images: ImageData,
     runtime: opening.Runtime,
 ) -> None:
-    """Write the weights as --export says, with what a checkpoint says of the network and of its
-    images.
+    """Write the weights as --export says,
+    with what a checkpoint says of the network and of its images.
     """
     if args.export and runtime.is_main:
         facts = {"arch": record["arch"], "model": record, "data": opening.data_record(args, images)}

@@ -109,8 +109,8 @@ def open_stored(args: Namespace, split: str) -> Source:
 
 
 def open_nets(args: Namespace, runtime: Runtime) -> tuple[CutNet, CutNet]:
-    """Open both nets, cut where the options say, each with the constants that it reads pixels
-    by.
+    """Open both nets, cut where the options say,
+    each with the constants that it reads pixels by.
     """
     (first, second, _), (arch_a, arch_b) = layers_of(args), fit_options.archs(args)
     a = open_net(args.net_A, arch_a, first)
@@ -128,8 +128,8 @@ def open_nets(args: Namespace, runtime: Runtime) -> tuple[CutNet, CutNet]:
 def open_live(
     args: Namespace, nets: tuple[CutNet, CutNet], heads: Heads, split: str, runtime: Runtime
 ) -> Source:
-    """Open images whose features are computed whenever they are read, recorded as ConvOutput.py
-    records them.
+    """Open images whose features are computed whenever they are read,
+    recorded as ConvOutput.py records them.
     """
     images = opening.images(args, split, nets[0].state.get("data", {}))
     a, b = (opening.with_record(args, net.source, net.state, images) for net in nets)
@@ -157,8 +157,8 @@ def open_sources(args: Namespace, runtime: Runtime) -> tuple[Source, Source | No
 
 
 def open_penultimate(source: Source, arch: str | None) -> Penultimate:
-    """Open the target's net again, and give its frozen layers from the features up to its last
-    one.
+    """Open the target's net again,
+    and give its frozen layers from the features up to its last one.
     """
     net = reopen_net(source.provenance.b, arch)
     net.prove(stand_in_pixels(source.provenance.image_size))
@@ -250,6 +250,11 @@ def group(args: Namespace, members: Sequence[Member]) -> list[Group]:
         of_member = replace(budget, steps=record["steps"]) if record else budget
         groups.append(Group([member], of_member, [record]))
     return groups
+
+
+def seeks_its_end(args: Namespace, group: Group) -> bool:
+    """Say whether the steps and spare channels of a group are still to be found."""
+    return bool(args.until) and bool(group.budget.steps) and group.records == [None]
 
 
 def is_solved(args: Namespace, member: Member) -> bool:
@@ -366,13 +371,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     fitted, held_out = hold_out(len(features.data), 0 if val_features else args.hold_out)
     groups = list[Group]()
     for one in group(args, members):
-        first, searching = (
-            one.members[0],
-            bool(args.until) and one.records == [None] and bool(one.budget.steps),
-        )
+        first = one.members[0]
         count = len(one.budget.rates(one.budget.batches(len(fitted), runtime.world_size)))
         done = first.state.get("epoch", 0) if args.start_epoch is None else args.start_epoch
-        if first.resumed and not searching and done >= count:
+        if first.resumed and not seeks_its_end(args, one) and done >= count:
             runtime.say(f"{first.path} is fitted for {done} epochs already")
         else:
             groups.append(one)
@@ -406,7 +408,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     beside = dict[bool, Beside]()
     for one in groups:
-        if args.until and one.budget.steps and one.records == [None]:
+        if seeks_its_end(args, one):
             kind = kind_of[one.members[0].path]
             at_end = find_end(args, one, kind, sources[kind.reverse], pairs, runtime)
         else:

@@ -1,5 +1,5 @@
-"""Measure how much of net B's knowledge each order of net A's explains: variances and
-instability (paper Sec. 4.2).
+"""Measure how much of net B's knowledge each order of net A's explains:
+variances and instability (paper Sec. 4.2).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -142,8 +142,8 @@ def open_live(
     check: Callable[[Provenance, Sequence[Shape]], None],
     runtime: Runtime,
 ) -> Source:
-    """Open both nets, cut where the options say or else where the Trans-Net was fitted, and the
-    images.
+    """Open both nets, cut where the options say or else
+    where the Trans-Net was fitted, and the images.
 
     `check` holds them against the Trans-Nets, before the first image is decoded.
     """
@@ -185,8 +185,8 @@ def measure(
     *,
     per_image: bool,
 ) -> tuple[list[ImageMoments], Answers | None]:
-    """Decompose every pair by the first Trans-Net, reconstruct it by the others, in one pass; all
-    processes get all.
+    """Decompose every pair by the first Trans-Net,
+    reconstruct it by the others, in one pass; all processes get all.
 
     With `answers`, B's tail answers to each g(x) besides.
     """
@@ -217,8 +217,8 @@ def sender_name(net: TransNet) -> str:
 def open_answers(
     args: Namespace, source: Source, states: Sequence[checkpoint.State], runtime: Runtime
 ) -> tuple[Answers | None, list[str]]:
-    """Read the tails behind the features; where there is none, say why and leave its numbers
-    out.
+    """Read the tails behind the features;
+    where there is none, say why and leave its numbers out.
     """
     tails: list[FrozenTail | None] = []
     notes = []

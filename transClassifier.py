@@ -1,5 +1,5 @@
-"""Refine features: tune a tail on what a Trans-Net keeps, with all else frozen (paper Sec. 4.1
-and 4.3).
+"""Refine features: tune a tail on what a Trans-Net keeps,
+with all else frozen (paper Sec. 4.1 and 4.3).
 """
 
 from collections.abc import Sequence
@@ -123,8 +123,8 @@ def build_parser() -> Parser:
 
 
 def check_options(parser: Parser, args: Namespace) -> None:
-    """Refuse options that leave out a file which the input or the tail needs, or that contradict
-    each other.
+    """Refuse options that leave out a file which the input or the tail needs,
+    or that contradict each other.
     """
     options.check_layers(parser, args)
     raw = RAW.get(args.input)
@@ -197,8 +197,8 @@ def open_feature(
     images: opening.ImageData,
     runtime: opening.Runtime,
 ) -> tuple[nn.Module, tuple[int, ...]]:
-    """Make the frozen network that gives what the tail reads: pixels (N, 3, S, S) → (N, *shape);
-    and that shape.
+    """Make the frozen network that gives what the tail reads:
+    pixels (N, 3, S, S) → (N, *shape); and that shape.
     """
     pixels = opening.few_pixels(images)  # on which the cut of a net proves itself
     frozen, shape = freeze(args.input, nets, trans_net, args.in_mode or [], args.tail, pixels)

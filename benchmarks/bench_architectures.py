@@ -102,8 +102,8 @@ OF_TIMM = (
 
 
 class Row(NamedTuple):
-    """What a network gave: its layers, the largest of both layers' differences, or the line that
-    refuses it.
+    """What a network gave: its layers,
+    the largest of both layers' differences, or the line that refuses it.
     """
 
     arch: str

@@ -1,5 +1,5 @@
-"""Epochs in which a frozen network answers the same every time: asked in every epoch against asked
-once.
+"""Epochs in which a frozen network answers the same every time:
+asked in every epoch against asked once.
 
     python -m benchmarks.bench_constant_work
 
@@ -112,8 +112,8 @@ def as_they_are(pixels: Tensor, _indices: Tensor) -> Tensor:
 
 
 def refinement(images: ImageData, batch_size: int, runtime: Runtime) -> Prepared:
-    """Prepare epochs of a tail whose features are computed from the images, or were computed of
-    every image once.
+    """Prepare epochs of a tail whose features are computed from the images,
+    or were computed of every image once.
     """
     source = NetSource("vgg16_bn", "features.30", normalisation=images.normalisation)
     net = CutNet(build("vgg16_bn", CLASSES).eval(), [source], {})
@@ -150,8 +150,8 @@ def refinement(images: ImageData, batch_size: int, runtime: Runtime) -> Prepared
 
 
 def born_again(arch: str, images: ImageData, batch_size: int, runtime: Runtime) -> Prepared:
-    """Prepare epochs of a student whose teacher is asked about every batch, or was asked about
-    every image once.
+    """Prepare epochs of a student whose teacher is asked about every batch,
+    or was asked about every image once.
     """
     model = FromPixels(build(arch, CLASSES).to(runtime.device).eval(), images.normalisation)
     began = time.perf_counter()
@@ -189,8 +189,8 @@ def born_again(arch: str, images: ImageData, batch_size: int, runtime: Runtime) 
 
 @torch.no_grad()
 def largest_difference(live: Teacher, stored: Teacher, loader: Loader, runtime: Runtime) -> float:
-    """Compare what two functions of images and indices give: the largest |difference| over the
-    largest |entry|.
+    """Compare what two functions of images and indices give:
+    the largest |difference| over the largest |entry|.
     """
     difference, largest = 0.0, 0.0
     for batch in loader:

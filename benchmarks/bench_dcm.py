@@ -1,5 +1,5 @@
-"""A training step of DCM against the sum of the two networks' plain training steps, and the ratio
-of their FLOPs.
+"""A training step of DCM against the sum of the two networks' plain training steps,
+and the ratio of their FLOPs.
 
     python -m benchmarks.bench_dcm
 

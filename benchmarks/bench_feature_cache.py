@@ -23,8 +23,8 @@ from utils.provenance import Provenance
 
 
 def store(folder: Path, images: int, shape: tuple[int, ...]) -> None:
-    """Write the same random features of two networks, `shape` (C, H, W), in both formats below
-    `folder`.
+    """Write the same random features of two networks,
+    `shape` (C, H, W), in both formats below `folder`.
     """
     origin = Provenance(dataset="random", split="train")
     paths = [f"{i}.jpg" for i in range(images)]

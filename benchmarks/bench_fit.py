@@ -1,5 +1,5 @@
-"""Held-out instability against seconds: the released procedure, the closed form, and the linear
-reference.
+"""Held-out instability against seconds: the released procedure,
+the closed form, and the linear reference.
 
     python -m benchmarks.bench_fit [FEATURES] [--out FILE.md]
 

@@ -1,5 +1,5 @@
-"""A head as it is cut from its classifier, the frozen form of it, and its bare convolutions:
-seconds an image.
+"""A head as it is cut from its classifier, the frozen form of it,
+and its bare convolutions: seconds an image.
 
     python -m benchmarks.bench_frozen
 
@@ -30,8 +30,8 @@ CLASSES = 200
 
 
 class Row(NamedTuple):
-    """Medians in seconds an image, and the largest difference of the frozen feature over its
-    largest entry.
+    """Medians in seconds an image,
+    and the largest difference of the frozen feature over its largest entry.
     """
 
     head: float

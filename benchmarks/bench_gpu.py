@@ -1,5 +1,5 @@
-"""What the paper's Trans-Net takes on a GPU: its 1,000 epochs, projected from a few, in every
-precision.
+"""What the paper's Trans-Net takes on a GPU:
+its 1,000 epochs, projected from a few, in every precision.
 
     python -m benchmarks.bench_gpu [--images 1024]
 

@@ -1,5 +1,5 @@
-"""HSAKD's batches: a training step on B images in four rotations against four plain steps on B
-images.
+"""HSAKD's batches: a training step on B images in four
+rotations against four plain steps on B images.
 
     python -m benchmarks.bench_hsakd
 
@@ -92,8 +92,8 @@ def four_plain_steps(
     targets: Tensor,
     indices: Tensor,
 ) -> None:
-    """Train on the images as they are, four times, with a loss of the logits and of every
-    branch's.
+    """Train on the images as they are, four times,
+    with a loss of the logits and of every branch's.
     """
     for _ in range(4):
         train(net, partial(plain_loss, net, preprocess, images, targets, indices))

@@ -1,5 +1,5 @@
-"""Whole runs against the number of images: seconds of the processor an image, and the most memory
-held.
+"""Whole runs against the number of images:
+seconds of the processor an image, and the most memory held.
 
     KC_REAL_DATA=… python -m benchmarks.bench_images
 

@@ -1,5 +1,5 @@
-"""Photos into batches: decoded in every epoch against decoded once, what that costs in memory, and
-augmentation.
+"""Photos into batches: decoded in every epoch against decoded once,
+what that costs in memory, and augmentation.
 
     python -m benchmarks.bench_input --images data/CUB200/train
 
@@ -139,8 +139,8 @@ def memory_table(folder: Path, image_size: int, workers: int) -> None:
 
 
 def build_bytes(folder: Path, image_size: int, count: int, workers: int) -> int:
-    """Bytes by which the peak of resident memory rises while `count` images are decoded into
-    memory.
+    """Bytes by which the peak of resident memory rises
+    while `count` images are decoded into memory.
     """
 
     def resident_bytes(field: str) -> int:
@@ -154,8 +154,8 @@ def build_bytes(folder: Path, image_size: int, count: int, workers: int) -> int:
 
 
 def augmentation_table(rounds: int, batch_size: int = 128, image_size: int = 32) -> None:
-    """Print what preparing a batch costs, plain and augmented, beside a training step of that
-    size.
+    """Print what preparing a batch costs, plain and augmented,
+    beside a training step of that size.
     """
     images = torch.randint(0, 256, (batch_size, 3, image_size, image_size), dtype=torch.uint8)
     indices = torch.arange(batch_size)
@@ -210,8 +210,8 @@ def real_photos() -> Path | None:
 
 
 def synthetic_photos(folder: Path, count: int) -> Path:
-    """Write JPEGs of 500 × 400 pixels: smooth shapes with grain, so that they are as long as
-    photos.
+    """Write JPEGs of 500 × 400 pixels: smooth shapes with grain,
+    so that they are as long as photos.
     """
     (folder / "all").mkdir(parents=True)
     random = np.random.default_rng(0)

@@ -1,5 +1,5 @@
-"""What it costs that a net proves itself when it is opened: ConvOutput.py with the proof and
-without.
+"""What it costs that a net proves itself when it is opened:
+ConvOutput.py with the proof and without.
 
     KC_REAL_DATA=FOLDER python -m benchmarks.bench_opening
 

@@ -1,5 +1,5 @@
-"""The suite beside a plain implementation of the released procedure and beside its bare
-convolutions, in one run.
+"""The suite beside a plain implementation of the released
+procedure and beside its bare convolutions, in one run.
 
     python -m benchmarks.bench_plain [ROW …] [--results NAME]
 

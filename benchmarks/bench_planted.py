@@ -1,5 +1,5 @@
-"""Planted truth: does the calibrated consistency say what was planted, and is what shares nothing
-called consistent?
+"""Planted truth: does the calibrated consistency say what was planted,
+and is what shares nothing called consistent?
 
     python -m benchmarks.bench_planted
 
@@ -82,8 +82,8 @@ class Features:
 
 
 class World:
-    """Classes of images, whose means are `spread` apart in units of the content, and what nets
-    see in them.
+    """Classes of images, whose means are `spread` apart in units of the content,
+    and what nets see in them.
     """
 
     def __init__(self, generator: torch.Generator, spread: float = 1.0) -> None:
@@ -104,8 +104,8 @@ class World:
         return torch.randint(CLASSES, (images,), generator=self.generator)
 
     def images(self, labels: Tensor) -> Tensor:
-        """Draw images of these classes, (N, Z, H·W): half of the content belongs to the image,
-        half to the position.
+        """Draw images of these classes, (N, Z, H·W):
+        half of the content belongs to the image, half to the position.
         """
         content = self.normal(len(labels), LATENT, 1) + self.normal(len(labels), LATENT, SIDE**2)
         return self.means[labels][..., None] + content / 2**0.5
@@ -116,8 +116,8 @@ class World:
         return (maps + NOISE * self.normal(*maps.shape)).unflatten(2, (SIDE, SIDE))
 
     def unexplained(self, source: Tensor, target: Tensor, *, within: bool) -> float:
-        """Give the variance of the target that a ridge regression from other images' source
-        leaves, per position.
+        """Give the variance of the target that a ridge regression
+        from other images' source leaves, per position.
         """
         classes = self.means.T @ self.means / CLASSES
         latent = classes + torch.eye(LATENT)
@@ -187,8 +187,8 @@ def planted_table(repetitions: int, *, within: bool) -> None:
 def null_pair(
     generator: torch.Generator, *, within: bool = False, wide: bool = False, layers: int = 1
 ) -> Null:
-    """Draw nets that share nothing, or nothing beyond the class, and test the best of A's
-    layers.
+    """Draw nets that share nothing, or nothing beyond the class,
+    and test the best of A's layers.
     """
     world = World(generator)
     sizes = (60, 40) if wide else (120, 60)
@@ -228,8 +228,8 @@ def null_table(repetitions: int) -> None:
 
 
 def attack_table(repetitions: int) -> None:
-    """Print what a sender of class-clustered noise reaches, that has seen nothing of an image
-    but its class.
+    """Print what a sender of class-clustered noise reaches,
+    that has seen nothing of an image but its class.
     """
     accuracies, scores = [], []
     for seed in range(repetitions):
@@ -254,8 +254,8 @@ def attack_table(repetitions: int) -> None:
 
 
 def tail_accuracies(pair: Features) -> list[float]:
-    """Fit a linear tail to B's averaged features, and a linear g; give its accuracies on B's
-    features and on g(x).
+    """Fit a linear tail to B's averaged features, and a linear g;
+    give its accuracies on B's features and on g(x).
     """
     x_fit, x_held, target_fit, target_held = (
         part.mean((2, 3)).numpy() for part in (*pair.x, *pair.target)
@@ -306,8 +306,8 @@ BUDGETS = ("default", "M = 2 C, 800 steps", "--until converged")
 
 
 def map_table(seeds: int, budgets: Sequence[str]) -> None:
-    """Print what one, two and three layers find of planted maps, and what the third adds to the
-    second.
+    """Print what one, two and three layers find of planted maps,
+    and what the third adds to the second.
     """
     print(f"\n## Maps of {MAP_CHANNELS} channels, {MAP_ROWS} rows fitted, {MAP_HELD} held out\n")
     print(

@@ -1,5 +1,5 @@
-"""The best convolution in closed form: streamed normal equations against scikit-learn's Ridge on
-unfolded patches.
+"""The best convolution in closed form:
+streamed normal equations against scikit-learn's Ridge on unfolded patches.
 
     python -m benchmarks.bench_ridge
 
@@ -33,8 +33,8 @@ SHARE = 1e-2  # ridge weight over the mean diagonal
 
 
 class Measured(NamedTuple):
-    """What a method gave and took: an array to compare, seconds of the processor, bytes on top
-    of the data.
+    """What a method gave and took: an array to compare,
+    seconds of the processor, bytes on top of the data.
     """
 
     result: np.ndarray
@@ -43,8 +43,8 @@ class Measured(NamedTuple):
 
 
 def features(images: int, channels: int, size: int) -> tuple[Tensor, Tensor]:
-    """Make maps (N, C, size, size) whose neighbours and channels resemble each other, and
-    targets that they explain.
+    """Make maps (N, C, size, size) whose neighbours and channels resemble each other,
+    and targets that they explain.
     """
     torch.manual_seed(0)
     mixing, weight = torch.randn(channels, channels), torch.randn(channels, channels, 3, 3)

@@ -1,5 +1,5 @@
-"""Similarities beside other people's code (values, seconds, memory), and what tells real nets
-apart.
+"""Similarities beside other people's code (values,
+seconds, memory), and what tells real nets apart.
 
     python -m benchmarks.bench_similarity --data_root demo/data
 
@@ -73,8 +73,8 @@ def oracle_cka(x: Tensor, y: Tensor) -> float:
 
 
 def oracle_svcca(x: Tensor, y: Tensor) -> float:
-    """Compute the mean canonical correlation of the components that hold 99 % of the variance,
-    by cca-zoo.
+    """Compute the mean canonical correlation of the
+    components that hold 99 % of the variance, by cca-zoo.
     """
     from cca_zoo.linear import CCA  # noqa: PLC0415
     from cca_zoo.metrics import pairwise_correlations  # noqa: PLC0415
@@ -108,8 +108,8 @@ MEASURES = {
 
 
 def measure(name: str, oracle: bool, rows: int, channels: int) -> tuple[float, float, float]:
-    """Give the value, the seconds and the mebibytes of one measure on features that share half
-    their variance.
+    """Give the value, the seconds and the mebibytes of one
+    measure on features that share half their variance.
     """
     generator = torch.Generator().manual_seed(0)
     x, own = (torch.randn(rows, channels, generator=generator) for _ in range(2))
@@ -160,8 +160,8 @@ def features_of(head: torch.nn.Module, images: ImageData, count: int) -> Tensor:
 
 
 def nets(data_root: str) -> dict[tuple[str, str, int], list[Tensor]]:
-    """Train small nets; give the features of trained and of untrained ones: of images to fit,
-    and held-out ones.
+    """Train small nets; give the features of trained and of untrained ones:
+    of images to fit, and held-out ones.
     """
     images = [
         load_images("digits", split, data_root=data_root, image_size=IMAGE_SIZE)
@@ -221,8 +221,8 @@ def scores_of(x: list[Tensor], y: list[Tensor], labels: list[Tensor]) -> list[fl
 
 
 def auc(first: Sequence[float], second: Sequence[float]) -> float:
-    """Give how often a score of the first kind is the higher one; a tie counts half. NaN where a
-    score is none.
+    """Give how often a score of the first kind is the higher one;
+    a tie counts half. NaN where a score is none.
     """
     difference = np.subtract.outer(np.array(first), np.array(second))
     if not np.isfinite(difference).all():

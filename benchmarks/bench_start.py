@@ -1,5 +1,5 @@
-"""What every script takes before it works: seconds of `--help` beside those of `import torch`,
-which nothing can save.
+"""What every script takes before it works:
+seconds of `--help` beside those of `import torch`, which nothing can save.
 
     python -m benchmarks.bench_start
 

@@ -97,8 +97,8 @@ def fit_grid(folder: str, path: Path, runtime: Runtime) -> None:
 
 
 def print_table(lines: list[dict[str, Any]]) -> None:
-    """Print every fit, and of each pair where doubling both changes the held-out error by less
-    than its interval.
+    """Print every fit, and of each pair where doubling both
+    changes the held-out error by less than its interval.
     """
     print("| pair | M | steps | fitted images | held-out images | 95 % | linear | CPU s |")
     print("|---|---:|---:|---:|---:|---|---:|---:|")

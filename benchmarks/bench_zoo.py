@@ -1,5 +1,5 @@
-"""What tells nets apart that others trained: layers, training, images of a class; ours beside other
-people's measures.
+"""What tells nets apart that others trained: layers, training,
+images of a class; ours beside other people's measures.
 
     KC=/data                                            # zoo/ and CIFAR10_mini/ lie in it
     python -m benchmarks.bench_zoo $KC                  # all parts, some minutes of one core
@@ -251,8 +251,8 @@ def smaller_way(errors: Array, whole: Array) -> Array:
 
 
 def monotonic(blocks: Mapping[str, Array], layers: int) -> None:
-    """Print whether a net's own layers are the less alike the further they lie apart (ReSi's
-    monotonicity).
+    """Print whether a net's own layers are the less alike
+    the further they lie apart (ReSi's monotonicity).
     """
     triples = [(i, j, k) for i, j, k in itertools.combinations(range(layers), 3)]
     rows = []
@@ -337,8 +337,8 @@ def coverage(found: Mapping[str, Array], title: str) -> None:
 
 
 class Sender:
-    """What stands in A's place: its maps of the fitted and of the held-out images, and rows of
-    them.
+    """What stands in A's place:
+    its maps of the fitted and of the held-out images, and rows of them.
     """
 
     def __init__(self, maps: Sequence[Tensor]) -> None:
@@ -357,8 +357,8 @@ class Receiver(Sender):
     def through(
         self, sender: Sender, labels: Tensor, ridges: Sequence[float] = zoo.RIDGES
     ) -> Knowledge:
-        """Say what B still knows by a linear g of the sender's maps, fitted to every second
-        image.
+        """Say what B still knows by a linear g of the sender's maps,
+        fitted to every second image.
         """
         g = zoo.PointMap(sender.maps[0][::2], self.maps[0][::2], ridges)
         return self.known(*self.net.tail_in_batches(g(sender.maps[1]), self.depth), labels)
@@ -417,8 +417,8 @@ def noise_of(
 
 
 def areas(by_layer: Sequence[Scores], first: str, title: str) -> None:
-    """Print the area under the curve of pairs of the first kind above every other kind, and
-    their means.
+    """Print the area under the curve of pairs of the
+    first kind above every other kind, and their means.
     """
     others = [kind for kind in by_layer[0] if kind != first]
     names = [name for name in by_layer[0][first][0] if name != "p of ρ"]
@@ -617,8 +617,8 @@ def train(images: Tensor, labels: Tensor, seed: int, epochs: int) -> zoo.Staged:
 
 
 def digits(nets_each: int = 4, epochs: int = 15) -> None:
-    """Train digits nets of several kinds and print what tells them apart, and which classes are
-    missing.
+    """Train digits nets of several kinds and print what tells them apart,
+    and which classes are missing.
     """
     from sklearn.datasets import load_digits  # noqa: PLC0415 — of this part alone
 

@@ -1,5 +1,5 @@
-"""What takes turns in `bench_plain`: a step of the suite, the plain procedure and their bare
-convolutions.
+"""What takes turns in `bench_plain`: a step of the suite,
+the plain procedure and their bare convolutions.
 """
 
 import contextlib
@@ -166,8 +166,8 @@ def read_once(loader: Any) -> None:
 
 
 def read_files(folder: Path, memory: bytearray) -> None:
-    """Read the files of stored features from their beginnings to their ends, always into the
-    same memory.
+    """Read the files of stored features from their beginnings to their ends,
+    always into the same memory.
     """
     for path in folder.glob("features_*.npy"):
         with path.open("rb", buffering=0) as file:

@@ -26,8 +26,8 @@ ALPHA = 0.1
 
 
 class PlainTransNet(nn.Module):
-    """g (paper Eq. 1), on maps of (N, C, H, W); it remembers pass states and divisors of its
-    last forward pass.
+    """g (paper Eq. 1), on maps of (N, C, H, W);
+    it remembers pass states and divisors of its last forward pass.
     """
 
     def __init__(self, channels: int, layers: int = 3) -> None:
@@ -143,8 +143,8 @@ def variance(net_a: str, net_b: str, folder: str, trans_net: str) -> list[Tensor
 
 
 def two_passes(batches: Callable[[], Iterator[list[Tensor]]]) -> list[Tensor]:
-    """Give the variances of some maps, from a pass for their means and one for their squares
-    about these.
+    """Give the variances of some maps,
+    from a pass for their means and one for their squares about these.
     """
     count, means = 0, [torch.zeros(1, 512, 1, 1)]
     for maps in batches():

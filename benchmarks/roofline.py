@@ -9,8 +9,8 @@ Pass = tuple[nn.Conv2d, torch.Size]
 
 
 def passes(net: nn.Module, function: Callable[[Tensor], object], images: Tensor) -> list[Pass]:
-    """List the convolutions that a function of a network runs, in order, with the shapes of
-    their inputs.
+    """List the convolutions that a function of a network runs,
+    in order, with the shapes of their inputs.
     """
     found: list[Pass] = []
     handles = [
@@ -50,8 +50,8 @@ def bare_convolutions(
 
 
 def bare_training(net: nn.Module, images: Tensor) -> Callable[[], None]:
-    """Give a function that runs a network's convolutions forward and backward; the first one's
-    input needs no gradient.
+    """Give a function that runs a network's convolutions forward and backward;
+    the first one's input needs no gradient.
 
     Args: see `bare_convolutions`.
     """

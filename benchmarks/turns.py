@@ -1,5 +1,5 @@
-"""How a turn is timed: a function here or a process of its own, by the processor's seconds or
-the clock's.
+"""How a turn is timed: a function here or a process of its own,
+by the processor's seconds or the clock's.
 """
 
 import contextlib

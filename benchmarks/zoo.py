@@ -1,5 +1,5 @@
-"""Nets that others trained, small nets of one's own, and what of them is compared: rows, maps,
-answers.
+"""Nets that others trained, small nets of one's own,
+and what of them is compared: rows, maps, answers.
 """
 
 import copy
@@ -31,8 +31,8 @@ BATCH = 250
 
 
 class Staged(nn.Module):
-    """A classifier that can be cut behind each of its stages: stages, mean over positions,
-    linear layer.
+    """A classifier that can be cut behind each of its stages:
+    stages, mean over positions, linear layer.
     """
 
     def __init__(self, stages: Sequence[nn.Module], width: int, classes: int = 10) -> None:
@@ -87,8 +87,8 @@ def load_tiny(path: Path) -> Staged:
 
 
 class Block(nn.Module):
-    """A basic block of a CIFAR ResNet whose shortcut takes every second position and pads
-    channels (option A).
+    """A basic block of a CIFAR ResNet whose shortcut takes
+    every second position and pads channels (option A).
     """
 
     def __init__(self, before: int, width: int, stride: int) -> None:
@@ -137,8 +137,8 @@ def load_resnet(path: Path, depth: int) -> Staged:
 
 
 def untrained(net: Staged, images: Tensor | None) -> Staged:
-    """Give a net as initialised; with images, its BatchNorms have the statistics of one pass
-    over them.
+    """Give a net as initialised; with images,
+    its BatchNorms have the statistics of one pass over them.
     """
     if images is not None:
         mixed = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
@@ -200,8 +200,8 @@ def reader_of(net: Staged, depth: int) -> nn.Conv2d | nn.Linear:
 
 
 def permuted(net: Staged, depth: int, order: Tensor) -> Staged:
-    """Give a copy that computes the same, the channels behind `depth` stages of the tiny recipe
-    in another order.
+    """Give a copy that computes the same,
+    the channels behind `depth` stages of the tiny recipe in another order.
     """
     net = copy.deepcopy(net)
     for module in layers_of(net, depth):
@@ -214,8 +214,8 @@ def permuted(net: Staged, depth: int, order: Tensor) -> Staged:
 
 
 def rescaled(net: Staged, depth: int, factors: Tensor) -> Staged:
-    """Give a copy that computes the same: channels behind `depth` stages times factors, undone
-    by what reads them.
+    """Give a copy that computes the same:
+    channels behind `depth` stages times factors, undone by what reads them.
     """
     net = copy.deepcopy(net)
     _, norm = layers_of(net, depth)
@@ -227,8 +227,8 @@ def rescaled(net: Staged, depth: int, factors: Tensor) -> Staged:
 
 
 def folded(net: Staged) -> Staged:
-    """Give a copy that computes the same, each BatchNorm of the tiny recipe folded into its
-    convolution.
+    """Give a copy that computes the same,
+    each BatchNorm of the tiny recipe folded into its convolution.
     """
     net = copy.deepcopy(net)
     for depth in range(1, len(net.stages) + 1):

@@ -1,5 +1,5 @@
-"""The table "what B still knows": B's answers to x*, and to what each sender gives in its place,
-from one pass.
+"""The table "what B still knows": B's answers to x*,
+and to what each sender gives in its place, from one pass.
 """
 
 from collections.abc import Mapping

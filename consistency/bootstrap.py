@@ -1,5 +1,5 @@
-"""Confidence intervals by resampling images, and fits or pairs of nets with them, from sums per
-image.
+"""Confidence intervals by resampling images,
+and fits or pairs of nets with them, from sums per image.
 
 Whatever is a function of sums over images (variances, shares, instability, consistency, accuracies) needs no second
 pass: a resample takes image i w_i times, its sums are Σ w_i s_i, and all resamples together are one product of a
@@ -171,8 +171,8 @@ def _finite(value: Array) -> float | None:
 
 
 def count(indices: Array, size: int) -> Array:
-    """Count how often each of `size` things was drawn: indices (…, any) → counts (…, size),
-    float64.
+    """Count how often each of `size` things was drawn:
+    indices (…, any) → counts (…, size), float64.
     """
     flat = indices.reshape(-1, indices.shape[-1])
     places = flat + size * np.arange(len(flat))[:, None]
@@ -208,8 +208,8 @@ def weighted(sums: Array, images: Array, fits: Array | None = None) -> Array:
 def difference(
     statistic: Statistic, first: Sequence[Array], second: Sequence[Array], **options: Any
 ) -> dict[str, Interval]:
-    """Give intervals of statistic(first) − statistic(second), both of the same images, which are
-    drawn in pairs.
+    """Give intervals of statistic(first) − statistic(second),
+    both of the same images, which are drawn in pairs.
 
     Args:
         statistic: see `bootstrap`.
@@ -249,8 +249,8 @@ def accuracy(hits: Array, second: Array | None = None, **options: Any) -> Interv
 def mean_over_fits(
     values: Array, draws: Array, *, confidence: float = 0.95, seed: int = 0
 ) -> Interval:
-    """Give the interval of a mean over fits (or nets) of a number that sums averaged over them do
-    not give, as a ratio.
+    """Give the interval of a mean over fits (or nets) of a number
+    that sums averaged over them do not give, as a ratio.
 
     Fits are drawn beside the images as by `bootstrap`, with too narrow intervals for few. One fit
     is held fixed.

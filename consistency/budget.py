@@ -46,8 +46,8 @@ class Budget:
 
     @classmethod
     def of(cls, settings: Mapping[str, Any], **others: Any) -> "Budget":
-        """Read it from the options of a run, or from what a checkpoint records of them; `others`
-        go before.
+        """Read it from the options of a run,
+        or from what a checkpoint records of them; `others` go before.
         """
         absent = {"steps": None, "epochs": None}  # an earlier version's checkpoint knows no steps
         known = absent | dict(settings) | others

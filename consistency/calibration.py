@@ -1,5 +1,5 @@
-"""What a score is worth: pairs that share nothing, and where between them and a perfect pair a
-score stands.
+"""What a score is worth: pairs that share nothing,
+and where between them and a perfect pair a score stands.
 
 A *pairing* is an order of images: the target of image i stands beside x of image order[i]. Sums per
 image belong to the target's image (of a null over all pairs, to the source's as well), so that the
@@ -179,14 +179,14 @@ class Null:
 
     @property
     def p_value(self) -> float:
-        """(1 + #{null ≤ observed}) / (1 + B): how often a pair without a connection looks as
-        consistent.
+        """(1 + #{null ≤ observed}) / (1 + B):
+        how often a pair without a connection looks as consistent.
         """
         return (1 + int((self.draws <= self.observed).sum())) / (1 + len(self.draws))
 
     def zero(self, level: float = 0.05) -> float:
-        """Give the instability that the score's zero stands for: an observed one below it has p ≤
-        level.
+        """Give the instability that the score's zero stands for:
+        an observed one below it has p ≤ level.
 
         Raises:
             InputError: Too few permutations for this level.
@@ -201,8 +201,8 @@ class Null:
 
 
 def best_of(nulls: Sequence[Null]) -> Null:
-    """Give the null of the best of several layers or depths, whose draws used the same
-    permutations.
+    """Give the null of the best of several layers or depths,
+    whose draws used the same permutations.
 
     Layers differ in what a null reaches, so each is first divided by its mean over all B + 1
     pairings; the observed one is among them, so that p stays exact.
@@ -215,8 +215,8 @@ def best_of(nulls: Sequence[Null]) -> Null:
 def normalised_consistency(
     instability: ArrayLike, null: ArrayLike, ceiling: ArrayLike = 0.0
 ) -> Array:
-    """Compute (null − I) / (null − ceiling): 0 for pairs that share nothing, 1 for what a perfect
-    pair reaches.
+    """Compute (null − I) / (null − ceiling):
+    0 for pairs that share nothing, 1 for what a perfect pair reaches.
 
     Args:
         instability: I, a number or an array.
@@ -239,8 +239,8 @@ def consistency_interval(
     ceiling: Sequence[Array] | None = None,
     **options: Any,
 ) -> dict[str, Interval]:
-    """Give intervals of an instability, its null, its ceiling and the normalised consistency,
-    resampled together.
+    """Give intervals of an instability, its null,
+    its ceiling and the normalised consistency, resampled together.
 
     Args:
         statistic: sums over images → numbers, among them "instability".
@@ -274,8 +274,8 @@ def instability_of(sums: Array) -> dict[str, Array]:
 
 
 def save_sums(path: str | Path, observed: Array, null: Array, ceiling: Array) -> None:
-    """Write every image's parts of Var(x*) and Var(x_Δ), (N, 2) each, to an .npz file for
-    `load_sums`.
+    """Write every image's parts of Var(x*) and Var(x_Δ),
+    (N, 2) each, to an .npz file for `load_sums`.
     """
     with replacing(path) as temporary:
         np.savez(
@@ -284,8 +284,8 @@ def save_sums(path: str | Path, observed: Array, null: Array, ceiling: Array) ->
 
 
 def load_sums(path: str | Path) -> dict[str, Array]:
-    """Read what `save_sums` wrote: float64 (N, 2) by `KINDS`; sums over images are Var(x*) and
-    Var(x_Δ).
+    """Read what `save_sums` wrote: float64 (N, 2) by `KINDS`;
+    sums over images are Var(x*) and Var(x_Δ).
 
     Raises:
         InputError: there is no such file, or it is another one.

@@ -1,5 +1,5 @@
-"""Ridge regression of maps on patches by conjugate gradients: many passes over the data in place of
-much memory.
+"""Ridge regression of maps on patches by conjugate gradients:
+many passes over the data in place of much memory.
 
 It solves what `ridge.NormalEquations` solves, in the memory of a few arrays as large as the
 weights. Every step reads the data once: (Σ u uᵀ) Wᵀ is a convolution by W, and the gradient of a
@@ -129,8 +129,8 @@ class PassesOverData:
         return F.conv2d(x.square().sum(1, keepdim=True), ones, padding=self.shape[-1] // 2).sum()
 
     def _sum(self, term: Callable[[Tensor, Tensor], Tensor], held: set[bool]) -> Tensor:
-        """Add up what `term` makes of inputs and targets, float64, of the images that are held
-        out or not.
+        """Add up what `term` makes of inputs and targets,
+        float64, of the images that are held out or not.
         """
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for inputs, targets, indices in self.batches():

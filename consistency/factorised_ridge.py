@@ -88,8 +88,8 @@ class Reference:
         )
 
     def patches(self, x: Maps, bytes_beside: int) -> Iterator[tuple[slice, Tensor]]:
-        """Yield images and their rows (n·H·W, p), n so that they and `bytes_beside` an image fit
-        a chunk.
+        """Yield images and their rows (n·H·W, p),
+        n so that they and `bytes_beside` an image fit a chunk.
         """
         size = max(
             1, CHUNK_BYTES // (self.dtype.itemsize * self.positions * self.columns + bytes_beside)
@@ -116,8 +116,8 @@ class Reference:
         return cross
 
     def errors(self, solution: Tensor, x: Maps, targets: Targets, inverses: Tensor) -> Tensor:
-        """Sum the squared errors of each target's image, (b, N); they add up to those about the
-        channels' means.
+        """Sum the squared errors of each target's image, (b,
+        N); they add up to those about the channels' means.
         """
         pairings, images = inverses.shape
         found = self.mean.new_zeros(pairings, images)
@@ -135,8 +135,8 @@ class Reference:
     def predictions(
         self, solution: Tensor, x: Maps, targets: Targets, inverses: Tensor
     ) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """Yield images x, the targets beside them and the predictions, (n, U, b, D); one pairing
-        may serve all.
+        """Yield images x, the targets beside them and the predictions,
+        (n, U, b, D); one pairing may serve all.
         """
         channels = len(targets.mean)
         for part, rows in self.patches(

@@ -1,5 +1,5 @@
-"""One fit from its first pass to its last: standards, linear reference, closed form, epochs, what
-is left unexplained.
+"""One fit from its first pass to its last: standards,
+linear reference, closed form, epochs, what is left unexplained.
 
 Training_TransNet.py, Calibrate.py and Python fit by it alike.
 """
@@ -175,8 +175,8 @@ class Fitting:
         }
 
     def begin(self, *, start_epoch: int = 0) -> None:
-        """Set the standards, fit the linear reference, and solve W(0); a fit that goes on keeps
-        what it has.
+        """Set the standards, fit the linear reference,
+        and solve W(0); a fit that goes on keeps what it has.
         """
         for back, numbers in self.directions.items():
             of_direction = [self.trans_nets[i] for i in numbers]
@@ -204,8 +204,8 @@ class Fitting:
         )
 
     def epochs(self, start_epoch: int = 0) -> Iterator[tuple[int, dict[str, float]]]:
-        """Train epoch by epoch, with the closed form where it is due; yield the epoch, from 0,
-        and its metrics.
+        """Train epoch by epoch, with the closed form where it is due;
+        yield the epoch, from 0, and its metrics.
         """
         loader, count = self.pairs.load(self.trained, shuffle=True), len(self.rates)
         every = None if self.throughs else self.budget.solve
@@ -231,8 +231,8 @@ class Fitting:
         return self
 
     def solve(self, *, last: bool, first: bool = False) -> None:
-        """Solve W(0) of every Trans-Net; the last time, take the linear layer alone where it is the
-        better one.
+        """Solve W(0) of every Trans-Net; the last time,
+        take the linear layer alone where it is the better one.
 
         Args:
             last: no epoch follows.
@@ -275,8 +275,8 @@ class Fitting:
         return one.standardise and not one.order and not one.hidden
 
     def _choose(self, i: int, error: float, back: bool) -> None:
-        """Take the linear layer alone where it leaves less than a Trans-Net does, and keep both
-        errors.
+        """Take the linear layer alone where it leaves less than a Trans-Net does,
+        and keep both errors.
         """
         beside = self.beside[back]
         assert beside.reference is not None
@@ -306,8 +306,8 @@ class Fitting:
             self.trans_nets[i].set_linear(reference.solution.weight, reference.solution.constant)
 
     def instabilities(self) -> list[float]:
-        """Measure Var(x_Δ)/Var(x*) of every Trans-Net on the images that are not fitted; nothing
-        without any.
+        """Measure Var(x_Δ)/Var(x*) of every Trans-Net on the images that are not fitted;
+        nothing without any.
         """
         errors = [float("nan")] * len(self.trans_nets)
         if self.pairs.unseen is None:
@@ -337,8 +337,8 @@ class Fitting:
         return " · ".join([f"unexplained of Var(x*): {errors}", *others])
 
     def record(self, i: int, tried: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Give what checkpoints say of how far a Trans-Net was fitted, and whether it is its linear
-        layer.
+        """Give what checkpoints say of how far a Trans-Net was fitted,
+        and whether it is its linear layer.
 
         Args:
             i: which.
@@ -361,8 +361,8 @@ def converge(
     alpha: Tensor | None = None,
     tolerance: float | None = None,
 ) -> Convergence:
-    """Find the steps and M of which a doubling changes nothing, by fits to four fifths of the
-    fitted images.
+    """Find the steps and M of which a doubling changes nothing,
+    by fits to four fifths of the fitted images.
 
     Args:
         make: M → an untrained `TransNet`, the same every time.

@@ -41,8 +41,8 @@ class ClassVariances:
 
     @property
     def floor(self) -> float:
-        """I_0 = Var_w / Var(x): the instability of a sender that knows the true class means and
-        no more.
+        """I_0 = Var_w / Var(x):
+        the instability of a sender that knows the true class means and no more.
         """
         return self.within / self.about_channels if self.about_channels else float("nan")
 

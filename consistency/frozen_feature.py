@@ -1,5 +1,5 @@
-"""The features that a tail is tuned on: raw ones, or what a Trans-Net keeps of them (paper Sec.
-4.1 and 4.3).
+"""The features that a tail is tuned on: raw ones,
+or what a Trans-Net keeps of them (paper Sec. 4.1 and 4.3).
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,8 +19,8 @@ INPUTS = ("components", *RAW, "residual_added", NOISE)
 
 
 class FrozenFeature(nn.Module):
-    """Turn pixels (N, 3, S, S) into a feature (N, *shape), float32, by fixed networks in evaluation
-    mode.
+    """Turn pixels (N, 3, S, S) into a feature (N, *shape),
+    float32, by fixed networks in evaluation mode.
 
     What it gives, by `name`:
 

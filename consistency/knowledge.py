@@ -157,8 +157,8 @@ def measure_knowledge(
 
 
 def learned_share(knowledge: Knowledge, untrained: Knowledge) -> float | None:
-    """Compute the share of B's bits that A's training brought: (K − K₀) / (I_B − K₀), K₀ = max(0,
-    K_A0).
+    """Compute the share of B's bits that A's training brought:
+    (K − K₀) / (I_B − K₀), K₀ = max(0, K_A0).
 
     Args:
         knowledge: of the trained A.
@@ -175,8 +175,8 @@ def learned_share(knowledge: Knowledge, untrained: Knowledge) -> float | None:
 
 
 def log_answers(logits: Tensor, multi_label: bool = False) -> Tensor:
-    """Give the logarithms of B's answers (not yet to base 2), float64 (N, C), or (N, 2 C) of
-    questions.
+    """Give the logarithms of B's answers (not yet to base 2),
+    float64 (N, C), or (N, 2 C) of questions.
     """
     logits = logits.double()
     if multi_label:
@@ -323,8 +323,8 @@ def _divergences(q: Tensor, log_ratio: Tensor) -> Tensor:
 
 
 def _decisions(logits: Tensor, multi_label: bool) -> Tensor:
-    """Give what is answered: the class, int64 (N,), or yes and no to every question, bool (N,
-    C).
+    """Give what is answered: the class, int64 (N,),
+    or yes and no to every question, bool (N, C).
     """
     return logits > 0 if multi_label else logits.argmax(1)
 

@@ -291,8 +291,8 @@ def calibrate(
     seed: int = 0,
     device: str | torch.device = "cpu",
 ) -> Calibration:
-    """Hold the linear reference against pairs that share nothing beyond their class, and against A
-    → A.
+    """Hold the linear reference against pairs that share
+    nothing beyond their class, and against A → A.
 
         >>> import consistency
         >>> x, classes = torch.randn(120, 6), torch.arange(120) % 3
@@ -505,8 +505,8 @@ def _classes(classes: ArrayLike | None, images: int) -> Tensor:
 
 
 def _held_out(held_out: ArrayLike | None, labels: Tensor) -> Tensor:
-    """Give the images that are judged, bool (N,); every second one of each class where nobody
-    says it.
+    """Give the images that are judged, bool (N,);
+    every second one of each class where nobody says it.
     """
     if held_out is None:
         held = torch.zeros(len(labels), dtype=torch.bool)
@@ -534,8 +534,8 @@ def _open(net: nn.Module | str | Path, layer: str, image_size: int, arch: str | 
 
 @contextlib.contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed everything for a block, and give Python's, NumPy's and torch's random numbers back
-    behind it.
+    """Seed everything for a block, and give Python's,
+    NumPy's and torch's random numbers back behind it.
     """
     python, of_numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):

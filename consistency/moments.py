@@ -1,5 +1,5 @@
-"""Means and variances of features and of their components: exact over the whole set, from one
-pass.
+"""Means and variances of features and of their components:
+exact over the whole set, from one pass.
 """
 
 import copy
@@ -60,15 +60,15 @@ class FeatureMoments:
 
     @property
     def std(self) -> float:
-        """√ of the mean of the channels' variances: how far values lie from their channel's
-        mean.
+        """√ of the mean of the channels' variances:
+        how far values lie from their channel's mean.
         """
         return float((self._squares / max(1, self.count)).mean().sqrt())
 
 
 class ImageMoments:
-    """Keep, for each image, sums and products of x(0) … x(K) and x_Δ: M = K + 2 vectors of C
-    channels.
+    """Keep, for each image, sums and products of x(0) … x(K) and x_Δ:
+    M = K + 2 vectors of C channels.
 
     All else follows, since g(x) = Σ x(k) + constant and x* = g(x) + x_Δ are linear in them. With U
     = H × W, and about an origin (every channel's mean over the first batch), image i has
@@ -168,8 +168,8 @@ class ImageMoments:
         self._labels += other._labels
 
     def classes(self) -> Iterator[tuple[int, "ImageMoments"]]:
-        """Give each class's label and the moments of its images; nothing where labels are
-        unknown.
+        """Give each class's label and the moments of its images;
+        nothing where labels are unknown.
         """
         if not self._labels:
             return
@@ -193,8 +193,8 @@ class ImageMoments:
         return ["target", *orders, "output", "residual", *constant]
 
     def products(self, mean: str = "channel") -> Array:
-        """Give P of every image: their mean is the covariances between all named vectors, the
-        diagonal the variances.
+        """Give P of every image: their mean is the covariances between all named vectors,
+        the diagonal the variances.
 
         Args:
             mean: "channel", deviations are from the mean of each channel (released code), or
@@ -232,8 +232,8 @@ class ImageMoments:
         return self._in_order(rows)
 
     def channel_squares(self) -> Array:
-        """Give every image's mean squared deviation of x* and x_Δ in each channel, from the
-        channel's mean.
+        """Give every image's mean squared deviation of x* and x_Δ in each channel,
+        from the channel's mean.
 
         Returns:
             float64 (N, 2, C), in the order of the images' numbers; of totals (1, 2, C). Their mean
@@ -247,8 +247,8 @@ class ImageMoments:
         return self._in_order(rows) / self._cells
 
     def arrays(self, mean: str = "channel") -> list[Array]:
-        """Give what `bootstrap` resamples: of every image its part of the variances, float64 (N,
-        R).
+        """Give what `bootstrap` resamples:
+        of every image its part of the variances, float64 (N, R).
         """
         squares = np.diagonal(self.products(mean), axis1=1, axis2=2)
         return [squares / len(squares)]
@@ -259,8 +259,8 @@ class ImageMoments:
         return self.arrays()[0][:, [names.index("target"), names.index("residual")]]
 
     def statistic(self, mean: str = "channel") -> Statistic:
-        """Give the function of sums over `arrays` that `bootstrap` resamples: see
-        `component_numbers`.
+        """Give the function of sums over `arrays` that `bootstrap` resamples:
+        see `component_numbers`.
         """
         return partial(component_numbers, names=self.names(mean))
 
@@ -294,8 +294,8 @@ class ImageMoments:
 
 
 def append(parts: list[Tensor], rows: Tensor) -> None:
-    """Append rows (n, …) to what came before, joined as a binary counter carries: few tensors
-    remain.
+    """Append rows (n, …) to what came before,
+    joined as a binary counter carries: few tensors remain.
     """
     # Many small ones, between the large ones that a forward pass frees, make the heap grow
     parts.append(rows)

@@ -1,5 +1,5 @@
-"""Sums over two features of the same images, from one pass, in float64: what every score of
-similarity follows from.
+"""Sums over two features of the same images, from one pass,
+in float64: what every score of similarity follows from.
 
 A *row* is one (image, position) where both maps have the same H × W, and one image, its map
 averaged over the positions, where they differ; a vector is a map of one position.
@@ -17,8 +17,8 @@ ROUNDING = 1e-12  # relative: what is smaller beside the whole is the arithmetic
 
 
 class PairSums:
-    """Sums over the rows of two features X (n, p) and Y (n, q), from which every score follows
-    exactly.
+    """Sums over the rows of two features X (n, p) and Y (n,
+    q), from which every score follows exactly.
 
     With z = [x − a, y − b, |x − a|², |y − b|², 1] for a row, one matrix Σ z zᵀ holds all of them. The origin
     (a, b) is the mean of the first batch, so that nothing cancels; moving it is a linear map of z. Memory:

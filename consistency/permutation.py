@@ -1,5 +1,5 @@
-"""The linear reference under permutations of the images, and beside pairs that share nothing beyond
-their class.
+"""The linear reference under permutations of the images,
+and beside pairs that share nothing beyond their class.
 
 To pair the targets with other images' x leaves PᵀP as it is, so that one factorisation serves all
 pairings, see `factorised_ridge`.
@@ -64,8 +64,8 @@ def permuted_errors(
     kernel_size: int = 1,
     device: str | torch.device = "cpu",
 ) -> PermutedErrors:
-    """Fit the linear reference to the true and to permuted pairs of some images, and judge it on
-    such pairs of others.
+    """Fit the linear reference to the true and to permuted pairs of some images,
+    and judge it on such pairs of others.
 
     x and x* are shifted by their channels' means over the fitting images; x is padded with zeros,
     as by a convolution. The ridge weight is the same for all pairings, and must not have been
@@ -133,8 +133,8 @@ def untrue_errors(
     kernel_size: int = 1,
     device: str | torch.device = "cpu",
 ) -> NDArray[np.float64]:
-    """Fit the linear reference to shuffled pairs, and judge it on every two held-out images of a
-    class.
+    """Fit the linear reference to shuffled pairs,
+    and judge it on every two held-out images of a class.
 
     Memory: as `permuted_errors`, and sums of each class, 8·D·H·W bytes a class and pairing.
 
@@ -213,8 +213,8 @@ def calibrate_linear(
     resamples: int = 1000,
     **options: Any,
 ) -> LinearCalibration:
-    """Hold the linear reference against pairs that share nothing beyond their class, and against A
-    → A.
+    """Hold the linear reference against pairs that share
+    nothing beyond their class, and against A → A.
 
     Args:
         x: A's features of fitting and of held-out images.

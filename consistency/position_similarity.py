@@ -1,5 +1,5 @@
-"""Similarities of two features beside which the suite's own numbers stand: CKA, SVCCA, Procrustes,
-ridge R².
+"""Similarities of two features beside which the suite's own numbers stand:
+CKA, SVCCA, Procrustes, ridge R².
 
 All follow from the sums of one pass (`PairSums`), so that their memory does not grow with the
 images. Rows of one image are alike, and none of these scores knows that: their own corrections for
@@ -42,8 +42,8 @@ class Score:
 
 
 def linear_cka(sums: PairSums) -> Score:
-    """Compute unbiased linear CKA: HSIC₁(K, L) / √(HSIC₁(K, K) HSIC₁(L, L)), K = XXᵀ, L = YYᵀ (Song
-    et al. 2012).
+    """Compute unbiased linear CKA: HSIC₁(K, L) / √(HSIC₁(K,
+    K) HSIC₁(L, L)), K = XXᵀ, L = YYᵀ (Song et al. 2012).
 
     About the means, where rows of K sum to 0, HSIC₁ needs no n × n matrix; with a = |x|², b = |y|²
     of a row:
@@ -87,8 +87,8 @@ def unbiased_hsic(norms: Tensor, squares: Tensor, totals: Tensor, n: int) -> Ten
 
 
 def svcca(sums: PairSums, kept: float = 0.99) -> Score:
-    """Compute the mean canonical correlation of the leading principal components of both (Raghu et
-    al. 2017).
+    """Compute the mean canonical correlation of the leading
+    principal components of both (Raghu et al. 2017).
 
     Args:
         sums: of the pair.

@@ -183,8 +183,8 @@ def _outputs(
 
 
 def pair_sums(loader: Loader, read: Read, runtime: Runtime) -> PairSums:
-    """Keep the sums that similarities of x and the target follow from, over one pass; see
-    `image_errors`.
+    """Keep the sums that similarities of x and the target follow from,
+    over one pass; see `image_errors`.
     """
     sums = PairSums()
     for batch in Progress(loader, "similarities", quiet=not runtime.is_main):

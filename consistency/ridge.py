@@ -1,5 +1,5 @@
-"""The best convolution in closed form: ridge regression of maps on patches, from sums over one
-pass.
+"""The best convolution in closed form:
+ridge regression of maps on patches, from sums over one pass.
 
 A convolution without bias is a linear map of patches. With the patches u(q) of an image around
 every position q, zero beyond the border, and the targets y(q), the weights that minimise Σ ‖y − W
@@ -192,15 +192,15 @@ class NormalEquations:
         return RidgeSolution(weight, rest.sum(1), ridge, errors[ridge], errors)
 
     def _cross(self, folds: Tensor, constant: bool) -> Tensor:
-        """Σ u yᵀ, (k²·C, C') over the folds that are 1 in `folds`; the patch's offsets first,
-        the constant last.
+        """Σ u yᵀ, (k²·C, C') over the folds that are 1 in `folds`;
+        the patch's offsets first, the constant last.
         """
         cross, totals = torch.tensordot(folds, self.cross, 1).flatten(0, 1), folds @ self.totals
         return torch.cat([cross, totals[None]])[:, :-1] if constant else cross[:, :-1]
 
     def _gram(self, folds: Tensor, constant: bool) -> Tensor:
-        """Σ u uᵀ, (k²·C, k²·C), over the same folds: every block is a lag's sum less the
-        border's.
+        """Σ u uᵀ, (k²·C, k²·C), over the same folds:
+        every block is a lag's sum less the border's.
         """
         sums = dict(zip(self._strips, torch.tensordot(folds, self.lags, 1)))
         offsets, channels = self.kernel_size**2, self.lags.shape[-1]
@@ -221,8 +221,8 @@ class NormalEquations:
 
 
 def bytes_needed(in_channels: int, out_channels: int, kernel_size: int, folds: int = FOLDS) -> int:
-    """Say how much memory `NormalEquations` and its `solve` take together at most, beside the
-    batches.
+    """Say how much memory `NormalEquations` and its `solve` take together at most,
+    beside the batches.
 
     The sums are what grows with the folds: for 3×3, 29 C² + 9 C·C' numbers each. Solving takes
     three matrices of (k²·C)² and, for a held-out error, seven of k²·C·C', whatever the folds.
@@ -238,8 +238,8 @@ def bytes_needed(in_channels: int, out_channels: int, kernel_size: int, folds: i
 def descend(
     error_of: Callable[[float], float], ridges: Sequence[float]
 ) -> tuple[float, dict[float, float]]:
-    """Walk downhill over the grid of λ, from its middle to the first one that is no worse than its
-    neighbours.
+    """Walk downhill over the grid of λ,
+    from its middle to the first one that is no worse than its neighbours.
 
     Returns:
         The λ of the smallest error, and the error of every λ that was tried.
@@ -267,8 +267,8 @@ def _solve(gram: Tensor, cross: Tensor, ridge: float, penalised: int) -> Tensor:
 
 
 def _blocks(kernel_size: int) -> dict[tuple[int, int], list[tuple[int, Strip]]]:
-    """Say which sums make the block of offsets i ≤ j (numbered row by row): ± strips, the whole
-    maps first.
+    """Say which sums make the block of offsets i ≤ j (numbered row by row):
+    ± strips, the whole maps first.
     """
     border = kernel_size // 2
     offsets = list(product(range(-border, border + 1), repeat=2))
@@ -292,8 +292,8 @@ def _strips(kernel_size: int) -> list[Strip]:
 
 
 def _pairs(maps: Tensor, strip: Strip) -> tuple[Tensor, Tensor]:
-    """Give the values at q, (C, M), and at q + lag, (M, C), for all pairs of a strip of maps (N,
-    H, W, C).
+    """Give the values at q, (C, M), and at q + lag, (M,
+    C), for all pairs of a strip of maps (N, H, W, C).
     """
     (rows, rows_on), (columns, columns_on) = map(_span, maps.shape[1:3], strip)
     return maps[:, rows, columns].flatten(0, 2).T, maps[:, rows_on, columns_on].flatten(0, 2)

@@ -64,8 +64,8 @@ def image_rows(feature: Tensor) -> Tensor:
 
 
 class ImageRows:
-    """One net's features of images, a row each, and what every similarity with another net needs of
-    them.
+    """One net's features of images, a row each,
+    and what every similarity with another net needs of them.
 
     Args:
         held_out: of the images that nets are compared on, (N, p), floating.
@@ -105,8 +105,8 @@ class ImageRows:
 
     @cached_property
     def coordinates(self) -> Tensor:
-        """U S divided by its norm, (N, r): the rows, turned so that there are no more columns
-        than rows.
+        """U S divided by its norm, (N, r): the rows,
+        turned so that there are no more columns than rows.
         """
         left, sizes = self.components
         return left * sizes / sizes.norm()
@@ -141,8 +141,8 @@ class ImageRows:
 
     @cached_property
     def smoother(self) -> Tensor:
-        """H (N, M): what a ridge regression on the fitted images predicts is H Y, of Y about its
-        mean.
+        """H (N, M): what a ridge regression on the fitted images predicts is H Y,
+        of Y about its mean.
         """
         fitted, rows = self.about
         gram = fitted @ fitted.mT
@@ -157,8 +157,8 @@ class ImageRows:
 
     @cached_property
     def products(self) -> tuple[Tensor, Tensor, float]:
-        """Products about the fitted images' mean: of these (M, M), of rows with them (N, M), Σ
-        |row|².
+        """Products about the fitted images' mean: of these (M,
+        M), of rows with them (N, M), Σ |row|².
         """
         fitted, rows = self.about
         return fitted @ fitted.mT, rows @ fitted.mT, rows.square().sum().item()
@@ -179,8 +179,8 @@ def cka(x: ImageRows, y: ImageRows, order: Tensor | None = None) -> float:
 
 
 def svcca(x: ImageRows, y: ImageRows, order: Tensor | None = None) -> float:
-    """Compute the mean canonical correlation of the leading components; NaN where they fill all
-    rows.
+    """Compute the mean canonical correlation of the leading components;
+    NaN where they fill all rows.
     """
     one, other = x.leading, y.leading
     if one.shape[1] + other.shape[1] >= len(x):
@@ -190,8 +190,8 @@ def svcca(x: ImageRows, y: ImageRows, order: Tensor | None = None) -> float:
 
 
 def procrustes(x: ImageRows, y: ImageRows, order: Tensor | None = None) -> float:
-    """Compute the nuclear norm of XᵀY of features of norm 1: 1 where one is a rotation of the
-    other.
+    """Compute the nuclear norm of XᵀY of features of norm 1:
+    1 where one is a rotation of the other.
 
     Rows wider than their number are much alike by chance: read it beside permuted images.
     """
@@ -215,8 +215,8 @@ def mutual_neighbours(x: ImageRows, y: ImageRows, order: Tensor | None = None) -
 def ridge_r2(
     x: ImageRows, y: ImageRows, order: Tensor | None = None, fit_order: Tensor | None = None
 ) -> float:
-    """Compute R² of a ridge regression of y on x: fitted on some images, judged on the held-out
-    ones.
+    """Compute R² of a ridge regression of y on x:
+    fitted on some images, judged on the held-out ones.
     """
     of_fitted, across, energy = y.products
     if order is not None and fit_order is not None:

@@ -1,5 +1,5 @@
-"""The command `knowledge-consistency`, once the project is installed: it lists the steps and
-runs them.
+"""The command `knowledge-consistency`,
+once the project is installed: it lists the steps and runs them.
 """
 
 import ast
@@ -27,8 +27,8 @@ STEPS = (
 
 
 def summary(step: str) -> str:
-    """Give the first sentence of a step's docstring. The step is read and not imported, which
-    PyTorch would slow.
+    """Give the first sentence of a step's docstring. The step is read and not imported,
+    which PyTorch would slow.
 
     Raises:
         InputError: the step is not installed.

@@ -1,5 +1,5 @@
-"""What Variance.py reports of accumulated moments: variances and instabilities with their intervals
-over images.
+"""What Variance.py reports of accumulated moments:
+variances and instabilities with their intervals over images.
 
 Every interval holds the Trans-Net as it was fitted, and the means that deviations are from: it says
 what other images would give.
@@ -72,8 +72,8 @@ def variance_report(
 
 
 def channel_report(moments: ImageMoments, resamples: int = 0) -> list[Record]:
-    """Give for each channel of x* its number, Var(x*), and its instability with the interval's
-    ends.
+    """Give for each channel of x* its number, Var(x*),
+    and its instability with the interval's ends.
     """
     squares = moments.channel_squares()
     found = bootstrap(_ratios, [(squares / len(squares)).astype(np.float32)], resamples=resamples)
@@ -90,8 +90,8 @@ def class_report(
     resamples: int = 0,
     classes: Sequence[str] | None = None,
 ) -> list[Record]:
-    """Give the same for each class, measured as if its images were all there are: from the class's
-    own mean.
+    """Give the same for each class,
+    measured as if its images were all there are: from the class's own mean.
 
     Args:
         moments: with labels; see `ImageMoments.update`.
@@ -110,8 +110,8 @@ def class_report(
 
 
 def spectrum(by_depth: Sequence[tuple[int, ImageMoments]], resamples: int = 0) -> list[Record]:
-    """Give R² = 1 − instability of every depth, and its gain over the depth before it, which is
-    paired by image.
+    """Give R² = 1 − instability of every depth,
+    and its gain over the depth before it, which is paired by image.
 
     Args:
         by_depth: for each Trans-Net its number of layers and the moments of the same images.

@@ -1,5 +1,5 @@
-"""The loss of dense cross-layer mutual distillation (DCM, Yao and Sun 2020), of DML, and of
-training alone.
+"""The loss of dense cross-layer mutual distillation (DCM,
+Yao and Sun 2020), of DML, and of training alone.
 
     L = Σ over heads i  CE(z_i, y)  +  Σ over ordered pairs (i, j) of heads of different networks  KL(p̃_j ‖ p̃_i)
 
@@ -22,8 +22,8 @@ Outputs = tuple[Tensor, list[Tensor]]
 
 
 class Terms(NamedTuple):
-    """The terms of the loss; heads in the order ep1, ep2, final of network 1, then of network 2
-    (DML: final, final).
+    """The terms of the loss; heads in the order ep1, ep2,
+    final of network 1, then of network 2 (DML: final, final).
 
     Attributes:
         ce: cross-entropy of each head, (H,).
@@ -84,8 +84,8 @@ def _smoothed(log_p: Tensor) -> Tensor:
 
 
 def _divergences(learners: Tensor, teachers: Tensor) -> Tensor:
-    """Mean over the batch of KL(teacher ‖ learner) of every pair; (L, B, C) and (T, B, C) give
-    (L, T).
+    """Mean over the batch of KL(teacher ‖ learner) of every pair;
+    (L, B, C) and (T, B, C) give (L, T).
     """
     taught = teachers.detach()
     return (taught * (taught.log() - learners.log()[:, None])).sum(3).mean(2)

@@ -1,5 +1,5 @@
-"""`log.txt` as DCM's authors write it: one line an epoch, `json_stats: {…}`, that their tools
-read.
+"""`log.txt` as DCM's authors write it: one line an epoch,
+`json_stats: {…}`, that their tools read.
 """
 
 import json
@@ -40,8 +40,8 @@ def stats(
 
 
 def write(path: Path, line: Mapping[str, Any]) -> None:
-    """Add an epoch's `stats`, in place of what an interrupted run wrote of this epoch and of
-    later ones.
+    """Add an epoch's `stats`,
+    in place of what an interrupted run wrote of this epoch and of later ones.
     """
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     kept = [old for old in lines if json.loads(old.removeprefix(BEGIN))["epoch"] < line["epoch"]]

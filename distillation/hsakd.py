@@ -1,5 +1,5 @@
-"""The losses of hierarchical self-supervised augmented distillation (HSAKD, Yang et al. 2021), and
-its batches.
+"""The losses of hierarchical self-supervised augmented distillation (HSAKD,
+Yang et al. 2021), and its batches.
 
 An image comes in four rotations; a branch l of a network has one logit a^l[4c + r] for each class c
 and rotation r. z are the class logits, z⁰ those of the unrotated images, τ the temperature:
@@ -30,8 +30,8 @@ Terms = dict[str, Tensor]  # scalars by name; the loss is their sum
 
 
 def rotate(images: Tensor) -> Tensor:
-    """Rotate every image by 0, 90, 180 and 270 degrees counter-clockwise, (B, C, S, S) → (4B, C, S,
-    S) of any dtype.
+    """Rotate every image by 0, 90, 180 and 270 degrees counter-clockwise,
+    (B, C, S, S) → (4B, C, S, S) of any dtype.
 
     Image b rotated k times is row 4b + k.
     """
@@ -39,8 +39,8 @@ def rotate(images: Tensor) -> Tensor:
 
 
 def joint_labels(labels: Tensor) -> Tensor:
-    """Give the joint labels 4y + k of what `rotate` makes of images of the classes y, int64 (B,)
-    → (4B,).
+    """Give the joint labels 4y + k of what `rotate` makes of images of the classes y,
+    int64 (B,) → (4B,).
     """
     return (ROTATIONS * labels[:, None] + torch.arange(ROTATIONS, device=labels.device)).flatten()
 
@@ -58,8 +58,8 @@ def distillation(student: Tensor, teacher: Tensor, tau: float = TAU) -> Tensor:
 
 
 def teacher_terms(outputs: Outputs, labels: Tensor) -> Terms:
-    """Compute a teacher's terms `ce_aux1`, …, `ce_class` from its outputs on rotated images and
-    the labels (B,).
+    """Compute a teacher's terms `ce_aux1`, …,
+    `ce_class` from its outputs on rotated images and the labels (B,).
     """
     joint = joint_labels(labels)
     terms = {
@@ -89,8 +89,8 @@ def student_terms(outputs: Outputs, teacher: Outputs, labels: Tensor, tau: float
 
 
 def online_terms(outputs_1: Outputs, outputs_2: Outputs, labels: Tensor, tau: float = TAU) -> Terms:
-    """Compute the terms of two networks that teach each other, from their outputs on rotated
-    images.
+    """Compute the terms of two networks that teach each other,
+    from their outputs on rotated images.
 
     The names are `ce_class_net1`, `ce_aux1_net1`, …, `kl_class_net1_learns_from_net2`, ….
 
@@ -178,8 +178,8 @@ def few_shot_indices(labels: np.ndarray, ratio: float) -> np.ndarray:
 def split_training(
     paths: Sequence[str], labels: np.ndarray, ratio: float, hold_out: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Choose the images that are trained on and those that are held out of them, the same share of
-    every class.
+    """Choose the images that are trained on and those that are held out of them,
+    the same share of every class.
 
     Args:
         paths: of the images; the order of the files' names, which is the archive's, decides what is

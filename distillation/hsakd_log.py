@@ -1,5 +1,5 @@
-"""HSAKD's text log, result/{run}.txt, in its authors' words, and what a run comes to: last and
-best epoch.
+"""HSAKD's text log, result/{run}.txt, in its authors' words,
+and what a run comes to: last and best epoch.
 """
 
 import re
@@ -43,8 +43,8 @@ def write(
 
 
 def best_of(best: Mapping[str, Row], last: Row, decides: str) -> dict[str, Row]:
-    """Put an epoch in the place of the best one so far, of each split that it was evaluated on,
-    where it is better.
+    """Put an epoch in the place of the best one so far,
+    of each split that it was evaluated on, where it is better.
     """
     splits = [split for split in ("test", "val") if f"{split}_Loss" in last]
     better = {
@@ -56,8 +56,8 @@ def best_of(best: Mapping[str, Row], last: Row, decides: str) -> dict[str, Row]:
 
 
 def decided(row: Mapping[str, float], split: str, decides: str) -> float:
-    """Give the accuracy in percent that decides which epoch is the best: the highest one of its
-    kind.
+    """Give the accuracy in percent that decides which epoch is the best:
+    the highest one of its kind.
     """
     return max(
         value for name, value in row.items() if name.startswith(f"{split}_") and decides in name
@@ -67,8 +67,8 @@ def decided(row: Mapping[str, float], split: str, decides: str) -> float:
 def closing_words(
     last: Mapping[str, float], best: Mapping[str, Mapping[str, float]], probe: bool
 ) -> str:
-    """Say what came out: the last epoch, and the best ones beside it; of a probe the other way
-    round.
+    """Say what came out: the last epoch,
+    and the best ones beside it; of a probe the other way round.
     """
     rows = {"last epoch": last, "best epoch on the test images": best["test"]}
     rows |= {"best epoch on held-out training images": best["val"]} if "val" in best else {}
@@ -114,8 +114,8 @@ def _sum(metrics: Mapping[str, float], begin: str) -> float | None:
 
 
 def _accuracies(metrics: Mapping[str, float], begin: str, title: str) -> list[str]:
-    """Give the lines of both accuracies: of each branch, and for classes of the network itself
-    behind them.
+    """Give the lines of both accuracies: of each branch,
+    and for classes of the network itself behind them.
     """
     nets = [net for net in _BY_NET if f"{begin}{net}top1_prec" in metrics] or [""]
     lines = []

@@ -21,8 +21,8 @@ def baseline(classes: int, arch: str) -> Networks:
 
 
 def teacher(classes: int, arch: str, pretrained_backbone: str | Path | None) -> Networks:
-    """Build a network with branches; a backbone from a file is frozen and stays in evaluation
-    mode.
+    """Build a network with branches;
+    a backbone from a file is frozen and stays in evaluation mode.
     """
     net = build_with_heads(arch, classes, "hsakd")
     if pretrained_backbone is not None:
@@ -33,8 +33,8 @@ def teacher(classes: int, arch: str, pretrained_backbone: str | Path | None) -> 
 
 
 def student(classes: int, arch: str, tarch: str, tcheckpoint: str | Path) -> Networks:
-    """Build a network with branches, and read its teacher, which gets no gradients, in
-    evaluation mode.
+    """Build a network with branches, and read its teacher,
+    which gets no gradients, in evaluation mode.
     """
     net, taught_by = (build_with_heads(name, classes, "hsakd") for name in (arch, tarch))
     fill_from_file(taught_by, tcheckpoint)

@@ -272,8 +272,8 @@ def _said(recipe: Recipe, name: str, what: str) -> str:
 
 
 def fill(parser: Parser, args: Namespace) -> None:
-    """Put the command's and the data set's values where no option said another, and refuse what
-    makes no run.
+    """Put the command's and the data set's values where no option said another,
+    and refuse what makes no run.
 
     `name` becomes the authors' name of the data set, `dataset` ours; `train_path` and `val_path`
     are set where --data is the data set's own folder.
@@ -331,8 +331,8 @@ def run_name(args: Namespace) -> str:
 
 
 def following(args: Namespace, own: Path, arch: str) -> list[str]:
-    """Give the words of the command that follows: a teacher has its student, other networks are
-    probed.
+    """Give the words of the command that follows:
+    a teacher has its student, other networks are probed.
 
     Args:
         args: filled in.

@@ -1,5 +1,5 @@
-"""HSAKD's steps: a batch of images in, loss and metrics out; the losses are of
-`distillation.hsakd`.
+"""HSAKD's steps: a batch of images in, loss and metrics out;
+the losses are of `distillation.hsakd`.
 
 Every step takes uint8 (B, 3, S, S), class ids int64 (B,) and indices int64 (B,), and by name
 `preprocess`, which makes float32 (B, 3, S, S) of images and indices, and `accuracies`, which gives
@@ -37,8 +37,8 @@ def teach(
     preprocess: Preprocess,
     accuracies: Accuracies,
 ) -> StepResult:
-    """Train a network with branches: CE of classes upright and, in every branch, of classes and
-    rotations.
+    """Train a network with branches: CE of classes upright and,
+    in every branch, of classes and rotations.
     """
     outputs = net(rotate(preprocess(images, indices)))
     return _summed(teacher_terms(outputs, targets), _measured(outputs, targets, accuracies))
@@ -55,8 +55,8 @@ def distil(
     teacher: nn.Module,
     tau: float,
 ) -> StepResult:
-    """Train a student: CE of classes upright, and KD from a teacher, in evaluation mode, on the
-    same rotated images.
+    """Train a student: CE of classes upright, and KD from a teacher,
+    in evaluation mode, on the same rotated images.
     """
     rotated = rotate(preprocess(images, indices))
     with torch.no_grad():
@@ -77,8 +77,8 @@ def teach_each_other(
     accuracies: Accuracies,
     tau: float,
 ) -> StepResult:
-    """Train two networks: the teacher's loss of both, and KD in both directions; metrics begin
-    with net1_ or net2_.
+    """Train two networks: the teacher's loss of both,
+    and KD in both directions; metrics begin with net1_ or net2_.
     """
     first, second = pair(rotate(preprocess(images, indices)))
     terms = online_terms(first, second, targets, tau)
@@ -94,8 +94,8 @@ def measure(
     preprocess: Preprocess,
     accuracies: Accuracies,
 ) -> StepResult:
-    """Evaluate a network: CE and accuracies of classes upright, accuracies of branches on all
-    rotations.
+    """Evaluate a network: CE and accuracies of classes upright,
+    accuracies of branches on all rotations.
     """
     outputs = net(rotate(preprocess(images, indices)))
     return teacher_terms(outputs, targets)["ce_class"], _measured(outputs, targets, accuracies)

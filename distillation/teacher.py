@@ -68,8 +68,8 @@ def teacher_logits(
 
 @torch.no_grad()
 def live_logits(teacher: nn.Module, pixels: Tensor, _indices: Tensor) -> Tensor:
-    """Ask a frozen teacher, on a device of its own perhaps: uint8 (N, 3, S, S) → (N, C) on the
-    pixels' device.
+    """Ask a frozen teacher, on a device of its own perhaps:
+    uint8 (N, 3, S, S) → (N, C) on the pixels' device.
     """
     device = next(teacher.parameters()).device
     return teacher(pixels.to(device)).to(pixels.device)

@@ -1,5 +1,5 @@
-"""Measure trained nets on the test images: accuracies, and what a method adds to training alone,
-with intervals.
+"""Measure trained nets on the test images: accuracies,
+and what a method adds to training alone, with intervals.
 
 A run's scripts leave links to classifiers in RUN/results/accuracy/METHOD/NET/, one a seed.
 Intervals are 95 %, of a bootstrap over the test images crossed with the seeds; fewer than about
@@ -37,8 +37,8 @@ Hits = dict[str, NDArray[np.bool_]]  # by seed (name of a file), of every test i
 
 
 class Row(NamedTuple):
-    """A net by a method: its accuracy in percent, and the points that it has more than the same
-    net trained alone.
+    """A net by a method: its accuracy in percent,
+    and the points that it has more than the same net trained alone.
     """
 
     net: str
@@ -51,8 +51,8 @@ class Row(NamedTuple):
 
 @torch.inference_mode()
 def hits_of(path: Path, images: dict[str, ImageData], data_root: str) -> NDArray[np.bool_]:
-    """Say of every test image whether a classifier is right, (N,); `images` keeps what is
-    opened.
+    """Say of every test image whether a classifier is right,
+    (N,); `images` keeps what is opened.
     """
     model, state = read_classifier(path)
     if "data" not in state:
@@ -99,8 +99,8 @@ def read_hits(run: str | Path, data_root: str) -> dict[str, dict[str, Hits]]:
 
 
 def interval_of(hits: Hits, less: Hits | None = None) -> Interval:
-    """Give the interval of an accuracy, or of a difference on the same images, over images and,
-    if several, seeds.
+    """Give the interval of an accuracy, or of a difference on the same images,
+    over images and, if several, seeds.
     """
     seeds = sorted(hits.keys() & (hits if less is None else less).keys())
     own, other = (

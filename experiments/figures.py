@@ -61,8 +61,8 @@ def need(results: Results, row: str) -> list[str]:
 
 
 def draw_maps(results: Results, cell: str, residual: str, data_root: Path, photos: int) -> Figure:
-    """Lay x*, g(x) and x_Δ of a cell's Trans-Net over validation photos that are spread over the
-    classes.
+    """Lay x*, g(x) and x_Δ of a cell's Trans-Net over
+    validation photos that are spread over the classes.
     """
     if not results.facts(cell):
         raise InputError(f"{results.folder / cell} has no results")
@@ -82,8 +82,8 @@ def draw_maps(results: Results, cell: str, residual: str, data_root: Path, photo
 
 
 def draw_variances(results: Results, titles: dict[str, str]) -> Figure:
-    """Draw the variances by order, a panel for each cell of `titles`, which are means over the
-    pairs of nets.
+    """Draw the variances by order, a panel for each cell of `titles`,
+    which are means over the pairs of nets.
     """
     reports = {}
     for cell, title in titles.items():
@@ -103,8 +103,8 @@ def draw_table2(results: Results, layout: dict[str, Any]) -> Figure:
 
 
 def draw_tasks(results: Results, layout: dict[str, Any]) -> Figure:
-    """Draw how much the nets of two tasks reconstruct of each other, side by side for each layer
-    (Sec. 4.6).
+    """Draw how much the nets of two tasks reconstruct of each other,
+    side by side for each layer (Sec. 4.6).
     """
     directions = {"fine-binary": "fine-grained → binary", "binary-fine": "binary → fine-grained"}
     titles = {
@@ -119,8 +119,8 @@ def draw_tasks(results: Results, layout: dict[str, Any]) -> Figure:
 
 
 def draw_compression(results: Results, layout: dict[str, Any]) -> Figure:
-    """Draw the accuracy after compression against Var(x_Δ), a curve for each layer (Fig. 4,
-    left).
+    """Draw the accuracy after compression against Var(x_Δ),
+    a curve for each layer (Fig. 4, left).
     """
     need(results, "compression")
     table = read_table("compression", layout["compression"], results, {})
@@ -168,8 +168,8 @@ def ends(table: Table, place: Key) -> tuple[float, float] | None:
 
 
 def draw_verdicts(results: Results, layout: dict[str, Any]) -> Figure:
-    """Draw the difference that every claim is about, with its interval and verdict, a panel for
-    each table.
+    """Draw the difference that every claim is about,
+    with its interval and verdict, a panel for each table.
     """
     panels = {}
     for name, entry in layout.items():
@@ -192,8 +192,8 @@ def draw_verdicts(results: Results, layout: dict[str, Any]) -> Figure:
 
 
 def draw_calibration(results: Results, layout: dict[str, Any]) -> Figure:
-    """Draw every instability between its null and its ceiling, and what other measures say of
-    the same features.
+    """Draw every instability between its null and its ceiling,
+    and what other measures say of the same features.
     """
     need(results, "calibration")
     table = read_table("calibration", layout["calibration"], results, {})

@@ -1,5 +1,5 @@
-"""How certain a table's numbers are: intervals over test images and pairs of nets, and verdicts on
-what is claimed.
+"""How certain a table's numbers are:
+intervals over test images and pairs of nets, and verdicts on what is claimed.
 
 A file gives, for every test image, one value whose mean is the file's number: whether a net is
 right (`hits` of a checkpoint), an image's part of a variance (`per_image` of Variance.py's JSON),
@@ -124,8 +124,8 @@ class Number:
         return Number(difference, ByImage(mine.images, first - second))
 
     def interval(self) -> Interval | None:
-        """Resample images, and files where there are several; None where single images are not
-        known.
+        """Resample images, and files where there are several;
+        None where single images are not known.
         """
         if self.by_image is None:
             return None
@@ -166,8 +166,8 @@ def _inside(facts: Facts, path: Sequence[str]) -> Any:
 
 
 def measured(files: Sequence[Facts], name: str) -> Number | None:
-    """Read a named number of every file of a cell; None if there are none, or one does not have
-    it.
+    """Read a named number of every file of a cell;
+    None if there are none, or one does not have it.
     """
     values = [look_up(facts, name) for facts in files]
     known = [value for value in values if value is not None]

@@ -38,8 +38,8 @@ Array = NDArray[Any]
 
 
 class Cell(NamedTuple):
-    """What one method's students share with the teacher in one stage, and how much more than
-    those trained alone.
+    """What one method's students share with the teacher in one stage,
+    and how much more than those trained alone.
     """
 
     direction: str
@@ -51,8 +51,8 @@ class Cell(NamedTuple):
 
 
 def draw(path: Path, resamples: int) -> Array:
-    """Give the normalised consistency on all images and on B resamples, the same for every file,
-    (1 + B,).
+    """Give the normalised consistency on all images and on B resamples,
+    the same for every file, (1 + B,).
     """
     sums = load_sums(path)
     images = len(sums["observed"])
@@ -103,8 +103,8 @@ def read_cells(run: str | Path, resamples: int) -> list[Cell]:
 
 
 def markdown(cells: Sequence[Cell], accuracies: Sequence[Row]) -> str:
-    """Write one table: a line for each method, its accuracy, and what is shared in every stage
-    and direction.
+    """Write one table: a line for each method, its accuracy,
+    and what is shared in every stage and direction.
     """
     columns = sorted(
         {(cell.direction, cell.stage) for cell in cells},
@@ -135,8 +135,8 @@ def markdown(cells: Sequence[Cell], accuracies: Sequence[Row]) -> str:
 
 
 def draw_figure(cells: Sequence[Cell], accuracies: Sequence[Row]) -> Figure:
-    """Draw the accuracies, and the normalised consistency of every stage in both directions,
-    with intervals.
+    """Draw the accuracies, and the normalised consistency
+    of every stage in both directions, with intervals.
     """
     figure = Figure(figsize=(10.5, 3.4), layout="constrained")
     first, *others = figure.subplots(1, 3, width_ratios=[1, 1.5, 1.5])

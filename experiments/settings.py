@@ -68,8 +68,8 @@ def differences(used: Sequence[Facts], expected: Mapping[str, float | str]) -> l
 
 
 def agree(value: float | str, theirs: float | str | None) -> bool:
-    """Compare a setting with the paper's, numbers up to rounding; with what the paper does not
-    say nothing agrees.
+    """Compare a setting with the paper's, numbers up to rounding;
+    with what the paper does not say nothing agrees.
     """
     if isinstance(value, int | float) and isinstance(theirs, int | float):
         return abs(value - theirs) <= 1e-6 * abs(theirs)

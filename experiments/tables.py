@@ -67,8 +67,8 @@ class Results:
         self._facts: dict[Path, Facts] = {}
 
     def cells(self) -> list[str]:
-        """Name every cell that has a file, such as "table1/case1/alexnet_L8"; numbers in names
-        sort as numbers.
+        """Name every cell that has a file, such as "table1/case1/alexnet_L8";
+        numbers in names sort as numbers.
         """
         folders = {
             path.parent.relative_to(self.folder).as_posix()
@@ -83,8 +83,8 @@ class Results:
         return [self.read(path) for path in sorted(self.folder.glob(f"{cell}/[!.]*"))]
 
     def read(self, path: Path) -> Facts:
-        """Read JSON, with what the networks that it names say of themselves, or a checkpoint
-        without its tensors.
+        """Read JSON, with what the networks that it names say of themselves,
+        or a checkpoint without its tensors.
         """
         if path not in self._facts:
             self._facts[path] = (
@@ -196,8 +196,8 @@ def with_numbers(table: Table) -> Table:
 
 
 def lines(table: Table) -> list[list[str]]:
-    """Lay a table out as text cells, the head first; beside a column that the paper has stands
-    the paper's.
+    """Lay a table out as text cells, the head first;
+    beside a column that the paper has stands the paper's.
     """
     in_paper = {column for _, column in table.paper}
     head, body = [""], [[title] for title in table.rows.values()]

@@ -1,5 +1,5 @@
-"""What computes features: classifiers, their halves at a layer, the Trans-Net between them, and
-heads that distil.
+"""What computes features: classifiers, their halves at a layer,
+the Trans-Net between them, and heads that distil.
 """
 
 from models.classifiers import build, load_classifier

@@ -1,5 +1,5 @@
-"""The names that the released checkpoints use, translated to this suite's; pure functions on
-state dicts.
+"""The names that the released checkpoints use,
+translated to this suite's; pure functions on state dicts.
 """
 
 from collections.abc import Mapping
@@ -47,8 +47,8 @@ def fold_masks(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def is_authors_trans_net(state: Mapping[str, Tensor]) -> bool:
-    """Whether a state dict is a Trans-Net under the authors' names, with or without `module`
-    pieces.
+    """Whether a state dict is a Trans-Net under the authors' names,
+    with or without `module` pieces.
     """
     return _LOGITS in strip_module(state)
 

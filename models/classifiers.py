@@ -1,5 +1,5 @@
-"""Classifiers by name: torchvision's, the small ones, foreign ones; fine-tuning forms; and the
-files that hold them.
+"""Classifiers by name: torchvision's, the small ones,
+foreign ones; fine-tuning forms; and the files that hold them.
 """
 
 import difflib
@@ -122,8 +122,8 @@ class FixedBatchNorm2d(nn.BatchNorm2d):
 
 
 def fix_batch_norm(model: nn.Module) -> None:
-    """Fix the running statistics of all BatchNorm layers of a model, in place; scale and shift are
-    trained on.
+    """Fix the running statistics of all BatchNorm layers of a model,
+    in place; scale and shift are trained on.
 
     The layers become `FixedBatchNorm2d` and so stay in evaluation mode after `model.train()`, in
     copies and under DataParallel. Names in the state dict do not change.
@@ -244,8 +244,8 @@ def check_reloads(model: nn.Module, record: Mapping[str, Any], image_size: int) 
 
 
 def _record(stored: Mapping[str, Any], arch: str | None) -> dict[str, Any]:
-    """Give what a file says of its classifier, as `classifier_record` does; what it does not say is
-    as `arch`.
+    """Give what a file says of its classifier,
+    as `classifier_record` does; what it does not say is as `arch`.
 
     A training script of others may call its architecture by any name, so an option that names a
     foreign one is right against it.
@@ -322,8 +322,8 @@ def _structure(
 def _with_classes(
     model: nn.Module, arch: str, num_classes: int, image_size: int | None, *, said: bool = False
 ) -> int | None:
-    """Let a foreign net give its logits alone, `num_classes` of them if its last layer can be
-    exchanged; in place.
+    """Let a foreign net give its logits alone,
+    `num_classes` of them if its last layer can be exchanged; in place.
 
     Args:
         model: the network.
@@ -359,8 +359,8 @@ def _base(arch: str) -> str:
 def _uninitialised(
     arch: str, num_classes: int, train_layer: int, image_size: int | None
 ) -> tuple[nn.Module, int]:
-    """Give the structure without spending seconds on weights that a file will replace, and its
-    number of classes.
+    """Give the structure without spending seconds on weights that a file will replace,
+    and its number of classes.
 
     A foreign net is built with values all the same: code of others may ask for them, and buffers
     that no file has must be right.
@@ -394,8 +394,8 @@ def _frozen_layers(model: nn.Module, train_layer: int) -> list[str]:
 
 
 def last_layer(model: nn.Module) -> str:
-    """Name the layer that gives the logits: the last with weights; of a foreign net the one
-    whose output they are.
+    """Name the layer that gives the logits: the last with weights;
+    of a foreign net the one whose output they are.
     """
     known = type(model).__module__.partition(".")[0] in ("torchvision", "models")
     found = None if known else logits_layer(model)

@@ -226,8 +226,8 @@ class CutNet:
         return self.from_pixels(self.frozen_form(device))
 
     def frozen_form(self, device: torch.device) -> nn.Module:
-        """Give the same of images that are normalised already, float32 (N, 3, S, S); see
-        `frozen`.
+        """Give the same of images that are normalised already,
+        float32 (N, 3, S, S); see `frozen`.
         """
         if self._is_fast is None:
             raise RuntimeError("call prove() before the features of this net are used")
@@ -282,8 +282,8 @@ def _record(outputs: list[Tensor], module: nn.Module, inputs: object, output: ob
 
 @torch.no_grad()
 def _ask(net: nn.Module, images: Tensor) -> list[Tensor]:
-    """Give all tensors that a net answers, in evaluation mode, from one seed: some draw even
-    then.
+    """Give all tensors that a net answers,
+    in evaluation mode, from one seed: some draw even then.
     """
     modes = modes_of(net)
     try:
@@ -382,8 +382,8 @@ def reopen_net(source: NetSource, arch: str | None) -> CutNet:
 
 
 def untrained_net(source: NetSource, classes: int, named: str | None = None) -> CutNet:
-    """Build a net anew, as it is initialised before any training, cut where its features were
-    taken.
+    """Build a net anew, as it is initialised before any training,
+    cut where its features were taken.
 
     Args:
         source: says the architecture and the layer.

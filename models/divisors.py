@@ -1,5 +1,5 @@
-"""Σ^(1/2): what the branches of a Trans-Net are divided by, so that p alone weighs them (paper
-Eq. 1).
+"""Σ^(1/2): what the branches of a Trans-Net are divided by,
+so that p alone weighs them (paper Eq. 1).
 """
 
 import math
@@ -11,13 +11,13 @@ EPS = 1e-5  # added to a standard deviation, outside the root, as in the release
 
 
 class InstanceScale(nn.Module):
-    """Standard deviation of each sample and channel over H×W, unbiased, plus EPS; 1 where H×W =
-    1.
+    """Standard deviation of each sample and channel over H×W,
+    unbiased, plus EPS; 1 where H×W = 1.
     """
 
     def forward(self, h: Tensor) -> Tensor:
-        """Give the divisor (N, C, 1, 1) in float32 of a feature (N, C, H, W); no gradient flows
-        through it.
+        """Give the divisor (N, C, 1, 1) in float32 of a feature (N,
+        C, H, W); no gradient flows through it.
         """
         h, count = h.detach().float(), h.shape[2] * h.shape[3]
         if count == 1:
@@ -47,8 +47,8 @@ class BatchScale(nn.Module):
         self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
 
     def forward(self, h: Tensor) -> Tensor:
-        """Give the divisor (1, C, 1, 1) in float32 of a feature (N, C, H, W); in training the
-        gradient knows it.
+        """Give the divisor (1, C, 1, 1) in float32 of a feature (N,
+        C, H, W); in training the gradient knows it.
         """
         # One vector, as a last batch may be, has no deviation
         if self.training and h.numel() > h.shape[1]:

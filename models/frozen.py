@@ -42,8 +42,8 @@ def freeze_for_inference(module: nn.Module, device: torch.device) -> fx.GraphMod
 
 
 def freeze_plainly(module: nn.Module) -> fx.GraphModule:
-    """Make a network that computes what `module` computes in evaluation mode, operation by
-    operation.
+    """Make a network that computes what `module` computes in evaluation mode,
+    operation by operation.
 
     Returns:
         The network, in evaluation mode, without gradients. It shares the weights of `module`.

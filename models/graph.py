@@ -1,5 +1,5 @@
-"""A model's forward pass as a graph: its nodes by readable names, and which of them it can be
-cut at.
+"""A model's forward pass as a graph: its nodes by readable names,
+and which of them it can be cut at.
 """
 
 import difflib
@@ -122,8 +122,8 @@ def _names(graph: fx.Graph) -> dict[fx.Node, str]:
 
 
 def _first_recording(model: nn.Module, image_size: int | None) -> tuple[int, Recording, bool]:
-    """Record a model at the size that is said, or at the first that it takes; with values if it
-    cannot be without.
+    """Record a model at the size that is said,
+    or at the first that it takes; with values if it cannot be without.
     """
     carried = preprocessing_of(model)
     of_model = (getattr(model, "image_size", None), carried.image_size if carried else None)
@@ -235,8 +235,8 @@ def _is_aside(node: fx.Node) -> bool:
 def _pairs(
     value: Any, other: Any, path: tuple[Any, ...] = ()
 ) -> Iterator[tuple[tuple[Any, ...], Any, Any]]:
-    """Walk two calls' arguments side by side and give the path to each place and what stands
-    there.
+    """Walk two calls' arguments side by side and give
+    the path to each place and what stands there.
     """
     if isinstance(value, slice) and isinstance(other, slice):
         for place in ("start", "stop", "step"):
@@ -257,8 +257,8 @@ def _pairs(
 def _compute_batch(
     model: nn.Module, first: Recording, second: Recording, again: Callable[[int], Recording]
 ) -> list[fx.Node]:
-    """Let numbers that grow with the images in a batch be computed from it, in the first
-    recording's graph.
+    """Let numbers that grow with the images in a batch be computed from it,
+    in the first recording's graph.
 
     Such a number is a·N + b: two recordings say a and b, a third confirms it.
 
@@ -363,8 +363,8 @@ def _is_feature(node: fx.Node) -> bool:
 
 
 def images_in(length: fx.Node) -> int | None:
-    """Say how often a length has the number of images as a factor; 0: it does not depend on it,
-    None: by no factor.
+    """Say how often a length has the number of images as a factor;
+    0: it does not depend on it, None: by no factor.
     """
     value, more = length.meta["length"], length.meta.get("more")
     if value == more:
@@ -413,8 +413,8 @@ def result_of(graph: fx.Graph) -> fx.Node:
 
 
 def _last_uses(graph: fx.Graph) -> dict[fx.Node, int]:
-    """Give of every value that carries the images to the result where it is used last, as a place
-    in the graph.
+    """Give of every value that carries the images to the result where it is used last,
+    as a place in the graph.
 
     The result itself is used at the end. Lengths and the device are no such values: they can be had
     at any cut.
@@ -459,8 +459,8 @@ def flow_around(graph: fx.Graph, cut: fx.Node) -> list[fx.Node]:
 
 
 def copy_inputs(target: fx.Graph, node: fx.Node, copies: dict[fx.Node, fx.Node]) -> fx.Node:
-    """Copy `node` and what it is computed from into `target`, up to the nodes that `copies` has;
-    give its copy.
+    """Copy `node` and what it is computed from into `target`,
+    up to the nodes that `copies` has; give its copy.
     """
     needed = reach(node, lambda current: current.all_input_nodes, stop=set(copies))
     for original in node.graph.nodes:

@@ -1,5 +1,5 @@
-"""The heads of two nets as features are read of them: folded for inference, maps out; and what
-they cost.
+"""The heads of two nets as features are read of them:
+folded for inference, maps out; and what they cost.
 """
 
 from typing import NamedTuple

@@ -1,5 +1,5 @@
-"""Where features are taken, as the options say it: a node by name, or the documented number of a
-layer.
+"""Where features are taken, as the options say it:
+a node by name, or the documented number of a layer.
 """
 
 import re
@@ -93,8 +93,8 @@ def _stage(model: nn.Module, number: int, image_size: int) -> str:
 
 
 def paired_stages(first: Sequence[str], second: Sequence[str]) -> list[tuple[str, str]]:
-    """Match the stages of two nets from the last one back: nets of one task are alike at the
-    end.
+    """Match the stages of two nets from the last one back:
+    nets of one task are alike at the end.
     """
     count = min(len(first), len(second))
     return list(zip(first[-count:], second[-count:]))
@@ -103,8 +103,8 @@ def paired_stages(first: Sequence[str], second: Sequence[str]) -> list[tuple[str
 def note_of_sources(
     sources: Sequence[NetSource], models: Sequence[nn.Module], image_size: int
 ) -> str | None:
-    """Say what `note_of_depths` says, of nets A and B of two architectures that are cut at one
-    name.
+    """Say what `note_of_depths` says,
+    of nets A and B of two architectures that are cut at one name.
     """
     first, second = sources
     if first.arch == second.arch or first.layer != second.layer:

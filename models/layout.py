@@ -56,8 +56,8 @@ def _nearest(
     waiting: list[fx.Node],
     further: Callable[[fx.Node], list[fx.Node]],
 ) -> bool | None:
-    """Say how the nearest layer in one direction sees a value, through what keeps its shape;
-    None where none does.
+    """Say how the nearest layer in one direction sees a value,
+    through what keeps its shape; None where none does.
     """
     shape, seen = node.meta["shape"], set[fx.Node]()
     # With whether only the last axis is the same as the value's

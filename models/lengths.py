@@ -1,5 +1,5 @@
-"""Lengths of axes that remember the node of a graph they come from, so that a recorded graph
-computes them anew.
+"""Lengths of axes that remember the node of a graph they come from,
+so that a recorded graph computes them anew.
 """
 
 import operator

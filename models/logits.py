@@ -1,5 +1,5 @@
-"""What a classifier's forward pass gives: where its logits are, how many, and which layer makes
-them.
+"""What a classifier's forward pass gives:
+where its logits are, how many, and which layer makes them.
 
 A network of this project or of torchvision gives logits (N, C). Other people's nets give them as
 (N, C, 1, 1), beside other things, or otherwise in training than in evaluation. `give_logits` looks
@@ -78,8 +78,8 @@ def give_logits(
 
 
 def check_logits(model: nn.Module, arch: str, num_classes: int, image_size: int) -> None:
-    """Refuse a network that does not take the images, or does not give their logits; no image is
-    decoded for it.
+    """Refuse a network that does not take the images,
+    or does not give their logits; no image is decoded for it.
 
     Args:
         model: images (N, 3, S, S) → logits (N, C); a foreign one is changed as `give_logits` does.
@@ -153,8 +153,8 @@ def look_for_logits(
 
 
 def last_linear(model: nn.Module, num_classes: int, image_size: int | None = None) -> str | None:
-    """Name the plain linear layer whose output is the logits, which another may take the place
-    of; None: none is.
+    """Name the plain linear layer whose output is the logits,
+    which another may take the place of; None: none is.
     """
     size = _fitting_size(model, image_size)
     output = None if size is None else look_for_logits(model, size, num_classes, training=False)
@@ -171,8 +171,8 @@ def last_linear(model: nn.Module, num_classes: int, image_size: int | None = Non
 
 
 def logits_layer(model: nn.Module) -> str | None:
-    """Name the layer whose output is the logits, wherever it stands; None where it is no
-    module's output.
+    """Name the layer whose output is the logits,
+    wherever it stands; None where it is no module's output.
     """
     size = _fitting_size(model, None)
     output = None if size is None else look_for_logits(model, size, 0, training=False)
@@ -190,8 +190,8 @@ def replace_linear(model: nn.Module, name: str, num_classes: int) -> None:
 
 
 def has_unused_parameters(model: nn.Module, image_size: int) -> bool:
-    """Whether there are parameters to train on which the logits do not depend, or may be; they are
-    named once.
+    """Whether there are parameters to train on which the logits do not depend,
+    or may be; they are named once.
 
     Args:
         model: images (N, 3, S, S) → logits (N, C).

@@ -71,8 +71,8 @@ def is_foreign(arch: str) -> bool:
 
 
 def named_arch(held: str, named: str | None, path: str | Path) -> str:
-    """Give the name by which a file's network is built; refuse the user's code, if no option names
-    it.
+    """Give the name by which a file's network is built;
+    refuse the user's code, if no option names it.
 
     Args:
         held: the architecture that the file says.

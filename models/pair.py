@@ -1,5 +1,5 @@
-"""Two networks and the Trans-Net between them: each cut at its layer, or all three from a
-Trans-Net's checkpoint.
+"""Two networks and the Trans-Net between them:
+each cut at its layer, or all three from a Trans-Net's checkpoint.
 """
 
 from dataclasses import replace
@@ -64,8 +64,8 @@ class Decomposition(nn.Module):
         self.trans_net = trans_net
 
     def forward(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Give the components (N, K+1, C, H, W) and x_Δ (N, C, H, W) of x and target (paper Eq.
-        3).
+        """Give the components (N, K+1, C, H, W) and x_Δ (N,
+        C, H, W) of x and target (paper Eq. 3).
         """
         output, components = self.trans_net.decompose(x)
         return components.transpose(0, 1), target - output
@@ -79,8 +79,8 @@ def open_pair(
     layer_b: str | None = None,
     pixels: Tensor | None = None,
 ) -> Pair:
-    """Read a Trans-Net and the networks that it was fitted on, in evaluation mode and without
-    gradients.
+    """Read a Trans-Net and the networks that it was fitted on,
+    in evaluation mode and without gradients.
 
     Args:
         trans_net: the Trans-Net's checkpoint, ours or the authors'.
@@ -124,8 +124,8 @@ def open_pair(
 
 
 def find_reverse(trans_net: str | Path) -> Path | None:
-    """Find, beside a Trans-Net's checkpoint, one that was fitted on the same features in the
-    other direction.
+    """Find, beside a Trans-Net's checkpoint,
+    one that was fitted on the same features in the other direction.
     """
     wanted = Provenance.from_record(
         checkpoint.load(trans_net, mmap=True).get("source", {})

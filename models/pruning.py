@@ -1,5 +1,5 @@
-"""Magnitude pruning and weight sharing (Han et al. 2016), by moving the weights of an ordinary
-network in place.
+"""Magnitude pruning and weight sharing (Han et al. 2016),
+by moving the weights of an ordinary network in place.
 
 While a pruned network is trained, every step of the optimiser is followed by `zero_removed`, or
 stands between `sum_gradients` and `tie` once weights are shared (`train_centroids`). The hooks of
@@ -41,8 +41,8 @@ class PrunedWeight:
 
 
 def prunable_weights(model: nn.Module) -> dict[str, tuple[Tensor, bool]]:
-    """Name the weights of convolutions (True) and of linear layers (False), attention's
-    projections among them.
+    """Name the weights of convolutions (True) and of linear layers (False),
+    attention's projections among them.
     """
     weights: dict[str, tuple[Tensor, bool]] = {}
     for name, module in model.named_modules():
@@ -146,8 +146,8 @@ def train_centroids(
 
 @torch.no_grad()
 def sum_gradients(layers: Sequence[PrunedWeight], labels: Sequence[Tensor]) -> None:
-    """Give every weight of a cluster the gradient of its centroid and the removed ones zero, in
-    place in `.grad`.
+    """Give every weight of a cluster the gradient of its
+    centroid and the removed ones zero, in place in `.grad`.
 
     The centroid c stands in the place of all its members w_i, so ∂L/∂c = Σ_i ∂L/∂w_i (Han et al.,
     Sec. 3.3).

@@ -1,5 +1,5 @@
-"""Record one forward pass of a network as a graph, by running its own code on images without
-values.
+"""Record one forward pass of a network as a graph,
+by running its own code on images without values.
 
 The network's Python code runs on tensors that have a shape and no values, those of PyTorch's device
 "meta", and each call of a layer or of a function of PyTorch becomes a node. So whatever the code
@@ -103,14 +103,14 @@ _HERE = {
 
 
 class NeedsValuesError(Exception):
-    """The code reads a number that neither images nor weights decide; a recording with values
-    answers it.
+    """The code reads a number that neither images nor weights decide;
+    a recording with values answers it.
     """
 
 
 def changed(value: Any, statement: Any) -> Any:
-    """Give `value`, which `statement` has changed in place: the edge of a graph that keeps their
-    order.
+    """Give `value`, which `statement` has changed in place:
+    the edge of a graph that keeps their order.
     """
     return value
 
@@ -231,8 +231,8 @@ class _Recorder(TorchFunctionMode):
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Hear of calls of modules, and of functions that their authors keep whole by
-        `torch.fx.wrap`.
+        """Hear of calls of modules,
+        and of functions that their authors keep whole by `torch.fx.wrap`.
         """
         of_module = nn.Module.__call__
         wrapped = {
@@ -342,8 +342,8 @@ class _Recorder(TorchFunctionMode):
         run: Callable[..., Any],
         spoken: str | None,
     ) -> Any:
-        """Make a call, add its node, and note which value each tensor that it gives or changes now
-        is.
+        """Make a call, add its node,
+        and note which value each tensor that it gives or changes now is.
 
         Args:
             op: as torch.fx calls it.
@@ -389,8 +389,8 @@ class _Recorder(TorchFunctionMode):
         return self._bind(given, node, same)
 
     def _bind(self, given: Any, node: fx.Node, same: set[int]) -> Any:
-        """Make a node the value of what a call gives, and nodes for its pieces where it gives
-        several tensors.
+        """Make a node the value of what a call gives,
+        and nodes for its pieces where it gives several tensors.
 
         Args:
             given: by the call.
@@ -487,8 +487,8 @@ class _Recorder(TorchFunctionMode):
         return f"this {type(self.model).__name__} cannot be cut, because"
 
     def _attribute(self, value: Tensor) -> fx.Node:
-        """Give the node of a tensor that no call gave: a parameter, a buffer, another attribute,
-        or a constant.
+        """Give the node of a tensor that no call gave:
+        a parameter, a buffer, another attribute, or a constant.
         """
         path = self.attributes.get(id(value))
         if path is None:
@@ -577,8 +577,8 @@ class _Recorder(TorchFunctionMode):
         return self.carriers[id(tensor)]
 
     def _handed(self, value: Any) -> Any:
-        """Replace what only the recording knows, lengths and tensors that others stand for, by
-        what code expects.
+        """Replace what only the recording knows,
+        lengths and tensors that others stand for, by what code expects.
         """
         if isinstance(value, Tensor):
             return self._carrier(value)
@@ -653,8 +653,8 @@ def _is_method(func: Any) -> bool:
 
 
 def _tensors_of(model: nn.Module) -> dict[int, str]:
-    """Give the path of each tensor that a module holds, by id; of one that several hold the
-    first.
+    """Give the path of each tensor that a module holds,
+    by id; of one that several hold the first.
     """
     paths: dict[int, str] = {}
     for path, module in model.named_modules():
@@ -688,8 +688,8 @@ def _without_values(model: nn.Module, paths: dict[int, str]) -> dict[int, str]:
 
 @contextlib.contextmanager
 def _attributes_kept(model: nn.Module) -> Iterator[None]:
-    """Take back what a forward pass leaves in the modules' attributes, as masks that are kept
-    for the next pass.
+    """Take back what a forward pass leaves in the modules' attributes,
+    as masks that are kept for the next pass.
     """
     containers = (dict, list)
     before = []
@@ -739,8 +739,8 @@ def _storage(tensor: Tensor) -> int:
 
 
 def _place() -> tuple[str, int] | None:
-    """Give the file and line of the network's code that runs: the innermost that is neither
-    PyTorch's nor ours.
+    """Give the file and line of the network's code that runs:
+    the innermost that is neither PyTorch's nor ours.
     """
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and _is_foreign(frame):

@@ -81,8 +81,8 @@ def split(
 
 
 def _begin(traced: Traced, result: fx.Node) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
-    """Begin a graph that computes `result` of images: with these, and a copy where calls would
-    change them in place.
+    """Begin a graph that computes `result` of images: with these,
+    and a copy where calls would change them in place.
     """
     graph = fx.Graph()
     original = next(iter(traced.graph.nodes))
@@ -179,8 +179,8 @@ def _channels_second(graph: fx.Graph, feature: fx.Node) -> fx.Node:
 
 
 def _module(model: nn.Module, traced: Traced, graph: fx.Graph, name: str) -> fx.GraphModule:
-    """Make a module of a graph, with the model's modules and parameters and the constants that
-    it needs.
+    """Make a module of a graph,
+    with the model's modules and parameters and the constants that it needs.
     """
     names = {
         str(node.target) for node in graph.nodes if node.op == "get_attr"
@@ -204,8 +204,8 @@ def tap(
     *,
     channels_last: bool | None = None,
 ) -> fx.GraphModule:
-    """Make a model that also gives its features at some layers: images → (feature, …, logits), in
-    one pass.
+    """Make a model that also gives its features at some layers:
+    images → (feature, …, logits), in one pass.
 
     Args:
         model: images (N, 3, S, S) → logits (N, C); its modules are shared.
@@ -265,8 +265,8 @@ def before_last(tail: fx.GraphModule, layer: str) -> fx.GraphModule:
 
 
 def cuts(model: nn.Module, image_size: int) -> dict[str, tuple[int, ...]]:
-    """List every layer at which a model can be cut, in order, with the shape of one image's feature
-    there.
+    """List every layer at which a model can be cut,
+    in order, with the shape of one image's feature there.
 
     Args:
         model: images (N, 3, S, S) → logits (N, C).
@@ -307,8 +307,8 @@ def cuts_and_others(
 
 
 def module_cuts(model: nn.Module, image_size: int) -> list[str]:
-    """Name the modules at whose output a model can be cut, in order; of one that is called several
-    times, none.
+    """Name the modules at whose output a model can be cut,
+    in order; of one that is called several times, none.
 
     Args:
         model: images (N, 3, S, S) → logits (N, C).
@@ -360,8 +360,8 @@ def _of_blank_image(net: nn.Module, image_size: int) -> Any:
 
 @torch.no_grad()
 def _only_shapes(net: nn.Module, image_size: int) -> Any:
-    """Give tensors of the right shapes: without values, so that no weight is read from its file,
-    or computed.
+    """Give tensors of the right shapes: without values,
+    so that no weight is read from its file, or computed.
     """
     state = [*net.named_parameters(), *net.named_buffers()]
     image = torch.zeros(1, 3, image_size, image_size)
@@ -382,8 +382,8 @@ def _shape(feature: Any) -> tuple[int, ...]:
 
 
 def as_maps(feature: Tensor) -> Tensor:
-    """View any feature as maps: (N, C) → (N, C, 1, 1), tokens (N, T, C) → (N, C, T, 1), maps
-    stay as they are.
+    """View any feature as maps: (N, C) → (N, C, 1, 1),
+    tokens (N, T, C) → (N, C, T, 1), maps stay as they are.
     """
     if feature.ndim == 2:
         return feature[:, :, None, None]

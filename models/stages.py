@@ -112,8 +112,8 @@ class _Layout:
         return chosen
 
     def _shrinking(self) -> list[int]:
-        """Give the cuts where a map is at most half as wide as before, and the first without
-        map.
+        """Give the cuts where a map is at most half as wide as before,
+        and the first without map.
         """
         indices, before = list[int](), 0
         for index, shape in enumerate(self.shapes):
@@ -150,8 +150,8 @@ class _Layout:
         return [name for name in _prefixes(self.names[cut]) if name in self.modules]
 
     def _moves(self, cut: int) -> bool:
-        """Whether a cut only moves or averages numbers, and shares no module with the cut
-        before.
+        """Whether a cut only moves or averages numbers,
+        and shares no module with the cut before.
         """
         name = self.names[cut]
         if any(_holds(module, self.names[cut - 1 : cut]) for module in self._around(cut)):

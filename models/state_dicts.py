@@ -1,5 +1,5 @@
-"""Which tensors of a file are a net's, and by which names: taken only where they fit the net
-exactly.
+"""Which tensors of a file are a net's, and by which names:
+taken only where they fit the net exactly.
 
 Files of training scripts hold several dictionaries, wrappers put pieces before the names
 (`module.`, `_orig_mod.`, `model.`) or between them (`features.module.0`), old releases called
@@ -110,8 +110,8 @@ def candidates(state: State, arch: str | None = None) -> Iterator[dict[str, Tens
 def nearest(
     model: nn.Module, states: Mapping[tuple[str, ...], State], arch: str | None = None
 ) -> tuple[tuple[str, ...], dict[str, Tensor]]:
-    """Choose, of a file's state dicts and their readings, the one whose names are most nearly a
-    model's.
+    """Choose, of a file's state dicts and their readings,
+    the one whose names are most nearly a model's.
 
     Args:
         model: the network.
@@ -168,8 +168,8 @@ def fill(
 def of_other_classes(
     model: nn.Module, reading: Mapping[str, Tensor], num_classes: int
 ) -> dict[str, int]:
-    """Name the tensors that have other than `num_classes` rows in a reading and would fit else,
-    and their rows.
+    """Name the tensors that have other than `num_classes`
+    rows in a reading and would fit else, and their rows.
     """
     return {
         name: len(reading[name])
@@ -239,8 +239,8 @@ def _tied(model: nn.Module) -> list[list[str]]:
 
 
 def _unwrapped(state: State) -> Iterator[dict[str, Tensor]]:
-    """Give a state dict as it is, and what is behind each leading piece that wraps it, also
-    several.
+    """Give a state dict as it is,
+    and what is behind each leading piece that wraps it, also several.
     """
     yield dict(state)
     firsts = dict.fromkeys(key.partition(".")[0] for key in state if "." in key)
@@ -255,8 +255,8 @@ def _unwrapped(state: State) -> Iterator[dict[str, Tensor]]:
 
 
 def official_names(state: State) -> dict[str, Tensor]:
-    """Read the names of torchvision's official files: no auxiliary classifiers, DenseNet's old
-    layers renamed.
+    """Read the names of torchvision's official files:
+    no auxiliary classifiers, DenseNet's old layers renamed.
     """
     return {
         _OLD_DENSENET.sub(r"\1\2", key): value

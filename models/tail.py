@@ -1,5 +1,5 @@
-"""B's frozen tail: what its layers behind the cut make of a feature, its own or one that a
-Trans-Net gives.
+"""B's frozen tail: what its layers behind the cut make of a feature,
+its own or one that a Trans-Net gives.
 """
 
 from torch import Tensor, fx, nn
@@ -37,8 +37,8 @@ class FrozenTail(nn.Module):
         self.requires_grad_(False).eval()
 
     def forward(self, maps: Tensor) -> tuple[Tensor | None, Tensor]:
-        """Give the penultimate feature (N, …) and the logits (N, C) of a feature that comes as maps
-        (N, C, H, W).
+        """Give the penultimate feature (N, …) and the logits (N,
+        C) of a feature that comes as maps (N, C, H, W).
 
         Behind the last layer there is no penultimate feature: None.
         """

@@ -1,5 +1,5 @@
-"""The Trans-Net: reconstruct net B's feature from net A's and split the reconstruction by fuzziness
-order.
+"""The Trans-Net: reconstruct net B's feature from net
+A's and split the reconstruction by fuzziness order.
 
 Symbols, used with these meanings everywhere:
 
@@ -142,8 +142,8 @@ class TransNet(nn.Module):
 
     @property
     def constant(self) -> Tensor:
-        """The part of g(x) that belongs to no order, shape (C_out,): g(x) = Σ components +
-        constant.
+        """The part of g(x) that belongs to no order,
+        shape (C_out,): g(x) = Σ components + constant.
         """
         return (
             self.target_mean
@@ -174,8 +174,8 @@ class TransNet(nn.Module):
             self.get_buffer(f"{name}_std").fill_(float(std) or 1.0)
 
     def standard_target(self, target: Tensor) -> Tensor:
-        """Give a target (N, C_out, H', W') in the units in which W(0) works: (x* − mean) / std, or
-        unchanged.
+        """Give a target (N, C_out, H', W') in the units in which W(0) works:
+        (x* − mean) / std, or unchanged.
 
         Training divides its mean squared error by `target_std`², which comes to the same.
         """
@@ -192,8 +192,8 @@ class TransNet(nn.Module):
         return x
 
     def _prepare(self, x: Tensor) -> Tensor:
-        """Resize x, normalise its magnitude and add the spare channels, (N, C_in, H, W) → (N,
-        C_in + M, H', W').
+        """Resize x, normalise its magnitude and add the spare channels,
+        (N, C_in, H, W) → (N, C_in + M, H', W').
         """
         x = self.resize(x)
         if self.standardise:
@@ -236,8 +236,8 @@ class TransNet(nn.Module):
 
     @torch.no_grad()
     def set_linear(self, weight: Tensor, shift: Tensor | None = None) -> None:
-        """Make g the linear map that was solved for `linear_reference`: p(1) = 0, nothing comes
-        from above order 0.
+        """Make g the linear map that was solved for `linear_reference`:
+        p(1) = 0, nothing comes from above order 0.
 
         What random or badly fitted branches add to x, W(0) cannot take out again: where the linear
         map alone leaves less on held-out images, it is the better g. It ends a fit, for no gradient
@@ -251,8 +251,8 @@ class TransNet(nn.Module):
         self.logit_p[:1] = -1e4  # the sigmoid of it is 0
 
     def linear_reference(self) -> "TransNet":
-        """Make the Trans-Net of one layer between the same features, standardised, whose W(0) is
-        yet to be solved.
+        """Make the Trans-Net of one layer between the same features,
+        standardised, whose W(0) is yet to be solved.
 
         It has the standards of this one; where this one has none, they are yet to be set.
         """
@@ -270,8 +270,8 @@ class TransNet(nn.Module):
         return h * self.target_std + self.constant[:, None, None] if self.standardise else h
 
     def decompose(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Split the forward pass exactly into its orders (paper Eq. 3 and 4) by (K+1)(K+2)/2
-        convolutions.
+        """Split the forward pass exactly into its orders
+        (paper Eq. 3 and 4) by (K+1)(K+2)/2 convolutions.
 
         The ReLU's pass states A(k) and the divisors Σ(k) of the forward pass make every layer
         linear in the contributions. So the contributions of all orders go through the layers

@@ -40,8 +40,8 @@ class Home:
     modules: dict[str, ModuleType] = field(default_factory=dict)
 
     def has(self, name: str, module: ModuleType) -> bool:
-        """Whether a module was imported from these folders, which may hold installed packages
-        deeper inside.
+        """Whether a module was imported from these folders,
+        which may hold installed packages deeper inside.
         """
         return any(
             _stands_at(module, folder, name.partition(".")[0])
@@ -50,8 +50,8 @@ class Home:
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
-        """Let imports find this home's modules, also those that are called as this project's or the
-        package are.
+        """Let imports find this home's modules,
+        also those that are called as this project's or the package are.
 
         Afterwards the table of modules and the path are as they were, but for what was imported
         from elsewhere.

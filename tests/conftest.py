@@ -15,8 +15,8 @@ IMAGES_PER_CLASS = 8
 
 
 def pytest_configure():
-    """One thread here and in what the tests start, so that sums are repeatable; no data set of
-    the developer's own.
+    """One thread here and in what the tests start,
+    so that sums are repeatable; no data set of the developer's own.
     """
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -26,8 +26,8 @@ def pytest_configure():
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory) -> Path:
-    """`{train,val}/{blue,green,red}/*.jpg`: eight 40×40 photos of each class, mostly of its
-    colour.
+    """`{train,val}/{blue,green,red}/*.jpg`:
+    eight 40×40 photos of each class, mostly of its colour.
     """
     root = tmp_path_factory.mktemp("photos")
     seed = 0
@@ -51,8 +51,8 @@ def cpu() -> Runtime:
 
 @pytest.fixture(scope="session")
 def fitted(photos, tmp_path_factory) -> Path:
-    """A whole run on `photos`, known as digits: two ResNet-18 of 32×32 pixels, Trans-Nets A → B
-    and B → A.
+    """A whole run on `photos`, known as digits:
+    two ResNet-18 of 32×32 pixels, Trans-Nets A → B and B → A.
     """
     import ConvOutput
     import Training

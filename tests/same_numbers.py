@@ -1,5 +1,5 @@
-"""Prove that another checkout computes the same numbers, to the bit: a change of form changed
-nothing else.
+"""Prove that another checkout computes the same numbers,
+to the bit: a change of form changed nothing else.
 
     git worktree add /tmp/before HEAD~1
     python -m tests.same_numbers /tmp/before          # five minutes; exit 1 where a number differs
@@ -102,8 +102,8 @@ def command_lines(layer: str, late: str) -> list[str]:
 
 
 def make_cifar(folder: Path) -> None:
-    """Make a data set in CIFAR-100's layout: noise of 32×32 pixels, three classes of 16 and 8
-    images.
+    """Make a data set in CIFAR-100's layout:
+    noise of 32×32 pixels, three classes of 16 and 8 images.
     """
     from PIL import Image
 
@@ -151,8 +151,8 @@ def read(path: Path) -> Any:
 
 
 def differences(before: Any, now: Any, where: str) -> Iterator[str]:
-    """Name each entry that is not the same to the bit; entries that are new are named with a
-    "+".
+    """Name each entry that is not the same to the bit;
+    entries that are new are named with a "+".
     """
     if isinstance(before, dict) and isinstance(now, dict):
         for key in before:

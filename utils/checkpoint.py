@@ -121,8 +121,8 @@ def load(path: str | Path, *, mmap: bool = False) -> State:
 
 
 def _plain_types() -> list[Any]:
-    """List the types, beside PyTorch's own, that training scripts put into checkpoints and that
-    only hold values.
+    """List the types, beside PyTorch's own,
+    that training scripts put into checkpoints and that only hold values.
 
     An entry with a name says what stands for the type of that name: paths are not opened, NumPy's
     numbers and arrays are read by `utils.numpy_values`.
@@ -143,8 +143,8 @@ def _plain_types() -> list[Any]:
 
 
 def _is_safetensors(path: Path) -> bool:
-    """Whether a file begins as a .safetensors file does: the length of a JSON header, then that
-    header.
+    """Whether a file begins as a .safetensors file does:
+    the length of a JSON header, then that header.
     """
     with path.open("rb") as file:
         beginning = file.read(9)

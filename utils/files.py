@@ -19,8 +19,8 @@ from utils.errors import InputError
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it replaces `path`, on any failure it
-    vanishes.
+    """Yield a temporary path beside `path`;
+    on success it replaces `path`, on any failure it vanishes.
 
     A reader therefore sees the old file or the whole new one, also after a crash or a full disk.
     """
@@ -61,8 +61,8 @@ def check_writable(folder: str | Path) -> None:
 
 @contextlib.contextmanager
 def claim(folder: str | Path, *, elsewhere: str = "--suffix") -> Iterator[None]:
-    """Keep other runs from writing into a folder meanwhile; a lock that a crash left behind holds
-    nobody up.
+    """Keep other runs from writing into a folder meanwhile;
+    a lock that a crash left behind holds nobody up.
 
     Args:
         folder: made if missing.
@@ -105,8 +105,8 @@ def _acquire(folder: Path, elsewhere: str) -> BaseFileLock:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write `value` as indented JSON, atomically; ASCII, so that file names that are no UTF-8
-    survive.
+    """Write `value` as indented JSON, atomically; ASCII,
+    so that file names that are no UTF-8 survive.
     """
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="ascii")

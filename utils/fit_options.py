@@ -1,5 +1,5 @@
-"""The options of Training_TransNet.py: which features are read, and which Trans-Nets are fitted
-in one reading.
+"""The options of Training_TransNet.py: which features are read,
+and which Trans-Nets are fitted in one reading.
 """
 
 import itertools
@@ -146,8 +146,8 @@ def add_budget_options(parser: Parser) -> None:
 
 
 def fill_budget(args: Namespace) -> None:
-    """Fill in what no option says of the budget: in steps where W(0) is solved, else as the
-    released code has it.
+    """Fill in what no option says of the budget:
+    in steps where W(0) is solved, else as the released code has it.
     """
     solved = args.standardise and args.solve is not None and args.match == "feature"
     free = args.epochs is None and args.lr is None and args.optim is None
@@ -349,8 +349,8 @@ def again(
 
 
 def exchanged(args: Namespace) -> Namespace:
-    """Give the options with what they say of nets A and B exchanged: a fit B → A calls B's
-    features x.
+    """Give the options with what they say of nets A and B exchanged:
+    a fit B → A calls B's features x.
     """
     given = Namespace(**vars(args))
     given.arch_A, given.arch_B = args.arch_B, args.arch_A

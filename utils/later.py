@@ -1,5 +1,5 @@
-"""Libraries that are loaded by what first uses them, so that --help and a wrong option wait for
-none of them.
+"""Libraries that are loaded by what first uses them,
+so that --help and a wrong option wait for none of them.
 
 torchvision alone takes as long to import as PyTorch, whose exporter it loads. A file takes it from
 here,

@@ -1,5 +1,5 @@
-"""By which constants a network's images are normalised: their names, and six numbers in place of a
-name.
+"""By which constants a network's images are normalised:
+their names, and six numbers in place of a name.
 
 A channel of a pixel, in units of 0 … 1, becomes (channel − mean) / deviation. Importing this costs
 nothing.
@@ -76,8 +76,8 @@ def normalisation_words(normalisation: Normalisation) -> str:
 
 
 def recorded_normalisation(record: Mapping[str, Any]) -> Normalisation | None:
-    """Give what a record says: `normalisation`, or `mean` and `std` as a net's factory or a
-    transform has them.
+    """Give what a record says: `normalisation`,
+    or `mean` and `std` as a net's factory or a transform has them.
     """
     if record.get("normalisation"):
         return as_normalisation(record["normalisation"])

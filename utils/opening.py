@@ -1,5 +1,5 @@
-"""What the options of a step mean, opened: the run, images and their loaders, the optimiser and
-its rates.
+"""What the options of a step mean, opened: the run,
+images and their loaders, the optimiser and its rates.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -73,8 +73,8 @@ def optimizer(args: Namespace, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def fit(args: Namespace, model: nn.Module, runtime: Runtime, *, has_unused: bool = False) -> Fit:
-    """Move a model to its devices and give it its optimiser; `has_unused` as `Runtime.parallel`
-    takes it.
+    """Move a model to its devices and give it its optimiser;
+    `has_unused` as `Runtime.parallel` takes it.
     """
     net = runtime.parallel(model, has_unused=has_unused)
     return Fit(net, model, optimizer(args, model), runtime.grad_scaler(), runtime, args.print_freq)
@@ -98,8 +98,8 @@ def check_last_batch(
     runtime: Runtime,
     shape: Sequence[int] | None = None,
 ) -> None:
-    """Refuse a last batch of one image, if the model has a BatchNorm that cannot take it;
-    `shape` is of its input.
+    """Refuse a last batch of one image,
+    if the model has a BatchNorm that cannot take it; `shape` is of its input.
     """
     shape = shape or (3, args.image_size, args.image_size)
     engine.check_last_batch(model, len(data), args.batch_size, shape, runtime)
@@ -193,8 +193,8 @@ def normalisation(
     net: str = "",
     fitted: NetSource = UNKNOWN,
 ) -> Normalisation:
-    """Choose the constants by which a trained net reads pixels, and say so where nobody recorded
-    them.
+    """Choose the constants by which a trained net reads pixels,
+    and say so where nobody recorded them.
 
     What else of its images is not as in training, their size and resampling, is said too.
 
@@ -242,8 +242,8 @@ def normalisation(
 def with_record(
     args: Namespace, net: NetSource, state: Mapping[str, Any], images: ImageData
 ) -> NetSource:
-    """Add to what a net is the accuracy that its checkpoint says of these very images, if it says
-    one.
+    """Add to what a net is the accuracy that its checkpoint
+    says of these very images, if it says one.
 
     Args:
         args: the options, filled in.
@@ -268,8 +268,8 @@ def with_record(
 
 
 def source_doubts(args: Namespace, source: Source, runtime: Runtime) -> list[str]:
-    """Say what is doubtful about the nets of features; those of computed ones are asked about
-    some of the images.
+    """Say what is doubtful about the nets of features;
+    those of computed ones are asked about some of the images.
     """
     if not isinstance(source.data, ImageData):
         return doubts(source.data)
@@ -282,8 +282,8 @@ def source_doubts(args: Namespace, source: Source, runtime: Runtime) -> list[str
 
 
 def say_doubts(args: Namespace, source: Source, runtime: Runtime) -> dict[str, Any]:
-    """Print what is doubtful about the nets of features; give it as a record, which is empty
-    where nothing is.
+    """Print what is doubtful about the nets of features;
+    give it as a record, which is empty where nothing is.
     """
     sentences = source_doubts(args, source, runtime)
     for sentence in sentences:
@@ -292,15 +292,15 @@ def say_doubts(args: Namespace, source: Source, runtime: Runtime) -> dict[str, A
 
 
 def known_images(args: Namespace, state: Mapping[str, Any], runtime: Runtime) -> dict[str, Any]:
-    """Give what a net's checkpoint says of its images, for `images`, with the normalisation that
-    is taken.
+    """Give what a net's checkpoint says of its images,
+    for `images`, with the normalisation that is taken.
     """
     return {**state.get("data", {}), "normalisation": normalisation(args, state, runtime)}
 
 
 def _other_images(args: Namespace, state: Mapping[str, Any]) -> str:
-    """Say how a net's images differ from those here in size and resampling, by its checkpoint or
-    its factory.
+    """Say how a net's images differ from those here in size and resampling,
+    by its checkpoint or its factory.
     """
     trained, carried = state.get("data", {}).get("image_size"), state.get("inputs")
     if trained is not None:
@@ -335,8 +335,8 @@ def _chosen_normalisation(args: Namespace, net: str = "") -> Normalisation | Non
 def both_splits(
     args: Namespace, known: Mapping[str, Any] | None = None
 ) -> tuple[ImageData, ImageData]:
-    """List the training and the validation images, which must have the same classes; see
-    `images`.
+    """List the training and the validation images,
+    which must have the same classes; see `images`.
     """
     train_images = images(args, "train", known, augment=True)
     if len(train_images.classes) < 2:
@@ -389,8 +389,8 @@ def images_record(*splits: ImageData) -> dict[str, Any]:
 
 
 def decoded(args: Namespace, data: ImageData, runtime: Runtime) -> ImageData:
-    """Say what the user should know of images, decode them once, as `--cache_images` says, and
-    keep them.
+    """Say what the user should know of images, decode them once,
+    as `--cache_images` says, and keep them.
     """
     for note in data.notes:
         runtime.say(f"{data.split} images: {note}")
@@ -405,8 +405,8 @@ def decoded(args: Namespace, data: ImageData, runtime: Runtime) -> ImageData:
 
 
 def with_decoded(args: Namespace, source: Source, runtime: Runtime) -> Source:
-    """Decode the images that features are computed of, as `decoded` does; stored features are
-    left as they are.
+    """Decode the images that features are computed of,
+    as `decoded` does; stored features are left as they are.
     """
     if not isinstance(source.data, ImageData):
         return source
@@ -422,8 +422,8 @@ def with_features(
     runtime: Runtime,
     folder: Path,
 ) -> ImageData:
-    """Give the data set whose batches hold what a frozen network makes of each image, computed
-    once.
+    """Give the data set whose batches hold what a frozen
+    network makes of each image, computed once.
 
     Args:
         args: the options.
@@ -520,8 +520,8 @@ def images_of_features(
 
 
 def mixed_pixels(args: Namespace, stored: Features, runtime: Runtime) -> Iterator[Tensor]:
-    """Give the pixels of the images that stored features were made of, in mixed batches on the
-    device.
+    """Give the pixels of the images that stored features were made of,
+    in mixed batches on the device.
 
     Every process gets all of them, so that what they set is the same everywhere. A folder lists one
     class behind the other; mixed, each batch has the spread of all images.
@@ -543,8 +543,8 @@ def image_loader(
     shuffle: bool = False,
     part: Tensor | None = None,
 ) -> Loader:
-    """Make the loader of images, `--batch_size` of them a step over all processes; `part` chooses
-    some.
+    """Make the loader of images,
+    `--batch_size` of them a step over all processes; `part` chooses some.
 
     Where nothing is trained on the CPU a step has no more than fit `PIXELS_AT_ONCE`: memory stays
     small, and what comes out does not depend on the batch.

@@ -1,5 +1,5 @@
-"""Command-line options that several steps share, declared once: names, ranges, defaults.
-Importing it costs nothing.
+"""Command-line options that several steps share, declared once:
+names, ranges, defaults. Importing it costs nothing.
 """
 
 import argparse
@@ -131,8 +131,8 @@ def add_data_options(
     cache_images: str = "auto",
     two_nets: bool = False,
 ) -> None:
-    """Data set, image size, caching, batch size; what no option says comes from the checkpoint
-    (`fill`).
+    """Data set, image size, caching, batch size;
+    what no option says comes from the checkpoint (`fill`).
 
     Args:
         parser: of the step.
@@ -230,8 +230,8 @@ def add_training_options(
     save_epoch: int = 1,
     val_epoch: int = 5,
 ) -> None:
-    """Optimiser, learning rates, epochs and saving; the defaults are the step's, None is filled
-    in by it.
+    """Optimiser, learning rates, epochs and saving;
+    the defaults are the step's, None is filled in by it.
     """
     group = parser.add_argument_group("training")
     group.add_argument(
@@ -497,8 +497,8 @@ def second_layer_hint(args: Namespace) -> str:
 
 
 def fill(args: Namespace, *records: Mapping[str, Any]) -> None:
-    """Take the data set and the image size from classifiers' checkpoints where no option names
-    them.
+    """Take the data set and the image size from
+    classifiers' checkpoints where no option names them.
 
     Args:
         args: the parsed options; `dataset`, `name` and `image_size` are filled in.
@@ -532,8 +532,8 @@ def fill(args: Namespace, *records: Mapping[str, Any]) -> None:
 
 
 def data_name(args: Namespace) -> str:
-    """Give the data set's part of file names: its name, or of a folder --name, or what the
-    folder is called.
+    """Give the data set's part of file names: its name,
+    or of a folder --name, or what the folder is called.
     """
     if args.dataset != "folder":
         return args.dataset or DATASET
@@ -547,8 +547,8 @@ def data_name(args: Namespace) -> str:
 
 
 def settings(args: Namespace, *, but: Sequence[str] = (), **replaced: Any) -> dict[str, Any]:
-    """Give every option that changes the result, as plain values: what a checkpoint records and a
-    resumed run compares.
+    """Give every option that changes the result, as plain values:
+    what a checkpoint records and a resumed run compares.
 
     Args:
         args: the options, filled in.

@@ -1,5 +1,5 @@
-"""The argument parser of every script, and the types of its options: what is out of range ends
-with one line.
+"""The argument parser of every script, and the types of its options:
+what is out of range ends with one line.
 """
 
 import argparse
@@ -21,8 +21,8 @@ PICTURES = (".png", ".svg", ".pdf")
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Show defaults, but not those that say nothing; keep the lines of the description and the
-    example.
+    """Show defaults, but not those that say nothing;
+    keep the lines of the description and the example.
     """
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
@@ -136,8 +136,8 @@ def whole(at_least: int) -> Callable[[str], int]:
 def real(
     at_least: float = 0, *, above: float | None = None, below: float = math.inf
 ) -> Callable[[str], float]:
-    """Make an argparse type for finite numbers of at least `at_least`, or above `above`, and
-    below `below`.
+    """Make an argparse type for finite numbers of at least `at_least`,
+    or above `above`, and below `below`.
     """
     wanted = f"of at least {at_least:g}" if above is None else f"above {above:g}"
     wanted += f" and below {below:g}" if below < math.inf else ""
@@ -156,8 +156,8 @@ def real(
 
 
 def list_of(kind: Callable[[str], Any], *, empty: bool = False) -> Callable[[str], list[Any]]:
-    """Make an argparse type for `[0.1,0.1]`, with or without brackets, of entries that `kind`
-    reads.
+    """Make an argparse type for `[0.1,0.1]`,
+    with or without brackets, of entries that `kind` reads.
     """
 
     def parse(text: str) -> list[Any]:
@@ -213,8 +213,8 @@ def plain_name(text: str) -> str:
 
 
 class Ignored(argparse.Action):
-    """An option of the released scripts that has no job any more: accepted, and said to be
-    ignored.
+    """An option of the released scripts that has no job any more:
+    accepted, and said to be ignored.
     """
 
     def __init__(self, option_strings: Sequence[str], dest: str, **kwargs: Any) -> None:

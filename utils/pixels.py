@@ -1,5 +1,5 @@
-"""Pixels as a network reads them: normalised, on its device, by constants that belong to that
-network.
+"""Pixels as a network reads them: normalised,
+on its device, by constants that belong to that network.
 """
 
 import functools
@@ -15,8 +15,8 @@ IMAGENET_MEAN, IMAGENET_STD = NORMALISATIONS["imagenet"]
 def normalise(
     images: Tensor, mean: Constants = IMAGENET_MEAN, std: Constants = IMAGENET_STD
 ) -> Tensor:
-    """Turn pixels into what the networks read: the values of ToTensor and Normalize, on the images'
-    device.
+    """Turn pixels into what the networks read:
+    the values of ToTensor and Normalize, on the images' device.
 
     Args:
         images: uint8 (n, 3, S, S), RGB.
@@ -30,8 +30,8 @@ def normalise(
 
 
 class FromPixels(nn.Module):
-    """A network that reads pixels: they are normalised by its own constants, whatever stands beside
-    it.
+    """A network that reads pixels:
+    they are normalised by its own constants, whatever stands beside it.
 
     Two networks that were trained with other constants read one batch of pixels, which is decoded
     once.

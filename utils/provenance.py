@@ -1,5 +1,5 @@
-"""Where features come from: the two networks, the layers, the images. Written beside everything
-made of features.
+"""Where features come from: the two networks, the layers,
+the images. Written beside everything made of features.
 """
 
 from collections.abc import Mapping
@@ -86,8 +86,8 @@ class Provenance:
 
     @property
     def image_size(self) -> int:
-        """Pixels to a side; the authors' files do not say, and their networks were trained on
-        224.
+        """Pixels to a side; the authors' files do not say,
+        and their networks were trained on 224.
         """
         return (self.transform or {}).get("image_size", 224)
 
@@ -165,8 +165,8 @@ class Provenance:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "Provenance":
-        """Read what `to_record` gave; other keys are passed over, and the authors' files have
-        none.
+        """Read what `to_record` gave; other keys are passed over,
+        and the authors' files have none.
         """
         images = {name: record.get(name) for name in _OF_IMAGES}
         common = recorded_normalisation(images["transform"] or {})
@@ -185,8 +185,8 @@ class Provenance:
 
 
 def _net(record: Mapping[str, Any], name: str, common: Normalisation | None) -> NetSource:
-    """Read one network from the flat dictionary; `common` is the normalisation of both, if it
-    says one.
+    """Read one network from the flat dictionary;
+    `common` is the normalisation of both, if it says one.
     """
     arch, layer, path, digest = (
         record.get(f"{key}_{name}") for key in ("arch", "layer", "path", "checkpoint")

@@ -6,8 +6,8 @@ _made: set[str] = set()
 
 
 def remark(sentence: str) -> None:
-    """Print a sentence, if this run has not said it yet; of several processes only the first
-    speaks.
+    """Print a sentence, if this run has not said it yet;
+    of several processes only the first speaks.
     """
     if sentence not in _made and int(os.environ.get("RANK", "0")) == 0:
         print(f"note: {sentence}", flush=True)

@@ -173,8 +173,8 @@ class RunLog:
         return time.monotonic() - self._last_saved > SECONDS_BETWEEN_SAVES
 
     def write(self, epoch: int, metrics: dict[str, float], words: str | None = None) -> None:
-        """Add one epoch, with the seconds since the one before. In JSON, what is no finite number
-        becomes null.
+        """Add one epoch, with the seconds since the one before. In JSON,
+        what is no finite number becomes null.
 
         Args:
             epoch: counted from 0.
@@ -202,8 +202,8 @@ class RunLog:
 
 
 def read_metrics(path: str | Path) -> list[dict[str, float]]:
-    """Read a `metrics.jsonl`; a last line that a crash tore is left out, a missing file is
-    empty.
+    """Read a `metrics.jsonl`; a last line that a crash tore is left out,
+    a missing file is empty.
     """
     path = Path(path)
     lines = []

@@ -28,8 +28,8 @@ FULL_OR_FORBIDDEN = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 
 
 def command(main: Callable[[Sequence[str] | None], Result]) -> Callable[..., Result]:
-    """Turn a script's `main(argv)` into a command: bad input is one sentence and exit code 1, no
-    traceback.
+    """Turn a script's `main(argv)` into a command:
+    bad input is one sentence and exit code 1, no traceback.
     """
 
     @functools.wraps(main)
@@ -198,8 +198,8 @@ def start(
     compiled: bool = False,
     tf32: bool = False,
 ) -> Runtime:
-    """Choose devices, join the other processes under torchrun, seed, and say in one line what runs
-    where.
+    """Choose devices, join the other processes under torchrun,
+    seed, and say in one line what runs where.
 
     Args:
         device_ids: CUDA devices, the first is the main one; repeated ids count once.
@@ -244,8 +244,8 @@ def start(
 
 
 def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy and torch (all devices); a seed beyond what one of them takes is
-    reduced for that one.
+    """Seed Python, NumPy and torch (all devices);
+    a seed beyond what one of them takes is reduced for that one.
     """
     random.seed(seed)
     np.random.seed(seed % 2**32)

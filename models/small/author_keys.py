@@ -90,8 +90,8 @@ def authors_state(net: NetWithHeads) -> dict[str, Tensor]:
 
 
 def authors_keys(net: NetWithHeads) -> dict[str, str]:
-    """Give the authors' name of each tensor of a network with heads; DCM's WRN has none for
-    batch counters.
+    """Give the authors' name of each tensor of a network with heads;
+    DCM's WRN has none for batch counters.
     """
     arch, heads = net.backbone.arch, list(net.heads)
     names = {}
@@ -134,8 +134,8 @@ def bare_state(arch: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def backbone_alone(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Drop the heads of a state dict; of HSAKD's online pair, which has `net1.…` and `net2.…`,
-    take net 1.
+    """Drop the heads of a state dict; of HSAKD's online pair,
+    which has `net1.…` and `net2.…`, take net 1.
     """
     if any(key.startswith("net1.") for key in state):
         state = {

@@ -1,5 +1,5 @@
-"""Networks with heads on their stages, for DCM (head logits over N classes) and HSAKD (over N
-classes × 4 rotations).
+"""Networks with heads on their stages,
+for DCM (head logits over N classes) and HSAKD (over N classes × 4 rotations).
 
 A head repeats the rest of its network from the stage that it attaches to
 (`Description.rest_after`); DCM's authors change a few widths and depths, which WRN and MobileNet
@@ -31,8 +31,8 @@ class NetWithHeads(nn.Module):
         self.method = method
 
     def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Give the logits (M, N) of images (M, 3, S, S) and each head's logits, from the
-        shallowest on.
+        """Give the logits (M, N) of images (M, 3, S,
+        S) and each head's logits, from the shallowest on.
         """
         feature, of_heads = images, []
         for name, stage in self.backbone.named_children():
@@ -95,8 +95,8 @@ def build_bare(arch: str, num_classes: int) -> SmallNet:
 
 
 def stages_of_heads(description: Description, method: str) -> dict[str, tuple[Stage, ...]]:
-    """Give the stages of a method's heads by attach point: the rest of the network, or what DCM's
-    authors made of it.
+    """Give the stages of a method's heads by attach point:
+    the rest of the network, or what DCM's authors made of it.
 
     Raises:
         InputError: an unknown method.

@@ -1,5 +1,5 @@
-"""Two networks with heads that are trained together on the same batches: DCM, and HSAKD's online
-form.
+"""Two networks with heads that are trained together on the same batches:
+DCM, and HSAKD's online form.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -14,8 +14,8 @@ Outputs = tuple[Tensor, list[Tensor]]  # of a network with heads
 
 
 class TestedInTraining(NetWithHeads):
-    """A network that never leaves training mode: its BatchNorm normalises every batch by its own
-    statistics.
+    """A network that never leaves training mode:
+    its BatchNorm normalises every batch by its own statistics.
     """
 
     __test__ = False  # no test, whatever pytest makes of its name
@@ -26,8 +26,8 @@ class TestedInTraining(NetWithHeads):
 
 
 class Couple(nn.Module):
-    """Two networks that see the same images; `load_classifier` takes a state dict of them as net
-    1.
+    """Two networks that see the same images;
+    `load_classifier` takes a state dict of them as net 1.
     """
 
     def __init__(self, net1: NetWithHeads, net2: NetWithHeads) -> None:
@@ -35,8 +35,8 @@ class Couple(nn.Module):
         self.net1, self.net2 = net1, net2
 
     def forward(self, images: Tensor) -> tuple[Outputs, Outputs]:
-        """Give what both networks make of images (M, 3, S, S): logits (M, N) and each head's
-        logits.
+        """Give what both networks make of images (M, 3,
+        S, S): logits (M, N) and each head's logits.
         """
         return self.net1(images), self.net2(images)
 

@@ -1,5 +1,5 @@
-"""HSAKD's files: the state of a bare network, one with branches or an online pair, by the
-authors' names.
+"""HSAKD's files: the state of a bare network,
+one with branches or an online pair, by the authors' names.
 """
 
 import re
@@ -78,8 +78,8 @@ def fill_from_file(model: nn.Module, path: str | Path) -> checkpoint.State:
 
 
 def documented_file(path: str | Path) -> Path:
-    """Give the file that is meant: the documented folders of ImageNet teachers lack the `imagenet_`
-    of those written.
+    """Give the file that is meant:
+    the documented folders of ImageNet teachers lack the `imagenet_` of those written.
 
     Raises:
         InputError: there is no such file.
@@ -95,8 +95,8 @@ def documented_file(path: str | Path) -> Path:
 
 
 def check_own(path: Path) -> None:
-    """Refuse to go on with or to replace a file of the authors': their optimiser counts parameters
-    in another order.
+    """Refuse to go on with or to replace a file of the authors':
+    their optimiser counts parameters in another order.
 
     Raises:
         InputError: there is a file at the path that records no settings.

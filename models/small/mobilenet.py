@@ -1,5 +1,5 @@
-"""MobileNets for 32×32 images: DCM's (Howard et al. 2017), and HSAKD's V2 of half width (Sandler
-et al. 2018).
+"""MobileNets for 32×32 images: DCM's (Howard et al. 2017),
+and HSAKD's V2 of half width (Sandler et al. 2018).
 """
 
 import functools
@@ -29,8 +29,8 @@ class SeparableBlock(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """1×1 to `expansion` times the channels, depthwise 3×3, 1×1 to `width`; the input is added
-    where shapes agree.
+    """1×1 to `expansion` times the channels, depthwise 3×3,
+    1×1 to `width`; the input is added where shapes agree.
     """
 
     def __init__(self, channels: int, width: int, stride: int, expansion: int = 6) -> None:

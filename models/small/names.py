@@ -80,8 +80,8 @@ ONLINE_PAIRS = {f"{name}_{name}": (bare, bare) for name, bare in _ONLINE.items()
 
 
 def bare_name(arch: str) -> str:
-    """Give the name of the bare network: without `_aux`, and HSAKD's vgg13_bn by the name that
-    is not torchvision's.
+    """Give the name of the bare network: without `_aux`,
+    and HSAKD's vgg13_bn by the name that is not torchvision's.
     """
     bare = arch.removesuffix("_aux")
     return "vgg13_bn_32" if bare == "vgg13_bn" else bare
@@ -117,8 +117,8 @@ def describe(arch: str) -> Description:
 
 
 def online_pair(arch: str) -> tuple[str, str]:
-    """Give the two networks of HSAKD's online form by its authors' name of the pair, e.g.
-    WRN_40_2_WRN_40_2.
+    """Give the two networks of HSAKD's online form by its authors' name of the pair,
+    e.g. WRN_40_2_WRN_40_2.
 
     Raises:
         InputError: an unknown pair.

@@ -1,5 +1,5 @@
-"""Residual networks of torchvision's blocks: three stages or four for 32×32 images, and the
-ImageNet forms.
+"""Residual networks of torchvision's blocks:
+three stages or four for 32×32 images, and the ImageNet forms.
 """
 
 from torch import nn
@@ -17,16 +17,16 @@ def basic(channels: int, width: int, stride: int) -> nn.Module:
 
 
 def bottleneck(channels: int, width: int, stride: int) -> nn.Module:
-    """1×1, 3×3 (of width/4 channels, with the stride) and 1×1 convolutions around which the
-    input flows.
+    """1×1, 3×3 (of width/4 channels,
+    with the stride) and 1×1 convolutions around which the input flows.
     """
     block = torchvision.models.resnet.Bottleneck
     return block(channels, width // block.expansion, stride, _projection(channels, width, stride))
 
 
 def describe_resnet(depth: int, filters: tuple[int, int, int, int]) -> Description:
-    """Describe the ResNet of `depth` = 6n + 2 layers for 32×32 images; `filters`: channels of
-    stem and stages.
+    """Describe the ResNet of `depth` = 6n + 2 layers for 32×32 images;
+    `filters`: channels of stem and stages.
     """
     blocks = (depth - 2) // 6
     return Description(

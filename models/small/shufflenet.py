@@ -1,5 +1,5 @@
-"""ShuffleNets for 32×32 images, as HSAKD has them: V1 of 3 groups (Zhang et al. 2018) and V2 (Ma
-et al. 2018).
+"""ShuffleNets for 32×32 images, as HSAKD has them:
+V1 of 3 groups (Zhang et al. 2018) and V2 (Ma et al. 2018).
 """
 
 import torch
@@ -11,8 +11,8 @@ from models.small.stages import Description, Stage, conv1x1, conv3x3, pooled_cla
 
 
 class GroupedUnit(nn.Module):
-    """V1's unit: 1×1 by groups, shuffle, depthwise 3×3, 1×1 by groups; concatenated to the
-    pooled input, or added.
+    """V1's unit: 1×1 by groups, shuffle, depthwise 3×3,
+    1×1 by groups; concatenated to the pooled input, or added.
     """
 
     def __init__(self, channels: int, width: int, stride: int) -> None:
@@ -38,8 +38,8 @@ class GroupedUnit(nn.Module):
 
 
 class SplitUnit(nn.Module):
-    """V2's unit: 1×1, depthwise 3×3, 1×1 on the second half of the channels; the first half
-    passes; shuffle.
+    """V2's unit: 1×1, depthwise 3×3, 1×1 on the second half of the channels;
+    the first half passes; shuffle.
     """
 
     def __init__(self, channels: int, width: int, stride: int) -> None:
@@ -61,8 +61,8 @@ class SplitUnit(nn.Module):
 
 
 class DownUnit(nn.Module):
-    """V2's first unit of a stage: both halves of the output are computed from the whole input;
-    shuffle.
+    """V2's first unit of a stage:
+    both halves of the output are computed from the whole input; shuffle.
     """
 
     def __init__(self, channels: int, width: int, stride: int) -> None:

@@ -1,5 +1,5 @@
-"""A network as a list of stages: the bare classifier and every head on it are built from the
-same description.
+"""A network as a list of stages:
+the bare classifier and every head on it are built from the same description.
 """
 
 from collections import OrderedDict
@@ -86,8 +86,8 @@ class Description:
 
 
 class SmallNet(nn.Sequential):
-    """A bare classifier, images (N, 3, S, S) → logits (N, C); its children are stem, stages and
-    end by name.
+    """A bare classifier, images (N, 3, S, S) → logits (N,
+    C); its children are stem, stages and end by name.
     """
 
     def __init__(self, arch: str, modules: dict[str, nn.Module]) -> None:
@@ -96,8 +96,8 @@ class SmallNet(nn.Sequential):
 
 
 def build_net(arch: str, description: Description, num_classes: int) -> SmallNet:
-    """Build the bare classifier that a description means, with PyTorch's default weights; `arch`
-    is its name.
+    """Build the bare classifier that a description means,
+    with PyTorch's default weights; `arch` is its name.
     """
     modules = description.stem()
     body, channels = build_stages(description.stages, description.stem_channels)
@@ -107,16 +107,16 @@ def build_net(arch: str, description: Description, num_classes: int) -> SmallNet
 def build_head(
     description: Description, attach: str, stages: tuple[Stage, ...], outputs: int
 ) -> nn.Sequential:
-    """Build a head, with PyTorch's default weights: the output of stage `attach` → `stages` →
-    logits (N, outputs).
+    """Build a head, with PyTorch's default weights:
+    the output of stage `attach` → `stages` → logits (N, outputs).
     """
     body, channels = build_stages(stages, description.channels_after(attach))
     return nn.Sequential(OrderedDict({**body, **description.end(channels, outputs)}))
 
 
 def build_stages(stages: Iterable[Stage], channels: int) -> tuple[dict[str, nn.Module], int]:
-    """Build stages that follow one another on `channels` channels; give them by name, and what
-    the last one gives.
+    """Build stages that follow one another on `channels` channels;
+    give them by name, and what the last one gives.
     """
     modules: dict[str, nn.Module] = {}
     for stage in stages:

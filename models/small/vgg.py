@@ -1,5 +1,5 @@
-"""VGG-13 with BatchNorm for 32×32 images, as HSAKD has it: one linear layer after global
-pooling.
+"""VGG-13 with BatchNorm for 32×32 images,
+as HSAKD has it: one linear layer after global pooling.
 """
 
 from collections import OrderedDict

@@ -11,8 +11,8 @@ from utils.errors import InputError
 
 
 class WideBlock(nn.Module):
-    """A pre-activation block: conv(ReLU(BN(conv a))) + x with a = ReLU(BN x); + conv1×1 a where
-    the width changes.
+    """A pre-activation block: conv(ReLU(BN(conv a))) + x with a = ReLU(BN x);
+    + conv1×1 a where the width changes.
     """
 
     def __init__(self, channels: int, width: int, stride: int) -> None:

@@ -1,5 +1,5 @@
-"""The main road, built once; runs that are watched and interrupted; what refines features and
-prepares data.
+"""The main road, built once; runs that are watched and interrupted;
+what refines features and prepares data.
 """
 
 import shutil
@@ -21,8 +21,8 @@ from utils.runs import RunLog
 
 @pytest.fixture(scope="session")
 def road(photos, tmp_path_factory):
-    """Everything that the pipeline writes, once, with two ResNet-18 that differ in their seed;
-    only to be read.
+    """Everything that the pipeline writes, once,
+    with two ResNet-18 that differ in their seed; only to be read.
     """
     out = tmp_path_factory.mktemp("road")
     for seed in (0, 5):
@@ -100,8 +100,8 @@ def interrupt(epochs):
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """A folder with nets A.pth and B.pth and Trans-Nets between them, and what they hold; only
-    to be read.
+    """A folder with nets A.pth and B.pth and Trans-Nets between them,
+    and what they hold; only to be read.
     """
     folder = tmp_path_factory.mktemp("trained")
     models = {
@@ -121,8 +121,8 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def refine(photos, trained, tmp_path, monkeypatch):
-    """A function that runs transClassifier.py in a folder of its own and gives what each
-    validation measured.
+    """A function that runs transClassifier.py in a folder
+    of its own and gives what each validation measured.
     """
     validated = []
 

@@ -1,5 +1,5 @@
-"""What the tests of transClassifier.py share: small nets, Trans-Nets, and what a run of it
-leaves behind.
+"""What the tests of transClassifier.py share: small nets,
+Trans-Nets, and what a run of it leaves behind.
 """
 
 import json

@@ -78,8 +78,8 @@ def run(section, *words, **settings):
 
 
 def commands(section, **settings):
-    """Give what --dry-run prints as (script, parsed options), links included as ("ln", [target,
-    name]).
+    """Give what --dry-run prints as (script, parsed options),
+    links included as ("ln", [target, name]).
     """
     result = run(section, "--dry-run", PYTHON="python", **settings)
     assert result.returncode == 0, result.stderr

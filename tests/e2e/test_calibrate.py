@@ -45,8 +45,8 @@ def store(folder, split, x, target, labels):
 
 
 def planted(folder, kind):
-    """Features of three classes; B's are A's, in another order or mixed, or of a net that saw
-    the classes alone.
+    """Features of three classes; B's are A's, in another order or mixed,
+    or of a net that saw the classes alone.
     """
     generator = torch.Generator().manual_seed(0)
     means, rotation = (
@@ -157,8 +157,8 @@ def test_a_fit_is_repeated_with_its_own_budget(road, tmp_path):
 
 
 def test_an_interrupted_calibration_goes_on(tmp_path, monkeypatch, capsys):
-    """Every fit that was finished is taken from the file beside --json, and that goes when all
-    is written.
+    """Every fit that was finished is taken from the file beside --json,
+    and that goes when all is written.
     """
     features, target = planted(tmp_path / "features", "mixed"), tmp_path / "c.json"
     whole = calibrate(features, tmp_path / "whole")

@@ -1,5 +1,5 @@
-"""A run is bound to its images: what became of them is named, and what is drawn for each depends
-on no worker.
+"""A run is bound to its images: what became of them is named,
+and what is drawn for each depends on no worker.
 """
 
 import shutil

@@ -33,8 +33,8 @@ FILES = {
 
 @pytest.fixture(scope="module")
 def dataroot(tmp_path_factory):
-    """`CIFAR100/{train,test}/{class}/*.png`: noise of 32 × 32 pixels, six and three images a
-    class.
+    """`CIFAR100/{train,test}/{class}/*.png`:
+    noise of 32 × 32 pixels, six and three images a class.
     """
     root, noise = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
     for split, count in (("train", 6), ("test", 3)):

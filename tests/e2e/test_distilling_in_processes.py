@@ -1,5 +1,5 @@
-"""DCM.py and HSAKD.py under torchrun: two processes train the same weights, and one of them
-writes.
+"""DCM.py and HSAKD.py under torchrun:
+two processes train the same weights, and one of them writes.
 """
 
 import json

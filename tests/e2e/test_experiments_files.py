@@ -16,8 +16,8 @@ pytestmark = pytest.mark.e2e
 
 
 def written_by(script, options, labels):
-    """Name the checkpoints and folders that a command writes; `labels` remembers what feature
-    folders are of.
+    """Name the checkpoints and folders that a command writes;
+    `labels` remembers what feature folders are of.
     """
     if script == "Training":
         return [runs.classifier_path(options.out, data_name(options), options.arch, options.suffix)]
@@ -129,8 +129,8 @@ def test_every_command_parses_and_reads_what_an_earlier_one_wrote(section, setti
 
 
 def test_students_are_compared_with_the_teacher_that_was_trained():
-    """Every file that a command of the knowledge experiment reads is one that an earlier one
-    wrote.
+    """Every file that a command of the knowledge
+    experiment reads is one that an earlier one wrote.
     """
     found = commands(
         "distillation_knowledge", SEEDS="0 1", TEACHER="resnet20", STUDENT="wrn_16_1", EPOCHS="12"

@@ -1,5 +1,5 @@
-"""--help of every script and command: an example that parses, named groups, one default of an
-option.
+"""--help of every script and command: an example that parses,
+named groups, one default of an option.
 """
 
 import re

@@ -68,8 +68,8 @@ def text_of(out, command):
 
 @pytest.fixture(scope="module")
 def done(photos, tmp_path_factory):
-    """One run of each command; the online pair is of the smallest networks, not of those it is
-    called.
+    """One run of each command; the online pair is of the smallest networks,
+    not of those it is called.
     """
     out = tmp_path_factory.mktemp("hsakd")
     run(photos, out, "baseline --arch resnet8 --manual 0")

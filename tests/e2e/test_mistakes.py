@@ -1,5 +1,5 @@
-"""What goes wrong is told in one line: the command lines of mistakes.py, and the same in a
-shell.
+"""What goes wrong is told in one line:
+the command lines of mistakes.py, and the same in a shell.
 """
 
 import json

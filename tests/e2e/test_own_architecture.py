@@ -80,8 +80,8 @@ def net():
 
 
 def test_a_file_of_somebodys_repository_goes_through_the_steps(tmp_path, photos, capsys):
-    """Its folder is called `models` as ours is, it takes no number of classes and gives two
-    outputs in training.
+    """Its folder is called `models` as ours is,
+    it takes no number of classes and gives two outputs in training.
     """
     repository, out = tmp_path / "theirs", tmp_path / "out"
     (repository / "models").mkdir(parents=True)

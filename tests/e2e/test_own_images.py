@@ -1,5 +1,5 @@
-"""Two nets that were trained on images of other constants: each sees them as it did, in every
-step.
+"""Two nets that were trained on images of other constants:
+each sees them as it did, in every step.
 """
 
 import json
@@ -40,8 +40,8 @@ def images(photos, split_name):
 
 @torch.no_grad()
 def make_net(path, photos, seed, constants, **facts):
-    """Save a net whose last layer is solved for all photos as `constants` normalise them: it is
-    right of all.
+    """Save a net whose last layer is solved for all photos
+    as `constants` normalise them: it is right of all.
     """
     torch.manual_seed(seed)
     model = build(ARCH, len(CLASSES))
@@ -74,8 +74,8 @@ def make_net(path, photos, seed, constants, **facts):
 
 @pytest.fixture(scope="module")
 def nets(photos, tmp_path_factory):
-    """Net A says its constants itself, net B's are named by an option; features and a Trans-Net,
-    only to be read.
+    """Net A says its constants itself, net B's are named by an option;
+    features and a Trans-Net, only to be read.
     """
     folder = tmp_path_factory.mktemp("nets")
     a, b = folder / "A.pth.tar", folder / "B.pth.tar"
@@ -191,8 +191,8 @@ def test_a_classifiers_accuracy_is_measured_by_its_record(nets, photos, tmp_path
 
 
 def test_a_trans_nets_null_sees_the_images_as_the_nets_do(nets, photos, tmp_path):
-    """An untrained B reads pixels by B's constants: it is found, and no note says that it is
-    left out.
+    """An untrained B reads pixels by B's constants:
+    it is found, and no note says that it is left out.
     """
     line = "--bootstrap 100 --permutations 0 -j 0"
     words = ("--convOut_path", nets.features, "--transnet", nets.trans_net, *data(photos)[4:])
@@ -205,8 +205,8 @@ def test_a_trans_nets_null_sees_the_images_as_the_nets_do(nets, photos, tmp_path
 
 @pytest.fixture(scope="module")
 def chance(nets, photos, tmp_path_factory):
-    """Net B with one answer for all images, its checkpoint's record of 96 %; features and a
-    Trans-Net of it.
+    """Net B with one answer for all images,
+    its checkpoint's record of 96 %; features and a Trans-Net of it.
     """
     folder = tmp_path_factory.mktemp("chance")
     b = folder / "B.pth.tar"

@@ -34,8 +34,8 @@ TRAINING = "--image_size 16 --epochs 1 -b 12 --val_epoch 1 -j 0"
 
 @pytest.fixture
 def folder(photos, tmp_path, monkeypatch):
-    """A folder whose name has to be quoted, with images; beside it an architecture of the user's
-    own.
+    """A folder whose name has to be quoted, with images;
+    beside it an architecture of the user's own.
     """
     (tmp_path / "my photos").symlink_to(photos)
     (tmp_path / "pasted_nets.py").write_text(CODE)

@@ -1,5 +1,5 @@
-"""A net with layers that nobody foresaw, through ConvOutput.py: stored is what a hook sees, or
-nothing.
+"""A net with layers that nobody foresaw, through ConvOutput.py:
+stored is what a hook sees, or nothing.
 """
 
 import sys

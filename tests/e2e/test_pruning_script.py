@@ -49,8 +49,8 @@ def compress(source, photos, out, line):
 
 @pytest.fixture(scope="module")
 def compressed(source, photos, tmp_path_factory):
-    """The folder of one compressed net, with shared weights: two epochs of retraining and two of
-    the centroids.
+    """The folder of one compressed net, with shared weights:
+    two epochs of retraining and two of the centroids.
     """
     out = tmp_path_factory.mktemp("compressed")
     compress(source, photos, out, f"{PRUNING} --share_bits 2")

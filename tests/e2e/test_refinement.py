@@ -187,8 +187,8 @@ def test_only_the_tail_is_tuned(trained, refine, tmp_path, monkeypatch):
 def test_stored_features_train_the_tail_as_recomputed_ones(
     trained, refine, tmp_path, monkeypatch, capsys
 ):
-    """In batches of all images; BatchNorm of seven would make per cents of a last bit within two
-    epochs.
+    """In batches of all images;
+    BatchNorm of seven would make per cents of a last bit within two epochs.
 
     Rounding of 1e-6 in the features moves the weights by 7e-6 of their way, other masks of the
     dropout by 0.3.

@@ -1,5 +1,5 @@
-"""transClassifier.py's options: the documented ones, those that are wrong, and what does not fit
-together.
+"""transClassifier.py's options: the documented ones,
+those that are wrong, and what does not fit together.
 """
 
 import pytest

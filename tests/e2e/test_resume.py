@@ -1,5 +1,5 @@
-"""--resume means one thing in every step, here in Training.py; the others have theirs beside
-their other tests.
+"""--resume means one thing in every step, here in Training.py;
+the others have theirs beside their other tests.
 """
 
 import re
@@ -125,8 +125,8 @@ def test_a_damaged_checkpoint_need_not_be_deleted_by_hand(copied, photos, epochs
 
 
 def test_more_epochs_of_a_schedule_of_steps_go_on(copied, photos, tmp_path, epochs, capsys):
-    """The rates of the epochs so far are the same, so the net is the one that three epochs in
-    one go would give.
+    """The rates of the epochs so far are the same,
+    so the net is the one that three epochs in one go would give.
     """
     line = f"{LINE} --epochs 3"
     run(Training, f"{line} --resume auto", *data(photos), "--out", copied)

@@ -136,8 +136,8 @@ def test_nets_and_layers_that_differ_in_both_directions(road, photos, tmp_path):
 
 
 def test_an_authors_checkpoint_and_fully_connected_features(photos, tmp_path, capsys):
-    """PyTorch 1.0's format, `features.module.` keys; FC6 of AlexNet is a vector, and g a matrix
-    on it.
+    """PyTorch 1.0's format, `features.module.` keys;
+    FC6 of AlexNet is a vector, and g a matrix on it.
     """
     torch.manual_seed(0)
     state = {
@@ -174,8 +174,8 @@ def test_an_authors_checkpoint_and_fully_connected_features(photos, tmp_path, ca
 
 @pytest.fixture
 def old_features(road, tmp_path):
-    """The stored features as the authors stored theirs: one file an image, which says nothing of
-    the nets.
+    """The stored features as the authors stored theirs:
+    one file an image, which says nothing of the nets.
     """
     stored = open_features(road.features, split="train")
     folder = tmp_path / "old"
@@ -226,8 +226,8 @@ def test_old_features_are_called_by_the_layer_that_is_named(old_features, tmp_pa
 
 
 def test_the_penultimate_feature_can_be_matched(road, tmp_path):
-    """Nothing is learned at a rate of 0, so the epoch's error is the saved Trans-Net's, through
-    B's own layers.
+    """Nothing is learned at a rate of 0,
+    so the epoch's error is the saved Trans-Net's, through B's own layers.
     """
     line = "--match penultimate --optim SGD --lr 0 --logspace 0 --epochs 1 -b 24"
     run(Training_TransNet, line, "--convOut_path", road.features, "--out", tmp_path)

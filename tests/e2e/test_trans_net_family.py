@@ -21,8 +21,8 @@ NAMES = [
 
 @pytest.fixture(scope="module")
 def family(road, tmp_path_factory):
-    """Trans-Nets of two depths, both directions and two seeds, from one reading; only to be
-    read.
+    """Trans-Nets of two depths, both directions and two seeds,
+    from one reading; only to be read.
     """
     out = tmp_path_factory.mktemp("family")
     words = ("--convOut_path", road.features, "--out", out)
@@ -60,8 +60,8 @@ def test_each_of_a_family_has_its_own_files(family):
     ],
 )
 def test_one_of_a_family_is_what_it_is_alone(road, family, tmp_path, name, words, epochs, capsys):
-    """To the bit: weights, optimiser, settings, provenance, linear reference, log; so the single
-    command knows it.
+    """To the bit: weights, optimiser, settings, provenance,
+    linear reference, log; so the single command knows it.
     """
     line = f"{FAMILY} {words} --suffix {name}"
     run(Training_TransNet, line, "--convOut_path", road.features, "--out", tmp_path)
@@ -105,8 +105,8 @@ def test_a_family_is_measured_like_single_fits(road, family, capsys):
 
 
 def test_an_interrupted_family_goes_on(road, family, tmp_path, epochs, capsys, monkeypatch):
-    """The logs of eight are written in turns: the run ends in the second epoch, before its
-    fourth.
+    """The logs of eight are written in turns:
+    the run ends in the second epoch, before its fourth.
     """
     words = ("--convOut_path", road.features, "--out", tmp_path)
     line = f"{FAMILY} --layers 1,2 --both_directions --seeds 3,4"

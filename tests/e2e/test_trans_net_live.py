@@ -57,8 +57,8 @@ def test_a_live_fit_is_a_stored_one_to_the_bit(
 
 
 def test_large_images_come_few_at_a_time_and_give_the_same_fit(road, photos, tmp_path, monkeypatch):
-    """Sums over images in order are then of other batches, and rounded otherwise: equal to 1e-6
-    of the largest.
+    """Sums over images in order are then of other batches,
+    and rounded otherwise: equal to 1e-6 of the largest.
     """
     line = f"{FIT} --standardise --solve --hidden 0"  # few images leave W(0) of spare channels open
     run(Training_TransNet, line, "--convOut_path", road.features, "--out", tmp_path / "stored")

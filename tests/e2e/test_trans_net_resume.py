@@ -1,5 +1,5 @@
-"""Training_TransNet.py --resume and --restart: a fit goes on only if every option that changes
-the result agrees.
+"""Training_TransNet.py --resume and --restart:
+a fit goes on only if every option that changes the result agrees.
 """
 
 import json

@@ -151,8 +151,8 @@ def test_variances_of_the_training_features(road):
 
 
 def test_under_mixed_precision_the_nets_alone_are_computed_in_it(road, photos):
-    """The decomposition is float32: of the heads' bfloat16 features, outside autocast, as of
-    stored ones.
+    """The decomposition is float32: of the heads' bfloat16 features,
+    outside autocast, as of stored ones.
     """
     nets = ("--net_in", road.a, "--net_tar", road.b, *data(photos))
     report = run(Variance, "--amp bf16 --batch_size 24", *nets, "--transnet", road.trans_net)
@@ -302,8 +302,8 @@ def test_options_that_disagree_with_the_files_are_refused(road, case):
 
 
 def test_another_folder_than_the_fits_is_refused(road, tmp_path):
-    """Where no option says how it is called, it is called as it is, and not as the nets' folder
-    was.
+    """Where no option says how it is called,
+    it is called as it is, and not as the nets' folder was.
     """
     photos = road.nets[road.nets.index("--train_path") + 1].parent
     (tmp_path / "meadow").symlink_to(photos)

@@ -1,5 +1,5 @@
-"""Nets that others trained, through --arch file.py:factory: each is as right as a plain forward
-pass finds it.
+"""Nets that others trained, through --arch file.py:factory:
+each is as right as a plain forward pass finds it.
 """
 
 import os
@@ -59,8 +59,8 @@ def images(real, tmp_path_factory):
 
 @torch.no_grad()
 def plain_accuracy_percent(path, factory, images, targets):
-    """Load the weights as their author says and ask the net, with nothing of this project but
-    the factory.
+    """Load the weights as their author says and ask the net,
+    with nothing of this project but the factory.
     """
     stored = torch.load(path, map_location="cpu", weights_only=True)
     state = {

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 
 class Tiny10(nn.Module):
-    """Eight convolutions without padding, each followed by BatchNorm and ReLU; the mean over
-    positions; a layer.
+    """Eight convolutions without padding,
+    each followed by BatchNorm and ReLU; the mean over positions; a layer.
     """
 
     def __init__(self, num_classes: int = 10) -> None:

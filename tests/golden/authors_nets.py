@@ -1,5 +1,5 @@
-"""How the golden files of DCM and HSAKD are read: weights made from their names, and comparisons
-with the numbers.
+"""How the golden files of DCM and HSAKD are read:
+weights made from their names, and comparisons with the numbers.
 """
 
 import zlib
@@ -18,8 +18,8 @@ def read(name):
 
 
 def mixed(key, count):
-    """u in [0, 1) for elements 0, 1, … of the tensor `key`: a 64-bit mix of the key's CRC-32 and
-    the element.
+    """u in [0, 1) for elements 0, 1, … of the tensor `key`:
+    a 64-bit mix of the key's CRC-32 and the element.
     """
     begin = (zlib.crc32(key.encode()) << 32) + 1
     u = np.empty(count)

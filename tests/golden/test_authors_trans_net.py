@@ -57,8 +57,8 @@ def in_bounds(weight):
 
 @pytest.mark.parametrize("golden", FILES, indirect=True)
 def test_the_initial_weights_are_drawn_from_the_same_distribution(golden):
-    """Uniform within ±1/√fan_in, the framework's default, in their files and in a fresh
-    Trans-Net of the same shape.
+    """Uniform within ±1/√fan_in, the framework's default,
+    in their files and in a fresh Trans-Net of the same shape.
     """
     theirs = {
         name: value for name, value in golden.items() if name.startswith("init/linearLayers_conv")

@@ -1,5 +1,5 @@
-"""Two networks under DCM's loss: logits, terms, gradients and three SGD steps of the authors'
-code.
+"""Two networks under DCM's loss: logits, terms,
+gradients and three SGD steps of the authors' code.
 """
 
 import numpy as np
@@ -28,8 +28,8 @@ HEADS = ("ep1", "ep2", "final")
 
 @pytest.fixture(params=PAIRS)
 def run(request):
-    """The golden numbers, the two networks as they begin, and their tensors by the authors'
-    names.
+    """The golden numbers, the two networks as they begin,
+    and their tensors by the authors' names.
     """
     golden = read(request.param)
     *archs, num_classes = PAIRS[request.param]

@@ -1,5 +1,5 @@
-"""HSAKD's teacher, student, online pair, linear probe and few-shot split: the numbers of the
-authors' code.
+"""HSAKD's teacher, student, online pair,
+linear probe and few-shot split: the numbers of the authors' code.
 """
 
 import hashlib
@@ -45,8 +45,8 @@ def assert_outputs(golden, prefix, net, images):
 
 
 def assert_two_steps(golden, prefix, nets, terms_of):
-    """Train for two steps with SGD; `nets` have the authors' names with the prefixes that are
-    their keys.
+    """Train for two steps with SGD;
+    `nets` have the authors' names with the prefixes that are their keys.
     """
     images, labels = tensor(golden, "input"), tensor(golden, "labels")
     tensors = {

@@ -1,5 +1,5 @@
-"""Every architecture of DCM and HSAKD has its authors' keys, shapes and parameter counts, and
-computes their logits.
+"""Every architecture of DCM and HSAKD has its authors' keys,
+shapes and parameter counts, and computes their logits.
 """
 
 import numpy as np

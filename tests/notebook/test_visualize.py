@@ -1,5 +1,5 @@
-"""The notebook opens on any run; what is committed was executed, is small, and names no place on
-the author's disk.
+"""The notebook opens on any run; what is committed was executed,
+is small, and names no place on the author's disk.
 """
 
 import ast
@@ -100,8 +100,8 @@ def test_it_shows_vectors_of_named_nets_and_one_direction(fitted, photos, tmp_pa
 
 
 def test_two_nets_of_ones_own_need_nothing_but_the_library():
-    """The last section runs alone, imports nothing else of this project, and gives what it gives
-    in its place.
+    """The last section runs alone, imports nothing else of this project,
+    and gives what it gives in its place.
     """
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     begin = next(

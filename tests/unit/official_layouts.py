@@ -43,8 +43,8 @@ def make_annotation(path: Path, objects: list[Object]) -> None:
 
 
 def make_dogs(root: Path) -> Path:
-    """Stanford Dogs: Images, Annotation and the two lists; the first photo of a class shows a
-    second, larger dog.
+    """Stanford Dogs: Images, Annotation and the two lists;
+    the first photo of a class shows a second, larger dog.
     """
     paths: dict[str, list[str]] = {"train": [], "test": []}
     number = 0

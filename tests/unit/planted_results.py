@@ -1,5 +1,5 @@
-"""Results of a run, planted: checkpoints, JSON of Variance.py, and the tables that are read from
-them.
+"""Results of a run, planted: checkpoints, JSON of Variance.py,
+and the tables that are read from them.
 """
 
 import torch

@@ -1,5 +1,5 @@
-"""Stored features for the tests of what writes and reads them: small caches, and a folder of the
-authors' release.
+"""Stored features for the tests of what writes and reads them:
+small caches, and a folder of the authors' release.
 """
 
 import os

@@ -1,5 +1,5 @@
-"""What the options open of images: splits, what is computed once, loaders, another net's
-features.
+"""What the options open of images: splits,
+what is computed once, loaders, another net's features.
 """
 
 import dataclasses

@@ -42,8 +42,8 @@ def test_quiet_processes_say_nothing(capsys, clock):
 
 @pytest.fixture
 def terminal(capsys, monkeypatch):
-    """A terminal, for whose bar every reading of the clock is a second later: it is drawn anew
-    with every item.
+    """A terminal, for whose bar every reading of the clock is a second later:
+    it is drawn anew with every item.
     """
     seconds = itertools.count()
     # Capsys changes streams, not types

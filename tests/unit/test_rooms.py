@@ -107,8 +107,8 @@ def parse(path: Path) -> ast.Module:
 
 
 def imports(path: Path) -> set[str]:
-    """Modules that a file imports anywhere, as dotted names; `from utils import checkpoint` is
-    utils.checkpoint.
+    """Modules that a file imports anywhere, as dotted names;
+    `from utils import checkpoint` is utils.checkpoint.
     """
     found = set()
     for node in ast.walk(parse(path)):
@@ -126,8 +126,8 @@ def imports(path: Path) -> set[str]:
 
 
 def at_import(node: ast.AST) -> Iterator[ast.AST]:
-    """Nodes that run when a module is imported: not the bodies of functions, nor the block for
-    __main__.
+    """Nodes that run when a module is imported:
+    not the bodies of functions, nor the block for __main__.
     """
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.If) and "__main__" in ast.unparse(child.test):
@@ -236,8 +236,8 @@ def test_imports_are_silent_and_ignore_the_command_line():
 
 
 def test_a_parser_loads_no_library_but_pytorch():
-    """So --help and a wrong option take no longer than `import torch`, which most of the time
-    goes to.
+    """So --help and a wrong option take no longer than `import torch`,
+    which most of the time goes to.
     """
     program = (
         "import importlib, sys\n"

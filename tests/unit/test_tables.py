@@ -1,5 +1,5 @@
-"""The paper's tables from planted results: their numbers, and the settings that differ from the
-paper's.
+"""The paper's tables from planted results: their numbers,
+and the settings that differ from the paper's.
 """
 
 import csv

@@ -1,5 +1,5 @@
-"""What becomes of a batch of images on its device, before a network reads it: augmentation and
-normalisation.
+"""What becomes of a batch of images on its device,
+before a network reads it: augmentation and normalisation.
 
 Both run after the store of decoded images, so that every image is decoded once even where it is
 augmented anew in every epoch. A script takes a `Preprocessing` from its images and calls it on each
@@ -29,8 +29,8 @@ _STEP, _MIX_1, _MIX_2 = (
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Pad an image on all sides, crop it back to its size at a random place, and flip half of the
-    images.
+    """Pad an image on all sides, crop it back to its size at a random place,
+    and flip half of the images.
 
     Attributes:
         padding: pixels on each side.
@@ -80,8 +80,8 @@ class Preprocessing:
     def augmented(
         self, images: Tensor, indices: Tensor | None = None, epoch: int | None = None
     ) -> Tensor:
-        """Augment a batch and leave its pixels as they are, for networks with constants of their
-        own; see above.
+        """Augment a batch and leave its pixels as they are,
+        for networks with constants of their own; see above.
 
         Returns:
             uint8 (n, 3, S, S) on the images' device.
@@ -142,8 +142,8 @@ def augment(
 
 
 def _pick(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Give pixel (rows[i, y], columns[i, x]) of image i at (y, x); rows and columns are int64
-    (n, S).
+    """Give pixel (rows[i, y], columns[i, x]) of image i at (y,
+    x); rows and columns are int64 (n, S).
     """
     count, channels, size = images.shape[:3]
     places = (rows[:, :, None] * size + columns[:, None, :]).view(count, 1, size * size)
@@ -151,8 +151,8 @@ def _pick(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def _random_bits(indices: Tensor, epoch: int, seed: int) -> Tensor:
-    """Draw 64 bits for each image: the numbers `indices` of the SplitMix64 stream of (seed, epoch),
-    int64 (n,).
+    """Draw 64 bits for each image:
+    the numbers `indices` of the SplitMix64 stream of (seed, epoch), int64 (n,).
 
     A hash of a counter and no generator's state; int64 products wrap in the same way on every
     device.

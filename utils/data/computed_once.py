@@ -1,5 +1,5 @@
-"""Work that is the same in every epoch, done once: one tensor an image, kept where there is room
-for it.
+"""Work that is the same in every epoch, done once:
+one tensor an image, kept where there is room for it.
 """
 
 import math
@@ -31,8 +31,8 @@ def compute_once(
     folder: str | Path,
     label: str,
 ) -> TensorStore:
-    """Compute what a frozen network makes of every image, and keep it: on the GPU, in memory or in
-    a file.
+    """Compute what a frozen network makes of every image,
+    and keep it: on the GPU, in memory or in a file.
 
     The first of the three that has room to spare is taken; one line says which. The file has no
     name once it is open, so the disk gets its space back however the run ends. Under torchrun every

@@ -1,5 +1,5 @@
-"""What a run's images are: name, label and SHA-256 of every file, so that a run and its data are
-bound to each other.
+"""What a run's images are: name, label and SHA-256 of every file,
+so that a run and its data are bound to each other.
 
 A checkpoint and a feature cache record the `Contents` of their images. Whoever goes on with one
 compares: a folder that was moved or copied as a whole is equal, and a file that was edited,
@@ -80,8 +80,8 @@ class Contents:
         return cls(names, record["labels"].to(torch.int64), record["hashes"])
 
     def changes(self, now: "Contents") -> str:
-        """Say what became of these images: "1 edited (a/1.png), 2 removed (b/7.png, b/8.png)"; ""
-        where they agree.
+        """Say what became of these images: "1 edited (a/1.png),
+        2 removed (b/7.png, b/8.png)"; "" where they agree.
 
         A file whose content turns up under another name was moved to another class if its label
         differs, else renamed.
@@ -235,8 +235,8 @@ def _read_kept(path: Path) -> Known:
 def _keep(
     path: Path, known: Known, names: list[str], stamps: np.ndarray, hashes: np.ndarray
 ) -> None:
-    """Write hashes beside those of other files of the folder; a folder that cannot be written
-    keeps none.
+    """Write hashes beside those of other files of the folder;
+    a folder that cannot be written keeps none.
     """
     known = known | dict(zip(names, zip(stamps, hashes)))
     if not known:

@@ -168,8 +168,8 @@ def list_images(
 
 
 def printable(name: str | Path) -> str:
-    r"""Return a file name that can be printed and written as UTF-8: bytes that are no UTF-8
-    become `\xff`.
+    r"""Return a file name that can be printed and written as UTF-8:
+    bytes that are no UTF-8 become `\xff`.
     """
     text = str(name)
     try:
@@ -222,8 +222,8 @@ def _split_folder(folder: Path, split: str) -> Path:
 
 
 def _list_class_folders(root: Path, class_ids: tuple[str, ...] | None) -> ImageList:
-    """List `root/{class}/**/*.jpg` in the order of torchvision's ImageFolder; see
-    `utils.data.listing`.
+    """List `root/{class}/**/*.jpg` in the order of torchvision's ImageFolder;
+    see `utils.data.listing`.
     """
     left_out = LeftOut()
     try:
@@ -270,8 +270,8 @@ def _list_class_folders(root: Path, class_ids: tuple[str, ...] | None) -> ImageL
 
 
 def _concatenate(lists: list[ImageList], spec: DatasetSpec) -> ImageList:
-    """Join the folders of a mixed set, or take one of them with the labels that it has in the
-    mixture.
+    """Join the folders of a mixed set,
+    or take one of them with the labels that it has in the mixture.
     """
     common = Path(os.path.commonpath([images.root for images in lists]))
     files: list[str] = []

@@ -76,8 +76,8 @@ def _grey_levels(image: Image.Image) -> np.ndarray:
 
 
 def _of_unknown_range(values: np.ndarray) -> np.ndarray:
-    """Scale integers or floats whose largest value says what they are; half a level beyond a
-    range is rounding.
+    """Scale integers or floats whose largest value says what they are;
+    half a level beyond a range is rounding.
     """
     low, high = float(values.min()), float(values.max())
     if not (np.isfinite(low) and np.isfinite(high)):

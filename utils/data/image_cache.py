@@ -32,8 +32,8 @@ def cache_images(
     device: torch.device | None = None,
     quiet: bool = False,
 ) -> ImageData:
-    """Decode every image once, in parallel, and return the data set that gathers its batches from
-    the result.
+    """Decode every image once, in parallel,
+    and return the data set that gathers its batches from the result.
 
     The result takes images × 3·S·S bytes; the build takes a constant more. A stored data set is
     fastest without loader workers; `result.device` says where its batches arrive.

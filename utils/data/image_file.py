@@ -1,5 +1,5 @@
-"""The file that keeps decoded photos: a memory-mapped array, and a record of what it was made
-of.
+"""The file that keeps decoded photos: a memory-mapped array,
+and a record of what it was made of.
 """
 
 import contextlib
@@ -26,8 +26,8 @@ FORMAT = 3  # of the record
 def open_image_file(
     path: Path, data: ImageData, fill: Callable[[np.ndarray], None], say: Callable[[str], object]
 ) -> TensorStore:
-    """Map the .npy file at `path`; build it first where it is missing, incomplete or of other
-    images.
+    """Map the .npy file at `path`; build it first where it is missing,
+    incomplete or of other images.
 
     Beside it lies a .json record, written last: name, label and content of every image as one hash,
     and how they are decoded. Of processes that start together one builds and the others wait.
@@ -100,8 +100,8 @@ def _complaint(path: Path, data: ImageData) -> str | None:
 
 
 def _record(data: ImageData, folder: Path) -> dict[str, Any]:
-    """What the pixels were made of: every file's name, label and content as one hash, and how
-    they were decoded.
+    """What the pixels were made of: every file's name,
+    label and content as one hash, and how they were decoded.
     """
     return {
         "format": FORMAT,

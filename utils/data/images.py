@@ -27,8 +27,8 @@ SAMPLED = 36  # files whose size is looked at
 
 
 def random_crop(image: Image.Image, size: int, generator: np.random.Generator) -> Image.Image:
-    """Crop at random, resize to S×S and flip half of the images: torchvision's RandomResizedCrop
-    and its flip.
+    """Crop at random, resize to S×S and flip half of the images:
+    torchvision's RandomResizedCrop and its flip.
 
     The area of the crop is 8 to 100 % of the image's, its width 3/4 to 4/3 of its height, uniform
     in the logarithm. Where ten draws do not fit, the largest crop of such a shape is taken from the
@@ -124,15 +124,15 @@ class ImageData(Dataset):
 
     @property
     def augments_while_decoding(self) -> bool:
-        """Whether decoding draws at random: the pixels differ from epoch to epoch and must not
-        be kept.
+        """Whether decoding draws at random:
+        the pixels differ from epoch to epoch and must not be kept.
         """
         return self._view == "random_crop"
 
     @property
     def augments(self) -> bool:
-        """Whether a network sees another image in every epoch: nothing that it makes of one must be
-        kept.
+        """Whether a network sees another image in every epoch:
+        nothing that it makes of one must be kept.
 
         The pixels may be kept even so, where the augmentation runs on batches of them.
         """
@@ -140,8 +140,8 @@ class ImageData(Dataset):
 
     @property
     def decoding_record(self) -> dict[str, Any]:
-        """What turns a file into pixels, for the record beside those that are kept, and beside
-        results.
+        """What turns a file into pixels,
+        for the record beside those that are kept, and beside results.
         """
         return {"view": self._view, "image_size": self.image_size, "interpolation": "bilinear"}
 
@@ -159,8 +159,8 @@ class ImageData(Dataset):
         return self.root / self._files[index]
 
     def with_stored(self, store: TensorStore) -> "ImageData":
-        """Return the same data set whose batches begin with the rows of `store`, one for each
-        image.
+        """Return the same data set whose batches begin with the rows of `store`,
+        one for each image.
 
         They are the decoded images, (len(self), 3, S, S) uint8, or what a frozen network made of
         them (`utils.data.computed_once`).
@@ -256,8 +256,8 @@ def load_images(
 
 
 def size_note(data: ImageData) -> str:
-    """Say where files are less than half as large as what they become; "" elsewhere. Only their
-    headers are read.
+    """Say where files are less than half as large as what they become;
+    "" elsewhere. Only their headers are read.
     """
     sides, every = [], max(1, len(data) // SAMPLED)
     for index in range(0, len(data), every):
@@ -273,8 +273,8 @@ def size_note(data: ImageData) -> str:
 
 
 def check_classes(expected: list[str], found: list[str], what: str) -> None:
-    """Check that two class lists agree, since an output of the network has no name but its
-    position.
+    """Check that two class lists agree,
+    since an output of the network has no name but its position.
 
     Args:
         expected: the class names that the network or the training images have.
@@ -300,8 +300,8 @@ def check_classes(expected: list[str], found: list[str], what: str) -> None:
 
 
 def check_outputs(count: int, data: ImageData, net: str | Path | None) -> None:
-    """Refuse images of more or fewer classes than a network tells apart; the authors' files name
-    none.
+    """Refuse images of more or fewer classes than a network tells apart;
+    the authors' files name none.
 
     Args:
         count: of the network's classes.

@@ -1,5 +1,5 @@
-"""The one listing of a folder of class folders: which files are images, which are left out, and
-what is said of both.
+"""The one listing of a folder of class folders: which files are images,
+which are left out, and what is said of both.
 
 The order is torchvision's `ImageFolder`: classes, folders below them and files each sorted as text.
 Other than that, hidden files and folders and what systems leave behind are no images and no
@@ -67,8 +67,8 @@ class LeftOut:
         self.names.setdefault(kind, []).append(name)
 
     def __str__(self) -> str:
-        """Say it in one line, "" where nothing was left out: "left out: 2 hidden (a/._1.png,
-        .git), 7 .txt (…)".
+        """Say it in one line, "" where nothing was left out:
+        "left out: 2 hidden (a/._1.png, .git), 7 .txt (…)".
         """
         parts = []
         for kind, names in sorted(self.names.items()):
@@ -139,8 +139,8 @@ def list_files(root: Path, folders: Iterable[str], left_out: LeftOut) -> list[tu
 def _walk(
     root: Path, folder: str, visited: set[Identity], endings: frozenset[str], left_out: LeftOut
 ) -> Iterator[tuple[str, list[str]]]:
-    """Give a folder and those below it, each once, with the names of their images; `visited` is
-    added to.
+    """Give a folder and those below it, each once,
+    with the names of their images; `visited` is added to.
     """
     files, below = [], []
     with os.scandir(root / folder) as entries:

@@ -12,8 +12,8 @@ from utils.errors import InputError
 
 
 class Batch(list[int]):
-    """The indices of one batch, and what is drawn for its images: workers learn the epoch with the
-    indices.
+    """The indices of one batch, and what is drawn for its images:
+    workers learn the epoch with the indices.
 
     Attributes:
         seed: of the run.

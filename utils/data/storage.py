@@ -1,5 +1,5 @@
-"""One store for tensors that never change: a row for each image, on a GPU, in memory or in a
-mapped file.
+"""One store for tensors that never change: a row for each image,
+on a GPU, in memory or in a mapped file.
 """
 
 import os
@@ -19,8 +19,8 @@ GPU_SHARE, RAM_SHARE, DISK_SHARE = 0.4, 0.5, 0.9
 
 
 class TensorStore:
-    """One tensor for each image of a data set, by the image's index: decoded pixels, logits,
-    features.
+    """One tensor for each image of a data set,
+    by the image's index: decoded pixels, logits, features.
 
     `images.with_stored(store)` is the data set whose batches begin with these rows.
 
@@ -35,8 +35,8 @@ class TensorStore:
 
     @classmethod
     def mapped(cls, path: Path) -> "TensorStore":
-        """Map a .npy file; the pages that are read are shared by all processes, and the file is
-        never written.
+        """Map a .npy file; the pages that are read are shared by all processes,
+        and the file is never written.
 
         Raises:
             OSError, ValueError, EOFError, TypeError: there is no such file, or it is no whole array
@@ -54,8 +54,8 @@ class TensorStore:
         return self.values.device
 
     def gather(self, index: Tensor) -> Tensor:
-        """Return a copy of the rows at `index`, int64 (n,) on any device: (n, …) on
-        `self.device`.
+        """Return a copy of the rows at `index`,
+        int64 (n,) on any device: (n, …) on `self.device`.
         """
         if self.device.type == "cpu":
             # torch's gather waits for a thread on each core; on a busy machine NumPy's single one
@@ -102,8 +102,8 @@ def free_bytes(device: torch.device) -> int:
 
 
 def available_memory_bytes() -> int:
-    """Memory that this process may take: what is available here or to its container, shared with
-    torchrun's others.
+    """Memory that this process may take:
+    what is available here or to its container, shared with torchrun's others.
     """
     meminfo, container = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
     if meminfo.is_file() and (

@@ -146,8 +146,8 @@ def _read(path: Path, images: ImageList) -> tuple[Tensor, dict[str, Any]]:
 
 
 def _check_origin(path: Path, made: dict[str, Any], split: str | None, seed: int) -> None:
-    """Refuse a file that records another split, or another seed of a random one, than was asked
-    for.
+    """Refuse a file that records another split,
+    or another seed of a random one, than was asked for.
     """
     if split is None or "split" not in made:
         return

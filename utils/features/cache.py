@@ -1,5 +1,5 @@
-"""Both networks' features of a whole data set on disk: written once by ConvOutput.py, read by every
-fit.
+"""Both networks' features of a whole data set on disk:
+written once by ConvOutput.py, read by every fit.
 
 Format, version 1. One folder holds one split; row i of every array belongs to `paths[i]`, in the
 order of the data set, unshuffled:
@@ -52,8 +52,8 @@ STORED_TYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uin
 
 
 def array_layout(index: Mapping[str, Any]) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
-    """Type and shape of every .npy file, by its name without the ending, as `index.json` implies
-    them.
+    """Type and shape of every .npy file,
+    by its name without the ending, as `index.json` implies them.
     """
     count, hits = index["count"], (np.dtype(bool), (index["count"], len(index["top_k"])))
     features = np.dtype(STORED_TYPES[index["dtype"]])
@@ -204,16 +204,16 @@ class FeatureCache(Dataset):
         return len(self.paths)
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Rows `indices` as (n, *shape_a) float32, (n, *shape_b) float32, (n, …) targets, (n,)
-        int64 indices.
+        """Rows `indices` as (n, *shape_a) float32, (n,
+        *shape_b) float32, (n, …) targets, (n,) int64 indices.
         """
         rows = torch.as_tensor(indices, dtype=torch.int64)
         return self._a.take(rows.numpy()), self._b.take(rows.numpy()), self.targets[rows], rows
 
 
 class _MappedRows:
-    """The rows of one .npy file, through a read-only memory map that every process makes for
-    itself.
+    """The rows of one .npy file,
+    through a read-only memory map that every process makes for itself.
     """
 
     def __init__(self, array: np.memmap, dtype: str):

@@ -100,8 +100,8 @@ def pair_doubts(
 
 
 def at_chance(name: str, answers: Answers, targets: Tensor) -> list[str]:
-    """Say it where a network is right no more often than always giving the most frequent class
-    would be.
+    """Say it where a network is right no more often than
+    always giving the most frequent class would be.
 
     A one-sided exact binomial test: P(X ≥ right) of X ~ Binomial(asked, share of that class).
 

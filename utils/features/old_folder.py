@@ -1,5 +1,5 @@
-"""Read the features that the authors' release stored: one `.pkl` file an image, never written by
-us.
+"""Read the features that the authors' release stored:
+one `.pkl` file an image, never written by us.
 
 `{i:06d}.pkl` is a `torch.save`d dictionary (PyTorch 1.0, not zip) of `target`, `pred1`, `pred2`,
 `convOut1` (net A's feature) and `convOut2` (net B's), tensors or numpy arrays.
@@ -63,14 +63,14 @@ class OldFeatureFolder(Dataset):
 
     @cached_property
     def targets(self) -> Tensor:
-        """(N,) int64, or (N, C) float32 for several labels an image. The first use reads every
-        file.
+        """(N,) int64, or (N, C) float32 for several labels
+        an image. The first use reads every file.
         """
         return torch.stack([self._read(i)[2] for i in range(len(self))])
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Files `indices` as (n, *shape_a) float32, (n, *shape_b) float32, (n, …) targets, (n,)
-        int64 indices.
+        """Files `indices` as (n, *shape_a) float32, (n,
+        *shape_b) float32, (n, …) targets, (n,) int64 indices.
 
         Raises:
             InputError: a file is damaged, carries code, lacks a key or has another shape than file

@@ -1,5 +1,5 @@
-"""Stored features in other pairs than they were stored in: with other images' targets, x itself,
-other nets'.
+"""Stored features in other pairs than they were stored in:
+with other images' targets, x itself, other nets'.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,8 +19,8 @@ Features = FeatureCache | OldFeatureFolder
 
 
 class Pairing(Dataset[Any]):
-    """Stored features with x of image i beside the target of image order[i], beside x itself, or
-    beside another target.
+    """Stored features with x of image i beside the target of image order[i],
+    beside x itself, or beside another target.
 
     Args:
         features: of both nets.
@@ -64,8 +64,8 @@ class Pairing(Dataset[Any]):
 
 
 class Parts(NamedTuple):
-    """Pairs to fit and held-out ones, (N,) images; with their `classes` these stand for all
-    pairs of two of a class.
+    """Pairs to fit and held-out ones, (N,) images;
+    with their `classes` these stand for all pairs of two of a class.
     """
 
     train: Pairing
@@ -74,8 +74,8 @@ class Parts(NamedTuple):
 
 
 class Side:
-    """One net's features of all images as an array of maps (N, C, H, W), of which the rows that are
-    asked for are read.
+    """One net's features of all images as an array of maps (N,
+    C, H, W), of which the rows that are asked for are read.
 
     Args:
         features: of both nets.

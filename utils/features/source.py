@@ -1,5 +1,5 @@
-"""The pairs of features that a step reads: stored ones, or ones that are computed of images as
-they are read.
+"""The pairs of features that a step reads: stored ones,
+or ones that are computed of images as they are read.
 """
 
 import math
@@ -50,8 +50,8 @@ class Source(NamedTuple):
 
 
 def costs(shapes: tuple[Shape, Shape], images: int, flops: int | None) -> str:
-    """Say the two numbers by which to choose between stored features and such that are computed as
-    they are read.
+    """Say the two numbers by which to choose between stored
+    features and such that are computed as they are read.
 
     Args:
         shapes: of one image's features.

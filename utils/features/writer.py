@@ -1,5 +1,5 @@
-"""Store both networks' features batch by batch; the format is described in
-`utils.features.cache`.
+"""Store both networks' features batch by batch;
+the format is described in `utils.features.cache`.
 """
 
 import contextlib
@@ -163,8 +163,8 @@ class FeatureWriter:
     def write(
         self, net: str, indices: Sequence[int], features: Tensor, targets: Tensor, hits: Tensor
     ) -> None:
-        """Store one net's batch at rows `indices` (n,), in any order; a row counts once both nets'
-        are there.
+        """Store one net's batch at rows `indices` (n,),
+        in any order; a row counts once both nets' are there.
 
         Args:
             net: "a" or "b".
@@ -216,8 +216,8 @@ class FeatureWriter:
         self.record()
 
     def record(self, **facts: Any) -> None:
-        """Mark the cache complete, and add what its features show to `index.json`, for who reads
-        that.
+        """Mark the cache complete,
+        and add what its features show to `index.json`, for who reads that.
         """
         write_json(self.folder / INDEX, self._index | {"complete": True} | facts)
 
@@ -284,8 +284,8 @@ class FeatureWriter:
 
 
 def _runs(rows: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-    """Split `rows` into stretches of consecutive numbers: (position of the first, its row,
-    length).
+    """Split `rows` into stretches of consecutive numbers:
+    (position of the first, its row, length).
     """
     start = 0
     for position in range(1, len(rows) + 1):

@@ -83,8 +83,8 @@ def read_dogs(folders: list[Path], limit: int | None = None) -> Listing:
 
 
 def _class_folders(paths: Iterable[str]) -> list[str]:
-    """The folders of `{class}/{photo}` paths, sorted: CUB's are numbered, those of the dogs sort by
-    official id.
+    """The folders of `{class}/{photo}` paths, sorted:
+    CUB's are numbered, those of the dogs sort by official id.
 
     Raises:
         InputError: a path is not of this form.
@@ -99,8 +99,8 @@ def _class_folders(paths: Iterable[str]) -> list[str]:
 
 
 def _present(listing: Listing, images: Path, paths: Iterable[str], limit: int | None) -> set[str]:
-    """Cut the listing's classes to the first `limit` that have a folder; return their listed
-    photos, tell of the rest.
+    """Cut the listing's classes to the first `limit` that have a folder;
+    return their listed photos, tell of the rest.
 
     A class without a folder is a smaller data set, told in one note; a file that no list names is a
     problem.

@@ -1,5 +1,5 @@
-"""Data sets that come as arrays of pixels: CIFAR-10 and CIFAR-100, STL-10, scikit-learn's
-digits.
+"""Data sets that come as arrays of pixels:
+CIFAR-10 and CIFAR-100, STL-10, scikit-learn's digits.
 """
 
 import functools
@@ -48,8 +48,8 @@ def read_cifar100(folders: list[Path], limit: int | None = None) -> Listing:
 
 
 def read_cifar10(folders: list[Path], limit: int | None = None) -> Listing:
-    """CIFAR-10 in the official python layout: `data_batch_1` to `_5`, `test_batch` and
-    `batches.meta`.
+    """CIFAR-10 in the official python layout:
+    `data_batch_1` to `_5`, `test_batch` and `batches.meta`.
 
     Args:
         folders: where the files are.
@@ -121,8 +121,8 @@ def read_digits(limit: int | None = None) -> Listing:
 
 
 def _listing(names: list[str], splits: dict[str, Images], limit: int | None) -> Listing:
-    """List `{split}/{label:02d}_{name}/{number:05d}.png`, numbered as in the archive over all
-    classes of a split.
+    """List `{split}/{label:02d}_{name}/{number:05d}.png`,
+    numbered as in the archive over all classes of a split.
 
     Class folders sort by official label, and the names of all files together give the archive's
     order back.
@@ -144,8 +144,8 @@ def _listing(names: list[str], splits: dict[str, Images], limit: int | None) -> 
 
 
 def _cifar_file(path: Path, key: str, classes: int) -> Images:
-    """Read one pickled file of CIFAR: `data` uint8 (N, 3072), red, green, blue, row by row, and
-    N labels.
+    """Read one pickled file of CIFAR: `data` uint8 (N,
+    3072), red, green, blue, row by row, and N labels.
     """
     content = load_arrays(path)
     data, labels = content.get("data"), content.get(key)

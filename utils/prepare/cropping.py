@@ -69,8 +69,8 @@ class Listing:
     notes: list[str] = field(default_factory=list)
 
     def add(self, split: str, name: str, source: Path, box: Box) -> None:
-        """Append a crop; `name` is `{class}/{photo}`, its suffix becomes .jpg and a byte that is
-        no UTF-8 `%xff`.
+        """Append a crop; `name` is `{class}/{photo}`,
+        its suffix becomes .jpg and a byte that is no UTF-8 `%xff`.
         """
         output = PurePosixPath(split, printable(name).replace("\\", "%")).with_suffix(".jpg")
         self.crops.append(Crop(source, box, output.as_posix()))
@@ -98,8 +98,8 @@ class Outcome:
 
 
 def clamp(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Round `box` to whole pixels and cut it at the borders of an image of `size` (width,
-    height).
+    """Round `box` to whole pixels and cut it at the
+    borders of an image of `size` (width, height).
     """
     left, top, right, bottom = (round(edge) for edge in box)
     width, height = size
@@ -182,8 +182,8 @@ def crop_all(crops: list[Crop], target: Path, workers: int) -> list[Outcome]:
 
 
 def _start_process() -> None:
-    """Leave Ctrl-C to the parent, which lets every process finish its piece; end with it if it
-    is killed.
+    """Leave Ctrl-C to the parent, which lets every process finish its piece;
+    end with it if it is killed.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
@@ -197,8 +197,8 @@ def _start_process() -> None:
 
 
 def clear_target(target: Path, outputs: set[str]) -> None:
-    """Remove what a killed run left unfinished below `target`; refuse images that these options
-    would not write.
+    """Remove what a killed run left unfinished below `target`;
+    refuse images that these options would not write.
 
     Raises:
         InputError: `target` holds images that are not in `outputs` (an earlier run with other

@@ -1,5 +1,5 @@
-"""Pickled plain data (lists, dicts, strings, numbers, arrays) without running anything that the
-file asks for.
+"""Pickled plain data (lists, dicts, strings, numbers,
+arrays) without running anything that the file asks for.
 """
 
 import pickle
@@ -51,8 +51,8 @@ class _DType:
 
 
 class _Array:
-    """Takes the place of `numpy.ndarray`, and of the function that makes the empty array which
-    the state fills.
+    """Takes the place of `numpy.ndarray`,
+    and of the function that makes the empty array which the state fills.
     """
 
     values: np.ndarray | None = None
@@ -86,8 +86,8 @@ def load_plain(path: str | Path) -> Any:
 
 
 def load_arrays(path: str | Path) -> dict[str, Any]:
-    """Read a pickled dict of plain values and NumPy arrays of plain numbers, as Python 2 wrote the
-    CIFAR archives.
+    """Read a pickled dict of plain values and NumPy arrays of plain numbers,
+    as Python 2 wrote the CIFAR archives.
 
     Returns:
         The dict; its keys are made strings, the strings of Python 2 in its values stay bytes, and

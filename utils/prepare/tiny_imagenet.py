@@ -1,5 +1,5 @@
-"""TinyImageNet in its official layout: the JPEGs as they are, the validation images in class
-folders too.
+"""TinyImageNet in its official layout: the JPEGs as they are,
+the validation images in class folders too.
 """
 
 import re

@@ -1,5 +1,5 @@
-"""Where the parts of a data set lie: in folders as they are, or in archives unpacked for the
-time of a run.
+"""Where the parts of a data set lie: in folders as they are,
+or in archives unpacked for the time of a run.
 """
 
 import contextlib
@@ -17,8 +17,8 @@ from utils.errors import InputError
 
 @contextlib.contextmanager
 def unpacked(sources: list[Path], parts: dict[str, str], scratch: Path) -> Iterator[list[Path]]:
-    """Yield folders to look in: those among `sources`, and `scratch` with what the archives among
-    them hold.
+    """Yield folders to look in: those among `sources`,
+    and `scratch` with what the archives among them hold.
 
     An archive is unpacked whole, because a compressed one gives no random access to parallel
     readers. `scratch` is removed afterwards, and what a killed run left there before.

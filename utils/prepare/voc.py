@@ -18,8 +18,8 @@ VOC_ANIMALS = ["bird", "cat", "cow", "dog", "horse", "sheep"]
 
 
 def read_voc(folders: list[Path], names: list[str], limit: int | None = None) -> Listing:
-    """VOC2012: every object that is not difficult; ImageSets/Main's train in train, its val in
-        test.
+    """VOC2012: every object that is not difficult;
+    ImageSets/Main's train in train, its val in test.
 
     Without ImageSets every second annotated photo goes to test, because the official halves are
     about equal.
@@ -56,8 +56,8 @@ def read_voc(folders: list[Path], names: list[str], limit: int | None = None) ->
 def read_voc_lists(
     folders: list[Path], lists: list[Path], names: list[str], limit: int | None = None
 ) -> Listing:
-    """VOC2012: exactly the objects of the authors' pickled lists, the first for train, the second
-        for test.
+    """VOC2012: exactly the objects of the authors' pickled lists,
+    the first for train, the second for test.
 
     An object's class is the list's number: a few persons bear the name of their last part, "hand"
     or "foot".
@@ -109,8 +109,8 @@ def _first_classes(listing: Listing, limit: int | None) -> Listing:
 def _add_objects(
     listing: Listing, split: str, root: Path, stem: str, objects: Iterable[tuple[str, Box]]
 ) -> None:
-    """Add the objects of one photo, numbered within their class; the annotations' order gives
-    the same names to all.
+    """Add the objects of one photo, numbered within their class;
+    the annotations' order gives the same names to all.
     """
     seen: Counter[str] = Counter()
     for name, box in objects:
@@ -126,8 +126,8 @@ def _add_objects(
 
 
 def read_objects(listing: Listing, annotation: Path) -> list[tuple[str, Box]] | None:
-    """Names and boxes of one XML file's objects but the difficult ones; None, and a problem, if
-    it cannot be read.
+    """Names and boxes of one XML file's objects but the difficult ones;
+    None, and a problem, if it cannot be read.
     """
     try:
         root = ET.fromstring(annotation.read_bytes())
@@ -150,8 +150,8 @@ def _box(edges: Mapping[str, Any]) -> Box:
 
 
 def lines_of(path: Path) -> list[str]:
-    """The lines of a text file that are not blank; bytes that are not UTF-8 survive, as in file
-    names.
+    """The lines of a text file that are not blank;
+    bytes that are not UTF-8 survive, as in file names.
     """
     try:
         text = path.read_text(encoding="utf-8", errors="surrogateescape")

@@ -1,5 +1,5 @@
-"""Charts of numbers, as functions that give a matplotlib figure: variances by order, spectra,
-curves.
+"""Charts of numbers, as functions that give a matplotlib figure:
+variances by order, spectra, curves.
 """
 
 import itertools
@@ -55,8 +55,8 @@ class Point(NamedTuple):
 
 
 def variance_figure(reports: Mapping[str, Mapping[str, Any]], p: Sequence[float] = ()) -> "Figure":
-    """Draw the variances of the components as shares of Var(x*), a panel for each report (paper
-    Table 2).
+    """Draw the variances of the components as shares of Var(x*),
+    a panel for each report (paper Table 2).
 
     Components are not orthogonal: what is missing from, or exceeds, 100 % is twice the sum of their
     covariances.
@@ -155,8 +155,8 @@ def curve_figure(curves: Mapping[str, Sequence[Point]], x_label: str, y_label: s
 
 
 def interval_figure(panels: Mapping[str, Mapping[str, Sequence[Estimate]]]) -> "Figure":
-    """Draw numbers with their intervals, a line each, in panels below one another that have scales
-    of their own.
+    """Draw numbers with their intervals, a line each,
+    in panels below one another that have scales of their own.
 
     Args:
         panels: by title: by the name of a line what stands on it.
@@ -204,8 +204,8 @@ def interval_figure(panels: Mapping[str, Mapping[str, Sequence[Estimate]]]) -> "
 
 
 def spectrum_figure(spectrum: Sequence[Mapping[str, float]]) -> "Figure":
-    """Draw the fuzziness spectrum: how much more of Var(x*) each depth explains on images that were
-    not fitted.
+    """Draw the fuzziness spectrum:
+    how much more of Var(x*) each depth explains on images that were not fitted.
 
     Args:
         spectrum: a row a depth, the shallowest first, with `layers`, `r2` = 1 − instability, and

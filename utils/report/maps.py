@@ -1,5 +1,5 @@
-"""Pictures of feature maps, as functions that give a matplotlib figure: components, overlays on
-photos.
+"""Pictures of feature maps, as functions that give a matplotlib figure:
+components, overlays on photos.
 """
 
 import functools
@@ -29,16 +29,16 @@ SYMBOLS = {"target": "$x^*$", "output": "$g(x)$", "residual": r"$x_\Delta$"}
 
 @functools.cache
 def heat_colours() -> "ListedColormap":
-    """Give the colours of what lies over a photo and of its bar: weakest transparent, strongest
-    nearly opaque.
+    """Give the colours of what lies over a photo and of its bar:
+    weakest transparent, strongest nearly opaque.
     """
     colours = matplotlib.colormaps["inferno"](np.linspace(0.3, 1, 256))[:, :3]
     return matplotlib.colors.ListedColormap(np.column_stack([colours, np.linspace(0, 0.85, 256)]))
 
 
 def symbol(name: str) -> str:
-    """Give the paper's symbol, as mathtext, of "target", "output", "residual" or "order0",
-    "order1", …
+    """Give the paper's symbol, as mathtext, of "target",
+    "output", "residual" or "order0", "order1", …
     """
     return SYMBOLS.get(name) or f"$x^{{({name.removeprefix('order')})}}$"
 
@@ -52,8 +52,8 @@ def component_figure(
     channels: Sequence[int],
     notes: Sequence[str] | None = None,
 ) -> "Figure":
-    """Show, for some channels, a target's map and what it splits into (paper Eq. 3): one row a
-    channel.
+    """Show, for some channels,
+    a target's map and what it splits into (paper Eq. 3): one row a channel.
 
     All maps of a row share one symmetric colour scale, so that strengths compare; only x is on its
     own.
@@ -106,8 +106,8 @@ def component_figure(
 
 
 def decomposition_figure(trans_net: Any, x: Tensor, target: Tensor) -> "Figure":
-    """Show what the first feature of a batch splits into, in the four channels that vary most on
-    it.
+    """Show what the first feature of a batch splits into,
+    in the four channels that vary most on it.
 
     Args:
         trans_net: g, in evaluation mode; its `decompose` gives g(x) and the components.
@@ -140,8 +140,8 @@ def as_pictures(maps: Tensor) -> Tensor:
 
 
 def strength(maps: Tensor, size: int, channel: int | None = None) -> Tensor:
-    """Say where maps are strong: Σ over channels of |value|, or |value| of one channel, at an
-    image's resolution.
+    """Say where maps are strong: Σ over channels of |value|,
+    or |value| of one channel, at an image's resolution.
 
     Args:
         maps: (N, C, H, W).
@@ -163,8 +163,8 @@ def overlay_figure(
     residual: str = "not reconstructed",
     channel: int | None = None,
 ) -> "Figure":
-    """Lay x*, g(x) and x_Δ over the photos that they come from: one row a photo (paper Fig. 3 and
-    5).
+    """Lay x*, g(x) and x_Δ over the photos that they come from:
+    one row a photo (paper Fig. 3 and 5).
 
     The columns are read against each other, so they share one colour scale, from the weakest point
     of all to the strongest.

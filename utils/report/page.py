@@ -1,5 +1,5 @@
-"""A run as one page of HTML for people who did not run it, and such a page held against its run
-again.
+"""A run as one page of HTML for people who did not run it,
+and such a page held against its run again.
 
 Every value on it is a `<data>` element: `data-from` says where in the run's files it comes from,
 `value` has all of its digits, and the text is what is read. The page holds its figures and loads
@@ -84,8 +84,8 @@ def values(page: str) -> list[Value]:
 
 
 def check(page: str, expected: str) -> None:
-    """Hold a page against the one that its run gives now: every value, its digits and its text,
-    then all the rest.
+    """Hold a page against the one that its run gives now:
+    every value, its digits and its text, then all the rest.
 
     Args:
         page: what is checked.

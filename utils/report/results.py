@@ -1,5 +1,5 @@
-"""What a run's folder holds for a report: the JSON of Variance.py and Calibrate.py, and
-pictures.
+"""What a run's folder holds for a report:
+the JSON of Variance.py and Calibrate.py, and pictures.
 """
 
 import base64
@@ -62,8 +62,8 @@ class Result:
         return found
 
     def value(self, *path: str | int, form: str = "", unit: float = 1) -> str | Value:
-        """Give what lies at a path as it is shown; what is undefined, with its reason where the
-        file has one.
+        """Give what lies at a path as it is shown;
+        what is undefined, with its reason where the file has one.
 
         Args:
             path: keys and indices.
@@ -89,8 +89,8 @@ class Result:
         return ["[", low, ", ", high, "]"]
 
     def entries(self, *path: str) -> Iterator[list[Cell]]:
-        """Give the settings at a path, those inside of others too, as rows of a name and a
-        value.
+        """Give the settings at a path, those inside of others too,
+        as rows of a name and a value.
         """
         for name, found in (self.get(*path) or {}).items():
             if isinstance(found, dict):

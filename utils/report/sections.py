@@ -141,8 +141,8 @@ def variance_tables(result: Result) -> Iterator[Table]:
 
 
 def calibration_tables(result: Result) -> Iterator[Table]:
-    """Lay out what Calibrate.py found: nulls and ceilings, the linear reference's test, other
-    similarities.
+    """Lay out what Calibrate.py found: nulls and ceilings,
+    the linear reference's test, other similarities.
     """
     rows: list[list[Cell]] = [
         [

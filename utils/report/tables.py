@@ -7,8 +7,8 @@ from utils.files import write_csv, write_json, write_text
 
 
 def variance_table(report: Mapping[str, Any]) -> str:
-    """Lay the variances out for reading, each with its share of the target's, and what they are
-    to be held against.
+    """Lay the variances out for reading, each with its share of the target's,
+    and what they are to be held against.
     """
     total, intervals = report["var"]["target"], report.get("intervals", {})
     lines = [f"{'component':<18}{'variance':>14}{'share of x*':>14}"]
@@ -55,8 +55,8 @@ WORSE = 1.01  # times the linear reference: more than that is no accident of rou
 
 
 def fit_words(record: Mapping[str, Any] | None) -> list[str]:
-    """Say how far a Trans-Net was fitted: steps, spare channels, what doublings changed, whether
-    it is linear.
+    """Say how far a Trans-Net was fitted: steps, spare channels,
+    what doublings changed, whether it is linear.
     """
     if record is None:
         return ["how far it was fitted is not recorded"]
@@ -122,8 +122,8 @@ def closing_words(
 
 
 def variance_rows(report: Mapping[str, Any]) -> list[list[Any]]:
-    """Give the same as rows of a CSV file, the head first, and x_Δ of every class and channel:
-    share is instability.
+    """Give the same as rows of a CSV file, the head first,
+    and x_Δ of every class and channel: share is instability.
     """
     intervals = report.get("intervals", {})
     ends = ("low", "high")
@@ -162,8 +162,8 @@ def share_of(name: str) -> str:
 
 
 def compression_table(report: Mapping[str, Any]) -> str:
-    """Lay out one compressed net: a line for each layer, one for all of its parameters, and the
-    accuracies.
+    """Lay out one compressed net: a line for each layer,
+    one for all of its parameters, and the accuracies.
     """
     width = max(len(row["layer"]) for row in report["layers"]) + 2
     whole = {
@@ -206,8 +206,8 @@ def sweep_table(reports: Sequence[Mapping[str, Any]]) -> str:
 
 
 def calibration_table(report: Mapping[str, Any]) -> str:
-    """Lay out a calibration: every kind of pairs with its interval, the consistency, other
-    similarities.
+    """Lay out a calibration: every kind of pairs with its interval,
+    the consistency, other similarities.
     """
     lines = [f"{report['images']:,} held-out images", ""]
     lines.append(
@@ -242,8 +242,8 @@ def calibration_table(report: Mapping[str, Any]) -> str:
 
 
 def similarity_lines(scores: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Lay out similarities with an image as a row: the value, what permuted images reach, and
-    the value above it.
+    """Lay out similarities with an image as a row: the value,
+    what permuted images reach, and the value above it.
     """
     if not scores:
         return []
@@ -259,8 +259,8 @@ def similarity_lines(scores: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def knowledge_table(known: Mapping[str, Any]) -> str:
-    """Lay out what B still knows: of every sender the bits, the share, what is beyond the class,
-    and decisions.
+    """Lay out what B still knows: of every sender the bits,
+    the share, what is beyond the class, and decisions.
     """
     rows, notes = known["rows"], [f"note: {note}" for note in known["notes"]]
     if not rows:
@@ -318,8 +318,8 @@ def interval_text(
 
 
 def held_fixed(interval: Mapping[str, Any]) -> str:
-    """Say what an interval means: "95 %, 1,000 resamples of the images, Trans-Net held as it was
-    fitted".
+    """Say what an interval means: "95 %,
+    1,000 resamples of the images, Trans-Net held as it was fitted".
     """
     fixed = ", the Trans-Net held as it was fitted" if interval["fits_fixed"] else ""
     drawn = " and the ".join(interval["resampled"])
@@ -330,8 +330,8 @@ def held_fixed(interval: Mapping[str, Any]) -> str:
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], texts: int = 1) -> str:
-    """Lay out a table as Markdown: the first `texts` columns are words, the others numbers, to
-    the right.
+    """Lay out a table as Markdown: the first `texts` columns are words,
+    the others numbers, to the right.
     """
     rule = "|".join(["---"] * texts + ["---:"] * (len(head) - texts))
     first, *others = (f"| {' | '.join(cells)} |" for cells in (head, *rows))
@@ -341,8 +341,8 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], texts: in
 def save_table(
     text: str, rows: Iterable[Sequence[Any]], markdown_file: str | None, csv_file: str | None
 ) -> None:
-    """Write a table's Markdown and its rows, the head first, as CSV, where files are named, and
-    say so.
+    """Write a table's Markdown and its rows, the head first,
+    as CSV, where files are named, and say so.
     """
     if markdown_file:
         write_text(markdown_file, text)
@@ -357,8 +357,8 @@ def save_report(
     csv_file: str | None,
     rows: Iterable[Sequence[Any]],
 ) -> None:
-    """Write a report as JSON and its rows, the head first, as CSV, where files are named, and
-    say so.
+    """Write a report as JSON and its rows, the head first,
+    as CSV, where files are named, and say so.
     """
     if json_file:
         write_json(json_file, report)

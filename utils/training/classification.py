@@ -48,8 +48,8 @@ def classify(
 def classify_features(
     net: nn.Module, features: Tensor, targets: Tensor, _indices: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Classify a batch of what the net takes as it is, images already normalised or features (N,
-    …); see `classify`.
+    """Classify a batch of what the net takes as it is,
+    images already normalised or features (N, …); see `classify`.
     """
     logits = net(features)
     return classification_loss(logits, targets), accuracies_percent(logits, targets)
@@ -113,8 +113,8 @@ def known_hits(state: Mapping[str, Any], images: ImageData) -> Tensor:
 def _note_hits(
     net: nn.Module, *batch: Tensor, step: Step, right: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Take a step, and note which of the batch's images, whose numbers come last in it, are
-    right.
+    """Take a step, and note which of the batch's images,
+    whose numbers come last in it, are right.
     """
     loss, metrics = step(net, *batch)
     right[batch[-1]] = (metrics["top1_prec"] > 0).to(right.dtype)

@@ -27,8 +27,8 @@ Step = Callable[..., tuple[Tensor, dict[str, Tensor]]]  # step(net, *batch) -> l
 
 
 class Averages:
-    """Means over samples of a step's metrics, kept on the device so that no step waits for a
-    copy.
+    """Means over samples of a step's metrics,
+    kept on the device so that no step waits for a copy.
     """
 
     def __init__(self) -> None:
@@ -83,8 +83,8 @@ class Fit:
         }
 
     def restore(self, state: checkpoint.State, path: str | Path) -> int:
-        """Put the optimiser and the loss scaler where a checkpoint left them; the model has its
-        weights already.
+        """Put the optimiser and the loss scaler where a checkpoint left them;
+        the model has its weights already.
 
         Returns:
             The number of epochs that were trained.
@@ -167,8 +167,8 @@ def train_one_epoch(
 def check_last_batch(
     model: nn.Module, samples: int, batch_size: int, shape: Sequence[int], runtime: Runtime
 ) -> None:
-    """Refuse batches of one sample where BatchNorm would have one value a channel, before anything
-    is computed.
+    """Refuse batches of one sample where BatchNorm would have one value a channel,
+    before anything is computed.
 
     Where a batch of one occurs, the model is tried on one, on copies of its buffers.
 
@@ -254,8 +254,8 @@ def make_optimizer(
     momentum: float,
     weight_decay: float,
 ) -> torch.optim.Optimizer:
-    """Make "SGD" (with momentum), "Adam" or "Muon" (see `Muon`) over the parameters that are
-    trained.
+    """Make "SGD" (with momentum),
+    "Adam" or "Muon" (see `Muon`) over the parameters that are trained.
 
     All tensors of a step of SGD or Adam are updated in one pass over each where PyTorch can
     (`fused`), which rounds otherwise.

@@ -25,8 +25,8 @@ def topk_hits(logits: Tensor, targets: Tensor, ks: Sequence[int]) -> Tensor:
 
 
 def accuracies_percent(logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
-    """Accuracies in percent, of every sample: 0 or 100, or the share of its labels; their means are
-    the accuracies.
+    """Accuracies in percent, of every sample: 0 or 100,
+    or the share of its labels; their means are the accuracies.
 
     Args:
         logits: (N, C).
@@ -43,8 +43,8 @@ def accuracies_percent(logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
 
 
 def main_accuracy(metrics: dict[str, float], prefix: str = "") -> float:
-    """Pick the accuracy in percent that decides which checkpoint is the best; names begin with
-    `prefix`.
+    """Pick the accuracy in percent that decides which checkpoint is the best;
+    names begin with `prefix`.
     """
     multi_label = f"{prefix}Acc@0"
     return metrics[multi_label] if multi_label in metrics else metrics[f"{prefix}top1_prec"]

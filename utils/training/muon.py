@@ -1,5 +1,5 @@
-"""Muon: momentum whose update of every weight matrix is made orthogonal, and Adam for what is no
-matrix.
+"""Muon: momentum whose update of every weight matrix is made orthogonal,
+and Adam for what is no matrix.
 """
 
 import math

@@ -1,5 +1,5 @@
-"""One meaning of --resume: go on with this run's own checkpoint if every option that changes the
-result agrees.
+"""One meaning of --resume:
+go on with this run's own checkpoint if every option that changes the result agrees.
 """
 
 import contextlib
@@ -133,8 +133,8 @@ def check_images(own: Path, images: Mapping[str, Contents], *, elsewhere: str = 
 
 
 def _agrees(stored: Mapping[str, Any], name: str, value: Any) -> bool:
-    """Whether recorded settings have this value; a factory's file may have been moved
-    (`same_arch`).
+    """Whether recorded settings have this value;
+    a factory's file may have been moved (`same_arch`).
     """
     if name not in stored:
         return False
@@ -145,8 +145,8 @@ def _agrees(stored: Mapping[str, Any], name: str, value: Any) -> bool:
 
 
 def history(state: checkpoint.State, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Give what a checkpoint records of epochs that were trained with other settings than the
-    present ones.
+    """Give what a checkpoint records of epochs that were
+    trained with other settings than the present ones.
 
     Args:
         state: the checkpoint that a run goes on from, or nothing.
@@ -162,8 +162,8 @@ def history(state: checkpoint.State, settings: Mapping[str, Any]) -> list[dict[s
 
 
 def twin(own: Path, settings: Mapping[str, Any]) -> Path | None:
-    """Find, beside a run's checkpoint, one of the same settings but for the seed: the other net
-    of a pair.
+    """Find, beside a run's checkpoint,
+    one of the same settings but for the seed: the other net of a pair.
     """
     for path in sorted(own.parent.glob("checkpoint_*.pth.tar")):
         with contextlib.suppress(InputError):  # what cannot be read is no twin

@@ -1,5 +1,5 @@
-"""The books of a run: where it is saved, what it goes on from, and what is due after each of its
-epochs.
+"""The books of a run: where it is saved, what it goes on from,
+and what is due after each of its epochs.
 
 The loop itself stays in the script, where a reader looks for it:
 
@@ -129,8 +129,8 @@ class Run:
 
     @property
     def has_best(self) -> bool:
-        """Whether the best epoch that `state` speaks of is in a file of this run, and not of
-        another.
+        """Whether the best epoch that `state` speaks of is in a file of this run,
+        and not of another.
         """
         return self.resumed == self.path and (self.best_path is None or self.best_path.exists())
 
@@ -140,8 +140,8 @@ class Run:
         return self.start_epoch >= self._epochs
 
     def restore(self, fit: Fit) -> None:
-        """Put optimiser and loss scaler where the checkpoint left them; the model has its weights
-        already.
+        """Put optimiser and loss scaler where the checkpoint left them;
+        the model has its weights already.
 
         Raises:
             InputError: see `Fit.restore`.
@@ -182,8 +182,8 @@ class Run:
         return due(epoch % self._stage_epochs, self._val_epoch, self._stage_epochs)
 
     def is_due_to_save(self, epoch: int) -> bool:
-        """Say whether this epoch is followed by a checkpoint: by its number, or as the last one
-        is long ago.
+        """Say whether this epoch is followed by a checkpoint:
+        by its number, or as the last one is long ago.
         """
         return (
             due(epoch % self._stage_epochs, self._save_epoch, self._stage_epochs)
@@ -207,15 +207,15 @@ class Run:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What every checkpoint says of its run: `settings`, the `history` of earlier ones,
-        `versions`.
+        """What every checkpoint says of its run: `settings`,
+        the `history` of earlier ones, `versions`.
         """
         past = resuming.history(self.state, self.settings)
         return {"settings": dict(self.settings), "history": past, "versions": resuming.VERSIONS}
 
     def save(self, epoch: int, state: checkpoint.State) -> None:
-        """Save the state after an epoch, with `record`: as the last one where that is due, as
-        the best if it is.
+        """Save the state after an epoch, with `record`:
+        as the last one where that is due, as the best if it is.
         """
         if self.is_due_to_save(epoch):
             self.save_last(epoch + 1, state)

@@ -1,5 +1,5 @@
-"""Learning rates as plain lists: one number an epoch, so resuming needs no state; in a warm-up
-one number a step.
+"""Learning rates as plain lists: one number an epoch,
+so resuming needs no state; in a warm-up one number a step.
 """
 
 import contextlib
@@ -39,8 +39,8 @@ def multistep(
 
 
 def warm_restarts(lr: float, epochs: int, first: int) -> list[float]:
-    """Go down half a cosine from `lr` towards 0 in cycles of `first`, 2·`first`, 4·`first`, …
-    epochs (SGDR, 2017).
+    """Go down half a cosine from `lr` towards 0 in cycles of `first`,
+    2·`first`, 4·`first`, … epochs (SGDR, 2017).
     """
     rates: list[float] = []
     length = first
@@ -51,8 +51,8 @@ def warm_restarts(lr: float, epochs: int, first: int) -> list[float]:
 
 
 def warm_up_and_cosine(lr: float, steps: int, share: float = 0.05) -> list[float]:
-    """Go up to `lr` in a straight line over the first `share` of the steps, then down half a cosine
-    towards 0.
+    """Go up to `lr` in a straight line over the first `share` of the steps,
+    then down half a cosine towards 0.
 
     Returns:
         One rate a step, each above 0.
@@ -65,8 +65,8 @@ def warm_up_and_cosine(lr: float, steps: int, share: float = 0.05) -> list[float
 
 
 def warm_up(lr: float, epoch: int, epochs: int, steps: int) -> list[float]:
-    """Give the rate of every step of an epoch of a linear warm-up, lr·(1 + step + epoch·steps) /
-    (epochs·steps).
+    """Give the rate of every step of an epoch of a linear warm-up,
+    lr·(1 + step + epoch·steps) / (epochs·steps).
 
     Args:
         lr: the rate of the warm-up's last step.
@@ -84,8 +84,8 @@ def warm_up(lr: float, epoch: int, epochs: int, steps: int) -> list[float]:
 
 @contextlib.contextmanager
 def each_step(optimizer: Optimizer, rates: Sequence[float]) -> Iterator[None]:
-    """Give every step that an optimiser takes meanwhile the next rate; without any rates, leave
-    its own.
+    """Give every step that an optimiser takes meanwhile the next rate;
+    without any rates, leave its own.
     """
     waiting = iter(rates)
     hook = (
@@ -108,15 +108,15 @@ def geometric(start: float, end: float, epochs: int) -> list[float]:
 
 
 def due(epoch: int, every: int, epochs: int) -> bool:
-    """Say whether something that happens `every` so many epochs happens after this one; after
-    the last it does.
+    """Say whether something that happens `every` so many epochs happens after this one;
+    after the last it does.
     """
     return epoch + 1 == epochs or (epoch + 1) % every == 0
 
 
 def set_learning_rate(optimizer: Optimizer, *rates: float) -> None:
-    """Give every parameter group its rate: the same one to all, or one for each group in their
-    order.
+    """Give every parameter group its rate: the same one to all,
+    or one for each group in their order.
     """
     groups = optimizer.param_groups
     for group, lr in zip(groups, rates * len(groups) if len(rates) == 1 else rates, strict=True):

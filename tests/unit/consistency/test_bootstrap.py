@@ -74,8 +74,8 @@ def test_batches_change_nothing(monkeypatch):
 
 
 def test_the_interval_covers_the_truth():
-    """300 intervals of a ratio of sums over images that differ in size; the bounds are five
-    standard errors wide.
+    """300 intervals of a ratio of sums over images that differ in size;
+    the bounds are five standard errors wide.
     """
     found = [bootstrap(ratio, sums(seed=seed), resamples=300)["instability"] for seed in range(300)]
     assert 0.88 < np.mean([interval.low < 0.3 < interval.high for interval in found]) < 0.99
@@ -178,8 +178,8 @@ def test_verdicts(low, high, margin, expected):
 
 
 def test_the_mean_over_fits_is_the_crossed_bootstrap_of_a_mean():
-    """Of numbers that are linear in the sums, the crossed bootstrap and this one give the same
-    intervals.
+    """Of numbers that are linear in the sums,
+    the crossed bootstrap and this one give the same intervals.
     """
     random = np.random.default_rng(0)
     hits = (random.random((6, 400)) < random.uniform(0.5, 0.7, (6, 1))).astype(float)

@@ -11,8 +11,8 @@ from tests.unit.training.pairs import loader_of, maps
 
 @pytest.fixture
 def mixed():
-    """Channels permuted and mixed: a linear map that one layer has to find; 120 pairs to fit, 40
-    held out.
+    """Channels permuted and mixed: a linear map that one layer has to find;
+    120 pairs to fit, 40 held out.
     """
     mixing = torch.linalg.qr(torch.randn(6, 6, generator=torch.Generator().manual_seed(3)))[0]
     x = maps(160)

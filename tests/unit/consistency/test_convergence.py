@@ -9,8 +9,8 @@ from consistency.convergence import AT_END, NOT_AT_END, WIDTH, search
 
 
 def found(error, *, width=0.1, **options):
-    """Search with errors that a function of steps and M gives; give what was found and what was
-    tried.
+    """Search with errors that a function of steps and M gives;
+    give what was found and what was tried.
     """
     tried = []
 

@@ -41,8 +41,8 @@ def member(net, path, state=None, resumed=None):
 
 @pytest.mark.parametrize("kind", ["Adam", "SGD", "Muon"])
 def test_together_is_as_alone(cpu, kind):
-    """The gradient of one member knows nothing of the others, nor does the step of one weight of
-    other weights.
+    """The gradient of one member knows nothing of the others,
+    nor does the step of one weight of other weights.
     """
     together, alone = family_of(1, 3, 3), family_of(1, 3, 3)
     backwards = [False, True, False]

@@ -37,8 +37,8 @@ def pairs_of(x, target, fitted):
 
 @pytest.fixture
 def mixed():
-    """Channels permuted and mixed: a linear map that one layer has to find; 120 pairs to fit, 40
-    held out.
+    """Channels permuted and mixed: a linear map that one layer has to find;
+    120 pairs to fit, 40 held out.
     """
     mixing = torch.linalg.qr(torch.randn(6, 6, generator=torch.Generator().manual_seed(3)))[0]
     x = maps(160)
@@ -53,8 +53,8 @@ def nets(*depths, seed=0, **options):
 @pytest.mark.parametrize("hidden", [0, 4])
 @pytest.mark.parametrize("budget", [SOLVED, Budget(steps=6, batch_size=16)])
 def test_a_linear_map_is_found_at_any_depth_and_width(mixed, cpu, budget, hidden):
-    """Branches add noise to x that W(0) cannot take out; the linear layer takes their place, and
-    says so.
+    """Branches add noise to x that W(0) cannot take out;
+    the linear layer takes their place, and says so.
     """
     one = Fitting(nets(2, 3, hidden=hidden), mixed, budget, cpu).run()
     assert max(one.instabilities()) < 1e-6
@@ -138,8 +138,8 @@ def test_steps_and_spare_channels_find_what_is_not_linear(cpu):
 
 
 def test_a_budget_in_steps_goes_on_where_it_stopped(cpu):
-    """To the bit, in the middle of the schedule, and its last epoch is as short as the budget
-    says.
+    """To the bit, in the middle of the schedule,
+    and its last epoch is as short as the budget says.
     """
     budget, pairs = Budget(steps=25, batch_size=16), planted(160)
     whole = Fitting(nets(3, hidden=3), pairs, budget, cpu).run()

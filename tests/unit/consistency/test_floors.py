@@ -40,8 +40,8 @@ def test_the_floor_is_its_definition_whatever_the_batches():
 
 @pytest.mark.parametrize("per_class", [2, 5, 24])
 def test_true_class_means_explain_all_between_and_nothing_within(per_class):
-    """Uncorrected, the share between is 1 − 1/n_c of what it should be, and worse for the
-    residual.
+    """Uncorrected, the share between is 1 − 1/n_c of what it should be,
+    and worse for the residual.
     """
     found = []
     for seed in range(10):

@@ -17,8 +17,8 @@ PIXELS = torch.arange(2 * 3 * 8 * 8).remainder(256).view(2, 3, 8, 8).to(torch.ui
 
 
 class Planted(nn.Module):
-    """Gives every image the feature that was planted for it: the image's first pixel is its
-    number.
+    """Gives every image the feature that was planted for it:
+    the image's first pixel is its number.
     """
 
     def __init__(self, features):

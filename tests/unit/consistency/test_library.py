@@ -51,8 +51,8 @@ def test_every_function_has_an_example():
 
 
 def test_no_module_hides_a_function():
-    """`consistency.fit` is a function: a module of that name would take its place once it is
-    imported.
+    """`consistency.fit` is a function:
+    a module of that name would take its place once it is imported.
     """
     modules = {path.stem for path in Path(consistency.__file__).parent.glob("*.py")}
     assert not modules & set(consistency.__all__)

@@ -16,8 +16,8 @@ CLOSE = 1e-7  # of sums per channel that are kept as float32
 
 
 def pieces(images=16, dtype=torch.float32, offset=0.0, spread=1.0):
-    """Components (3, N, 5, 4, 3) and a residual that depend on each other; images and channels
-    differ.
+    """Components (3, N, 5, 4, 3) and a residual that depend on each other;
+    images and channels differ.
     """
     generator = torch.Generator().manual_seed(0)
     raw = torch.randn(4, images, 5, 4, 3, generator=generator, dtype=torch.float64)
@@ -42,8 +42,8 @@ def accumulated(components, residual, sizes=RAGGED, numbers=None, constant=None,
 
 
 def by_definition(components, residual, mean):
-    """Covariances of all named vectors from the concatenated arrays, in float64, and variances
-    in each channel.
+    """Covariances of all named vectors from the concatenated arrays,
+    in float64, and variances in each channel.
     """
     orders, rest = components.double().numpy(), residual.double().numpy()
     output = orders.sum(0)

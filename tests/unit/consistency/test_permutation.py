@@ -10,8 +10,8 @@ from utils.errors import InputError
 
 
 def features(images=(30, 12), channels=4, seed=0):
-    """x and a target that is partly a 3×3 convolution of x, for fitting and held-out images;
-    float64.
+    """x and a target that is partly a 3×3 convolution of x,
+    for fitting and held-out images; float64.
     """
     generator = torch.Generator().manual_seed(seed)
     kernel = torch.randn(5, channels, 3, 3, generator=generator, dtype=torch.float64)
@@ -170,8 +170,8 @@ def test_an_image_is_held_against_every_other_one_of_its_class(kernel_size, monk
 
 
 def planted(kind):
-    """x and a target for fitting and held-out images: x itself, its channels in another order,
-    or mixed and widened.
+    """x and a target for fitting and held-out images: x itself,
+    its channels in another order, or mixed and widened.
     """
     x_fit, _, x_held, _ = features((60, 30))
     rotation = torch.linalg.qr(torch.randn(9, 4, generator=torch.Generator().manual_seed(0)))[0]

@@ -16,8 +16,8 @@ from utils.errors import InputError
 
 
 def pair(rows=200, p=8, q=6, shared=3, seed=0):
-    """Vectors (rows, p) and (rows, q), whose first channels are mixtures of each other, with
-    means; float64.
+    """Vectors (rows, p) and (rows, q),
+    whose first channels are mixtures of each other, with means; float64.
     """
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(rows, p, generator=generator, dtype=torch.float64) * torch.linspace(2, 0.1, p)

@@ -12,8 +12,8 @@ from utils.errors import InputError
 
 
 def maps(images, channels, size=(6, 5), seed=0):
-    """Maps (N, C, H, W) of channels that depend on each other and differ in size; neighbours
-    resemble each other.
+    """Maps (N, C, H, W) of channels that depend on each other and differ in size;
+    neighbours resemble each other.
     """
     generator = torch.Generator().manual_seed(seed)
     mixing = torch.randn(channels, channels, generator=generator) * torch.linspace(0.2, 2, channels)
@@ -36,8 +36,8 @@ def patches(inputs, kernel_size):
 
 
 def by_scikit_learn(inputs, targets, kernel_size, share, constant=False):
-    """The weights (C', C, k, k) and constants (C',) of scikit-learn's Ridge on all unfolded
-    patches.
+    """The weights (C', C, k,
+    k) and constants (C',) of scikit-learn's Ridge on all unfolded patches.
     """
     rows = patches(inputs, kernel_size).flatten(0, 1).numpy()
     wanted = targets.double().permute(0, 2, 3, 1).flatten(0, 2).numpy()
@@ -79,8 +79,8 @@ def test_the_sums_are_those_of_unfolded_patches(kernel_size, size):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_sums_are_taken_in_float64(dtype):
-    """Products of the stored numbers lose nothing: the sums are those of the same numbers as
-    float64.
+    """Products of the stored numbers lose nothing:
+    the sums are those of the same numbers as float64.
     """
     inputs = maps(4, 3).to(dtype)
     found = accumulated(inputs, inputs)
@@ -242,8 +242,8 @@ def test_a_plain_is_not_walked_over():
 
 
 def peak_bytes(function):
-    """The most bytes of tensors that are alive at one time while a function runs, as PyTorch
-    counts them.
+    """The most bytes of tensors that are alive at one time while a function runs,
+    as PyTorch counts them.
     """
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True

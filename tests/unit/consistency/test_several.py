@@ -48,8 +48,8 @@ def test_directions_of_other_images_are_refused():
 
 
 def errors(nets=6, images=300, seed=0, of_nets=0.05):
-    """Sums (M, M, N, 2) of pairs whose instabilities differ by net: the mean over a recipe is
-    0.4.
+    """Sums (M, M, N, 2) of pairs whose instabilities differ by net:
+    the mean over a recipe is 0.4.
     """
     generator = np.random.default_rng(seed)
     levels = 0.2 + of_nets * generator.normal(size=(2, nets))

@@ -22,8 +22,8 @@ SHAPES = [{}, {"rows": 30, "p": 70, "q": 50}, {"p": 12, "q": 60}]
 
 
 def pair(rows=120, p=12, q=9, shared=4, seed=0):
-    """Rows (n, p) and (n, q), of which some columns are mixtures of each other; float64, with
-    means.
+    """Rows (n, p) and (n, q),
+    of which some columns are mixtures of each other; float64, with means.
     """
     generator = torch.Generator().manual_seed(seed)
     sizes = torch.linspace(2, 0.2, p, dtype=torch.float64)

@@ -74,8 +74,8 @@ def test_a_wheel_holds_all_files_and_needs_all_libraries(tmp_path):
 
 
 def command(words, folder):
-    """Run the command as its entry does, whose first place to look for modules is not the
-    folder.
+    """Run the command as its entry does,
+    whose first place to look for modules is not the folder.
     """
     module, _, function = project()["project"]["scripts"]["knowledge-consistency"].partition(":")
     path = [str(ROOT), *(entry for entry in sys.path if entry and "site-packages" in entry)]

@@ -56,8 +56,8 @@ def place(seed, epoch, index, padding=4):
 
 
 def places(count, *, epoch=0, seed=0, first=0):
-    """The places of many images, read off what becomes of a picture whose pixels are their own
-    coordinates.
+    """The places of many images,
+    read off what becomes of a picture whose pixels are their own coordinates.
     """
     steps = torch.arange(1, 17, dtype=torch.uint8)
     map_of_places = torch.stack(
@@ -136,8 +136,8 @@ def test_every_image_is_padded_cropped_and_flipped_as_its_number_says(mode, size
 
 
 def test_the_draws_never_change():
-    """A run that goes on under a later version crops as before: the numbers of the first
-    version.
+    """A run that goes on under a later version crops as before:
+    the numbers of the first version.
     """
     first = [[3, 0, 0], [3, 4, 0], [6, 7, 1], [2, 5, 1], [8, 0, 0], [0, 1, 0]]
     assert places(6, epoch=7, seed=42).tolist() == first
@@ -157,8 +157,8 @@ def test_an_image_is_cropped_alike_in_any_batch():
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_processes_crop_as_one(world_size):
-    """A loader's shares: every image is cropped as when one process sees them all, the padding's
-    repeats too.
+    """A loader's shares: every image is cropped as when one process sees them all,
+    the padding's repeats too.
     """
 
     class Pictures(torch.utils.data.Dataset):

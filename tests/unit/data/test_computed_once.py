@@ -31,8 +31,8 @@ def expected(data):
 
 @pytest.fixture
 def store(photos, cpu, tmp_path):
-    """A function that stores the photos' channel means; further functions and places may be
-    chosen.
+    """A function that stores the photos' channel means;
+    further functions and places may be chosen.
     """
 
     def run(function=channel_means, shape=(3,), runtime=cpu, batch_size=5):

@@ -111,8 +111,8 @@ def test_a_hundred_thousand_images_take_few_megabytes(tmp_path):
 
 @pytest.fixture
 def counted(monkeypatch):
-    """Keep the hashes of small folders, too, of files however young; gives the files that are
-    read.
+    """Keep the hashes of small folders, too,
+    of files however young; gives the files that are read.
     """
     monkeypatch.setattr(contents, "WORTH_KEEPING", 0)
     monkeypatch.setattr(contents, "UNSETTLED_NS", 0)

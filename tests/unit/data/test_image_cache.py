@@ -193,8 +193,8 @@ print(status_bytes("VmHWM") - before)
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the peak is read from /proc")
 @pytest.mark.parametrize("mode", ["ram", "disk"])
 def test_memory_grows_by_the_pixels_and_a_constant(tmp_path, mode):
-    """900 images of 256 px are 177 MB; the threads with their chunks (6 MB each) take less than
-    45 MB beside.
+    """900 images of 256 px are 177 MB;
+    the threads with their chunks (6 MB each) take less than 45 MB beside.
     """
     folder = make_folder(tmp_path / "photos", {"a": 30})
     for copy in range(1, 30):

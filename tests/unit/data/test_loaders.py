@@ -67,8 +67,8 @@ def test_an_evaluation_is_shared_out_exactly(length, world_size):
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 @pytest.mark.parametrize("length", [1, 2, 3, 4, 7, 8, 9, 17])
 def test_training_is_shared_out_evenly(length, world_size):
-    """Every process takes as many steps, on different samples but for the padding, and all see
-    the whole set.
+    """Every process takes as many steps,
+    on different samples but for the padding, and all see the whole set.
     """
     parts = shares(length, world_size, shuffle=True)
     assert {len(part) for part in parts} == {-(-length // world_size)}

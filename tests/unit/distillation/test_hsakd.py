@@ -150,8 +150,8 @@ def test_the_whole_set_and_impossible_shares():
 
 
 def test_training_images_are_chosen_by_the_archives_order_and_held_out_of_them():
-    """Files are named by their place in the archive; folders of classes put them in another
-    order.
+    """Files are named by their place in the archive;
+    folders of classes put them in another order.
     """
     labels_in_archive = np.arange(40) % 2
     places = [*range(0, 40, 2), *range(1, 40, 2)]  # class by class

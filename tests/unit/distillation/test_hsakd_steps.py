@@ -123,8 +123,8 @@ ARCHS += [
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """Two real images of the archive where there is one, of its classes 2 and 0; else random
-    ones.
+    """Two real images of the archive where there is one,
+    of its classes 2 and 0; else random ones.
     """
     if "KC_REAL_DATA" not in os.environ:
         return torch.randint(

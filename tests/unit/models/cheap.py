@@ -21,8 +21,8 @@ def save(path, contents, zipped=True):
 
 
 def untrained(arch, num_classes=5):
-    """The network with cheap random weights: torchvision's own initialisation of a VGG takes
-    seconds.
+    """The network with cheap random weights:
+    torchvision's own initialisation of a VGG takes seconds.
     """
     if arch.startswith("swin"):  # its integer buffers are tables
         return torchvision.models.get_model(arch, num_classes=num_classes)

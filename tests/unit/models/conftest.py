@@ -1,5 +1,5 @@
-"""What the tests of the models share: an empty cache of weights, an untrained ResNet-18, a small
-net to prune.
+"""What the tests of the models share: an empty cache of weights,
+an untrained ResNet-18, a small net to prune.
 """
 
 import urllib.error

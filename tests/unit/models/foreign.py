@@ -1,5 +1,5 @@
-"""Nets as other people write them: every usual way to take the number of classes and to give the
-logits.
+"""Nets as other people write them:
+every usual way to take the number of classes and to give the logits.
 """
 
 from collections import namedtuple

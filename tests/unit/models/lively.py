@@ -18,8 +18,8 @@ def maps(images, channels, size=6, seed=0):
 
 
 def lively(*shape, seed=0, **options) -> Any:
-    """A Trans-Net in evaluation mode with different p, learned norms and running statistics that
-    are not initial.
+    """A Trans-Net in evaluation mode with different p,
+    learned norms and running statistics that are not initial.
     """
     torch.manual_seed(seed)
     net: Any = TransNet(*shape, **options)

@@ -16,8 +16,8 @@ class SmallNet(nn.Module):
 
 
 def train(net, after_step=lambda *_: None, steps=4):
-    """Take steps of SGD with momentum and weight decay, both of which move weights that have no
-    gradient.
+    """Take steps of SGD with momentum and weight decay,
+    both of which move weights that have no gradient.
     """
     optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9, weight_decay=0.1)
     optimizer.register_step_post_hook(after_step)

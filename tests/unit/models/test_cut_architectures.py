@@ -1,5 +1,5 @@
-"""Networks of timm, of families with layers of their own: a cut one is the plain one. And where
-channels are last.
+"""Networks of timm, of families with layers of their own:
+a cut one is the plain one. And where channels are last.
 """
 
 import pytest
@@ -55,8 +55,8 @@ def test_a_cut_network_of_timm_is_the_plain_one(arch, layer, shape):
 
 
 class Last(nn.Module):
-    """Maps whose channels are last, (N, H, W, C), between two convolutions; both sides of a map
-    are as long as C.
+    """Maps whose channels are last, (N, H, W, C),
+    between two convolutions; both sides of a map are as long as C.
     """
 
     def __init__(self, image_size=None):

@@ -94,8 +94,8 @@ def test_a_tapped_net_knows_its_layers(nets):
 
 
 def test_what_an_option_says_of_the_axes_holds_wherever_the_net_is_opened(nets):
-    """Read as (N, H, W, C), maps (N, 4, 8, 8) have 8 channels of 4 × 8; the record of the net
-    says so.
+    """Read as (N, H, W, C), maps (N, 4, 8,
+    8) have 8 channels of 4 × 8; the record of the net says so.
     """
     plain, moved = (
         open_net(nets[0], None, Layer(LAYER, channels_last=last)) for last in (None, True)

@@ -1,5 +1,5 @@
-"""What people write in a forward pass: each of these is cut right, or refused by the line that
-is in the way.
+"""What people write in a forward pass: each of these is cut right,
+or refused by the line that is in the way.
 """
 
 import copy

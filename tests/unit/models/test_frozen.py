@@ -31,8 +31,8 @@ def thin_vgg(batch_norm):
 
 
 def untrained(arch):
-    """The network in float64 with weights that keep a signal's magnitude, and BatchNorms that
-    are no identity.
+    """The network in float64 with weights that keep a signal's magnitude,
+    and BatchNorms that are no identity.
     """
     with torch.device("meta"):
         model = (

@@ -41,8 +41,8 @@ CLASSES = ["red", "green"]
 
 
 def test_flops_are_those_of_the_convolutions_up_to_the_layer():
-    """resnet18's first convolution: 3 · 7² products and sums for each of 64 · 32² values, at 64
-    pixels.
+    """resnet18's first convolution:
+    3 · 7² products and sums for each of 64 · 32² values, at 64 pixels.
     """
     first = NetSource("resnet18", "conv1")
     known = Provenance(first, first, classes=CLASSES, transform={"image_size": 64})

@@ -74,8 +74,8 @@ def test_a_centroid_moves_by_the_sum_of_its_members_gradients():
 
 
 class CodebookNet(nn.Module):
-    """What `SmallNet` is once its weights are shared, with the centroids as parameters: the
-    first of each is zero.
+    """What `SmallNet` is once its weights are shared,
+    with the centroids as parameters: the first of each is zero.
     """
 
     def __init__(self, net, labels):
@@ -133,8 +133,8 @@ def test_shared_weights_are_trained_as_a_codebook_of_parameters(net, optimizer_c
 
 
 def test_members_stay_equal_where_the_optimiser_rounds_them_differently():
-    """A fused step computes whole vectors and what remains of a layer by instructions that round
-    differently.
+    """A fused step computes whole vectors and what remains
+    of a layer by instructions that round differently.
     """
     torch.manual_seed(29)
     net = nn.Linear(37, 52)

@@ -1,5 +1,5 @@
-"""Known answers of standardised Trans-Nets whose last layer is solved: what a number means
-without a fit in the way.
+"""Known answers of standardised Trans-Nets whose last layer is solved:
+what a number means without a fit in the way.
 """
 
 from itertools import pairwise
@@ -49,8 +49,8 @@ def solution_of(net, x, target):
 
 
 def solve(net, x, target, linear=True):
-    """Set what is solved; where the linear map alone leaves less, that. Returns the error on
-    held-out folds.
+    """Set what is solved; where the linear map alone leaves less,
+    that. Returns the error on held-out folds.
     """
     solution = solution_of(net, x, target)
     if linear:
@@ -63,8 +63,8 @@ def solve(net, x, target, linear=True):
 
 
 def fit(net, x, target, epochs=60, lr=5e-2):
-    """Solve, train by Adam on the standardised MSE, the learning rate falling by two decades,
-    and solve again.
+    """Solve, train by Adam on the standardised MSE,
+    the learning rate falling by two decades, and solve again.
     """
     solve(net, x, target, linear=False)
     optimizer = torch.optim.Adam(net.train().parameters(), lr)
@@ -120,8 +120,8 @@ def test_channels_that_are_permuted_or_mixed_linearly_are_reconstructed_without_
 
 
 def test_an_even_function_of_order_1_is_gained_at_depth_2():
-    """|z| has no linear part, one ReLU gives all of it, a second one nothing more: gains of
-    held-out R² by depth.
+    """|z| has no linear part, one ReLU gives all of it,
+    a second one nothing more: gains of held-out R² by depth.
     """
     generator = torch.Generator().manual_seed(2)
     z = torch.randn(300, 2, 6, 6, generator=generator)
@@ -153,8 +153,8 @@ def test_shuffled_pairs_leave_everything():
 
 @pytest.mark.parametrize("layers", [1, 3])
 def test_the_targets_scale_is_no_knowledge(layers):
-    """Without standards the same target times 0.03 … 20 gives anything; solved with them, one
-    number.
+    """Without standards the same target times 0.03 … 20 gives anything;
+    solved with them, one number.
     """
     x = maps(5)
     target = x[:, :3].relu() + 0.3 * maps(3, seed=4)
@@ -168,8 +168,8 @@ def test_the_targets_scale_is_no_knowledge(layers):
 
 
 def test_the_linear_reference_is_the_solved_net_of_one_layer():
-    """Its error is what the best linear map leaves; a deep net with the same standards starts
-    from no worse.
+    """Its error is what the best linear map leaves;
+    a deep net with the same standards starts from no worse.
     """
     x = maps(5)
     weight = torch.randn(4, 5, 3, 3, generator=torch.Generator().manual_seed(5))

@@ -160,8 +160,8 @@ def test_feature_shape_refuses_what_is_no_size_or_no_feature():
 
 
 class Shifted(torch.nn.Module):
-    """Holds a tensor that is neither a parameter nor a buffer, which no form without values
-    replaces.
+    """Holds a tensor that is neither a parameter nor a buffer,
+    which no form without values replaces.
     """
 
     def __init__(self):

@@ -12,8 +12,8 @@ from models.stages import place_of, stages, stages_of
 
 
 class Inverted(nn.Module):
-    """An inverted residual: what shrinks the map stands in its middle, behind a layer that
-    widens it.
+    """An inverted residual: what shrinks the map stands in its middle,
+    behind a layer that widens it.
     """
 
     def __init__(self, width, stride):

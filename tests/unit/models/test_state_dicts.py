@@ -1,5 +1,5 @@
-"""Which tensors of a file are a net's: wrappers, dictionaries of training scripts, old names,
-ties, buffers.
+"""Which tensors of a file are a net's: wrappers,
+dictionaries of training scripts, old names, ties, buffers.
 """
 
 import argparse
@@ -29,8 +29,8 @@ PLAIN = "tests.unit.models.foreign:plain"
 
 
 class Odd(nn.Module):
-    """A net whose own names look like wrappers and masks, with a tied weight and a buffer that
-    no file has.
+    """A net whose own names look like wrappers and masks,
+    with a tied weight and a buffer that no file has.
     """
 
     def __init__(self, num_classes):

@@ -16,8 +16,8 @@ from utils.training.losses import order_penalty
 
 @torch.no_grad()
 def by_definition(net, x):
-    """g(x) and every x(k) as Eq. 1 and 3 write them, in float64 and one component after the
-    other.
+    """g(x) and every x(k) as Eq. 1 and 3 write them,
+    in float64 and one component after the other.
     """
 
     def divisor(scale, h):
@@ -172,8 +172,8 @@ def test_a_constant_map_does_not_explode():
 
 
 def test_no_gradient_flows_through_instance_divisors():
-    """With constant divisors g is positively homogeneous in x, so ⟨∇g, x⟩ = g; a gradient
-    through Σ would give 0.
+    """With constant divisors g is positively homogeneous in x,
+    so ⟨∇g, x⟩ = g; a gradient through Σ would give 0.
     """
     net = lively(4, 3)
     x = maps(2, 4).requires_grad_()
@@ -192,8 +192,8 @@ def test_batch_statistics_know_the_gradient_in_training():
 
 
 def test_a_batch_of_one_vector_leaves_batch_statistics_alone():
-    """The ragged last batch of fully-connected features may have one value a channel, which has
-    no deviation.
+    """The ragged last batch of fully-connected features may have one value a channel,
+    which has no deviation.
     """
     net = lively(4, 3, kernel_size=1, norm="batch").train()
     before = {name: value.clone() for name, value in net.state_dict().items()}

@@ -16,8 +16,8 @@ from utils.training.losses import order_penalty
 
 
 def unit_maps(images, channels, size=6, seed=0):
-    """Maps that already have the standard deviation 1: dividing by it is then nearly the
-    identity.
+    """Maps that already have the standard deviation 1:
+    dividing by it is then nearly the identity.
     """
     x = torch.randn(images, channels, size, size, generator=torch.Generator().manual_seed(seed))
     return x / x.std((2, 3), keepdim=True)
@@ -88,8 +88,8 @@ def test_shuffled_pairs_leave_everything():
 
 
 def planted(order, norm):
-    """A teacher whose output is its order-`order` component alone, with that output computed by
-    hand.
+    """A teacher whose output is its order-`order` component alone,
+    with that output computed by hand.
 
     x is zero but in its first two channels; every layer reads only the channels that the layer
     before wrote.

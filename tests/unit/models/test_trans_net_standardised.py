@@ -1,5 +1,5 @@
-"""Trans-Nets of standardised features: the same equations, the last layer's input, the linear
-reference.
+"""Trans-Nets of standardised features: the same equations,
+the last layer's input, the linear reference.
 """
 
 from typing import Any

@@ -1,5 +1,5 @@
-"""The official layouts of small images in miniature: CIFAR as Python 2 pickled it, STL-10's
-bytes, TinyImageNet.
+"""The official layouts of small images in miniature:
+CIFAR as Python 2 pickled it, STL-10's bytes, TinyImageNet.
 """
 
 import io
@@ -18,8 +18,8 @@ WNIDS = ["n01443537", "n01629819", "n02094433"]
 
 
 class _AsPython2(pickle._Pickler):  # type: ignore[name-defined]
-    """Writes strings and bytes both as the strings of Python 2, which name no function as Python
-    3's bytes do.
+    """Writes strings and bytes both as the strings of Python 2,
+    which name no function as Python 3's bytes do.
     """
 
     dispatch = pickle._Pickler.dispatch.copy()  # type: ignore[attr-defined]
@@ -64,8 +64,8 @@ def make_cifar100(
 
 
 def make_cifar10(root: Path) -> Path:
-    """cifar-10-batches-py: batches.meta, five training batches of two images and a test batch of
-    three.
+    """cifar-10-batches-py: batches.meta,
+    five training batches of two images and a test batch of three.
     """
     root.mkdir(parents=True)
     names = [
@@ -110,8 +110,8 @@ def make_stl10(root: Path) -> Path:
 
 
 def make_tiny_imagenet(root: Path) -> Path:
-    """tiny-imagenet-200 of three classes: two training photos each, three for validation, one
-    without a label.
+    """tiny-imagenet-200 of three classes: two training photos each,
+    three for validation, one without a label.
     """
     for number, wnid in enumerate(WNIDS):
         for photo in range(2):

@@ -49,8 +49,8 @@ def in_archive_order(listing, split) -> list[str]:
 
 
 def as_torchvision(dataset, root, monkeypatch):
-    """What torchvision reads of a split's official files, whose checksums are not the official
-    ones.
+    """What torchvision reads of a split's official files,
+    whose checksums are not the official ones.
     """
     module = {"STL10": torchvision.datasets.stl10}.get(dataset, torchvision.datasets.cifar)
     monkeypatch.setattr(module, "check_integrity", lambda *_: True)

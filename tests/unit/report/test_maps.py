@@ -20,8 +20,8 @@ from utils.report.maps import (
 
 @pytest.fixture
 def maps():
-    """x (2, 4, 6) strong and of fewer channels than the target (5, 4, 6), and three components
-    of it.
+    """x (2, 4, 6) strong and of fewer channels than the target (5,
+    4, 6), and three components of it.
     """
     generator = torch.Generator().manual_seed(0)
     x, target = (
@@ -186,8 +186,8 @@ def test_other_tokens_are_one_picture_and_maps_and_vectors_stay():
 
 @pytest.mark.parametrize("others", [0, 1])
 def test_a_vision_transformers_tokens_are_drawn_as_maps(others):
-    """Tokens as `as_maps` gives them, with the class token and without: every cell shows the
-    grid of patches.
+    """Tokens as `as_maps` gives them, with the class token and without:
+    every cell shows the grid of patches.
     """
     torch.manual_seed(0)
     x, target = torch.randn(2, 6, others + 9, 1), torch.randn(2, 6, others + 9, 1)

@@ -1,5 +1,5 @@
-"""The page of a run: nothing from elsewhere, nothing unescaped, and no other number than the
-run's.
+"""The page of a run: nothing from elsewhere,
+nothing unescaped, and no other number than the run's.
 """
 
 import json

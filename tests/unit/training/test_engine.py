@@ -128,8 +128,8 @@ def test_an_evaluation_that_missed_samples_is_an_error(cpu):
 
 
 def test_an_epoch_repeats_whatever_came_before(cpu):
-    """Order and dropout of an epoch depend on (seed, epoch) alone, so a resumed run goes on as
-    if never stopped.
+    """Order and dropout of an epoch depend on (seed,
+    epoch) alone, so a resumed run goes on as if never stopped.
     """
 
     def run(epochs):

@@ -32,8 +32,8 @@ def is_normal(weight, std):
 
 
 def is_uniform(weight, bound, few=False):
-    """In ±bound, up to rounding; of a few numbers the largest is less near it and the deviation
-    less sure.
+    """In ±bound, up to rounding;
+    of a few numbers the largest is less near it and the deviation less sure.
     """
     deviation = weight.std().item() * math.sqrt(3) / bound
     return (

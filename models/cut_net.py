@@ -63,6 +63,7 @@ class CutNet:
         # Pixels that it was cut for, where its code depends on them
         self.image_size: int | None = None
         self.form = self.taps if tapped else self.head
+        self._shapes: dict[int, list[Shape]] = {}  # by image size, once they were measured
         self._is_fast: bool | None = None  # whether `frozen` is fast; None: nothing was proven
 
     @property
@@ -117,6 +118,8 @@ class CutNet:
 
         A net whose code depends on the size of the images is cut anew for this one.
         """
+        if image_size in self._shapes:
+            return self._shapes[image_size]
         forms = (self.form,) if self.tapped else (self.head, self.tail)
         if any(form.meta.get("image_size", image_size) != image_size for form in forms):
             try:
@@ -124,9 +127,13 @@ class CutNet:
             except InputError:
                 if "image_size" in self.form.meta:
                     raise  # else the net's end alone does not take them, and its features are right
-        if self.tapped:
-            return feature_shapes(self.taps, image_size)
-        return [feature_shape(self.head, image_size)]
+        shapes = (
+            feature_shapes(self.taps, image_size)
+            if self.tapped
+            else [feature_shape(self.head, image_size)]
+        )
+        self._shapes = {image_size: shapes}  # of the size that the net is cut for now
+        return shapes
 
     def _cut_for(self, image_size: int) -> None:
         """Cut the net anew, for images of S pixels to a side."""

@@ -18,7 +18,8 @@ class DType:
 
     def __init__(self, code: str, *_: Any):
         if not isinstance(code, str) or not re.fullmatch("[fiub][1248]", code):
-            raise pickle.UnpicklingError(f"Unsupported numpy type {code}")
+            # In the words of PyTorch, by which a reader of files names what it refuses
+            raise pickle.UnpicklingError(f"Unsupported GLOBAL numpy.dtype[{code}] here")
         self.numpy = np.dtype(code)
 
     def __setstate__(self, state: Any) -> None:

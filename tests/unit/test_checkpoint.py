@@ -2,6 +2,7 @@ import os
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -142,3 +143,23 @@ def test_a_full_disk_is_one_sentence_and_leaves_what_was_there(tmp_path, monkeyp
         checkpoint.save(path, {"epoch": 2})
     assert checkpoint.load(path) == {"epoch": 1}
     assert [file.name for file in tmp_path.iterdir()] == ["net.pth.tar"]
+
+
+def test_numpys_numbers_are_read_and_its_objects_refused(tmp_path):
+    """An array of objects over chosen bytes would be pointers of the file's making."""
+    path = tmp_path / "net.pth.tar"
+    state = {
+        "epoch": np.int64(3),
+        "curve": [np.array([[1.5, 2.5]])],
+        "big": np.arange(3, dtype=">i2"),
+    }
+    torch.save(state, path)
+    read = checkpoint.load(path)
+    assert read["epoch"] == 3
+    assert torch.equal(read["curve"][0], torch.tensor([[1.5, 2.5]], dtype=torch.float64))
+    assert read["big"].tolist() == [0, 1, 2]
+    for value in (np.array([object], dtype="O"), np.zeros(2, dtype=[("a", "O")]), np.dtype("O")):
+        torch.save({"epoch": value}, path)
+        with pytest.raises(InputError, match=r"net\.pth\.tar .*numpy\.dtype") as refused:
+            checkpoint.load(path)
+        assert "\n" not in str(refused.value)

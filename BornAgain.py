@@ -13,47 +13,34 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
-
-from distillation.born_again import distillation_loss
-from distillation.teacher import Teacher, teacher_logits
-from models.classifiers import build, check_reloads, classifier_record, read_classifier
-from models.frozen import freeze_for_inference
-from models.layers import usual_layer
-from models.logits import check_logits, has_unused_parameters
-from utils import opening, options, runs
-from utils.data.batches import Preprocessing
-from utils.data.images import ImageData, check_outputs
-from utils.files import sha256
-from utils.normalisation import recorded_normalisation
-from utils.parser import Namespace, Parser, real, whole
-from utils.pixels import FromPixels
-from utils.runtime import Runtime, command, seed_everything
-from utils.training.classification import classify, known_hits, validate
-from utils.training.engine import train_one_epoch
-from utils.training.losses import classification_loss
-from utils.training.metrics import accuracies_percent, main_accuracy
-from utils.training.run import Run
-from utils.training.schedules import geometric, set_learning_rate
-
-# `arch` is each generation's own
-NOT_RECORDED = ("generations", "start_gen", "gpu_teacher", "student_arch")
+from utils import options
+from utils.command import answer_early, command
+from utils.parser import Namespace, Parser, architecture, checkpoint_or_auto, real, whole
 
 
 def build_parser() -> Parser:
     """Declare this step's options."""
     parser = Parser(
-        __doc__, "python BornAgain.py --start_gen 1 --resume TEACHER.pth.tar -a vgg16_bn --lr 0.01"
+        __doc__,
+        "python BornAgain.py --start_gen 1 --resume TEACHER.pth.tar -a vgg16_bn --lr 0.01",
+        check=check_options,
     )
     group = parser.add_argument_group("series")
     group.add_argument(
-        "-a", "--arch", help=f"{options.ARCHS}; default: the teacher's, or {options.ARCH}"
+        "-a",
+        "--arch",
+        type=architecture,
+        help=f"{options.ARCHS}; default: the teacher's, or {options.ARCH}",
     )
     group.add_argument(
-        "--student_arch", metavar="ARCH", help="of the series, where it is not the teacher's"
+        "--student_arch",
+        type=architecture,
+        metavar="ARCH",
+        help="of the series, where it is not the teacher's",
     )
     group.add_argument(
         "--resume",
+        type=checkpoint_or_auto,
         default="",
         metavar="T",
         help="first one's teacher; none or auto: the series' own",
@@ -93,7 +80,7 @@ def build_parser() -> Parser:
     return parser
 
 
-def check(args: Namespace, parser: Parser) -> None:
+def check_options(parser: Parser, args: Namespace) -> None:
     """Refuse values that make no series."""
     if args.start_gen >= args.generations:
         parser.error(
@@ -106,6 +93,36 @@ def check(args: Namespace, parser: Parser) -> None:
         parser.error(
             "--student_arch is of nets that learn from another one: name that by --resume TEACHER"
         )
+
+
+# Help, a wrong option and a missing file are answered before PyTorch is loaded, which takes seconds.
+if __name__ == "__main__":
+    answer_early(build_parser())
+
+from torch import Tensor, nn
+
+from distillation.born_again import distillation_loss
+from distillation.teacher import Teacher, teacher_logits
+from models.classifiers import build, check_reloads, classifier_record, read_classifier
+from models.frozen import freeze_for_inference
+from models.layers import usual_layer
+from models.logits import check_logits, has_unused_parameters
+from utils import opening, runs
+from utils.data.batches import Preprocessing
+from utils.data.images import ImageData, check_outputs
+from utils.files import sha256
+from utils.normalisation import recorded_normalisation
+from utils.pixels import FromPixels
+from utils.runtime import Runtime, seed_everything
+from utils.training.classification import classify, known_hits, validate
+from utils.training.engine import train_one_epoch
+from utils.training.losses import classification_loss
+from utils.training.metrics import accuracies_percent, main_accuracy
+from utils.training.run import Run
+from utils.training.schedules import geometric, set_learning_rate
+
+# `arch` is each generation's own
+NOT_RECORDED = ("generations", "start_gen", "gpu_teacher", "student_arch")
 
 
 def generation_path(args: Namespace, arch: str, generation: int) -> Path:
@@ -276,7 +293,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the step."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    check(args, parser)
     runtime = opening.start(args)
     teacher = first_teacher(args)
     model, state = read_classifier(teacher, args.arch) if teacher else (None, {})

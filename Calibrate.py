@@ -19,55 +19,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch.utils.data import Subset
-
-from consistency import calibration, reconstruction
-from consistency.bootstrap import bootstrap
-from consistency.budget import Budget
-from consistency.calibration import instability_of
-from consistency.fitting import Fitting, Pairs
-from consistency.permutation import calibrate_linear
-from consistency.position_similarity import linear_cka, procrustes, ridge_r2, svcca
-from consistency.similarity import ImageRows, image_rows, image_similarities
-from consistency.trans_nets import check_fit
-from models.cut_net import untrained_net
-from models.pair import read_stored
-from models.split import as_maps
-from models.trans_net import TransNet, build_from_state
-from models.untrained import set_statistics
-from utils import checkpoint, opening, options
-from utils.errors import InputError
-from utils.features.nets import doubts
-from utils.features.pairing import Pairing, Parts, Side, classes_of
-from utils.files import sha256
-from utils.parser import Namespace, Parser, result_file, some_path, whole
-from utils.provenance import Provenance
-from utils.report.results import holds_results
-from utils.report.tables import calibration_table, save_report
-from utils.runtime import Runtime, command, seed_everything
-
-THIS, NULL, UNFITTED = "this Trans-Net", "null: shuffled within the class", "null: g untrained"
-NULL_OF_ALL, CEILING = "null: shuffled over all images", "ceiling: A → A"
-PERMUTED_SIMILARITIES = 39  # at most: each takes decompositions; enough for a p of 0.025
-
-
-class Fitted(NamedTuple):
-    """What a fit left.
-
-    Attributes:
-        errors: every held-out image's part of Var(x*) and Var(x_Δ), (N, 2).
-        linear: what the linear reference leaves of the variance; None: nobody asked.
-        steps: of the optimiser; None: the Trans-Net's file does not say.
-        is_linear: the linear layer took the Trans-Net's place.
-    """
-
-    errors: NDArray[np.float64]
-    linear: float | None
-    steps: int | None
-    is_linear: bool
+from utils import options
+from utils.command import answer_early, command
+from utils.parser import (
+    Namespace,
+    Parser,
+    architecture,
+    checkpoint_file,
+    feature_folder,
+    result_file,
+    whole,
+)
 
 
 def build_parser() -> Parser:
@@ -77,14 +39,14 @@ def build_parser() -> Parser:
     group.add_argument(
         "--convOut_path",
         required=True,
-        type=some_path,
+        type=feature_folder,
         metavar="FOLDER",
         help="train and val features",
     )
     group.add_argument(
         "--transnet",
         required=True,
-        type=some_path,
+        type=checkpoint_file,
         metavar="FILE",
         help="the Trans-Net, one of ours",
     )
@@ -106,10 +68,13 @@ def build_parser() -> Parser:
     group = parser.add_argument_group("images, for untrained nets")
     options.add_image_folders(group)
     group.add_argument(
-        "-a", "--arch", help="architecture of both, needed where that is your own code"
+        "-a",
+        "--arch",
+        type=architecture,
+        help="architecture of both, needed where that is your own code",
     )
-    group.add_argument("--arch_A", help="architecture of A; overrides --arch")
-    group.add_argument("--arch_B", help="architecture of B; overrides --arch")
+    group.add_argument("--arch_A", type=architecture, help="architecture of A; overrides --arch")
+    group.add_argument("--arch_B", type=architecture, help="architecture of B; overrides --arch")
     group = parser.add_argument_group("results")
     group.add_argument(
         "--json", type=result_file(), metavar="FILE", help="write everything as JSON"
@@ -124,6 +89,60 @@ def build_parser() -> Parser:
     options.add_run_options(parser)
     parser.set_defaults(dataset=None, print_freq=10)
     return parser
+
+
+# Help, a wrong option and a missing file are answered before PyTorch is loaded, which takes seconds.
+if __name__ == "__main__":
+    answer_early(build_parser())
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Subset
+
+from consistency import calibration, reconstruction
+from consistency.bootstrap import bootstrap
+from consistency.budget import Budget
+from consistency.calibration import instability_of
+from consistency.fitting import Fitting, Pairs
+from consistency.permutation import calibrate_linear
+from consistency.position_similarity import linear_cka, procrustes, ridge_r2, svcca
+from consistency.similarity import ImageRows, image_rows, image_similarities
+from consistency.trans_nets import check_fit
+from models.cut_net import untrained_net
+from models.pair import read_stored
+from models.split import as_maps
+from models.trans_net import TransNet, build_from_state
+from models.untrained import set_statistics
+from utils import checkpoint, opening
+from utils.errors import InputError
+from utils.features.nets import doubts
+from utils.features.pairing import Pairing, Parts, Side, classes_of
+from utils.files import sha256
+from utils.provenance import Provenance
+from utils.report.results import holds_results
+from utils.report.tables import calibration_table, save_report
+from utils.runtime import Runtime, seed_everything
+
+THIS, NULL, UNFITTED = "this Trans-Net", "null: shuffled within the class", "null: g untrained"
+NULL_OF_ALL, CEILING = "null: shuffled over all images", "ceiling: A → A"
+PERMUTED_SIMILARITIES = 39  # at most: each takes decompositions; enough for a p of 0.025
+
+
+class Fitted(NamedTuple):
+    """What a fit left.
+
+    Attributes:
+        errors: every held-out image's part of Var(x*) and Var(x_Δ), (N, 2).
+        linear: what the linear reference leaves of the variance; None: nobody asked.
+        steps: of the optimiser; None: the Trans-Net's file does not say.
+        is_linear: the linear layer took the Trans-Net's place.
+    """
+
+    errors: NDArray[np.float64]
+    linear: float | None
+    steps: int | None
+    is_linear: bool
 
 
 def budget_of(args: Namespace, state: checkpoint.State) -> tuple[Namespace, Budget]:

@@ -11,38 +11,35 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from torch import nn
-
-from models.classifiers import read_classifier
-from models.cut_net import CutNet, open_net
-from models.layers import Layer, note_of_sources, paired_stages
-from models.split import cuts_and_others
-from models.stages import stages_of
-from utils import opening, options, runs
-from utils.data.images import ImageData
-from utils.errors import InputError
-from utils.features.cache import open_features
-from utils.features.nets import accuracies, doubts
-from utils.features.writer import FeatureWriter, check_images, is_stored
-from utils.parser import Namespace, Parser, list_of, real, some_path, whole
-from utils.progress import Progress
-from utils.provenance import Provenance
-from utils.runtime import Runtime, command
-from utils.training.metrics import topk_hits
+from utils import options
+from utils.command import answer_early, command
+from utils.parser import (
+    Namespace,
+    Parser,
+    architecture,
+    checkpoint_file,
+    list_of,
+    real,
+    some_path,
+    whole,
+)
 
 
 def build_parser() -> Parser:
     """Declare this step's options."""
     parser = Parser(
-        __doc__, "python ConvOutput.py --resume1 A.pth.tar --resume2 B.pth.tar --conv_layer 30"
+        __doc__,
+        "python ConvOutput.py --resume1 A.pth.tar --resume2 B.pth.tar --conv_layer 30",
+        check=check_options,
     )
     group = parser.add_argument_group("networks")
-    group.add_argument("-a", "--arch", help="architecture of both; default: the checkpoints'")
-    group.add_argument("--arch1", help="architecture of net A; overrides --arch")
-    group.add_argument("--arch2", help="architecture of net B; overrides --arch")
-    group.add_argument("--resume1", type=some_path, metavar="A", help="checkpoint of net A")
-    group.add_argument("--resume2", type=some_path, metavar="B", help="checkpoint of net B")
+    group.add_argument(
+        "-a", "--arch", type=architecture, help="architecture of both; default: the checkpoints'"
+    )
+    group.add_argument("--arch1", type=architecture, help="architecture of net A; overrides --arch")
+    group.add_argument("--arch2", type=architecture, help="architecture of net B; overrides --arch")
+    group.add_argument("--resume1", type=checkpoint_file, metavar="A", help="checkpoint of net A")
+    group.add_argument("--resume2", type=checkpoint_file, metavar="B", help="checkpoint of net B")
     options.add_layer_options(parser, default="40")
     options.add_second_layer_options(parser)
     group = parser.add_argument_group("several layers, in one pass")
@@ -90,6 +87,49 @@ def build_parser() -> Parser:
     return parser
 
 
+def check_options(parser: Parser, args: Namespace) -> None:
+    """Refuse options that contradict each other, or have no effect."""
+    if not (args.resume1 and args.resume2) and not (
+        args.list_layers and (args.resume1 or args.resume2)
+    ):
+        parser.error("name both --resume1 and --resume2; --list_layers takes one as well")
+    if args.layers2 is None:
+        return
+    if args.layers is None or args.layers[0] in ("all", "stages"):
+        parser.error("--layers2 names the layers of net B beside --layers A1,A2, one for each")
+    if len(args.layers) != len(args.layers2):
+        counts = f"{len(args.layers)} of --layers and {len(args.layers2)} of --layers2"
+        parser.error(
+            f"layers are paired by their place, and these are {counts}; name as many of net B as of"
+            " net A"
+        )
+    parser.refuse_without_effect(args, ["layer2", "conv_layer2"], "beside --layers2")
+
+
+# Help, a wrong option and a missing file are answered before PyTorch is loaded, which takes seconds.
+if __name__ == "__main__":
+    answer_early(build_parser())
+
+import torch
+from torch import nn
+
+from models.classifiers import read_classifier
+from models.cut_net import CutNet, open_net
+from models.layers import Layer, note_of_sources, paired_stages
+from models.split import cuts_and_others
+from models.stages import stages_of
+from utils import opening, runs
+from utils.data.images import ImageData
+from utils.errors import InputError
+from utils.features.cache import open_features
+from utils.features.nets import accuracies, doubts
+from utils.features.writer import FeatureWriter, check_images, is_stored
+from utils.progress import Progress
+from utils.provenance import Provenance
+from utils.runtime import Runtime
+from utils.training.metrics import topk_hits
+
+
 class Split(NamedTuple):
     """The images of one split, the folder of each layer's features,
     and writers of those that are not there yet.
@@ -115,25 +155,6 @@ def store(nets: Mapping[str, nn.Module], split: Split, args: Namespace, runtime:
             rows, hits = indices.tolist(), topk_hits(logits, targets, args.topk)
             for i, writer in split.writers.items():
                 writer.write(name, rows, features[i], targets, hits)
-
-
-def check_options(parser: Parser, args: Namespace) -> None:
-    """Refuse options that contradict each other, or have no effect."""
-    if not (args.resume1 and args.resume2) and not (
-        args.list_layers and (args.resume1 or args.resume2)
-    ):
-        parser.error("name both --resume1 and --resume2; --list_layers takes one as well")
-    if args.layers2 is None:
-        return
-    if args.layers is None or args.layers[0] in ("all", "stages"):
-        parser.error("--layers2 names the layers of net B beside --layers A1,A2, one for each")
-    if len(args.layers) != len(args.layers2):
-        counts = f"{len(args.layers)} of --layers and {len(args.layers2)} of --layers2"
-        parser.error(
-            f"layers are paired by their place, and these are {counts}; name as many of net B as of"
-            " net A"
-        )
-    parser.refuse_without_effect(args, ["layer2", "conv_layer2"], "beside --layers2")
 
 
 class Surveyed(NamedTuple):
@@ -343,7 +364,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the step."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    check_options(parser, args)
     runtime = opening.start(args)
     words = sys.argv[1:] if argv is None else argv
     if args.list_layers:

@@ -14,38 +14,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
-
-from distillation import dcm_log
-from distillation.dcm import METHODS, mutual_terms
-from models.classifiers import classifier_record
-from models.small.author_keys import authors_state
-from models.small.couple import Couple, build_couple
-from models.small.names import TAKEN, bare_name
-from utils import checkpoint, opening, options
-from utils.errors import InputError
+from distillation.choices import METHODS, NETS
+from utils import options
+from utils.command import answer_early, command
 from utils.parser import Namespace, Parser, list_of, plain_name, real, some_path, whole
-from utils.runtime import command
-from utils.training.classification import validate
-from utils.training.engine import Fit, train_one_epoch
-from utils.training.metrics import accuracies_percent
-from utils.training.schedules import set_learning_rate
-
-CHECKPOINT = "checkpoint.pth.tar"
-# net1 and net2 say what the first two mean
-NOT_RECORDED = ("depth", "width", "ngpu", "dtype", "note")
-AUTHORS_NAMES = {
-    "save": "out",
-    "dataroot": "data_root",
-    "nthread": "workers",
-    "gpu_id": "device_ids",
-}
 
 
 def build_parser() -> Parser:
     """Declare this step's options."""
     parser = Parser(
-        __doc__, "python DCM.py --save ./logs/wrn-28-10 --depth 28 --width 10 --dataroot data"
+        __doc__,
+        "python DCM.py --save ./logs/wrn-28-10 --depth 28 --width 10 --dataroot data",
+        check=check_options,
     )
     group = parser.add_argument_group("networks")
     group.add_argument(
@@ -58,7 +38,7 @@ def build_parser() -> Parser:
         "--width", type=real(above=0), default=10, help="of that WRN, may be fractional"
     )
     group.add_argument(
-        "--net1", type=plain_name, metavar="ARCH", help=f"one of {TAKEN}; default: wrn_DEPTH_WIDTH"
+        "--net1", type=plain_name, metavar="ARCH", help=f"one of {NETS}; default: wrn_DEPTH_WIDTH"
     )
     group.add_argument(
         "--net2", type=plain_name, metavar="ARCH", help="the same of the other network"
@@ -141,13 +121,10 @@ def build_parser() -> Parser:
     return parser
 
 
-def fill(args: Namespace, parser: Parser) -> None:
-    """Name the networks and the GPUs that the authors' options mean."""
+def check_options(parser: Parser, args: Namespace) -> None:
+    """Refuse options that contradict each other, and fill in the GPUs that the authors' mean."""
     if args.net1 and args.net2:
         parser.refuse_without_effect(args, ["depth", "width"], "beside --net1 and --net2")
-    args.net1, args.net2 = (
-        bare_name(net or f"wrn_{args.depth}_{args.width:g}") for net in (args.net1, args.net2)
-    )
     if args.ngpu:
         args.device_ids = (args.device_ids or list(range(args.ngpu)))[: args.ngpu]
         if len(args.device_ids) < args.ngpu:
@@ -155,6 +132,43 @@ def fill(args: Namespace, parser: Parser) -> None:
                 f"--ngpu {args.ngpu} needs as many GPUs in --gpu_id, which has"
                 f" {len(args.device_ids)}"
             )
+
+
+# Help, a wrong option and a missing file are answered before PyTorch is loaded, which takes seconds.
+if __name__ == "__main__":
+    answer_early(build_parser())
+
+from torch import Tensor, nn
+
+from distillation import dcm_log
+from distillation.dcm import mutual_terms
+from models.classifiers import classifier_record
+from models.small.author_keys import authors_state
+from models.small.couple import Couple, build_couple
+from models.small.names import bare_name
+from utils import checkpoint, opening
+from utils.errors import InputError
+from utils.training.classification import validate
+from utils.training.engine import Fit, train_one_epoch
+from utils.training.metrics import accuracies_percent
+from utils.training.schedules import set_learning_rate
+
+CHECKPOINT = "checkpoint.pth.tar"
+# net1 and net2 say what the first two mean
+NOT_RECORDED = ("depth", "width", "ngpu", "dtype", "note")
+AUTHORS_NAMES = {
+    "save": "out",
+    "dataroot": "data_root",
+    "nthread": "workers",
+    "gpu_id": "device_ids",
+}
+
+
+def fill(args: Namespace) -> None:
+    """Name the networks that the authors' options mean."""
+    args.net1, args.net2 = (
+        bare_name(net or f"wrn_{args.depth}_{args.width:g}") for net in (args.net1, args.net2)
+    )
 
 
 def find_images(
@@ -279,7 +293,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the step."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    fill(args, parser)
+    fill(args)
     runtime = opening.start(args)
 
     # What the run goes on from; another run's checkpoint in its place is refused before an image is

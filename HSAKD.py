@@ -13,19 +13,39 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from distillation import hsakd_options
+from utils.command import answer_early, command
+from utils.parser import Namespace, Parser
+
+
+def build_parser() -> Parser:
+    """Declare the commands and their options."""
+    parser = Parser(__doc__, hsakd_options.EXAMPLES["student"], check=hsakd_options.fill)
+    commands = parser.add_subparsers(
+        title="commands", dest="command", required=True, metavar="COMMAND"
+    )
+    for name, what in hsakd_options.COMMANDS.items():
+        example = hsakd_options.EXAMPLES[name]
+        command_parser = commands.add_parser(name, description=what, help=what, example=example)
+        hsakd_options.add_options(command_parser, name)
+    return parser
+
+
+# Help, a wrong option and a missing file are answered before PyTorch is loaded, which takes seconds.
+if __name__ == "__main__":
+    answer_early(build_parser())
+
 import torch
 from torch import nn
 
-from distillation import hsakd, hsakd_log, hsakd_nets, hsakd_options, hsakd_steps
+from distillation import hsakd, hsakd_log, hsakd_nets, hsakd_steps
 from models.classifiers import classifier_record
-from models.small import names
-from models.small.hsakd_files import check_own, documented_file, fill_from_file, to_authors_state
-from utils import opening, options, runs
+from models.small.hsakd_files import check_own, fill_from_file, to_authors_state
+from utils import checkpoint, opening, options, runs
 from utils.data.datasets import dataset_spec
 from utils.data.images import ImageData
 from utils.files import check_writable, sha256
-from utils.parser import Namespace, Parser
-from utils.runtime import Runtime, command
+from utils.runtime import Runtime
 from utils.training import schedules
 from utils.training.classification import classify, validate
 from utils.training.engine import Fit, Step, train_one_epoch
@@ -75,26 +95,6 @@ METHODS = {
     ),
     "probe": Method(hsakd_nets.probe, ("arch", "s_path"), classify, classify, "top1_prec"),
 }
-
-
-def build_parser() -> Parser:
-    """Declare the commands and their options."""
-    parser = Parser(__doc__, hsakd_options.EXAMPLES["student"])
-    commands = parser.add_subparsers(
-        title="commands", dest="command", required=True, metavar="COMMAND"
-    )
-    for name, what in hsakd_options.COMMANDS.items():
-        example = hsakd_options.EXAMPLES[name]
-        command_parser = commands.add_parser(name, description=what, help=what, example=example)
-        nets = ", ".join(names.ONLINE_PAIRS) if name == "online" else names.TAKEN
-        hsakd_options.add_options(command_parser, name, nets)
-    return parser
-
-
-def fill_files(args: Namespace) -> None:
-    """Name the files that the options mean, where the authors document them under other names."""
-    for option, path in hsakd_options.files(args).items():
-        setattr(args, option, str(documented_file(path)))
 
 
 def open_networks(
@@ -224,7 +224,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the step."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    hsakd_options.fill(parser, args)
     args.augment = "none" if dataset_spec(args.dataset).train_view == "random_crop" else "zero4"
     check_writable(args.checkpoint_dir)
     runtime = opening.start(args)
@@ -234,7 +233,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     method, name = METHODS[args.command], hsakd_options.run_name(args)
     path = Path(args.checkpoint_dir, name, f"{args.arch}.pth.tar")
-    fill_files(args)
+    hsakd_options.fill_files(args)
+    for file in hsakd_options.files(args).values():
+        checkpoint.load(file, mmap=True)  # refuses a damaged one before images are hashed
     if args.evaluate:
         evaluate_files(args, method, path, runtime)
         return

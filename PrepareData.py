@@ -13,51 +13,37 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils.data.datasets import VOC_CLASSES
-from utils.errors import InputError
-from utils.files import check_writable
-from utils.parser import Parser, command_line, some_path, whole
-from utils.prepare import arrays
-from utils.prepare.archives import CUB_PARTS, DOG_PARTS, read_cub, read_dogs
-from utils.prepare.cropping import Listing, Problem, clear_target, crop_all
-from utils.prepare.tiny_imagenet import TINY_IMAGENET_PARTS, read_tiny_imagenet
-from utils.prepare.unpacking import unpacked
-from utils.prepare.voc import VOC_ANIMALS, VOC_PARTS, read_voc, read_voc_lists
-from utils.prepare.writing import write_all
-from utils.runtime import command
+from utils.command import answer_early, command
+from utils.parser import Namespace, Parser, command_line, some_path, source_path, whole
 
-PARTS = {
-    "CUB200": CUB_PARTS,
-    "DOG120": DOG_PARTS,
-    "mix320": CUB_PARTS | DOG_PARTS,
-    "VOC2012_crop": VOC_PARTS,
-    "VOC2012_animal": VOC_PARTS,
-    "CIFAR100": arrays.CIFAR100_PARTS,
-    "CIFAR10": arrays.CIFAR10_PARTS,
-    "STL10": arrays.STL10_PARTS,
-    "TinyImageNet": TINY_IMAGENET_PARTS,
-    "digits": {},
-}
-READERS = {
-    "CUB200": read_cub,
-    "DOG120": read_dogs,
-    "CIFAR100": arrays.read_cifar100,
-    "CIFAR10": arrays.read_cifar10,
-    "STL10": arrays.read_stl10,
-    "TinyImageNet": read_tiny_imagenet,
-}
+DATASETS = (
+    "CUB200",
+    "DOG120",
+    "mix320",
+    "VOC2012_crop",
+    "VOC2012_animal",
+    "CIFAR100",
+    "CIFAR10",
+    "STL10",
+    "TinyImageNet",
+    "digits",
+)
 
 
 def build_parser() -> Parser:
     """The command line."""
-    parser = Parser(__doc__, "python PrepareData.py CUB200 --src CUB_200_2011.tgz --out data")
+    parser = Parser(
+        __doc__,
+        "python PrepareData.py CUB200 --src CUB_200_2011.tgz --out data",
+        check=check_options,
+    )
     group = parser.add_argument_group("images")
-    group.add_argument("dataset", choices=PARTS, help="digits needs no --src")
+    group.add_argument("dataset", choices=DATASETS, help="digits needs no --src")
     group.add_argument(
         "--src",
         nargs="+",
         action="extend",
-        type=_path,
+        type=source_path,
         default=[],
         metavar="PATH",
         help=(
@@ -105,16 +91,62 @@ def _path(text: str) -> Path:
     return Path(some_path(text))
 
 
-@command
-def main(argv: Sequence[str] | None = None) -> None:
-    """Prepare one data set, or the two of mix320, and print what there is."""
-    parser = build_parser()
-    args = parser.parse_args(argv)
-    lists = [*args.list, *([args.val_list] if args.val_list else [])]
+def lists_of(args: Namespace) -> list[Path]:
+    """Give the authors' lists of objects that options name, that of train first."""
+    return [*args.list, *([args.val_list] if args.val_list else [])]
+
+
+def check_options(parser: Parser, args: Namespace) -> None:
+    """Refuse lists that the data set does not have."""
+    lists = lists_of(args)
     if (args.val_list and not args.list) or len(lists) > 2:
         parser.error("VOC lists are one --list for train and at most one for test")
     if lists and not args.dataset.startswith("VOC"):
         parser.error(f"--list is for VOC2012_crop and VOC2012_animal, not for {args.dataset}")
+
+
+# Help, a wrong option and a missing file are answered before PyTorch is loaded, which takes seconds.
+if __name__ == "__main__":
+    answer_early(build_parser())
+
+from utils.data.datasets import VOC_CLASSES
+from utils.errors import InputError
+from utils.files import check_writable
+from utils.prepare import arrays
+from utils.prepare.archives import CUB_PARTS, DOG_PARTS, read_cub, read_dogs
+from utils.prepare.cropping import Listing, Problem, clear_target, crop_all
+from utils.prepare.tiny_imagenet import TINY_IMAGENET_PARTS, read_tiny_imagenet
+from utils.prepare.unpacking import unpacked
+from utils.prepare.voc import VOC_ANIMALS, VOC_PARTS, read_voc, read_voc_lists
+from utils.prepare.writing import write_all
+
+PARTS = {
+    "CUB200": CUB_PARTS,
+    "DOG120": DOG_PARTS,
+    "mix320": CUB_PARTS | DOG_PARTS,
+    "VOC2012_crop": VOC_PARTS,
+    "VOC2012_animal": VOC_PARTS,
+    "CIFAR100": arrays.CIFAR100_PARTS,
+    "CIFAR10": arrays.CIFAR10_PARTS,
+    "STL10": arrays.STL10_PARTS,
+    "TinyImageNet": TINY_IMAGENET_PARTS,
+    "digits": {},
+}
+READERS = {
+    "CUB200": read_cub,
+    "DOG120": read_dogs,
+    "CIFAR100": arrays.read_cifar100,
+    "CIFAR10": arrays.read_cifar10,
+    "STL10": arrays.read_stl10,
+    "TinyImageNet": read_tiny_imagenet,
+}
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Prepare one data set, or the two of mix320, and print what there is."""
+    args = build_parser().parse_args(argv)
+    lists = lists_of(args)
     check_writable(args.out)
     datasets = ["CUB200", "DOG120"] if args.dataset == "mix320" else [args.dataset]
     # Without --src mix320 only checks that both halves are there, and the digits come with

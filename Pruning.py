@@ -12,43 +12,30 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from models.classifiers import read_classifier
-from models.layers import usual_layer
-from models.logits import check_logits, has_unused_parameters
-from models.pruning import (
-    PrunedWeight,
-    cluster,
-    count_removed,
-    prune,
-    train_centroids,
-    zero_removed,
-)
-from utils import opening, options, runs
-from utils.data.images import ImageData, check_outputs
-from utils.files import sha256, write_json
-from utils.parser import Namespace, Parser, list_of, real, some_path
-from utils.report.tables import compression_table, sweep_table
-from utils.runtime import Runtime, command
-from utils.training.classification import classify, validate
-from utils.training.engine import Fit, train_one_epoch
-from utils.training.metrics import main_accuracy
-from utils.training.run import Run
-from utils.training.schedules import set_learning_rate
+from utils import options
+from utils.command import answer_early, command
+from utils.parser import Namespace, Parser, architecture, checkpoint_file, list_of, real
 
 
 def build_parser() -> Parser:
     """Declare this step's options."""
-    parser = Parser(__doc__, "python Pruning.py --resume NET.pth.tar --s_conv 0.2 --sweep [1,2]")
+    parser = Parser(
+        __doc__,
+        "python Pruning.py --resume NET.pth.tar --s_conv 0.2 --sweep [1,2]",
+        check=check_options,
+    )
     group = parser.add_argument_group("compression")
     group.add_argument(
         "--resume",
         required=True,
-        type=some_path,
+        type=checkpoint_file,
         metavar="NET",
         help="checkpoint of the classifier to compress",
     )
     options.add_restart_option(group)
-    group.add_argument("-a", "--arch", help="its architecture, if the file does not say")
+    group.add_argument(
+        "-a", "--arch", type=architecture, help="its architecture, if the file does not say"
+    )
     group.add_argument(
         "--s_conv",
         type=real(),
@@ -85,6 +72,39 @@ def build_parser() -> Parser:
     options.add_output_options(parser)
     options.add_ignored_options(parser, "--start_epoch")
     return parser
+
+
+def check_options(parser: Parser, args: Namespace) -> None:
+    """Refuse options that contradict each other."""
+    if args.share_bits and not args.epochs:
+        parser.error("--share_bits needs --epochs to train the shared weights")
+
+
+# Help, a wrong option and a missing file are answered before PyTorch is loaded, which takes seconds.
+if __name__ == "__main__":
+    answer_early(build_parser())
+
+from models.classifiers import read_classifier
+from models.layers import usual_layer
+from models.logits import check_logits, has_unused_parameters
+from models.pruning import (
+    PrunedWeight,
+    cluster,
+    count_removed,
+    prune,
+    train_centroids,
+    zero_removed,
+)
+from utils import opening, runs
+from utils.data.images import ImageData, check_outputs
+from utils.files import sha256, write_json
+from utils.report.tables import compression_table, sweep_table
+from utils.runtime import Runtime
+from utils.training.classification import classify, validate
+from utils.training.engine import Fit, train_one_epoch
+from utils.training.metrics import main_accuracy
+from utils.training.run import Run
+from utils.training.schedules import set_learning_rate
 
 
 def measure(fit: Fit, val_loaders: opening.Loaders) -> float:
@@ -218,8 +238,6 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Run the step; returns the reports that are written beside the checkpoints."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    if args.share_bits and not args.epochs:
-        parser.error("--share_bits needs --epochs to train the shared weights")
     runtime = opening.start(args)
 
     # The net to compress, and what each compressed one goes on from.

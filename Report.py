@@ -8,11 +8,11 @@ fails where a number of the page is another.
 from collections.abc import Sequence
 from pathlib import Path
 
+from utils.command import command
 from utils.errors import InputError
 from utils.files import in_words, write_text
 from utils.parser import Parser, result_file, some_path
 from utils.report import page
-from utils.runtime import command
 
 
 def build_parser() -> Parser:

@@ -6,44 +6,28 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from models.classifiers import (
-    build,
-    check_reloads,
-    classifier_record,
-    fix_batch_norm,
-    read_classifier,
-)
-from models.layers import usual_layer
-from models.logits import check_logits, has_unused_parameters
-from models.own import is_own, named_arch
-from utils import checkpoint, opening, options, runs
-from utils.data.images import ImageData, check_outputs
+from utils import options
+from utils.command import answer_early, command
 from utils.errors import InputError
-from utils.files import sha256
-from utils.parser import Namespace, Parser, some_path, whole
-from utils.runtime import command
-from utils.training import resume
-from utils.training.classification import classify, known_hits, validate
-from utils.training.engine import train_one_epoch
-from utils.training.metrics import main_accuracy
-from utils.training.run import Run
-from utils.training.schedules import set_learning_rate
+from utils.parser import Namespace, Parser, architecture, some_path, weights_file, whole
 
 
 def build_parser() -> Parser:
     """Declare this step's options."""
     parser = Parser(
-        __doc__, "python Training.py --dataset CUB200 --arch vgg16_bn --seed 0 --suffix sd0"
+        __doc__,
+        "python Training.py --dataset CUB200 --arch vgg16_bn --seed 0 --suffix sd0",
+        check=check_options,
     )
     group = parser.add_argument_group("network")
-    group.add_argument("-a", "--arch", help=f"{options.ARCHS}; default: {options.ARCH}")
+    group.add_argument(
+        "-a", "--arch", type=architecture, help=f"{options.ARCHS}; default: {options.ARCH}"
+    )
     group.add_argument(
         "--pretrained", action="store_true", help="start from torchvision's ImageNet weights"
     )
     group.add_argument(
-        "--weights", type=some_path, metavar="FILE", help="start from the weights in a file"
+        "--weights", type=weights_file, metavar="FILE", help="start from the weights in a file"
     )
     group.add_argument(
         "--train_layer",
@@ -70,6 +54,39 @@ def build_parser() -> Parser:
     options.add_output_options(parser)
     options.add_ignored_options(parser, "--fine_tune")
     return parser
+
+
+def check_options(parser: Parser, args: Namespace) -> None:
+    """Refuse to measure a network that no option names."""
+    if args.evaluate and not (args.resume or args.pretrained or args.weights):
+        raise InputError("--evaluate needs a trained network: name one with --resume")
+
+
+# Help, a wrong option and a missing file are answered before PyTorch is loaded, which takes seconds.
+if __name__ == "__main__":
+    answer_early(build_parser())
+
+from torch import nn
+
+from models.classifiers import (
+    build,
+    check_reloads,
+    classifier_record,
+    fix_batch_norm,
+    read_classifier,
+)
+from models.layers import usual_layer
+from models.logits import check_logits, has_unused_parameters
+from models.own import is_own, named_arch
+from utils import checkpoint, opening, runs
+from utils.data.images import ImageData, check_outputs
+from utils.files import sha256
+from utils.training import resume
+from utils.training.classification import classify, known_hits, validate
+from utils.training.engine import train_one_epoch
+from utils.training.metrics import main_accuracy
+from utils.training.run import Run
+from utils.training.schedules import set_learning_rate
 
 
 def fill(args: Namespace) -> None:
@@ -109,11 +126,9 @@ def evaluate(args: Namespace, runtime: opening.Runtime) -> None:
         val_images = opening.images(args, "val", opening.known_images(args, state, runtime))
         args.arch = state["model"]["arch"]
         check_outputs(state["model"]["num_classes"], val_images, args.resume)
-    elif args.pretrained or args.weights:
+    else:
         val_images = opening.images(args, "val")
         model = new_model(args, classifier_record(args.arch, len(val_images.classes)))
-    else:
-        raise InputError("--evaluate needs a trained network: name one with --resume")
     # Before images are decoded
     check_logits(model, args.arch, len(val_images.classes), args.image_size)
     loaders = opening.validation_loaders(args, opening.decoded(args, val_images, runtime), runtime)

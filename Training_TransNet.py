@@ -10,49 +10,17 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
-import torch
-from torch import nn
-
-from consistency.budget import Budget
-from consistency.family import Member, of_member, restore
-from consistency.fitting import Beside, Fitting, Pairs, converge
-from consistency.trans_nets import between, channels_of, fill_trans_net
-from models.cut_net import CutNet, Penultimate, open_net, reopen_net, stand_in_pixels
-from models.heads import Heads, freeze_heads, head_flops
-from models.layers import Layer, note_of_sources
-from models.pair import read_stored
-from models.trans_net import TransNet
-from utils import checkpoint, fit_options, opening, options, runs
-from utils.errors import InputError
-from utils.features.live import live_source
-from utils.features.source import Source, costs, hold_out
-from utils.fit_options import Kind
+from utils import fit_options, options
+from utils.command import answer_early, command
 from utils.parser import Namespace, Parser
-from utils.report.maps import decomposition_figure
-from utils.report.tables import closing_words
-from utils.runtime import Runtime, command, seed_everything
-from utils.training import resume
-from utils.training.schedules import due
-
-
-class Group(NamedTuple):
-    """Trans-Nets that are fitted together.
-
-    Attributes:
-        members: of one budget.
-        budget: how far and by what.
-        records: for each what doublings changed, where that was tried.
-    """
-
-    members: list[Member]
-    budget: Budget
-    records: list[dict[str, Any] | None]
 
 
 def build_parser() -> Parser:
     """Declare this step's options."""
     parser = Parser(
-        __doc__, "python Training_TransNet.py --convOut_path convOuts/… --alpha [0.1,0.1]"
+        __doc__,
+        "python Training_TransNet.py --convOut_path convOuts/… --alpha [0.1,0.1]",
+        check=fit_options.check,
     )
     fit_options.add_source_options(parser)
     fit_options.add_family_options(parser)
@@ -78,6 +46,48 @@ def build_parser() -> Parser:
     fit_options.add_kept_options(parser)
     options.add_ignored_options(parser, "--topk", "--channels")
     return parser
+
+
+# Help, a wrong option and a missing file are answered before PyTorch is loaded, which takes seconds.
+if __name__ == "__main__":
+    answer_early(build_parser())
+
+import torch
+from torch import nn
+
+from consistency.budget import Budget
+from consistency.family import Member, of_member, restore
+from consistency.fitting import Beside, Fitting, Pairs, converge
+from consistency.trans_nets import between, channels_of, fill_trans_net
+from models.cut_net import CutNet, Penultimate, open_net, reopen_net, stand_in_pixels
+from models.heads import Heads, freeze_heads, head_flops
+from models.layers import Layer, note_of_sources
+from models.pair import read_stored
+from models.trans_net import TransNet
+from utils import checkpoint, opening, runs
+from utils.errors import InputError
+from utils.features.live import live_source
+from utils.features.source import Source, costs, hold_out
+from utils.fit_options import Kind
+from utils.report.maps import decomposition_figure
+from utils.report.tables import closing_words
+from utils.runtime import Runtime, seed_everything
+from utils.training import resume
+from utils.training.schedules import due
+
+
+class Group(NamedTuple):
+    """Trans-Nets that are fitted together.
+
+    Attributes:
+        members: of one budget.
+        budget: how far and by what.
+        records: for each what doublings changed, where that was tried.
+    """
+
+    members: list[Member]
+    budget: Budget
+    records: list[dict[str, Any] | None]
 
 
 def layers_of(args: Namespace) -> tuple[Layer, Layer, str]:
@@ -361,7 +371,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the step."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    fit_options.check(parser, args)
     runtime = opening.start(args)
     features, val_features = open_sources(args, runtime)
     kinds = fit_options.kinds(args)

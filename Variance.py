@@ -6,33 +6,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from consistency.answers import REFUSED_MATCH, Answers, knowledge_record
-from consistency.moments import ImageMoments
-from consistency.reconstruction import merged
-from consistency.trans_nets import check_fit
-from consistency.variance_report import rank_channels, variance_report
-from models.cut_net import open_net
-from models.heads import freeze_heads
-from models.layers import Layer
-from models.own import is_own
-from models.pair import Decomposition, read_stored
-from models.tail import FrozenTail, open_tail
-from models.trans_net import TransNet, build_from_state
-from utils import checkpoint, opening, options, runs
-from utils.data.images import ImageData
-from utils.errors import InputError
-from utils.features.live import live_provenance, live_source
-from utils.features.source import Shape, Source
-from utils.files import sha256
-from utils.parser import PICTURES, Namespace, Parser, result_file, some_path, whole
-from utils.progress import Progress
-from utils.provenance import Provenance
-from utils.report.charts import spectrum_figure
-from utils.report.maps import component_figure, save_figure
-from utils.report.tables import knowledge_table, save_report, variance_rows, variance_table
-from utils.runtime import Runtime, command
+from utils import options
+from utils.command import answer_early, command
+from utils.parser import (
+    PICTURES,
+    Namespace,
+    Parser,
+    architecture,
+    checkpoint_file,
+    feature_folder,
+    result_file,
+    whole,
+)
 
 OF_NETS = (
     "net_in",
@@ -50,14 +35,14 @@ OF_NETS = (
     "normalisation1",
     "normalisation2",
 )
-# A Trans-Net is fitted on some images and measured on others
-NOT_OF_THE_FIT = ("split", "sample_num")
 
 
 def build_parser() -> Parser:
     """Declare this step's options."""
     parser = Parser(
-        __doc__, "python Variance.py --net_in A.pth.tar --net_tar B.pth.tar --transnet G.pth.tar"
+        __doc__,
+        "python Variance.py --net_in A.pth.tar --net_tar B.pth.tar --transnet G.pth.tar",
+        check=check_options,
     )
     group = parser.add_argument_group("what is measured")
     which = (
@@ -65,19 +50,29 @@ def build_parser() -> Parser:
         " spectrum"
     )
     group.add_argument(
-        "--transnet", required=True, nargs="+", type=some_path, metavar="FILE", help=which
+        "--transnet", required=True, nargs="+", type=checkpoint_file, metavar="FILE", help=which
     )
     group.add_argument(
-        "--net_in", type=some_path, metavar="A", help="checkpoint of the net whose features are x"
+        "--net_in",
+        type=checkpoint_file,
+        metavar="A",
+        help="checkpoint of the net whose features are x",
     )
     group.add_argument(
-        "--net_tar", type=some_path, metavar="B", help="checkpoint of the net of the target x*"
+        "--net_tar",
+        type=checkpoint_file,
+        metavar="B",
+        help="checkpoint of the net of the target x*",
     )
-    group.add_argument("--arch_in", help="architecture of A; default: the checkpoint's")
-    group.add_argument("--arch_tar", help="architecture of B; default: the checkpoint's")
+    group.add_argument(
+        "--arch_in", type=architecture, help="architecture of A; default: the checkpoint's"
+    )
+    group.add_argument(
+        "--arch_tar", type=architecture, help="architecture of B; default: the checkpoint's"
+    )
     group.add_argument(
         "--convOut_path",
-        type=some_path,
+        type=feature_folder,
         metavar="FOLDER",
         help="stored features in place of the nets",
     )
@@ -126,6 +121,60 @@ def build_parser() -> Parser:
     options.add_run_options(parser)
     options.add_ignored_options(parser)
     return parser
+
+
+def check_options(parser: Parser, args: Namespace) -> None:
+    """Refuse options that contradict each other or have no effect."""
+    if bool(args.convOut_path) == bool(args.net_in and args.net_tar):
+        parser.error("name both --net_in and --net_tar, or --convOut_path")
+    if args.convOut_path:
+        parser.refuse_without_effect(
+            args, OF_NETS, "beside --convOut_path: those features are stored already"
+        )
+    else:
+        parser.refuse_without_effect(
+            args, ["reverse"], "beside the nets: exchange --net_in and --net_tar"
+        )
+    options.check_layers(parser, args)
+    if args.spectrum and len(args.transnet) == 1:
+        parser.error(
+            "--spectrum compares Trans-Nets of several depths: name them all behind --transnet"
+        )
+
+
+# Help, a wrong option and a missing file are answered before PyTorch is loaded, which takes seconds.
+if __name__ == "__main__":
+    answer_early(build_parser())
+
+import torch
+
+from consistency.answers import REFUSED_MATCH, Answers, knowledge_record
+from consistency.moments import ImageMoments
+from consistency.reconstruction import merged
+from consistency.trans_nets import check_fit
+from consistency.variance_report import rank_channels, variance_report
+from models.cut_net import open_net
+from models.heads import freeze_heads
+from models.layers import Layer
+from models.own import is_own
+from models.pair import Decomposition, read_stored
+from models.tail import FrozenTail, open_tail
+from models.trans_net import TransNet, build_from_state
+from utils import checkpoint, opening, runs
+from utils.data.images import ImageData
+from utils.errors import InputError
+from utils.features.live import live_provenance, live_source
+from utils.features.source import Shape, Source
+from utils.files import sha256
+from utils.progress import Progress
+from utils.provenance import Provenance
+from utils.report.charts import spectrum_figure
+from utils.report.maps import component_figure, save_figure
+from utils.report.tables import knowledge_table, save_report, variance_rows, variance_table
+from utils.runtime import Runtime
+
+# A Trans-Net is fitted on some images and measured on others
+NOT_OF_THE_FIT = ("split", "sample_num")
 
 
 def open_stored(args: Namespace) -> Source:
@@ -261,25 +310,6 @@ def draw(
     save_figure(file, component_figure(photo, *maps, [row["channel"] for row in ranked], notes))
 
 
-def check_options(parser: Parser, args: Namespace) -> None:
-    """Refuse options that contradict each other or have no effect."""
-    if bool(args.convOut_path) == bool(args.net_in and args.net_tar):
-        parser.error("name both --net_in and --net_tar, or --convOut_path")
-    if args.convOut_path:
-        parser.refuse_without_effect(
-            args, OF_NETS, "beside --convOut_path: those features are stored already"
-        )
-    else:
-        parser.refuse_without_effect(
-            args, ["reverse"], "beside the nets: exchange --net_in and --net_tar"
-        )
-    options.check_layers(parser, args)
-    if args.spectrum and len(args.transnet) == 1:
-        parser.error(
-            "--spectrum compares Trans-Nets of several depths: name them all behind --transnet"
-        )
-
-
 def say_next(args: Namespace, parser: Parser, source: Provenance, runtime: Runtime) -> None:
     """Print the step that follows: calibrate on stored features, or refine the nets."""
     machine = parser.again(args, options.MACHINE)
@@ -306,7 +336,6 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Run the step; returns the report that --json writes."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    check_options(parser, args)
     runtime = opening.start(args)
     states = [checkpoint.load(path) for path in args.transnet]
     trans_nets = [build_from_state(state, path) for state, path in zip(states, args.transnet)]

@@ -6,56 +6,10 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from torch import nn
-
-from consistency.frozen_feature import INPUTS, NOISE, RAW, freeze
-from models.cut_net import CutNet, open_net
-from models.layers import Layer
-from models.trans_net import TransNet, build_from_state
-from utils import checkpoint, opening, options, runs
-from utils.data.images import check_outputs
-from utils.errors import InputError
-from utils.files import sha256
-from utils.normalisation import normalisation_words, recorded_normalisation
-from utils.parser import Namespace, Parser, list_of, some_path, whole
-from utils.provenance import NetSource, Provenance
-from utils.runtime import command
-from utils.training.classification import classify, classify_features, known_hits, validate
-from utils.training.engine import train_one_epoch
-from utils.training.metrics import main_accuracy
-from utils.training.run import Run
-from utils.training.schedules import set_learning_rate
-
-# Options that say what the files say themselves; in their place stand the files' hashes and layers.
-NOT_RECORDED = ["arch", "arch_A", "arch_B", "net_A", "net_B", "resume_Ys"]
-NOT_RECORDED += [
-    "conv_layer",
-    "layer",
-    "fc",
-    "conv_layer2",
-    "layer2",
-    "normalisation1",
-    "normalisation2",
-]
-# Options of training that a fair baseline has too.
-AS_LONG = (
-    "sample_num",
-    "sub_sampler_split",
-    "augment",
-    "batch_size",
-    "epochs",
-    "optim",
-    "lr",
-    "momentum",
-    "weight_decay",
-    "logspace",
-    "epoch_step",
-    "decay_factor",
-    "val_epoch",
-    "save_epoch",
-    "seed",
-    "amp",
-)
+from consistency.tail_inputs import INPUTS, NOISE, RAW
+from utils import options
+from utils.command import answer_early, command
+from utils.parser import Namespace, Parser, architecture, checkpoint_file, list_of, whole
 
 
 def build_parser() -> Parser:
@@ -63,22 +17,38 @@ def build_parser() -> Parser:
     parser = Parser(
         __doc__,
         "python transClassifier.py --net_A A.pth.tar --net_B B.pth.tar --resume_Ys G.pth.tar",
+        check=check_options,
     )
     group = parser.add_argument_group("networks")
-    group.add_argument("-a", "--arch", help="architecture of both nets; default: the checkpoints'")
-    group.add_argument("--arch_A", help="architecture of net A; overrides --arch")
-    group.add_argument("--arch_B", help="architecture of net B; overrides --arch")
+    group.add_argument(
+        "-a",
+        "--arch",
+        type=architecture,
+        help="architecture of both nets; default: the checkpoints'",
+    )
+    group.add_argument(
+        "--arch_A", type=architecture, help="architecture of net A; overrides --arch"
+    )
+    group.add_argument(
+        "--arch_B", type=architecture, help="architecture of net B; overrides --arch"
+    )
     group.add_argument(
         "--net_A",
-        type=some_path,
+        type=checkpoint_file,
         metavar="A",
         help="checkpoint of the net that the Trans-Net reads",
     )
     group.add_argument(
-        "--net_B", type=some_path, metavar="B", help="checkpoint of the net that it reconstructs"
+        "--net_B",
+        type=checkpoint_file,
+        metavar="B",
+        help="checkpoint of the net that it reconstructs",
     )
     group.add_argument(
-        "--resume_Ys", type=some_path, metavar="FILE", help="the Trans-Net, ours or the authors'"
+        "--resume_Ys",
+        type=checkpoint_file,
+        metavar="FILE",
+        help="the Trans-Net, ours or the authors'",
     )
     options.add_layer_options(parser, default="the Trans-Net's")
     options.add_second_layer_options(parser)
@@ -143,6 +113,63 @@ def check_options(parser: Parser, args: Namespace) -> None:
 def usual_tail(name: str) -> str:
     """Say whose tail reads an input where no option does."""
     return RAW.get(name, "B")
+
+
+# Help, a wrong option and a missing file are answered before PyTorch is loaded, which takes seconds.
+if __name__ == "__main__":
+    answer_early(build_parser())
+
+from torch import nn
+
+from consistency.frozen_feature import freeze
+from models.cut_net import CutNet, open_net
+from models.layers import Layer
+from models.trans_net import TransNet, build_from_state
+from utils import checkpoint, opening, runs
+from utils.data.images import check_outputs
+from utils.errors import InputError
+from utils.files import sha256
+from utils.normalisation import normalisation_words, recorded_normalisation
+from utils.provenance import NetSource, Provenance
+from utils.training.classification import classify, classify_features, known_hits, validate
+from utils.training.engine import train_one_epoch
+from utils.training.metrics import main_accuracy
+from utils.training.run import Run
+from utils.training.schedules import set_learning_rate
+
+# Options that say what the files say themselves; in their place stand the files' hashes and layers.
+NOT_RECORDED = ["arch", "arch_A", "arch_B", "net_A", "net_B", "resume_Ys"]
+
+
+NOT_RECORDED += [
+    "conv_layer",
+    "layer",
+    "fc",
+    "conv_layer2",
+    "layer2",
+    "normalisation1",
+    "normalisation2",
+]
+
+# Options of training that a fair baseline has too.
+AS_LONG = (
+    "sample_num",
+    "sub_sampler_split",
+    "augment",
+    "batch_size",
+    "epochs",
+    "optim",
+    "lr",
+    "momentum",
+    "weight_decay",
+    "logspace",
+    "epoch_step",
+    "decay_factor",
+    "val_epoch",
+    "save_epoch",
+    "seed",
+    "amp",
+)
 
 
 def open_trans_net(parser: Parser, args: Namespace) -> tuple[TransNet | None, Provenance]:
@@ -287,7 +314,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the step."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    check_options(parser, args)
     runtime = opening.start(args)
 
     # The Trans-Net and both nets, cut where it was fitted; each net reads images by its own

@@ -7,15 +7,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from consistency.tail_inputs import NOISE, RAW
 from consistency.trans_nets import check_fit
 from models.cut_net import CutNet
 from models.split import as_maps, feature_shape, from_maps
 from models.trans_net import TransNet
 from utils.errors import InputError
-
-RAW = {"raw_A": "A", "raw_B": "B"}  # --input: the net whose feature it is
-NOISE = "noise_added"
-INPUTS = ("components", *RAW, "residual_added", NOISE)
 
 
 class FrozenFeature(nn.Module):

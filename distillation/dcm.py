@@ -13,10 +13,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from distillation.choices import METHODS
 from utils.errors import InputError
 
 EPS = 1e-8
-METHODS = ("dcm", "dml", "alone")
 # Of a network with heads: final logits (B, C), head logits (B, C) each
 Outputs = tuple[Tensor, list[Tensor]]
 

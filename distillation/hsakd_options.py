@@ -2,11 +2,24 @@
 
 import argparse
 import os
+import re
 from pathlib import Path
 from typing import Any
 
+from distillation.choices import NETS, PAIRS
 from utils import options
-from utils.parser import Ignored, Namespace, Parser, list_of, plain_name, real, some_path, whole
+from utils.parser import (
+    Existing,
+    Ignored,
+    Namespace,
+    Parser,
+    list_of,
+    plain_name,
+    real,
+    some_path,
+    whole,
+)
+from utils.presence import check_checkpoint
 
 COMMANDS = {
     "baseline": "Train a network alone, on labels.",
@@ -62,24 +75,45 @@ FILES = ("pretrained_backbone", "tcheckpoint", "s_path")  # options that name wh
 NOT_RECORDED = ("checkpoint_dir", "evaluate", "launcher")
 
 
-def add_options(parser: Parser, command: str, nets: str) -> None:
+def meant_file(path: str | Path) -> Path:
+    """Give the file that is meant:
+    the documented folders of ImageNet teachers lack the `imagenet_` of those written.
+
+    Raises:
+        InputError: there is no such file.
+    """
+    written = Path(
+        re.sub(
+            r"arch_(resnet\d+)_aux_dataset_imagenet",
+            r"arch_\1_imagenet_aux_dataset_imagenet",
+            str(path),
+        )
+    )
+    meant = written if written.is_file() else Path(path)
+    check_checkpoint(meant)
+    return meant
+
+
+documented_file = Existing(meant_file)
+
+
+def add_options(parser: Parser, command: str) -> None:
     """Add the options that a command has.
 
     Args:
         parser: of the command.
         command: its name.
-        nets: the networks that it takes, in words.
     """
     recipe = PROBE if command == "probe" else CIFAR
     _add_data_options(parser, command, recipe)
-    _add_training_options(parser, command, recipe, nets)
+    _add_training_options(parser, command, recipe)
     if command == "teacher":
         group = parser.add_argument_group("teacher")
         group.add_argument(
             "--freezed", action="store_true", help="load the backbone and train its branches alone"
         )
         group.add_argument(
-            "--pretrained_backbone", type=some_path, metavar="FILE", help="of --freezed"
+            "--pretrained_backbone", type=documented_file, metavar="FILE", help="of --freezed"
         )
     if command == "student":
         group = parser.add_argument_group("teacher")
@@ -88,13 +122,13 @@ def add_options(parser: Parser, command: str, nets: str) -> None:
             help="its architecture; default: wrn_40_2_aux, ImageNet resnet34_imagenet_aux",
         )
         group.add_argument(
-            "--tcheckpoint", type=some_path, metavar="FILE", help="default: {tarch}.pth.tar"
+            "--tcheckpoint", type=documented_file, metavar="FILE", help="default: {tarch}.pth.tar"
         )
     if command == "probe":
         group = parser.add_argument_group("student")
         group.add_argument(
             "--s_path",
-            type=some_path,
+            type=documented_file,
             required=True,
             metavar="FILE",
             help="checkpoint of the student",
@@ -226,7 +260,8 @@ def _add_data_options(parser: Parser, command: str, recipe: Recipe) -> None:
     )
 
 
-def _add_training_options(parser: Parser, command: str, recipe: Recipe, nets: str) -> None:
+def _add_training_options(parser: Parser, command: str, recipe: Recipe) -> None:
+    nets = ", ".join(PAIRS) if command == "online" else NETS
     group = parser.add_argument_group("training")
     required = command == "baseline"
     default = ARCHS.get(command, ("none",))[0]
@@ -360,6 +395,12 @@ def following(args: Namespace, own: Path, arch: str) -> list[str]:
         if given[name] != usual[name]
         for word in (f"--{name}", str(given[name]))
     ]
+
+
+def fill_files(args: Namespace) -> None:
+    """Name the files that the options mean, where the authors document them under other names."""
+    for option, path in files(args).items():
+        setattr(args, option, str(meant_file(path)))
 
 
 def files(args: Namespace) -> dict[str, str]:

@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 
 from consistency.bootstrap import Interval, accuracy, verdict
 from models.classifiers import read_classifier
+from utils.command import command
 from utils.data.images import ImageData, check_classes, load_images
 from utils.data.loaders import make_loader
 from utils.errors import InputError
 from utils.options import add_data_root
 from utils.parser import Parser, result_file, some_path
 from utils.report.tables import markdown_table, save_table
-from utils.runtime import command
 from utils.training.metrics import topk_hits
 
 TITLES = {

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from experiments.intervals import Key, measured
 from experiments.tables import PAPER, Results, Table, read_table
 from models.pair import open_pair
+from utils.command import command
 from utils.data.images import load_images
 from utils.errors import InputError
 from utils.files import check_writable, read_json, replacing
@@ -26,7 +27,6 @@ from utils.options import add_data_root
 from utils.parser import Parser, some_path, whole
 from utils.report.charts import Estimate, Point, curve_figure, interval_figure, variance_figure
 from utils.report.maps import overlay_figure
-from utils.runtime import command
 
 # Figures of maps: the row in RUN/results, and what x_Δ is there.
 MAPS = {

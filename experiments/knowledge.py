@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 from consistency.bootstrap import Interval, count, mean_over_fits, weighted
 from consistency.calibration import KINDS, instability_of, load_sums, normalised_consistency
 from experiments.accuracies import TITLES, Row, judged, plain, read_hits, rows_of, written
+from utils.command import command
 from utils.errors import InputError
 from utils.files import replacing
 from utils.options import add_data_root
 from utils.parser import Parser, result_file, some_path, whole
 from utils.report.charts import CURVES
 from utils.report.tables import markdown_table, save_table
-from utils.runtime import command
 
 METHODS = {name: TITLES[name] for name in ("alone", "kd", "dcm", "hsakd")} | {
     "dcm_partner": "DCM, its own partner"

@@ -19,11 +19,11 @@ from typing import Any
 from experiments.intervals import LEGEND, Between, Claim, Number, decide, measured
 from experiments.settings import NETS, differences
 from utils import checkpoint
+from utils.command import command
 from utils.errors import InputError
 from utils.files import read_json
 from utils.parser import Parser, result_file, some_path
 from utils.report.tables import markdown_table, save_table
-from utils.runtime import command
 
 PAPER = Path(__file__).with_name("paper.json")
 Facts = dict[str, Any]

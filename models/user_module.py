@@ -17,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 
 from utils.errors import InputError
+from utils.presence import check_program
 
 PROJECT = Path(__file__).resolve().parents[1]  # the checkout, or where it is installed among others
 # Of this project
@@ -139,8 +140,7 @@ def opened(source: str, arch: str) -> Iterator[ModuleType]:
             yield _import(source, arch)
             return
         path = Path(source).expanduser().resolve()
-        if not path.is_file():
-            raise InputError(f"{arch}: there is no file {path}")
+        check_program(source, arch)
         if path not in _files:
             home = _home_of(path)
             with home.entered():

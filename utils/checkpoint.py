@@ -18,6 +18,7 @@ from utils.files import replacing
 from utils.later import safetensors
 from utils.numpy_values import STAND_INS, tensors_for_arrays
 from utils.parser import Namespace
+from utils.presence import check_checkpoint
 
 State = dict[str, Any]
 # Of the metadata of a .safetensors file: what a checkpoint says beside its weights, as JSON
@@ -79,8 +80,7 @@ def load(path: str | Path, *, mmap: bool = False) -> State:
             rebuild.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"no checkpoint at {path}{_what_is_there(path)}")
+    check_checkpoint(path)
     damaged = InputError(f"{path} is truncated or not a checkpoint; make or download it again")
     if _is_safetensors(path):
         return _load_safetensors(path, damaged)
@@ -184,17 +184,6 @@ def _refuse_program(path: Path) -> None:
             f"{path} is {kind}, which carries code and not a dictionary of weights; save the net's"
             " state_dict and use that"
         )
-
-
-def _what_is_there(path: Path) -> str:
-    """Name the neighbours of a missing checkpoint, since the usual mistake is a suffix."""
-    neighbours = (
-        sorted(other.name for other in path.parent.glob("*.pth*")) if path.parent.is_dir() else []
-    )
-    if not neighbours:
-        return "; train it first or correct the path"
-    shown = ", ".join(neighbours[:4]) + (", …" if len(neighbours) > 4 else "")
-    return f"; that folder has {shown}"
 
 
 def _reason(error: Exception) -> str:

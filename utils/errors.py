@@ -5,6 +5,6 @@ class InputError(Exception):
     """A file, folder or option value that cannot be used.
 
     The message is one sentence for the person at the keyboard: what was expected, what came, and
-    what to do about it. `utils.runtime.command` prints it without a traceback and exits with code
+    what to do about it. `utils.command.command` prints it without a traceback and exits with code
     1.
     """

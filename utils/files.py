@@ -15,6 +15,7 @@ from typing import Any
 from filelock import BaseFileLock, FileLock, Timeout
 
 from utils.errors import InputError
+from utils.presence import check_file
 
 
 @contextlib.contextmanager
@@ -157,8 +158,7 @@ def sha256(path: str | Path) -> str:
     Raises:
         InputError: there is no such file.
     """
-    if not Path(path).is_file():
-        raise InputError(f"there is no file {path}; correct the path")
+    check_file(path)
     digest = hashlib.sha256()  # not hashlib.file_digest: Python 3.10 lacks it
     with Path(path).open("rb") as file:
         while block := file.read(1 << 20):

@@ -7,7 +7,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from utils import options, runs
-from utils.parser import Namespace, Parser, list_of, real, some_path, whole
+from utils.parser import (
+    Namespace,
+    Parser,
+    architecture,
+    checkpoint_file,
+    feature_folder,
+    list_of,
+    real,
+    whole,
+)
 from utils.provenance import Provenance
 
 # Options that change nothing of a fit, or say what the features or a fit's own direction, depth and
@@ -60,11 +69,13 @@ def add_source_options(parser: Parser) -> None:
     group = parser.add_argument_group("features")
     group.add_argument(
         "--convOut_path",
-        type=some_path,
+        type=feature_folder,
         metavar="FOLDER",
         help="what ConvOutput.py wrote; default: by these names",
     )
-    group.add_argument("-a", "--arch", help="architecture of the nets; default: the features'")
+    group.add_argument(
+        "-a", "--arch", type=architecture, help="architecture of the nets; default: the features'"
+    )
     group.add_argument(
         "--validate",
         action="store_true",
@@ -81,13 +92,16 @@ def add_source_options(parser: Parser) -> None:
         "nets, where no features are stored: they are computed whenever they are read"
     )
     group.add_argument(
-        "--net_A", type=some_path, metavar="A", help="checkpoint of the net whose features are x"
+        "--net_A",
+        type=checkpoint_file,
+        metavar="A",
+        help="checkpoint of the net whose features are x",
     )
     group.add_argument(
-        "--net_B", type=some_path, metavar="B", help="checkpoint of the net of the target x*"
+        "--net_B", type=checkpoint_file, metavar="B", help="checkpoint of the net of the target x*"
     )
-    group.add_argument("--arch_A", help="architecture of A; overrides --arch")
-    group.add_argument("--arch_B", help="architecture of B; overrides --arch")
+    group.add_argument("--arch_A", type=architecture, help="architecture of A; overrides --arch")
+    group.add_argument("--arch_B", type=architecture, help="architecture of B; overrides --arch")
     options.add_layer_options(parser, default="the features'")
     options.add_second_layer_options(parser)
     options.add_data_options(parser, batch_size=64, two_nets=True)

@@ -10,7 +10,17 @@ from typing import Any
 from utils.errors import InputError
 from utils.files import normalised_folder
 from utils.normalisation import NORMALISATIONS, normalisation_words, read_normalisation
-from utils.parser import Ignored, Namespace, Parser, list_of, plain_name, real, some_path, whole
+from utils.parser import (
+    Ignored,
+    Namespace,
+    Parser,
+    checkpoint_or_auto,
+    list_of,
+    plain_name,
+    real,
+    some_path,
+    whole,
+)
 
 # --layer, --conv_layer, --fc, --image_size, and whether --channels_last says so of a net
 LayerOptions = tuple[str | None, int | None, bool, int | None, bool | None]
@@ -307,7 +317,11 @@ def add_resume_options(parser: argparse.ArgumentParser) -> None:
     """Going on with a run."""
     group = parser.add_argument_group("going on")
     group.add_argument(
-        "--resume", default="", metavar="PATH", help="go on from a checkpoint; auto: this run's own"
+        "--resume",
+        type=checkpoint_or_auto,
+        default="",
+        metavar="PATH",
+        help="go on from a checkpoint; auto: this run's own",
     )
     add_restart_option(group)
     group.add_argument(

@@ -15,8 +15,17 @@ from typing import Any, NoReturn
 
 from utils.errors import InputError
 from utils.files import check_writable
+from utils.presence import (
+    check_architecture,
+    check_checkpoint,
+    check_feature_folder,
+    check_file,
+    check_source,
+)
+from utils.remarks import remark
 
 Namespace = argparse.Namespace
+Check = Callable[["Parser", Namespace], None]
 PICTURES = (".png", ".svg", ".pdf")
 
 
@@ -41,14 +50,49 @@ class Parser(argparse.ArgumentParser):
         description: what the step does.
         example: a command line, shown at the end of --help.
         prog: the name in messages, which a sub-command gets from its step; None: the script's.
+        check: refuses options that contradict each other, by `Parser.error`, and may fill in what
+            follows from others. `parse_args` calls it.
     """
 
-    def __init__(self, description: str | None, example: str = "", prog: str | None = None) -> None:
+    def __init__(
+        self,
+        description: str | None,
+        example: str = "",
+        prog: str | None = None,
+        check: "Check | None" = None,
+    ) -> None:
         epilog = f"example:\n  {example}" if example else None
         super().__init__(
             prog, None, description, epilog, formatter_class=_Formatter, allow_abbrev=False
         )
         self._optionals.title = "help"  # every other option stands in a group of its own
+        self._check = check
+
+    def parse_args(self, args=None, namespace=None):
+        """Parse, and refuse options that contradict each other."""
+        parsed = super().parse_args(args, namespace)
+        if self._check is not None:
+            self._check(self, parsed)
+        return parsed
+
+    def check_files(self, args: Namespace) -> None:
+        """Refuse files that options name and that are not there, and an --out that takes none.
+
+        Args:
+            args: the parsed options.
+
+        Raises:
+            InputError: the sentence of whoever would read the file.
+        """
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                action.choices[getattr(args, action.dest)].check_files(args)
+            elif isinstance(action.type, Existing):
+                named = getattr(args, action.dest, None)
+                for path in named if isinstance(named, list) else [named]:
+                    action.type.check(path)
+        if "out" in args and args.out is not None:
+            check_writable(args.out)
 
     def parse_known_args(self, args=None, namespace=None):
         """Parse with dashes inside option names read as underscores."""
@@ -186,6 +230,44 @@ def some_path(text: str) -> str:
     return text
 
 
+class Existing:
+    """An argparse type for the names of what a step reads, which must be there when it runs.
+
+    Parsing does not look: a command line that is printed for later is parsed, too.
+    `Parser.check_files` looks.
+
+    Args:
+        refuse: raises an InputError with one sentence where nothing is there.
+        read: reads the words of the command line.
+        but: values that name no file.
+    """
+
+    def __init__(
+        self,
+        refuse: Callable[[str], object],
+        read: Callable[[str], Any] = some_path,
+        but: Sequence[str] = (),
+    ) -> None:
+        self._refuse, self._read, self._but = refuse, read, but
+
+    def __call__(self, text: str) -> Any:
+        """Read the name."""
+        return self._read(text)
+
+    def check(self, name: Any) -> None:
+        """Refuse what is not there; None and what names no file pass."""
+        if name is not None and name not in self._but:
+            self._refuse(name)
+
+
+checkpoint_file = Existing(check_checkpoint)
+checkpoint_or_auto = Existing(check_checkpoint, str, but=("", "auto"))
+weights_file = Existing(check_file)
+feature_folder = Existing(check_feature_folder)
+architecture = Existing(check_architecture, str)
+source_path = Existing(check_source, lambda text: Path(some_path(text)))
+
+
 def result_file(*endings: str) -> Callable[[str], str]:
     """Make an argparse type for files to be written, with one of these endings if there are any."""
 
@@ -228,4 +310,4 @@ class Ignored(argparse.Action):
 
     def __call__(self, parser, namespace, values, option_string=None):
         """Say so."""
-        print(f"{option_string} has no effect any more and is ignored")
+        remark(f"{option_string} has no effect any more and is ignored")

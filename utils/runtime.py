@@ -1,17 +1,11 @@
-"""Where a step runs: devices, processes, precision, seeds, and how it ends."""
+"""Where a step runs: devices, processes, precision, seeds."""
 
 import contextlib
-import errno
-import functools
 import os
 import random
-import signal
-import sys
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,62 +16,7 @@ from utils import remarks
 from utils.errors import InputError
 from utils.parser import command_line
 
-Result = TypeVar("Result")
 AMP_DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-FULL_OR_FORBIDDEN = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
-
-
-def command(main: Callable[[Sequence[str] | None], Result]) -> Callable[..., Result]:
-    """Turn a script's `main(argv)` into a command:
-    bad input is one sentence and exit code 1, no traceback.
-    """
-
-    @functools.wraps(main)
-    def run(argv: Sequence[str] | None = None) -> Result:
-        name = Path(sys.modules[main.__module__].__file__ or main.__module__).name
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, _interrupt)  # a cluster's way to say Ctrl-C
-        try:
-            result = main(argv)
-            if several := dist.is_initialized():
-                # Leave together: a process that ends while another still talks to it breaks that
-                # one
-                dist.barrier()
-        except InputError as error:
-            # One that a loader's worker raised comes with the worker's traceback in front.
-            sentence = str(error).splitlines()[-1].removeprefix("utils.errors.InputError: ")
-            sys.exit(f"{name}: {sentence}")
-        except OSError as error:
-            if error.errno not in FULL_OR_FORBIDDEN:
-                raise
-            sys.exit(f"{name}: cannot write or read {error.filename or 'a file'}: {error.strerror}")
-        except KeyboardInterrupt:
-            print(f"{name}: interrupted; what was saved is whole", file=sys.stderr)
-            sys.exit(130)
-        finally:
-            if dist.is_initialized():
-                dist.destroy_process_group()
-        if several and main.__module__ == "__main__":
-            _leave()
-        return result
-
-    return run
-
-
-def _leave() -> None:
-    """End this process of several, which did its work, without the interpreter's own end.
-
-    `DistributedDataParallel` leaves the threads of gloo running even where the group is destroyed.
-    A process was seen, once, to abort in that end after all was written, and torchrun calls such a
-    run failed.
-    """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 one with branches or an online pair, by the authors' names.
 """
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -75,23 +74,6 @@ def fill_from_file(model: nn.Module, path: str | Path) -> checkpoint.State:
                 f"{path} does not hold this network with as many classes: {error}"
             ) from None
     return {key: value for key, value in stored.items() if key != held} if held else {}
-
-
-def documented_file(path: str | Path) -> Path:
-    """Give the file that is meant:
-    the documented folders of ImageNet teachers lack the `imagenet_` of those written.
-
-    Raises:
-        InputError: there is no such file.
-    """
-    written = re.sub(
-        r"arch_(resnet\d+)_aux_dataset_imagenet",
-        r"arch_\1_imagenet_aux_dataset_imagenet",
-        str(path),
-    )
-    meant = Path(written) if Path(written).is_file() else Path(path)
-    checkpoint.load(meant, mmap=True)  # says what is there instead
-    return meant
 
 
 def check_own(path: Path) -> None:

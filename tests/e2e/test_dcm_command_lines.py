@@ -17,7 +17,7 @@ DOCUMENTED = (
 def test_documented_command_lines(line, capsys):
     parser = DCM.build_parser()
     args = parser.parse_args(shlex.split(line))
-    DCM.fill(args, parser)
+    DCM.fill(args)
     assert args.net1 == "wrn_28_10"
     assert args.net2 == ("mobilenet" if "mobilenet" in line else "wrn_28_10")
     assert (args.dataset, args.data_root, args.batch_size, args.epochs, args.lr) == (
@@ -51,7 +51,7 @@ def test_every_documented_option(capsys):
         " s --ngpu 2 --gpu_id 3,1,2"
     )
     args = parser.parse_args(shlex.split(line))
-    DCM.fill(args, parser)
+    DCM.fill(args)
     assert (args.net1, args.net2, args.dataset, args.workers) == (
         "wrn_16_0.5",
         "wrn_16_0.5",

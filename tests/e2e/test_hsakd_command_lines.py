@@ -122,7 +122,6 @@ NAMES = [
 def test_documented_command_lines(line, name):
     parser = HSAKD.build_parser()
     args = parser.parse_args(shlex.split(line))
-    HSAKD.hsakd_options.fill(parser, args)
     assert {key: getattr(args, key) for key in DOCUMENTED[line]} == DOCUMENTED[line]
     assert HSAKD.hsakd_options.run_name(args) == name
 
@@ -178,7 +177,7 @@ def test_the_documented_folder_of_imagenet_teachers_is_found(tmp_path):
     )
     checkpoint.save(written, {"net": {}})
     documented = str(written).replace("resnet34_imagenet_aux_dataset", "resnet34_aux_dataset")
-    assert HSAKD.documented_file(documented) == Path(written)
+    assert HSAKD.hsakd_options.meant_file(documented) == Path(written)
 
 
 def test_the_experiment_is_made_of_runs_that_find_one_another(tmp_path):
@@ -194,7 +193,6 @@ def test_the_experiment_is_made_of_runs_that_find_one_another(tmp_path):
     for line in lines:
         parser = HSAKD.build_parser()
         args = parser.parse_args(shlex.split(line)[2:])
-        HSAKD.hsakd_options.fill(parser, args)
         read = [path for path in HSAKD.hsakd_options.files(args).values() if "333f7ec4" not in path]
         assert written.issuperset(read), line
         folder = f"o/checkpoint/{HSAKD.hsakd_options.run_name(args)}"

@@ -36,6 +36,7 @@ FROM_UTILS_IN_MODELS = {
     "utils.later",
     "utils.normalisation",
     "utils.pixels",
+    "utils.presence",
     "utils.provenance",
     "utils.remarks",
 }
@@ -235,10 +236,8 @@ def test_imports_are_silent_and_ignore_the_command_line():
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_a_parser_loads_no_library_but_pytorch():
-    """So --help and a wrong option take no longer than `import torch`,
-    which most of the time goes to.
-    """
+def test_a_step_loads_no_library_that_it_does_not_use_yet():
+    """Behind its options a step imports PyTorch, and nothing else that takes long."""
     program = (
         "import importlib, sys\n"
         f"for name in {sorted(STEPS)}: importlib.import_module(name).build_parser()\n"

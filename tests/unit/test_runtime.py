@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from utils.command import command
 from utils.errors import InputError
-from utils.runtime import Runtime, command, seed_everything, start
+from utils.runtime import Runtime, seed_everything, start
 
 
 def ends(error):

@@ -19,7 +19,8 @@ import atexit, copy, dataclasses, json, os, sys, time, torch
 from torch import nn
 from utils.training.engine import Fit, evaluate, make_optimizer, train_one_epoch
 from utils.data.loaders import make_loader
-from utils.runtime import command, start
+from utils.command import command
+from utils.runtime import start
 
 class Rows(torch.utils.data.Dataset):
     def __len__(self):

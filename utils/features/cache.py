@@ -40,6 +40,7 @@ from utils.data.contents import HASH_BYTES, Contents
 from utils.errors import InputError
 from utils.features.old_folder import OldFeatureFolder
 from utils.files import read_json
+from utils.presence import check_feature_folder
 from utils.provenance import Provenance, same_arch
 
 FORMAT = "knowledge-consistency features"
@@ -120,11 +121,7 @@ def open_features(
 
 def _find(folder: Path, split: str | None) -> Path:
     """The folder that holds features: `folder` or `folder/split`."""
-    if not folder.is_dir():
-        raise InputError(
-            f"no stored features at {folder}: it is no folder; correct the path or run"
-            " ConvOutput.py"
-        )
+    check_feature_folder(folder)
     candidates = [folder] if split is None else [folder, folder / split]
     for candidate in candidates:
         has_cache, has_old = (candidate / INDEX).exists(), any(candidate.glob("*.pkl"))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from utils.data.datasets import printable
 from utils.errors import InputError
+from utils.presence import check_source
 
 
 @contextlib.contextmanager
@@ -33,8 +34,7 @@ def unpacked(sources: list[Path], parts: dict[str, str], scratch: Path) -> Itera
         InputError: a source is missing, no archive, damaged, or would write outside `scratch`.
     """
     for source in sources:
-        if not source.exists():
-            raise InputError(f"--src {source} does not exist; give a folder or an archive")
+        check_source(source)
     folders = [source for source in sources if source.is_dir()]
     archives = [source for source in sources if not source.is_dir()]
     for part, official in parts.items():

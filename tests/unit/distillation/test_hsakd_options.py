@@ -3,12 +3,13 @@ from pathlib import Path
 import pytest
 
 from distillation import hsakd_options
+from utils.errors import InputError
 from utils.parser import Parser
 
 
 def parsed(command, line=""):
     parser = Parser("test")
-    hsakd_options.add_options(parser, command, "networks")
+    hsakd_options.add_options(parser, command)
     args = parser.parse_args(line.split())
     hsakd_options.fill(parser, args)
     return args
@@ -107,3 +108,8 @@ def test_a_frozen_backbone_needs_both_options(line, capsys):
     with pytest.raises(SystemExit):
         parsed("teacher", line)
     assert "belong together" in capsys.readouterr().err
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"no checkpoint at .*absent"):
+        hsakd_options.meant_file(tmp_path / "absent.pth.tar")

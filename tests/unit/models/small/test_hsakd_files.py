@@ -3,7 +3,7 @@ import torch
 
 from models.small.auxiliary import build_bare, build_with_heads
 from models.small.couple import Couple
-from models.small.hsakd_files import check_own, documented_file, fill_from_file, to_authors_state
+from models.small.hsakd_files import check_own, fill_from_file, to_authors_state
 from utils import checkpoint
 from utils.errors import InputError
 
@@ -79,8 +79,3 @@ def test_a_file_that_is_not_ours_is_left_alone(tmp_path):
         InputError, match=r"was not written by HSAKD\.py, .* choose another --suffix"
     ):
         check_own(path)
-
-
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"no checkpoint at .*absent"):
-        documented_file(tmp_path / "absent.pth.tar")

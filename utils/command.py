@@ -1,0 +1,101 @@
+"""How a step is run from the command line, and how it ends. Importing this loads no PyTorch."""
+
+import contextlib
+import errno
+import functools
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from utils.errors import InputError
+from utils.parser import Parser
+
+Result = TypeVar("Result")
+FULL_OR_FORBIDDEN = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
+
+
+def answer_early(parser: Parser) -> None:
+    """Answer what needs no PyTorch: `--help`, a wrong option, a missing file.
+
+    A script calls this between the declaration of its options and its heavy imports, which take
+    seconds. It returns where the options are good; `main` then parses them again.
+    """
+    with _ended_in_one_line(Path(sys.argv[0]).name):
+        parser.check_files(parser.parse_args())
+
+
+def command(main: Callable[[Sequence[str] | None], Result]) -> Callable[..., Result]:
+    """Turn a script's `main(argv)` into a command:
+    bad input is one sentence and exit code 1, no traceback.
+    """
+
+    @functools.wraps(main)
+    def run(argv: Sequence[str] | None = None) -> Result:
+        name = Path(sys.modules[main.__module__].__file__ or main.__module__).name
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, _interrupt)  # a cluster's way to say Ctrl-C
+        several = False
+        try:
+            with _ended_in_one_line(name):
+                result = main(argv)
+                if several := _is_one_of_several():
+                    # Leave together: a process that ends while another still talks to it breaks
+                    # that one
+                    _distributed().barrier()
+        finally:
+            if _is_one_of_several():
+                _distributed().destroy_process_group()
+        if several and main.__module__ == "__main__":
+            _leave()
+        return result
+
+    return run
+
+
+@contextlib.contextmanager
+def _ended_in_one_line(name: str) -> Iterator[None]:
+    """End the process with one sentence where the input is at fault, or the person ends it."""
+    try:
+        yield
+    except InputError as error:
+        # One that a loader's worker raised comes with the worker's traceback in front.
+        sentence = str(error).splitlines()[-1].removeprefix("utils.errors.InputError: ")
+        sys.exit(f"{name}: {sentence}")
+    except OSError as error:
+        if error.errno not in FULL_OR_FORBIDDEN:
+            raise
+        sys.exit(f"{name}: cannot write or read {error.filename or 'a file'}: {error.strerror}")
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted; what was saved is whole", file=sys.stderr)
+        sys.exit(130)
+
+
+def _distributed() -> Any:
+    """Give `torch.distributed`, or None where no step has loaded it."""
+    return sys.modules.get("torch.distributed")
+
+
+def _is_one_of_several() -> bool:
+    """Whether this process has joined others under torchrun."""
+    distributed = _distributed()
+    return distributed is not None and distributed.is_initialized()
+
+
+def _leave() -> None:
+    """End this process of several, which did its work, without the interpreter's own end.
+
+    `DistributedDataParallel` leaves the threads of gloo running even where the group is destroyed.
+    A process was seen, once, to abort in that end after all was written, and torchrun calls such a
+    run failed.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt

@@ -527,7 +527,7 @@ MISTAKES = [
     (
         Report,
         "{empty}",
-        "empty has no results; write some there with Variance.py --json or Calibrate.py --json",
+        "empty has no results; write some there with Compare.py, Variance.py --json or Calibrate.py --json",
         1,
     ),
     # Calibration and distillation.

@@ -12,44 +12,40 @@ from itertools import zip_longest
 from pathlib import Path
 
 from utils.errors import InputError
-from utils.files import in_words
-from utils.later import jinja2
+from utils.report.compare_page import render_result
 from utils.report.results import Value, read_pictures, read_results
 from utils.report.sections import lay_out
+from utils.report.template import fill
 
-LARGEST = 2_000_000  # bytes: what goes by mail and opens on a telephone
-NETS = ("checkpoint_a", "checkpoint_b", "transnet")  # whose hashes tell runs apart
+NETS = ("checkpoint_a", "checkpoint_b", "transnet", "sha256")  # whose hashes tell runs apart
+GENERATOR = '<meta name="generator"'  # the line that says what drew a page's charts
 
 
 def render(folder: str | Path) -> str:
     """Make the page of a run.
 
     Args:
-        folder: with what `Variance.py --json/--figure/--spectrum` and `Calibrate.py --json` wrote.
+        folder: with what `Variance.py --json/--figure/--spectrum` and `Calibrate.py --json` wrote,
+            or what `Compare.py` wrote.
 
     Returns:
         HTML; the same of the same files.
 
     Raises:
-        InputError: see `read_results`; or the page would be larger than `LARGEST`.
+        InputError: see `read_results`; a comparison beside other results; or the page would be too large.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        undefined=jinja2.StrictUndefined,
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    sections = [lay_out(result) for result in read_results(folder)]
-    page = environment.get_template("page.html.jinja").render(
-        sections=sections, pictures=read_pictures(folder)
-    )
-    if (size := len(page.encode())) > LARGEST:
-        most = in_words(LARGEST)
+    results = read_results(folder)
+    comparisons = [result for result in results if result.kind == "compare"]
+    if comparisons and len(results) > 1:
+        others = ", ".join(result.name for result in results if result is not comparisons[0])
         raise InputError(
-            f"the page would be {in_words(size)}, above {most}; take pictures out of {folder}"
+            f"{folder} holds a comparison, {comparisons[0].name}, and results beside it ({others});"
+            " keep each in a folder of its own"
         )
-    return page
+    if comparisons:
+        return render_result(comparisons[0], folder)
+    sections = [lay_out(result) for result in results]
+    return fill("page.html.jinja", folder, sections=sections, pictures=read_pictures(folder))
 
 
 class _Values(HTMLParser):
@@ -112,6 +108,11 @@ def check(page: str, expected: str) -> None:
     for number, (one_line, other_line) in enumerate(
         zip_longest(page.splitlines(), expected.splitlines()), 1
     ):
+        if one_line != other_line and (one_line or "").startswith(GENERATOR):
+            raise InputError(
+                "its values are the run's, but its charts were drawn by another version of"
+                f" matplotlib ({one_line} there, {other_line} here); check it with that one"
+            )
         if one_line != other_line:
             raise InputError(
                 f"its values are the run's, but line {number} is another than a page made now would"

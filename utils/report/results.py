@@ -1,18 +1,19 @@
 """What a run's folder holds for a report:
-the JSON of Variance.py and Calibrate.py, and pictures.
+the JSON of Compare.py, Variance.py and Calibrate.py, and pictures.
 """
 
 import base64
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from utils.errors import InputError
 from utils.files import read_json, sha256
 
 KINDS = {
+    "compare": {"kind", "nets", "pairs", "images"},
     "variance": {"var", "instability", "source"},
     "calibration": {"rows", "consistency", "baselines", "source"},
 }
@@ -34,7 +35,7 @@ class Value:
     text: str
 
 
-Cell = str | Value | list[str | Value]
+Cell: TypeAlias = "str | Value | Sequence[Cell]"  # pieces of a cell stand behind one another
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Result:
 
     Attributes:
         name: of the file.
-        kind: "variance" or "calibration", which script wrote it.
+        kind: "compare", "variance" or "calibration", which script wrote it.
         content: the report.
     """
 
@@ -76,7 +77,11 @@ class Result:
             return f"undefined: {reason}" if reason else "undefined"
         if isinstance(found, int | float) and not isinstance(found, bool):
             found = unit * found if unit != 1 else found
-            return Value(place, repr(found), format(found, form))
+            text = format(found, form)
+            # What rounds to zero has no sign: "-0.00" would be read as less than nothing.
+            if text.startswith("-") and not text.strip("-0."):
+                text = format(0 * abs(found), form)
+            return Value(place, repr(found), text)
         if isinstance(found, list):
             return Value(place, json.dumps(found), ", ".join(map(str, found)))
         return Value(place, str(found), str(found))
@@ -127,14 +132,14 @@ def read_results(folder: str | Path) -> list[Result]:
         ]
         if not kinds:
             raise InputError(
-                f"{path} is neither of Variance.py --json nor of Calibrate.py --json; move it"
-                " elsewhere"
+                f"{path} is of none of Compare.py, Variance.py --json and Calibrate.py --json; move"
+                " it elsewhere"
             )
         found.append(Result(path.name, kinds[0], content))
     if not found:
         raise InputError(
-            f"{folder} has no results; write some there with Variance.py --json or Calibrate.py"
-            " --json"
+            f"{folder} has no results; write some there with Compare.py, Variance.py --json or"
+            " Calibrate.py --json"
         )
     return sorted(found, key=lambda result: list(KINDS).index(result.kind))
 

@@ -11,13 +11,14 @@ CHANNELS = 10  # on the page, of up to thousands
 
 
 class Table(NamedTuple):
-    """A table of the page; a folded one opens by a click."""
+    """A table of the page; a folded one opens by a click, and one of words has no numbers to align."""
 
     title: str
     head: Sequence[str]
     rows: Sequence[Sequence[Cell]]
     note: str = ""
     folded: bool = False
+    words: bool = False
 
 
 class Section(NamedTuple):
@@ -232,7 +233,7 @@ def settings_table(result: Result) -> Table:
     }.items():
         if result.get(*path) is not None:
             rows.append([name, result.value(*path)])
-    return Table("Settings and provenance", ("setting", "value"), rows, folded=True)
+    return Table("Settings and provenance", ("setting", "value"), rows, folded=True, words=True)
 
 
 def _part(result: Result, kind: str, row: int, *names: str) -> list[Cell]:

@@ -32,13 +32,13 @@ def test_json_of_something_else_is_refused(tmp_path, content):
     (write_run(tmp_path) / "pruned.json").write_text(content)
     with pytest.raises(
         InputError,
-        match=r"pruned\.json is neither of Variance\.py --json nor of Calibrate\.py --json",
+        match=r"pruned\.json is of none of Compare\.py, Variance\.py --json and Calibrate\.py",
     ):
         read_results(tmp_path)
 
 
 def test_a_folder_without_results_is_told_from_one_that_is_missing(tmp_path):
-    with pytest.raises(InputError, match="has no results; write some there with Variance"):
+    with pytest.raises(InputError, match="has no results; write some there with Compare"):
         read_results(tmp_path)
     with pytest.raises(InputError, match=r"there is no folder .*nowhere"):
         read_results(tmp_path / "nowhere")

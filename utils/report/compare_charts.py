@@ -1,0 +1,468 @@
+"""Charts of a comparison, drawn from its report,
+each with the text that stands for it where it is not seen.
+
+They are SVG whose colours are variables, so that they have others in the page's dark mode.
+A chart is as wide as a telephone, so that its letters stay legible there; the page lays two beside
+one another where there is room.
+"""
+
+import base64
+import contextlib
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+from utils.later import matplotlib
+from utils.report.charts import CURVES
+from utils.report.compare_words import WAYS, Ends, ends, names, pair_label
+from utils.report.results import Result
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK = "#1b1f24"
+# What a colour becomes in the dark.
+DARK = {INK: "#e6e9ec", CURVES[0][0]: "#4aa8e0", CURVES[1][0]: "#f07b2e", CURVES[2][0]: "#2bc093"}
+WIDTH = 4.2  # inches: 400 pixels of a browser
+MOST_CLASSES = 20  # in a chart; the table has all
+MOST_SPECTRA = 3  # pairs of layers, the deepest, of both ways
+MOST_TICKS = 8  # with names, of up to hundreds of layers
+MOST_SIDE_BY_SIDE = 40  # letters of all names below an axis
+MOST_LETTERS = 28  # of a legend's line, for two beside one another
+MOST_NUMBERS = 10  # rows of a heat map that has numbers in its cells
+COLOURS = {"forth": CURVES[0], "back": CURVES[1]}
+# How what is left is drawn, and what it is held against.
+STYLES: dict[str, dict[str, Any]] = {
+    "instability": {"marker": "o", "markersize": 5},
+    "null": {"marker": "_", "markersize": 11, "markeredgewidth": 2},
+    "ceiling": {"marker": "x", "markersize": 5},
+    "floor": {"marker": "d", "markersize": 5, "fillstyle": "none"},
+}
+Place: TypeAlias = tuple[str | int, ...]  # of a number in a report: keys and indices
+
+
+class Chart(NamedTuple):
+    """A chart of the page.
+
+    Attributes:
+        title: of the chart, above it.
+        uri: an SVG.
+        alternative: what it shows, in words and numbers.
+        caption: what its marks are.
+        wide: it takes the page's width.
+    """
+
+    title: str
+    uri: str
+    alternative: str
+    caption: str
+    wide: bool = False
+
+
+def charts(result: Result) -> list[Chart]:
+    """Draw what a report has: nothing is drawn of what it lacks."""
+    drawn = (shared_chart, left_chart, matrix_chart, spectrum_chart, class_chart)
+    with inked():
+        return [chart for draw in drawn if (chart := draw(result))]
+
+
+@contextlib.contextmanager
+def inked() -> Iterator[None]:
+    """Draw lines and letters in one ink on no ground, and the same figure as the same bytes."""
+    ink: dict[Any, Any] = dict.fromkeys(
+        ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK
+    )
+    whole: dict[Any, Any] = {"svg.fonttype": "path", "svg.hashsalt": "comparison", "font.size": 9}
+    bare: dict[Any, Any] = {
+        "figure.facecolor": "none",
+        "axes.facecolor": "none",
+        "savefig.facecolor": "none",
+    }
+    with matplotlib.rc_context({**ink, **whole, **bare}):
+        yield
+
+
+def as_uri(figure: "Figure") -> str:
+    """Give a figure as an SVG inside of a URI, with colours for light and for dark."""
+    figure.savefig(
+        buffer := io.BytesIO(), format="svg", dpi=150, metadata={"Date": None, "Creator": None}
+    )
+    text = buffer.getvalue().decode()
+    light, dark = [], []
+    for number, (colour, in_the_dark) in enumerate(DARK.items()):
+        text = text.replace(colour, f"var(--c{number})")
+        light.append(f"--c{number}:{colour}")
+        dark.append(f"--c{number}:{in_the_dark}")
+    style = (
+        f"<style>:root{{{';'.join(light)}}}"
+        f"@media (prefers-color-scheme:dark){{:root{{{';'.join(dark)}}}}}</style>"
+    )
+    start = text.index("<defs>")
+    text = text[text.index("<svg") : start] + style + text[start:]
+    return "data:image/svg+xml;base64," + base64.b64encode(text.encode()).decode("ascii")
+
+
+def shared_chart(result: Result) -> Chart | None:
+    """Draw the consistency of both ways by depth, 0 at the null and 1 at the ceiling."""
+    rows = range(len(result.get("pairs")))
+    series = {
+        way: {
+            row: found for row in rows if (found := ends(result, "pairs", row, way, "consistency"))
+        }
+        for way in WAYS
+    }
+    if not any(series.values()):
+        return None
+    a, b = _names(result)
+    figure, axis = _canvas(2.9 + _tilted(result))
+    of = {"forth": f"{a} has of {b}", "back": f"{b} has of {a}"}
+    for way, points in series.items():
+        _interval_line(axis, points, way, of[way])
+    _at_layers(axis, result)
+    values = [value for points in series.values() for found in points.values() for value in found]
+    axis.axhline(0, color=INK, linewidth=0.8)
+    axis.set_ylim(min(-0.05, *values) - 0.02, max(1.02, *values) + 0.02)
+    axis.set_ylabel("consistency (0: null, 1: ceiling)")
+    _legend(figure, of.values())
+    words = [f"{of[way]}: {_in_words(result, points)}" for way, points in series.items() if points]
+    return Chart(
+        "What each net has of the other, by depth",
+        as_uri(figure),
+        f"Line chart of the consistency at {len(rows)} pairs of layers. {'. '.join(words)}.",
+        "Share of what is reconstructed beyond the null, with 95 % intervals over the images.",
+    )
+
+
+def left_chart(result: Result) -> Chart | None:
+    """Draw the instability of both ways by depth, and what it is held against."""
+    rows = range(len(result.get("pairs")))
+    if not rows:
+        return None
+    a, b = _names(result)
+    figure, axis = _canvas(3.3 + _tilted(result))
+    of = {"forth": f"{a} → {b}", "back": f"{b} → {a}"}
+    words = []
+    drawn = set[str]()
+    largest = 1.0
+    for way, shift in zip(WAYS, (-0.14, 0.14)):
+        colour, _ = COLOURS[way]
+        for kind, style in STYLES.items():
+            points = {
+                row: found for row in rows if (found := ends(result, "pairs", row, way, kind))
+            }
+            if not points:
+                continue
+            drawn.add(kind)
+            x = [row + shift for row in points]
+            y = [found.value for found in points.values()]
+            largest = max(largest, *(found.high for found in points.values()))
+            axis.errorbar(
+                x, y, yerr=_reach(points.values()), color=colour, linestyle="none", **style
+            )
+            if kind in ("instability", "null"):
+                words.append(f"{of[way]} {kind}: {_in_words(result, points)}")
+    _at_layers(axis, result)
+    axis.set_xlim(-0.5, len(rows) - 0.5)
+    axis.set_ylim(0, 1.05 * largest)
+    axis.set_ylabel("share of Var(x*) left unexplained")
+    names_of = {"instability": "left", "floor": "class alone"}
+    marks = {names_of.get(kind, kind): STYLES[kind]["marker"] for kind in STYLES if kind in drawn}
+    keys: list[Any] = [
+        matplotlib.lines.Line2D([], [], color=INK, marker=mark, linestyle="none", markersize=5)
+        for mark in marks.values()
+    ]
+    keys += [
+        matplotlib.patches.Patch(color=COLOURS[way][0], label=name) for way, name in of.items()
+    ]
+    figure.legend(
+        keys,
+        [*marks, *(_short(name, 30) for name in of.values())],
+        loc="outside lower center",
+        ncols=2 if max(map(len, of.values())) > MOST_LETTERS else 3,
+        frameon=False,
+        fontsize=8,
+    )
+    return Chart(
+        "What is left, and what it is held against",
+        as_uri(figure),
+        f"Chart of the share of variance left unexplained. {'. '.join(words)}.",
+        "Null: pairs that share no more than their class. Ceiling: a net from itself. Class alone:"
+        " what the means of the classes leave.",
+    )
+
+
+def matrix_chart(result: Result) -> Chart | None:
+    """Draw what each layer shares with each of the other net."""
+    kind = next((name for name in ("shared", "cka") if result.get("matrix", name)), None)
+    if kind is None:
+        return None
+    a, b = _names(result)
+    rows, columns = result.get("matrix", "rows"), result.get("matrix", "columns")
+    values = np.array(
+        [
+            [np.nan if cell is None else cell for cell in line]
+            for line in _plain(result.get("matrix", kind))
+        ]
+    )
+    wide = max(len(rows), len(columns)) > MOST_NUMBERS
+    size = 2 * WIDTH if wide else WIDTH
+    figure, axis = _canvas(size * min(1.2, max(0.5, len(rows) / len(columns))) * 0.85, size)
+    drawn = axis.pcolormesh(
+        values, cmap="viridis", vmin=min(0, np.nanmin(values)), vmax=1, rasterized=wide
+    )
+    axis.invert_yaxis()
+    for place, labels, set_ticks in ((0, columns, axis.set_xticks), (1, rows, axis.set_yticks)):
+        chosen = _spread(len(labels), 3 * MOST_TICKS if wide else MOST_NUMBERS)
+        turned: dict[str, Any] = (
+            {"rotation": 60, "ha": "right", "rotation_mode": "anchor"} if place == 0 else {}
+        )
+        set_ticks([n + 0.5 for n in chosen], [_short(labels[n]) for n in chosen], **turned)
+    if not wide:
+        # White on dark cells, black on light ones.
+        for (y, x), value in np.ndenumerate(values):
+            axis.text(
+                *(x + 0.5, y + 0.5, "–" if np.isnan(value) else f"{value:.2f}"),
+                ha="center",
+                va="center",
+                fontsize=8,
+                color="black" if value > 0.6 else "white",
+            )
+    axis.tick_params(labelsize=7, length=0)
+    axis.spines[:].set_visible(False)
+    axis.set_xlabel(f"layers of {b}")
+    axis.set_ylabel(f"layers of {a}")
+    title = {"shared": "shared (smaller of both ways)", "cka": "CKA"}[kind]
+    figure.colorbar(drawn, ax=axis, label=title, fraction=0.05, pad=0.03)
+    best = [
+        f"{name} with {columns[int(np.nanargmax(line))]} ({np.nanmax(line):.2f})"
+        for name, line in zip(rows, values)
+        if not np.isnan(line).all()
+    ]
+    shown = best if len(best) <= MOST_CLASSES else [best[n] for n in _spread(len(best), MOST_TICKS)]
+    return Chart(
+        "Layer by layer",
+        as_uri(figure),
+        f"Heat map of {len(rows)} layers of {a} and {len(columns)} of {b}: {title}."
+        f" Largest of a row: {', '.join(shown)}.",
+        f"Of every layer of {a} (down) and of {b} (across): {title}.",
+        wide,
+    )
+
+
+def spectrum_chart(result: Result) -> Chart | None:
+    """Draw how much each depth of Trans-Net explains, at the pairs that have a spectrum."""
+    every = range(len(result.get("pairs")))
+    rows = [row for row in every if any(result.get("pairs", row, way, "spectrum") for way in WAYS)]
+    lines = {
+        (row, way): result.get("pairs", row, way, "spectrum")
+        for row in rows[-MOST_SPECTRA:]
+        for way in WAYS
+        if result.get("pairs", row, way, "spectrum")
+    }
+    if not lines:
+        return None
+    a, b = _names(result)
+    # A line of the legend has a pair of layers beside the names; where they are long, letters.
+    a, b = (a, b) if len(a + b) < MOST_LETTERS else ("A", "B")
+    of = {"forth": f"{a} → {b}", "back": f"{b} → {a}"}
+    figure, axis = _canvas(2.9)
+    words, lowest = [], 0.0
+    colours = dict.fromkeys(row for row, _ in lines)
+    colours = dict(zip(colours, [CURVES[n % len(CURVES)][0] for n in range(len(colours))]))
+    for (row, way), depths in lines.items():
+        points = {
+            depth["layers"]: Ends(
+                100 * depth["r2"],
+                *(
+                    100 * ((depth.get("intervals") or {}).get("r2") or {}).get(end, depth["r2"])
+                    for end in ("low", "high")
+                ),
+            )
+            for depth in depths
+        }
+        lowest = min(lowest, *(found.low for found in points.values()))
+        label = f"{_short(pair_label(result, row))}, {of[way]}"
+        axis.errorbar(
+            list(points),
+            [found.value for found in points.values()],
+            yerr=_reach(points.values()),
+            color=colours[row],
+            linestyle="-" if way == "forth" else "--",
+            marker="o" if way == "forth" else "s",
+            markersize=4,
+            linewidth=1.4,
+            label=label,
+        )
+        values = ", ".join(f"{layers}: {found.value:.1f} %" for layers, found in points.items())
+        words.append(f"{label}, by layers: {values}")
+    axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
+    axis.set_ylim(lowest, 101)  # a share ends at 100 %
+    axis.set_xlabel("layers of the Trans-Net")
+    axis.set_ylabel("explained, % of Var(x*)")
+    _legend(figure, [f"{_short(pair_label(result, row))}, {of[way]}" for row, way in lines])
+    return Chart(
+        "How complex is what is shared",
+        as_uri(figure),
+        f"Line chart of the variance that Trans-Nets of several depths explain. {'. '.join(words)}.",
+        "What rises with depth is shared only through non-linear layers."
+        + (f" Of the {MOST_SPECTRA} deepest pairs." if len(rows) > MOST_SPECTRA else ""),
+    )
+
+
+def class_chart(result: Result) -> Chart | None:
+    """Draw which classes the deepest pair's knowledge is lost of, or what is unexplained of them."""
+    rows = len(result.get("pairs"))
+    if not rows:
+        return None
+    a, b = _names(result)
+    lost: Place = ("pairs", rows - 1, "forth", "knowledge", "per_class")
+    if result.get(*lost):
+        series: dict[str, tuple[tuple[str | int, ...], str, str]] = {
+            "forth": (lost, "lost_bits", f"lost from {a} to {b}")
+        }
+        title, unit = "Bits lost, by class", f"bits an image, of {b}'s answer"
+    else:
+        path: Place = ("pairs", rows - 1, "per_class")
+        series = {
+            way: (path, f"{way}_unexplained", label)
+            for way, label in (("forth", f"{a} → {b}"), ("back", f"{b} → {a}"))
+        }
+        title, unit = "Unexplained within each class", "share of the variance within the class"
+    points: dict[str, dict[int, Ends]] = {
+        way: {
+            number: found
+            for number in range(len(result.get(*path) or ()))
+            if (found := ends(result, *path, number, name))
+        }
+        for way, (path, name, _) in series.items()
+    }
+    if not points["forth"]:
+        return None
+    order = sorted(points["forth"], key=lambda number: -points["forth"][number].value)
+    chosen = order[:MOST_CLASSES]
+    path = series["forth"][0]
+    labels = [str(result.get(*path, number, "class")) for number in chosen]
+    figure, axis = _canvas(0.19 * len(chosen) + 1.1)
+    for way, shift in zip(points, (-0.12, 0.12) if len(points) > 1 else (0,)):
+        colour, marker = COLOURS[way]
+        of_way = [(place, points[way][n]) for place, n in enumerate(chosen) if n in points[way]]
+        axis.errorbar(
+            [found.value for _, found in of_way],
+            [place + shift for place, _ in of_way],
+            xerr=_reach([found for _, found in of_way]),
+            color=colour,
+            marker=marker,
+            markersize=4.5,
+            linestyle="none",
+            label=series[way][2],
+        )
+    axis.set_yticks(range(len(labels)), [_short(label, 22) for label in labels], fontsize=8)
+    axis.set_ylim(len(labels) - 0.5, -0.5)
+    axis.set_xlim(left=min(0, *(found.low for found in points["forth"].values())))
+    axis.set_xlabel(unit)
+    axis.grid(axis="x", alpha=0.25)
+    axis.spines[["top", "right", "left"]].set_visible(False)
+    axis.tick_params(axis="y", length=0)
+    if len(points) > 1:
+        _legend(figure, [label for _, _, label in series.values()])
+    values = [
+        f"{label} {points['forth'][number].value:.2f}" for label, number in zip(labels, chosen)
+    ]
+    some = f" {len(chosen)} worst of {len(order)} classes." if len(order) > len(chosen) else ""
+    return Chart(
+        title,
+        as_uri(figure),
+        f"Chart of {title.lower()} at {pair_label(result, rows - 1)}: {', '.join(values)}.{some}",
+        f"At {pair_label(result, rows - 1)}, the worst first, with intervals where there are any."
+        + some,
+    )
+
+
+def _names(result: Result) -> tuple[str, str]:
+    """Give the nets' names as there is room for them in a legend."""
+    first, second = (_short(name, 16) for name in names(result))
+    return first, second
+
+
+def _canvas(height: float, width: float = WIDTH) -> tuple["Figure", "Axes"]:
+    figure = matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
+    axis = figure.subplots()
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.tick_params(labelsize=8)
+    return figure, axis
+
+
+def _interval_line(axis: "Axes", points: dict[int, Ends], way: str, label: str) -> None:
+    colour, marker = COLOURS[way]
+    axis.errorbar(
+        list(points),
+        [found.value for found in points.values()],
+        yerr=_reach(points.values()),
+        color=colour,
+        marker=marker,
+        markersize=5,
+        linewidth=1.5,
+        linestyle="-" if way == "forth" else "--",
+        label=label,
+    )
+
+
+def _reach(points: Any) -> list[list[float]]:
+    """Give how far intervals reach below and above their numbers."""
+    below = [max(0.0, found.value - found.low) for found in points]
+    return [below, [max(0.0, found.high - found.value) for found in points]]
+
+
+def _at_layers(axis: "Axes", result: Result) -> None:
+    """Name the pairs of layers below an axis, as many as there is room for."""
+    rows = len(result.get("pairs"))
+    chosen = _spread(rows, MOST_TICKS)
+    labels = [_short(pair_label(result, row)) for row in chosen]
+    turned: dict[str, Any] = {}
+    if _tilted(result):
+        turned = {"rotation": 40, "ha": "right", "rotation_mode": "anchor", "fontsize": 7}
+    axis.set_xticks(chosen, labels, **turned)
+    axis.set_xlim(-0.3, rows - 0.7)
+    axis.set_xlabel("pairs of layers, deeper to the right")
+    axis.grid(axis="y", alpha=0.25)
+
+
+def _tilted(result: Result) -> float:
+    """Give the inches that the names of layers need more where they do not fit side by side."""
+    count = len(result.get("pairs"))
+    labels = [_short(pair_label(result, row)) for row in _spread(count, MOST_TICKS)]
+    return 0.7 if sum(map(len, labels)) > MOST_SIDE_BY_SIDE else 0.0
+
+
+def _legend(figure: "Figure", labels: Iterable[str]) -> None:
+    """Lay the legend below, in two columns where that is no wider than the figure."""
+    columns = 1 if max(map(len, labels)) > MOST_LETTERS else 2
+    figure.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """Choose at most so many of a row of things, evenly, the first and the last among them."""
+    if count <= most:
+        return list(range(count))
+    return sorted({round(place) for place in np.linspace(0, count - 1, most)})
+
+
+def _short(label: Any, most: int = 18) -> str:
+    """Cut a long name in its middle, since its ends tell layers apart."""
+    text = str(label)
+    return text if len(text) <= most else f"{text[: most // 2 - 1]}…{text[-(most // 2) :]}"
+
+
+def _in_words(result: Result, points: dict[int, Ends]) -> str:
+    chosen: Sequence[int] = [list(points)[n] for n in _spread(len(points), MOST_TICKS)]
+    return ", ".join(f"{points[row].value:.2f} at {pair_label(result, row)}" for row in chosen)
+
+
+def _plain(matrix: Any) -> list[list[float | None]]:
+    """Take the values of a matrix whose cells are numbers or intervals' records."""
+    return [
+        [cell.get("value") if isinstance(cell, dict) else cell for cell in line] for line in matrix
+    ]

@@ -27,7 +27,7 @@ def write(
         path: the file, replaced.
         settings: every option that changes the result.
         device: where it was computed.
-        epochs: the metrics of each, as `RunLog` keeps them: `epoch` (from 0), `lr`, `seconds`, the
+        epochs: the metrics of each, as `RunLog` keeps them: `epoch` (from 1), `lr`, `seconds`, the
             names of the steps' metrics (accuracies in percent), and those of evaluations behind
             `test_` and `val_`.
         teacher: what the teacher's evaluation on the test images gave, by the same names; nothing
@@ -85,7 +85,7 @@ def closing_words(
 
 def _epoch(metrics: Mapping[str, float]) -> list[str]:
     """Write one epoch; losses are sums of terms, accuracies shares as in the authors' logs."""
-    number = metrics["epoch"]
+    number = metrics["epoch"] - 1  # the authors count epochs from 0
     parts = {f"_{kind}": _sum(metrics, begin) for kind, begin in (("cls", "ce_"), ("div", "kl_"))}
     losses = {
         "": metrics["Loss"],

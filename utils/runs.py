@@ -144,13 +144,14 @@ class RunLog:
         self._last_write = time.monotonic()
         if self.active:
             self._open.enter_context(claim(self.path.parent, elsewhere=self._elsewhere))
-            kept = [line for line in read_metrics(self.path) if line["epoch"] < self.start_epoch]
+            kept = [line for line in read_metrics(self.path) if line["epoch"] <= self.start_epoch]
             with replacing(self.path) as temporary:
                 temporary.write_text(
                     "".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8"
                 )
+            # TensorBoard counts epochs from 1, as the terminal and `metrics.jsonl` do
             self.board = tensorboard.SummaryWriter(
-                str(self.path.parent), purge_step=self.start_epoch
+                str(self.path.parent), purge_step=self.start_epoch + 1
             )
             self._open.callback(self.board.close)
         return self
@@ -176,6 +177,9 @@ class RunLog:
         """Add one epoch, with the seconds since the one before. In JSON,
         what is no finite number becomes null.
 
+        Terminal, TensorBoard and JSON count it from 1. TensorBoard shows `val_NAME` as `val/NAME`,
+        beside `train/NAME`.
+
         Args:
             epoch: counted from 0.
             metrics: of this epoch.
@@ -190,20 +194,30 @@ class RunLog:
         shown = describe(metrics) if words is None else f"{words} · {metrics['seconds']:.1f} s"
         print(f"{title}epoch {epoch + 1}/{self.epochs} · {shown}", flush=True)
         for name, value in metrics.items():
-            self.board.add_scalar(name, value, epoch)
+            self.board.add_scalar(board_tag(name), value, epoch + 1)
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"epoch": epoch, **finite, **self._facts}) + "\n")
+            file.write(json.dumps({"epoch": epoch + 1, **finite, **self._facts}) + "\n")
 
     def figure(self, epoch: int, name: str, figure: "Figure") -> None:
         """Show a picture of this epoch in TensorBoard."""
         if self.active:
-            self.board.add_figure(name, figure, epoch)
+            self.board.add_figure(name, figure, epoch + 1)
+
+
+def board_tag(name: str) -> str:
+    """Say where TensorBoard shows a metric: images that are fitted apart from those that are not."""
+    split, _, rest = name.partition("_")
+    return f"{split}/{rest}" if split in ("val", "test") and rest else f"train/{name}"
 
 
 def read_metrics(path: str | Path) -> list[dict[str, float]]:
     """Read a `metrics.jsonl`; a last line that a crash tore is left out,
     a missing file is empty.
+
+    Returns:
+        A dictionary an epoch, "epoch" counted from 1. Earlier versions counted from 0: their lines
+        are counted anew.
     """
     path = Path(path)
     lines = []
@@ -212,6 +226,8 @@ def read_metrics(path: str | Path) -> list[dict[str, float]]:
             lines.append(json.loads(line))
         except json.JSONDecodeError:
             break
+    if lines and lines[0].get("epoch") == 0:
+        lines = [{**line, "epoch": line["epoch"] + 1} for line in lines]
     return lines
 
 

@@ -88,7 +88,7 @@ def test_a_series_writes_a_checkpoint_and_a_log_for_each_generation(series):
 def test_the_log_has_both_parts_of_the_loss_and_lambda(series):
     alone, taught = lines_of(series, "s_gen0"), lines_of(series, "s_gen1")
     assert "KD" not in alone[0]
-    assert [line["epoch"] for line in taught] == [0, 1]
+    assert [line["epoch"] for line in taught] == [1, 2]
     assert [line["lambda"] for line in taught] == pytest.approx([0.5, 0.05])
     for line in taught:
         assert line["Loss"] == pytest.approx(line["CE"] + line["lambda"] * line["KD"])
@@ -130,7 +130,7 @@ def test_a_stopped_series_goes_on_to_the_same_weights(
         assert [line["Loss"] for line in lines_of(tmp_path, generation)] == [
             line["Loss"] for line in lines_of(series, generation)
         ]
-        assert [line["epoch"] for line in lines_of(tmp_path, generation)] == [0, 1]
+        assert [line["epoch"] for line in lines_of(tmp_path, generation)] == [1, 2]
 
 
 @pytest.mark.parametrize(

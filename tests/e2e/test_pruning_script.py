@@ -118,7 +118,7 @@ def test_a_compressed_net_is_an_ordinary_checkpoint_and_a_report(source, photos,
         json.loads(line)
         for line in (tmp_path / "logs/folder_resnet18_sd0_pruned0.5-1/metrics.jsonl").open()
     ]
-    assert [line["epoch"] for line in log] == [0, 1]
+    assert [line["epoch"] for line in log] == [1, 2]
     assert log[1]["val_top1_prec"] == accuracy["retrained"]
 
 
@@ -141,7 +141,7 @@ def test_shared_weights_have_few_values_and_keep_their_zeros(source, photos, com
         json.loads(line)
         for line in (compressed / "logs/folder_resnet18_sd0_pruned0.5-1-2bit/metrics.jsonl").open()
     ]
-    assert [line["epoch"] for line in log] == [0, 1, 2, 3]
+    assert [line["epoch"] for line in log] == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("stop", [1, 2, 3])

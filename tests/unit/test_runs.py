@@ -9,7 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from utils import runs
 from utils.errors import InputError
-from utils.runs import RunLog, read_metrics
+from utils.runs import RunLog, board_tag, read_metrics
 
 
 def test_names_leave_out_what_says_nothing():
@@ -74,14 +74,14 @@ def test_every_epoch_is_one_line_everywhere(tmp_path, capsys):
     lines = [json.loads(line) for line in log.path.read_text().splitlines()]
     assert log.path.name == "metrics.jsonl"
     assert [{**line, "seconds": 0} for line in lines] == [
-        {"epoch": 0, "Loss": 1.5, "p1": 0.5, "seconds": 0},
-        {"epoch": 1, "Loss": 0.25, "p1": 0.5, "seconds": 0},
+        {"epoch": 1, "Loss": 1.5, "p1": 0.5, "seconds": 0},
+        {"epoch": 2, "Loss": 0.25, "p1": 0.5, "seconds": 0},
     ]
     assert all(line["seconds"] >= 0 for line in lines)
     assert read_metrics(log.path) == lines
     shown = board(log.path.parent)
-    assert set(shown) == {"Loss", "p1", "seconds"}
-    assert shown["Loss"] == [(0, 1.5), (1, 0.25)]
+    assert set(shown) == {"train/Loss", "train/p1", "train/seconds"}
+    assert shown["train/Loss"] == [(1, 1.5), (2, 0.25)]
     output = capsys.readouterr().out.splitlines()
     assert len(output) == 2
     assert output[0].startswith("epoch 1/2 · Loss 1.5 · p1 0.5 · seconds ")
@@ -91,12 +91,12 @@ def test_a_resumed_run_forgets_what_it_will_write_again(tmp_path):
     write(tmp_path, 4, [1.0, 2.0, 3.0])
     log = write(tmp_path, 4, [20.0, 30.0, 40.0], start_epoch=1)
     assert [(line["epoch"], line["Loss"]) for line in read_metrics(log.path)] == [
-        (0, 1),
-        (1, 20),
-        (2, 30),
-        (3, 40),
+        (1, 1),
+        (2, 20),
+        (3, 30),
+        (4, 40),
     ]
-    assert board(tmp_path)["Loss"] == [(0, 1), (1, 20), (2, 30), (3, 40)]
+    assert board(tmp_path)["train/Loss"] == [(1, 1), (2, 20), (3, 30), (4, 40)]
 
 
 def test_a_new_run_forgets_all(tmp_path):
@@ -109,9 +109,25 @@ def test_a_torn_last_line_is_left_out(tmp_path):
     log = write(tmp_path, 3, [1.0, 2.0])
     with log.path.open("a") as file:
         file.write('{"epoch": 2, "Lo')
-    assert [line["epoch"] for line in read_metrics(log.path)] == [0, 1]
+    assert [line["epoch"] for line in read_metrics(log.path)] == [1, 2]
     write(tmp_path, 3, [3.0], start_epoch=2)
     assert [line["Loss"] for line in read_metrics(log.path)] == [1.0, 2.0, 3.0]
+
+
+def test_a_log_of_an_earlier_version_is_counted_from_1_too(tmp_path):
+    old = [{"epoch": epoch, "Loss": float(epoch)} for epoch in range(3)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in old))
+    log = write(tmp_path, 3, [7.0], start_epoch=2)
+    lines = [(line["epoch"], line["Loss"]) for line in read_metrics(log.path)]
+    assert lines == [(1, 0.0), (2, 1.0), (3, 7.0)]
+
+
+@pytest.mark.parametrize(
+    ("name", "tag"),
+    [("Loss", "train/Loss"), ("val_Loss", "val/Loss"), ("test_top1_prec", "test/top1_prec")],
+)
+def test_the_board_shows_held_out_images_apart(name, tag):
+    assert board_tag(name) == tag
 
 
 def test_what_is_no_number_is_null(tmp_path):
@@ -126,7 +142,7 @@ def test_a_picture_of_an_epoch_is_on_the_board(tmp_path):
             log.figure(2, "components", Figure(figsize=(1, 1)))
     events = EventAccumulator(str(tmp_path / "main"))
     events.Reload()
-    assert [image.step for image in events.Images("components")] == [2]
+    assert [image.step for image in events.Images("components")] == [3]
     assert not (tmp_path / "other").exists()
 
 
@@ -164,7 +180,7 @@ def test_a_run_that_fails_keeps_its_lines_and_lets_the_folder_go(tmp_path):
     with pytest.raises(ValueError, match="boom"), RunLog(tmp_path, 3) as log:
         log.write(0, {"Loss": 1.0})
         raise ValueError("boom")
-    assert board(tmp_path)["Loss"] == [(0, 1)]
+    assert board(tmp_path)["train/Loss"] == [(1, 1)]
     write(tmp_path, 3, [5.0], start_epoch=1)
     assert [line["Loss"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [1.0, 5.0]
     assert not (tmp_path / ".lock").exists()

@@ -3,7 +3,7 @@ import pytest
 from distillation import hsakd_log
 
 EPOCH = {
-    "epoch": 0,
+    "epoch": 1,
     "Loss": 3.5,
     "ce_class": 1.0,
     "ce_aux1": 0.5,
@@ -38,13 +38,13 @@ def test_the_log_of_an_epoch(tmp_path):
 
 
 def test_a_pair_has_a_list_for_each_network_and_a_baseline_no_branches(tmp_path):
-    both = {"epoch": 0, "Loss": 1.0, "lr": 0.1, "seconds": 1.0}
+    both = {"epoch": 1, "Loss": 1.0, "lr": 0.1, "seconds": 1.0}
     both |= {
         f"net{n}_{name}": 10.0 * n
         for n in (1, 2)
         for name in ("ss_aux1", "class_aux1", "top1_prec")
     }
-    alone = {"epoch": 0, "Loss": 1.0, "lr": 0.1, "seconds": 1.0, "top1_prec": 20.0}
+    alone = {"epoch": 1, "Loss": 1.0, "lr": 0.1, "seconds": 1.0, "top1_prec": 20.0}
     teacher = {"test_Loss": 2.0, "test_top1_prec": 75.0}
     hsakd_log.write(tmp_path / "run.txt", {}, "cpu", [both, alone], teacher)
     lines = (tmp_path / "run.txt").read_text().splitlines()

@@ -57,7 +57,7 @@ def test_last_and_best_epoch_are_saved(make, fit, tmp_path):
     assert (best["epoch"], best["acc1"], best["best_acc1"]) == (2, 70.0, 70.0)
     assert last["settings"] == SETTINGS and last["history"] == [] and "torch" in last["versions"]
     assert last["arch"] == best["arch"] == "toy"
-    assert [line["epoch"] for line in read_metrics(run.log_path)] == [0, 1, 2]
+    assert [line["epoch"] for line in read_metrics(run.log_path)] == [1, 2, 3]
 
 
 def test_an_epoch_without_validation_is_not_the_best_one(make, fit, tmp_path):
@@ -81,7 +81,7 @@ def test_a_run_goes_on_where_its_checkpoint_stopped(make, fit, capsys):
     state = checkpoint.load(run.path)
     assert (state["epoch"], state["acc1"], state["best_acc1"]) == (3, 45.0, 50.0)
     assert state["history"] == [{"epoch": 2, "settings": {"epochs": 2}}]
-    assert [line["epoch"] for line in read_metrics(run.log_path)] == [0, 1, 2]
+    assert [line["epoch"] for line in read_metrics(run.log_path)] == [1, 2, 3]
 
 
 def test_a_finished_run_says_so_and_nothing_else(make, fit, capsys):

@@ -359,6 +359,68 @@ def finish(split: Split, runtime: Runtime) -> None:
         print(*accuracies(stored, split.images.split), *lines, f"saved {writer.folder}", sep="\n")
 
 
+def open_nets(
+    args: Namespace, layers: Sequence[tuple[Layer, Layer]], runtime: Runtime
+) -> dict[str, CutNet]:
+    """Open net "a" and net "b", cut at their layers, with the constants that they read pixels by."""
+    of_a, of_b = zip(*layers)
+    nets = {
+        "a": open_net(args.resume1, args.arch1 or args.arch, of_a),
+        "b": open_net(args.resume2, args.arch2 or args.arch, of_b, options.second_layer_hint(args)),
+    }
+    options.fill(args, *(net.state.get("data", {}) for net in nets.values()))
+    nets = {
+        name: net.normalised_by(opening.normalisation(args, net.state, runtime, name.upper()))
+        for name, net in nets.items()
+    }
+    models = [net.model for net in nets.values()]
+    for sources in zip(*(net.sources for net in nets.values())):
+        if note := note_of_sources(sources, models, args.image_size):
+            runtime.say(note)
+    return nets
+
+
+def open_images(
+    parser: Parser, args: Namespace, nets: Mapping[str, CutNet], runtime: Runtime
+) -> list[ImageData]:
+    """List the images of every split that is asked for, and fill in --topk by their classes."""
+    data_a, data_b = (net.state.get("data", {}) for net in nets.values())
+    splits = ["train", "val"] if args.t_or_v == "both" else [args.t_or_v]
+    listed = [opening.images(args, split, data_a) for split in splits]
+    classes = listed[0].classes
+    if data_b.get("classes", classes) != classes:  # nets of different tasks (paper Sec. 4.6)
+        runtime.say(
+            f"note: {args.resume2} was trained on other classes than net A, so its accuracy here"
+            " means nothing"
+        )
+    args.topk = args.topk or [k for k in (1, 3) if k <= len(classes)]
+    if max(args.topk) > len(classes):
+        parser.error(f"--topk {args.topk} asks for more answers than the {len(classes)} classes")
+    return listed
+
+
+def store_missing(
+    args: Namespace, nets: dict[str, CutNet], planned: Sequence[Split], runtime: Runtime
+) -> None:
+    """Compute and write what is not stored yet. Each net is dropped once it has passed."""
+    missing = [
+        split._replace(images=opening.decoded(args, split.images, runtime))
+        for split in planned
+        if split.writers
+    ]
+    # On the CPU one net after the other, so that memory holds one; a GPU would wait for the
+    # second decoding.
+    passes = ["ab"] if runtime.device.type == "cuda" else ["a", "b"]
+    for names in passes if missing else ():
+        frozen = {name: runtime.parallel(nets.pop(name).frozen(runtime.device)) for name in names}
+        # Graphs and their modules refer to each other: the net before goes only now
+        gc.collect()
+        for split in missing:
+            store(frozen, split, args, runtime)
+            if not nets:
+                finish(split, runtime)
+
+
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the step."""
@@ -372,58 +434,17 @@ def main(argv: Sequence[str] | None = None) -> None:
             again = (word for word in words if word not in ("--list_layers", "--list-layers"))
             runtime.say_next("ConvOutput.py", *again, "--layers", "stages", "--t_or_v", "both")
         return
-    firsts, seconds = zip(*chosen_layers(args, runtime))
-    nets = {
-        "a": open_net(args.resume1, args.arch1 or args.arch, firsts),
-        "b": open_net(
-            args.resume2, args.arch2 or args.arch, seconds, options.second_layer_hint(args)
-        ),
-    }
-    data_a, data_b = (net.state.get("data", {}) for net in nets.values())
-    options.fill(args, data_a, data_b)
-    nets = {
-        name: net.normalised_by(opening.normalisation(args, net.state, runtime, name.upper()))
-        for name, net in nets.items()
-    }
-    models = [net.model for net in nets.values()]
-    for sources in zip(*(net.sources for net in nets.values())):
-        if note := note_of_sources(sources, models, args.image_size):
-            runtime.say(note)
-    del models
-    splits = ["train", "val"] if args.t_or_v == "both" else [args.t_or_v]
-    listed = [opening.images(args, split, data_a) for split in splits]
-    classes = listed[0].classes
-    if data_b.get("classes", classes) != classes:  # nets of different tasks (paper Sec. 4.6)
-        runtime.say(
-            f"note: {args.resume2} was trained on other classes than net A, so its accuracy here"
-            " means nothing"
-        )
-    args.topk = args.topk or [k for k in (1, 3) if k <= len(classes)]
-    if max(args.topk) > len(classes):
-        parser.error(f"--topk {args.topk} asks for more answers than the {len(classes)} classes")
-    labels = [runs.pair(first.label, second.label) for first, second in zip(firsts, seconds)]
+    layers = chosen_layers(args, runtime)
+    nets = open_nets(args, layers, runtime)
+    listed = open_images(parser, args, nets, runtime)
+    # What computes the features must equal the nets on these images
     pixels = opening.few_pixels(listed[0])
     for net in nets.values():
         net.prove_fast(pixels)
+    labels = [runs.pair(of_a.label, of_b.label) for of_a, of_b in layers]
     with contextlib.ExitStack() as stack:
         planned = [plan(args, nets, images, labels, runtime, stack) for images in listed]
-        missing = [split for split in planned if split.writers]
-        missing = [
-            split._replace(images=opening.decoded(args, split.images, runtime)) for split in missing
-        ]
-        # On the CPU one net after the other, so that memory holds one; a GPU would wait for the
-        # second decoding.
-        passes = ["ab"] if runtime.device.type == "cuda" else ["a", "b"]
-        for names in passes if missing else ():
-            asked = {
-                name: runtime.parallel(nets.pop(name).frozen(runtime.device)) for name in names
-            }
-            # Graphs and their modules refer to each other: the net before goes only now
-            gc.collect()
-            for split in missing:
-                store(asked, split, args, runtime)
-                if not nets:
-                    finish(split, runtime)
+        store_missing(args, nets, planned, runtime)
     folders = planned[0].folders
     folder = folders[len(folders) // 2].parent  # of several layers one in the middle
     fit = ("--convOut_path", folder, "--standardise", "--solve", "--out", args.out)

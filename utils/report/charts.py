@@ -222,7 +222,10 @@ def spectrum_figure(spectrum: Sequence[Mapping[str, float]]) -> "Figure":
         f"{gain:+.2f} %  (together {100 * row['r2']:.2f} %)" for gain, row in zip(gains, spectrum)
     ]
     _bars(axis, names, gains, list(blues), texts, [max(gain, 0) for gain in gains])
-    axis.set_xlim(min(0, *gains) * 1.1, max(*gains, 1) * 1.9)
+    # Texts stand right of the bars; the axis itself ends at 100 %, since a share has no more.
+    axis.set_xlim(min(0, *gains) * 1.1, 100 * 1.7)
+    axis.set_xticks(range(0, 101, 25))
+    axis.spines["bottom"].set_bounds(min(0, *gains), 100)
     axis.set_xlabel("held-out R² gained over the depth before, % of Var($x^*$)", fontsize=8)
     return figure
 

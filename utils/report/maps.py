@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 SIGNED = "RdBu_r"  # for components and residuals: zero is white, on one symmetric scale
 UNSIGNED = "viridis"
+OWN = "\n(own scale)"  # below what a colour bar of another scale than its neighbours' says
+CONTOURS = (0.5, 0.75)  # of the scale of what is not reconstructed
 SYMBOLS = {"target": "$x^*$", "output": "$g(x)$", "residual": r"$x_\Delta$"}
 
 
@@ -61,7 +63,8 @@ def component_figure(
     Args:
         image: the photo, uint8 (3, S, S), shown in front of every row; None leaves it out.
         x: the feature that the target is reconstructed from, (C_in, H, W). Its channels do not
-            correspond to the target's: shown is the one of the same number, or the last.
+            correspond to the target's: shown is the one that correlates most with the target's in
+            this image, positively or negatively, with its number and its r.
         target: x*, (C, H', W').
         output: g(x), (C, H', W'): the components and, of a Trans-Net that standardises, a constant.
         components: x(0) … x(K), (K+1, C, H', W').
@@ -85,24 +88,41 @@ def component_figure(
         cells = list(axes[row])
         if image is not None:
             _show(cells.pop(0), image.permute(1, 2, 0), "photo")
-        _show(
-            cells.pop(0),
-            x[min(channel, len(x) - 1)].float(),
-            "input $x$\n(own scale)",
-            cmap=UNSIGNED,
-        )
+        match, r = best_match(x, maps[next(iter(maps))][channel])
+        axis = cells.pop(0)
+        _show(axis, x[match].float(), "best match in $x$\n(own scale)", cmap=UNSIGNED)
+        axis.set_xlabel(f"channel {match}, r = {r:+.2f}", fontsize=6, labelpad=2)
         for axis, (title, values) in zip(cells, maps.items()):
             shown = _show(
                 axis, values[channel].float(), title, cmap=SIGNED, vmin=-limit, vmax=limit
             )
-        figure.colorbar(shown, ax=axes[row, -1], fraction=0.06, pad=0.04).ax.tick_params(
-            labelsize=6
-        )
+        bar = figure.colorbar(shown, ax=axes[row, -1], fraction=0.06, pad=0.04)
+        bar.set_label("value, of all but $x$", fontsize=6)
+        bar.ax.tick_params(labelsize=6)
         axes[row, 0].set_ylabel(
             f"channel {channel}" + (f"\n{notes[row]}" if notes else ""), fontsize=8
         )
     _titles_on_top(axes)
     return figure
+
+
+def best_match(x: Tensor, target: Tensor) -> tuple[int, float]:
+    """Find the channel whose map goes with a target's map, by correlation over positions.
+
+    Args:
+        x: maps (C, H, W), brought to the target's size.
+        target: one map, (H', W').
+
+    Returns:
+        The channel whose |r| is the largest, and its r in [-1, 1]; r is 0 where a map is constant.
+    """
+    if x.shape[1:] != target.shape:
+        x = F.interpolate(x.float()[None], tuple(target.shape), mode="bilinear")[0]
+    rows = torch.cat([target.double()[None], x.double()]).flatten(1)
+    rows = F.normalize(rows - rows.mean(1, keepdim=True), dim=1)
+    r = rows[1:] @ rows[0]
+    match = int(r.abs().argmax())
+    return match, float(r[match])
 
 
 def decomposition_figure(trans_net: Any, x: Tensor, target: Tensor) -> "Figure":
@@ -166,8 +186,10 @@ def overlay_figure(
     """Lay x*, g(x) and x_Δ over the photos that they come from:
     one row a photo (paper Fig. 3 and 5).
 
-    The columns are read against each other, so they share one colour scale, from the weakest point
-    of all to the strongest.
+    Features and reconstruction are read against each other, so they share one colour scale, from
+    their weakest point to their strongest. What is not reconstructed is weaker: on that scale it
+    would look like the bare photo, so it has a scale of its own, and contours at half and at
+    three quarters of it.
 
     Args:
         images: the photos, uint8 (N, 3, S, S); shown in colour first and in grey under the maps.
@@ -191,25 +213,35 @@ def overlay_figure(
         title: strength(as_pictures(values), images.shape[-1], channel)
         for title, values in maps.items()
     }
-    weakest, strongest = (
-        float(pick(torch.stack([*strengths.values()]))) for pick in (torch.min, torch.max)
+    *shared, last = strengths
+    scales = dict.fromkeys(shared, _limits(torch.stack([strengths[title] for title in shared])))
+    scales[last] = _limits(strengths[last])
+    quantity = (
+        "sum of |value| over channels" if channel is None else f"|value| in channel {channel}"
     )
     for column, (title, heats) in enumerate(strengths.items(), start=1):
         for axis, image, heat in zip(axes[:, column], images, heats):
             _show(axis, image.float().mean(0), title, cmap="gray", vmin=0, vmax=255)
+            weakest, strongest = scales[title]
             shown = axis.imshow(
                 heat.cpu().numpy(), cmap=heat_colours(), vmin=weakest, vmax=strongest
             )
+            levels = [weakest + share * (strongest - weakest) for share in CONTOURS]
+            # A map that no level crosses has no contour to draw.
+            if title == last and float(heat.min()) < levels[0] < float(heat.max()):
+                axis.contour(heat.cpu().numpy(), levels, colors="white", linewidths=0.8)
         # A number at the end of the bar would push the columns apart.
         ticks = matplotlib.ticker.MaxNLocator(4, prune="both")
         bar = figure.colorbar(shown, cax=axes[rows, column], orientation="horizontal", ticks=ticks)
-        bar.set_label(
-            "sum of |value| over channels" if channel is None else f"|value| in channel {channel}",
-            fontsize=7,
-        )
+        bar.set_label(f"{quantity}{OWN if title == last else ''}", fontsize=7)
         bar.ax.tick_params(labelsize=7)
     _titles_on_top(axes)
     return figure
+
+
+def _limits(heats: Tensor) -> tuple[float, float]:
+    """Give the weakest and the strongest point of some maps."""
+    return float(heats.min()), float(heats.max())
 
 
 def save_figure(file: str | Path, figure: "Figure") -> None:

@@ -124,4 +124,5 @@ def test_a_spectrum_shows_what_each_depth_adds():
         "3 layers",
     ]
     assert [text.get_text() for text in axis.texts][2] == "-1.00 %  (together 74.00 %)"
+    assert max(axis.get_xticks()) == 100 and axis.spines["bottom"].get_bounds() == (-1, 100)
     assert is_drawn(spectrum_figure(rows[:1]))

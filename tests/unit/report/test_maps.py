@@ -8,6 +8,7 @@ from matplotlib import _pylab_helpers
 from models.trans_net import TransNet
 from utils.report.maps import (
     as_pictures,
+    best_match,
     component_figure,
     decomposition_figure,
     heat_colours,
@@ -91,14 +92,28 @@ def test_components_stand_in_rows_of_channels(maps):
     output = components.sum(0)
     for row, channel in enumerate((4, 1)):
         np.testing.assert_array_equal(shown(grid[row, 0]), photo.permute(1, 2, 0))
-        np.testing.assert_array_equal(shown(grid[row, 1]), x[1])  # the last that x has
+        match, r = best_match(x, target[channel])
+        np.testing.assert_array_equal(shown(grid[row, 1]), x[match])
+        assert grid[row, 1].get_xlabel() == f"channel {match}, r = {r:+.2f}"
         expected_maps = [target, output, *components, target - output]
         for axis, expected_map in zip(grid[row, 2:], expected_maps):
             np.testing.assert_array_equal(shown(axis), expected_map[channel])
         largest = max(float(values[channel].abs().max()) for values in expected_maps)
         assert {axis.images[0].get_clim() for axis in grid[row, 2:]} == {(-largest, largest)}
-        assert grid[row, 1].images[0].get_clim() == (float(x[1].min()), float(x[1].max()))
+        assert grid[row, 1].images[0].get_clim() == (float(x[match].min()), float(x[match].max()))
+    assert all(axis.get_ylabel() for axis in figure.axes if axis not in set(grid.flat))
     assert is_drawn(figure)
+
+
+def test_the_best_match_is_the_channel_that_goes_with_the_map_up_or_down():
+    torch.manual_seed(0)
+    target, noise = torch.randn(4, 6), torch.randn(3, 4, 6)
+    x = torch.stack([noise[0], 5 - 3 * target, torch.ones(4, 6), target + 9 * noise[1]])
+    match, r = best_match(x, target)
+    assert match == 1 and r == pytest.approx(-1)
+    large = x.repeat_interleave(2, 1).repeat_interleave(2, 2)
+    assert best_match(large, target) == (1, pytest.approx(-1))
+    assert best_match(torch.ones(2, 4, 6), target) == (0, 0.0)
 
 
 def test_components_without_photo_and_notes_and_of_nothing(maps):
@@ -121,7 +136,7 @@ def test_strength_sums_magnitudes_and_is_enlarged():
 
 
 @pytest.mark.parametrize("channel", [None, 2])
-def test_overlays_lie_on_grey_photos_on_one_scale(channel):
+def test_overlays_lie_on_grey_photos_and_the_residual_has_a_scale_of_its_own(channel):
     torch.manual_seed(0)
     photos = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
     target, output = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
@@ -134,19 +149,23 @@ def test_overlays_lie_on_grey_photos_on_one_scale(channel):
     }
     assert [axis.get_title() for axis in rows[0]] == ["photo", *columns]
     assert {axis.get_title() for axis in rows[1]} == {""}
-    everything = torch.stack([strength(values, 16, channel) for values in columns.values()])
-    limits = float(everything.min()), float(everything.max())
+    *shared, residual = (strength(values, 16, channel) for values in columns.values())
+    limits = [(float(part.min()), float(part.max())) for part in (torch.stack(shared), residual)]
+    limits = [limits[0], limits[0], limits[1]]
     for row in range(2):
         np.testing.assert_array_equal(shown(rows[row][0]), photos[row].permute(1, 2, 0))
-        for axis, values in zip(rows[row][1:], columns.values()):
+        for axis, values, scale in zip(rows[row][1:], columns.values(), limits):
             heats = strength(values, 16, channel)
             np.testing.assert_allclose(shown(axis), photos[row].float().mean(0), rtol=1e-6)
             np.testing.assert_array_equal(shown(axis, 1), heats[row])
-            assert axis.images[1].get_clim() == limits
+            assert axis.images[1].get_clim() == scale
     quantity = "sum of |value| over channels" if channel is None else "|value| in channel 2"
-    assert [axis.get_xlabel() for axis in scales[1:]] == [quantity] * 3
-    for axis in scales[1:]:
-        assert axis.get_xlim() == pytest.approx(limits)
+    assert [axis.get_xlabel() for axis in scales[1:]] == [quantity] * 2 + [
+        f"{quantity}\n(own scale)"
+    ]
+    for axis, scale in zip(scales[1:], limits):
+        assert axis.get_xlim() == pytest.approx(scale)
+    assert [bool(axis.collections) for axis in rows[0][1:]] == [False, False, True]
     assert is_drawn(figure)
 
 

@@ -205,6 +205,10 @@ def read_classifier(
         raise InputError(
             f"{path} holds a classifier of {count} classes, {num_classes} are expected"
         )
+    if name := checkpoint.first_not_finite(model.state_dict()):
+        raise InputError(
+            f"{path} holds a net that diverged: {name} is not finite; use an earlier checkpoint"
+        )
     rest = {name: value for name, value in stored.items() if name != key[0]} if key else {}
     rest["model"] = classifier_record(held, count, train_layer)
     if (carried := preprocessing_of(model)) is not None:

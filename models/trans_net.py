@@ -320,10 +320,34 @@ def build_from_state(state: dict[str, Any], path: str | Path) -> TransNet:
     else:
         config, weights = trans_net_from_authors(state.get("state_dict", state), path)
     try:
+        _check_sizes(config, weights)
         trans_net = TransNet(**config)
         trans_net.load_state_dict(weights)
-    except (RuntimeError, TypeError, ValueError) as error:
+    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
             f"{path} does not hold a whole Trans-Net: {str(error).splitlines()[-1].strip()}"
         ) from None
+    if name := checkpoint.first_not_finite(trans_net.state_dict()):
+        raise InputError(
+            f"{path} holds a Trans-Net that diverged: {name} is not finite; fit it anew"
+        )
     return trans_net.eval()
+
+
+def _check_sizes(config: dict[str, Any], weights: dict[str, Tensor]) -> None:
+    """Hold the sizes that a file names against the tensors that it holds, before memory is taken.
+
+    Raises:
+        ValueError: W(k) of some layer is missing, or has another shape.
+    """
+    layers, size = config.get("layers", 3), config.get("kernel_size", 3)
+    width = config["in_channels"] + config.get("hidden", 0)
+    held = sum(name.startswith("linear.") and name.endswith(".weight") for name in weights)
+    if held != layers:
+        raise ValueError(f"it has {layers} layers, and weights of {held}")
+    for k in range(layers):
+        shape = (width if k else config["out_channels"], width, size, size)
+        if tuple(weights[f"linear.{k}.weight"].shape) != shape:
+            raise ValueError(
+                f"linear.{k}.weight is {tuple(weights[f'linear.{k}.weight'].shape)}, not {shape}"
+            )

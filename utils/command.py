@@ -15,7 +15,8 @@ from utils.errors import InputError
 from utils.parser import Parser
 
 Result = TypeVar("Result")
-FULL_OR_FORBIDDEN = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
+# A full disk, a quota, a limit on a file's size; a place that may not be written to
+FULL_OR_FORBIDDEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
 
 
 def answer_early(parser: Parser) -> None:
@@ -68,7 +69,10 @@ def _ended_in_one_line(name: str) -> Iterator[None]:
     except OSError as error:
         if error.errno not in FULL_OR_FORBIDDEN:
             raise
-        sys.exit(f"{name}: cannot write or read {error.filename or 'a file'}: {error.strerror}")
+        sys.exit(
+            f"{name}: cannot write or read {error.filename or 'a file'}: {error.strerror}; files"
+            " that were there before are whole"
+        )
     except KeyboardInterrupt:
         print(f"{name}: interrupted; what was saved is whole", file=sys.stderr)
         sys.exit(130)

@@ -5,7 +5,9 @@ import csv
 import hashlib
 import json
 import os
+import shutil
 import socket
+import tempfile
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,8 +26,17 @@ def replacing(path: str | Path) -> Iterator[Path]:
     on success it replaces `path`, on any failure it vanishes.
 
     A reader therefore sees the old file or the whole new one, also after a crash or a full disk.
+    A link stays, and what it points to is replaced. A device or a pipe, such as /dev/stdout, stays
+    too: the whole new file is written into it.
+
+    Raises:
+        OSError: it cannot be written; the error names `path`.
     """
-    path = Path(path)
+    path = Path(path).resolve() if Path(path).is_symlink() else Path(path)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        with _into_device(path) as temporary:
+            yield temporary
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays: image and figure writers choose their format by it.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part{path.suffix}")
@@ -34,8 +45,22 @@ def replacing(path: str | Path) -> Iterator[Path]:
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         temporary.replace(path)
+    except OSError as error:
+        # A full disk is found by a write, which knows no name
+        error.filename = error.filename or str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _into_device(path: Path) -> Iterator[Path]:
+    """Yield a temporary path elsewhere, and then write what stands there into a device or a pipe."""
+    with tempfile.TemporaryDirectory() as folder:
+        temporary = Path(folder, f"part{path.suffix}")
+        yield temporary
+        with temporary.open("rb") as written, path.open("wb") as device:
+            shutil.copyfileobj(written, device)
 
 
 def normalised_folder(path: str | Path) -> Path:

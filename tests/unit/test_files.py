@@ -6,6 +6,7 @@ import socket
 import stat
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,24 @@ def test_a_whole_file_replaces_the_one_before(tmp_path):
             temporary.write_text(content)
     assert path.read_text() == "two"
     assert [entry.name for entry in path.parent.iterdir()] == ["figure.png"]
+
+
+def test_a_link_stays_and_what_it_points_to_is_replaced(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link.json").symlink_to(tmp_path / "there" / "real.json")
+    write_json(tmp_path / "link.json", 1)
+    assert (tmp_path / "link.json").is_symlink()
+    assert read_json(tmp_path / "there" / "real.json") == 1
+
+
+def test_a_pipe_is_written_to_and_never_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe.json")
+    with ThreadPoolExecutor(1) as other:
+        read = other.submit((tmp_path / "pipe.json").read_text)
+        write_json(tmp_path / "pipe.json", {"a": 1})
+        assert json.loads(read.result()) == {"a": 1}
+    assert stat.S_ISFIFO((tmp_path / "pipe.json").stat().st_mode)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["pipe.json"]
 
 
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt(), ValueError()])

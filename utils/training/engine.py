@@ -6,7 +6,7 @@ batch or one value a sample.
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,11 +73,21 @@ class Fit:
     print_freq: int = 10
 
     def state(self, epoch: int, **facts: Any) -> checkpoint.State:
-        """Gather what a run needs to go on after `epoch` epochs, and the facts that describe it."""
+        """Gather what a run needs to go on after `epoch` epochs, and the facts that describe it.
+
+        Raises:
+            InputError: the weights diverged, so that nothing is to be saved of them.
+        """
+        weights = self.model.state_dict()
+        if name := checkpoint.first_not_finite(weights):
+            raise InputError(
+                f"{name} is not finite after epoch {epoch}: the fit diverged and is not saved; lower"
+                " --lr or switch --amp off"
+            )
         return {
             "epoch": epoch,
             **facts,
-            "state_dict": self.model.state_dict(),
+            "state_dict": weights,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
         }
@@ -109,6 +119,8 @@ class Fit:
             # younger than the file.
             if absent := options - self.optimizer.param_groups[0].keys():
                 raise ValueError(f"it has no {', '.join(sorted(absent))}")
+            for parameter, of_parameter in self.optimizer.state.items():
+                _check_optimizer_state(parameter, of_parameter)
             if state.get("scaler"):
                 self.scaler.load_state_dict(state["scaler"])
         except (ValueError, KeyError, TypeError, RuntimeError) as error:
@@ -116,6 +128,21 @@ class Fit:
                 f"{path} was trained with another optimiser or other parameters"
             ) from error
         return int(state["epoch"])
+
+
+def _check_optimizer_state(parameter: Tensor, state: Mapping[str, Any]) -> None:
+    """Refuse moments that are not a parameter's: a fused step would read beyond their end.
+
+    Raises:
+        ValueError: one has another shape, or is not finite.
+    """
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            continue
+        if value.ndim and value.shape != parameter.shape:
+            raise ValueError(f"{name} has shape {tuple(value.shape)}")
+        if value.is_floating_point() and not value.isfinite().all():
+            raise ValueError(f"{name} is not finite")
 
 
 def train_one_epoch(

@@ -29,10 +29,11 @@ def test_bad_input_is_one_sentence_and_no_traceback():
     assert ends(InputError("no checkpoint at x")) == "test_runtime.py: no checkpoint at x"
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG, errno.EACCES, errno.EROFS])
 def test_a_full_or_forbidden_disk_is_one_sentence(number):
     message = ends(OSError(number, os.strerror(number), "/data/x"))
-    assert message == f"test_runtime.py: cannot write or read /data/x: {os.strerror(number)}"
+    assert "/data/x" in message and os.strerror(number) in message
+    assert len(message.splitlines()) == 1
 
 
 def test_an_interruption_says_what_is_safe(capsys):

@@ -34,12 +34,14 @@ def build_parser() -> Parser:
     )
     group.add_argument(
         "--student_arch",
+        neutral=True,
         type=architecture,
         metavar="ARCH",
         help="of the series, where it is not the teacher's",
     )
     group.add_argument(
         "--resume",
+        neutral=True,
         type=checkpoint_or_auto,
         default="",
         metavar="T",
@@ -49,13 +51,17 @@ def build_parser() -> Parser:
     group.add_argument(
         "-g",
         "--generations",
+        neutral=True,
         type=whole(1),
         default=5,
         help="networks of the series, with number 0",
     )
-    group.add_argument("--start_gen", type=whole(0), default=0, help="first generation to train")
+    group.add_argument(
+        "--start_gen", neutral=True, type=whole(0), default=0, help="first generation to train"
+    )
     group.add_argument(
         "--gpu_teacher",
+        neutral=True,
         type=whole(0),
         metavar="N",
         help="GPU of a teacher that sees augmented images",
@@ -122,7 +128,6 @@ from utils.training.run import Run
 from utils.training.schedules import geometric, set_learning_rate
 
 # `arch` is each generation's own
-NOT_RECORDED = ("generations", "start_gen", "gpu_teacher", "student_arch")
 
 
 def generation_path(args: Namespace, arch: str, generation: int) -> Path:
@@ -150,7 +155,7 @@ def open_run(
     """
     seed = args.seed + 10 * (generation - args.start_gen + 1)
     described = {"arch": arch, "generation": generation, "seed": seed, **teacher}
-    settings = options.settings(args, but=NOT_RECORDED, **described)
+    settings = options.settings(args, **described)
     path = generation_path(args, arch, generation)
     extendable = not args.logspace and args.lambd == args.lambd_end
     choices = {"resume": "auto", "extendable": extendable, "again": "the same command"}

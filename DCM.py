@@ -30,12 +30,17 @@ def build_parser() -> Parser:
     group = parser.add_argument_group("networks")
     group.add_argument(
         "--depth",
+        neutral=True,
         type=whole(1),
         default=28,
         help="of the WRN that a network is where none is named",
     )
     group.add_argument(
-        "--width", type=real(above=0), default=10, help="of that WRN, may be fractional"
+        "--width",
+        neutral=True,
+        type=real(above=0),
+        default=10,
+        help="of that WRN, may be fractional",
     )
     group.add_argument(
         "--net1", type=plain_name, metavar="ARCH", help=f"one of {NETS}; default: wrn_DEPTH_WIDTH"
@@ -78,9 +83,16 @@ def build_parser() -> Parser:
     group.add_argument(
         "--keep_momentum", action="store_true", help="let only the learning rate fall there"
     )
-    group.add_argument("--save_epoch", type=whole(1), default=1, help="epochs between checkpoints")
     group.add_argument(
-        "-p", "--print_freq", type=whole(1), default=10, help="batches between readings of the loss"
+        "--save_epoch", neutral=True, type=whole(1), default=1, help="epochs between checkpoints"
+    )
+    group.add_argument(
+        "-p",
+        "--print_freq",
+        neutral=True,
+        type=whole(1),
+        default=10,
+        help="batches between readings of the loss",
     )
     options.add_data_options(parser, batch_size=128)
     options.add_resume_options(parser)
@@ -88,6 +100,7 @@ def build_parser() -> Parser:
     group = parser.add_argument_group("the authors' names")
     group.add_argument(
         "--save",
+        neutral=True,
         dest="out",
         type=some_path,
         required=True,
@@ -103,11 +116,17 @@ def build_parser() -> Parser:
     group.add_argument(
         "--gpu_id", dest="device_ids", type=list_of(whole(0)), default=SUPPRESS, help="--device_ids"
     )
-    group.add_argument("--ngpu", type=whole(1), help="only the first so many of --gpu_id")
     group.add_argument(
-        "--dtype", choices=["float"], default="float", help="of images; mixed precision: --amp"
+        "--ngpu", neutral=True, type=whole(1), help="only the first so many of --gpu_id"
     )
-    group.add_argument("--note", default="", help="a remark for log.txt")
+    group.add_argument(
+        "--dtype",
+        neutral=True,
+        choices=["float"],
+        default="float",
+        help="of images; mixed precision: --amp",
+    )
+    group.add_argument("--note", neutral=True, default="", help="a remark for log.txt")
     options.add_ignored_options(parser, "--groups", "--cuda")
     parser.set_defaults(
         dataset="CIFAR100",
@@ -155,7 +174,6 @@ from utils.training.schedules import set_learning_rate
 
 CHECKPOINT = "checkpoint.pth.tar"
 # net1 and net2 say what the first two mean
-NOT_RECORDED = ("depth", "width", "ngpu", "dtype", "note")
 AUTHORS_NAMES = {
     "save": "out",
     "dataroot": "data_root",
@@ -299,7 +317,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # What the run goes on from; another run's checkpoint in its place is refused before an image is
     # read.
     folder = Path(args.out)
-    settings = options.settings(args, but=NOT_RECORDED)
+    settings = options.settings(args)
     run = opening.run(
         args, runtime, folder / CHECKPOINT, settings, log_folder=folder, elsewhere="--save"
     )

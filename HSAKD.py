@@ -185,7 +185,7 @@ def open_run(args: Namespace, runtime: Runtime, path: Path, name: str) -> Run:
     if not args.restart:
         check_own(path)
     hashes = {option: sha256(file) for option, file in hsakd_options.files(args).items()}
-    settings = options.settings(args, but=hsakd_options.NOT_RECORDED, **hashes)
+    settings = options.settings(args, **hashes)
     choices = {
         "log_folder": runs.log_folder(args.out, name),
         "best_path": best_path(path),

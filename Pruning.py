@@ -27,6 +27,7 @@ def build_parser() -> Parser:
     group = parser.add_argument_group("compression")
     group.add_argument(
         "--resume",
+        neutral=True,
         required=True,
         type=checkpoint_file,
         metavar="NET",
@@ -50,6 +51,7 @@ def build_parser() -> Parser:
     )
     group.add_argument(
         "--sweep",
+        neutral=True,
         type=list_of(real()),
         default=[1.0],
         metavar="[0.5,1,2]",
@@ -133,7 +135,7 @@ def open_run(args: Namespace, runtime: Runtime, arch: str, factor: float) -> Run
     name = runs.join(args.suffix, label)
     path = runs.classifier_path(args.out, options.data_name(args), arch, name)
     described = {"arch": arch, "s_conv": s_conv, "s_fc": s_fc, "compressed": sha256(args.resume)}
-    settings = options.settings(args, but=["sweep"], **described)
+    settings = options.settings(args, **described)
     stages = 2 if args.share_bits else 1  # retrained, then the shared weights trained
     choices = {"resume": "auto", "extendable": False, "stages": stages, "again": "the same command"}
     return opening.run(args, runtime, path, settings, **choices)

@@ -39,10 +39,15 @@ def build_parser() -> Parser:
         "--fix_bn", action="store_true", help="keep BatchNorm's running statistics as loaded"
     )
     group.add_argument(
-        "-e", "--evaluate", action="store_true", help="only measure the accuracy of --resume"
+        "-e",
+        "--evaluate",
+        neutral=True,
+        action="store_true",
+        help="only measure the accuracy of --resume",
     )
     group.add_argument(
         "--export",
+        neutral=True,
         type=some_path,
         metavar="FILE.safetensors",
         help="also write the weights for other programs; with -e those of --resume",
@@ -226,9 +231,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # What the run goes on from; another run's checkpoint in its place is refused before an image is
     # read.
-    settings = options.settings(
-        args, but=["evaluate", "export"], weights=sha256(args.weights) if args.weights else None
-    )
+    settings = options.settings(args, weights=sha256(args.weights) if args.weights else None)
     run = opening.run(args, runtime, path, settings, best_path=best_path)
 
     # The images, hashed and not yet decoded, and a network for their classes.

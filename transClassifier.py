@@ -23,35 +23,40 @@ def build_parser() -> Parser:
     group.add_argument(
         "-a",
         "--arch",
+        neutral=True,
         type=architecture,
         help="architecture of both nets; default: the checkpoints'",
     )
     group.add_argument(
-        "--arch_A", type=architecture, help="architecture of net A; overrides --arch"
+        "--arch_A", neutral=True, type=architecture, help="architecture of net A; overrides --arch"
     )
     group.add_argument(
-        "--arch_B", type=architecture, help="architecture of net B; overrides --arch"
+        "--arch_B", neutral=True, type=architecture, help="architecture of net B; overrides --arch"
     )
     group.add_argument(
         "--net_A",
+        neutral=True,
         type=checkpoint_file,
         metavar="A",
         help="checkpoint of the net that the Trans-Net reads",
     )
     group.add_argument(
         "--net_B",
+        neutral=True,
         type=checkpoint_file,
         metavar="B",
         help="checkpoint of the net that it reconstructs",
     )
     group.add_argument(
         "--resume_Ys",
+        neutral=True,
         type=checkpoint_file,
         metavar="FILE",
         help="the Trans-Net, ours or the authors'",
     )
     options.add_layer_options(parser, default="the Trans-Net's")
     options.add_second_layer_options(parser)
+    parser.set_neutral("fc")  # the Trans-Net's record has the layers
     group = parser.add_argument_group("refinement")
     group.add_argument(
         "--input",
@@ -136,20 +141,6 @@ from utils.training.engine import train_one_epoch
 from utils.training.metrics import main_accuracy
 from utils.training.run import Run
 from utils.training.schedules import set_learning_rate
-
-# Options that say what the files say themselves; in their place stand the files' hashes and layers.
-NOT_RECORDED = ["arch", "arch_A", "arch_B", "net_A", "net_B", "resume_Ys"]
-
-
-NOT_RECORDED += [
-    "conv_layer",
-    "layer",
-    "fc",
-    "conv_layer2",
-    "layer2",
-    "normalisation1",
-    "normalisation2",
-]
 
 # Options of training that a fair baseline has too.
 AS_LONG = (
@@ -272,7 +263,7 @@ def open_run(
     """Find what a tail goes on from."""
     path = result_path(args, nets, fitted)
     hashed = None if args.input in RAW else sha256(args.resume_Ys)
-    settings = options.settings(args, but=NOT_RECORDED, transnet=hashed)
+    settings = options.settings(args, transnet=hashed)
     log_folder = runs.log_folder(args.out, path.parent.name, runs.stem(path))
     return opening.run(args, runtime, path, settings, source=source, log_folder=log_folder)
 

@@ -72,7 +72,6 @@ ARCHS = {  # on CIFAR-100, on ImageNet
 # Ours by theirs
 DATASETS = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "imagenet": "ilsvrc", "STL-10": "STL10"}
 FILES = ("pretrained_backbone", "tcheckpoint", "s_path")  # options that name what a command reads
-NOT_RECORDED = ("checkpoint_dir", "evaluate", "launcher")
 
 
 def meant_file(path: str | Path) -> Path:
@@ -138,6 +137,7 @@ def add_options(parser: Parser, command: str) -> None:
         "--gpu_id",
         "--gpu",
         "--device_ids",
+        neutral=True,
         dest="device_ids",
         type=list_of(whole(0), empty=True),
         default=[0],
@@ -155,11 +155,16 @@ def add_options(parser: Parser, command: str) -> None:
     group.add_argument(
         "--amp", choices=["off", "bf16", "fp16"], default="off", help="mixed precision"
     )
-    group.add_argument("--compile", action="store_true", help="run models through torch.compile")
+    group.add_argument(
+        "--compile", neutral=True, action="store_true", help="run models through torch.compile"
+    )
     for switch in ("--world_size", "--rank", "--dist_url", "--dist_backend"):
-        group.add_argument(switch, dest="launcher", action="append", help=argparse.SUPPRESS)
+        group.add_argument(
+            switch, neutral=True, dest="launcher", action="append", help=argparse.SUPPRESS
+        )
     group.add_argument(
         "--multiprocessing_distributed",
+        neutral=True,
         dest="launcher",
         action="append_const",
         const="",
@@ -168,6 +173,7 @@ def add_options(parser: Parser, command: str) -> None:
     group.add_argument(
         "-r",
         "--resume",
+        neutral=True,
         nargs="?",
         const="auto",
         default="",
@@ -178,12 +184,14 @@ def add_options(parser: Parser, command: str) -> None:
     group.add_argument(
         "-e",
         "--evaluate",
+        neutral=True,
         action="store_true",
         help="only measure this run's last and best checkpoint",
     )
     options.add_restart_option(group)
     group.add_argument(
         "--checkpoint_dir",
+        neutral=True,
         type=some_path,
         default="./checkpoint",
         help="folder of the runs' folders",
@@ -198,6 +206,7 @@ def add_options(parser: Parser, command: str) -> None:
         normalisation=None,
         print_freq=10,
     )
+    parser.set_neutral("gpu", "print_freq", "train_path", "val_path")
 
 
 def _add_data_options(parser: Parser, command: str, recipe: Recipe) -> None:
@@ -205,6 +214,7 @@ def _add_data_options(parser: Parser, command: str, recipe: Recipe) -> None:
     group.add_argument(
         "--data",
         "--data_root",
+        neutral=True,
         dest="data_root",
         type=some_path,
         default="./data/",
@@ -220,10 +230,16 @@ def _add_data_options(parser: Parser, command: str, recipe: Recipe) -> None:
         help=f"{', '.join(DATASETS)}, or a name of PrepareData.py",
     )
     group.add_argument(
-        "--num_workers", "-j", dest="workers", type=whole(0), help="processes that decode images"
+        "--num_workers",
+        "-j",
+        neutral=True,
+        dest="workers",
+        type=whole(0),
+        help="processes that decode images",
     )
     group.add_argument(
         "--cache_images",
+        neutral=True,
         choices=["auto", "ram", "disk", "off"],
         default="auto",
         help="decode every image once",

@@ -22,7 +22,7 @@ from utils.errors import InputError
 from utils.files import replacing
 from utils.later import safetensors
 from utils.numpy_values import STAND_INS, tensors_for_arrays
-from utils.parser import Namespace
+from utils.parser import PlainNamespace
 from utils.presence import check_checkpoint
 
 State = dict[str, Any]
@@ -199,7 +199,7 @@ def _plain_types() -> list[Any]:
         for name, kind in paths.items()
         for module in ("pathlib", "pathlib._local")
     ]
-    return [Namespace, *STAND_INS, *named]
+    return [PlainNamespace, *STAND_INS, *named]
 
 
 def _is_safetensors(path: Path) -> bool:

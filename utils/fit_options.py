@@ -19,23 +19,6 @@ from utils.parser import (
 )
 from utils.provenance import Provenance
 
-# Options that change nothing of a fit, or say what the features or a fit's own direction, depth and
-# seed say.
-NOT_RECORDED = [
-    "convOut_path",
-    "net_A",
-    "net_B",
-    "arch",
-    "arch_A",
-    "arch_B",
-    "dataset",
-    "name",
-    "sample_num",
-]
-NOT_RECORDED += ["conv_layer", "layer", "conv_layer2", "layer2", "image_size", "augment"]
-# Which the features' record says
-NOT_RECORDED += ["normalisation", "normalisation1", "normalisation2"]
-NOT_RECORDED += ["both_directions", "seeds", "validate", "draw", "save_per_epoch", "no_reference"]
 # Of a budget in steps; that --until converged begins with; M at most
 STEPS, FIRST_STEPS, HIDDEN = 400, 200, 64
 OF_EPOCHS = ["epochs", "logspace", "epoch_step", "decay_factor"]
@@ -69,15 +52,21 @@ def add_source_options(parser: Parser) -> None:
     group = parser.add_argument_group("features")
     group.add_argument(
         "--convOut_path",
+        neutral=True,
         type=feature_folder,
         metavar="FOLDER",
         help="what ConvOutput.py wrote; default: by these names",
     )
     group.add_argument(
-        "-a", "--arch", type=architecture, help="architecture of the nets; default: the features'"
+        "-a",
+        "--arch",
+        neutral=True,
+        type=architecture,
+        help="architecture of the nets; default: the features'",
     )
     group.add_argument(
         "--validate",
+        neutral=True,
         action="store_true",
         help="insist on val features; where they lie there, they are measured anyway",
     )
@@ -93,18 +82,29 @@ def add_source_options(parser: Parser) -> None:
     )
     group.add_argument(
         "--net_A",
+        neutral=True,
         type=checkpoint_file,
         metavar="A",
         help="checkpoint of the net whose features are x",
     )
     group.add_argument(
-        "--net_B", type=checkpoint_file, metavar="B", help="checkpoint of the net of the target x*"
+        "--net_B",
+        neutral=True,
+        type=checkpoint_file,
+        metavar="B",
+        help="checkpoint of the net of the target x*",
     )
-    group.add_argument("--arch_A", type=architecture, help="architecture of A; overrides --arch")
-    group.add_argument("--arch_B", type=architecture, help="architecture of B; overrides --arch")
+    group.add_argument(
+        "--arch_A", neutral=True, type=architecture, help="architecture of A; overrides --arch"
+    )
+    group.add_argument(
+        "--arch_B", neutral=True, type=architecture, help="architecture of B; overrides --arch"
+    )
     options.add_layer_options(parser, default="the features'")
     options.add_second_layer_options(parser)
     options.add_data_options(parser, batch_size=64, two_nets=True)
+    # The record of the features says these.
+    parser.set_neutral("dataset", "name", "sample_num", "image_size", "normalisation", "augment")
 
 
 def add_family_options(parser: Parser) -> None:
@@ -115,10 +115,14 @@ def add_family_options(parser: Parser) -> None:
         "--reverse", action="store_true", help="reconstruct A's features from B's"
     )
     direction.add_argument(
-        "--both_directions", action="store_true", help="B's features from A's, and A's from B's"
+        "--both_directions",
+        neutral=True,
+        action="store_true",
+        help="B's features from A's, and A's from B's",
     )
     group.add_argument(
         "--seeds",
+        neutral=True,
         type=list_of(whole(0)),
         metavar="0,1,2",
         help=(
@@ -196,10 +200,17 @@ def add_kept_options(parser: Parser) -> None:
     """What is kept beside a checkpoint and a log of each Trans-Net."""
     group = parser.add_argument_group("what else is kept")
     group.add_argument(
-        "--save_per_epoch", action="store_true", help="every saved epoch in a file of its own"
+        "--save_per_epoch",
+        neutral=True,
+        action="store_true",
+        help="every saved epoch in a file of its own",
     )
     group.add_argument(
-        "--draw", "--images", action="store_true", help="an image's components, in TensorBoard"
+        "--draw",
+        "--images",
+        neutral=True,
+        action="store_true",
+        help="an image's components, in TensorBoard",
     )
 
 
@@ -283,16 +294,19 @@ def settings(args: Namespace, kind: Kind, channels: int) -> dict[str, Any]:
         kind: which.
         channels: of its x.
     """
-    without = [name for name in ("steps", "until", "tolerance") if getattr(args, name) is None]
-    return options.settings(
+    recorded = options.settings(
         args,
-        but=[*NOT_RECORDED, *without],
         layers=kind.layers,
         alpha=alpha(args, kind.layers),
         reverse=kind.reverse,
         initial_seed=kind.seed,
         hidden=hidden(args, kind.layers, channels),
     )
+    # A budget in epochs is recorded as before there was one in steps.
+    of_steps = ("steps", "until", "tolerance")
+    return {
+        key: value for key, value in recorded.items() if key not in of_steps or value is not None
+    }
 
 
 def title(args: Namespace, kind: Kind) -> str:

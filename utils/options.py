@@ -35,25 +35,6 @@ SMALLEST_IMAGE = 8  # pixels to a side
 IMAGES = ("dataset", "name", "data_root", "train_path", "val_path")
 PIXELS = ("image_size", "normalisation", "normalisation1", "normalisation2", "channels_last")
 MACHINE = ("device_ids", "gpu", "workers")
-# Options that say where, how fast or how often something happens, but do not change what comes out.
-NEUTRAL = {
-    "device_ids",
-    "gpu",
-    "compile",
-    "workers",
-    "suffix",
-    "out",
-    "data_root",
-    "train_path",
-    "val_path",
-    "cache_images",
-    "resume",
-    "restart",
-    "start_epoch",
-    "save_epoch",
-    "val_epoch",
-    "print_freq",
-}
 
 
 def add_ignored_options(parser: argparse.ArgumentParser, *names: str) -> None:
@@ -67,12 +48,13 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("run")
     group.add_argument(
         "--device_ids",
+        neutral=True,
         type=list_of(whole(0), empty=True),
         default=[],
         metavar="[0,1]",
         help="GPUs, the main one first",
     )
-    group.add_argument("--gpu", type=whole(0), help="one GPU; overrides --device_ids")
+    group.add_argument("--gpu", neutral=True, type=whole(0), help="one GPU; overrides --device_ids")
     group.add_argument(
         "--seed", type=whole(0), default=0, help="for Python, NumPy and torch; any whole number"
     )
@@ -84,10 +66,13 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="let GPUs round float32 products to 10 bits, which is faster",
     )
-    group.add_argument("--compile", action="store_true", help="run models through torch.compile")
+    group.add_argument(
+        "--compile", neutral=True, action="store_true", help="run models through torch.compile"
+    )
     group.add_argument(
         "-j",
         "--workers",
+        neutral=True,
         type=whole(0),
         default=min(4, os.cpu_count() or 1),
         help="processes that decode images",
@@ -98,9 +83,15 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
     """Where results go."""
     group = parser.add_argument_group("output")
     group.add_argument(
-        "--suffix", type=plain_name, default="", help="end of the names of what is written"
+        "--suffix",
+        neutral=True,
+        type=plain_name,
+        default="",
+        help="end of the names of what is written",
     )
-    group.add_argument("--out", type=some_path, default=".", help="root of what is written")
+    group.add_argument(
+        "--out", neutral=True, type=some_path, default=".", help="root of what is written"
+    )
 
 
 def add_data_root(group: argparse._ActionsContainer, more: str = "") -> None:
@@ -109,7 +100,7 @@ def add_data_root(group: argparse._ActionsContainer, more: str = "") -> None:
         os.environ.get("KC_DATA") or "data",
         f"folder of the data sets; default from KC_DATA{more}",
     )
-    group.add_argument("--data_root", type=some_path, default=default, help=says)
+    group.add_argument("--data_root", neutral=True, type=some_path, default=default, help=says)
 
 
 def add_image_folders(group: argparse._ActionsContainer) -> None:
@@ -117,11 +108,12 @@ def add_image_folders(group: argparse._ActionsContainer) -> None:
     add_data_root(group)
     group.add_argument(
         "--train_path",
+        neutral=True,
         type=some_path,
         help="training images, a folder a class; overrides --data_root",
     )
     group.add_argument(
-        "--val_path", type=some_path, help="validation images; overrides --data_root"
+        "--val_path", neutral=True, type=some_path, help="validation images; overrides --data_root"
     )
 
 
@@ -203,10 +195,15 @@ def add_data_options(
         for number, net in enumerate("AB", start=1):
             words = f"the same for net {net} alone; overrides --normalisation"
             group.add_argument(
-                f"--normalisation{number}", type=normalisation_text, metavar="NAME", help=words
+                f"--normalisation{number}",
+                neutral=True,
+                type=normalisation_text,
+                metavar="NAME",
+                help=words,
             )
     group.add_argument(
         "--cache_images",
+        neutral=True,
         choices=["auto", "ram", "disk", "off"],
         default=cache_images,
         help="decode every image once",
@@ -294,22 +291,35 @@ def add_training_options(
     )
     group.add_argument(
         "--save_epoch",
+        neutral=True,
         type=whole(1),
         default=save_epoch,
         help="epochs between checkpoints; one ten minutes old is renewed after any epoch",
     )
     group.add_argument(
-        "--val_epoch", type=whole(1), default=val_epoch, help="epochs between validations"
+        "--val_epoch",
+        neutral=True,
+        type=whole(1),
+        default=val_epoch,
+        help="epochs between validations",
     )
     group.add_argument(
-        "-p", "--print_freq", type=whole(1), default=10, help="batches between readings of the loss"
+        "-p",
+        "--print_freq",
+        neutral=True,
+        type=whole(1),
+        default=10,
+        help="batches between readings of the loss",
     )
 
 
 def add_restart_option(group: argparse._ActionsContainer) -> None:
     """Replacing what is there."""
     group.add_argument(
-        "--restart", action="store_true", help="replace what another run saved under this name"
+        "--restart",
+        neutral=True,
+        action="store_true",
+        help="replace what another run saved under this name",
     )
 
 
@@ -318,6 +328,7 @@ def add_resume_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("going on")
     group.add_argument(
         "--resume",
+        neutral=True,
         type=checkpoint_or_auto,
         default="",
         metavar="PATH",
@@ -325,7 +336,10 @@ def add_resume_options(parser: argparse.ArgumentParser) -> None:
     )
     add_restart_option(group)
     group.add_argument(
-        "--start_epoch", type=whole(0), help="count from here instead of the checkpoint's epoch"
+        "--start_epoch",
+        neutral=True,
+        type=whole(0),
+        help="count from here instead of the checkpoint's epoch",
     )
 
 
@@ -334,11 +348,13 @@ def add_layer_options(parser: argparse.ArgumentParser, *, default: str) -> None:
     group = parser.add_argument_group("layer")
     group.add_argument(
         "--conv_layer",
+        neutral=True,
         type=whole(0),
         help=f"index in features (VGG, AlexNet) or stage (ResNet); default: {default}",
     )
     group.add_argument(
         "--layer",
+        neutral=True,
         type=some_path,
         help=(
             "any module or node by name, such as features.30, layer3 or layer3.5.add, or stage:2,"
@@ -407,6 +423,7 @@ def add_trans_net_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--no_reference",
+        neutral=True,
         action="store_true",
         help="save the time of the linear reference, which grows as channels³",
     )
@@ -441,8 +458,8 @@ def add_trans_net_options(parser: argparse.ArgumentParser) -> None:
 def add_second_layer_options(parser: argparse.ArgumentParser) -> None:
     """Where net B's features are taken, if not at net A's layer."""
     group = parser.add_argument_group("layer of net B, where it differs")
-    group.add_argument("--conv_layer2", type=whole(0), help="as --conv_layer")
-    group.add_argument("--layer2", type=some_path, help="as --layer")
+    group.add_argument("--conv_layer2", neutral=True, type=whole(0), help="as --conv_layer")
+    group.add_argument("--layer2", neutral=True, type=some_path, help="as --layer")
 
 
 def both_layers(args: Namespace) -> tuple[LayerOptions, LayerOptions]:
@@ -560,18 +577,16 @@ def data_name(args: Namespace) -> str:
     ) or args.dataset
 
 
-def settings(args: Namespace, *, but: Sequence[str] = (), **replaced: Any) -> dict[str, Any]:
+def settings(args: Namespace, **replaced: Any) -> dict[str, Any]:
     """Give every option that changes the result, as plain values:
     what a checkpoint records and a resumed run compares.
 
     Args:
-        args: the options, filled in.
-        but: further options of the step that change nothing.
+        args: the options, parsed and filled in; `args.neutral` are left out.
         replaced: values that say more than an option's own, such as a file's SHA-256 in place of
             its path.
     """
-    left_out = NEUTRAL | set(but)
-    found = {key: value for key, value in vars(args).items() if key not in left_out}
-    if found.get("sub_sampler_split") == "first":
-        found["sub_sampler_split"] = None  # what is done where no option says it
-    return found | replaced
+    recorded = {name: value for name, value in vars(args).items() if name not in args.neutral}
+    if recorded.get("sub_sampler_split") == "first":
+        recorded["sub_sampler_split"] = None  # what is done where no option says it
+    return recorded | replaced

@@ -24,9 +24,25 @@ from utils.presence import (
 )
 from utils.remarks import remark
 
-Namespace = argparse.Namespace
-Check = Callable[["Parser", Namespace], None]
 PICTURES = (".png", ".svg", ".pdf")
+
+
+PlainNamespace = argparse.Namespace  # as checkpoints of other programs hold it
+
+
+class Namespace(argparse.Namespace):
+    """The options of a step, parsed.
+
+    Attributes:
+        neutral: the names of those that change nothing of what comes out, as their declarations say.
+            A copy made of `vars` has none.
+    """
+
+    __slots__ = ("neutral",)  # so it is not among `vars`, which are the options
+    neutral: frozenset[str]
+
+
+Check = Callable[["Parser", Namespace], None]
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -43,7 +59,42 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescription
         return super()._get_help_string(shown)
 
 
-class Parser(argparse.ArgumentParser):
+class _Declaring(argparse._ActionsContainer):
+    """Options are declared with what they do to a result.
+
+    `add_argument(…, neutral=True)` declares one that says where, how fast or how often something
+    happens, and changes nothing of what comes out: no checkpoint records it, and a run may go on
+    with another value.
+    """
+
+    def add_argument(self, *names, neutral: bool = False, **words):
+        """Declare an option; see the class and argparse."""
+        action = super().add_argument(*names, **words)
+        action.neutral = neutral  # type: ignore[attr-defined]
+        return action
+
+    def add_argument_group(self, *args, **words):
+        """Make a named group of options."""
+        group = _Group(self, *args, **words)
+        self._action_groups.append(group)
+        return group
+
+    def add_mutually_exclusive_group(self, **words):
+        """Make a group of options of which a command line has one at most."""
+        group = _ExclusiveGroup(self, **words)
+        self._mutually_exclusive_groups.append(group)
+        return group
+
+
+class _Group(_Declaring, argparse._ArgumentGroup):
+    pass
+
+
+class _ExclusiveGroup(_Declaring, argparse._MutuallyExclusiveGroup):
+    pass
+
+
+class Parser(_Declaring, argparse.ArgumentParser):
     """An ArgumentParser in which `--batch-size` and `--batch_size` are the same option.
 
     Args:
@@ -67,13 +118,29 @@ class Parser(argparse.ArgumentParser):
         )
         self._optionals.title = "help"  # every other option stands in a group of its own
         self._check = check
+        self._neutral_here = set[str]()
 
     def parse_args(self, args=None, namespace=None):
         """Parse, and refuse options that contradict each other."""
-        parsed = super().parse_args(args, namespace)
+        parsed = super().parse_args(args, namespace or Namespace())
+        parsed.neutral = frozenset(self._neutral(parsed))
         if self._check is not None:
             self._check(self, parsed)
         return parsed
+
+    def set_neutral(self, *names: str) -> None:
+        """Declare options, which other steps share, neutral in this one: see `_Declaring`."""
+        self._neutral_here.update(names)
+
+    def _neutral(self, args: Namespace) -> set[str]:
+        """Give the names of neutral options, also of the command that `args` chooses."""
+        names = self._neutral_here | {
+            action.dest for action in self._actions if getattr(action, "neutral", False)
+        }
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                names |= action.choices[getattr(args, action.dest)]._neutral(args)
+        return names
 
     def check_files(self, args: Namespace) -> None:
         """Refuse files that options name and that are not there, and an --out that takes none.
@@ -295,8 +362,9 @@ def plain_name(text: str) -> str:
 
 
 class Ignored(argparse.Action):
-    """An option of the released scripts that has no job any more:
-    accepted, and said to be ignored.
+    """An option that an old command line may have, and that does nothing in this step.
+
+    It is accepted, said to be ignored, and not shown by --help.
     """
 
     def __init__(self, option_strings: Sequence[str], dest: str, **kwargs: Any) -> None:
@@ -310,4 +378,4 @@ class Ignored(argparse.Action):
 
     def __call__(self, parser, namespace, values, option_string=None):
         """Say so."""
-        remark(f"{option_string} has no effect any more and is ignored")
+        remark(f"{option_string} has no effect and is ignored")

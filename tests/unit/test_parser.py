@@ -258,3 +258,25 @@ def test_a_switch_is_said_again_without_a_value():
     step.add_argument("--tf32", action="store_true")
     assert step.again(step.parse_args(["--tf32"]), ["tf32"]) == ["--tf32"]
     assert step.again(step.parse_args([]), ["tf32"]) == []
+
+
+def test_neutral_options_are_named_where_they_are_declared():
+    step = Parser("A step.")
+    step.add_argument("--lr", default=0.1)
+    group = step.add_argument_group("run")
+    group.add_argument("--gpu", neutral=True)
+    one_of = group.add_mutually_exclusive_group()
+    one_of.add_argument("--quiet", dest="loud", action="store_false", neutral=True)
+    one_of.add_argument("--loud", action="store_true")
+    step.set_neutral("layer")
+    args = step.parse_args(["--gpu", "1"])
+    assert args.neutral == {"gpu", "loud", "layer"}
+    assert set(vars(args)) == {"lr", "gpu", "loud"}
+
+
+def test_neutral_options_of_a_command_are_the_steps():
+    step = Parser("A step.")
+    commands = step.add_subparsers(dest="command", required=True)
+    commands.add_parser("fit", description="Fit.").add_argument("--gpu", neutral=True)
+    commands.add_parser("draw", description="Draw.").add_argument("--size", neutral=True)
+    assert step.parse_args(["fit"]).neutral == {"gpu"}

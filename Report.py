@@ -8,11 +8,8 @@ fails where a number of the page is another.
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils.command import command
-from utils.errors import InputError
-from utils.files import in_words, write_text
-from utils.parser import Parser, result_file, some_path
-from utils.report import page
+from utils.command import answer_early, command
+from utils.parser import Parser, result_file, run_folder, some_path
 
 
 def build_parser() -> Parser:
@@ -22,7 +19,7 @@ def build_parser() -> Parser:
     which = (
         "folder with what Variance.py --json, --figure, --spectrum and Calibrate.py --json wrote"
     )
-    group.add_argument("run", type=some_path, metavar="RUN", help=f"{which} (.png and .svg)")
+    group.add_argument("run", type=run_folder, metavar="RUN", help=f"{which} (.png and .svg)")
     what = group.add_mutually_exclusive_group()
     what.add_argument(
         "--out", type=result_file(".html"), metavar="FILE", help="write it; default: RUN/page.html"
@@ -34,6 +31,15 @@ def build_parser() -> Parser:
         help="hold a page against the run, and write nothing",
     )
     return parser
+
+
+# Help, a wrong option and a missing file are answered before PyTorch is loaded, which takes seconds.
+if __name__ == "__main__":
+    answer_early(build_parser())
+
+from utils.errors import InputError
+from utils.files import in_words, write_text
+from utils.report import page
 
 
 @command

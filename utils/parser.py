@@ -20,6 +20,7 @@ from utils.presence import (
     check_checkpoint,
     check_feature_folder,
     check_file,
+    check_run_folder,
     check_source,
 )
 from utils.remarks import remark
@@ -331,6 +332,7 @@ checkpoint_file = Existing(check_checkpoint)
 checkpoint_or_auto = Existing(check_checkpoint, str, but=("", "auto"))
 weights_file = Existing(check_file)
 feature_folder = Existing(check_feature_folder)
+run_folder = Existing(check_run_folder)
 architecture = Existing(check_architecture, str)
 source_path = Existing(check_source, lambda text: Path(some_path(text)))
 

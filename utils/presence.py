@@ -77,3 +77,15 @@ def check_program(source: str, arch: str) -> None:
     path = Path(source).expanduser().resolve()
     if not path.is_file():
         raise InputError(f"{arch}: there is no file {path}")
+
+
+def check_run_folder(folder: str | Path) -> None:
+    """Refuse a folder of results that is not there.
+
+    Raises:
+        InputError: there is no such folder.
+    """
+    if not Path(folder).is_dir():
+        raise InputError(
+            f"there is no folder {folder}; name the one that --json and --figure wrote to"
+        )

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 from utils.errors import InputError
 from utils.files import read_json, sha256
+from utils.presence import check_run_folder
 
 KINDS = {
     "compare": {"kind", "nets", "pairs", "images"},
@@ -118,10 +119,7 @@ def read_results(folder: str | Path) -> list[Result]:
     Raises:
         InputError: there is no such folder, no result in it, or a JSON file that is no result.
     """
-    if not Path(folder).is_dir():
-        raise InputError(
-            f"there is no folder {folder}; name the one that --json and --figure wrote to"
-        )
+    check_run_folder(folder)
     found = []
     for path in sorted(Path(folder).glob("*.json")):
         content = read_json(path)

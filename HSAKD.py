@@ -288,10 +288,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             last = {"epoch": epoch, **measured}
             best = hsakd_log.best_of(best, last, method.decides)
             run.is_best = best[args.select] is last
-            # Write and save, as the authors' scripts do.
+            # Write and save, as the authors' scripts do; the checkpoint last, which says that all
+            # of the epoch is written.
             run.write(epoch, metrics | measured | {"lr": fit.optimizer.param_groups[0]["lr"]})
-            percent = hsakd_log.decided(last, args.select, method.decides)
-            run.save(epoch, facts | authors_state(fit, last, best, percent))
             if runtime.is_main:
                 hsakd_log.write(
                     text_path,
@@ -300,6 +299,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                     runs.read_metrics(run.log_path),
                     taught,
                 )
+            percent = hsakd_log.decided(last, args.select, method.decides)
+            run.save(epoch, facts | authors_state(fit, last, best, percent))
 
     runtime.say(hsakd_log.closing_words(last, best, probe=args.command == "probe"))
     runtime.say(

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from utils.errors import InputError
-from utils.files import replacing
+from utils.files import replacing, replacing_together
 from utils.later import safetensors
 from utils.numpy_values import STAND_INS, tensors_for_arrays
 from utils.parser import PlainNamespace
@@ -42,8 +42,24 @@ def save(path: str | Path, state: State) -> None:
     Raises:
         OSError: there is no room for it.
     """
+    with replacing(path) as temporary:
+        _write(temporary, state)
+
+
+def save_together(states: Mapping[Path, State]) -> None:
+    """Save several checkpoints that are one state: after a crash all are new, or all as before.
+
+    Raises:
+        OSError: there is no room for them; all are as before.
+    """
+    with replacing_together(list(states)) as temporaries:
+        for temporary, state in zip(temporaries, states.values()):
+            _write(temporary, state)
+
+
+def _write(path: Path, state: State) -> None:
     # Given a path, PyTorch would write the temporary file's random name into the archive
-    with replacing(path) as temporary, temporary.open("wb", buffering=0) as file:
+    with path.open("wb", buffering=0) as file:
         target = _Target(file)
         try:
             torch.save(state, target)  # type: ignore[arg-type]

@@ -5,6 +5,7 @@ import csv
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import tempfile
@@ -18,6 +19,9 @@ from filelock import BaseFileLock, FileLock, Timeout
 
 from utils.errors import InputError
 from utils.presence import check_file
+
+JOURNAL = ".journal"
+_OWNER = re.compile(r"\.(?P<host>\w+)-(?P<pid>\d+)-[0-9a-f]{8}\.part")
 
 
 @contextlib.contextmanager
@@ -38,12 +42,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
             yield temporary
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix stays: image and figure writers choose their format by it.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part{path.suffix}")
+    temporary = _beside(path)
     try:
         yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
+        _flush(temporary)
         temporary.replace(path)
     except OSError as error:
         # A full disk is found by a write, which knows no name
@@ -51,6 +53,83 @@ def replacing(path: str | Path) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing_together(paths: Sequence[str | Path]) -> Iterator[list[Path]]:
+    """Yield temporary paths that replace all of `paths`, or none of them: what is one state in
+    several files stays one, also where the process is killed between two of them.
+
+    All are written beside their places. Then a journal names them, they move, and the journal goes.
+    `settle` ends a move that was broken off.
+    """
+    places = [Path(path) for path in paths]
+    for place in places:
+        place.parent.mkdir(parents=True, exist_ok=True)
+    temporaries = [_beside(place) for place in places]
+    journal = places[0].with_name(f".{places[0].name}{JOURNAL}")
+    try:
+        yield temporaries
+        for temporary in temporaries:
+            _flush(temporary)
+        names = [[str(one.absolute()) for one in move] for move in zip(temporaries, places)]
+        write_json(journal, names)
+        _end_move(journal)
+    finally:
+        # A journal that stands still needs them
+        for temporary in () if journal.exists() else temporaries:
+            temporary.unlink(missing_ok=True)
+
+
+def settle(folder: str | Path) -> None:
+    """End what a killed process began in a folder: its moves, and its half-written files.
+
+    Files of processes that live, or of another machine, stay.
+    """
+    for journal in Path(folder).glob(f".*{JOURNAL}"):
+        if not _OWNER.search(journal.name):  # a journal that was not written to its end is none
+            _end_move(journal)
+    for temporary in Path(folder).glob(".*.part*"):
+        owner = _OWNER.search(temporary.name)
+        if owner and owner["host"] == _host() and not _is_alive(int(owner["pid"])):
+            temporary.unlink(missing_ok=True)
+
+
+def _end_move(journal: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):  # another process ended it meanwhile
+        for temporary, place in json.loads(journal.read_text(encoding="ascii")):
+            if Path(temporary).exists():
+                Path(temporary).replace(place)
+        journal.unlink()
+
+
+def _beside(path: Path) -> Path:
+    """Name a temporary file beside a place, which says whose it is.
+
+    The suffix stays: image and figure writers choose their format by it.
+    """
+    mark = f"{_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    return path.with_name(f".{path.name}.{mark}.part{path.suffix}")
+
+
+def _host() -> str:
+    return re.sub(r"\W", "_", socket.gethostname())
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file is on the disk."""
+    with path.open("rb") as written:
+        os.fsync(written.fileno())
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from utils.files import (
     in_words,
     read_json,
     replacing,
+    settle,
     sha256,
     write_csv,
     write_json,
@@ -54,6 +55,44 @@ def test_a_pipe_is_written_to_and_never_replaced(tmp_path):
         assert json.loads(read.result()) == {"a": 1}
     assert stat.S_ISFIFO((tmp_path / "pipe.json").stat().st_mode)
     assert [entry.name for entry in tmp_path.iterdir()] == ["pipe.json"]
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from utils import files
+moves = 0
+def replace(self, target, whole=Path.replace):
+    global moves
+    if moves == int(sys.argv[2]):
+        os._exit(9)  # as SIGKILL does: nothing is tidied up
+    moves += 1
+    return whole(self, target)
+Path.replace = replace
+places = [Path(sys.argv[1], name) for name in "abc"]
+with files.replacing_together(places) as temporaries:
+    for temporary in temporaries:
+        temporary.write_text("new")
+"""
+
+
+@pytest.mark.parametrize("moves", range(5))
+def test_what_belongs_together_is_old_or_new_whenever_it_is_killed(tmp_path, moves):
+    """Move 0 is the journal's; with the last one all is done."""
+    for name in "abc":
+        (tmp_path / name).write_text("old")
+    command = [sys.executable, "-c", KILLED, str(tmp_path), str(moves)]
+    subprocess.run(command, cwd=ROOT, check=False)
+    settle(tmp_path)
+    assert {(tmp_path / name).read_text() for name in "abc"} == {"new" if moves else "old"}
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a", "b", "c"]
+
+
+def test_files_that_a_living_process_writes_stay(tmp_path):
+    with replacing(tmp_path / "a.json") as temporary:
+        temporary.write_text("1")
+        settle(tmp_path)
+    assert read_json(tmp_path / "a.json") == 1
 
 
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt(), ValueError()])

@@ -13,6 +13,7 @@ import torch
 from utils import checkpoint
 from utils.data.contents import Contents
 from utils.errors import InputError
+from utils.files import settle
 from utils.provenance import Provenance, same_arch
 
 # Recorded, not compared
@@ -49,6 +50,7 @@ def find(
         InputError: `own` is another run's, or cannot be read; or at the path is none, or one of
             other features.
     """
+    settle(own.parent)
     path = None if resume in ("", "auto") else Path(resume)
     if own.exists() and not restart:
         check(own, settings, source=source, extendable=extendable, elsewhere=elsewhere)

@@ -215,12 +215,15 @@ class Run:
 
     def save(self, epoch: int, state: checkpoint.State) -> None:
         """Save the state after an epoch, with `record`:
-        as the last one where that is due, as the best if it is.
+        as the best if it is, as the last one where that is due.
+
+        The last one speaks of the best, so the best is written first. A run that is killed between
+        the two repeats this epoch, and writes the same best again.
         """
-        if self.is_due_to_save(epoch):
-            self.save_last(epoch + 1, state)
         if self.runtime.is_main and self.is_best and self.best_path:
             checkpoint.save(self.best_path, self.record | state)
+        if self.is_due_to_save(epoch):
+            self.save_last(epoch + 1, state)
 
     def save_last(self, trained: int, state: checkpoint.State) -> None:
         """Save the state after `trained` epochs now, with `record`."""

@@ -9,6 +9,10 @@ nothing beyond the class and 1 for what A → A reaches:
 
     (null − instability) / (null − ceiling)
 
+What two nets share is the smaller of A → B and B → A, each between its own null and ceiling: one
+direction alone is high where one net's features are simple. The other direction is taken from the
+Trans-Net beside --transnet that was fitted by the same options.
+
 The linear reference is tested besides: under permutations within the class, at one ridge weight for
 all of them. Intervals are 95 % over the held-out images, and hold every Trans-Net as it was fitted.
 """
@@ -34,7 +38,11 @@ from utils.parser import (
 
 def build_parser() -> Parser:
     """Declare this step's options."""
-    parser = Parser(__doc__, "python Calibrate.py --convOut_path convOuts/… --transnet G.pth.tar")
+    parser = Parser(
+        __doc__,
+        "python Calibrate.py --convOut_path convOuts/… --transnet G.pth.tar",
+        check=options.check_other_direction,
+    )
     group = parser.add_argument_group("what is calibrated")
     group.add_argument(
         "--convOut_path",
@@ -53,6 +61,16 @@ def build_parser() -> Parser:
     group.add_argument(
         "--reverse", action="store_true", help="it reconstructs A's features from B's"
     )
+    group.add_argument(
+        "--transnet_back",
+        type=checkpoint_file,
+        metavar="FILE",
+        help=(
+            "the Trans-Net of the other direction; default: the one that lies beside --transnet,"
+            " fitted by the same options"
+        ),
+    )
+    group.add_argument("--one_direction", action="store_true", help="leave the other direction out")
     group.add_argument("--epochs", type=whole(0), help="of the Trans-Net's fit; others are refused")
     group.add_argument(
         "--brief",
@@ -100,17 +118,17 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Subset
 
-from consistency import calibration, reconstruction
+from consistency import calibration, reconstruction, several
 from consistency.bootstrap import bootstrap
 from consistency.budget import Budget
 from consistency.calibration import instability_of
 from consistency.fitting import Fitting, Pairs
-from consistency.permutation import calibrate_linear
+from consistency.permutation import LinearCalibration, calibrate_linear_ways
 from consistency.position_similarity import linear_cka, procrustes, ridge_r2, svcca
 from consistency.similarity import ImageRows, image_rows, image_similarities
 from consistency.trans_nets import check_fit
 from models.cut_net import untrained_net
-from models.pair import read_stored
+from models.pair import find_reverse, read_stored
 from models.split import as_maps
 from models.trans_net import TransNet, build_from_state
 from models.untrained import set_statistics
@@ -126,6 +144,7 @@ from utils.runtime import Runtime, seed_everything
 
 THIS, NULL, UNFITTED = "this Trans-Net", "null: shuffled within the class", "null: g untrained"
 NULL_OF_ALL, CEILING = "null: shuffled over all images", "ceiling: A → A"
+SCALE = "null within the class → ceiling"  # of what both directions share
 PERMUTED_SIMILARITIES = 39  # at most: each takes decompositions; enough for a p of 0.025
 
 
@@ -145,7 +164,73 @@ class Fitted(NamedTuple):
     is_linear: bool
 
 
-def budget_of(args: Namespace, state: checkpoint.State) -> tuple[Namespace, Budget]:
+class Direction(NamedTuple):
+    """One direction, and what it is calibrated on.
+
+    Attributes:
+        is_back: the other one than --transnet's.
+        path: the Trans-Net's file.
+        state: what that holds.
+        net: the Trans-Net.
+        args: the options with those of its own fit, nets A and B as this direction calls them.
+        budget: of its fit.
+        train: stored features of the fitted images.
+        val: of the held-out ones.
+    """
+
+    is_back: bool
+    path: str
+    state: checkpoint.State
+    net: TransNet
+    args: Namespace
+    budget: Budget
+    train: opening.Features
+    val: opening.Features
+
+
+def open_direction(
+    parser: Parser, args: Namespace, path: str, is_back: bool, runtime: Runtime
+) -> Direction:
+    """Read a Trans-Net and the features that it is calibrated on.
+
+    Raises:
+        InputError: there is no such Trans-Net, its fit cannot be repeated, or it is of others.
+    """
+    state = checkpoint.load(path)
+    if is_back:
+        exchanged = {"arch_A": args.arch_B, "arch_B": args.arch_A, "reverse": not args.reverse}
+        args = Namespace(**vars(args) | exchanged)
+    train, val = (
+        opening.stored_features(args, args.convOut_path, split, {}) for split in ("train", "val")
+    )
+    options.fill_image_folders(args, parser, val.provenance.folders)
+    net = build_from_state(state, path).to(runtime.device)
+    named, budget = budget_of(args, state, path)
+    fitted = Provenance.from_record(state.get("source", {}))
+    fitted.check(val.provenance, path, but=("split", "sample_num"))
+    check_fit(net, val.shape_a, val.shape_b)
+    return Direction(is_back, path, state, net, named, budget, train, val)
+
+
+def open_directions(
+    parser: Parser, args: Namespace, runtime: Runtime
+) -> tuple[list[Direction], list[str]]:
+    """Read the Trans-Net, and that of the other direction where there is one; with notes."""
+    first = open_direction(parser, args, args.transnet, False, runtime)
+    if args.one_direction or (args.reverse and not args.transnet_back):
+        return [first], []
+    found = args.transnet_back or find_reverse(args.transnet, alike=True)
+    if found is None:
+        return [first], []
+    try:
+        return [first, open_direction(parser, args, str(found), True, runtime)], []
+    except InputError as error:
+        if args.transnet_back:
+            raise
+        return [first], [f"the other direction is left out: {error}"]
+
+
+def budget_of(args: Namespace, state: checkpoint.State, path: str) -> tuple[Namespace, Budget]:
     """Give the options of the Trans-Net's own fit, with this run's devices, and its budget.
 
     Raises:
@@ -155,12 +240,11 @@ def budget_of(args: Namespace, state: checkpoint.State) -> tuple[Namespace, Budg
     settings = state.get("settings")
     if not settings:
         raise InputError(
-            f"{args.transnet} does not say how it was fitted; fit it anew with Training_TransNet.py"
+            f"{path} does not say how it was fitted; fit it anew with Training_TransNet.py"
         )
     if settings.get("match", "feature") != "feature":
         raise InputError(
-            f"{args.transnet} was fitted with --match {settings['match']}, which is not repeated"
-            " here"
+            f"{path} was fitted with --match {settings['match']}, which is not repeated here"
         )
     budget = Budget.of(settings, print_freq=args.print_freq)
     if budget.steps is not None:  # --until converged went on from the option's
@@ -168,7 +252,7 @@ def budget_of(args: Namespace, state: checkpoint.State) -> tuple[Namespace, Budg
     if args.epochs is not None and args.epochs != budget.epochs:
         own = f"{budget.epochs} epochs" if budget.steps is None else f"{budget.steps} steps"
         raise InputError(
-            f"--epochs {args.epochs} is another budget than that of {args.transnet} ({own}), and a"
+            f"--epochs {args.epochs} is another budget than that of {path} ({own}), and a"
             " null says something only of a fit with its own budget; fit that Trans-Net anew, or"
             " leave --epochs out"
         )
@@ -301,24 +385,46 @@ def pairings(
     return kinds
 
 
-def linear_test(
-    args: Namespace, parts: Sequence[opening.Features], net: TransNet, runtime: Runtime
-) -> dict[str, Any]:
+def linear_tests(
+    args: Namespace, directions: Sequence[Direction], runtime: Runtime
+) -> list[dict[str, Any] | None]:
     """Hold the linear reference of one ridge weight against
-    permutations of the images within their classes.
+    permutations of the images within their classes, in every direction.
+
+    Where both nets' maps have one size, both directions are tested with the same products.
     """
-    views = (lambda feature: net.resize(as_maps(feature)), as_maps)
-    x, target = ([Side(part, which, view) for part in parts] for which, view in enumerate(views))
-    return calibrate_linear(
-        x,
-        target,
-        [classes_of(part) for part in parts],
-        torch.Generator().manual_seed(args.seed % 2**64),
-        draws=args.permutations,
-        resamples=args.bootstrap,
-        kernel_size=net.config["kernel_size"],
-        device=runtime.device,
-    ).report()
+    if not args.permutations:
+        return [None] * len(directions)
+    sides = [linear_sides(direction) for direction in directions]
+    first, *others = directions
+    same = first.train.shape_a[1:] == first.train.shape_b[1:]
+    kernels = {direction.net.config["kernel_size"] for direction in directions}
+    both = bool(others) and same and len(kernels) == 1
+    found = list[LinearCalibration]()
+    for x, target in sides[:1] if both else sides:
+        found += calibrate_linear_ways(
+            x,
+            target,
+            [classes_of(part) for part in (first.train, first.val)],
+            torch.Generator().manual_seed(args.seed % 2**64),
+            both=both,
+            draws=args.permutations,
+            resamples=args.bootstrap,
+            kernel_size=directions[len(found)].net.config["kernel_size"],
+            device=runtime.device,
+            quiet=not runtime.is_main,
+        )
+    return [one.report() for one in found]
+
+
+def linear_sides(direction: Direction) -> tuple[list[Side], list[Side]]:
+    """Give x and the target of the fitted and of the held-out images as maps of one size."""
+    views = (lambda feature: direction.net.resize(as_maps(feature)), as_maps)
+    x, target = (
+        [Side(part, which, view) for part in (direction.train, direction.val)]
+        for which, view in enumerate(views)
+    )
+    return x, target
 
 
 def baselines(
@@ -357,23 +463,22 @@ def pooled(side: Side) -> torch.Tensor:
     return torch.cat([side[start : start + 256] for start in range(0, len(side), 256)])
 
 
-@command
-def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Run the step; returns the report that --json writes."""
-    parser = build_parser()
-    args = parser.parse_args(argv)
-    runtime = opening.start(args)
-    state = checkpoint.load(args.transnet)
-    train, val = (
-        opening.stored_features(args, args.convOut_path, split, {}) for split in ("train", "val")
-    )
-    options.fill_image_folders(args, parser, val.provenance.folders)
-    trans_net = build_from_state(state, args.transnet).to(runtime.device)
-    named, budget = budget_of(args, state)
-    Provenance.from_record(state.get("source", {})).check(
-        val.provenance, args.transnet, but=("split", "sample_num")
-    )
-    check_fit(trans_net, val.shape_a, val.shape_b)
+class Calibrated(NamedTuple):
+    """What is known of one direction.
+
+    Attributes:
+        report: as plain values.
+        sums: every held-out image's part of Var(x*) and Var(x_Δ), (N, 2), of the true pairs, the
+            null within the class and the ceiling.
+    """
+
+    report: dict[str, Any]
+    sums: tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
+
+
+def calibrate(args: Namespace, direction: Direction, kept: Kept, runtime: Runtime) -> Calibrated:
+    """Fit and measure all that one direction is held against."""
+    _, path, state, net, named, budget, train, val = direction
     notes, untrained = list[str](), dict[str, Parts]()
     for which in () if args.brief else ("A", "B"):
         try:
@@ -383,7 +488,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         except InputError as error:
             notes.append(f"the null of an untrained {which} is left out: {error}")
     errors = reconstruction.image_errors(
-        trans_net, opening.feature_loader(named, val, runtime), read_stored, runtime
+        net, opening.feature_loader(named, val, runtime), read_stored, runtime
     )
     fitted = state.get("fitted") or {}
     replaced, linear = (
@@ -391,23 +496,17 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         (state.get("linear_reference") or {}),
     )
     found = {THIS: Fitted(errors, linear.get("instability"), fitted.get("steps"), replaced)}
-    identity = {
-        "transnet": sha256(args.transnet),
-        "seed": args.seed,
-        "features": train.provenance.to_record(),
-    }
-    kept = Kept(args.json, identity, runtime)
     kinds = pairings(train, val, untrained, args.seed)
     kinds = {
         name: parts for name, parts in kinds.items() if not args.brief or name in (NULL, CEILING)
     }
     for number, (name, parts) in enumerate(kinds.items(), start=1):
-        label = f"{name} ({number} of {len(kinds)})"
+        label = f"{direction_name(named.reverse)}, {name} ({number} of {len(kinds)})"
         runtime.say(label)
         found[name] = kept.get(name) or fit(
             named,
             budget,
-            trans_net.config,
+            net.config,
             parts,
             seed=args.seed + 1,
             runtime=runtime,
@@ -418,37 +517,82 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     rows = []
     for name, one in found.items():
         interval = bootstrap(instability_of, [one.errors], resamples=args.bootstrap)["instability"]
-        how = {"steps": one.steps, "hidden": trans_net.hidden, "is_linear": one.is_linear}
+        how = {"steps": one.steps, "hidden": net.hidden, "is_linear": one.is_linear}
         rows.append({"pairs": name, "linear_reference": one.linear, **asdict(interval), **how})
-    three = [found[name].errors for name in (THIS, NULL, CEILING)]
-    shared = calibration.consistency_interval(
+    three = (found[THIS].errors, found[NULL].errors, found[CEILING].errors)
+    consistency = calibration.consistency_interval(
         instability_of, *([one] for one in three), resamples=args.bootstrap
     )
     report = {
         "rows": rows,
-        "consistency": asdict(shared["consistency"]),
-        "linear": (
-            linear_test(args, (train, val), trans_net, runtime) if args.permutations else None
-        ),
-        "similarities": similarities(args, (train, val)),
-        "baselines": baselines((train, val), named, runtime),
-        "doubts": doubts(val),
+        "consistency": asdict(consistency["consistency"]),
+        "linear": None,
         "notes": notes,
         "epochs": budget.epochs,
         "fitted": state.get("fitted"),
         "images": len(val),
-        "transnet": sha256(args.transnet),
+        "transnet": sha256(path),
         "settings": state["settings"],
         "source": val.provenance.to_record(),
     }
-    runtime.say(calibration_table(report))
+    return Calibrated(report, three)
+
+
+def direction_name(is_reverse: bool) -> str:
+    """Name a direction."""
+    return "B → A" if is_reverse else "A → B"
+
+
+def exchanged_names(report: dict[str, Any]) -> dict[str, Any]:
+    """Call the nets of the other direction's rows and notes by --transnet's direction."""
+    letters = str.maketrans("AB", "BA")
+    rows = [row | {"pairs": row["pairs"].translate(letters)} for row in report["rows"]]
+    return report | {"rows": rows}
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Run the step; returns the report that --json writes."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    runtime = opening.start(args)
+    directions, left_out = open_directions(parser, args, runtime)
+    parts = (directions[0].train, directions[0].val)
+    calibrated, kept = list[Calibrated](), list[Kept]()
+    for direction in directions:
+        identity = {
+            "transnet": sha256(direction.path),
+            "seed": args.seed,
+            "features": direction.train.provenance.to_record(),
+        }
+        file = f"{args.json}.back" if args.json and direction.is_back else args.json
+        kept.append(Kept(file, identity, runtime))
+        calibrated.append(calibrate(args, direction, kept[-1], runtime))
+    for one, test in zip(calibrated, linear_tests(args, directions, runtime)):
+        one.report["linear"] = test
+    (report, sums), *others = calibrated
+    report |= {
+        "similarities": similarities(args, parts),
+        "baselines": baselines(parts, directions[0].args, runtime),
+        "doubts": doubts(parts[1]),
+        "notes": report["notes"] + left_out,
+    }
+    back = others[0].sums if others else None
+    if back:
+        found = several.shared(sums, back, resamples=args.bootstrap)
+        shared = {name: asdict(interval) for name, interval in found.items()}
+        report["back"] = exchanged_names(others[0].report)
+        report["shared"] = {"scale": SCALE, **shared}
+    runtime.say(calibration_table(report, backwards=args.reverse))
     if runtime.is_main:
+        rows = report["rows"]
         save_report(
             report, args.json, args.csv, [list(rows[0]), *(list(row.values()) for row in rows)]
         )
     if args.sums and runtime.is_main:
-        calibration.save_sums(args.sums, *three)
-    kept.remove()
+        calibration.save_sums(args.sums, *sums, back=back)
+    for fits in kept:
+        fits.remove()
     if args.json and holds_results(Path(args.json).parent):
         runtime.say_next("Report.py", Path(args.json).parent)
     return report

@@ -18,7 +18,6 @@ demo: .venv/.installed
 	$(PY) Training.py $(NET) --seed 5 --suffix sd5 --epochs 3 -b 64 --lr 0.02 --logspace 1 --resume auto
 	$(PY) ConvOutput.py --resume1 $(A) --resume2 $(B) --conv_layer 2 --t_or_v both --data_root $(OUT)/data --out $(OUT)
 	$(PY) Training_TransNet.py $(FIT) --layers 1,2,3 --alpha 0.1
-	$(PY) Training_TransNet.py $(FIT) --alpha [0.1,0.1] --reverse --suffix reverse
 	$(PY) Variance.py --net_in $(A) --net_tar $(B) --transnet $(TRANSNET)_layers3.pth.tar $(TRANSNET)_layers1.pth.tar \
 		$(TRANSNET)_layers2.pth.tar --data_root $(OUT)/data --json $(OUT)/variance.json --csv $(OUT)/variance.csv \
 		--figure $(OUT)/components.png --spectrum $(OUT)/spectrum.png

@@ -1,4 +1,7 @@
-"""Fit Trans-Nets that reconstruct net B's features from net A's (paper Sec. 3).
+"""Fit Trans-Nets that reconstruct net B's features from net A's, and A's from B's (paper Sec. 3).
+
+One direction alone is high where one net's features are simple: what two nets share is the smaller
+of both. Each direction is fitted as it would be alone; --one_direction fits A → B alone.
 
 Beside every Trans-Net stands the linear reference: the best single linear layer, in closed form.
 What leaves more than that unexplained was not fitted to its end.
@@ -242,6 +245,18 @@ def make_trans_net(args: Namespace, kind: Kind, source: Source, hidden: int) -> 
 
 
 def group(args: Namespace, members: Sequence[Member]) -> list[Group]:
+    """Part Trans-Nets by the epoch that they were left at, and by their budgets.
+
+    A run that was interrupted between two savings leaves its Trans-Nets at different epochs; parted,
+    each goes on as it would alone.
+    """
+    by_epoch = dict[int, list[Member]]()
+    for member in members:
+        by_epoch.setdefault(member.state.get("epoch", 0), []).append(member)
+    return [one for alike in by_epoch.values() for one in group_by_budget(args, alike)]
+
+
+def group_by_budget(args: Namespace, members: Sequence[Member]) -> list[Group]:
     """Part Trans-Nets by their budgets.
 
     One standardised layer that is solved needs no step: it is the linear reference. With --until
@@ -423,19 +438,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         else:
             at_end = one
         fit_group(args, at_end, pairs, sources, beside, throughs, doubts, runtime)
-    for reverse, source in sources.items():
-        alike = {"reverse": reverse, "initial_seed": kinds[0].seed}
-        trans_nets = [
-            member.path for member in members if member.settings | alike == member.settings
-        ]
-        where = [
-            *fit_options.again(
-                parser, args, source.provenance, features.folder, reverse, bool(val_features)
-            ),
-            "--json",
-            runs.report_folder(args.out, trans_nets[0]) / "variance.json",
-        ]
-        runtime.say_next("Variance.py", *where, "--transnet", *trans_nets)
+    # Variance.py finds the other direction beside the first one
+    reverse, seed = kinds[0].reverse, kinds[0].seed
+    alike = {"reverse": reverse, "initial_seed": seed}
+    trans_nets = [member.path for member in members if member.settings | alike == member.settings]
+    where = [
+        *fit_options.again(
+            parser, args, sources[reverse].provenance, features.folder, reverse, bool(val_features)
+        ),
+        "--json",
+        runs.report_folder(args.out, trans_nets[0]) / "variance.json",
+    ]
+    runtime.say_next("Variance.py", *where, "--transnet", *trans_nets)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,14 @@
 """Measure how much of net B's knowledge each order of net A's explains:
 variances and instability (paper Sec. 4.2).
+
+Where the Trans-Net of the other direction lies beside it, both are measured. What the nets share is
+the smaller of both: one direction alone is high where one net's features are simple.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from utils import options
 from utils.command import answer_early, command
@@ -16,6 +20,7 @@ from utils.parser import (
     checkpoint_file,
     feature_folder,
     result_file,
+    some_path,
     whole,
 )
 
@@ -81,6 +86,26 @@ def build_parser() -> Parser:
         action="store_true",
         help="with --convOut_path: x is B's feature, the target A's",
     )
+    group.add_argument(
+        "--transnet_back",
+        nargs="+",
+        type=checkpoint_file,
+        metavar="FILE",
+        help=(
+            "Trans-Nets of the other direction, from x* to x; default: those that lie beside"
+            " --transnet, fitted by the same options"
+        ),
+    )
+    group.add_argument("--one_direction", action="store_true", help="leave the other direction out")
+    group.add_argument(
+        "--sums",
+        type=some_path,
+        metavar="FILE",
+        help=(
+            "of Calibrate.py --sums for the same Trans-Nets and images: what is shared stands"
+            " between its null within the class and its ceiling"
+        ),
+    )
     group.add_argument("--t_or_v", choices=["train", "val"], default="val", help="which images")
     group.add_argument(
         "--mean",
@@ -136,6 +161,7 @@ def check_options(parser: Parser, args: Namespace) -> None:
             args, ["reverse"], "beside the nets: exchange --net_in and --net_tar"
         )
     options.check_layers(parser, args)
+    options.check_other_direction(parser, args)
     if args.spectrum and len(args.transnet) == 1:
         parser.error(
             "--spectrum compares Trans-Nets of several depths: name them all behind --transnet"
@@ -149,15 +175,17 @@ if __name__ == "__main__":
 import torch
 
 from consistency.answers import REFUSED_MATCH, Answers, knowledge_record
+from consistency.calibration import load_sums
 from consistency.moments import ImageMoments
 from consistency.reconstruction import merged
+from consistency.several import calibrated, shared, without_null
 from consistency.trans_nets import check_fit
 from consistency.variance_report import rank_channels, variance_report
 from models.cut_net import open_net
 from models.heads import freeze_heads
 from models.layers import Layer
 from models.own import is_own
-from models.pair import Decomposition, read_stored
+from models.pair import Decomposition, find_reverse, read_stored
 from models.tail import FrozenTail, open_tail
 from models.trans_net import TransNet, build_from_state
 from utils import checkpoint, opening, runs
@@ -170,11 +198,59 @@ from utils.progress import Progress
 from utils.provenance import Provenance
 from utils.report.charts import spectrum_figure
 from utils.report.maps import component_figure, save_figure
-from utils.report.tables import knowledge_table, save_report, variance_rows, variance_table
+from utils.report.tables import save_report, variance_rows, variance_tables
 from utils.runtime import Runtime
 
 # A Trans-Net is fitted on some images and measured on others
 NOT_OF_THE_FIT = ("split", "sample_num")
+
+
+class Direction(NamedTuple):
+    """The Trans-Nets of one direction.
+
+    Attributes:
+        is_back: they reconstruct x from x*.
+        paths: their files; the first is measured in full, the others are for the spectrum.
+        states: what the files hold.
+        nets: the Trans-Nets.
+    """
+
+    is_back: bool
+    paths: Sequence[str]
+    states: Sequence[checkpoint.State]
+    nets: Sequence[TransNet]
+
+    @classmethod
+    def read(cls, paths: Sequence[str], is_back: bool) -> "Direction":
+        """Read the files."""
+        states = [checkpoint.load(path) for path in paths]
+        nets = [build_from_state(state, path) for state, path in zip(states, paths)]
+        return cls(is_back, paths, states, nets)
+
+    @property
+    def fits(self) -> list[Provenance]:
+        """What each was fitted on, as its direction calls it."""
+        return [Provenance.from_record(state.get("source", {})) for state in self.states]
+
+    def check(self, provenance: Provenance, shapes: Sequence[Shape]) -> None:
+        """Hold the features against the Trans-Nets.
+
+        Raises:
+            InputError: they were fitted on others.
+        """
+        if self.is_back:
+            provenance, shapes = provenance.reversed(), shapes[::-1]
+        for fitted, net, path in zip(self.fits, self.nets, self.paths):
+            fitted.check(provenance, path, but=NOT_OF_THE_FIT)
+            check_fit(net, *shapes)
+
+
+def find_back(args: Namespace) -> list[str]:
+    """Name the Trans-Nets of the other direction: those of the option, or beside --transnet."""
+    if args.transnet_back or args.one_direction or args.reverse:
+        return args.transnet_back or []
+    found = [find_reverse(path, alike=True) for path in args.transnet]
+    return [str(path) for path in found if path] if found[0] else []
 
 
 def open_stored(args: Namespace) -> Source:
@@ -224,37 +300,68 @@ def open_live(
     return live_source(images, (in_, tar), heads.modules, heads.shapes, runtime, whole, **known)
 
 
+class Measured(NamedTuple):
+    """What a pass over the images gives of one direction.
+
+    Attributes:
+        moments: of each Trans-Net.
+        answers: of the target's net, if its tail is at hand.
+        notes: sentences on what is left out.
+    """
+
+    moments: list[ImageMoments]
+    answers: Answers | None
+    notes: list[str]
+
+
 @torch.no_grad()
 def measure(
-    nets: Sequence[TransNet],
+    directions: Sequence[Direction],
     source: Source,
     loader: opening.Loader,
-    answers: Answers | None,
+    known: Sequence[tuple[Answers | None, list[str]]],
     runtime: Runtime,
     *,
     per_image: bool,
-) -> tuple[list[ImageMoments], Answers | None]:
-    """Decompose every pair by the first Trans-Net,
+) -> list[Measured]:
+    """Decompose every pair by the first Trans-Net of each direction,
     reconstruct it by the others, in one pass; all processes get all.
 
-    With `answers`, B's tail answers to each g(x) besides.
+    With answers in `known`, the target's tail answers to each g(x) besides.
     """
-    decomposition = runtime.parallel(Decomposition(nets[0]).requires_grad_(False)).eval()
-    others = [runtime.parallel(net.requires_grad_(False)).eval() for net in nets[1:]]
-    found = [ImageMoments(net.constant, per_image=per_image) for net in nets]
+    nets = [
+        [
+            runtime.parallel(net.requires_grad_(False)).eval()
+            for net in (Decomposition(one.nets[0]), *one.nets[1:])
+        ]
+        for one in directions
+    ]
+    found = [
+        Measured([ImageMoments(net.constant, per_image=per_image) for net in one.nets], *about)
+        for one, about in zip(directions, known)
+    ]
     for batch in Progress(loader, "variances", quiet=not runtime.is_main):
         *_, labels, numbers = on_device = runtime.to_device(batch)
-        x, target = source.read(*on_device)
-        components, residual = decomposition(x, target)
-        found[0].update(components.transpose(0, 1), residual, numbers, labels)
-        sent = {sender_name(nets[0]): target - residual}
-        for net, other, moments in zip(nets[1:], others, found[1:]):
-            sent[sender_name(net)] = output = other(x)
-            moments.update(output[None], target - output, numbers)
-        if answers is not None:
-            answers.update(x, target, sent, labels, numbers)
-    merged_answers = None if answers is None else merged(answers.cpu(), runtime)
-    return [merged(moments, runtime) for moments in found], merged_answers
+        features = source.read(*on_device)
+        for direction, of_nets, (moments, answers, _) in zip(directions, nets, found):
+            x, target = features[::-1] if direction.is_back else features
+            (decomposition, *others), names = of_nets, map(sender_name, direction.nets)
+            components, residual = decomposition(x, target)
+            moments[0].update(components.transpose(0, 1), residual, numbers, labels)
+            sent = {next(names): target - residual}
+            for net, name, of_net in zip(others, names, moments[1:]):
+                sent[name] = output = net(x)
+                of_net.update(output[None], target - output, numbers)
+            if answers is not None:
+                answers.update(x, target, sent, labels, numbers)
+    return [
+        Measured(
+            [merged(of_net, runtime) for of_net in moments],
+            None if answers is None else merged(answers.cpu(), runtime),
+            notes,
+        )
+        for moments, answers, notes in found
+    ]
 
 
 def sender_name(net: TransNet) -> str:
@@ -264,19 +371,22 @@ def sender_name(net: TransNet) -> str:
 
 
 def open_answers(
-    args: Namespace, source: Source, states: Sequence[checkpoint.State], runtime: Runtime
+    args: Namespace, source: Source, direction: Direction, runtime: Runtime
 ) -> tuple[Answers | None, list[str]]:
     """Read the tails behind the features;
     where there is none, say why and leave its numbers out.
     """
     tails: list[FrozenTail | None] = []
     notes = []
-    for state, path in zip(states, args.transnet):
+    for state, path in zip(direction.states, direction.paths):
         if (match := state.get("settings", {}).get("match", "feature")) != "feature":
             return None, [f"{path} {REFUSED_MATCH.format(match)}"]
-    nets = ((source.provenance.a, args.arch_in), (source.provenance.b, args.arch_tar))
+    nets = [(source.provenance.a, args.arch_in), (source.provenance.b, args.arch_tar)]
+    shapes = source.shapes
+    if direction.is_back:
+        nets, shapes = nets[::-1], shapes[::-1]
     losses = ("the decision recovery", "what B still knows")
-    for (net, arch), shape, loss in zip(nets, source.shapes, losses):
+    for (net, arch), shape, loss in zip(nets, shapes, losses):
         try:
             tails.append(open_tail(net, arch, shape).to(runtime.device))
         except InputError as error:
@@ -316,9 +426,10 @@ def say_next(args: Namespace, parser: Parser, source: Provenance, runtime: Runti
     if args.convOut_path and args.t_or_v == "val":
         archs = [arch if arch and is_own(arch) else None for arch in (source.a.arch, source.b.arch)]
         words = ["--convOut_path", args.convOut_path, *["--reverse"] * args.reverse]
+        words += ["--one_direction"] * args.one_direction
+        words += ["--transnet", args.transnet[0]]
+        words += ["--transnet_back", *(args.transnet_back or [])[:1]] * bool(args.transnet_back)
         words += [
-            "--transnet",
-            args.transnet[0],
             *options.arch_words(("--arch_A", "--arch_B"), *archs),
         ]
         words += ["--json", str(Path(args.json).parent / "calibration.json")] if args.json else []
@@ -331,69 +442,107 @@ def say_next(args: Namespace, parser: Parser, source: Provenance, runtime: Runti
         runtime.say_next("transClassifier.py", *nets, *named, *layers, *same, *machine)
 
 
+def report_of(
+    args: Namespace, direction: Direction, measured: Measured, provenance: Provenance
+) -> dict[str, Any]:
+    """Give all that is reported of one direction, as plain values.
+
+    Args:
+        args: the options.
+        direction: which.
+        measured: of it.
+        provenance: of the features, as --transnet's direction calls them.
+    """
+    provenance = provenance.reversed() if direction.is_back else provenance
+    without = ("classes", "transform", "folders")
+    made_of = {key: value for key, value in provenance.to_record().items() if key not in without}
+    made_of |= {
+        "transnet_path": direction.paths[0],
+        "transnet": sha256(direction.paths[0]),
+        "p": direction.nets[0].p.tolist(),
+    }
+    depths = [(net.order + 1, of_net) for net, of_net in zip(direction.nets, measured.moments)]
+    report = variance_report(depths, args.mean, args.bootstrap, provenance.classes)
+    state = direction.states[0]
+    report |= {"source": made_of}
+    report |= {key: state.get(key) for key in ("settings", "linear_reference", "fitted")}
+    answers = measured.answers
+    rows = {} if answers is None else answers.table(resamples=args.bootstrap, seed=args.seed)
+    return report | {"still_known": knowledge_record(rows, measured.notes)}
+
+
+def report_shared(args: Namespace, measured: Sequence[Measured]) -> dict[str, Any]:
+    """Give what both directions explain, and the smaller one: what the nets share.
+
+    Without --sums there is no null: of each direction 1 − instability stands for its consistency.
+    """
+    parts = [of.moments[0].target_and_residual(args.mean) for of in measured]
+    if args.sums:
+        forth, back = (
+            calibrated(part, load_sums(args.sums, back=is_back), args.sums)
+            for part, is_back in zip(parts, (False, True))
+        )
+    else:
+        forth, back = map(without_null, parts)
+    found = shared(forth, back, resamples=args.bootstrap)
+    scale = "null within the class → ceiling" if args.sums else "1 − instability: no null"
+    return {"scale": scale, **{name: asdict(interval) for name, interval in found.items()}}
+
+
 @command
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Run the step; returns the report that --json writes."""
     parser = build_parser()
     args = parser.parse_args(argv)
     runtime = opening.start(args)
-    states = [checkpoint.load(path) for path in args.transnet]
-    trans_nets = [build_from_state(state, path) for state, path in zip(states, args.transnet)]
-    fits = [Provenance.from_record(state.get("source", {})) for state in states]
+    directions = [Direction.read(args.transnet, False)]
+    if found := find_back(args):
+        directions.append(Direction.read(found, True))
+    left_out = list[str]()
 
     def check(provenance: Provenance, shapes: Sequence[Shape]) -> None:
-        for fitted, net, path in zip(fits, trans_nets, args.transnet):
-            fitted.check(provenance, path, but=NOT_OF_THE_FIT)
-            check_fit(net, *shapes)
+        directions[0].check(provenance, shapes)
+        try:
+            for back in directions[1:]:
+                back.check(provenance, shapes)
+        except InputError as error:
+            if args.transnet_back:
+                raise
+            del directions[1:]
+            left_out.append(f"the other direction is left out: {error}")
 
     if args.convOut_path:
         source = open_stored(args)
         check(source.provenance, source.shapes)
     else:
-        source = open_live(args, fits[0], check, runtime)
+        source = open_live(args, directions[0].fits[0], check, runtime)
     if args.figure and args.figure_image >= len(source.data):
         parser.error(
             f"--figure_image {args.figure_image} is not among the {len(source.data)} images"
         )
+    if args.sums and len(directions) == 1:
+        why = left_out[0] if left_out else "there is no Trans-Net of the other direction"
+        raise InputError(f"--sums is for what both directions share, but {why}")
 
     source = opening.with_decoded(args, source, runtime)
     loader = opening.loader(args, source.data, runtime)
-    answers, notes = open_answers(args, source, states, runtime)
-    moments, answers = measure(
-        trans_nets, source, loader, answers, runtime, per_image=args.bootstrap > 0
+    known = [open_answers(args, source, one, runtime) for one in directions]
+    measured = measure(directions, source, loader, known, runtime, per_image=args.bootstrap > 0)
+    report, *back = (
+        report_of(args, one, found, source.provenance) for one, found in zip(directions, measured)
     )
-    record = source.provenance.to_record()
-    made_of = {
-        key: value
-        for key, value in record.items()
-        if key not in ("classes", "transform", "folders")
-    }
-    made_of |= {
-        "transnet_path": args.transnet[0],
-        "transnet": sha256(args.transnet[0]),
-        "p": trans_nets[0].p.tolist(),
-    }
-    depths = [(net.order + 1, of_net) for net, of_net in zip(trans_nets, moments)]
-    report = variance_report(depths, args.mean, args.bootstrap, source.provenance.classes)
-    report |= {"doubts": opening.source_doubts(args, source, runtime)}
-    report |= {
-        "source": made_of,
-        **{key: states[0].get(key) for key in ("settings", "linear_reference", "fitted")},
-    }
-    rows = {} if answers is None else answers.table(resamples=args.bootstrap, seed=args.seed)
-    report["still_known"] = knowledge_record(rows, notes)
+    report |= {"doubts": opening.source_doubts(args, source, runtime), "notes": left_out}
+    if back:
+        report |= {"back": back[0], "shared": report_shared(args, measured)}
     if runtime.is_main:
-        print(
-            f"{report['images']:,} {args.t_or_v} images, mean per {args.mean}",
-            variance_table(report),
-            sep="\n",
-        )
-        print(knowledge_table(report["still_known"]))
+        print(f"{report['images']:,} {args.t_or_v} images, mean per {args.mean}")
+        print(variance_tables(report, backwards=args.reverse))
         save_report(report, args.json, args.csv, variance_rows(report))
         if args.spectrum:
             save_figure(args.spectrum, spectrum_figure(report["spectrum"]))
         if args.figure:
-            draw(args.figure, trans_nets[0], report["channels"], source, args.figure_image, runtime)
+            net = directions[0].nets[0]
+            draw(args.figure, net, report["channels"], source, args.figure_image, runtime)
     say_next(args, parser, source.provenance, runtime)
     return report
 

@@ -60,7 +60,9 @@ def measure(fit: Fit, features: str) -> tuple[float, float]:
         budget = [] if fit.epochs is None else ["--epochs", str(fit.epochs)]
         words = ["--convOut_path", features, *fit.options.split(), *budget, "--out", out]
         began = time.perf_counter()
-        Training_TransNet.main([*words, "--no_reference", "--val_epoch", "1000", "--validate"])
+        Training_TransNet.main(
+            [*words, "--one_direction", "--no_reference", "--val_epoch", "1000", "--validate"]
+        )
         seconds = time.perf_counter() - began
         (path,) = Path(out).glob("model_checkpoints/*/*.pth.tar")
         (log,) = Path(out).glob("logs/*/*/metrics.jsonl")

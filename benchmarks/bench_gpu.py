@@ -47,7 +47,15 @@ def run(folder: Path, features: Path, *words: object) -> tuple[list[float], floa
 
 def fit(folder: Path, features: Path, precision: list[str]) -> tuple[float, float | None]:
     """Give the seconds of an epoch, and of a fit the share in which a GPU computed."""
-    words = ["--alpha", "[0.1,0.1]", "--no_reference", "--epochs", WARM_UP + TIMED, *precision]
+    words = [
+        "--alpha",
+        "[0.1,0.1]",
+        "--one_direction",
+        "--no_reference",
+        "--epochs",
+        WARM_UP + TIMED,
+        *precision,
+    ]
     epochs, _ = run(folder, features, *words)
     busy = None
     if torch.cuda.is_available():

@@ -64,6 +64,7 @@ def measure(folder: Path, count: int) -> dict[str, Turn]:
             features,
             "--epochs",
             1,
+            "--one_direction",
             "--no_reference",
             *suffix,
         ),

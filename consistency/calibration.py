@@ -25,6 +25,7 @@ from utils.errors import InputError
 from utils.files import replacing
 
 KINDS = ("observed", "null", "ceiling")  # what a normalised consistency is made of
+BACK = "back_"  # before them: of the other direction
 
 Array = NDArray[Any]
 # Images, targets (n, U, 1, D), predictions (n, U, b, D)
@@ -273,26 +274,40 @@ def instability_of(sums: Array) -> dict[str, Array]:
         return {"instability": sums[..., 1] / sums[..., 0]}
 
 
-def save_sums(path: str | Path, observed: Array, null: Array, ceiling: Array) -> None:
+def save_sums(
+    path: str | Path,
+    observed: Array,
+    null: Array,
+    ceiling: Array,
+    back: Sequence[Array] | None = None,
+) -> None:
     """Write every image's parts of Var(x*) and Var(x_Δ),
-    (N, 2) each, to an .npz file for `load_sums`.
+    (N, 2) each, to an .npz file for `load_sums`; `back`: the same three of the other direction.
     """
+    sums = dict[str, Array](zip(KINDS, (observed, null, ceiling)))
+    sums |= {f"{BACK}{kind}": part for kind, part in zip(KINDS, back or ())}
     with replacing(path) as temporary:
-        np.savez(
-            temporary, allow_pickle=False, **dict[str, Array](zip(KINDS, (observed, null, ceiling)))
-        )
+        np.savez(temporary, allow_pickle=False, **sums)
 
 
-def load_sums(path: str | Path) -> dict[str, Array]:
+def load_sums(path: str | Path, *, back: bool = False) -> dict[str, Array]:
     """Read what `save_sums` wrote: float64 (N, 2) by `KINDS`;
     sums over images are Var(x*) and Var(x_Δ).
 
+    Args:
+        path: of the file.
+        back: of the other direction.
+
     Raises:
-        InputError: there is no such file, or it is another one.
+        InputError: there is no such file, it is another one, or it has one direction alone.
     """
     try:
         with np.load(path) as stored:
-            return {kind: stored[kind] for kind in KINDS}
+            if back and f"{BACK}{KINDS[0]}" not in stored and KINDS[0] in stored:
+                raise InputError(
+                    f"{path} holds one direction alone; make it by Calibrate.py --sums with both"
+                )
+            return {kind: stored[f"{BACK * back}{kind}"] for kind in KINDS}
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise InputError(
             f"{path} holds no sums per image ({error}); make it by Calibrate.py --sums"

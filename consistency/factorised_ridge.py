@@ -76,16 +76,22 @@ class Reference:
             rows = torch.cat([part.to(mean) for _, part in self.patches(x, 0)])
             gram = rows @ rows.mT
         else:
-            gram = mean.new_zeros(self.columns, self.columns)
-            for _, part in self.patches(x, 0):
-                rows = part.to(mean)
-                gram.addmm_(rows.mT, rows)
+            gram, _ = self.moments(x)
+            rows = gram
         # A dead feature counts as ones
         gram.diagonal().add_(weight * (float(gram.trace()) / self.columns or 1.0))
         self.factor = torch.linalg.cholesky(gram)
         self.solved = (
             torch.cholesky_solve(rows, self.factor).to(self.dtype) if self.dual else rows[:0]
         )
+
+    def moments(self, x: Maps) -> tuple[Tensor, Tensor]:
+        """Give PᵀP and Σ P of some images, float64 (p, p) and (p,)."""
+        gram, sums = (self.mean.new_zeros(*shape) for shape in ([self.columns] * 2, [self.columns]))
+        for _, rows in self.patches(x, 0):
+            gram += rows.mT @ rows
+            sums += rows.sum(0, dtype=gram.dtype)
+        return gram, sums
 
     def patches(self, x: Maps, bytes_beside: int) -> Iterator[tuple[slice, Tensor]]:
         """Yield images and their rows (n·H·W, p),
@@ -147,6 +153,76 @@ class Reference:
                 one.unflatten(1, (-1, channels)).unflatten(0, (-1, self.positions)) for one in both
             )
             yield part, target, predicted
+
+
+class CrossProducts:
+    """PᵀY of any pairing, from transforms of the maps that are computed once.
+
+    PᵀY is the correlation of both maps at the lags of the kernel: Σ_i Σ_q x_i(q + l) y_π(i)(q). In
+    frequencies it is one product Σ_i X_i(f) Y_π(i)(f)* for each, which for 3×3 takes a third of the
+    multiplications of rows of patches. Maps of size H are padded with zeros to H + k // 2, so that
+    no lag of the kernel comes around. A 1×1 kernel needs no frequencies: positions serve as such.
+
+    Sums of `IMAGES` images are in the precision of the features, sums of these in float64.
+
+    Args:
+        x: maps (N, C, H, W).
+        target: maps (N, D, H, W) of the same images.
+        x_mean: of the channels, which maps are shifted by.
+        target_mean: the same.
+        kernel_size: k, odd.
+    """
+
+    IMAGES = 500  # of a product
+    BYTES = 1 << 31  # of all transforms that are kept in memory; without that room there are none
+
+    def __init__(
+        self, x: Maps, target: Maps, x_mean: Tensor, target_mean: Tensor, kernel_size: int
+    ) -> None:
+        self.kernel_size = kernel_size
+        self.height, self.width = (
+            max(size + kernel_size // 2, kernel_size) for size in x.shape[2:]
+        )
+        self.x = self._transformed(x, x_mean)
+        self.target = self._transformed(target, target_mean).conj().resolve_conj()
+
+    @classmethod
+    def fit(cls, sides: list[tuple[Maps, Maps]], kernel_size: int) -> bool:
+        """Say whether the transforms of these pairs of maps have room."""
+        border, values = kernel_size // 2, 0
+        for maps in (one for side in sides for one in side):
+            height, width = (max(size + border, kernel_size) for size in maps.shape[2:])
+            numbers = height * (2 * (width // 2 + 1) if border else width)
+            values += maps.shape[0] * maps.shape[1] * numbers * precision(maps).itemsize
+        return values <= cls.BYTES
+
+    def of(self, inverse: Tensor) -> Tensor:
+        """Give PᵀY where x of image j stands beside the target of inverse[j], float64 (C, k, k, D)."""
+        shape = (*self.x.shape[1:], self.target.shape[2])
+        wide = torch.complex128 if self.x.is_complex() else torch.float64
+        total = self.x.new_zeros(shape, dtype=wide)
+        for x, images in zip(self.x.split(self.IMAGES), inverse.split(self.IMAGES)):
+            target = self.target[images.to(self.target.device)]
+            total += x.permute(1, 2, 0) @ target.transpose(0, 1)  # (F, C, n) @ (F, n, D)
+        if self.kernel_size == 1:
+            return total.sum(0)[:, None, None]
+        spectrum = total.permute(1, 2, 0).unflatten(2, (self.height, -1))
+        maps = torch.fft.irfft2(spectrum, s=(self.height, self.width))
+        # Lag −b … b lie at the ends
+        border = self.kernel_size // 2
+        maps = maps.roll((border, border), (2, 3))[..., : self.kernel_size, : self.kernel_size]
+        return maps.permute(0, 2, 3, 1)
+
+    def _transformed(self, maps: Maps, mean: Tensor) -> Tensor:
+        """Give every image's values at F frequencies (or positions), (N, F, C)."""
+        parts = []
+        for start in range(0, len(maps), self.IMAGES):
+            part = take(maps, slice(start, start + self.IMAGES)).to(mean) - mean[:, None, None]
+            part = part.to(precision(maps))
+            if self.kernel_size > 1:
+                part = torch.fft.rfft2(part, s=(self.height, self.width))
+            parts.append(part.flatten(2).mT.contiguous())
+        return torch.cat(parts)
 
 
 def precision(maps: Maps) -> torch.dtype:

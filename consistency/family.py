@@ -10,7 +10,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from utils import checkpoint, runs
-from utils.errors import InputError
 from utils.provenance import Provenance
 from utils.runtime import Runtime
 from utils.training import resume
@@ -126,21 +125,9 @@ class Member:
 
 
 def restore(members: Sequence[Member], fit: Fit) -> int:
-    """Put every member where its checkpoint left it.
-
-    Returns:
-        The number of epochs that were trained.
-
-    Raises:
-        InputError: the members were left at different epochs.
-    """
-    epochs = {member.restore(fit) for member in members}
-    if len(epochs) > 1:
-        raise InputError(
-            f"the Trans-Nets in {members[0].path.parent} were left after different epochs"
-            f" ({sorted(epochs)}); fit them one by one, or add --restart"
-        )
-    return epochs.pop()
+    """Put every member where its checkpoint left it, all at one epoch; give how many were trained."""
+    (epoch,) = {member.restore(fit) for member in members}
+    return epoch
 
 
 def of_member(metrics: Mapping[str, float], number: int) -> dict[str, float]:

@@ -253,10 +253,10 @@ class ImageMoments:
         squares = np.diagonal(self.products(mean), axis1=1, axis2=2)
         return [squares / len(squares)]
 
-    def target_and_residual(self) -> Array:
+    def target_and_residual(self, mean: str = "channel") -> Array:
         """Give every image's part of Var(x*) and Var(x_Δ), float64 (N, 2)."""
-        names = self.names()
-        return self.arrays()[0][:, [names.index("target"), names.index("residual")]]
+        names = self.names(mean)
+        return self.arrays(mean)[0][:, [names.index("target"), names.index("residual")]]
 
     def statistic(self, mean: str = "channel") -> Statistic:
         """Give the function of sums over `arrays` that `bootstrap` resamples:

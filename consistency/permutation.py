@@ -7,7 +7,7 @@ pairings, see `factorised_ridge`.
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,20 +26,21 @@ from consistency.calibration import (
     permutations,
     shuffled_within_class,
 )
-from consistency.factorised_ridge import Maps, Reference, Targets, channel_means
+from consistency.factorised_ridge import CrossProducts, Maps, Reference, Targets, channel_means
 from utils.errors import InputError
+from utils.progress import Progress
 
 BLOCK_BYTES = 1 << 26  # of the solutions W that are in memory at one time
 
 
 @dataclass(frozen=True)
 class PermutedErrors:
-    """Squared errors of regressions on held-out images, one sum for each target's image.
+    """Squared errors of regressions on held-out images.
 
     Attributes:
         target: Σ |y − mean y|² over an image's positions and channels, float64 (N,).
         observed: Σ |y − ŷ − mean(y − ŷ)|² of the true pairs, (N,).
-        draws: of the permuted pairs, (B, N).
+        draws: the sum of these over the images, of each permuted pairing, (B,).
     """
 
     target: NDArray[np.float64]
@@ -49,7 +50,166 @@ class PermutedErrors:
     def null(self) -> Null:
         """Give the instabilities Var(x_Δ)/Var(x*) of the true and of the permuted pairs."""
         total = self.target.sum()
-        return Null(float(self.observed.sum() / total), self.draws.sum(1) / total)
+        return Null(float(self.observed.sum() / total), self.draws / total)
+
+
+class Regression:
+    """The linear reference from A's features to B's:
+    fitted on some images, and judged on others, in any pairing.
+
+    x and x* are shifted by their channels' means over the fitting images; x is padded with zeros,
+    as by a convolution. The ridge weight is the same for all pairings, and must not have been
+    chosen by the true one: then a permutation would have a handicap, and p would be too small.
+
+    Memory: the features, 16·p² bytes (p = C·kernel_size²; dual: 16·rows·p), `BLOCK_BYTES` and
+    `factorised_ridge.CHUNK_BYTES` (at least one W of 8·p·D bytes and one image).
+
+    Args:
+        x: A's features of the images that are fitted to, (N, C, H, W), and of those that it is
+            judged on, (N', C, H, W).
+        target: B's of the same images, (N, D, H, W) and (N', D, H, W).
+        weight: of the penalty, as a multiple of the mean of PᵀP's diagonal, above 0.
+        kernel_size: of the convolution, odd.
+        device: that computes; products are in the precision of the features, sums in float64.
+        like: another regression from the same x, whose factor serves here too.
+
+    Raises:
+        InputError: Maps of different sizes or numbers, or a constant target.
+    """
+
+    def __init__(
+        self,
+        x: Sequence[Maps],
+        target: Sequence[Maps],
+        *,
+        weight: float = 0.1,
+        kernel_size: int = 1,
+        device: str | torch.device = "cpu",
+        like: "Regression | None" = None,
+    ) -> None:
+        sizes = [part.shape[2:] for part in (*x, *target)]
+        if len(set(map(tuple, sizes))) > 1:
+            raise InputError(
+                f"x and x* must have one size, not {sizes[0]} and {sizes[2]}; resize x."
+            )
+        if [*map(len, x)] != [*map(len, target)]:
+            raise InputError("x and x* must be of the same images, but their numbers differ.")
+        self.x, self.target = x, target
+        self.reference: Reference = (
+            Reference(x[0], channel_means(x[0], device), weight, kernel_size)
+            if like is None
+            else like.reference
+        )
+        mean = channel_means(target[0], device)
+        self.fitted, self.held_out = Targets(target[0], mean), Targets(target[1], mean)
+        self.total = self.held_out.squares()
+        if not self.total.sum() > 0:
+            raise InputError(
+                "x* is constant on the held-out images, so that nothing can be explained; look at"
+                " net B."
+            )
+
+    def errors(self, fit_orders: Tensor, held_orders: Tensor) -> NDArray[np.float64]:
+        """Fit to some pairings and judge on such ones: squared errors of each target's image.
+
+        Time: 4·p·D multiplications a row and pairing.
+
+        Args:
+            fit_orders: (b, N), see `calibration`: the target of image i stands beside x of image
+                order[i].
+            held_orders: (b, N').
+
+        Returns:
+            float64 (b, N').
+        """
+        # X of image j stands beside the target of inverse[j]
+        inverses = [part.argsort(1) for part in (fit_orders, held_orders)]
+        block = max(1, BLOCK_BYTES // (8 * self.reference.columns * len(self.fitted.mean)))
+        found = [
+            self.reference.errors(
+                self.reference.solve(self.fitted, fit), self.x[1], self.held_out, held
+            )
+            for fit, held in zip(inverses[0].split(block), inverses[1].split(block))
+        ]
+        return torch.cat(found).cpu().numpy()
+
+    def observed(self) -> NDArray[np.float64]:
+        """Give the squared errors of the true pairs, float64 (N',)."""
+        true = [torch.arange(len(part))[None] for part in self.x]
+        return self.errors(true[0], true[1])[0]
+
+    def sum_of_errors(self, fitted: Tensor, held_out: Tensor) -> float:
+        """Give the sum of the squared errors of one pairing from its products PᵀY alone.
+
+        With G = PᵀP of the held-out images, and W of the fitted ones,
+
+            Σ |y − ŷ|² = Σ |y|² − 2 tr(Wᵀ PᵀY) + tr(Wᵀ G W)
+
+        less what the channels' means take away.
+
+        Args:
+            fitted: PᵀY of the fitted images, float64 (p, D).
+            held_out: of the held-out ones.
+        """
+        gram, sums, energy, total = self._judges
+        solution = torch.cholesky_solve(fitted, self.reference.factor)
+        means = total - solution.mT @ sums
+        error = energy + (solution * (gram @ solution - 2 * held_out)).sum()
+        rows = len(self.x[1]) * self.reference.positions
+        return float(error - means.square().sum() / rows)
+
+    @cached_property
+    def _judges(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """PᵀP and Σ P of the held-out images, Σ |y|² and Σ y about the fitted images' means."""
+        gram, sums = self.reference.moments(self.x[1])
+        mean, rows = self.held_out.mean, len(self.x[1]) * self.reference.positions
+        # Of each channel, whose mean over the held-out images differs from that of the fitted ones
+        total = rows * (channel_means(self.target[1], mean.device) - mean)
+        return gram, sums, self.total.sum() + total.square().sum() / rows, total
+
+
+def permuted_sums(
+    forth: Regression,
+    back: Regression | None,
+    fit_orders: Tensor,
+    held_orders: Tensor,
+    *,
+    quiet: bool = True,
+) -> list[NDArray[np.float64]]:
+    """Fit to permuted pairs of some images, and judge on such pairs of others.
+
+    What a regression needs of a pairing is PᵀY alone, see `CrossProducts`, and the direction B → A
+    needs the same numbers in another order: both cost what one costs.
+
+    Args:
+        forth: from x to x*.
+        back: from x* to x, of the same maps; None: this direction is not asked for.
+        fit_orders: (B, N), see `Regression.errors`.
+        held_orders: (B, N').
+        quiet: show no progress.
+
+    Returns:
+        Sums of the squared errors, (B,), of each direction.
+    """
+    both = [one for one in (forth, back) if one is not None]
+    sides = [(forth.x[part], forth.target[part]) for part in (0, 1)]
+    reference, target_mean = forth.reference, forth.fitted.mean
+    means, kernel_size = (reference.mean, target_mean), reference.kernel_size
+    if any(one.reference.dual for one in both) or not CrossProducts.fit(sides, kernel_size):
+        orders = [(fit_orders, held_orders), (fit_orders.argsort(1), held_orders.argsort(1))]
+        return [one.errors(*of).sum(1) for one, of in zip(both, orders)]
+    crosses = [CrossProducts(*side, *means, kernel_size) for side in sides]
+    found = np.empty((len(both), len(fit_orders)))
+    pairings = Progress(
+        list(zip(fit_orders.argsort(1), held_orders.argsort(1))), "permutations", quiet=quiet
+    )
+    for number, inverses in enumerate(pairings):
+        products = [cross.of(inverse) for cross, inverse in zip(crosses, inverses)]
+        found[0, number] = forth.sum_of_errors(*(part.flatten(0, 2) for part in products))
+        if back is not None:
+            turned = (part.flip(1, 2).permute(3, 1, 2, 0).flatten(0, 2) for part in products)
+            found[1, number] = back.sum_of_errors(*turned)
+    return list(found)
 
 
 def permuted_errors(
@@ -59,95 +219,40 @@ def permuted_errors(
     target_held: Maps,
     fit_orders: Tensor,
     held_orders: Tensor,
-    *,
-    weight: float = 0.1,
-    kernel_size: int = 1,
-    device: str | torch.device = "cpu",
+    **options: Any,
 ) -> PermutedErrors:
     """Fit the linear reference to the true and to permuted pairs of some images,
     and judge it on such pairs of others.
-
-    x and x* are shifted by their channels' means over the fitting images; x is padded with zeros,
-    as by a convolution. The ridge weight is the same for all pairings, and must not have been
-    chosen by the true one: then a permutation would have a handicap, and p would be too small.
-
-    Memory: the features, 8·p² bytes for the factor (p = C·kernel_size²; dual: 16·rows·p),
-        `BLOCK_BYTES` and
-    `factorised_ridge.CHUNK_BYTES` (at least one W of 8·p·D bytes and one image).
-    Time: 4·p·D multiplications a row and permutation.
 
     Args:
         x_fit: A's features of the images that are fitted to, (N, C, H, W).
         target_fit: B's of the same images, (N, D, H, W).
         x_held: A's of those that it is judged on, (N', C, H, W).
         target_held: B's, (N', D, H, W).
-        fit_orders: (B, N), see `calibration`: the target of image i stands beside x of image
-            order[i].
+        fit_orders: (B, N), see `Regression.errors`.
         held_orders: (B, N').
-        weight: of the penalty, as a multiple of the mean of PᵀP's diagonal, above 0.
-        kernel_size: of the convolution, odd.
-        device: that computes; products are in the precision of the features, sums in float64.
+        options: of `Regression`.
 
     Raises:
-        InputError: Maps of different sizes or numbers, or a constant target.
+        InputError: see `Regression`.
     """
-    if not (x_fit.shape[2:] == target_fit.shape[2:] == x_held.shape[2:] == target_held.shape[2:]):
-        raise InputError(
-            f"x and x* must have one size, not {x_fit.shape[2:]} and {target_fit.shape[2:]};"
-            " resize x."
-        )
-    if len(x_fit) != len(target_fit) or len(x_held) != len(target_held):
-        raise InputError("x and x* must be of the same images, but their numbers differ.")
-    orders = [
-        torch.cat([torch.arange(part.shape[1])[None], part]) for part in (fit_orders, held_orders)
-    ]
-    # X of image j stands beside the target of inverse[j]
-    inverses = [part.argsort(1) for part in orders]
-    x_mean, target_mean = (channel_means(part, device) for part in (x_fit, target_fit))
-    reference = Reference(x_fit, x_mean, weight, kernel_size)
-    targets_fit, targets_held = Targets(target_fit, target_mean), Targets(target_held, target_mean)
-    total = targets_held.squares()
-    if not total.sum() > 0:
-        raise InputError(
-            "x* is constant on the held-out images, so that nothing can be explained; look at"
-            " net B."
-        )
-    block = max(1, BLOCK_BYTES // (8 * reference.columns * target_fit.shape[1]))
-    errors = [
-        reference.errors(reference.solve(targets_fit, fit), x_held, targets_held, held)
-        for fit, held in zip(inverses[0].split(block), inverses[1].split(block))
-    ]
-    found = torch.cat(errors).cpu().numpy()
-    return PermutedErrors(total.cpu().numpy(), found[0], found[1:])
+    one = Regression((x_fit, x_held), (target_fit, target_held), **options)
+    (draws,) = permuted_sums(one, None, fit_orders, held_orders)
+    return PermutedErrors(one.total.cpu().numpy(), one.observed(), draws)
 
 
 def untrue_errors(
-    x_fit: Maps,
-    target_fit: Maps,
-    x_held: Maps,
-    target_held: Maps,
-    fit_orders: Tensor,
-    labels: Tensor,
-    *,
-    weight: float = 0.1,
-    kernel_size: int = 1,
-    device: str | torch.device = "cpu",
+    regression: Regression, fit_orders: Tensor, labels: Tensor
 ) -> NDArray[np.float64]:
     """Fit the linear reference to shuffled pairs,
     and judge it on every two held-out images of a class.
 
-    Memory: as `permuted_errors`, and sums of each class, 8·D·H·W bytes a class and pairing.
+    Memory: sums of each class, 8·D·H·W bytes a class and pairing.
 
     Args:
-        x_fit: as of `permuted_errors`, like all that is not `labels`.
-        target_fit: B's features of the same images.
-        x_held: A's of the images that it is judged on.
-        target_held: B's.
+        regression: of the true pairs.
         fit_orders: the pairings to fit to, (B, N).
         labels: the classes of the held-out images, integers (N',).
-        weight: of the penalty.
-        kernel_size: of the convolution.
-        device: that computes.
 
     Returns:
         The images' parts of the squared errors, float64 (B, N'), see `errors_of_untrue_pairs`.
@@ -156,16 +261,16 @@ def untrue_errors(
         InputError: No class has two held-out images.
     """
     check_pairs(labels)
-    x_mean, target_mean = (channel_means(part, device) for part in (x_fit, target_fit))
-    reference = Reference(x_fit, x_mean, weight, kernel_size)
-    targets_fit, targets_held = Targets(target_fit, target_mean), Targets(target_held, target_mean)
+    reference, channels = regression.reference, len(regression.fitted.mean)
     rows = max(reference.columns, len(labels.unique()) * reference.positions)
-    block = max(1, BLOCK_BYTES // (8 * rows * target_fit.shape[1]))
+    block = max(1, BLOCK_BYTES // (8 * rows * channels))
     identity, errors = torch.arange(len(labels))[None], []
     for inverses in fit_orders.argsort(1).split(block):
-        solution = reference.solve(targets_fit, inverses)
-        predictions = partial(reference.predictions, solution, x_held, targets_held, identity)
-        shape = (reference.positions, len(inverses), len(target_mean))
+        solution = reference.solve(regression.fitted, inverses)
+        predictions = partial(
+            reference.predictions, solution, regression.x[1], regression.held_out, identity
+        )
+        shape = (reference.positions, len(inverses), channels)
         errors.append(errors_of_untrue_pairs(predictions, labels, shape, solution))
     return torch.cat(errors, dim=1).mT.cpu().numpy()
 
@@ -207,10 +312,6 @@ def calibrate_linear(
     target: Sequence[Maps],
     labels: Sequence[Tensor],
     generator: torch.Generator,
-    *,
-    draws: int = 200,
-    shuffles: int = 10,
-    resamples: int = 1000,
     **options: Any,
 ) -> LinearCalibration:
     """Hold the linear reference against pairs that share
@@ -222,25 +323,78 @@ def calibrate_linear(
         labels: the classes of both, integers (N,) and (N',); all equal: pairs are mixed over all
             images.
         generator: of permutations, shuffled pairs and resamples; of the CPU.
+        options: of `calibrate_linear_ways`.
+
+    Raises:
+        InputError: see `Regression`, `untrue_errors` and `shuffled_within_class`.
+    """
+    (found,) = calibrate_linear_ways(x, target, labels, generator, both=False, **options)
+    return found
+
+
+def calibrate_linear_ways(
+    x: Sequence[Maps],
+    target: Sequence[Maps],
+    labels: Sequence[Tensor],
+    generator: torch.Generator,
+    *,
+    both: bool = True,
+    draws: int = 200,
+    shuffles: int = 10,
+    resamples: int = 1000,
+    quiet: bool = True,
+    **options: Any,
+) -> list[LinearCalibration]:
+    """Hold the linear reference of each direction against its null and its ceiling.
+
+    Args:
+        x: see `calibrate_linear`, like `target`, `labels` and `generator`.
+        target: B's features.
+        labels: the classes.
+        generator: that draws.
+        both: B → A too, with the same permutations.
         draws: permutations for the test.
         shuffles: pairings without a true pair to fit to; what they leave on average of every two
             held-out images of a class is the consistency's null.
         resamples: of the held-out images, for the intervals.
-        options: of `permuted_errors`.
-
-    Raises:
-        InputError: see `permuted_errors`, `untrue_errors` and `shuffled_within_class`.
+        quiet: show no progress.
+        options: of `Regression`.
     """
     orders = [permutations(part, draws, generator) for part in labels]
+    ways = [Regression(x, target, **options)]
+    ways += [Regression(target, x, **options)] if both else []
+    sums = permuted_sums(ways[0], ways[1] if both else None, orders[0], orders[1], quiet=quiet)
+    return [
+        _calibrate(
+            way,
+            PermutedErrors(way.total.cpu().numpy(), way.observed(), of),
+            labels,
+            generator,
+            shuffles,
+            resamples,
+            options,
+        )
+        for way, of in zip(ways, sums)
+    ]
+
+
+def _calibrate(
+    way: Regression,
+    errors: PermutedErrors,
+    labels: Sequence[Tensor],
+    generator: torch.Generator,
+    shuffles: int,
+    resamples: int,
+    options: dict[str, Any],
+) -> LinearCalibration:
+    """Hold one direction against its null and its ceiling."""
     shuffled = torch.stack([shuffled_within_class(labels[0], generator) for _ in range(shuffles)])
-    sides = x[0], target[0], x[1], target[1]
-    errors = permuted_errors(*sides, *orders, **options)
-    null = untrue_errors(*sides, shuffled, labels[1], **options)
-    least = permuted_errors(x[0], x[0], x[1], x[1], *(order[:0] for order in orders), **options)
+    null = untrue_errors(way, shuffled, labels[1])
+    least = Regression(way.x, way.x, like=way, **options)
     sums = (
         np.stack([errors.target, errors.observed], axis=1),
         np.stack([errors.target, null.mean(0)], axis=1),
-        np.stack([least.target, least.observed], axis=1),
+        np.stack([least.total.cpu().numpy(), least.observed()], axis=1),
     )
     intervals = consistency_interval(
         instability_of,

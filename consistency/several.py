@@ -53,6 +53,34 @@ def shared(forth: Direction, back: Direction, **options: Any) -> dict[str, Inter
     return bootstrap(numbers, [*forth, *back], **options)
 
 
+def without_null(observed: Array) -> Direction:
+    """Give a direction whose consistency is 1 − its instability:
+    a null of all of the variance, and a ceiling of nothing.
+    """
+    target = observed[:, :1]
+    return observed, np.hstack([target, target]), np.hstack([target, np.zeros_like(target)])
+
+
+def calibrated(observed: Array, sums: Mapping[str, Array], path: str) -> Direction:
+    """Give a direction with the null and the ceiling of a calibration.
+
+    Args:
+        observed: every image's part of Var(x*) and Var(x_Δ), (N, 2).
+        sums: of `calibration.load_sums`.
+        path: of their file.
+
+    Raises:
+        InputError: the calibration's own sums of the true pairs are others.
+    """
+    own = sums["observed"]
+    if own.shape != observed.shape or not np.allclose(own, observed, 1e-3, 1e-3 * observed.max()):
+        raise InputError(
+            f"{path} is of other images, another Trans-Net or another --mean; make it anew by"
+            " Calibrate.py --sums"
+        )
+    return observed, sums["null"], sums["ceiling"]
+
+
 def over_nets(
     statistic: Callable[..., Mapping[str, Array]],
     sums: Sequence[Array],

@@ -95,11 +95,13 @@ pairs_of() {
 }
 
 # fit NAME FEATURES SUFFIX OPTION…: a Trans-Net, learning rate 1e-4 → 1e-6; FIT="--standardise --solve" fits to the end.
+# A → B alone unless an OPTION says otherwise.
 fit() {
-  local more
+  local more way=(--one_direction)
   read -ra more <<<"$FIT"
+  if [[ " ${*:4} " == *" --both_directions "* || " ${*:4} " == *" --reverse "* ]]; then way=(); fi
   step "fit_$1" Training_TransNet.py --convOut_path "$2" --lr "$TRANS_LR" --logspace 2 --epochs "$TRANS_EPOCHS" \
-    --batch_size "${BATCH:-64}" --suffix "$3" "${@:4}" "${more[@]}" --out "$OUT" --resume auto
+    --batch_size "${BATCH:-64}" --suffix "$3" "${@:4}" "${way[@]}" "${more[@]}" --out "$OUT" --resume auto
 }
 
 # store NAME OPTION…: both nets' features of the training images; with CALIBRATE those of the test images too.
@@ -120,7 +122,7 @@ calibrate() {
   [[ $CALIBRATE && $5 == $CALIBRATE_PAIRS ]] || return 0
   [[ $dry_run || ! -e $result ]] || return 0
   read -ra more <<<"$CALIBRATE"
-  step "calibrate_$1" Calibrate.py --convOut_path "$2" --transnet "$3" "${@:6}" "${more[@]}" --json "$result"
+  step "calibrate_$1" Calibrate.py --convOut_path "$2" --transnet "$3" --one_direction "${@:6}" "${more[@]}" --json "$result"
 }
 
 # tune NAME DATASET SUFFIX OPTION…: the layers above a feature, learning rate 1e-5 → 1e-7.

@@ -101,7 +101,7 @@ measure() {
     for direction in teacher-student student-teacher; do
       reverse=() && if [[ $direction == student-teacher ]]; then reverse=(--reverse); fi
       step "calibrate_${name}_${stage}_$direction" Calibrate.py --convOut_path "$features" \
-        --transnet "$trans_net${reverse:+_reverse}.pth.tar" "${reverse[@]}" --brief --permutations 0 \
+        --transnet "$trans_net${reverse:+_reverse}.pth.tar" "${reverse[@]}" --one_direction --brief --permutations 0 \
         --json "$result/${direction}_$((stage + 1))/sd$2.json" --sums "$result/${direction}_$((stage + 1))/sd$2.npz"
     done
     if [[ $dry_run ]]; then show rm -r "$features"; else rm -r "$features"; fi

@@ -2,8 +2,10 @@
 each cut at its layer, or all three from a Trans-Net's checkpoint.
 """
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -123,17 +125,33 @@ def open_pair(
     return pair.eval().requires_grad_(False)
 
 
-def find_reverse(trans_net: str | Path) -> Path | None:
+# What the direction changes of a fit's settings: M is at most the channels of its x.
+OF_DIRECTION = ("reverse", "hidden")
+
+
+def find_reverse(trans_net: str | Path, *, alike: bool = False) -> Path | None:
     """Find, beside a Trans-Net's checkpoint,
     one that was fitted on the same features in the other direction.
+
+    Args:
+        trans_net: the checkpoint; the authors' say nothing of their features, and have none.
+        alike: only one that was fitted by the same options.
     """
-    wanted = Provenance.from_record(
-        checkpoint.load(trans_net, mmap=True).get("source", {})
-    ).reversed()
+    state = checkpoint.load(trans_net, mmap=True)
+    wanted = Provenance.from_record(state.get("source", {})).reversed()
     if None in (wanted.a.sha256, wanted.b.sha256):
         return None
     for path in sorted(Path(trans_net).parent.glob("checkpoint_*.pth.tar")):
-        other = Provenance.from_record(checkpoint.load(path, mmap=True).get("source", {}))
-        if (other.a, other.b) == (wanted.a, wanted.b):
-            return path
+        with contextlib.suppress(InputError):  # what cannot be read is no Trans-Net
+            other = checkpoint.load(path, mmap=True)
+            source = Provenance.from_record(other.get("source", {}))
+            is_other = (source.a, source.b) == (wanted.a, wanted.b) and path != Path(trans_net)
+            if is_other and (not alike or _settings(other) == _settings(state)):
+                return path
     return None
+
+
+def _settings(state: checkpoint.State) -> dict[str, Any]:
+    """Give the options of a fit that both directions have in common."""
+    settings = state.get("settings", {})
+    return {name: value for name, value in settings.items() if name not in OF_DIRECTION}

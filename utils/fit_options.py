@@ -112,13 +112,22 @@ def add_family_options(parser: Parser) -> None:
     group = parser.add_argument_group("several fits in one reading, each as it would be alone")
     direction = group.add_mutually_exclusive_group()
     direction.add_argument(
-        "--reverse", action="store_true", help="reconstruct A's features from B's"
-    )
-    direction.add_argument(
         "--both_directions",
         neutral=True,
         action="store_true",
-        help="B's features from A's, and A's from B's",
+        help=(
+            "B's features from A's, and A's from B's, in a file that ends in _reverse: the default,"
+            " but with --resume PATH"
+        ),
+    )
+    direction.add_argument(
+        "--reverse", action="store_true", help="reconstruct A's features from B's alone"
+    )
+    group.add_argument(
+        "--one_direction",
+        neutral=True,
+        action="store_true",
+        help="B's features from A's alone: half of the time",
     )
     group.add_argument(
         "--seeds",
@@ -214,9 +223,17 @@ def add_kept_options(parser: Parser) -> None:
     )
 
 
+def has_both(args: Namespace) -> bool:
+    """Say whether both directions are fitted: unless an option asks for one,
+    or --resume names the one checkpoint that goes on.
+    """
+    is_one = args.reverse or args.one_direction or args.resume not in ("", "auto")
+    return args.both_directions or not is_one
+
+
 def kinds(args: Namespace) -> list[Kind]:
     """Give every Trans-Net that the options ask for, those of one direction together."""
-    directions = [False, True] if args.both_directions else [args.reverse]
+    directions = [False, True] if has_both(args) else [args.reverse]
     return [
         Kind(*kind)
         for kind in itertools.product(directions, args.layers, args.seeds or [args.seed])
@@ -235,6 +252,8 @@ def check(parser: Parser, args: Namespace) -> None:
         parser.error("with several --layers, --alpha has one entry, for every order of every depth")
     if args.steps is not None or args.until:
         parser.refuse_without_effect(args, OF_EPOCHS, "beside --steps, which have their own rates")
+    if args.both_directions and args.one_direction:
+        parser.error("--both_directions and --one_direction contradict each other; leave one out")
     if args.until and not (args.standardise and args.solve is not None and args.match == "feature"):
         parser.error("--until converged needs --standardise and --solve, and --match feature")
     if args.until and args.no_reference:
@@ -329,7 +348,7 @@ def place(args: Namespace, kind: Kind, known: Provenance) -> Path:
     suffix = runs.join(
         args.suffix,
         f"layers{kind.layers}" if len(args.layers) > 1 else "",
-        "reverse" if args.both_directions and kind.reverse else "",
+        "reverse" if has_both(args) and kind.reverse else "",
         f"seed{kind.seed}" if len(args.seeds or []) > 1 else "",
     )
     return runs.trans_net_path(

@@ -518,6 +518,12 @@ def check_layers(parser: Parser, args: Namespace) -> None:
         )
 
 
+def check_other_direction(parser: Parser, args: Namespace) -> None:
+    """Refuse to leave out the other direction and to name its Trans-Net."""
+    if args.transnet_back and args.one_direction:
+        parser.error("--one_direction leaves out what --transnet_back names; leave one out")
+
+
 def second_layer_hint(args: Namespace) -> str:
     """Say how net B's layer is named, where none is and net A's is tried."""
     return (

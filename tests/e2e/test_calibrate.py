@@ -14,7 +14,7 @@ from utils.features.writer import FeatureWriter
 from utils.provenance import NetSource, Provenance
 
 pytestmark = pytest.mark.e2e
-FIT = "--layers 1 --standardise --solve --epochs 0"
+FIT = "--layers 1 --standardise --solve --epochs 0 --one_direction"
 UNTRAINED, UNFITTED = ["null: A untrained", "null: B untrained"], "null: g untrained"
 NAMES = [
     "this Trans-Net",
@@ -191,7 +191,7 @@ def test_every_fit_beside_one_of_steps_has_its_steps_and_spare_channels(
     tmp_path, monkeypatch, capsys
 ):
     features = planted(tmp_path / "features", "mixed")
-    line = "--standardise --solve --steps 3 --hidden 2 --layers 2 --alpha 0.1"
+    line = "--standardise --solve --steps 3 --hidden 2 --layers 2 --alpha 0.1 --one_direction"
     run(Training_TransNet, line, "--convOut_path", features, "--out", tmp_path)
     trans_net = tmp_path / "model_checkpoints/planted_net/checkpoint_L1.pth.tar"
     report = run(

@@ -6,7 +6,7 @@ import torch
 import Calibrate
 import Training_TransNet
 import Variance
-from tests.e2e.road import assert_same, files, lines_of, run
+from tests.e2e.road import BOTH, assert_same, files, lines_of, run
 from utils import checkpoint
 from utils.runs import RunLog
 
@@ -109,7 +109,7 @@ def test_an_interrupted_family_goes_on(road, family, tmp_path, epochs, capsys, m
     the run ends in the second epoch, before its fourth.
     """
     words = ("--convOut_path", road.features, "--out", tmp_path)
-    line = f"{FAMILY} --layers 1,2 --both_directions --seeds 3,4"
+    line = f"{FAMILY} --layers 1,2 --seeds 3,4"
     epochs.stop_at[:] = [8]
     with pytest.raises(SystemExit):
         run(Training_TransNet, line, *words)
@@ -125,12 +125,60 @@ def test_an_interrupted_family_goes_on(road, family, tmp_path, epochs, capsys, m
     said = capsys.readouterr().out
     assert sum(line.startswith("saved ") for line in said.splitlines()) == len(NAMES)
     folder = tmp_path / "model_checkpoints/folder_resnet18"
-    commands = [line.split() for line in said.splitlines() if line.startswith("next: ")]
-    for command, way in zip(commands, ("", "_reverse"), strict=True):
-        assert ("--reverse" in command) == bool(way)
-        assert command[-2:] == [
-            str(folder / f"checkpoint_L1_layers{n}{way}_seed3.pth.tar") for n in (1, 2)
-        ]
+    (command,) = [line.split() for line in said.splitlines() if line.startswith("next: ")]
+    assert "--reverse" not in command
+    assert command[-2:] == [str(folder / f"checkpoint_L1_layers{n}_seed3.pth.tar") for n in (1, 2)]
+
+
+@pytest.mark.parametrize("options", ["", "--standardise --solve 1"])
+def test_both_directions_are_fitted_each_as_alone_and_go_on_from_different_epochs(
+    road, tmp_path, epochs, options
+):
+    """The run ends between the savings of one epoch: A → B is an epoch ahead of B → A."""
+    line = f"{BOTH} --epochs 3 --save_epoch 1 {options}"
+    words = ("--convOut_path", road.features, "--out")
+    run(Training_TransNet, line, *words, tmp_path / "whole")
+    names = ["checkpoint_L1.pth.tar", "checkpoint_L1_reverse.pth.tar"]
+    folder = "model_checkpoints/folder_resnet18"
+    assert files(tmp_path / "whole" / folder) == names
+    whole = [checkpoint.load(tmp_path / "whole" / folder / name) for name in names]
+
+    for way, suffix in (("--one_direction", ""), ("--reverse", "--suffix reverse")):
+        run(Training_TransNet, f"{line} {way} {suffix}", *words, tmp_path / "alone")
+    for name, state in zip(names, whole):
+        assert_same(checkpoint.load(tmp_path / "alone" / folder / name), state)
+
+    epochs.trained.clear()
+    epochs.stop_at[:] = [3]
+    with pytest.raises(SystemExit):
+        run(Training_TransNet, line, *words, tmp_path / "torn")
+    epochs.stop_at.clear()
+    torn = [checkpoint.load(tmp_path / "torn" / folder / name) for name in names]
+    assert [state["epoch"] for state in torn] == [2, 1]
+    run(Training_TransNet, f"{line} --resume auto", *words, tmp_path / "torn")
+    assert epochs.trained == [0, 0, 1, 2, 1, 2]
+    for name, state in zip(names, whole):
+        assert_same(checkpoint.load(tmp_path / "torn" / folder / name), state)
+        log = f"logs/folder_resnet18/{name.removeprefix('checkpoint_').removesuffix('.pth.tar')}"
+        assert lines_of(tmp_path / "torn" / log) == lines_of(tmp_path / "whole" / log)
+
+
+def test_a_named_checkpoint_goes_on_in_its_one_direction(road, tmp_path):
+    """And a run that was fitted A → B alone gets the other direction from --resume auto."""
+    words = ("--convOut_path", road.features, "--out", tmp_path)
+    folder = tmp_path / "model_checkpoints/folder_resnet18"
+    line = f"{BOTH} --logspace 0"
+    run(Training_TransNet, f"{line} --epochs 1 --one_direction", *words)
+    there = folder / "checkpoint_L1.pth.tar"
+    run(Training_TransNet, f"{line} --suffix more", "--resume", there, *words)
+    assert files(folder) == ["checkpoint_L1.pth.tar", "checkpoint_L1_more.pth.tar"]
+    run(Training_TransNet, f"{line} --resume auto", *words)
+    forth, back, more = (
+        checkpoint.load(folder / f"checkpoint_L1{name}.pth.tar")
+        for name in ("", "_reverse", "_more")
+    )
+    assert forth["epoch"] == back["epoch"] == 2
+    assert_same(forth["state_dict"], more["state_dict"])
 
 
 def test_all_of_a_family_are_saved_at_once_where_time_is_up(road, tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import Calibrate
 import ConvOutput
 import Training_TransNet
 import Variance
-from tests.e2e.road import FIT, assert_same, data, files, run
+from tests.e2e.road import BOTH, FIT, assert_same, data, files, run
 from utils import checkpoint, opening
 
 pytestmark = pytest.mark.e2e
@@ -17,7 +17,7 @@ LIVE = "--conv_layer 1 -j 0"
 @pytest.mark.parametrize(
     ("options", "images"),
     [
-        ("--standardise --solve --layers 1,2 --alpha 0.1 --both_directions", ""),
+        ("--standardise --solve --layers 1,2 --alpha 0.1", ""),
         ("--match penultimate --draw --layers 1 --alpha []", "--cache_images off"),
     ],
 )
@@ -25,7 +25,7 @@ def test_a_live_fit_is_a_stored_one_to_the_bit(
     road, photos, tmp_path, epochs, capsys, options, images
 ):
     """And whichever it was, the other would go on with it."""
-    line = f"{FIT} --save_epoch 1 {options}"
+    line = f"{BOTH} --save_epoch 1 {options}"
     nets = ("--net_A", road.a, "--net_B", road.b, *data(photos), "--out", tmp_path / "live")
     run(Training_TransNet, f"{line} {LIVE} {images}", *nets)
     said = capsys.readouterr().out
@@ -77,7 +77,7 @@ def test_large_images_come_few_at_a_time_and_give_the_same_fit(road, photos, tmp
 def test_a_live_fit_holds_images_out_and_names_the_nets_to_measure_it(
     road, photos, tmp_path, capsys
 ):
-    line, out = f"{FIT} {LIVE} --hold_out 0.25 --both_directions", ("--out", tmp_path)
+    line, out = f"{BOTH} {LIVE} --hold_out 0.25", ("--out", tmp_path)
     images = ("--dataset", "folder", "--train_path", photos / "train")
     run(
         Training_TransNet,

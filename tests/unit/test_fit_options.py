@@ -35,11 +35,15 @@ def parser():
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ([], [(False, 3, 0)]),
+        ([], [(False, 3, 0), (True, 3, 0)]),
+        (["--resume", "auto"], [(False, 3, 0), (True, 3, 0)]),
+        (["--resume", "g.pth.tar"], [(False, 3, 0)]),
+        (["--one_direction"], [(False, 3, 0)]),
+        (["--one_direction", "--reverse"], [(True, 3, 0)]),
         (["--seed", "5", "--reverse"], [(True, 3, 5)]),
-        (["--seeds", "7"], [(False, 3, 7)]),
+        (["--seeds", "7", "--one_direction"], [(False, 3, 7)]),
         (
-            ["--layers", "1,2", "--seeds", "0,4"],
+            ["--layers", "1,2", "--seeds", "0,4", "--one_direction"],
             [(False, 1, 0), (False, 1, 4), (False, 2, 0), (False, 2, 4)],
         ),
         (
@@ -115,6 +119,7 @@ def test_one_weight_counts_for_every_order(parser, words, layers, expected):
             ["--both_directions", "--resume", "g.pth.tar"],
             "one Trans-Net, and these are 2: use --resume auto",
         ),
+        (["--both_directions", "--one_direction"], "--one_direction contradict each other"),
         (["--steps", "9", "--epochs", "3"], "--epochs has no effect beside --steps"),
         (["--steps", "9", "--logspace", "1"], "--logspace has no effect beside --steps"),
         (["--until", "converged"], "--until converged needs --standardise and --solve"),
@@ -260,7 +265,7 @@ def test_deep_solved_fits_have_spare_channels(parser, words, layers, channels, e
 
 
 def test_what_the_released_procedure_records_knows_nothing_of_steps(parser):
-    args = parser.parse_args([])
+    args = parser.parse_args(["--one_direction"])
     fit_options.check(parser, args)
     (kind,) = fit_options.kinds(args)
     found = fit_options.settings(args, kind, 32)

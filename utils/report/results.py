@@ -47,11 +47,17 @@ class Result:
         name: of the file.
         kind: "compare", "variance" or "calibration", which script wrote it.
         content: the report.
+        place: the keys under which `content` lies in the file; none: it is all of it.
     """
 
     name: str
     kind: str
     content: Mapping[str, Any]
+    place: tuple[str, ...] = ()
+
+    def inside(self, key: str) -> "Result":
+        """Give what lies under a key, as a result of its own."""
+        return Result(self.name, self.kind, self.content[key], (*self.place, key))
 
     def get(self, *path: str | int) -> Any:
         """Give what lies at a path of keys and indices; None if nothing does."""
@@ -72,7 +78,7 @@ class Result:
             form: the format of a number.
             unit: numbers are multiplied by it: 100 for per cent.
         """
-        found, place = self.get(*path), f"{self.name}: {'.'.join(map(str, path))}"
+        found, place = self.get(*path), f"{self.name}: {'.'.join(map(str, (*self.place, *path)))}"
         if found is None:
             reason = self.get(*path[:-1], "reason")
             return f"undefined: {reason}" if reason else "undefined"

@@ -1,13 +1,16 @@
 """What the page of a run says of each result: its headline, its tables, its settings."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from utils.errors import InputError
 from utils.report.results import Cell, Result
-from utils.report.tables import component_title, held_fixed, share_of
+from utils.report.tables import ONE_PAIR, component_title, held_fixed, share_of
 
 CHANNELS = 10  # on the page, of up to thousands
+TITLES = {"variance": "How much of B is not reconstructed", "calibration": "What that is worth"}
+ONE_DIRECTION = f"this is one direction alone, and the smaller one counts; {ONE_PAIR}"
 
 
 class Table(NamedTuple):
@@ -68,23 +71,49 @@ def _lay_out(result: Result) -> Section:
         ")",
     ]
     of: Cell = [arch_a, " ", layer_a, " → ", arch_b, " ", layer_b, ", ", *images]
-    if result.kind == "variance":
-        left = result.value("instability", form=".4f")
-        headlines = [
-            ("instability Var(x_Δ)/Var(x*)", left, result.interval("intervals", "instability"))
-        ]
-        if result.get("linear_reference"):
-            on = result.value("linear_reference", "measured_on")
-            reference = result.value("linear_reference", "instability", form=".4f")
-            headlines.append(("of the linear reference", reference, on))
-        title, tables = "How much of B is not reconstructed", list(variance_tables(result))
-    else:
-        shared = result.value("consistency", "value", form=".4f")
-        headlines = [("normalised consistency", shared, result.interval("consistency"))]
-        title, tables = "What that is worth", list(calibration_tables(result))
+    ways = (
+        [("A → B", result), ("B → A", result.inside("back"))]
+        if result.get("back")
+        else [("", result)]
+    )
+    headlines = list[tuple[str, Cell, Cell]]()
+    if result.get("shared"):
+        shared = result.value("shared", "shared", "value", form=".4f")
+        name = f"shared by these two nets, the smaller direction ({result.get('shared', 'scale')})"
+        headlines.append((name, shared, result.interval("shared", "shared")))
+    tables = list[Table]()
+    for way, of_way in ways:
+        behind = f", {way}" if way else ""
+        if result.kind == "variance":
+            for name, value, about in variance_headlines(of_way):
+                headlines.append((f"{name}{behind}", value, about))
+            found = variance_tables(of_way)
+        else:
+            consistency = of_way.value("consistency", "value", form=".4f")
+            interval = of_way.interval("consistency")
+            headlines.append((f"normalised consistency{behind}", consistency, interval))
+            found = calibration_tables(of_way)
+        found = itertools.chain(found, fit_tables(of_way))
+        tables += [table._replace(title=f"{table.title}{behind}") for table in found]
+    if not result.get("shared"):
+        headlines.append(("shared", "not measured", ONE_DIRECTION))
+    title = TITLES[result.kind]
     doubts = [result.value("doubts", number) for number in range(len(result.get("doubts") or ()))]
-    tables += [*fit_tables(result), settings_table(result)]
+    tables += [*measure_tables(result), settings_table(result)]
     return Section(f"{title} ({result.name})", of, doubts, headlines, tables)
+
+
+def variance_headlines(result: Result) -> Iterator[tuple[str, Cell, Cell]]:
+    """Give the instability of one direction, and that of its linear reference."""
+    left = result.value("instability", form=".4f")
+    yield "instability Var(x_Δ)/Var(x*)", left, result.interval("intervals", "instability")
+    if result.get("linear_reference"):
+        on = result.value("linear_reference", "measured_on")
+        yield (
+            "of the linear reference",
+            result.value("linear_reference", "instability", form=".4f"),
+            on,
+        )
 
 
 def variance_tables(result: Result) -> Iterator[Table]:
@@ -134,11 +163,43 @@ def variance_tables(result: Result) -> Iterator[Table]:
         rows = [_part(result, "classes", row, "class", "images") for row in range(count)]
         note = "A class is measured from its own mean, as if its images were all there are."
         yield Table("Classes", ("class", "images", *head), rows, note, folded=True)
+    yield from knowledge_tables(result)
     if channels := result.get("channels"):
         order = sorted(range(len(channels)), key=lambda row: -channels[row]["variance"])[:CHANNELS]
         rows = [_part(result, "channels", row, "channel") for row in order]
         note = f"Those of B that vary most; {result.name} has every channel."
         yield Table("Channels", ("channel", *head), rows, note, folded=True)
+
+
+def knowledge_tables(result: Result) -> Iterator[Table]:
+    """Lay out what the target's net still knows; nothing where its tail was not at hand."""
+    columns = {
+        "bits": "K",
+        "of": "I_B",
+        "beyond the class": "rho",
+        "agreement": "agreement",
+        "decision recovery": "decision_recovery",
+    }
+    rows: list[list[Cell]] = [
+        [
+            row["sender"],
+            *(
+                result.value("still_known", "rows", number, name, "value", form=".3f")
+                if name in row
+                else "–"
+                for name in columns.values()
+            ),
+            "–"
+            if row["p"] is None
+            else result.value("still_known", "rows", number, "p", form=".4f"),
+        ]
+        for number, row in enumerate(result.get("still_known", "rows") or ())
+    ]
+    notes = [f"{note}." for note in result.get("still_known", "notes") or ()]
+    if rows or notes:
+        about = "Bits of the answer of the net that is reconstructed, which is B in this table."
+        note = " ".join([*[about] * bool(rows), *notes])
+        yield Table("What B still knows", ("sender", *columns, "p"), rows, note)
 
 
 def calibration_tables(result: Result) -> Iterator[Table]:
@@ -189,11 +250,20 @@ def calibration_tables(result: Result) -> Iterator[Table]:
             rows.append([name, number, result.interval("linear", key)])
         note = "The best single linear layer, against the same images in another order."
         yield Table("Test of the linear reference", ("", "value", "its interval"), rows, note)
-    rows = [
-        [score["name"], result.value("baselines", row, "value", form=".4f"), f"a {score['kind']}"]
-        for row, score in enumerate(result.get("baselines"))
-    ]
-    yield Table("Other measures of the same features", ("measure", "value", ""), rows)
+
+
+def measure_tables(result: Result) -> Iterator[Table]:
+    """Lay out other measures, which have no direction; nothing where there are none."""
+    if result.get("baselines"):
+        rows: list[list[Cell]] = [
+            [
+                score["name"],
+                result.value("baselines", row, "value", form=".4f"),
+                f"a {score['kind']}",
+            ]
+            for row, score in enumerate(result.get("baselines"))
+        ]
+        yield Table("Other measures of the same features", ("measure", "value", ""), rows)
 
 
 def fit_tables(result: Result) -> Iterator[Table]:

@@ -5,6 +5,50 @@ from typing import Any
 
 from utils.files import write_csv, write_json, write_text
 
+ONE_PAIR = "about these two nets; nets of other seeds may share more or less"
+
+
+def variance_tables(report: Mapping[str, Any], *, backwards: bool = False) -> str:
+    """Lay out all that Variance.py prints: of each direction the variances,
+    what the target's net still knows, and what both share.
+
+    Args:
+        report: with "back" and "shared" where both directions were measured.
+        backwards: the report's own direction is B → A.
+    """
+    ways, targets = ("B → A", "A → B")[:: 1 if backwards else -1], "AB"[:: 1 if backwards else -1]
+    reports = [report, *([report["back"]] if "back" in report else [])]
+    lines = list[str]()
+    for number, (of, way, target) in enumerate(zip(reports, ways, targets)):
+        lines += [""] * bool(number) + [way] * (len(reports) > 1)
+        lines += [variance_table(of), knowledge_table(of["still_known"], target)]
+    lines += [f"note: {note}" for note in report.get("notes", ())]
+    if "shared" in report:
+        lines += ["", *shared_lines(report["shared"], ways)]
+    else:
+        lines += ["", f"one direction alone: what both share is the smaller one; {ONE_PAIR}"]
+    return "\n".join(lines)
+
+
+def shared_lines(shared: Mapping[str, Any], ways: Sequence[str]) -> list[str]:
+    """Lay out what both nets share, and of each direction its consistency.
+
+    Args:
+        shared: intervals "shared", "forth" and "back", and their "scale".
+        ways: what these two are called.
+    """
+
+    def words(name: str) -> str:
+        interval = shared[name]
+        value = "undefined" if interval["value"] is None else f"{interval['value']:.4f}"
+        return f"{value}  {interval_text(interval)}".rstrip()
+
+    both = [f"{way} {words(name)}" for way, name in zip(ways, ("forth", "back"))]
+    return [
+        f"shared, the smaller direction: {words('shared')}",
+        f"    {', '.join(both)} ({shared['scale']}); {ONE_PAIR}",
+    ]
+
 
 def variance_table(report: Mapping[str, Any]) -> str:
     """Lay the variances out for reading, each with its share of the target's,
@@ -205,14 +249,42 @@ def sweep_table(reports: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def calibration_table(report: Mapping[str, Any]) -> str:
-    """Lay out a calibration: every kind of pairs with its interval,
-    the consistency, other similarities.
+def calibration_table(report: Mapping[str, Any], *, backwards: bool = False) -> str:
+    """Lay out a calibration: of each direction every kind of pairs with its interval and the consistency;
+    what both share; other similarities.
+
+    Args:
+        report: with "back" and "shared" where both directions were calibrated.
+        backwards: the report's own direction is B → A.
     """
-    lines = [f"{report['images']:,} held-out images", ""]
-    lines.append(
-        f"{'pairs':<34}{'instability':>12}{'95 % interval':>20}{'linear':>10}{'steps':>8}{'M':>6}"
-    )
+    ways = ("B → A", "A → B")[:: 1 if backwards else -1]
+    lines = [f"{report['images']:,} held-out images"]
+    lines += [f"doubt: {sentence}" for sentence in report.get("doubts") or ()]
+    for way, of in zip(ways, [report, *([report["back"]] if "back" in report else [])]):
+        lines += ["", *direction_lines(of, way)]
+    if "shared" in report:
+        lines += ["", *shared_lines(report["shared"], ways)]
+    else:
+        lines += ["", f"one direction alone: what both share is the smaller one; {ONE_PAIR}"]
+    lines += [""]
+    for score in report["baselines"]:
+        number = (
+            f"undefined: {score['reason']}" if score["value"] is None else f"{score['value']:.4f}"
+        )
+        lines.append(f"{score['name']:<12}{number:>10}  a {score['kind']}")
+    return "\n".join([*lines, *similarity_lines(report.get("similarities", ()))])
+
+
+def direction_lines(report: Mapping[str, Any], way: str) -> list[str]:
+    """Lay out one direction of a calibration.
+
+    Args:
+        report: of it.
+        way: what it is called.
+    """
+    lines = [
+        f"{f'pairs, {way}':<34}{'instability':>12}{'95 % interval':>20}{'linear':>10}{'steps':>8}{'M':>6}"
+    ]
     for row in report["rows"]:
         linear = "" if row["linear_reference"] is None else f"{row['linear_reference']:.4f}"
         steps, hidden = ("" if row.get(key) is None else row[key] for key in ("steps", "hidden"))
@@ -224,21 +296,12 @@ def calibration_table(report: Mapping[str, Any]) -> str:
     value = "undefined" if consistency["value"] is None else f"{consistency['value']:.4f}"
     lines += [
         "",
-        (
-            f"normalised consistency (null within the class → A → A): {value} "
-            f" {interval_text(consistency)}"
-        ),
+        f"normalised consistency (null within the class → ceiling): {value} "
+        f" {interval_text(consistency)}",
     ]
     if test := report.get("linear"):
         lines += linear_lines(test)
-    lines += [f"doubt: {sentence}" for sentence in report.get("doubts") or ()]
-    lines += [*(f"note: {note}" for note in report.get("notes", ())), ""]
-    for score in report["baselines"]:
-        number = (
-            f"undefined: {score['reason']}" if score["value"] is None else f"{score['value']:.4f}"
-        )
-        lines.append(f"{score['name']:<12}{number:>10}  a {score['kind']}")
-    return "\n".join([*lines, *similarity_lines(report.get("similarities", ()))])
+    return [*lines, *(f"note: {note}" for note in report.get("notes", ()))]
 
 
 def similarity_lines(scores: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -258,9 +321,13 @@ def similarity_lines(scores: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def knowledge_table(known: Mapping[str, Any]) -> str:
+def knowledge_table(known: Mapping[str, Any], net: str = "B") -> str:
     """Lay out what B still knows: of every sender the bits,
     the share, what is beyond the class, and decisions.
+
+    Args:
+        known: of `knowledge_record`.
+        net: the net whose answers these are: of the direction B → A it is A.
     """
     rows, notes = known["rows"], [f"note: {note}" for note in known["notes"]]
     if not rows:
@@ -281,14 +348,15 @@ def knowledge_table(known: Mapping[str, Any]) -> str:
         "recovery": "decision_recovery",
     }
     bits = cell(rows[0], "I_B")
-    lines = ["", f"what B still knows: of {bits} bits that its answer says of an image"]
+    lines = ["", f"what {net} still knows: of {bits} bits that its answer says of an image"]
     lines.append(f"{'sender':<34}" + "".join(f"{name:>11}" for name in columns))
     for row in rows:
         test = "" if row["p"] is None else f"{row['p']:.4f}"
         cells = (test if name == "p" else cell(row, name) for name in columns.values())
-        lines.append(f"{row['sender']:<34}" + "".join(f"{text:>11}" for text in cells))
+        sender = f"{net} itself" if row["sender"] == "B itself" else row["sender"]
+        lines.append(f"{sender:<34}" + "".join(f"{text:>11}" for text in cells))
     lines.append(
-        "beyond: of what images that B answers alike differ in; shown where p is small, never by"
+        f"beyond: of what images that {net} answers alike differ in; shown where p is small, never by"
         " agreement"
     )
     return "\n".join([*lines, *notes])

@@ -6,7 +6,6 @@ import torch
 from consistency.family import Family, Member, of_member, part_of, restore
 from models.trans_net import TransNet
 from utils import checkpoint
-from utils.errors import InputError
 from utils.provenance import Provenance
 from utils.training.engine import Fit, make_optimizer
 
@@ -110,19 +109,6 @@ def test_a_share_of_an_optimiser_steps_as_the_whole_does(cpu):
     assert group["fused"] is True
     assert {**group, "params": None} == {**whole_group, "params": None}
     assert all(part.optimizer.state[p] is fit.optimizer.state[p] for p in nets[1].parameters())
-
-
-def test_members_of_different_epochs_do_not_go_on_together(cpu, tmp_path):
-    nets = family_of(1, 2)
-    fit = fit_of(nets, cpu)
-    take_steps(fit, 1)
-    states = [part_of(fit, net).state(epoch) for epoch, net in enumerate(nets, start=1)]
-    members = [
-        member(net, tmp_path / "g", state, tmp_path / "g") for net, state in zip(nets, states)
-    ]
-    with pytest.raises(InputError, match=r"after different epochs \(\[1, 2\]\)"):
-        restore(members, fit)
-    assert restore([member(net, tmp_path / "g") for net in nets], fit) == 0
 
 
 def test_other_processes_save_nothing(cpu, tmp_path):

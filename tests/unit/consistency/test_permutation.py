@@ -5,7 +5,13 @@ from torch.nn import functional as F
 
 from consistency import factorised_ridge, permutation
 from consistency.calibration import permutations
-from consistency.permutation import calibrate_linear, permuted_errors, untrue_errors
+from consistency.permutation import (
+    Regression,
+    calibrate_linear,
+    calibrate_linear_ways,
+    permuted_errors,
+    untrue_errors,
+)
 from utils.errors import InputError
 
 
@@ -61,6 +67,8 @@ def test_every_pairing_has_the_errors_of_its_own_regression(kernel_size, images)
         )
         total = (expected - expected.mean((0, 1))).square().sum()
         assert errors.sum() == pytest.approx(total.item(), rel=1e-10)
+        if errors.ndim == 0:  # of permuted pairs the sum alone
+            continue
         by_image = expected.square().sum((1, 2)) - expected.mean((0, 1)).square().sum() * 6
         np.testing.assert_allclose(errors, by_image, rtol=1e-9)
     centred = target_held - target_held.mean((0, 2, 3), keepdim=True)
@@ -68,8 +76,34 @@ def test_every_pairing_has_the_errors_of_its_own_regression(kernel_size, images)
     null = found.null()
     assert null.observed == pytest.approx(found.observed.sum() / found.target.sum())
     assert null.draws.shape == (3,) and null.draws[1] == pytest.approx(
-        found.draws[1].sum() / found.target.sum()
+        found.draws[1] / found.target.sum()
     )
+
+
+@pytest.mark.parametrize("kernel_size", [1, 3, 5])
+def test_products_in_frequencies_are_those_of_patches(kernel_size, monkeypatch):
+    """In float64 to 1e-9, in float32 to 1e-6 of the errors; and both directions from one product."""
+    parts, pairings = features((40, 20)), orders(draws=4, images=(40, 20))
+    options = {"kernel_size": kernel_size, "weight": 0.3}
+    fast = permuted_errors(*parts, *pairings, **options)
+    single = permuted_errors(*(part.float() for part in parts), *pairings, **options)
+    sides = ((parts[0], parts[2]), (parts[1], parts[3]))
+    labels = [torch.zeros(count, dtype=torch.int64) for count in (40, 20)]
+    ways = [
+        calibrate_linear_ways(*sides, labels, torch.Generator().manual_seed(0), draws=19, **options)
+        for _ in range(2)
+    ]
+    monkeypatch.setattr(factorised_ridge.CrossProducts, "BYTES", 0)
+    slow = permuted_errors(*parts, *pairings, **options)
+    np.testing.assert_allclose(fast.draws, slow.draws, rtol=1e-9)
+    np.testing.assert_allclose(single.draws, slow.draws, rtol=1e-6)
+    by_patches = calibrate_linear_ways(
+        *sides, labels, torch.Generator().manual_seed(0), draws=19, **options
+    )
+    for one, again, other in zip(*ways, by_patches):
+        np.testing.assert_array_equal(one.null.draws, again.null.draws)
+        np.testing.assert_allclose(one.null.draws, other.null.draws, rtol=1e-9)
+        assert one.intervals["consistency"].value == other.intervals["consistency"].value
 
 
 def test_both_forms_meet_where_rows_equal_columns(monkeypatch):
@@ -127,7 +161,7 @@ def test_a_feature_predicts_itself():
     x_fit, _, x_held, _ = features()
     none = torch.empty(0, 30, dtype=torch.int64), torch.empty(0, 12, dtype=torch.int64)
     found = permuted_errors(x_fit, x_fit, x_held, x_held, *none, weight=1e-9)
-    assert found.draws.shape == (0, 12)
+    assert found.draws.shape == (0,)
     assert found.observed.sum() < 1e-10 * found.target.sum()
 
 
@@ -138,7 +172,8 @@ def test_what_cannot_be_paired_is_refused():
     with pytest.raises(InputError, match="same images"):
         permuted_errors(x_fit[1:], target_fit, x_held, target_held, *orders())
     with pytest.raises(InputError, match="two held-out images of a class"):
-        untrue_errors(x_fit, target_fit, x_held, target_held, orders()[0], torch.arange(12))
+        one = Regression((x_fit, x_held), (target_fit, target_held))
+        untrue_errors(one, orders()[0], torch.arange(12))
     with pytest.raises(InputError, match="constant on the held-out"):
         permuted_errors(x_fit, target_fit, x_held, torch.ones_like(target_held), *orders())
 
@@ -149,9 +184,10 @@ def test_an_image_is_held_against_every_other_one_of_its_class(kernel_size, monk
     (x_fit, target_fit, x_held, target_held), (order, _) = features(), orders(draws=1)
     labels = torch.arange(12) % 3
     labels[-1] = 7  # the only one of its class
-    found = untrue_errors(
-        x_fit, target_fit, x_held, target_held, order, labels, kernel_size=kernel_size, weight=0.3
-    )[0]
+    one = Regression(
+        (x_fit, x_held), (target_fit, target_held), kernel_size=kernel_size, weight=0.3
+    )
+    found = untrue_errors(one, order, labels)[0]
     error = by_definition(x_fit[order[0]], target_fit, x_held, target_held, kernel_size, 0.3)
     target = (target_held - target_fit.mean((0, 2, 3), keepdim=True)).flatten(2).mT  # (N', U, D)
     predicted, shift = target - error, error.mean((0, 1)).square().sum().item() * 6

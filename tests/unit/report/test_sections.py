@@ -5,7 +5,7 @@ import pytest
 from tests.unit.reports import CALIBRATION, VARIANCE
 from utils.errors import InputError
 from utils.report.results import Result, Value
-from utils.report.sections import CHANNELS, lay_out
+from utils.report.sections import CHANNELS, ONE_DIRECTION, lay_out
 
 
 def text(cell):
@@ -35,9 +35,10 @@ def test_a_variance_has_its_headline_and_reference():
     assert [tuple(map(text, line)) for line in section.headlines] == [
         ("instability Var(x_Δ)/Var(x*)", "0.0312", "[0.0300, 0.0400]"),
         ("of the linear reference", "0.0625", "held-out images"),
+        ("shared", "not measured", ONE_DIRECTION),
     ]
     section, _ = read("variance", VARIANCE | {"linear_reference": None})
-    assert len(section.headlines) == 1
+    assert len(section.headlines) == 2
 
 
 def test_every_component_stands_beside_its_share_and_intervals():
@@ -88,7 +89,8 @@ def test_doubts_stand_before_the_numbers(kind, report):
 def test_a_calibration_has_floors_ceilings_the_test_and_notes():
     section, tables = read("calibration", CALIBRATION)
     assert [tuple(map(text, line)) for line in section.headlines] == [
-        ("normalised consistency", "0.8125", "[0.7500, 0.8750]")
+        ("normalised consistency", "0.8125", "[0.7500, 0.8750]"),
+        ("shared", "not measured", ONE_DIRECTION),
     ]
     assert tables["Floor and ceiling"] == [
         ["this Trans-Net", "0.0312", "[0.0300, 0.0400]", "0.0625"],

@@ -85,6 +85,7 @@ class Member:
             active=runtime.is_main,
             facts=facts,
             title=self.title,
+            writes=[self.path],
         )
 
     def restore(self, fit: Fit) -> int:

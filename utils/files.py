@@ -165,45 +165,56 @@ def check_writable(folder: str | Path) -> None:
 
 
 @contextlib.contextmanager
-def claim(folder: str | Path, *, elsewhere: str = "--suffix") -> Iterator[None]:
-    """Keep other runs from writing into a folder meanwhile;
+def claim(
+    place: str | Path, *, is_file: bool = False, elsewhere: str = "--suffix"
+) -> Iterator[None]:
+    """Keep other runs from writing a file, or into a folder, meanwhile;
     a lock that a crash left behind holds nobody up.
 
     Args:
-        folder: made if missing.
+        place: a folder, made if missing.
+        is_file: it is a file, whose folder is made if missing.
         elsewhere: the option that names another one.
 
     Raises:
         InputError: another run is writing there; the message says which.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = _acquire(folder, elsewhere)
+    path = _lock_of(Path(place), is_file)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = _acquire(path, place, elsewhere)
     try:
         since = time.strftime("%Y-%m-%d %H:%M:%S")
-        (folder / ".lock").write_text(
+        path.write_text(
             f"pid {os.getpid()} on {socket.gethostname()}, since {since}", encoding="utf-8"
         )
         yield
     finally:
-        (folder / ".lock").unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
         lock.release()
 
 
-def check_unclaimed(folder: str | Path, *, elsewhere: str = "--suffix") -> None:
-    """Refuse a folder that another run is writing into, as `claim` does, but leave it as it is."""
-    if Path(folder, ".lock").exists():
-        _acquire(Path(folder), elsewhere).release()
+def check_unclaimed(
+    place: str | Path, *, is_file: bool = False, elsewhere: str = "--suffix"
+) -> None:
+    """Refuse a place that another run is writing, as `claim` does, but leave it as it is."""
+    path = _lock_of(Path(place), is_file)
+    if path.exists():
+        _acquire(path, place, elsewhere).release()
 
 
-def _acquire(folder: Path, elsewhere: str) -> BaseFileLock:
-    lock = FileLock(folder / ".lock")
+def _lock_of(place: Path, is_file: bool) -> Path:
+    """Name the lock of a folder, within it, or of a file, beside it."""
+    return place.with_name(f".{place.name}.lock") if is_file else place / ".lock"
+
+
+def _acquire(path: Path, place: str | Path, elsewhere: str) -> BaseFileLock:
+    lock = FileLock(path)
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        owner = (folder / ".lock").read_text(encoding="utf-8")
+        owner = path.read_text(encoding="utf-8")
         raise InputError(
-            f"another run ({owner}) is writing in {folder}; wait for it, or choose another"
+            f"another run ({owner}) is writing in {place}; wait for it, or choose another"
             f" {elsewhere}"
         ) from None
     return lock

@@ -4,7 +4,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -114,6 +114,7 @@ class RunLog:
         again: str = "--resume auto",
         facts: Mapping[str, Any] | None = None,
         title: str = "",
+        writes: Sequence[Path] = (),
     ) -> None:
         """Prepare; nothing is written before `with`.
 
@@ -126,16 +127,19 @@ class RunLog:
             again: what goes on with an interrupted run, in words.
             facts: plain values that stand in every line of `metrics.jsonl` beside the metrics.
             title: names the run in front of its lines, where others run beside it.
+            writes: files that the run writes elsewhere; no other run writes them meanwhile.
 
         Raises:
             InputError: another run is writing there.
         """
         if active:
             check_unclaimed(folder, elsewhere=elsewhere)
+            for file in writes:
+                check_unclaimed(file, is_file=True, elsewhere=elsewhere)
         self.path = folder / "metrics.jsonl"
         self.epochs, self.start_epoch, self.active = epochs, start_epoch, active
         self._elsewhere, self._again, self.title = elsewhere, again, title
-        self._facts = dict(facts or {})
+        self._facts, self._writes = dict(facts or {}), writes
         self._open = contextlib.ExitStack()
         self._saved = "nothing was saved yet"
         self._last_saved = time.monotonic()
@@ -144,6 +148,8 @@ class RunLog:
         self._last_write = time.monotonic()
         if self.active:
             self._open.enter_context(claim(self.path.parent, elsewhere=self._elsewhere))
+            for file in self._writes:
+                self._open.enter_context(claim(file, is_file=True, elsewhere=self._elsewhere))
             kept = [line for line in read_metrics(self.path) if line["epoch"] <= self.start_epoch]
             with replacing(self.path) as temporary:
                 temporary.write_text(

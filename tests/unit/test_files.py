@@ -243,6 +243,17 @@ def test_a_folder_is_asked_whether_it_is_claimed_and_left_as_it_is(tmp_path):
     check_unclaimed(tmp_path)
 
 
+def test_a_file_is_claimed_whatever_folder_the_log_is_in(tmp_path):
+    file = tmp_path / "nets" / "resnet8.pth.tar"
+    with claim(file, is_file=True, elsewhere="--checkpoint_dir"):
+        with pytest.raises(InputError, match="--checkpoint_dir"):
+            check_unclaimed(file, is_file=True, elsewhere="--checkpoint_dir")
+        with claim(file.with_name("other.pth.tar"), is_file=True):
+            pass
+    check_unclaimed(file, is_file=True)
+    assert list(file.parent.iterdir()) == []
+
+
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_a_run_that_fails_lets_its_folder_go(tmp_path, error):
     with pytest.raises(error), claim(tmp_path):

@@ -99,6 +99,7 @@ class Run:
         """
         if runtime.is_main:
             check_unclaimed(log_folder, elsewhere=elsewhere)
+            check_unclaimed(path, is_file=True, elsewhere=elsewhere)
         self.path, self.best_path, self.settings, self.runtime = path, best_path, settings, runtime
         self.resumed = resuming.find(
             resume,
@@ -164,6 +165,7 @@ class Run:
             active=self.runtime.is_main,
             elsewhere=self._elsewhere,
             again=self._again,
+            writes=[self.path],
         )
         self.log.__enter__()
         return self

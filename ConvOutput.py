@@ -79,7 +79,9 @@ def build_parser() -> Parser:
         "--list_layers", action="store_true", help="only print the layers of one net or both"
     )
     # Every photo is read once
-    options.add_data_options(parser, batch_size=64, cache_images="off", two_nets=True)
+    options.add_data_options(
+        parser, batch_size=64, cache_images="off", two_nets=True, augment="ignored"
+    )
     options.add_run_options(parser)
     options.add_output_options(parser)
     options.add_restart_option(parser.add_argument_group("going on"))

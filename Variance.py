@@ -142,7 +142,9 @@ def build_parser() -> Parser:
         "--figure_image", type=whole(0), default=0, metavar="I", help="which image that is"
     )
     # Every photo is read once
-    options.add_data_options(parser, batch_size=64, cache_images="off", two_nets=True)
+    options.add_data_options(
+        parser, batch_size=64, cache_images="off", two_nets=True, augment="ignored"
+    )
     options.add_run_options(parser)
     options.add_ignored_options(parser)
     return parser

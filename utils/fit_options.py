@@ -102,7 +102,7 @@ def add_source_options(parser: Parser) -> None:
     )
     options.add_layer_options(parser, default="the features'")
     options.add_second_layer_options(parser)
-    options.add_data_options(parser, batch_size=64, two_nets=True)
+    options.add_data_options(parser, batch_size=64, two_nets=True, augment="refused")
     # The record of the features says these.
     parser.set_neutral("dataset", "name", "sample_num", "image_size", "normalisation", "augment")
 

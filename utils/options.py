@@ -5,7 +5,7 @@ names, ranges, defaults. Importing it costs nothing.
 import argparse
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from utils.errors import InputError
 from utils.files import normalised_folder
@@ -132,6 +132,7 @@ def add_data_options(
     batch_size: int,
     cache_images: str = "auto",
     two_nets: bool = False,
+    augment: Literal["shown", "ignored", "refused"] = "shown",
 ) -> None:
     """Data set, image size, caching, batch size;
     what no option says comes from the checkpoint (`fill`).
@@ -142,6 +143,9 @@ def add_data_options(
         cache_images: the step's default.
         two_nets: the step hands images to nets A and B, which may be normalised by constants of
             their own.
+        augment: what becomes of --augment. A step that computes features sees images as they are,
+            so --help does not show it there: an old command line may have it, "ignored", or the
+            step refuses another value than none, "refused".
     """
     group = parser.add_argument_group("data")
     group.add_argument(
@@ -172,15 +176,19 @@ def add_data_options(
             " ones by --seed"
         ),
     )
-    group.add_argument(
-        "--augment",
-        choices=["none", "reflect4", "zero4"],
-        default="none",
-        help=(
+    if augment == "ignored":
+        group.add_argument("--augment", action=Ignored)
+    else:
+        says = (
             "of training images, anew in every epoch: padded by 4 pixels, cropped and flipped at"
             " random"
-        ),
-    )
+        )
+        group.add_argument(
+            "--augment",
+            choices=["none", "reflect4", "zero4"],
+            default="none",
+            help=says if augment == "shown" else argparse.SUPPRESS,
+        )
     names = ", ".join(NORMALISATIONS)
     group.add_argument(
         "--normalisation",

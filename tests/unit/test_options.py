@@ -1,5 +1,9 @@
 import pytest
 
+import ConvOutput
+import Training
+import Training_TransNet
+import Variance
 from utils import options, remarks
 from utils.errors import InputError
 from utils.parser import Parser
@@ -363,3 +367,28 @@ def test_old_switches_are_accepted_and_say_so_in_one_line(parser, words, capsys)
     (line,) = capsys.readouterr().out.splitlines()
     assert name in line
     assert not {"fine_tune", "world_size", "dist_url", "model"} & set(vars(args))
+
+
+# --- options that do nothing in a step
+
+
+@pytest.mark.parametrize(
+    ("step", "line"),
+    [
+        (ConvOutput, "--resume1 A --resume2 B"),
+        (Variance, "--net_in A --net_tar B --transnet G"),
+    ],
+)
+def test_a_step_that_augments_no_image_ignores_the_option_and_says_so(step, line, capsys):
+    parser, words = step.build_parser(), line.split()
+    assert "--augment" not in parser.format_help()
+    remarks.forget()
+    args = parser.parse_args([*words, "--augment", "zero4"])
+    (said,) = capsys.readouterr().out.splitlines()
+    assert "--augment" in said
+    assert vars(args) == vars(parser.parse_args(words))
+
+
+def test_a_fit_does_not_show_what_it_refuses():
+    assert "--augment" not in Training_TransNet.build_parser().format_help()
+    assert "--augment" in Training.build_parser().format_help()

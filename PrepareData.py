@@ -105,7 +105,7 @@ def check_options(parser: Parser, args: Namespace) -> None:
         parser.error(f"--list is for VOC2012_crop and VOC2012_animal, not for {args.dataset}")
 
 
-# Help, a wrong option and a missing file are answered before PyTorch is loaded, which takes seconds.
+# Help, a wrong option and a missing file are answered before the readers of images are loaded.
 if __name__ == "__main__":
     answer_early(build_parser())
 

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     import scipy
     import sklearn
     import timm
+    import torch
     import torchvision
     from torch.utils import flop_counter, tensorboard
     from torchvision.models import feature_extraction
@@ -50,6 +51,7 @@ else:
     safetensors = Later("safetensors")
     sklearn = Later("sklearn")
     timm = Later("timm")
+    torch = Later("torch")
     torchvision = Later("torchvision")
     feature_extraction = Later("torchvision.models.feature_extraction")
     tensorboard = Later("torch.utils.tensorboard")
@@ -65,5 +67,6 @@ __all__ = [
     "sklearn",
     "tensorboard",
     "timm",
+    "torch",
     "torchvision",
 ]

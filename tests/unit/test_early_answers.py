@@ -97,3 +97,16 @@ def test_the_installed_command_needs_no_pytorch(words):
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_preparing_data_needs_no_pytorch_at_all():
+    program = "import sys, PrepareData; assert not {'torch', 'scipy'} & sys.modules.keys()"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr

@@ -1,17 +1,21 @@
 """The data sets as a table, and the lists of their images: files, labels, class names, halves."""
 
+from __future__ import annotations
+
 import difflib
 import os
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from utils.data.listing import ENDINGS, LOOSE, LeftOut, find_class_folders, list_files, order_note
 from utils.errors import InputError
 from utils.files import normalised_folder
+from utils.later import torch  # the table alone needs none, as of PrepareData.py
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # The order is the label: the ids of the paper's VOC object lists, not the alphabet.
 VOC_CLASSES = [
@@ -109,7 +113,7 @@ class ImageList:
     parts: dict[str, Tensor]
     notes: list[str] = field(default_factory=list)
 
-    def subset(self, keep: Tensor) -> "ImageList":
+    def subset(self, keep: Tensor) -> ImageList:
         """Return the images at positions `keep` (int64), in that order; the classes stay."""
         return ImageList(
             self.root,

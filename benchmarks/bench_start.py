@@ -1,5 +1,5 @@
-"""What every script takes before it works:
-seconds of `--help` beside those of `import torch`, which nothing can save.
+"""What every script takes to answer `--help` and a wrong option:
+processor seconds, beside those of `import torch`, which none of them does.
 
     python -m benchmarks.bench_start
 
@@ -18,15 +18,18 @@ from pathlib import Path
 from benchmarks.machine import ran_on
 
 ROOT = Path(__file__).parents[1]
-FLOOR = "import torch"
+PYTORCH = "import torch"
+NOTHING = subprocess.DEVNULL
 
 
 def processor_seconds(words: list[str]) -> float:
     """Run Python with some words."""
-    with subprocess.Popen([sys.executable, *words], cwd=ROOT, stdout=subprocess.DEVNULL) as process:
+    with subprocess.Popen(
+        [sys.executable, *words], cwd=ROOT, stdout=NOTHING, stderr=NOTHING
+    ) as process:
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
+    if process.returncode not in (0, 1, 2):
         raise RuntimeError(f"{shlex.join(words)} ended with {process.returncode}")
     return usage.ru_utime + usage.ru_stime
 
@@ -41,18 +44,20 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     where = ran_on(__file__, argv, "torch")
     names = args.scripts or sorted(path.name for path in ROOT.glob("*.py"))
-    commands = {FLOOR: ["-c", FLOOR]} | {name: [name, "--help"] for name in names}
+    commands = {PYTORCH: ["-c", PYTORCH]}
+    for name in names:
+        commands |= {f"{name} {option}": [name, option] for option in ("--help", "--wrong_option")}
     seconds: dict[str, list[float]] = {name: [] for name in commands}
     for _ in range(args.rounds + 1):  # the first round writes what Python compiles
         for name, words in commands.items():
             seconds[name].append(processor_seconds(words))
     medians = {name: statistics.median(values[1:]) for name, values in seconds.items()}
-    print("| start of | s, median (lowest to highest) | over `import torch` |\n|---|---:|---:|")
+    print("| answer of | s, median (lowest to highest) | of `import torch` |\n|---|---:|---:|")
     for name, values in seconds.items():
-        over = f"{medians[name] / medians[FLOOR] - 1:+.0%}"
+        share = f"{medians[name] / medians[PYTORCH]:.0%}"
         print(
             f"| {name} | {medians[name]:.2f} ({min(values[1:]):.2f} to {max(values[1:]):.2f}) |"
-            f" {over} |"
+            f" {share} |"
         )
     print(f"\n{where}")
 

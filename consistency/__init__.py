@@ -21,8 +21,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from consistency.library import (
         Calibration,
+        Comparison,
         Variances,
         calibrate,
+        compare,
         features,
         fit,
         kept_knowledge,
@@ -32,8 +34,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Calibration",
+    "Comparison",
     "Variances",
     "calibrate",
+    "compare",
     "features",
     "fit",
     "kept_knowledge",

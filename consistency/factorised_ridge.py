@@ -5,12 +5,16 @@ solves (PᵀP + λ) W = PᵀY. To pair the targets with other images' x leaves P
 Cholesky factor is computed once, and a permutation costs one pass of products PᵀY and PW. Where
 there are fewer rows than columns, the same W comes from the dual form Pᵀ(PPᵀ + λ)⁻¹Y.
 
+The penalty λ is given, or each pairing chooses its own: W is fitted to four fifths of the images for
+every λ of a grid, and the λ that leaves least of the last fifth serves the fit to all. As every
+pairing has the same choice, the true one has no advantage in a test.
+
 The factor, the solutions and the sums of squares are float64; the passes' products, which take
 nearly all the time, are in the precision of the features, at least float32.
 """
 
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -20,6 +24,11 @@ from torch.nn import functional as F
 
 # Of the rows that are multiplied at one time; more would be new pages for each product
 CHUNK_BYTES = 1 << 24
+# λ to choose from, as shares of the mean diagonal of PᵀP, and the images that choose: every fifth
+WEIGHTS = tuple(10.0**exponent for exponent in range(-6, 4))
+JUDGES = 5
+UNCHOSEN = 0.1  # the share where there are too few rows or images to choose by
+FACTORS = 3  # that are kept, each of 8·p² bytes
 
 
 class Rows(Protocol):
@@ -64,26 +73,54 @@ class Targets:
         )
 
 
-class Reference:
-    """The regression from one feature, factorised."""
+class Solutions(NamedTuple):
+    """Regressions of some pairings.
 
-    def __init__(self, x: Maps, mean: Tensor, weight: float, kernel_size: int) -> None:
+    Attributes:
+        coefficients: W, (p, b·D).
+        weights: λ of each pairing, as a share of the mean diagonal of PᵀP.
+    """
+
+    coefficients: Tensor
+    weights: list[float]
+
+
+class Reference:
+    """The regression from one feature, factorised.
+
+    Args:
+        x: A's feature, (N, C, H, W).
+        mean: of its channels, float64 (C,).
+        weight: λ as a share of the mean diagonal; None: each pairing chooses its own. There must be
+            as many rows as columns, or else it is `UNCHOSEN`.
+        kernel_size: of the patches, odd.
+    """
+
+    def __init__(self, x: Maps, mean: Tensor, weight: float | None, kernel_size: int) -> None:
         self.x, self.mean, self.kernel_size, self.dtype = x, mean, kernel_size, precision(x)
         self.columns = x.shape[1] * kernel_size**2
         self.positions = int(np.prod(x.shape[2:]))
         self.dual = len(x) * self.positions < self.columns
+        self.chooses = weight is None and not self.dual and len(x) >= 2 * JUDGES
+        self.weight = UNCHOSEN if weight is None else weight
+        self._factors: dict[float, Tensor] = {}
         if self.dual:
             rows = torch.cat([part.to(mean) for _, part in self.patches(x, 0)])
-            gram = rows @ rows.mT
-        else:
-            gram, _ = self.moments(x)
-            rows = gram
-        # A dead feature counts as ones
-        gram.diagonal().add_(weight * (float(gram.trace()) / self.columns or 1.0))
-        self.factor = torch.linalg.cholesky(gram)
-        self.solved = (
-            torch.cholesky_solve(rows, self.factor).to(self.dtype) if self.dual else rows[:0]
-        )
+            self._gram = rows @ rows.mT
+            self._solved = torch.cholesky_solve(rows, self._factor(self.weight)).to(self.dtype)
+            return
+        # Σ u uᵀ of the images that choose λ, if there are any, and of the others: both (p, p)
+        aside, others = (mean.new_zeros(self.columns, self.columns) for _ in range(2))
+        for images, part in self.patches(x, 0):
+            for gram, rows in zip((aside, others), self._parted(images, part)):
+                gram.add_(rows.mT @ rows)
+        self._gram = aside + others
+        if self.chooses:
+            self._scale = float(others.trace()) / self.columns or 1.0
+            self._values, self._vectors = torch.linalg.eigh(others)
+            # Rounding makes a dead direction's value as negative as this
+            self._values.clamp_(min=0)
+            self._aside = self._vectors.mT @ aside @ self._vectors
 
     def moments(self, x: Maps) -> tuple[Tensor, Tensor]:
         """Give PᵀP and Σ P of some images, float64 (p, p) and (p,)."""
@@ -107,28 +144,86 @@ class Reference:
             rows = F.unfold(part, self.kernel_size, padding=self.kernel_size // 2)  # (n, p, U)
             yield slice(start, start + len(part)), rows.mT.flatten(0, 1)
 
-    def solve(self, targets: Targets, inverses: Tensor) -> Tensor:
-        """Give W of each pairing, (p, b·D)."""
-        cross = self.mean.new_zeros(
-            self.columns, len(inverses) * len(targets.mean), dtype=self.dtype
-        )
+    def solve(self, targets: Targets, inverses: Tensor) -> Solutions:
+        """Fit each pairing: x of image j stands beside the target of image inverses[b, j]."""
+        shape = (self.columns, len(inverses) * len(targets.mean))
+        aside, cross = (self.mean.new_zeros(shape, dtype=self.dtype) for _ in range(2))
         for images, patches in self.patches(self.x, targets.bytes_per_image * len(inverses)):
             places = slice(images.start * self.positions, images.stop * self.positions)
-            rows = self.solved[places] if self.dual else patches
-            cross.addmm_(rows.mT, targets.rows(inverses[:, images]).to(self.dtype))
-        if not self.dual:
-            for one in cross.split(len(targets.mean), dim=1):
-                one.copy_(torch.cholesky_solve(one.to(self.factor), self.factor))
-        return cross
+            rows = self._solved[places] if self.dual else patches
+            beside = targets.rows(inverses[:, images]).to(self.dtype)
+            for total, x_rows, target_rows in zip(
+                (aside, cross), self._parted(images, rows), self._parted(images, beside)
+            ):
+                total.addmm_(x_rows.mT, target_rows)
+        weights = list[float]()
+        for one, of_judges in zip(
+            cross.split(len(targets.mean), dim=1), aside.split(len(targets.mean), dim=1)
+        ):
+            weights.append(self._choice(one, of_judges) if self.chooses else self.weight)
+            one.add_(of_judges)
+            if not self.dual:
+                factor = self._factor(weights[-1])
+                one.copy_(torch.cholesky_solve(one.to(factor), factor))
+        return Solutions(cross, weights)
 
-    def errors(self, solution: Tensor, x: Maps, targets: Targets, inverses: Tensor) -> Tensor:
+    def _parted(self, images: slice, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Give the rows of the images that choose λ, and the others."""
+        if not self.chooses:
+            return rows[:0], rows
+        is_judge = torch.arange(images.start, images.stop) % JUDGES == JUDGES - 1
+        by_image = rows.unflatten(0, (-1, self.positions))
+        return by_image[is_judge].flatten(0, 1), by_image[~is_judge].flatten(0, 1)
+
+    def _choice(self, cross: Tensor, of_judges: Tensor) -> float:
+        """Give the λ whose W, of the other images, leaves least of those that choose.
+
+        In the basis V of Σ u uᵀ = V Λ Vᵀ, W = V (Λ + λ)⁻¹ Vᵀ Σ u yᵀ, and what is left is up to a
+        constant tr Wᵀ G W − 2 tr Wᵀ C, with G and C the same sums of those that choose.
+        """
+        turned, judged = (self._vectors.mT @ one.to(self._vectors) for one in (cross, of_judges))
+
+        def rest(weight: float) -> float:
+            inner = turned / (self._values + weight * self._scale)[:, None]
+            return float((inner * (self._aside @ inner - 2 * judged)).sum())
+
+        return min(WEIGHTS, key=rest)
+
+    @property
+    def factor(self) -> Tensor:
+        """The Cholesky factor at the given weight."""
+        return self._factor(self.weight)
+
+    def _factor(self, weight: float) -> Tensor:
+        """Give the Cholesky factor of PᵀP + λ, or in the dual form of PPᵀ + λ."""
+        if weight not in self._factors:
+            while len(self._factors) >= FACTORS:
+                self._factors.pop(next(iter(self._factors)))
+            gram = self._gram.clone()
+            # A dead feature counts as ones
+            gram.diagonal().add_(weight * (float(gram.trace()) / self.columns or 1.0))
+            self._factors[weight] = torch.linalg.cholesky(gram)
+        return self._factors[weight]
+
+    def errors(
+        self,
+        solution: Tensor,
+        x: Maps,
+        targets: Targets,
+        inverses: Tensor,
+        watch: Callable[[slice, Tensor, Tensor], None] | None = None,
+    ) -> Tensor:
         """Sum the squared errors of each target's image, (b,
         N); they add up to those about the channels' means.
+
+        `watch` is shown the images, targets and predictions of the first pairing, (n, U, D) each.
         """
         pairings, images = inverses.shape
         found = self.mean.new_zeros(pairings, images)
         channel_sums = self.mean.new_zeros(pairings, len(targets.mean))
         for part, target, predicted in self.predictions(solution, x, targets, inverses):
+            if watch is not None:
+                watch(part, target[:, :, 0], predicted[:, :, 0])
             error = target - predicted
             found.scatter_(
                 1, inverses[:, part].to(found.device), error.square().sum((1, 3)).mT.to(found)

@@ -5,6 +5,7 @@
     variances(trans_net, x, target)            how much each order explains of B's features
     calibrate(x, target, classes)              what an instability of these features is worth
     similarities(x, target)                    CKA and others, beside permuted images
+    compare(net_a, net_b, loader)              all of it, at the ends of their stages
     kept_knowledge(tail, target, output)       how much of B's answers survives the reconstruction
 
 A feature is an array of maps (N, C, H, W), tokens (N, T, C) or vectors (N, C), of PyTorch or NumPy.
@@ -29,6 +30,8 @@ from torch.utils.data import Dataset, Subset
 from consistency import several
 from consistency.bootstrap import Interval, bootstrap
 from consistency.budget import Budget
+from consistency.compared_in_memory import compare  # noqa: F401 — offered by this name
+from consistency.comparison_report import Comparison  # noqa: F401
 from consistency.fitting import Fitting, Pairs
 from consistency.floors import class_variances
 from consistency.knowledge import Knowledge, measure_knowledge

@@ -5,8 +5,8 @@ To pair the targets with other images' x leaves PᵀP as it is, so that one fact
 pairings, see `factorised_ridge`.
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
@@ -31,6 +31,8 @@ from utils.errors import InputError
 from utils.progress import Progress
 
 BLOCK_BYTES = 1 << 26  # of the solutions W that are in memory at one time
+# Held-out images, their targets and the predictions about the targets' mean, (n, U, D) each
+Watch = Callable[[slice, Tensor, Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -41,11 +43,13 @@ class PermutedErrors:
         target: Σ |y − mean y|² over an image's positions and channels, float64 (N,).
         observed: Σ |y − ŷ − mean(y − ŷ)|² of the true pairs, (N,).
         draws: the sum of these over the images, of each permuted pairing, (B,).
+        weight: of the penalty, of the true pairs.
     """
 
     target: NDArray[np.float64]
     observed: NDArray[np.float64]
     draws: NDArray[np.float64]
+    weight: float = float("nan")
 
     def null(self) -> Null:
         """Give the instabilities Var(x_Δ)/Var(x*) of the true and of the permuted pairs."""
@@ -58,8 +62,9 @@ class Regression:
     fitted on some images, and judged on others, in any pairing.
 
     x and x* are shifted by their channels' means over the fitting images; x is padded with zeros,
-    as by a convolution. The ridge weight is the same for all pairings, and must not have been
-    chosen by the true one: then a permutation would have a handicap, and p would be too small.
+    as by a convolution. The ridge weight is the same for all pairings, or each chooses its own by
+    images that it is not fitted to. It must not have been chosen by the true pairing for all: then a
+    permutation would have a handicap, and p would be too small.
 
     Memory: the features, 16·p² bytes (p = C·kernel_size²; dual: 16·rows·p), `BLOCK_BYTES` and
     `factorised_ridge.CHUNK_BYTES` (at least one W of 8·p·D bytes and one image).
@@ -68,7 +73,8 @@ class Regression:
         x: A's features of the images that are fitted to, (N, C, H, W), and of those that it is
             judged on, (N', C, H, W).
         target: B's of the same images, (N, D, H, W) and (N', D, H, W).
-        weight: of the penalty, as a multiple of the mean of PᵀP's diagonal, above 0.
+        weight: of the penalty, as a multiple of the mean of PᵀP's diagonal, above 0; None: each
+            pairing chooses its own.
         kernel_size: of the convolution, odd.
         device: that computes; products are in the precision of the features, sums in float64.
         like: another regression from the same x, whose factor serves here too.
@@ -82,7 +88,7 @@ class Regression:
         x: Sequence[Maps],
         target: Sequence[Maps],
         *,
-        weight: float = 0.1,
+        weight: float | None = 0.1,
         kernel_size: int = 1,
         device: str | torch.device = "cpu",
         like: "Regression | None" = None,
@@ -100,7 +106,7 @@ class Regression:
             if like is None
             else like.reference
         )
-        mean = channel_means(target[0], device)
+        mean = channel_means(target[0], self.reference.mean.device)
         self.fitted, self.held_out = Targets(target[0], mean), Targets(target[1], mean)
         self.total = self.held_out.squares()
         if not self.total.sum() > 0:
@@ -127,16 +133,26 @@ class Regression:
         block = max(1, BLOCK_BYTES // (8 * self.reference.columns * len(self.fitted.mean)))
         found = [
             self.reference.errors(
-                self.reference.solve(self.fitted, fit), self.x[1], self.held_out, held
+                self.reference.solve(self.fitted, fit).coefficients, self.x[1], self.held_out, held
             )
             for fit, held in zip(inverses[0].split(block), inverses[1].split(block))
         ]
         return torch.cat(found).cpu().numpy()
 
-    def observed(self) -> NDArray[np.float64]:
-        """Give the squared errors of the true pairs, float64 (N',)."""
-        true = [torch.arange(len(part))[None] for part in self.x]
-        return self.errors(true[0], true[1])[0]
+    def observed(self, watch: Watch | None = None) -> PermutedErrors:
+        """Judge the true pairs.
+
+        Args:
+            watch: is shown what they predict of the held-out images, batch by batch.
+        """
+        fitted, held_out = (torch.arange(len(part))[None] for part in self.x)
+        solutions = self.reference.solve(self.fitted, fitted)
+        errors = self.reference.errors(
+            solutions.coefficients, self.x[1], self.held_out, held_out, watch=watch
+        )
+        none = np.empty(0)
+        total = self.total.cpu().numpy()
+        return PermutedErrors(total, errors[0].cpu().numpy(), none, solutions.weights[0])
 
     def sum_of_errors(self, fitted: Tensor, held_out: Tensor) -> float:
         """Give the sum of the squared errors of one pairing from its products PᵀY alone.
@@ -195,7 +211,9 @@ def permuted_sums(
     sides = [(forth.x[part], forth.target[part]) for part in (0, 1)]
     reference, target_mean = forth.reference, forth.fitted.mean
     means, kernel_size = (reference.mean, target_mean), reference.kernel_size
-    if any(one.reference.dual for one in both) or not CrossProducts.fit(sides, kernel_size):
+    # A choice of weights needs the products of the images that choose, apart from the others
+    by_rows = any(one.reference.dual or one.reference.chooses for one in both)
+    if by_rows or not CrossProducts.fit(sides, kernel_size):
         orders = [(fit_orders, held_orders), (fit_orders.argsort(1), held_orders.argsort(1))]
         return [one.errors(*of).sum(1) for one, of in zip(both, orders)]
     crosses = [CrossProducts(*side, *means, kernel_size) for side in sides]
@@ -238,7 +256,7 @@ def permuted_errors(
     """
     one = Regression((x_fit, x_held), (target_fit, target_held), **options)
     (draws,) = permuted_sums(one, None, fit_orders, held_orders)
-    return PermutedErrors(one.total.cpu().numpy(), one.observed(), draws)
+    return replace(one.observed(), draws=draws)
 
 
 def untrue_errors(
@@ -266,7 +284,7 @@ def untrue_errors(
     block = max(1, BLOCK_BYTES // (8 * rows * channels))
     identity, errors = torch.arange(len(labels))[None], []
     for inverses in fit_orders.argsort(1).split(block):
-        solution = reference.solve(regression.fitted, inverses)
+        solution = reference.solve(regression.fitted, inverses).coefficients
         predictions = partial(
             reference.predictions, solution, regression.x[1], regression.held_out, identity
         )
@@ -284,11 +302,13 @@ class LinearCalibration(NamedTuple):
             normalised "consistency"; they hold every regression as it was fitted.
         sums: every held-out image's part of Var(x*) and Var(x_Δ), (N, 2), of the true pairs, the
             null and the ceiling.
+        weight: of the penalty, of the true pairs.
     """
 
     null: Null
     intervals: dict[str, Interval]
     sums: tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
+    weight: float = float("nan")
 
     def report(self) -> dict[str, Any]:
         """Give the test and the intervals as plain values.
@@ -365,36 +385,38 @@ def calibrate_linear_ways(
     ways += [Regression(target, x, **options)] if both else []
     sums = permuted_sums(ways[0], ways[1] if both else None, orders[0], orders[1], quiet=quiet)
     return [
-        _calibrate(
-            way,
-            PermutedErrors(way.total.cpu().numpy(), way.observed(), of),
-            labels,
-            generator,
-            shuffles,
-            resamples,
-            options,
-        )
+        calibrated(way, replace(way.observed(), draws=of), labels, generator, shuffles, resamples)
         for way, of in zip(ways, sums)
     ]
 
 
-def _calibrate(
+def calibrated(
     way: Regression,
     errors: PermutedErrors,
     labels: Sequence[Tensor],
     generator: torch.Generator,
     shuffles: int,
     resamples: int,
-    options: dict[str, Any],
+    ceiling: PermutedErrors | None = None,
 ) -> LinearCalibration:
-    """Hold one direction against its null and its ceiling."""
+    """Hold one direction against its null and its ceiling.
+
+    Args:
+        way: the direction.
+        errors: of its true and of its permuted pairs.
+        labels: see `calibrate_linear`.
+        generator: that draws.
+        shuffles: see `calibrate_linear_ways`.
+        resamples: of the held-out images.
+        ceiling: what A → A leaves; None: it is measured.
+    """
     shuffled = torch.stack([shuffled_within_class(labels[0], generator) for _ in range(shuffles)])
     null = untrue_errors(way, shuffled, labels[1])
-    least = Regression(way.x, way.x, like=way, **options)
+    least = ceiling or Regression(way.x, way.x, like=way).observed()
     sums = (
         np.stack([errors.target, errors.observed], axis=1),
         np.stack([errors.target, null.mean(0)], axis=1),
-        np.stack([least.total.cpu().numpy(), least.observed()], axis=1),
+        np.stack([least.target, least.observed], axis=1),
     )
     intervals = consistency_interval(
         instability_of,
@@ -402,4 +424,4 @@ def _calibrate(
         resamples=resamples,
         seed=int(torch.randint(1 << 31, (), generator=generator)),
     )
-    return LinearCalibration(errors.null(), intervals, sums)
+    return LinearCalibration(errors.null(), intervals, sums, errors.weight)

@@ -11,6 +11,7 @@ from pathlib import Path
 from utils.errors import InputError
 
 STEPS = (
+    "Compare",
     "PrepareData",
     "Training",
     "ConvOutput",

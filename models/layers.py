@@ -100,6 +100,30 @@ def paired_stages(first: Sequence[str], second: Sequence[str]) -> list[tuple[str
     return list(zip(first[-count:], second[-count:]))
 
 
+def matched_by_depth(first: Sequence[float], second: Sequence[float]) -> list[tuple[int, int]]:
+    """Match the stages of two nets by their depth: each of the net with fewer finds the nearest.
+
+    The order is kept, and no stage is matched twice.
+
+    Args:
+        first: how deep each stage of net A ends, from 0 to 1, rising.
+        second: the same of net B.
+
+    Returns:
+        Pairs of their numbers, as many as the net with fewer stages has.
+    """
+    if len(first) > len(second):
+        return [(a, b) for b, a in matched_by_depth(second, first)]
+    spare, pairs, begin = len(second) - len(first), list[tuple[int, int]](), 0
+    for number, depth in enumerate(first):
+        # What follows needs a stage each
+        choices = range(begin, number + spare + 1)
+        nearest = min(choices, key=lambda other: abs(second[other] - depth))
+        pairs.append((number, nearest))
+        begin = nearest + 1
+    return pairs
+
+
 def note_of_sources(
     sources: Sequence[NetSource], models: Sequence[nn.Module], image_size: int
 ) -> str | None:

@@ -42,6 +42,22 @@ def stages_of(model: nn.Module, shapes: Shapes) -> dict[str, str]:
     return dict(zip((layout.names[end] for end in ends), layout.readable(ends)))
 
 
+def blocks_of(model: nn.Module, shapes: Shapes) -> list[str]:
+    """Name the cuts at which the blocks of a net end, and those at which its stages do, in order.
+
+    Args:
+        model: see `stages`.
+        shapes: every cut.
+    """
+    layout = _Layout(model, shapes)
+    ends = {*layout.block_ends(), *layout.stage_ends()}
+    for name, module in layout.modules.items():
+        if name in layout.matrices and next(module.children(), None) is not None:
+            inside = [cut for cut, held in enumerate(layout.names) if held.startswith(f"{name}.")]
+            ends.update(inside[-1:])
+    return [layout.names[end] for end in sorted(ends) if end < len(layout.names) - 1]
+
+
 def place_of(model: nn.Module, shapes: Shapes, layer: str) -> tuple[int, float] | None:
     """Say where a layer lies: in which stage, the last being 0, and behind which share of its cuts.
 
@@ -95,7 +111,7 @@ class _Layout:
                 last -= 1
             if self._has_weights(before + 1, last):  # a pooling alone is no stage
                 ends.append(last)
-        blocks = self._blocks()
+        blocks = self.block_ends()
         if len(ends) > 1 or not blocks:
             return ends
         quarters = [math.ceil(len(blocks) * quarter / 4) - 1 for quarter in range(1, 5)]
@@ -172,7 +188,7 @@ class _Layout:
         }
         return any(not _holds(module, outside) for module in inside & self.matrices)
 
-    def _blocks(self) -> list[int]:
+    def block_ends(self) -> list[int]:
         """Give the last cut of each block.
 
         Blocks are modules with a matrix of weights that stand beside each other in one module: of

@@ -189,6 +189,19 @@ def add_data_options(
             default="none",
             help=says if augment == "shown" else argparse.SUPPRESS,
         )
+    add_normalisation_options(group, two_nets=two_nets)
+    group.add_argument(
+        "--cache_images",
+        neutral=True,
+        choices=["auto", "ram", "disk", "off"],
+        default=cache_images,
+        help="decode every image once",
+    )
+    add_batch_option(group, batch_size)
+
+
+def add_normalisation_options(group: argparse._ActionsContainer, *, two_nets: bool) -> None:
+    """By which constants nets read pixels; with `two_nets` each may have its own."""
     names = ", ".join(NORMALISATIONS)
     group.add_argument(
         "--normalisation",
@@ -204,19 +217,12 @@ def add_data_options(
             words = f"the same for net {net} alone; overrides --normalisation"
             group.add_argument(
                 f"--normalisation{number}",
+                f"--normalisation_{net}",
                 neutral=True,
                 type=normalisation_text,
                 metavar="NAME",
                 help=words,
             )
-    group.add_argument(
-        "--cache_images",
-        neutral=True,
-        choices=["auto", "ram", "disk", "off"],
-        default=cache_images,
-        help="decode every image once",
-    )
-    add_batch_option(group, batch_size)
 
 
 def add_batch_option(group: argparse._ActionsContainer, batch_size: int) -> None:

@@ -20,6 +20,7 @@ from utils.presence import (
     check_checkpoint,
     check_feature_folder,
     check_file,
+    check_image_folder,
     check_run_folder,
     check_source,
 )
@@ -333,6 +334,7 @@ checkpoint_or_auto = Existing(check_checkpoint, str, but=("", "auto"))
 weights_file = Existing(check_file)
 feature_folder = Existing(check_feature_folder)
 run_folder = Existing(check_run_folder)
+image_folder = Existing(check_image_folder)
 architecture = Existing(check_architecture, str)
 source_path = Existing(check_source, lambda text: Path(some_path(text)))
 

@@ -47,6 +47,19 @@ def check_feature_folder(folder: str | Path) -> None:
         )
 
 
+def check_image_folder(folder: str | Path) -> None:
+    """Refuse a folder of images that is not there.
+
+    Raises:
+        InputError: there is no such folder.
+    """
+    if not Path(folder).is_dir():
+        raise InputError(
+            f"there is no folder {folder}; name one with a folder for each class, or with train and"
+            " test"
+        )
+
+
 def check_source(source: str | Path) -> None:
     """Refuse an official archive, or a folder with its content, that is not there.
 

@@ -58,3 +58,46 @@ class Progress(Iterable[Item]):
                     file=sys.stderr,
                     flush=True,
                 )
+
+
+class Meter:
+    """Show how far a command is that does work of several kinds, and the time that is left.
+
+    Args:
+        label: said in front.
+        quiet: show nothing.
+    """
+
+    def __init__(self, label: str, *, quiet: bool = False) -> None:
+        self.label, self.quiet, self.note = label, quiet, ""
+        self.total = self.done = 0.0
+        self._began = self._last = time.monotonic()
+        self._skipped = 0.0
+
+    def expect(self, amount: float) -> None:
+        """Add to what there is to do, in any unit that is the same for all kinds of work."""
+        self.total += amount
+
+    def skip(self, amount: float) -> None:
+        """Take off what need not be done, because it is there."""
+        self._skipped += amount
+        self.add(amount)
+
+    def add(self, amount: float) -> None:
+        """Add to what is done; say so from time to time."""
+        self.done += amount
+        now = time.monotonic()
+        interactive = sys.stderr.isatty()
+        if self.quiet or now - self._last < (1.0 if interactive else SECONDS_BETWEEN_LINES):
+            return
+        self._last = now
+        worked = self.done - self._skipped
+        left = (now - self._began) / worked * max(0.0, self.total - self.done) if worked else 0.0
+        share = min(1.0, self.done / (self.total or 1.0))
+        note = f", {self.note}" if self.note else ""
+        print(
+            f"{self.label}: {100 * share:.0f} %, {left:.0f} s left{note}",
+            file=sys.stderr,
+            flush=True,
+            end="\r" if interactive else "\n",
+        )

@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[2]
 STEPS = {
     "BornAgain",
     "Calibrate",
+    "Compare",
     "ConvOutput",
     "DCM",
     "HSAKD",

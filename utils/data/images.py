@@ -255,6 +255,72 @@ def load_images(
     )
 
 
+def load_folder(folder: str | Path, image_size: int) -> tuple[ImageData, ImageData]:
+    """List the images of a folder, those to fit to and held-out ones; none is decoded yet.
+
+    A folder with `train` and `test` (or `val`) gives these. Of one with class folders alone every
+    second image of a class is held out.
+
+    Args:
+        folder: of images.
+        image_size: S, pixels.
+
+    Returns:
+        The fitted and the held-out images; the notes of the latter say how they were parted.
+
+    Raises:
+        InputError: there are no class folders, or the classes of both are others.
+    """
+    root = Path(folder)
+    splits = [name for name in ("train", "test", "val") if (root / name).is_dir()]
+    if "train" in splits and len(splits) > 1:
+        fitted = load_images(
+            "folder", "train", data_root=root, image_size=image_size, path=root / "train"
+        )
+        held_out = load_images(
+            "folder", "val", data_root=root, image_size=image_size, path=root / splits[1]
+        )
+        check_classes(fitted.classes, held_out.classes, f"the images in {root / splits[1]}")
+        return fitted, held_out
+    listed = list_images("folder", "val", root, root / splits[0] if splits else root)
+    is_held = every_second(listed.targets)
+    if not is_held.any():
+        raise InputError(f"{root} has one image of each class; half of two or more are held out")
+    halves = [
+        ImageData(
+            listed.subset(part.nonzero()[:, 0]), name="folder", split=split, image_size=image_size
+        )
+        for part, split in ((~is_held, "train"), (is_held, "val"))
+    ]
+    halves[1].notes = [
+        *halves[1].notes,
+        "the folder has no train and test: every second image of each class was held out",
+    ]
+    return halves[0], halves[1]
+
+
+def every_second(labels: Tensor) -> Tensor:
+    """Choose every second image of each class, bool (N,): those that are held out."""
+    order, places = labels.argsort(stable=True), torch.arange(len(labels))
+    first = torch.searchsorted(labels[order], labels[order])  # images of other classes before
+    held = torch.zeros(len(labels), dtype=torch.bool)
+    held[order] = (places - first) % 2 == 1
+    return held
+
+
+def files_side(data: ImageData) -> int | None:
+    """Say how many pixels to a side the files have; None where they are not all one square.
+
+    Only the headers of some are read.
+    """
+    sizes = set()
+    for index in range(0, len(data), max(1, len(data) // SAMPLED)):
+        with contextlib.suppress(Exception), Image.open(data.file(index)) as image:
+            sizes.add(image.size)
+    (width, height), *others = sizes or {(0, 0)}
+    return width if width == height and width and not others else None
+
+
 def size_note(data: ImageData) -> str:
     """Say where files are less than half as large as what they become;
     "" elsewhere. Only their headers are read.

@@ -24,7 +24,7 @@ def test_one_factor_solves_every_pairing(images, monkeypatch):
     reference = Reference(x, x_mean, 0.2, 1)
     assert reference.dual == (images == 3)
     inverses = torch.stack([torch.arange(images), torch.arange(images).roll(1)])
-    found = reference.solve(Targets(target, target_mean), inverses)
+    found = reference.solve(Targets(target, target_mean), inverses).coefficients
     gram = rows(x, x_mean).T @ rows(x, x_mean)
     penalised = gram + 0.2 * gram.trace() / 15 * torch.eye(15)
     for solution, inverse in zip(found.split(6, dim=1), inverses):

@@ -1,0 +1,380 @@
+"""Compare nets: from their checkpoints and a folder of images to what they share.
+
+Each net sees every image once. At the end of each stage the features of one net are reconstructed
+from the other's, in both directions, by the best linear layer. Pairs of images that share their
+class alone stand beside it (the null), and the net itself (the ceiling). The folder of --out gets
+compare.json, compare.csv, answers.npz and page.html, which begins with the answer.
+
+What is computed is kept in --out/cache, by the contents of nets and images. The second run takes it
+from there, and an interrupted one goes on.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from utils import options
+from utils.command import answer_early, command
+from utils.parser import (
+    Namespace,
+    Parser,
+    architecture,
+    checkpoint_file,
+    command_line,
+    image_folder,
+    list_of,
+    some_path,
+    whole,
+)
+
+
+def build_parser() -> Parser:
+    """Declare this step's options."""
+    parser = Parser(
+        __doc__, "python Compare.py A.pth.tar B.pth.tar --images photos", check=check_options
+    )
+    group = parser.add_argument_group("what is compared")
+    group.add_argument(
+        "nets", nargs="+", type=checkpoint_file, metavar="NET", help="checkpoints of A and B"
+    )
+    group.add_argument(
+        "--images",
+        required=True,
+        type=image_folder,
+        metavar="FOLDER",
+        help="with train and test, or with class folders, half of whose images are held out",
+    )
+    group.add_argument("-a", "--arch", type=architecture, help=f"of all nets: {options.ARCHS}")
+    group.add_argument("--arch_A", type=architecture, help="of A; overrides --arch")
+    group.add_argument("--arch_B", type=architecture, help="of B; overrides --arch")
+    group.add_argument(
+        "--at",
+        type=list_of(some_path),
+        metavar="A,B,C",
+        help=(
+            "layers of both nets, by name or as stage:2; default: the ends of the stages. all: these"
+            " and a matrix of all layers"
+        ),
+    )
+    group.add_argument(
+        "--at2", type=list_of(some_path), metavar="A,B,C", help="those of B, where they differ"
+    )
+    group = parser.add_argument_group("how much is computed")
+    group.add_argument(
+        "--quick", action="store_true", help="leave the nulls out; class means take their place"
+    )
+    group.add_argument(
+        "--side",
+        type=whole(0),
+        default=8,
+        metavar="S",
+        help="average maps to S × S positions if they have more; 0: never",
+    )
+    group.add_argument(
+        "--shuffles", type=whole(1), default=3, help="pairings within the class, for the null"
+    )
+    group.add_argument(
+        "--permutations", type=whole(0), default=0, metavar="N", help="for p-values; 0: none"
+    )
+    group.add_argument(
+        "--bootstrap", type=whole(100), default=1000, metavar="N", help="resamples of the images"
+    )
+    group = parser.add_argument_group("images")
+    group.add_argument(
+        "--image_size",
+        type=whole(options.SMALLEST_IMAGE),
+        help="pixels to a side; default: the nets', or the files', if all are one square",
+    )
+    options.add_normalisation_options(group, two_nets=True)
+    options.add_batch_option(group, 64)
+    options.add_run_options(parser)
+    group = parser.add_argument_group("output")
+    group.add_argument(
+        "--out", type=some_path, default="comparison", metavar="FOLDER", help="what is written"
+    )
+    # What functions of other steps ask for, whose images have other options
+    parser.set_defaults(dataset="folder", name=None, train_path=None, val_path=None)
+    return parser
+
+
+def check_options(parser: Parser, args: Namespace) -> None:
+    """Refuse options that contradict each other or have no effect."""
+    if len(args.nets) < 2:
+        parser.error("name two checkpoints")
+    if args.at2 and not args.at:
+        parser.error("--at2 names the layers of net B beside --at, one for each")
+    if args.quick:
+        parser.refuse_without_effect(args, ["shuffles", "permutations"], "beside --quick")
+    if args.device_ids and len(args.device_ids) > 1:
+        parser.error("--device_ids names one GPU here")
+
+
+# Help, a wrong option and a missing file are answered before PyTorch is loaded, which takes seconds.
+if __name__ == "__main__":
+    answer_early(build_parser())
+
+import torch
+
+from consistency.compared import ComparedImages, ComparedNet
+from consistency.compared_nets import ALL, NetFeatures, Survey, matched_places, survey
+from consistency.comparison import Comparing, Effort, Work
+from consistency.comparison_report import Comparison, make_record, weights_of
+from models.classifiers import read_classifier
+from utils import opening
+from utils.data.images import ImageData, files_side, load_folder
+from utils.files import claim, in_words
+from utils.kept import Kept
+from utils.normalisation import normalisation_words
+from utils.progress import Meter
+from utils.runtime import Runtime
+
+LABELS = ("A", "B")
+# Convolutions of few channels take so much longer, for their FLOPs, than products of matrices
+OF_CONVOLUTIONS = 4.0
+MATRIX_SIDE = 4  # positions to a side of the maps of a matrix of layers
+IN_MEMORY_BYTES = 3e8  # of decoded images; more are decoded for each net anew
+
+
+def image_size(args: Namespace, states: Sequence[Mapping[str, Any]], data: ImageData) -> int:
+    """Choose the pixels to a side: an option's, the nets', their factories', or the files'."""
+    records = [state.get("data", {}) for state in states]
+    carried = {state["inputs"].image_size for state in states if "inputs" in state}
+    if args.image_size is None and not any("image_size" in record for record in records):
+        side = carried.pop() if len(carried) == 1 else files_side(data)
+        if side and side >= options.SMALLEST_IMAGE:
+            args.image_size = side
+    options.fill(args, *records)
+    return args.image_size
+
+
+def architectures(args: Namespace) -> list[str | None]:
+    """Give the architectures that options name, of each net."""
+    named = [args.arch_A, args.arch_B, *[None] * len(args.nets)]
+    return [of_net or args.arch for of_net in named[: len(args.nets)]]
+
+
+def short_names(surveys: Sequence[Survey], labels: Sequence[str]) -> list[str]:
+    """Name nets for sentences: by their architecture, or their file, or their label."""
+    for names in (
+        [of.arch.rpartition(":")[2] for of in surveys],
+        [Path(of.path).name.partition(".")[0] for of in surveys],
+    ):
+        if len(set(names)) == len(names):
+            return names
+    return list(labels)
+
+
+def knows_classes(of: Survey, classes: Sequence[str]) -> str:
+    """Say why a net's answers are not these images' classes; "" where they are."""
+    named = of.state.get("data", {}).get("classes")
+    if of.outputs != len(classes):
+        return f"it tells {of.outputs} classes apart, and these images have {len(classes)}"
+    return "it was trained on other classes" if named and list(named) != list(classes) else ""
+
+
+def keep_features(
+    args: Namespace,
+    nets: Sequence[NetFeatures],
+    splits: Sequence[ImageData],
+    pixels: torch.Tensor,
+    runtime: Runtime,
+    work: Work,
+) -> None:
+    """Let every net see every image once, unless its features are there."""
+    total = sum(map(len, splits))
+    costs = [OF_CONVOLUTIONS * of.survey.flops or 1.0 for of in nets]
+    for cost in costs:
+        work.meter.expect(total * cost)
+    missing = [
+        not all(of.is_complete(identity_of(data), len(data)) for data in splits) for of in nets
+    ]
+    if any(missing):
+        # Decoded once for all nets where that takes little memory
+        each = 3 * args.image_size**2
+        args.cache_images = "ram" if total * each < IN_MEMORY_BYTES else "off"
+        with work.part("decoding images"):
+            splits = [opening.decoded(args, data, runtime) for data in splits]
+    for label, of, cost, is_missing in zip(labels_of(args), nets, costs, missing):
+        if not is_missing:
+            work.meter.skip(total * cost)
+            with work.part(f"features of {label}", cached=True):
+                continue
+        loaders = {identity_of(data): (loader(args, data, runtime), len(data)) for data in splits}
+        with work.part(f"features of {label}"):
+            of.compute(pixels, loaders, runtime, lambda count: work.meter.add(count * cost))  # noqa: B023
+
+
+def loader(args: Namespace, data: ImageData, runtime: Runtime) -> Any:
+    """Give what makes the loader of some images, by their numbers."""
+    return lambda numbers: opening.image_loader(args, data, runtime, part=torch.tensor(numbers))
+
+
+def identity_of(data: ImageData) -> str:
+    """Say what images are, by their contents and how they are decoded."""
+    assert data.contents is not None
+    return f"{data.contents.sha256} {sorted(data.decoding_record.items())}"
+
+
+def labels_of(args: Namespace) -> Sequence[str]:
+    """Label the nets."""
+    return LABELS if len(args.nets) == 2 else [f"N{number + 1}" for number in range(len(args.nets))]
+
+
+def notes_of(images: ComparedImages, nets: Sequence[ComparedNet], side: int) -> list[str]:
+    """Say what is left out, and why."""
+    notes = list[str]()
+    if len(images.classes) == 1:
+        notes.append("there is one class, so that what lies within and between classes is left out")
+    elif not images.has_classes:
+        notes.append("no class has two held-out images: pairs are mixed over all images")
+    for net in nets:
+        averaged = [layer.name for layer in net.layers if layer.is_averaged]
+        if averaged:
+            notes.append(
+                f"maps of net {net.label} were averaged to {side} × {side} positions at"
+                f" {', '.join(averaged)}"
+            )
+        for layer in net.layers:
+            channels, *size = layer.held_out.shape[1:]
+            columns = channels * (9 if len(layer.shape) == 3 else 1)
+            rows = len(images.fitted) * size[0] * size[1]
+            if rows < columns:
+                notes.append(
+                    f"{layer.name} of net {net.label} has {columns} unknowns a channel and {rows}"
+                    " rows to fit: the null decides what is shared"
+                )
+    return notes
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> Comparison:
+    """Run the step; returns the report."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    parser.check_files(args)
+    runtime = opening.start(args)
+    out, labels = Path(args.out), labels_of(args)
+    with claim(out, elsewhere="--out"):
+        args.data_root = str(out / "cache")
+        work = Work(Kept(out / "cache"), Meter("compare", quiet=not runtime.is_main))
+
+        # What the checkpoints are, and the images at the size that they were made for
+        with work.part("reading nets"):
+            read = [read_classifier(*named) for named in zip(args.nets, architectures(args))]
+            states = [state for _, state in read]
+            size = image_size(args, states, load_folder(args.images, options.IMAGE_SIZE)[1])
+            surveys = [
+                survey(path, arch, both, size, work.kept)
+                for path, arch, both in zip(args.nets, architectures(args), read)
+            ]
+            del read
+        with work.part("reading images"):
+            splits = load_folder(args.images, size)
+            opening.bind(args, runtime, *splits)
+        fitted, held_out = splits
+        images = ComparedImages(
+            fitted.targets,
+            held_out.targets,
+            held_out.classes,
+            str(args.images),
+            held_out.paths,
+            notes=[*dict.fromkeys([*fitted.notes, *held_out.notes])],
+        )
+        runtime.say(
+            f"{len(fitted):,} images to fit to, {len(held_out):,} held out,"
+            f" {len(images.classes)} classes, {size} pixels"
+        )
+
+        # The layers, and every net's features there, from one pass each
+        named = None if args.at in (None, [ALL]) else args.at
+        places, said = matched_places(surveys, named, args.at2)
+        if said:
+            images.notes.append(said)
+        for label, of_net in zip(labels, places):
+            runtime.say(f"net {label} at {', '.join(place.name for place in of_net)}")
+        normalisations = [
+            opening.normalisation(args, state, runtime, label)
+            for label, state in zip(labels, states)
+        ]
+        precision = f"{args.amp} {runtime.device.type}"
+        pixels = opening.few_pixels(held_out)
+        features = [
+            NetFeatures(
+                of,
+                constants,
+                [(place, args.side) for place in of_net],
+                size,
+                out / "cache",
+                precision,
+            )
+            for of, constants, of_net in zip(surveys, normalisations, places)
+        ]
+        keep_features(args, features, splits, pixels, runtime, work)
+        names = short_names(surveys, labels)
+        nets = []
+        both = identity_of(fitted), identity_of(held_out)
+        for label, name, of, of_net in zip(labels, names, features, places):
+            reason = knows_classes(of.survey, images.classes)
+            facts = {
+                "checkpoint": of.survey.path,
+                "sha256": of.survey.sha256,
+                "arch": of.survey.arch,
+                "parameters": of.survey.parameters,
+                "normalisation": normalisation_words(of.normalisation),
+                "remarks": [],
+            } | ({"why_no_accuracy": reason} if reason else {})
+            layers = of.layers(of_net, args.side, *both, pixels)
+            nets.append(
+                ComparedNet(
+                    label,
+                    name,
+                    facts,
+                    of.logits(both[1]),
+                    layers,
+                    knows_classes=not reason,
+                    state=of.weights,
+                )
+            )
+        images.notes += notes_of(images, nets, args.side)
+
+        # Both directions at each pair of layers
+        effort = Effort(
+            shuffles=0 if args.quick else args.shuffles,
+            permutations=args.permutations,
+            resamples=args.bootstrap,
+            seed=args.seed,
+            similar_permutations=0 if args.quick else Effort.similar_permutations,
+        )
+        with work.part("comparing weights"):
+            weights = weights_of(nets[0], nets[1])
+        pairs = Comparing(nets[0], nets[1], images, effort, work).pairs()
+        words = sys.argv[1:] if argv is None else argv
+        report = Comparison(
+            make_record(
+                nets,
+                images,
+                pairs=pairs,
+                weights=weights,
+                parts=work.parts,
+                command=command_line("Compare.py", *words),
+                resamples=args.bootstrap,
+                seed=args.seed,
+            ),
+            {net.label: net.logits for net in nets},
+            images.held_out,
+            images.paths,
+        )
+        for net in report.record["nets"]:
+            for remark in net["remarks"]:
+                runtime.say(f"doubt: {remark}")
+        for note in images.notes:
+            runtime.say(f"note: {note}")
+        runtime.say(str(report))
+        for file in report.save(out):
+            runtime.say(f"saved {file} ({in_words(file.stat().st_size)})")
+    return report
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,496 @@
+"""What two nets share at matched layers, in both directions, from features that are at hand.
+
+Of each pair of layers the linear reference is fitted both ways (`consistency.permutation`), with
+pairs shuffled within the class (the null) and A → A (the ceiling) beside it. What both nets share
+is the smaller consistency of both ways. Where a target's maps are whole, B's tail answers to g(x),
+which says how much of what B knows arrives.
+
+A layer is factorised once for all of its targets. Every direction is kept as soon as it is
+computed, so that an interrupted comparison goes on.
+"""
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from consistency import several
+from consistency.bootstrap import Interval, bootstrap
+from consistency.calibration import instability_of, permutations
+from consistency.compared import (
+    ComparedImages,
+    ComparedLayer,
+    ComparedNet,
+    LinearSource,
+    common_size,
+    kernel_of,
+)
+from consistency.factorised_ridge import take
+from consistency.floors import ClassMoments, class_shares
+from consistency.knowledge import Knowledge, measure_knowledge
+from consistency.permutation import calibrated, permuted_sums
+from consistency.similarity import ImageRows, image_rows, image_similarities
+from models.tail import FrozenTail
+from utils.errors import InputError
+from utils.kept import Kept
+from utils.progress import Meter
+
+VERSION = 1  # of what is kept; a change of what is computed raises it
+KINDS = ("observed", "null", "ceiling")
+LEAST_CLASSES = 2
+
+Array = NDArray[Any]
+State = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is computed.
+
+    Attributes:
+        shuffles: pairings within the class whose mean is the null; three differ by some 1e-4.
+            0: no null and no ceiling; then class means stand for the null.
+        permutations: for the p-value of a direction; 0: none.
+        resamples: of the held-out images.
+        seed: of all that is drawn.
+        similar_images: the most held-out (and fitted) images of which similarities are computed.
+        similar_permutations: within the class, for their levels; 0: none.
+        knowledge: permutations for what B still knows; None: it is left out.
+    """
+
+    shuffles: int = 3
+    permutations: int = 0
+    resamples: int = 1000
+    seed: int = 0
+    similar_images: int = 1000
+    similar_permutations: int = 19
+    knowledge: int | None = 1000
+
+
+@dataclass
+class Work:
+    """What keeps results, says how far all is, and notes what each part took.
+
+    Attributes:
+        kept: where results stay.
+        meter: of the whole command, in FLOPs.
+        parts: of the report: name, seconds, whether all of it was there.
+    """
+
+    kept: Kept = field(default_factory=lambda: Kept(None))
+    meter: Meter = field(default_factory=lambda: Meter("compare", quiet=True))
+    parts: list[dict[str, Any]] = field(default_factory=list)
+
+    @contextlib.contextmanager
+    def part(self, name: str, *, cached: bool = False) -> Iterator[None]:
+        """Note what a block takes."""
+        self.meter.note, began = name, time.monotonic()
+        yield
+        seconds = round(time.monotonic() - began, 3)
+        self.parts.append({"name": name, "seconds": seconds, "cached": cached})
+
+
+def matching(
+    first: Sequence[ComparedLayer], second: Sequence[ComparedLayer]
+) -> list[tuple[ComparedLayer, ComparedLayer]]:
+    """Pair layers by their place.
+
+    Raises:
+        InputError: there are none, or other numbers of them.
+    """
+    if not first or len(first) != len(second):
+        raise InputError(
+            f"layers are paired by their place, and these are {len(first)} of net A and"
+            f" {len(second)} of net B; name as many of both"
+        )
+    return list(zip(first, second))
+
+
+def linear_flops(
+    x: ComparedLayer, target: ComparedLayer, images: ComparedImages, effort: Effort
+) -> float:
+    """Estimate what one direction takes, in FLOPs: products of all rows, for each pairing."""
+    size, kernel = common_size(x, target), kernel_of(x, target)
+    columns = x.held_out.shape[1] * kernel**2
+    fitted, held_out = (len(part) * size[0] * size[1] for part in images.labels)
+    unknowns = min(columns, fitted)  # in the dual form rows take the place of columns
+    factor = 4.0 * max(columns, fitted) * unknowns**2 + 20.0 * unknowns**3  # in float64
+    once = 2.0 * columns * (fitted + held_out)
+    pairings = (
+        1 + effort.permutations + effort.shuffles * (fitted + 2 * held_out) / (fitted + held_out)
+    )
+    channels = target.held_out.shape[1]
+    ceiling = once * x.held_out.shape[1] if effort.shuffles else 0.0
+    return factor + once * channels * pairings + ceiling
+
+
+def direction_identity(
+    x: ComparedLayer, target: ComparedLayer, effort: Effort, **more: Any
+) -> dict[str, Any]:
+    """Give all that one direction depends on."""
+    how = {name: value for name, value in asdict(effort).items() if not name.startswith("similar")}
+    size, kernel = common_size(x, target), kernel_of(x, target)
+    features = {"x": x.identity, "target": target.identity, "size": size, "kernel": kernel}
+    return {"version": VERSION, **features, **how, **more}
+
+
+class Watched:
+    """What is gathered while the true pairs of the held-out images are predicted.
+
+    Args:
+        labels: of the held-out images, (N',).
+        mean: of the target's channels over the fitted images, (D,).
+        size: of the maps.
+        by_class: gather variances within classes.
+        tail: maps → penultimate feature, logits; None: nobody answers.
+    """
+
+    def __init__(
+        self,
+        labels: Tensor,
+        mean: Tensor,
+        size: tuple[int, int],
+        *,
+        by_class: bool,
+        tail: FrozenTail | None,
+    ) -> None:
+        self.labels, self.mean, self.size, self.tail = labels, mean.float(), size, tail
+        self.moments = (ClassMoments(), ClassMoments()) if by_class else None
+        self.answers: dict[str, list[Tensor]] = {}
+
+    @torch.no_grad()
+    def __call__(self, images: slice, target: Tensor, predicted: Tensor) -> None:
+        """Add a batch: the target and its prediction about the target's mean, (n, U, D) each."""
+        if self.moments:
+            for moments, rows in zip(self.moments, (target, target - predicted)):
+                moments.update(rows.mT, self.labels[images])
+        if self.tail is None:
+            return
+        for name, rows in (("B", target), ("g", predicted)):
+            maps = (rows.mT + self.mean[:, None]).unflatten(2, self.size)  # (n, D, h, w)
+            penultimate, logits = self.tail(maps)
+            self.answers.setdefault(f"logits of {name}", []).append(logits.float())
+            if penultimate is not None:
+                values = penultimate.flatten(1).float()
+                self.answers.setdefault(f"penultimate of {name}", []).append(values)
+
+    def shares(self) -> dict[str, float | None]:
+        """Give the floor, and what is explained between the classes and within them."""
+        none = dict.fromkeys(("floor", "between", "within"))
+        if self.moments is None:
+            return none
+        try:
+            shares = class_shares(*(moments.variances() for moments in self.moments))
+        except InputError:  # no class has two images
+            return none
+        return {name: finite(getattr(shares, name)) for name in none}
+
+    def knowledge(self, logits_a: Tensor, effort: Effort) -> Knowledge | None:
+        """Measure how many bits of B's answers arrive.
+
+        Raises:
+            InputError: see `measure_knowledge`.
+        """
+        if not self.answers:
+            return None
+        answers = {name: torch.cat(parts) for name, parts in self.answers.items()}
+        logits, sent = answers["logits of B"], answers["logits of g"]
+        pair = [answers.get(f"penultimate of {name}") for name in "Bg"]
+        return measure_knowledge(
+            logits,
+            sent,
+            labels=self.labels,
+            penultimate=None if pair[0] is None or pair[1] is None else (pair[0], pair[1]),
+            logits_a=logits_a if logits_a.shape == logits.shape else None,
+            permutations=effort.knowledge or 0,
+            resamples=effort.resamples,
+            seed=effort.seed,
+        )
+
+
+def measure_direction(
+    source: LinearSource,
+    target: ComparedLayer,
+    images: ComparedImages,
+    effort: Effort,
+    *,
+    logits_a: Tensor | None = None,
+    tail: FrozenTail | None = None,
+    by_class: bool = True,
+) -> dict[str, Any]:
+    """Fit one direction, x → target, and measure what it leaves.
+
+    Args:
+        source: x.
+        target: of net B.
+        images: that both nets saw.
+        effort: how much is computed.
+        logits_a: A's answers to the held-out images, for the decision recovery.
+        tail: B's, behind the target; None: what B still knows is left out.
+        by_class: measure the floor and what is within classes.
+
+    Returns:
+        "sums" per image of `KINDS`, (N', 2) each; "intervals", "p", "ridge"; "floor", "between",
+        "within"; "knowledge" and "notes".
+
+    Raises:
+        InputError: the features are constant, not finite, or of too few images.
+    """
+    by_class = by_class and images.has_classes
+    labels = (
+        images.labels if images.has_classes else [torch.zeros_like(part) for part in images.labels]
+    )
+    regression = source.to(target)
+    mean = regression.fitted.mean
+    watched = Watched(images.held_out, mean, source.size, by_class=by_class, tail=tail)
+    errors = regression.observed(watched if by_class or tail is not None else None)
+    sums, p = [np.stack([errors.target, errors.observed], axis=1)], None
+    if effort.shuffles:
+        generator = torch.Generator().manual_seed(effort.seed % 2**64)
+        if effort.permutations:
+            orders = [permutations(part, effort.permutations, generator) for part in labels]
+            (draws,) = permuted_sums(regression, None, orders[0], orders[1])
+            errors = replace(errors, draws=draws)
+            p = errors.null().p_value
+        linear = calibrated(
+            regression,
+            errors,
+            labels,
+            generator,
+            effort.shuffles,
+            effort.resamples,
+            source.ceiling,
+        )
+        sums, intervals = list(linear.sums), linear.intervals
+    else:
+        intervals = bootstrap(instability_of, sums, resamples=effort.resamples, seed=effort.seed)
+    notes, knowledge = list[str](), None
+    if tail is not None and logits_a is not None:
+        try:
+            knowledge = watched.knowledge(logits_a, effort)
+        except InputError as error:
+            notes.append(f"what B still knows is left out: {error}")
+    return {
+        "sums": {kind: torch.from_numpy(of) for kind, of in zip(KINDS, sums)},
+        "intervals": {name: asdict(interval) for name, interval in intervals.items()},
+        "p": p,
+        "ridge": errors.weight,
+        **watched.shares(),
+        "knowledge": knowledge and knowledge_entry(knowledge, images.classes),
+        "notes": notes,
+    }
+
+
+def knowledge_entry(knowledge: Knowledge, classes: Sequence[str]) -> dict[str, Any]:
+    """Give what a report says of what B still knows."""
+    names = {
+        "bits": "I_B",
+        "kept_bits": "K",
+        "calibrated_bits": "K_c",
+        "share": "share",
+        "rho": "rho",
+        "agreement": "agreement",
+        "decision_recovery": "decision_recovery",
+        "penultimate_r2": "penultimate_r2",
+    }
+    entry: dict[str, Any] = {
+        name: asdict(knowledge.numbers[of]) if of in knowledge.numbers else None
+        for name, of in names.items()
+    }
+    lost = [
+        {"class": classes[label], "lost_bits": asdict(interval)}
+        for label, interval in knowledge.lost_by_class.items()
+    ]
+    return entry | {"p": knowledge.p, "per_class": lost, "notes": list(knowledge.notes)}
+
+
+def direction_entry(state: State) -> dict[str, Any]:
+    """Give what a report says of one direction."""
+    intervals = state["intervals"]
+    return {
+        **{name: intervals.get(name) for name in ("instability", "null", "ceiling", "consistency")},
+        "p": state["p"],
+        **{name: state[name] for name in ("floor", "between", "within")},
+        "fit": {
+            "family": "linear",
+            "layers": 1,
+            "hidden": 0,
+            "steps": 0,
+            "ridge": state["ridge"],
+            "record": None,
+        },
+        "spectrum": None,
+        "knowledge": state["knowledge"],
+    }
+
+
+def sums_of(state: State) -> several.Direction:
+    """Give a direction's sums per image: of its pairs, of the null and of the ceiling.
+
+    Without a null, what the class means leave stands for it, or where there are no classes all of
+    the variance; and the ceiling is 0.
+    """
+    sums = {name: of.numpy() for name, of in state["sums"].items()}
+    observed = sums["observed"]
+    if "null" in sums:
+        return observed, sums["null"], sums["ceiling"]
+    floor = 1.0 if state["floor"] is None else state["floor"]
+    target = observed[:, 0]
+    return observed, np.stack([target, floor * target], 1), np.stack([target, 0 * target], 1)
+
+
+def shared_of(forth: State, back: State, effort: Effort) -> Interval:
+    """Give what both nets share: the smaller consistency of both ways, inside each resample."""
+    both = several.shared(
+        sums_of(forth), sums_of(back), resamples=effort.resamples, seed=effort.seed
+    )
+    return both["shared"]
+
+
+def unexplained_by_class(forth: State, back: State, images: ComparedImages) -> list[dict[str, Any]]:
+    """Give the instability of both ways within the images of each class."""
+    rows = []
+    ways = {name: state["sums"]["observed"] for name, state in (("forth", forth), ("back", back))}
+    for label in images.held_out.unique().tolist():
+        members = images.held_out == label
+        row: dict[str, Any] = {"class": images.classes[label], "images": int(members.sum())}
+        for name, sums in ways.items():
+            total, rest = sums[members].sum(0).tolist()
+            row[f"{name}_unexplained"] = rest / total if total > 0 else None
+        rows.append(row)
+    return rows
+
+
+def some_images(labels: Tensor, most: int) -> Tensor:
+    """Choose images at even distances, so that classes that follow each other keep their shares."""
+    if len(labels) <= most:
+        return torch.arange(len(labels))
+    return torch.linspace(0, len(labels) - 1, most).round().long()
+
+
+def rows_of(layer: ComparedLayer, images: ComparedImages, most: int) -> ImageRows:
+    """Read rows of some images: those that are compared, and those that are fitted to."""
+    chosen = [some_images(labels, most).numpy() for labels in images.labels]
+    fitted, held_out = (
+        image_rows(take(maps, part)) for maps, part in zip((layer.fitted, layer.held_out), chosen)
+    )
+    return ImageRows(held_out, fitted)
+
+
+def measure_similarities(
+    first: ComparedLayer, second: ComparedLayer, images: ComparedImages, effort: Effort
+) -> dict[str, Any]:
+    """Compute CKA and others of a pair of layers, each beside permutations within the class."""
+    most = effort.similar_images
+    labels = [part[some_images(part, most)] for part in images.labels]
+    if not images.has_classes:
+        labels = [torch.zeros_like(part) for part in labels]
+    x, y = (rows_of(layer, images, most) for layer in (first, second))
+    generator = torch.Generator().manual_seed(effort.seed % 2**64)
+    scores = image_similarities(x, y, labels, generator, draws=effort.similar_permutations)
+    rows = [asdict(score) | {"threshold": score.level, "images": len(x)} for score in scores]
+    plain = [
+        {key: finite(of) if isinstance(of, float | np.floating) else of for key, of in row.items()}
+        for row in rows
+    ]
+    return {"scores": plain}
+
+
+def finite(number: float | np.floating) -> float | None:
+    """Give a number, or None in place of NaN or infinity, which JSON does not have."""
+    return float(number) if np.isfinite(number) else None
+
+
+class Comparing:
+    """The comparison of two nets.
+
+    Args:
+        net_a: with its layers; pairs are by their place.
+        net_b: the same.
+        images: that both saw.
+        effort: how much is computed.
+        work: what is kept, and how far all is.
+    """
+
+    def __init__(
+        self,
+        net_a: ComparedNet,
+        net_b: ComparedNet,
+        images: ComparedImages,
+        effort: Effort,
+        work: Work,
+    ) -> None:
+        self.nets, self.images, self.effort, self.work = (net_a, net_b), images, effort, work
+        self.matched = matching(net_a.layers, net_b.layers)
+        for a, b in self.matched:
+            for x, target in ((a, b), (b, a)):
+                work.meter.expect(linear_flops(x, target, images, effort))
+
+    def pairs(self) -> list[dict[str, Any]]:
+        """Compare every pair of layers."""
+        entries = []
+        for a, b in self.matched:
+            identity = [VERSION, a.identity, b.identity, asdict(self.effort)]
+            cached = self.work.kept.holds("similarities", identity)
+            with self.work.part(f"similarities of {a.name} and {b.name}", cached=cached):
+                scores = self.work.kept.get(
+                    "similarities",
+                    identity,
+                    lambda: measure_similarities(a, b, self.images, self.effort),  # noqa: B023
+                )
+            forth, back = self.direction(0, a, b), self.direction(1, b, a)
+            notes = [*dict.fromkeys([*forth["notes"], *back["notes"]])]
+            beyond = "null within the class" if self.effort.shuffles else "class means"
+            entries.append(
+                {
+                    "a": a.record(),
+                    "b": b.record(),
+                    "forth": direction_entry(forth),
+                    "back": direction_entry(back),
+                    "shared": asdict(shared_of(forth, back, self.effort)),
+                    "shared_beyond": beyond if self.images.has_classes else "all images",
+                    "similarities": scores["scores"],
+                    "per_class": unexplained_by_class(forth, back, self.images)
+                    if self.images.has_classes
+                    else [],
+                    "notes": notes,
+                }
+            )
+        return entries
+
+    def direction(self, number: int, x: ComparedLayer, target: ComparedLayer) -> State:
+        """Measure one direction, or take what is kept of it; 0 is A → B, 1 is B → A."""
+        sender, receiver = self.nets[number], self.nets[1 - number]
+        whole = common_size(x, target) == target.size and not target.is_averaged
+        answers = self.effort.knowledge is not None and target.tail is not None and whole
+        identity = direction_identity(
+            x, target, self.effort, answers=answers, classes=list(self.images.classes)
+        )
+        cost = linear_flops(x, target, self.images, self.effort)
+        cached = self.work.kept.holds("linear", identity)
+
+        def compute() -> State:
+            source = LinearSource(x, common_size(x, target), kernel_of(x, target))
+            tail = target.tail() if answers and target.tail else None
+            state = measure_direction(
+                source, target, self.images, self.effort, logits_a=sender.logits, tail=tail
+            )
+            if target.tail is not None and not answers and self.effort.knowledge is not None:
+                state["notes"].append(
+                    f"what net {receiver.label} still knows is left out at {target.name}, whose"
+                    " maps were averaged"
+                )
+            return state
+
+        with self.work.part(
+            f"{sender.label} → {receiver.label}, {x.name} → {target.name}", cached=cached
+        ):
+            state = self.work.kept.get("linear", identity, compute)
+        (self.work.meter.skip if cached else self.work.meter.add)(cost)
+        return state

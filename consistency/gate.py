@@ -62,7 +62,7 @@ class Policy:
     measure: str = "retained"
     layers: str | Sequence[str] = "all"
     features_at_least: float | None = 0.998
-    answers_at_least: float | None = 0.9995
+    answers_at_least: float | None = 0.9999
     accuracy_loss_at_most: float | None = 1.0
     negative_flips_at_most: float | None = 0.02
     mcnemar_level: float | None = 0.01

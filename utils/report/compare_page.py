@@ -73,9 +73,8 @@ def _lay_out(result: Result, folder: str | Path) -> dict[str, Any]:
         result.value("doubts", row) for row in range(len(result.get("doubts") or ()))
     ]
     for row, net in enumerate(result.get("nets")):
-        for number, remark in enumerate(net.get("remarks") or ()):
-            if "untrained" not in remark:  # which is the answer's first sentence
-                doubts.append([f"{net['name']}: ", result.value("nets", row, "remarks", number)])
+        for number in range(len(net.get("remarks") or ())):
+            doubts.append([f"{net['name']}: ", result.value("nets", row, "remarks", number)])
     tables = [_bounded(table, result) for table in _tables(result) if table.rows]
     return {
         "title": title,
@@ -392,7 +391,10 @@ def _gate(result: Result) -> Gate | None:
             str(entry["name"]),
             str(entry.get("where") or ""),
             _cell(result, "gate", "checks", row, "value", form=".4f"),
-            _cell(result, "gate", "checks", row, "threshold", form="g"),
+            [
+                f"{entry.get('sense') or ''} ",
+                _cell(result, "gate", "checks", row, "threshold", form="g"),
+            ],
             str(entry["verdict"]),
         ]
         for row, entry in enumerate(result.get("gate", "checks") or ())

@@ -140,7 +140,7 @@ def _exceptions(result: Result) -> Iterator[Sentence]:
     if untrained:
         who, verb = " and ".join(untrained), "seem" if len(untrained) > 1 else "seems"
         yield Sentence(
-            f"{who} {verb} untrained.",
+            f"{who} {verb} untrained, or trained on other classes.",
             "What an untrained net shares is what random features of its form allow; it learned"
             " none of it.",
         )
@@ -217,10 +217,11 @@ def _by_depth(result: Result, rows: range) -> Iterator[Sentence]:
     if len(shared) < 2:
         return
     most, least = (pick(shared, key=lambda row: shared[row].value) for pick in (max, min))
-    limit = (
-        "Shared is the smaller of both ways. A fall with depth is no fault of a layer: each is held"
-        " against a null of its own."
-    )
+    limit = "Shared is the smaller of both ways. "
+    if result.get("pairs", rows[-1], "forth", "null") is None:
+        limit += "Nulls were left out: what the class means explain stands in their place."
+    else:
+        limit += "A fall with depth is no fault of a layer: each is held against a null of its own."
     numbers = [estimate(result, "pairs", row, "shared") for row in (most, least)]
     places = [pair_label(result, row) for row in (most, least)]
     if shared[most].value == shared[least].value:
@@ -282,9 +283,15 @@ def _classes(result: Result, row: int) -> Sentence | None:
         return None
     a, b = names(result)
     text = _least_known(result, path, left, "forth_unexplained", " unexplained")
+    limit = (
+        "Classes whose intervals overlap are not told apart, and each was measured on few images."
+    )
+    if not isinstance(result.get(*path, 0, "forth_unexplained"), dict):
+        limit = (
+            "The classes' numbers have no intervals: small differences between them mean nothing."
+        )
     return Sentence(
-        [f"Within the images of a class, {a} explains {b}'s features unevenly", *text, "."],
-        "Classes whose intervals overlap are not told apart, and each was measured on few images.",
+        [f"Within the images of a class, {a} explains {b}'s features unevenly", *text, "."], limit
     )
 
 

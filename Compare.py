@@ -24,6 +24,7 @@ from utils.parser import (
     command_line,
     image_folder,
     list_of,
+    output_folder,
     some_path,
     whole,
 )
@@ -91,7 +92,7 @@ def build_parser() -> Parser:
     options.add_run_options(parser)
     group = parser.add_argument_group("output")
     group.add_argument(
-        "--out", type=some_path, default="comparison", metavar="FOLDER", help="what is written"
+        "--out", type=output_folder, default="comparison", metavar="FOLDER", help="what is written"
     )
     # What functions of other steps ask for, whose images have other options
     parser.set_defaults(dataset="folder", name=None, train_path=None, val_path=None)

@@ -17,7 +17,16 @@ from typing import Any
 from distillation.choices import METHODS, NETS
 from utils import options
 from utils.command import answer_early, command
-from utils.parser import Namespace, Parser, list_of, plain_name, real, some_path, whole
+from utils.parser import (
+    Namespace,
+    Parser,
+    list_of,
+    output_folder,
+    plain_name,
+    real,
+    some_path,
+    whole,
+)
 
 
 def build_parser() -> Parser:
@@ -102,7 +111,7 @@ def build_parser() -> Parser:
         "--save",
         neutral=True,
         dest="out",
-        type=some_path,
+        type=output_folder,
         required=True,
         metavar="FOLDER",
         help="what is written",

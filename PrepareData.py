@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils.command import answer_early, command
-from utils.parser import Namespace, Parser, command_line, some_path, source_path, whole
+from utils.files import check_writable
+from utils.parser import Checked, Namespace, Parser, command_line, some_path, source_path, whole
 
 DATASETS = (
     "CUB200",
@@ -53,7 +54,7 @@ def build_parser() -> Parser:
     )
     group.add_argument(
         "--out",
-        type=_path,
+        type=Checked(check_writable, _path),
         default=Path(os.environ.get("KC_DATA", "data")),
         help="folder of the data sets; default from KC_DATA",
     )
@@ -111,7 +112,6 @@ if __name__ == "__main__":
 
 from utils.data.datasets import VOC_CLASSES
 from utils.errors import InputError
-from utils.files import check_writable
 from utils.prepare import arrays
 from utils.prepare.archives import CUB_PARTS, DOG_PARTS, read_cub, read_dogs
 from utils.prepare.cropping import Listing, Problem, clear_target, crop_all

@@ -9,11 +9,12 @@ from typing import Any
 from distillation.choices import NETS, PAIRS
 from utils import options
 from utils.parser import (
-    Existing,
+    Checked,
     Ignored,
     Namespace,
     Parser,
     list_of,
+    output_folder,
     plain_name,
     real,
     some_path,
@@ -93,7 +94,7 @@ def meant_file(path: str | Path) -> Path:
     return meant
 
 
-documented_file = Existing(meant_file)
+documented_file = Checked(meant_file)
 
 
 def add_options(parser: Parser, command: str) -> None:
@@ -192,7 +193,7 @@ def add_options(parser: Parser, command: str) -> None:
     group.add_argument(
         "--checkpoint_dir",
         neutral=True,
-        type=some_path,
+        type=output_folder,
         default="./checkpoint",
         help="folder of the runs' folders",
     )

@@ -16,6 +16,7 @@ from utils.parser import (
     Parser,
     checkpoint_or_auto,
     list_of,
+    output_folder,
     plain_name,
     real,
     some_path,
@@ -90,7 +91,7 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
         help="end of the names of what is written",
     )
     group.add_argument(
-        "--out", neutral=True, type=some_path, default=".", help="root of what is written"
+        "--out", neutral=True, type=output_folder, default=".", help="root of what is written"
     )
 
 

@@ -145,7 +145,7 @@ class Parser(_Declaring, argparse.ArgumentParser):
         return names
 
     def check_files(self, args: Namespace) -> None:
-        """Refuse files that options name and that are not there, and an --out that takes none.
+        """Refuse files that options name and that are not there, and folders that take none.
 
         Args:
             args: the parsed options.
@@ -156,12 +156,10 @@ class Parser(_Declaring, argparse.ArgumentParser):
         for action in self._actions:
             if isinstance(action, argparse._SubParsersAction):
                 action.choices[getattr(args, action.dest)].check_files(args)
-            elif isinstance(action.type, Existing):
+            elif isinstance(action.type, Checked):
                 named = getattr(args, action.dest, None)
                 for path in named if isinstance(named, list) else [named]:
                     action.type.check(path)
-        if "out" in args and args.out is not None:
-            check_writable(args.out)
 
     def parse_known_args(self, args=None, namespace=None):
         """Parse with dashes inside option names read as underscores."""
@@ -299,14 +297,15 @@ def some_path(text: str) -> str:
     return text
 
 
-class Existing:
-    """An argparse type for the names of what a step reads, which must be there when it runs.
+class Checked:
+    """An argparse type for names of files and folders, which are looked at when a step begins.
 
     Parsing does not look: a command line that is printed for later is parsed, too.
     `Parser.check_files` looks.
 
     Args:
-        refuse: raises an InputError with one sentence where nothing is there.
+        refuse: raises an InputError with one sentence, where what is read is not there or nothing
+            can be written.
         read: reads the words of the command line.
         but: values that name no file.
     """
@@ -324,19 +323,20 @@ class Existing:
         return self._read(text)
 
     def check(self, name: Any) -> None:
-        """Refuse what is not there; None and what names no file pass."""
+        """Look; None and what names no file pass."""
         if name is not None and name not in self._but:
             self._refuse(name)
 
 
-checkpoint_file = Existing(check_checkpoint)
-checkpoint_or_auto = Existing(check_checkpoint, str, but=("", "auto"))
-weights_file = Existing(check_file)
-feature_folder = Existing(check_feature_folder)
-run_folder = Existing(check_run_folder)
-image_folder = Existing(check_image_folder)
-architecture = Existing(check_architecture, str)
-source_path = Existing(check_source, lambda text: Path(some_path(text)))
+checkpoint_file = Checked(check_checkpoint)
+checkpoint_or_auto = Checked(check_checkpoint, str, but=("", "auto"))
+weights_file = Checked(check_file)
+feature_folder = Checked(check_feature_folder)
+run_folder = Checked(check_run_folder)
+image_folder = Checked(check_image_folder)
+output_folder = Checked(check_writable)
+architecture = Checked(check_architecture, str)
+source_path = Checked(check_source, lambda text: Path(some_path(text)))
 
 
 def result_file(*endings: str) -> Callable[[str], str]:

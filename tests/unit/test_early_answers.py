@@ -6,7 +6,14 @@ import sys
 
 import pytest
 
+import BornAgain
+import DCM
+import HSAKD
+import PrepareData
+import Report
+import Training
 from tests.unit.test_rooms import HEAVY, ROOT, STEPS
+from utils.command import answer_early
 
 # What is missing of each step, and the exit code; "nowhere" stands for a file that is not there.
 MISSING = {
@@ -110,3 +117,47 @@ def test_preparing_data_needs_no_pytorch_at_all():
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+def answered(monkeypatch, step, *words):
+    """Answer a command line early, in this process."""
+    monkeypatch.setattr("sys.argv", [f"{step.__name__}.py", *map(str, words)])
+    answer_early(step.build_parser())
+
+
+def test_a_page_is_made_again_in_its_place(monkeypatch, tmp_path):
+    page = tmp_path / "page.html"
+    page.touch()
+    answered(monkeypatch, Report, tmp_path, "--out", page)
+
+
+@pytest.mark.parametrize(
+    ("step", "words"),
+    [
+        (Training, ["--out"]),
+        (PrepareData, ["digits", "--out"]),
+        (DCM, ["--save"]),
+        (HSAKD, ["teacher", "--out"]),
+        (HSAKD, ["teacher", "--checkpoint_dir"]),
+    ],
+)
+def test_a_folder_below_a_file_is_refused(monkeypatch, tmp_path, step, words):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match=r"^\w+\.py: .*file"):
+        answered(monkeypatch, step, *words, tmp_path / "file" / "x")
+    answered(monkeypatch, step, *words, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("name", ["", "auto"])
+def test_what_a_run_left_itself_need_not_be_there(monkeypatch, name):
+    answered(monkeypatch, Training, "--resume", name)
+    answered(monkeypatch, BornAgain, "--resume", name)
+
+
+def test_the_file_of_an_architecture_must_be_there(monkeypatch, tmp_path):
+    (tmp_path / "nets.py").touch()
+    for arch in ("vgg16", "package.module:tiny", f"{tmp_path}/nets.py:tiny"):
+        answered(monkeypatch, Training, "--arch", arch)
+    with pytest.raises(SystemExit, match=r"no file .*lost"):
+        answered(monkeypatch, Training, "--arch", f"{tmp_path}/lost.py:tiny")

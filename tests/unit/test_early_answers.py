@@ -19,6 +19,7 @@ from utils.command import answer_early
 MISSING = {
     "BornAgain": ["--resume", "nowhere"],
     "Calibrate": ["--convOut_path", ".", "--transnet", "nowhere"],
+    "Compare": ["nowhere", "nowhere", "--images", "."],
     "ConvOutput": ["--resume1", "nowhere", "--resume2", "nowhere"],
     "DCM": ["--save", ".", "--resume", "nowhere"],
     "HSAKD": ["student", "--tcheckpoint", "nowhere"],

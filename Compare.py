@@ -17,6 +17,7 @@ from typing import Any
 from utils import options
 from utils.command import answer_early, command
 from utils.parser import (
+    Existing,
     Namespace,
     Parser,
     architecture,
@@ -25,9 +26,15 @@ from utils.parser import (
     image_folder,
     list_of,
     output_folder,
+    real,
+    result_file,
     some_path,
     whole,
 )
+from utils.presence import check_file
+
+DEFAULT = "default"  # names the gate's own policy
+policy_file = Existing(check_file, but=(DEFAULT,))
 
 
 def build_parser() -> Parser:
@@ -94,9 +101,42 @@ def build_parser() -> Parser:
     group.add_argument(
         "--out", type=output_folder, default="comparison", metavar="FOLDER", help="what is written"
     )
+    group = parser.add_argument_group("gate")
+    group.add_argument(
+        "--gate",
+        type=policy_file,
+        metavar="POLICY",
+        help=(
+            "decide whether B lost what A knew, by a JSON file, or by the policy that is named"
+            f" {DEFAULT}: the exit code is 0 (pass), 3 (knowledge lost) or 4 (cannot say)"
+        ),
+    )
+    group.add_argument(
+        "--fail_below",
+        type=real(),
+        metavar="SHARED",
+        help="decide, and fail where the features retain less",
+    )
+    group.add_argument(
+        "--fail_above_flips",
+        type=real(),
+        metavar="P",
+        help="decide, and fail where B alone is wrong on a larger share of the images",
+    )
+    group.add_argument(
+        "--junit", type=result_file(".xml"), metavar="FILE", help="write the gate's checks for CI"
+    )
+    group.add_argument(
+        "--markdown", type=result_file(".md"), metavar="FILE", help="write them to be read"
+    )
     # What functions of other steps ask for, whose images have other options
     parser.set_defaults(dataset="folder", name=None, train_path=None, val_path=None)
     return parser
+
+
+def is_gated(args: Namespace) -> bool:
+    """Whether the command decides."""
+    return any(value is not None for value in (args.gate, args.fail_below, args.fail_above_flips))
 
 
 def check_options(parser: Parser, args: Namespace) -> None:
@@ -105,6 +145,8 @@ def check_options(parser: Parser, args: Namespace) -> None:
         parser.error("name two checkpoints")
     if args.at2 and not args.at:
         parser.error("--at2 names the layers of net B beside --at, one for each")
+    if not is_gated(args):
+        parser.refuse_without_effect(args, ["junit", "markdown"], "without --gate")
     if args.quick:
         parser.refuse_without_effect(args, ["shuffles", "permutations"], "beside --quick")
     if args.device_ids and len(args.device_ids) > 1:
@@ -121,10 +163,11 @@ from consistency.compared import ComparedImages, ComparedNet
 from consistency.compared_nets import ALL, NetFeatures, Survey, matched_places, survey
 from consistency.comparison import Comparing, Effort, Work
 from consistency.comparison_report import Comparison, make_record, weights_of
+from consistency.gate import Policy, Verdict, decide, read_policy
 from models.classifiers import read_classifier
 from utils import opening
 from utils.data.images import ImageData, files_side, load_folder
-from utils.files import claim, in_words
+from utils.files import claim, in_words, write_text
 from utils.kept import Kept
 from utils.normalisation import normalisation_words
 from utils.progress import Meter
@@ -248,12 +291,48 @@ def notes_of(images: ComparedImages, nets: Sequence[ComparedNet], side: int) -> 
     return notes
 
 
+def open_policy(args: Namespace) -> Policy | None:
+    """Read what the gate asks; None where there is none."""
+    if not is_gated(args):
+        return None
+    return read_policy(
+        None if args.gate in (None, DEFAULT) else args.gate,
+        features_at_least=args.fail_below,
+        negative_flips_at_most=args.fail_above_flips,
+    )
+
+
+def decide_by(args: Namespace, report: Comparison) -> Verdict | None:
+    """Ask the gate, and put what it decided into the report."""
+    if (policy := open_policy(args)) is None:
+        return None
+    nets = report.record["nets"]
+    logits = report.logits["A"], report.logits["B"]
+    labels = None if any(net["top1_percent"] is None for net in nets) else report.labels
+    options = {"resamples": args.bootstrap, "seed": args.seed}
+    verdict = decide(report.record, policy, logits, labels, **options)
+    report.record["gate"] = verdict.record()
+    return verdict
+
+
+def write_verdict(args: Namespace, verdict: Verdict) -> None:
+    """Print what the gate decided, and write it for CI."""
+    print(f"gate: {verdict.verdict}")
+    for reason in verdict.reasons:
+        print(f"    {reason}")
+    for file, text in ((args.junit, verdict.junit), (args.markdown, verdict.markdown)):
+        if file:
+            write_text(file, text())
+            print(f"saved {file}")
+
+
 @command
 def main(argv: Sequence[str] | None = None) -> Comparison:
     """Run the step; returns the report."""
     parser = build_parser()
     args = parser.parse_args(argv)
     parser.check_files(args)
+    open_policy(args)  # a wrong one is refused before anything is computed
     runtime = opening.start(args)
     out, labels = Path(args.out), labels_of(args)
     with claim(out, elsewhere="--out"):
@@ -372,8 +451,13 @@ def main(argv: Sequence[str] | None = None) -> Comparison:
         for note in images.notes:
             runtime.say(f"note: {note}")
         runtime.say(str(report))
+        verdict = decide_by(args, report)
         for file in report.save(out):
             runtime.say(f"saved {file} ({in_words(file.stat().st_size)})")
+        if verdict is not None and runtime.is_main:
+            write_verdict(args, verdict)
+    if verdict is not None and verdict.exit_code:
+        raise SystemExit(verdict.exit_code)
     return report
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from utils import options
 from utils.command import answer_early, command
 from utils.parser import (
-    Existing,
+    Checked,
     Namespace,
     Parser,
     architecture,
@@ -34,7 +34,7 @@ from utils.parser import (
 from utils.presence import check_file
 
 DEFAULT = "default"  # names the gate's own policy
-policy_file = Existing(check_file, but=(DEFAULT,))
+policy_file = Checked(check_file, but=(DEFAULT,))
 
 
 def build_parser() -> Parser:

@@ -1,6 +1,4 @@
-"""The names that the released checkpoints use,
-translated to this suite's; pure functions on state dicts.
-"""
+"""The names of tensors in the authors' checkpoints, translated to those of this suite."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,9 +8,9 @@ from torch import Tensor
 
 from utils.errors import InputError
 
-_LOGITS = "nonLinearLayers_p_pre"
-_SCALES = "nonLinearLayers_norm"
-_BATCHES = "running_times"
+_LOGITS = "nonLinearLayers_p_pre"  # logit_p, (K,)
+_SCALES = "nonLinearLayers_norm"  # running standard deviations, one row an order (batch mode)
+_BATCHES = "running_times"  # batches that these have seen, one number an order
 
 
 def strip_module(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -28,10 +26,10 @@ def strip_module(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def fold_masks(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Multiply the masks of a compressed net into its weights: `{layer}.mask` beside a
-    `{layer}.weight` of its shape.
+    """Multiply the masks of a compressed net into its weights.
 
-    Any other tensor called `mask` stays what it is.
+    A mask is a `{layer}.mask` of the same shape as `{layer}.weight`. Any other tensor called `mask`
+    stays as it is.
     """
     masks = {
         f"{key.removesuffix('.mask')}.weight": key
@@ -47,9 +45,7 @@ def fold_masks(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def is_authors_trans_net(state: Mapping[str, Tensor]) -> bool:
-    """Whether a state dict is a Trans-Net under the authors' names,
-    with or without `module` pieces.
-    """
+    """Whether a state dict is one of the authors' Trans-Nets, with or without `module` pieces."""
     return _LOGITS in strip_module(state)
 
 
@@ -58,8 +54,8 @@ def trans_net_from_authors(
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Translate the state dict of one of the authors' Trans-Nets.
 
-    The authors count the linear layers in the order of application, so their layer i is W(K − i),
-    their logits begin with p(K), and row i of their divisors (in batch mode) is Σ of order K − i;
+    The authors count the linear layers in the order of application: their layer i is W(K − i), and
+    their logits begin with p(K). In batch mode, row i of their divisors is Σ of order K − i, and
     the last row is the input's.
 
     Args:

@@ -1,5 +1,7 @@
-"""Classifiers by name: torchvision's, the small ones,
-foreign ones; fine-tuning forms; and the files that hold them.
+"""Classifiers by name, and the files that hold them.
+
+A name means a network of torchvision, one of `models.small`, a fine-tuning form (`_ft`) of some of
+torchvision's, or a foreign network (`models.own`).
 """
 
 import difflib
@@ -30,12 +32,11 @@ from utils.later import torchvision
 from utils.provenance import same_arch
 from utils.remarks import remark
 
-# torchvision's ImageNet weights of these two expect inputs scaled to [-1, 1]. With
-# `transform_input` always on, a checkpoint need not say whether its network began with those
-# weights.
+# torchvision's ImageNet weights of these two expect inputs in [-1, 1]. `transform_input` is always
+# on, so that a checkpoint need not record whether its network began with those weights.
 _INCEPTION_OPTIONS = {"aux_logits": False, "transform_input": True}
 _OPTIONS = {"googlenet": _INCEPTION_OPTIONS, "inception_v3": _INCEPTION_OPTIONS}
-_USUAL_CLASSES = 10  # of a foreign net, until its file says how many it has
+_USUAL_CLASSES = 10  # a foreign net is built with so many until its file says their number
 
 
 def build(
@@ -49,34 +50,34 @@ def build(
 ) -> nn.Module:
     """Build a classifier, images (N, 3, S, S) → logits (N, num_classes), on the CPU.
 
-    A name that ends in `_ft` (VGG, AlexNet and ResNets) is a fine-tuning form: its layers below
-    `train_layer` hold ImageNet weights and are frozen, the rest is initialised anew. As in the
-    authors' release, frozen parameters have no gradient, while frozen BatchNorms follow the
-    network's mode (`fix_batch_norm` holds them).
+    A name that ends in `_ft` (VGG, AlexNet and ResNets) is a fine-tuning form. Its layers below
+    `train_layer` hold ImageNet weights and are frozen; the rest is initialised anew. As in the
+    authors' release, frozen parameters have no gradient, but BatchNorms among them follow the
+    network's mode (`fix_batch_norm` freezes their statistics too).
 
     Args:
-        arch: a torchvision classification model, or one with `_ft` appended, a network of
-            `models.small.names`, or a foreign one (`models.own`). If a foreign one has another
-            number of logits, its last layer is initialised anew for `num_classes`, if it is a plain
-            linear layer, and this is said.
+        arch: a classification model of torchvision, or one with `_ft` appended; a network of
+            `models.small.names`; or a foreign one (`models.own`). A foreign net with another number
+            of logits gets a new last layer, if the old one is a plain linear layer. A remark says
+            so.
         num_classes: the length of the logits.
         pretrained: begin with torchvision's IMAGENET1K_V1 weights (`_ft` always does), or with
             timm's.
-        weights: begin with this file instead: a state dict or a checkpoint, ours or anybody's. If
-            it is for another number of classes, the last layer is initialised anew, and this is
-            said; all else must fit.
+        weights: begin with this file instead: a state dict or a checkpoint of any origin. If its
+            number of classes differs, the last layer is initialised anew, and a remark says so.
+            All other tensors must fit.
         train_layer: for `_ft`, the first layer of `features` (VGG, AlexNet) that is trained. A VGG
-            that has no such layer, as vgg16 with the default, trains its last seven, the last
-            block; the ResNets always train from layer3 on.
-        image_size: S, pixels; a foreign net is tried on such images, else on a size that it takes.
+            without such a layer, as vgg16 with the default, trains its last block, seven layers.
+            The ResNets always train from layer3 on.
+        image_size: S, pixels. A foreign net is tried on such images. None: on a size that it takes.
 
     Raises:
         InputError: an unknown name, a foreign net of other logits, weights that do not fit or
-            cannot be had.
+            cannot be downloaded.
     """
     model = _structure(arch, num_classes, train_layer, pretrained=pretrained and weights is None)
     if is_foreign(arch):
-        count = _with_classes(model, arch, num_classes, image_size, said=True)
+        count = _with_classes(model, arch, num_classes, image_size, with_remark=True)
         if count not in (None, num_classes):
             raise InputError(
                 f"{arch} gives {count} logits, {num_classes} are expected, and its last layer is no"
@@ -85,16 +86,16 @@ def build(
             )
     base = _base(arch)
     if weights is not None:
-        source, known = str(weights), None if is_foreign(arch) else base
-        _, state, reading = _choose(model, checkpoint.load(weights), source, known)
-        readings = candidates(state, known)
+        source, house_arch = str(weights), None if is_foreign(arch) else base
+        _, state, reading = _choose(model, checkpoint.load(weights), source, house_arch)
+        readings = candidates(state, house_arch)
     elif (pretrained and not is_timm(arch)) or arch != base:
         source, reading = f"torchvision's {base}", _imagenet_weights(base)
         readings = iter([reading])
-    else:
+    else:  # random weights, or timm's, which `_structure` has loaded
         return model
 
-    if arch != base:
+    if arch != base:  # `_ft`: only the frozen layers take their weights from the file
         frozen = tuple(f"{name}." for name in _frozen_layers(model, train_layer))
         fill(
             model,
@@ -114,7 +115,7 @@ def build(
 
 
 class FixedBatchNorm2d(nn.BatchNorm2d):
-    """A BatchNorm that always normalises with its running statistics and never updates them."""
+    """A frozen BatchNorm: it always uses its running statistics and never updates them."""
 
     def train(self, mode: bool = True) -> "FixedBatchNorm2d":
         """Stay in evaluation mode, whatever mode the network around it enters."""
@@ -122,24 +123,20 @@ class FixedBatchNorm2d(nn.BatchNorm2d):
 
 
 def fix_batch_norm(model: nn.Module) -> None:
-    """Fix the running statistics of all BatchNorm layers of a model,
-    in place; scale and shift are trained on.
+    """Freeze the running statistics of all BatchNorm layers, in place; scale and shift train on.
 
-    The layers become `FixedBatchNorm2d` and so stay in evaluation mode after `model.train()`, in
+    The layers become `FixedBatchNorm2d`. So they stay in evaluation mode after `model.train()`, in
     copies and under DataParallel. Names in the state dict do not change.
     """
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
-            # Not a new module in its place: whoever already holds this one, as a head or tail does,
-            # sees it fixed.
+            # Change the class, not the module: a head or tail that shares the module sees it.
             module.__class__ = FixedBatchNorm2d
             module.eval()
 
 
 def classifier_record(arch: str, num_classes: int, train_layer: int = 34) -> dict[str, Any]:
-    """Give what a checkpoint stores under "model" so that `load_classifier` needs no flags;
-    arguments as `build`'s.
-    """
+    """Give a checkpoint's entry "model", by which `load_classifier` needs no flags; see `build`."""
     return {"arch": arch, "num_classes": num_classes, "train_layer": train_layer}
 
 
@@ -155,27 +152,30 @@ def read_classifier(
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Read a checkpoint and rebuild its classifier on the CPU, in evaluation mode and float32.
 
-    The file is a checkpoint of ours or of the authors (`epoch`, `arch`, `state_dict`, …; masks of a
-    compressed net are folded into the weights), a file of DCM (`params`) or HSAKD (`net`, `model`),
-    whose heads are dropped, one of another training script, or a bare state dict
-    (`models.state_dicts`). Of HSAKD's online pair net 1 is taken.
+    The file is one of these:
 
-    Of a network that this project or torchvision builds, only what is used of the file is read,
-    when it is used: its tensors stay mapped, the optimiser's too. Changes go to memory, never to
-    the file; the file may be replaced meanwhile, as `checkpoint.save` does, but not be overwritten
-    in place. PyTorch 1.0's format is read whole.
+    - a checkpoint of this suite or of the authors (`epoch`, `arch`, `state_dict`, …); masks of a
+      compressed net are folded into the weights;
+    - a file of DCM (`params`) or HSAKD (`net`, `model`), whose heads are dropped; of HSAKD's online
+      pair, net 1 is taken;
+    - a checkpoint of another training script, or a bare state dict (`models.state_dicts`).
+
+    The tensors stay mapped, the optimiser's too: of a network of this project or of torchvision,
+    only tensors that are used are read, when they are used. Changes go to memory, never to the
+    file. Meanwhile the file may be replaced, as `checkpoint.save` does, but not overwritten in
+    place. PyTorch 1.0's format is read whole.
 
     Args:
         path: the file.
-        arch: the architecture that is expected. Needed where the file does not say its own, and for
-            a user's own code (`models.own.named_arch`). With and without `_ft` is the same
-            architecture; what is frozen is as the file says.
-        num_classes: the number of classes that is expected, if it matters.
+        arch: the expected architecture. It is needed where the file names none, and for a user's
+            own code (`models.own.named_arch`). Names with and without `_ft` are the same
+            architecture; the file says which layers are frozen.
+        num_classes: the expected number of classes; None: any.
 
     Returns:
-        The model and the rest of the checkpoint (without `state_dict`), with "model" as
-        `classifier_record` gives it, and with "inputs" where the model carries what its images are
-        (`models.inputs.Inputs`).
+        The model, and the rest of the checkpoint without `state_dict`. Its "model" is as
+        `classifier_record` gives it. It has "inputs" (`models.inputs.Inputs`) where the model
+        carries what its images are.
 
     Raises:
         InputError: the file is missing, damaged, holds something else, or not what is expected.
@@ -188,36 +188,38 @@ def read_classifier(
         raise InputError(f"{path} does not say its architecture; give it with --arch")
     if arch is not None and not same_arch(_base(arch), _base(record["arch"])):
         raise InputError(f"checkpoint {path} holds a {record['arch']}, --arch says {arch}")
-    held, train_layer = named_arch(record["arch"], arch, path), record.get("train_layer", 34)
-    foreign = is_foreign(held)
-    known = None if foreign else _base(held)
+    name, train_layer = named_arch(record["arch"], arch, path), record.get("train_layer", 34)
+    foreign = is_foreign(name)
+    house_arch = None if foreign else _base(name)
     image_size = _image_size(stored)
 
-    with torch.random.fork_rng(devices=[]):  # what is drawn is replaced
+    # The random numbers of an initialisation are all replaced: the caller's stay as they are.
+    with torch.random.fork_rng(devices=[]):
+        # Build with a guess, read the classes off the tensors that do not fit, and build again.
         guess = (record.get("num_classes") or num_classes or _USUAL_CLASSES) if foreign else 1
-        model, count = _uninitialised(held, guess, train_layer, image_size)
-        key, state, reading = _choose(model, stored, path, known)
+        model, count = _uninitialised(name, guess, train_layer, image_size)
+        key, state, reading = _choose(model, stored, path, house_arch)
         classes = set(of_other_classes(model, reading, count).values())
         if len(classes) == 1:
-            model, count = _uninitialised(held, classes.pop(), train_layer, image_size)
-        fill(model, candidates(state, known), str(path))
+            model, count = _uninitialised(name, classes.pop(), train_layer, image_size)
+        fill(model, candidates(state, house_arch), str(path))
     if num_classes is not None and count != num_classes:
         raise InputError(
             f"{path} holds a classifier of {count} classes, {num_classes} are expected"
         )
-    if name := checkpoint.first_not_finite(model.state_dict()):
+    if diverged := checkpoint.first_not_finite(model.state_dict()):
         raise InputError(
-            f"{path} holds a net that diverged: {name} is not finite; use an earlier checkpoint"
+            f"{path} holds a net that diverged: {diverged} is not finite; use an earlier checkpoint"
         )
-    rest = {name: value for name, value in stored.items() if name != key[0]} if key else {}
-    rest["model"] = classifier_record(held, count, train_layer)
+    rest = {entry: value for entry, value in stored.items() if entry != key[0]} if key else {}
+    rest["model"] = classifier_record(name, count, train_layer)
     if (carried := preprocessing_of(model)) is not None:
         rest["inputs"] = carried
     return model.eval(), rest
 
 
 def check_reloads(model: nn.Module, record: Mapping[str, Any], image_size: int) -> None:
-    """Refuse to train a foreign network whose checkpoint could not be read afterwards.
+    """Refuse to train a foreign network whose checkpoint could not be read back.
 
     Args:
         model: the network.
@@ -225,8 +227,8 @@ def check_reloads(model: nn.Module, record: Mapping[str, Any], image_size: int) 
         image_size: S, pixels.
 
     Raises:
-        InputError: its state dict holds more than tensors, or another network of its factory does
-            not take it.
+        InputError: its state dict holds more than tensors, or a second network of its factory does
+            not take that state dict.
     """
     arch = record["arch"]
     if not is_foreign(arch):
@@ -248,43 +250,44 @@ def check_reloads(model: nn.Module, record: Mapping[str, Any], image_size: int) 
 
 
 def _record(stored: Mapping[str, Any], arch: str | None) -> dict[str, Any]:
-    """Give what a file says of its classifier,
-    as `classifier_record` does; what it does not say is as `arch`.
+    """Give a file's record of its classifier, as `classifier_record` does.
 
-    A training script of others may call its architecture by any name, so an option that names a
-    foreign one is right against it.
+    Where the file names no architecture, `arch` counts. Another project's training script may call
+    its architecture by any name; so an option that names a foreign one counts before it.
     """
     record = stored.get("model")
     if isinstance(record, Mapping) and isinstance(record.get("arch"), str):
         return dict(record)
-    held = stored.get("arch")
-    if not isinstance(held, str) or (arch is not None and is_foreign(arch) and not is_own(held)):
-        held = arch
-    return {"arch": held}
+    stored_arch = stored.get("arch")
+    is_foreign_named = arch is not None and is_foreign(arch)
+    if not isinstance(stored_arch, str) or (is_foreign_named and not is_own(stored_arch)):
+        stored_arch = arch
+    return {"arch": stored_arch}
 
 
 def _image_size(stored: Mapping[str, Any]) -> int | None:
-    """Give the size of the images that a checkpoint of ours says it was trained on."""
+    """Give the image size, in pixels, that a checkpoint of this suite was trained at."""
     data = stored.get("data")
     return data.get("image_size") if isinstance(data, Mapping) else None
 
 
 def _choose(
-    model: nn.Module, stored: Mapping[str, Any], path: str | Path, known: str | None
+    model: nn.Module, stored: Mapping[str, Any], path: str | Path, house_arch: str | None
 ) -> tuple[tuple[str, ...], Mapping[str, Tensor], dict[str, Tensor]]:
-    """Choose the state dict of a file for a model, and say so where it holds several.
+    """Choose the state dict of a file for a model; of several, a remark names the chosen one.
 
     Args:
         model: the network.
-        stored: what the file holds.
+        stored: the file's content.
         path: the file.
-        known: see `candidates`.
+        house_arch: the architecture, if it is one of this project or torchvision; see
+            `candidates`.
 
     Returns:
-        The keys that lead to it, the state dict, and the reading of it that comes nearest.
+        The keys that lead to the state dict, the state dict, and its reading nearest to the model.
 
     Raises:
-        InputError: it holds none.
+        InputError: the file holds no state dict.
     """
     states = state_dicts(stored)
     if not states:
@@ -292,7 +295,7 @@ def _choose(
             f"{path} holds neither a state_dict nor weights alone, but"
             f" {', '.join(map(str, list(stored)[:4]))}"
         )
-    key, reading = nearest(model, states, known)
+    key, reading = nearest(model, states, house_arch)
     if len(states) > 1:
         remark(
             f"{path} holds {', '.join('.'.join(other) for other in states)}; {'.'.join(key)} is"
@@ -308,14 +311,15 @@ def _structure(
     base = names.torchvision_name(_base(arch))
     if is_foreign(arch):
         return build_foreign(arch, num_classes, pretrained=pretrained)
-    known = torchvision.models.list_models(module=torchvision.models)
+    of_torchvision = torchvision.models.list_models(module=torchvision.models)
     if names.is_small(base):
         model: nn.Module = build_bare(base, num_classes)
-    elif base in known:
+    elif base in of_torchvision:
+        # Without `init_weights` torchvision warns that its default will change.
         options = {**_OPTIONS[base], "init_weights": True} if base in _OPTIONS else {}
         model = torchvision.models.get_model(base, num_classes=num_classes, **options)
     else:
-        near = difflib.get_close_matches(base, [*known, *names.NAMES], n=1, cutoff=0)[0]
+        near = difflib.get_close_matches(base, [*of_torchvision, *names.NAMES], n=1, cutoff=0)[0]
         raise InputError(f"there is no architecture {arch!r}; the nearest name is {near}")
     if arch != base:
         for name in _frozen_layers(model, train_layer):
@@ -324,20 +328,26 @@ def _structure(
 
 
 def _with_classes(
-    model: nn.Module, arch: str, num_classes: int, image_size: int | None, *, said: bool = False
+    model: nn.Module,
+    arch: str,
+    num_classes: int,
+    image_size: int | None,
+    *,
+    with_remark: bool = False,
 ) -> int | None:
-    """Let a foreign net give its logits alone,
-    `num_classes` of them if its last layer can be exchanged; in place.
+    """Let a foreign net give its logits alone, `num_classes` of them if possible; in place.
+
+    A last layer that is plain and linear is replaced where its number of outputs is another.
 
     Args:
         model: the network.
-        arch: how it is called.
+        arch: its name, for messages.
         num_classes: the wanted length of the logits.
         image_size: see `give_logits`.
-        said: say that a layer is new, as nothing from a file will take its place.
+        with_remark: say that the layer is new; no file will fill it.
 
     Returns:
-        Their length; None where it cannot be seen.
+        The length of the logits; None where `give_logits` cannot see it.
     """
     initialise_lazy(model, image_size)
     count = give_logits(model, arch, num_classes, image_size)
@@ -347,7 +357,7 @@ def _with_classes(
     ):
         return count
     replace_linear(model, name, num_classes)
-    if said:
+    if with_remark:
         remark(
             f"{arch} gives {count} logits, {num_classes} are expected: {name}, {count} →"
             f" {num_classes}, is new"
@@ -356,18 +366,20 @@ def _with_classes(
 
 
 def _base(arch: str) -> str:
-    """Give the architecture's name without what says how it is fine-tuned."""
+    """Give the architecture's name without the ending of its fine-tuning form."""
     return arch if is_foreign(arch) else arch.removesuffix("_ft")
 
 
 def _uninitialised(
     arch: str, num_classes: int, train_layer: int, image_size: int | None
 ) -> tuple[nn.Module, int]:
-    """Give the structure without spending seconds on weights that a file will replace,
-    and its number of classes.
+    """Build a network without initialising the weights, which a file will replace.
 
-    A foreign net is built with values all the same: code of others may ask for them, and buffers
-    that no file has must be right.
+    That saves seconds. A foreign net is initialised all the same: its code may ask for values, and
+    buffers that no file has must be right.
+
+    Returns:
+        The network, and its number of classes.
     """
     if is_foreign(arch):
         model = _structure(arch, num_classes, train_layer)
@@ -377,7 +389,7 @@ def _uninitialised(
         with torch.device("meta"):
             return _structure(arch, num_classes, train_layer), num_classes
     except NotImplementedError:
-        # RegNet computes its widths with tensors, which "meta" has no values for
+        # RegNet computes its widths with tensors; those of "meta" have no values.
         return _structure(arch, num_classes, train_layer), num_classes
 
 
@@ -398,19 +410,16 @@ def _frozen_layers(model: nn.Module, train_layer: int) -> list[str]:
 
 
 def last_layer(model: nn.Module) -> str:
-    """Name the layer that gives the logits: the last with weights;
-    of a foreign net the one whose output they are.
+    """Name the layer that gives the logits.
+
+    In a network of torchvision or of this project it is the last linear layer or convolution. In a
+    foreign one it is the layer whose output is the logits, wherever it stands.
     """
-    known = type(model).__module__.partition(".")[0] in ("torchvision", "models")
-    found = None if known else logits_layer(model)
-    return (
-        found
-        or [
-            name
-            for name, module in model.named_modules()
-            if isinstance(module, nn.Linear | nn.Conv2d)
-        ][-1]
-    )
+    is_of_house = type(model).__module__.partition(".")[0] in ("torchvision", "models")
+    if not is_of_house and (layer := logits_layer(model)):
+        return layer
+    kinds = (nn.Linear, nn.Conv2d)
+    return [name for name, module in model.named_modules() if isinstance(module, kinds)][-1]
 
 
 def _imagenet_weights(arch: str) -> dict[str, Tensor]:
@@ -428,7 +437,7 @@ def _imagenet_weights(arch: str) -> dict[str, Tensor]:
         )
     chosen = choices["IMAGENET1K_V1"]
     try:
-        # Not the bare file: torchvision renames keys of its older ones.
+        # Let torchvision read its file: it renames keys of older ones.
         state = torchvision.models.get_model(base, weights=chosen).state_dict()
     except (OSError, RuntimeError) as error:
         cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(chosen.url).name

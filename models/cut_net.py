@@ -26,16 +26,16 @@ from utils.provenance import NetSource
 from utils.remarks import remark
 
 Shape = tuple[int, ...]
-# What rounding may make of the largest value: of an answer that was computed in the same order of
-# operations, and of one whose BatchNorms are folded and whose memory is in channels-last order.
+# The largest difference that rounding may explain, as a share of the largest value. SAME: the
+# same operations in the same order. FAST: BatchNorms folded, memory in channels-last order.
 SAME, FAST = 1e-5, 1e-4
 
 
 class CutNet:
     """A trained classifier, cut at one layer or tapped at several.
 
-    A net is read once and hashed once. Before its features are used, `prove` holds what was cut
-    against the net as its author wrote it; `frozen` refuses to work before.
+    A net is read once and hashed once. Before its features are used, `prove` compares the cut net
+    with the net as its author wrote it. `frozen` refuses to work before that.
 
         net = open_net("A.pth.tar", None, Layer("layer3.1.add")).normalised_by(normalisation)
         net.prove_fast(pixels)
@@ -43,9 +43,9 @@ class CutNet:
 
     Args:
         model: images (N, 3, S, S) → logits (N, C), in evaluation mode, on the CPU.
-        sources: what it is, once for each layer.
+        sources: one record of the net for each layer.
         state: its checkpoint without the weights; "model" says what rebuilds it.
-        tapped: `form`, which is asked for features, is `taps`; else it is `head`.
+        tapped: features come from `taps` (all layers in one pass) instead of from `head`.
 
     Raises:
         InputError: there is no such layer, or it is no cut.
@@ -60,15 +60,17 @@ class CutNet:
         tapped: bool = False,
     ) -> None:
         self.model, self.sources, self.state, self.tapped = model, list(sources), state, tapped
-        # Pixels that it was cut for, where its code depends on them
+        # Pixels to a side that it was cut for; None: a usual size
         self.image_size: int | None = None
+        # The graph that gives features
         self.form = self.taps if tapped else self.head
-        self._shapes: dict[int, list[Shape]] = {}  # by image size, once they were measured
-        self._is_fast: bool | None = None  # whether `frozen` is fast; None: nothing was proven
+        self._shapes: dict[int, list[Shape]] = {}  # of the features, by the size of the images
+        # Whether the fast form passed its proof; None: nothing is proven yet
+        self._is_fast: bool | None = None
 
     @property
     def source(self) -> NetSource:
-        """What the net is, cut at the first of its layers."""
+        """The record of the net, cut at the first of its layers."""
         return self.sources[0]
 
     @property
@@ -93,15 +95,15 @@ class CutNet:
         return tap(self.model, layers, self.image_size, channels_last=last)
 
     def normalised_by(self, normalisation: Normalisation) -> "CutNet":
-        """Say by which constants the net reads pixels."""
+        """Record the constants by which the net normalises pixels, and return the net."""
         self.sources = [replace(source, normalisation=normalisation) for source in self.sources]
         return self
 
     def from_pixels(self, module: nn.Module) -> FromPixels:
-        """Let a form of the net, which takes normalised images, read pixels by the net's constants.
+        """Put the net's normalisation before a form of it that takes normalised images.
 
         Raises:
-            InputError: nobody recorded them.
+            InputError: the net's normalisation is not recorded.
         """
         if self.source.normalisation is None:
             raise InputError(
@@ -114,9 +116,12 @@ class CutNet:
         return self.from_pixels(self.model)
 
     def shapes(self, image_size: int) -> list[Shape]:
-        """Measure the shapes of one image's features at all layers, of S pixels to a side.
+        """Measure the shapes of one image's features, without the batch axis, at all layers.
 
-        A net whose code depends on the size of the images is cut anew for this one.
+        A net whose code depends on the size of the images is cut anew for this size.
+
+        Args:
+            image_size: S, pixels.
         """
         if image_size in self._shapes:
             return self._shapes[image_size]
@@ -125,86 +130,97 @@ class CutNet:
             try:
                 self._cut_for(image_size)
             except InputError:
+                # Without "image_size" the features are right at any size. Then only the net's end
+                # refuses these images (a Linear that counts positions), and nobody asks for it.
                 if "image_size" in self.form.meta:
-                    raise  # else the net's end alone does not take them, and its features are right
+                    raise
         shapes = (
             feature_shapes(self.taps, image_size)
             if self.tapped
             else [feature_shape(self.head, image_size)]
         )
-        self._shapes = {image_size: shapes}  # of the size that the net is cut for now
+        self._shapes = {image_size: shapes}  # shapes at another size belong to another cut
         return shapes
 
     def _cut_for(self, image_size: int) -> None:
-        """Cut the net anew, for images of S pixels to a side."""
-        size, self.image_size = self.image_size, image_size
-        before: dict[str, Any] = {
+        """Cut the net anew for images of S pixels to a side; after an error the old cut stays."""
+        size_before, self.image_size = self.image_size, image_size
+        # Cached properties live in the instance's dictionary: taking them out clears the cache.
+        cuts_before: dict[str, Any] = {
             form: vars(self).pop(form) for form in ("_halves", "taps") if form in vars(self)
         }
         try:
             self.form = self.taps if self.tapped else self.head
         except InputError:
-            self.image_size = size
-            vars(self).update(before)
+            self.image_size = size_before
+            vars(self).update(cuts_before)
             raise
 
     def penultimate(self, shape: Shape) -> "Penultimate":
-        """Give what follows the first layer up to the net's last one.
+        """Give the map from the first layer's feature to the penultimate feature.
 
         Args:
             shape: of one image's feature at the first layer.
 
         Raises:
-            InputError: nothing follows.
+            InputError: the features are taken at or behind the last layer.
         """
         return Penultimate(before_last(self.tail, last_layer(self.model)), shape)
 
     def prove(self, pixels: Tensor) -> list[Tensor]:
-        """Hold the cut net against the net as its author wrote it, on a few images.
+        """Compare the cut net with the net as its author wrote it, on a few images.
 
         - The feature at a layer that is a module equals, to the bit, what a forward hook sees.
-        - The logits equal the net's own. So the feature of a layer that no hook sees is right too.
+        - The logits equal those of the net. So a feature that no hook sees is right too.
 
-        All is computed on the CPU in float32 and leaves random numbers as they were.
+        The proof computes on the CPU in float32 and leaves the random state as it was.
 
         Args:
             pixels: of a few images, uint8 (n, 3, S, S) on the CPU.
 
         Returns:
-            What `form` gives: the feature, or the features and the logits.
+            The output of `form`: the feature, or the features and the logits.
 
         Raises:
-            InputError: the net does not take such images, or what was cut computes something else.
+            InputError: the net does not take such images, or the cut net computes something else.
         """
         size, images = pixels.shape[-1], self._normalised(pixels)
-        self.shapes(size)  # says best what is wrong with the size
-        seen, logits = self._as_written(images)
-        given = _ask(self.form, images)
-        moved = self.form.meta["channels_last"]
-        for source, feature, outputs, is_moved in zip(
-            self.sources, given, seen, moved if self.tapped else [moved]
-        ):
-            # Where the net has its channels last, (N, H, W, C), the cut has them second.
-            expected = [output.permute(0, 3, 1, 2) if is_moved else output for output in outputs]
-            if expected and not any(_differ(feature, output) == 0 for output in expected):
-                raise self._refusal(f"its feature at {source.layer} is not what that module gives")
+        self.shapes(size)  # its error is the clearest where the net does not take this size
+        hooked, logits = self._as_written(images)
+        features = _ask(self.form, images)
+        self._compare_features(features, hooked)
         if logits is not None:
-            answer = given[-1] if self.tapped else _ask(self.tail, given[0])[0]
+            # The taps' last output is the logits; a head's feature goes on through the tail.
+            answer = features[-1] if self.tapped else _ask(self.tail, features[0])[0]
             if (difference := _differ(answer, logits)) > SAME:
                 raise self._refusal(
                     f"its logits differ from the net's by {difference:.1e} of the largest"
                 )
-        elif not all(seen):
+        elif not all(hooked):  # neither the logits nor a hook could confirm some feature
             raise InputError(
                 f"{self._name} does not take {size}×{size} images; choose another --image_size"
             )
         self._is_fast = False
-        return given
+        return features
+
+    def _compare_features(self, features: list[Tensor], hooked: list[list[Tensor]]) -> None:
+        """Compare each layer's feature with what a hook saw there, call by call.
+
+        Raises:
+            InputError: it equals none of the calls' outputs; a module may be called several times.
+        """
+        moved = self.form.meta["channels_last"]
+        layers_moved = moved if self.tapped else [moved]
+        for source, feature, outputs, is_moved in zip(self.sources, features, hooked, layers_moved):
+            # (N, H, W, C) in the net is (N, C, H, W) in the cut.
+            expected = [output.permute(0, 3, 1, 2) if is_moved else output for output in outputs]
+            if expected and not any(_differ(feature, output) == 0 for output in expected):
+                raise self._refusal(f"its feature at {source.layer} is not what that module gives")
 
     def prove_fast(self, pixels: Tensor) -> None:
-        """Hold the cut net against the net itself, and its fast form against both; see `prove`.
+        """Compare the cut net with the net itself, and its fast form with both; see `prove`.
 
-        The fast form (BatchNorms folded, channels last) must give the same up to rounding. Where it
+        The fast form (BatchNorms folded, channels last) must give the same up to rounding. If it
         does not, `frozen` gives the plain form, and a remark says so.
 
         Args:
@@ -213,19 +229,19 @@ class CutNet:
         Raises:
             InputError: see `prove`.
         """
-        given = self.prove(pixels)
-        reason = _why_not_fast(self.form, self._normalised(pixels), given)
+        features = self.prove(pixels)
+        reason = _why_not_fast(self.form, self._normalised(pixels), features)
         if reason:
             remark(f"{self._name}: {reason}; the plain form of the net is used, which is slower")
         self._is_fast = not reason
 
     def frozen(self, device: torch.device) -> FromPixels:
-        """Give `form` on a device, without gradients: fast after `prove_fast`, plain after `prove`.
+        """Give `form` frozen on a device: fast after `prove_fast`, plain after `prove`.
 
-        It holds no more of the net than it needs.
+        It has no gradients, and holds no more of the net than it needs.
 
         Returns:
-            Pixels, uint8 (N, 3, S, S), → what `form` gives.
+            Pixels, uint8 (N, 3, S, S), → the output of `form`.
 
         Raises:
             RuntimeError: nothing was proven.
@@ -233,64 +249,67 @@ class CutNet:
         return self.from_pixels(self.frozen_form(device))
 
     def frozen_form(self, device: torch.device) -> nn.Module:
-        """Give the same of images that are normalised already,
-        float32 (N, 3, S, S); see `frozen`.
-        """
+        """Give `frozen` for images that are normalised already, float32 (N, 3, S, S)."""
         if self._is_fast is None:
             raise RuntimeError("call prove() before the features of this net are used")
         if self._is_fast:
             return freeze_for_inference(self.form, device)
         try:
             return freeze_plainly(self.form).to(device)
-        except Exception:  # what cannot be copied is taken itself
+        except Exception:  # a module that cannot be copied is used itself
             return self.form.requires_grad_(False).eval().to(device)
 
     def _normalised(self, pixels: Tensor) -> Tensor:
-        """Give a proof its images; by which constants makes no difference to it."""
+        """Normalise the images of a proof; it holds for any constants."""
         return normalise(pixels, *(self.source.normalisation or NORMALISATIONS["imagenet"]))
 
     def _as_written(self, images: Tensor) -> tuple[list[list[Tensor]], Tensor | None]:
-        """Ask the net itself: what a hook sees at each layer, call by call, and the logits.
+        """Ask the net itself.
 
-        A layer that is no module has no hook. The logits are None where the net's end does not
-        take the images, as a Linear that counts positions; its features can be used even so.
+        Returns:
+            What a hook sees at each layer, call by call; none where the layer is no module. And
+            the logits, or None where the net's end does not take the images, as a Linear that
+            counts positions. The features can be used even so.
         """
-        seen, handles = [list[Tensor]() for _ in self.sources], []
-        for source, outputs in zip(self.sources, seen):
-            with contextlib.suppress(AttributeError):  # a function's node
+        hooked, handles = [list[Tensor]() for _ in self.sources], []
+        for source, outputs in zip(self.sources, hooked):
+            with contextlib.suppress(AttributeError):  # the layer is a function's node
                 module = self.model.get_submodule(str(source.layer))
                 handles.append(module.register_forward_hook(partial(_record, outputs)))
         try:
             with DropoutOff():
-                return seen, _ask(self.model, images)[0]
+                return hooked, _ask(self.model, images)[0]
         except (RuntimeError, ValueError, AssertionError):
-            return seen, None
+            return hooked, None
         finally:
             for handle in handles:
                 handle.remove()
 
     @property
     def _name(self) -> str:
+        """The net, as messages call it."""
         return str(self.source.path or self.source.arch)
 
-    def _refusal(self, what: str) -> InputError:
+    def _refusal(self, reason: str) -> InputError:
+        """Give the error of a cut that failed its proof."""
         return InputError(
-            f"{self._name} was cut at {self.source.layer}, but {what}: its forward pass does what"
-            " the cut does not see; choose another --layer, or write that part of the net with"
+            f"{self._name} was cut at {self.source.layer}, but {reason}: its forward pass does"
+            " what the cut does not see; choose another --layer, or write that part of the net with"
             " torch's modules"
         )
 
 
 def _record(outputs: list[Tensor], module: nn.Module, inputs: object, output: object) -> None:
-    """Keep what a module gives; a copy, because the next layer may work in place."""
+    """Keep a copy of a module's output: the next layer may change it in place."""
     if isinstance(output, Tensor):
         outputs.append(output.clone())
 
 
 @torch.no_grad()
 def _ask(net: nn.Module, images: Tensor) -> list[Tensor]:
-    """Give all tensors that a net answers,
-    in evaluation mode, from one seed: some draw even then.
+    """Give all tensors of a net's answer, in evaluation mode.
+
+    Some nets draw random numbers even then: each question begins from the same seed.
     """
     modes = modes_of(net)
     try:
@@ -299,40 +318,35 @@ def _ask(net: nn.Module, images: Tensor) -> list[Tensor]:
             answer = net.eval()(images.clone())
     finally:
         restore_modes(modes)
-    answers = (
-        answer.values()
-        if isinstance(answer, dict)
-        else [answer]
-        if isinstance(answer, Tensor)
-        else answer
-    )
-    return [value for value in answers if isinstance(value, Tensor)]
+    if isinstance(answer, Tensor):
+        return [answer]
+    entries = answer.values() if isinstance(answer, dict) else answer
+    return [entry for entry in entries if isinstance(entry, Tensor)]
 
 
-def _differ(given: Tensor, expected: Tensor) -> float:
-    """Give the largest difference over the largest finite value; 0 where all equal, NaN NaN."""
-    if given.shape != expected.shape:
+def _differ(actual: Tensor, expected: Tensor) -> float:
+    """Give the largest difference as a share of the largest finite value; NaN equals NaN."""
+    if actual.shape != expected.shape:
         return float("inf")
-    equal = (given == expected) | (given.isnan() & expected.isnan())
+    equal = (actual == expected) | (actual.isnan() & expected.isnan())
     if equal.all():
         return 0.0
     largest = expected.where(expected.isfinite(), 0).abs().max()
-    difference = (given - expected).abs()[~equal].max() / largest
+    # Leave equal entries out: inf − inf is NaN. Any NaN that remains is a difference: inf.
+    difference = (actual - expected).abs()[~equal].max() / largest
     return float(difference.nan_to_num(float("inf")))
 
 
-def _why_not_fast(plain: nn.Module, images: Tensor, given: Sequence[Tensor]) -> str | None:
+def _why_not_fast(plain: nn.Module, images: Tensor, features: Sequence[Tensor]) -> str | None:
     """Say why the fast form of a net must not be used; None where it gives the same."""
     try:
         answers = _ask(freeze_for_inference(plain, torch.device("cpu")), images)
-    except Exception as error:  # whatever a stranger's module raises when it is copied or folded
+    except Exception as error:  # a stranger's module may raise anything when copied or folded
         return f"its fast form fails ({type(error).__name__}: {' '.join(str(error).split())[:100]})"
-    difference = max(_differ(*pair) for pair in zip(answers, given, strict=True))
-    return (
-        f"its fast form differs by {difference:.1e} of the largest value"
-        if difference > FAST
-        else None
-    )
+    difference = max(_differ(*pair) for pair in zip(answers, features, strict=True))
+    if difference <= FAST:
+        return None
+    return f"its fast form differs by {difference:.1e} of the largest value"
 
 
 def open_net(
@@ -343,8 +357,9 @@ def open_net(
     Args:
         path: the checkpoint.
         arch: the architecture that is expected, if any; see `read_classifier`.
-        layers: where: at one layer it is cut into head and tail, at the layers of a list tapped.
-        hint: what to say behind the sentence that there is no such layer.
+        layers: one layer, at which the net is cut into head and tail; or a list, whose layers are
+            tapped.
+        hint: is added to the message where there is no such layer.
 
     Raises:
         InputError: the file holds no such classifier, or it has no such layer.
@@ -354,9 +369,9 @@ def open_net(
     several: Sequence[Layer] = [layers] if isinstance(layers, Layer) else layers
     try:
         size = state.get("data", {}).get("image_size")
-        known = NetSource(state["model"]["arch"], None, str(path), digest)
+        whole_net = NetSource(state["model"]["arch"], None, str(path), digest)
         sources = [
-            replace(known, layer=layer.node(model, size), channels_last=layer.channels_last)
+            replace(whole_net, layer=layer.node(model, size), channels_last=layer.channels_last)
             for layer in several
         ]
         return CutNet(model, sources, state, tapped=tapped)
@@ -365,14 +380,14 @@ def open_net(
 
 
 def reopen_net(source: NetSource, arch: str | None) -> CutNet:
-    """Read a net that features were stored of, cut where they were taken.
+    """Open the net that features were stored of, cut at their layer.
 
     Args:
-        source: which net, and where it was cut.
+        source: the features' record of the net.
         arch: see `open_net`.
 
     Raises:
-        InputError: the features do not say which net it was, or it is not there any more.
+        InputError: the record is incomplete, or the file is gone or has changed.
     """
     if source.path is None or source.layer is None:
         raise InputError(
@@ -389,21 +404,18 @@ def reopen_net(source: NetSource, arch: str | None) -> CutNet:
 
 
 def untrained_net(source: NetSource, classes: int, named: str | None = None) -> CutNet:
-    """Build a net anew, as it is initialised before any training,
-    cut where its features were taken.
+    """Build a net before any training, freshly initialised and cut at its features' layer.
 
     Args:
-        source: says the architecture and the layer.
+        source: the features' record of the net: architecture, layer, normalisation.
         classes: of the data set, at least 1.
-        named: the architecture that an option says, without which a user's own is refused.
+        named: the architecture that an option names; a user's own code runs only if it is named.
 
     Returns:
-        The net on the CPU, or where `torch.device` says as a context, without gradients; it reads
-        pixels by the constants that the source says.
+        The net without gradients, on the CPU or the device of an enclosing `torch.device`.
 
     Raises:
-        InputError: the source does not say which net it was, or it is the user's own and no option
-            names it.
+        InputError: the record is incomplete, or no option names the user's own architecture.
     """
     if source.arch is None or source.layer is None or not classes:
         raise InputError(
@@ -416,14 +428,14 @@ def untrained_net(source: NetSource, classes: int, named: str | None = None) -> 
 
 
 def stand_in_pixels(image_size: int) -> Tensor:
-    """Draw two images of noise for a proof where no photo is at hand: uint8 (2, 3, S, S)."""
+    """Draw two images of noise for a proof without photos: uint8 (2, 3, S, S)."""
     generator = torch.Generator().manual_seed(0)
     shape = (2, 3, image_size, image_size)
     return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
 
 
 class Penultimate(nn.Module):
-    """What a net's frozen layers make of its feature at a cut: the input of its last layer.
+    """A net's frozen layers from a cut up to the input of its last layer.
 
     Args:
         layers: feature (N, *shape) → penultimate feature.
@@ -436,5 +448,5 @@ class Penultimate(nn.Module):
         self.requires_grad_(False).eval()
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Give the penultimate feature of a feature that comes as maps (N, C, H, W)."""
+        """Give the penultimate feature, of a feature as maps (N, C, H, W)."""
         return self.layers(from_maps(maps, self.shape))

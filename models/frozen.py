@@ -1,4 +1,4 @@
-"""Networks that are only asked: a faster form with BatchNorms folded, and a plain one."""
+"""Frozen networks: a fast form with BatchNorms folded into convolutions, and a plain form."""
 
 import copy
 from collections import Counter
@@ -13,28 +13,28 @@ from models.graph import trace
 
 
 def freeze_for_inference(module: nn.Module, device: torch.device) -> fx.GraphModule:
-    """Make a network that computes what `module` computes in evaluation mode, faster.
+    """Make the fast frozen form of a network: it computes the same as in evaluation mode.
 
     A BatchNorm that alone reads a convolution becomes part of that convolution's weights:
 
         γ (W ∗ x + b − μ) / √(σ² + ε) + β = W′ ∗ x + b′
         W′ = γ W / √(σ² + ε),   b′ = β + γ (b − μ) / √(σ² + ε)
 
-    So results differ by rounding, about 1e-6 of the largest. The weights are in `channels_last`
-    order, in which convolutions are faster and which they give to whatever images come. What is
-    returned is contiguous again, as a Trans-Net, a feature cache and other code's views want it.
+    Results differ by rounding, about 1e-6 of the largest value. The weights are in `channels_last`
+    order, in which convolutions are faster. Outputs are contiguous again, (N, C, H, W), as
+    Trans-Nets, feature caches and views in other code need them.
 
-    The module stays as it is, and the result holds only what it needs: a head holds no tail.
-    Weights that need no change (on the same device those of linear layers) are shared and not
-    copied. Where the module is trained further, freeze it anew.
+    The module does not change. The result has only the layers that it needs: a head has no tail.
+    Weights that need no change are shared, not copied (those of linear layers on the same device).
+    If the module is trained further, freeze it anew.
 
     Args:
-        module: a classifier, or a head, a tail or both of `models.split`; gives one tensor or a
-            tuple of tensors.
+        module: a classifier, or a graph of `models.split`; it returns a tensor or a tuple of
+            tensors.
         device: where the result computes.
 
     Returns:
-        The network, in evaluation mode, no parameter of which has a gradient.
+        The network, in evaluation mode and without gradients.
     """
     frozen = freeze_plainly(module)
     _fold_batch_norms(frozen)
@@ -42,12 +42,12 @@ def freeze_for_inference(module: nn.Module, device: torch.device) -> fx.GraphMod
 
 
 def freeze_plainly(module: nn.Module) -> fx.GraphModule:
-    """Make a network that computes what `module` computes in evaluation mode,
-    operation by operation.
+    """Make the plain frozen form of a network: the same operations as in evaluation mode.
 
     Returns:
-        The network, in evaluation mode, without gradients. It shares the weights of `module`.
+        The network, in evaluation mode and without gradients. It shares the weights of `module`.
     """
+    # deepcopy's memo names what is copied already: weights are shared, modules are copied.
     detached = {id(tensor): _without_gradient(tensor) for tensor in _tensors(module)}
     copied = copy.deepcopy(module, detached)
     is_traced = isinstance(copied, fx.GraphModule)
@@ -61,7 +61,8 @@ def freeze_plainly(module: nn.Module) -> fx.GraphModule:
 def _tensors(module: nn.Module) -> list[Tensor]:
     """List parameters, buffers, and the tensors that modules hold as plain attributes.
 
-    Such are the weights that `weight_norm` computes: they have a history, which no copy takes.
+    The weights that `weight_norm` computes are such attributes. They have a gradient's history,
+    which `deepcopy` refuses.
     """
     attributes = [value for layer in module.modules() for value in vars(layer).values()]
     plain = [value for value in attributes if isinstance(value, Tensor)]
@@ -69,6 +70,7 @@ def _tensors(module: nn.Module) -> list[Tensor]:
 
 
 def _without_gradient(tensor: Tensor) -> Tensor:
+    """Give a tensor of the same memory that needs no gradient; a parameter stays a parameter."""
     values = tensor.detach()
     is_parameter = isinstance(tensor, nn.Parameter)
     return nn.Parameter(values, requires_grad=False) if is_parameter else values
@@ -85,8 +87,8 @@ def _fold_batch_norms(net: fx.GraphModule) -> None:
         norm: Any = net.get_submodule(str(node.target))
         if not _is_just(conv, nn.Conv2d) or not _is_just(norm, nn.BatchNorm2d, FixedBatchNorm2d):
             continue
-        # A BatchNorm without running statistics takes those of the batch.
-        # Others may read the convolution's output, or a second call use its weights.
+        # Fold only where nobody else reads the convolution's output, and no second call uses its
+        # weights. A BatchNorm without running statistics takes those of the batch: nothing to fold.
         alone = len(source.users) == 1 and calls[source.target] == 1
         if norm.running_mean is not None and alone:
             net.set_submodule(str(source.target), fuse_conv_bn_eval(conv, norm))
@@ -97,10 +99,10 @@ def _fold_batch_norms(net: fx.GraphModule) -> None:
 
 
 def _is_just(module: nn.Module, *kinds: type[nn.Module]) -> bool:
-    """Whether a module computes what its class is known for, and nothing more.
+    """Whether a module computes exactly what one of these classes computes.
 
-    A subclass may do more (timm's BatchNormAct2d activates), and so may hooks, or a `forward` that
-    was put into this one module. Parametrisations make a subclass; the older `weight_norm`,
+    A subclass may do more (timm's BatchNormAct2d activates). So may hooks, or a `forward` that was
+    set on this one module. Parametrisations make a subclass. The older `weight_norm`,
     `spectral_norm` and pruning leave a weight that is no parameter.
     """
     hooks = (module._forward_pre_hooks, module._forward_hooks)

@@ -1,6 +1,4 @@
-"""A model's forward pass as a graph: its nodes by readable names,
-and which of them it can be cut at.
-"""
+"""A model's forward pass as a graph: readable names of its nodes, and where it can be cut."""
 
 import difflib
 import operator
@@ -17,33 +15,12 @@ from models.lengths import add_length
 from models.recorder import NeedsValuesError, Recording, place_of, record, spell
 from utils.errors import InputError
 
-# Where nothing says the size of images, these are tried in turn: of photos, of small images, what
-# some nets insist on.
-_SIZES = (
-    224,
-    32,
-    64,
-    28,
-    299,
-    96,
-    128,
-    256,
-    384,
-    512,
-    8,
-    16,
-    48,
-    112,
-    160,
-    192,
-    240,
-    288,
-    320,
-    336,
-    448,
-)
-# With how many images a model is recorded: first, to see what depends on that number, and to check
-# how.
+# Pixels to a side, tried in turn where nothing says the size: sizes of photos, sizes of small
+# images, and sizes that some nets insist on.
+_SIZES: tuple[int, ...] = (224, 32, 64, 28, 299, 96, 128, 256, 384, 512)
+_SIZES += (8, 16, 48, 112, 160, 192, 240, 288, 320, 336, 448)
+# The numbers of images that a model is recorded with: N, another to see which numbers depend on N,
+# and a third to confirm that they are a·N + b.
 _BATCHES = (2, 5, 3)
 
 
@@ -51,15 +28,16 @@ class Traced(NamedTuple):
     """A model's forward pass.
 
     Attributes:
-        graph: its nodes name the model's modules and parameters. Of their `meta` see
-            `models.recorder.Recording`, with two images; "more" is the shape or length with five,
-            and "larger" that with five of twice the size, where the model takes them.
+        graph: its nodes name the model's modules and parameters. Their `meta` is that of
+            `models.recorder.Recording`, with two images. "more" is the shape or length with five
+            images, "larger" with five images of twice the size, where the model takes them.
         names: each node's readable name, in order.
-        modules: by path what each call of a module gave, in order; None for what is not one tensor.
+        modules: by path the output of each call of a module, in order; None where that is not one
+            tensor.
         constants: by the name of their node the tensors that belong to no module.
-        image_size: S, pixels, of the images that were recorded.
-        confirmed: how many of the nodes do the same with larger images; what follows is right for
-            this size alone.
+        image_size: S, pixels, of the recorded images.
+        confirmed: the number of first nodes that do the same with larger images. The nodes behind
+            them are right for this size alone.
     """
 
     graph: fx.Graph
@@ -72,25 +50,29 @@ class Traced(NamedTuple):
     def is_fixed(self, node: fx.Node | None = None) -> bool:
         """Whether the graph, up to a node or as a whole, is right for images of one size alone."""
         nodes = list(self.graph.nodes)
-        return (len(nodes) - 1 if node is None else nodes.index(node)) >= self.confirmed
+        last = len(nodes) - 1 if node is None else nodes.index(node)
+        return last >= self.confirmed
 
 
 def trace(model: nn.Module, image_size: int | None = None) -> Traced:
-    """Record a model's forward pass in evaluation mode; its modules' modes are left as they are.
+    """Record a model's forward pass in evaluation mode; its modules' modes stay as they are.
 
-    It is recorded with two images, with five, and with five that are twice as large. Where its code
-    computes with lengths in a way that they do not survive, as `int(x.shape[0])`, the recordings
-    differ by numbers. One that grows with the images in the batch is computed from it, one that
-    depends on their size fixes what follows to that size; any other difference is refused.
+    The pass is recorded with two images, with five, and with five of twice the size. Code such as
+    `int(x.shape[0])` turns a length into a plain number, and then the recordings differ:
+
+    - a number that grows with the batch is computed from the batch;
+    - a number that depends on the images' size ties the following nodes to that size;
+    - any other difference is refused.
 
     Args:
         model: images (N, 3, S, S) → anything. The halves that `models.split` makes are graphs
             already.
-        image_size: S, pixels. None: what the model says, or the first usual size that it takes.
+        image_size: S, pixels. None: the size that the model says, or the first usual size that it
+            takes.
 
     Raises:
-        InputError: its code depends on values, or on how many images there are, or it does not take
-            them.
+        InputError: the model's code depends on values or on the number of images, or the model does
+            not take the images.
     """
     if isinstance(model, fx.GraphModule):
         graph = fx.Graph()
@@ -122,8 +104,13 @@ def _names(graph: fx.Graph) -> dict[fx.Node, str]:
 
 
 def _first_recording(model: nn.Module, image_size: int | None) -> tuple[int, Recording, bool]:
-    """Record a model at the size that is said,
-    or at the first that it takes; with values if it cannot be without.
+    """Record a model at `image_size`, or at the first size that it takes.
+
+    Returns:
+        The size, the recording, and whether it was made with values, which the last attempts have.
+
+    Raises:
+        InputError: the model takes none of the sizes, or cannot be recorded.
     """
     carried = preprocessing_of(model)
     of_model = (getattr(model, "image_size", None), carried.image_size if carried else None)
@@ -136,10 +123,10 @@ def _first_recording(model: nn.Module, image_size: int | None) -> tuple[int, Rec
                 return size, record(model, (_BATCHES[0], 3, size, size), with_values), with_values
             except InputError:
                 raise
-            except NeedsValuesError as error:
+            except NeedsValuesError as error:  # at any size: go on with values at once
                 errors.append(error)
                 break
-            except Exception as error:  # whatever the model's code raises
+            except Exception as error:  # the model's code may raise anything
                 errors.append(error)
     first, place = errors[0], spell(place_of(errors[0].__traceback__))
     reason = str(first).splitlines()[0] if str(first) else type(first).__name__
@@ -173,10 +160,10 @@ class _Comparison:
     """Two recordings of a model side by side, as far as they make the same calls.
 
     Attributes:
-        twins: to nodes of the first those of the second.
+        twins: by node of the first recording the corresponding node of the second.
         differences: numbers that are not the same.
-        apart: the first node at which they differ by more; None where they do not.
-        agreed: how many calls, lengths apart, are the same, numbers included.
+        apart: the first node that differs by more than a number; None where none does.
+        agreed: the number of first calls, without lengths, that are the same, numbers included.
     """
 
     def __init__(self, first: Recording, second: Recording) -> None:
@@ -190,29 +177,31 @@ class _Comparison:
                 self.apart = node
                 break
             self.twins[node] = other
-            self.agreed += not self.differences
-        else:
+            self.agreed += not self.differences  # counts until the first difference
+        else:  # no break: the same calls, but one recording may be longer
             if len(nodes) != len(others):
                 self.apart = nodes[min(len(nodes), len(others)) - 1]
 
     def note(self, key: str) -> None:
-        """Note at the nodes of the first recording the shapes and lengths of the second."""
+        """Write the second recording's shapes and lengths into the first one's `meta[key]`."""
         for node, twin in self.twins.items():
             node.meta[key] = twin.meta.get("length", twin.meta.get("shape"))
 
     def _same(self, node: fx.Node, other: fx.Node) -> bool:
-        """Whether two calls are the same but for numbers, which are noted."""
+        """Whether two calls are the same up to numbers; different numbers are kept."""
         if (node.op, node.target) != (other.op, other.target):
             return False
-        for path, value, its in _pairs((node.args, node.kwargs), (other.args, other.kwargs)):
-            if isinstance(value, fx.Node) and isinstance(its, fx.Node):
-                if value not in self.twins and _is_aside(value) and self._same(value, its):
-                    self.twins[value] = its
-                if self.twins.get(value) is not its:
+        arguments = _pairs((node.args, node.kwargs), (other.args, other.kwargs))
+        for path, mine, theirs in arguments:
+            if isinstance(mine, fx.Node) and isinstance(theirs, fx.Node):
+                # Lengths are no calls of their own: they are compared where a call reads them.
+                if mine not in self.twins and _is_aside(mine) and self._same(mine, theirs):
+                    self.twins[mine] = theirs
+                if self.twins.get(mine) is not theirs:
                     return False
-            elif type(value) is type(its) is int and value != its:
-                self.differences.append(_Difference(node, path, value, its))
-            elif value is not its and value != its:
+            elif type(mine) is type(theirs) is int and mine != theirs:
+                self.differences.append(_Difference(node, path, mine, theirs))
+            elif mine is not theirs and mine != theirs:
                 return False
         return True
 
@@ -224,7 +213,7 @@ def _same_constants(first: Recording, second: Recording, node: fx.Node, other: f
 
 
 def calls(graph: fx.Graph) -> list[fx.Node]:
-    """List the nodes that are values and not lengths or the device."""
+    """List a graph's nodes without lengths and the device."""
     return [node for node in graph.nodes if not _is_aside(node)]
 
 
@@ -235,35 +224,44 @@ def _is_aside(node: fx.Node) -> bool:
 def _pairs(
     value: Any, other: Any, path: tuple[Any, ...] = ()
 ) -> Iterator[tuple[tuple[Any, ...], Any, Any]]:
-    """Walk two calls' arguments side by side and give
-    the path to each place and what stands there.
+    """Walk two calls' nested arguments side by side.
+
+    Yields:
+        The path to each leaf, and both leaves. Containers with other keys are leaves themselves.
     """
     if isinstance(value, slice) and isinstance(other, slice):
         for place in ("start", "stop", "step"):
             yield from _pairs(getattr(value, place), getattr(other, place), (*path, place))
         return
     if isinstance(value, tuple | list | dict) and isinstance(other, tuple | list | dict):
-        keys, its = (
-            list(item) if isinstance(item, dict) else list(range(len(item)))
-            for item in (value, other)
-        )
-        if keys == its:
+        keys = _keys(value)
+        if keys == _keys(other):
             for key in keys:
                 yield from _pairs(value[key], other[key], (*path, key))
             return
     yield path, value, other
 
 
+def _keys(container: tuple[Any, ...] | list[Any] | dict[Any, Any]) -> list[Any]:
+    """List a dictionary's keys, or the indices of a tuple or list."""
+    return list(container) if isinstance(container, dict) else list(range(len(container)))
+
+
 def _compute_batch(
     model: nn.Module, first: Recording, second: Recording, again: Callable[[int], Recording]
 ) -> list[fx.Node]:
-    """Let numbers that grow with the images in a batch be computed from it,
-    in the first recording's graph.
+    """Replace numbers that grow with the batch by nodes, in the first recording's graph.
 
-    Such a number is a·N + b: two recordings say a and b, a third confirms it.
+    Such a number is a·N + b, of N images: two recordings give a and b, a third confirms them.
+
+    Args:
+        model: the recorded model, for messages.
+        first: the recording with `_BATCHES[0]` images, changed in place.
+        second: the recording with `_BATCHES[1]` images.
+        again: records the model with a number of images.
 
     Returns:
-        The first recording's calls, without what was added.
+        The first recording's calls, without the new nodes.
 
     Raises:
         InputError: something else depends on the number of images.
@@ -285,28 +283,34 @@ def _compute_batch(
     third = {(one.node, one.path): one.other for one in check.differences}
     terms = []
     for node, path, value, other in differences:
-        # Exact, or the third recording disagrees
+        # Of a number that is no a·N + b this division is not exact, and the third one disagrees.
         slope = (other - value) // (_BATCHES[1] - _BATCHES[0])
         offset = value - slope * _BATCHES[0]
         if third.get((node, path)) != slope * _BATCHES[2] + offset:
             raise InputError(f"{refusal}: {spell(node.meta.get('at'))}")
         terms.append((node, path, slope, offset))
-    images = next(iter(first.graph.nodes))
     for node, path, slope, offset in terms:
         with first.graph.inserting_before(node):
-            length, value = first.graph.call_method("size", (images, 0)), _BATCHES[0]
-            length.meta |= {"length": value, "more": _BATCHES[1], "larger": _BATCHES[1]}
-            if slope != 1:
-                value *= slope
-                length = add_length(first.graph, operator.mul, (length, slope), value)
-            if offset:
-                length = add_length(first.graph, operator.add, (length, offset), value + offset)
+            length = _batch_term(first.graph, slope, offset)
         node.args, node.kwargs = _replaced((node.args, node.kwargs), path, length)
     return counted
 
 
+def _batch_term(graph: fx.Graph, slope: int, offset: int) -> fx.Node:
+    """Add nodes that compute slope · N + offset, of N images, at the insertion point."""
+    images, value = next(iter(graph.nodes)), _BATCHES[0]
+    length = graph.call_method("size", (images, 0))
+    length.meta |= {"length": value, "more": _BATCHES[1], "larger": _BATCHES[1]}
+    if slope != 1:
+        value *= slope
+        length = add_length(graph, operator.mul, (length, slope), value)
+    if offset:
+        length = add_length(graph, operator.add, (length, offset), value + offset)
+    return length
+
+
 def _replaced(value: Any, path: tuple[Any, ...], new: Any) -> Any:
-    """Give nested arguments with another value at a path."""
+    """Give nested arguments with another value at a path; the arguments themselves stay."""
     if not path:
         return new
     key, rest = path[0], path[1:]
@@ -320,10 +324,10 @@ def _replaced(value: Any, path: tuple[Any, ...], new: Any) -> Any:
 
 
 def find_cut(traced: Traced, layer: str, model: nn.Module) -> fx.Node:
-    """Find the node that a name means, past which no value flows.
+    """Find the cut that a name means: a node past which no value flows.
 
     Raises:
-        InputError: there is none, or it is no cut.
+        InputError: there is no such node, or it is no cut; the message names the next cut.
     """
     cut = _find(traced, layer, model)
     if not _is_feature(cut):
@@ -363,18 +367,26 @@ def _is_feature(node: fx.Node) -> bool:
 
 
 def images_in(length: fx.Node) -> int | None:
-    """Say how often a length has the number of images as a factor;
-    0: it does not depend on it, None: by no factor.
+    """Give f of a length f·N, of N images.
+
+    Returns:
+        f; 0 for a length that does not depend on N; None for one that is no multiple of N.
     """
     value, more = length.meta["length"], length.meta.get("more")
     if value == more:
         return 0
-    factor, rest = divmod(value, _BATCHES[0])
-    return factor if not rest and factor * _BATCHES[1] == more else None
+    factor, remainder = divmod(value, _BATCHES[0])
+    return factor if not remainder and factor * _BATCHES[1] == more else None
 
 
 def _find(traced: Traced, layer: str, model: nn.Module) -> fx.Node:
-    """Find the node that a name means: its own, a module's output, or the last one under a path."""
+    """Find the node that a name means.
+
+    In this order: the node of that name, the output of that module, the last node under that path.
+
+    Raises:
+        InputError: there is none.
+    """
     names = traced.names
     exact = [node for node, name in names.items() if name == layer and node.op != "placeholder"]
     if exact:
@@ -389,8 +401,8 @@ def _find(traced: Traced, layer: str, model: nn.Module) -> fx.Node:
             return output
     under = [node for node, name in names.items() if name.startswith(f"{layer}.")]
     if not under and (numbered := re.fullmatch(r"(.*\bgetitem)_\d+", layer)):
-        # Earlier versions counted lengths that the code reads too: the class token of a ViT was
-        # getitem_5.
+        # Earlier versions also counted lengths that the code reads: a ViT's class token, today
+        # getitem, was getitem_5 in their checkpoints.
         under = [
             node
             for node, name in names.items()
@@ -413,11 +425,12 @@ def result_of(graph: fx.Graph) -> fx.Node:
 
 
 def _last_uses(graph: fx.Graph) -> dict[fx.Node, int]:
-    """Give of every value that carries the images to the result where it is used last,
-    as a place in the graph.
+    """Give the last use of every value that carries the images to the result.
 
-    The result itself is used at the end. Lengths and the device are no such values: they can be had
-    at any cut.
+    Lengths and the device are no such values: any cut can give them.
+
+    Returns:
+        By node, the place in the graph of its last reader; of the result, the graph's length.
     """
     result = result_of(graph)
     needed = reach(result, lambda node: node.all_input_nodes if "of_images" in node.meta else ())
@@ -436,7 +449,9 @@ def _last_uses(graph: fx.Graph) -> dict[fx.Node, int]:
 def cut_nodes(graph: fx.Graph) -> list[fx.Node]:
     """List the nodes past which no value flows, in order."""
     last = _last_uses(graph)
-    cuts, reaching = [], -1  # how far the values before this place reach
+    # `reaching` is the last use of all values so far. A node at or behind it is a cut: everything
+    # later depends on it alone.
+    cuts, reaching = [], -1
     for place, node in enumerate(graph.nodes):
         if node in last:
             if node.op != "placeholder" and reaching <= place and _is_feature(node):
@@ -446,7 +461,7 @@ def cut_nodes(graph: fx.Graph) -> list[fx.Node]:
 
 
 def flow_around(graph: fx.Graph, cut: fx.Node) -> list[fx.Node]:
-    """Give the values that carry the images past `cut` to the result; empty for a cut."""
+    """List the values that flow past a node to the result; there are none if it is a cut."""
     last, before = _last_uses(graph), True
     place = list(graph.nodes).index(cut)
     around = []
@@ -459,8 +474,15 @@ def flow_around(graph: fx.Graph, cut: fx.Node) -> list[fx.Node]:
 
 
 def copy_inputs(target: fx.Graph, node: fx.Node, copies: dict[fx.Node, fx.Node]) -> fx.Node:
-    """Copy `node` and what it is computed from into `target`,
-    up to the nodes that `copies` has; give its copy.
+    """Copy a node and all that it is computed from into another graph.
+
+    Args:
+        target: the other graph.
+        node: the node.
+        copies: by node the copies that `target` has already; new ones are added.
+
+    Returns:
+        The node's copy.
     """
     needed = reach(node, lambda current: current.all_input_nodes, stop=set(copies))
     for original in node.graph.nodes:
@@ -474,7 +496,7 @@ def reach(
     neighbours: Callable[[fx.Node], Iterable[fx.Node]],
     stop: AbstractSet[fx.Node] = frozenset(),
 ) -> set[fx.Node]:
-    """Collect `start` and everything that can be reached from it without entering `stop`."""
+    """Collect a node and everything that is reached from it without entering `stop`."""
     reached: set[fx.Node] = set()
     waiting = [start]
     while waiting:
@@ -486,15 +508,16 @@ def reach(
 
 
 def _kind(model: nn.Module) -> str:
+    """The model's class, as messages call it."""
     return type(model).__name__
 
 
 def modes_of(model: nn.Module) -> dict[nn.Module, bool]:
-    """Say which modules of a model are in training mode."""
+    """Give each module's mode: True in training."""
     return {module: module.training for module in model.modules()}
 
 
 def restore_modes(modes: dict[nn.Module, bool]) -> None:
-    """Put every module back into its mode."""
+    """Put every module back into its mode of `modes_of`."""
     for module, training in modes.items():
         module.training = training

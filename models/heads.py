@@ -1,6 +1,4 @@
-"""The heads of two nets as features are read of them:
-folded for inference, maps out; and what they cost.
-"""
+"""Both nets' heads in their frozen form, pixels → maps, and the operations that they take."""
 
 from typing import NamedTuple
 
@@ -17,7 +15,7 @@ Shape = tuple[int, ...]
 
 
 class MapHead(nn.Module):
-    """A head whose feature comes as maps, float32 (N, C, H, W), whatever its kind.
+    """A head whose feature is viewed as maps, float32 (N, C, H, W); see `as_maps`.
 
     Args:
         head: pixels or images (N, 3, S, S) → feature (N, *shape).
@@ -29,17 +27,17 @@ class MapHead(nn.Module):
         self.requires_grad_(False).eval()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Give the feature of what the head reads."""
+        """Give the images' feature as maps."""
         return as_maps(self.head(images)).float()
 
 
 class Heads(NamedTuple):
-    """Both nets' heads, ready to be asked for features of images.
+    """The frozen heads of nets A and B.
 
     Attributes:
-        sources: which nets, cut where.
+        sources: the records of both nets, with their layers.
         modules: pixels → maps, on the device.
-        shapes: of one image's features, as the nets give them.
+        shapes: of one image's features, before they are viewed as maps.
     """
 
     sources: tuple[NetSource, NetSource]
@@ -48,12 +46,12 @@ class Heads(NamedTuple):
 
 
 def freeze_heads(net_a: CutNet, net_b: CutNet, pixels: Tensor, device: torch.device) -> Heads:
-    """Prove both nets' heads on a few images, and give them in their fast form.
+    """Prove both nets' heads on a few images, and freeze them in their fast form.
 
     Args:
         net_a: A, cut at its layer.
-        net_b: B.
-        pixels: of the images, uint8 (n, 3, S, S) on the CPU; each net has its own constants.
+        net_b: B, cut at its layer.
+        pixels: uint8 (n, 3, S, S) on the CPU; each net normalises them by its own constants.
         device: where the heads compute.
     """
     for net in (net_a, net_b):
@@ -64,28 +62,27 @@ def freeze_heads(net_a: CutNet, net_b: CutNet, pixels: Tensor, device: torch.dev
 
 
 def head_flops(
-    known: Provenance, named: tuple[str | None, str | None] = (None, None)
+    features: Provenance, named: tuple[str | None, str | None] = (None, None)
 ) -> int | None:
-    """Count what both features of one image take: convolutions and matrix products, in FLOPs.
+    """Count the FLOPs of both features of one image, in convolutions and matrix products.
 
-    A product and its sum are two. The nets are built from their record alone, without weights.
+    A multiplication and its addition are two operations. The nets are built from their records
+    alone, without weights.
 
     Args:
-        known: of which nets, layers and images the features are.
-        named: the architectures that options say; see `untrained_net`.
+        features: the record of the features: nets, layers, images.
+        named: the architectures that options name, of A and B; see `untrained_net`.
 
     Returns:
-        None where the record does not say it: the authors' features, or a user's own architecture
-        that is not named.
+        None where the record is incomplete (the authors' features), or no option names a user's
+        own architecture.
     """
-    image = torch.empty(1, 3, known.image_size, known.image_size, device="meta")
-    sources = zip((known.a, known.b), named)
+    image = torch.empty(1, 3, features.image_size, features.image_size, device="meta")
+    classes = len(features.classes or ())
+    sources = zip((features.a, features.b), named)
     try:
         with torch.device("meta"):
-            heads = [
-                untrained_net(source, len(known.classes or ()), arch).head
-                for source, arch in sources
-            ]
+            heads = [untrained_net(source, classes, arch).head for source, arch in sources]
     except InputError:
         return None
     with flop_counter.FlopCounterMode(display=False) as counter:

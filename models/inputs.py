@@ -1,4 +1,4 @@
-"""What images a net was made for, where its factory carries that."""
+"""The preprocessing that a net was trained with, where its factory records it."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -15,11 +15,11 @@ class Inputs(NamedTuple):
 
     Attributes:
         mean: of the channels R, G, B, in [0, 1].
-        std: their deviation.
-        image_size: S, pixels to a side; None where any size will do.
-        interpolation: "bilinear", "bicubic", …; None where it is not said.
-        crop_share: S over the side that a photo is resized to before its centre is cut out; None
-            likewise.
+        std: standard deviations of the channels, same scale.
+        image_size: S, pixels to a side; None: any size.
+        interpolation: "bilinear", "bicubic", …; None: not recorded.
+        crop_share: S over the side that a photo is resized to before the centre crop; None: not
+            recorded.
     """
 
     mean: tuple[float, float, float]
@@ -30,14 +30,14 @@ class Inputs(NamedTuple):
 
 
 def preprocessing_of(net: nn.Module | str) -> Inputs | None:
-    """Give what a net's factory says of its images.
+    """Give the preprocessing that a net's factory records.
 
     Args:
-        net: a network, timm's or one that carries a `default_cfg` or `pretrained_cfg` as timm's do;
-            or the name of an architecture, "timm:NAME", which is not built for that.
+        net: a network of timm, or one with a `default_cfg` or `pretrained_cfg` like timm's; or an
+            architecture's name, "timm:NAME", which is looked up without building the network.
 
     Returns:
-        None where nothing is said, as of torchvision's networks and the small ones.
+        None where nothing is recorded, as of torchvision's networks and the small ones.
     """
     if isinstance(net, str):
         if not net.startswith(TIMM):
@@ -49,7 +49,7 @@ def preprocessing_of(net: nn.Module | str) -> Inputs | None:
 
 
 def _inputs(config: Mapping[str, Any]) -> Inputs | None:
-    """Read timm's words; what is no pair of three numbers is passed over."""
+    """Read timm's configuration; None where mean and std are not three numbers each."""
     mean, std = (tuple(map(float, config.get(key) or ())) for key in ("mean", "std"))
     if not len(mean) == len(std) == 3:
         return None

@@ -1,6 +1,4 @@
-"""Where features are taken, as the options say it:
-a node by name, or the documented number of a layer.
-"""
+"""Where features are taken, as options name it: a node, a stage, or a layer's documented number."""
 
 import re
 from collections.abc import Sequence
@@ -15,22 +13,22 @@ from utils.later import torchvision
 from utils.provenance import NetSource
 
 STAGE = re.compile(r"stage:(-?\d+)")  # what `--layer` may say in place of a name
-USUAL_SIZE = 224  # pixels, where nothing says another
-TOLERANCE = 0.15  # how far apart in their stage two layers of the same depth lie at most
+USUAL_SIZE = 224  # pixels to a side, where nothing says another size
+TOLERANCE = 0.15  # layers of the same depth differ by less than this share of their stage
 
 
 @dataclass(frozen=True)
 class Layer:
-    """Where features are taken, as the options say it.
+    """The layer whose output is the feature, as options name it.
 
     Attributes:
-        name: of any module or node of the traced network (`--layer`), or "stage:N": the end of
-            stage N, counted from 1, or of stage -N, counted from the last.
+        name: of any module or node of the traced network (`--layer`); or "stage:N", the end of
+            stage N, counted from 1, or "stage:-N", counted from the last.
         conv_layer: the documented number instead (`--conv_layer`); see `layer_name`.
-        fc: the number counts in the classifier.
-        image_size: pixels, at which stages are counted.
-        channels_last: whether maps are (N, H, W, C) there; None: that is found out.
-        default: the number that is meant of a VGG where no option says a layer.
+        fc: the number counts in the classifier (`--fc`).
+        image_size: S, pixels, at which stages are counted.
+        channels_last: the layer's maps are (N, H, W, C); None: see `models.layout`.
+        default: the number of a VGG's layer where no option names one.
     """
 
     name: str | None = None
@@ -42,11 +40,11 @@ class Layer:
 
     @property
     def is_named(self) -> bool:
-        """Whether an option says the layer."""
+        """Whether an option names the layer."""
         return self.name is not None or self.conv_layer is not None
 
     def or_source(self, source: NetSource) -> "Layer":
-        """Take what a file knows of the layer, where no option says another."""
+        """Take the layer of a file's record, where no option names another."""
         last = source.channels_last if self.channels_last is None else self.channels_last
         return replace(self, name=self.name if self.is_named else source.layer, channels_last=last)
 
@@ -57,15 +55,15 @@ class Layer:
         return self.name or f"{'fc' if self.fc else ''}{number}"
 
     def node(self, model: nn.Module, image_size: int | None = None) -> str:
-        """Name the node of a model that is meant.
+        """Name the model's node.
 
         Args:
             model: images (N, 3, S, S) → logits.
-            image_size: S, pixels, where no option says it: what the model was trained at.
+            image_size: S, pixels, that the model was trained at; an option's size counts first.
 
         Raises:
-            InputError: no option says a layer of this kind of model, or it has no such layer or
-                stage.
+            InputError: no option names a layer of this kind of model, or the model has no such
+                layer or stage.
         """
         if self.name is not None and (stage := STAGE.fullmatch(self.name)):
             return _stage(model, int(stage[1]), self.image_size or image_size or USUAL_SIZE)
@@ -82,7 +80,7 @@ class Layer:
 
 
 def _stage(model: nn.Module, number: int, image_size: int) -> str:
-    """Name the layer at which stage 1, 2, … ends, or stage -1, -2, … from the last."""
+    """Name the layer at which a stage ends: 1, 2, … from the first, -1, -2, … from the last."""
     ends = stages(model, image_size)
     if not 1 <= abs(number) <= len(ends):
         raise InputError(
@@ -93,9 +91,7 @@ def _stage(model: nn.Module, number: int, image_size: int) -> str:
 
 
 def paired_stages(first: Sequence[str], second: Sequence[str]) -> list[tuple[str, str]]:
-    """Match the stages of two nets from the last one back:
-    nets of one task are alike at the end.
-    """
+    """Match the stages of two nets from the last one back: nets of one task agree at the end."""
     count = min(len(first), len(second))
     return list(zip(first[-count:], second[-count:]))
 
@@ -127,9 +123,7 @@ def matched_by_depth(first: Sequence[float], second: Sequence[float]) -> list[tu
 def note_of_sources(
     sources: Sequence[NetSource], models: Sequence[nn.Module], image_size: int
 ) -> str | None:
-    """Say what `note_of_depths` says,
-    of nets A and B of two architectures that are cut at one name.
-    """
+    """Give `note_of_depths` for two architectures that are cut at a layer of the same name."""
     first, second = sources
     if first.arch == second.arch or first.layer != second.layer:
         return None
@@ -137,7 +131,7 @@ def note_of_sources(
 
 
 def note_of_depths(models: Sequence[nn.Module], layer: str, image_size: int) -> str | None:
-    """Say where one name means another relative depth in two nets, and which layers correspond.
+    """Warn where a layer's name means another relative depth in net B than in net A.
 
     Args:
         models: net A and net B.
@@ -145,10 +139,10 @@ def note_of_depths(models: Sequence[nn.Module], layer: str, image_size: int) -> 
         image_size: S, pixels.
 
     Returns:
-        A sentence; None where the layer lies in the same stage of both, counted from the last, and
-        as far in it.
+        The warning, with the layers that correspond. None where the layer lies in the same stage
+        of both, counted from the last, and equally far in it (within `TOLERANCE`).
     """
-    places, ends = [], []
+    places, ends = [], []  # of each net: (stage, share of it), names of its stages' ends
     for model in models:
         shapes = cuts(model, image_size)
         place = place_of(model, shapes, layer)
@@ -169,33 +163,35 @@ def note_of_depths(models: Sequence[nn.Module], layer: str, image_size: int) -> 
 
 
 def layer_name(model: nn.Module, conv_layer: int, fc: bool = False) -> str:
-    """Name the layer that the documented `--conv_layer N` (with `--fc`: of the classifier) means.
+    """Name the layer of the documented `--conv_layer N` (with `--fc`: in the classifier).
 
     Args:
         model: a VGG or AlexNet (`features[N]`, `classifier[N]`) or a ResNet (output of stage N, 1
             to 4, before the last ReLU).
         conv_layer: N.
-        fc: N counts in the fully-connected part, which only VGG and AlexNet have.
+        fc: N counts in the fully-connected layers, which only VGG and AlexNet have.
 
     Raises:
         InputError: the model has no such layer, or is of another family.
     """
     if isinstance(model, torchvision.models.VGG | torchvision.models.AlexNet):
-        part = "classifier" if fc else "features"
-        length = len(getattr(model, part))
+        container = "classifier" if fc else "features"
+        length = len(getattr(model, container))
         if not 0 <= conv_layer < length:
             raise InputError(
-                f"{part} of this {type(model).__name__} has layers 0 to {length - 1}, not"
+                f"{container} of this {type(model).__name__} has layers 0 to {length - 1}, not"
                 f" {conv_layer}"
             )
-        return f"{part}.{conv_layer}"
+        return f"{container}.{conv_layer}"
     if isinstance(model, torchvision.models.ResNet) and not fc:
         if not 1 <= conv_layer <= 4:
             raise InputError(
                 "the layers of a ResNet are 1 to 4 (3: the last 14×14 feature map), not"
                 f" {conv_layer}"
             )
-        return f"layer{conv_layer}.{len(getattr(model, f'layer{conv_layer}')) - 1}.add"
+        # The sum of the stage's last block, before its ReLU: the paper's features are signed.
+        last_block = len(getattr(model, f"layer{conv_layer}")) - 1
+        return f"layer{conv_layer}.{last_block}.add"
     if not fc and str(conv_layer) in dict(model.named_children()):  # a plain nn.Sequential
         return str(conv_layer)
     flag = "--fc" if isinstance(model, torchvision.models.ResNet) else "--conv_layer"
@@ -205,11 +201,11 @@ def layer_name(model: nn.Module, conv_layer: int, fc: bool = False) -> str:
 
 
 def usual_layer(model: nn.Module) -> list[str]:
-    """Give the words that name a late layer of maps on a command line.
+    """Give the options that name a late layer of maps.
 
     Args:
-        model: a VGG or AlexNet, where it is the last convolution; a ResNet, where it is the last
-            14×14 map; or any other net, where they name the ends of all stages.
+        model: a VGG or AlexNet: its last convolution. A ResNet: its last 14×14 map. Any other net:
+            the ends of all its stages.
     """
     if isinstance(model, torchvision.models.VGG | torchvision.models.AlexNet):
         last = [

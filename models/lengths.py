@@ -1,6 +1,4 @@
-"""Lengths of axes that remember the node of a graph they come from,
-so that a recorded graph computes them anew.
-"""
+"""Lengths of axes that remember their node, so that a recorded graph computes them anew."""
 
 import operator
 from collections.abc import Callable
@@ -10,10 +8,10 @@ from torch import fx
 
 
 class Length(int):
-    """The length of an axis: a number that remembers the node it is, or is computed from.
+    """The length of an axis: an integer that remembers its node in a graph.
 
-    Sums, differences, products and quotients of lengths remember it too. `int(length)`,
-    `len(tensor)` and floats forget it; `models.graph.trace` finds those out by recording twice.
+    Sums, differences, products and quotients of lengths have nodes too. `int(length)`,
+    `len(tensor)` and floats lose the node; `models.graph.trace` detects those by recording twice.
 
     Attributes:
         node: of the graph that is being recorded.
@@ -38,10 +36,13 @@ def add_length(
 
 
 def _operator(function: Callable[..., int], reflected: bool) -> Callable[..., Any]:
+    """Make an operator's method for `Length`; of a reflected one, 2 * n, swap the operands."""
+
     def combine(*operands: Any) -> Any:
         operands = operands[::-1] if reflected else operands
         numbers = [int(operand) if isinstance(operand, Length) else operand for operand in operands]
         value = function(*numbers)
+        # A float, or NotImplemented, is no length.
         if type(value) is not int or not all(isinstance(number, int) for number in numbers):
             return value
         nodes = tuple(

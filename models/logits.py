@@ -1,9 +1,8 @@
-"""What a classifier's forward pass gives:
-where its logits are, how many, and which layer makes them.
+"""The logits of a classifier: where its forward pass gives them, how many, and by which layer.
 
-A network of this project or of torchvision gives logits (N, C). Other people's nets give them as
-(N, C, 1, 1), beside other things, or otherwise in training than in evaluation. `give_logits` looks
-once, on images without values, and lets the network return its logits alone.
+A network of this project or of torchvision gives logits (N, C). Other people's nets may give them
+as (N, C, 1, 1), or as one of several outputs, or differently in training and in evaluation.
+`give_logits` runs such a net once on images without values, and makes it return its logits alone.
 """
 
 import contextlib
@@ -24,13 +23,13 @@ Step = str | int
 
 
 class Output(NamedTuple):
-    """Where the logits are in what a forward pass returns.
+    """The logits among the outputs of a forward pass.
 
     Attributes:
-        path: the keys, indices or attributes that lead to them; () if they are all that it returns.
-        shape: theirs, without the batch axis: (C,) or (C, 1, 1).
-        layer: the module that gives them, or None where it is no module's output.
-        around: what they are an entry of, in words.
+        path: keys, indices or attributes that lead to the logits; () if they are the only output.
+        shape: of the logits, without the batch axis: (C,) or (C, 1, 1).
+        layer: the module whose output they are; None where they are no module's output.
+        around: in words, the container that has them as an entry.
     """
 
     path: tuple[Step, ...]
@@ -42,18 +41,18 @@ class Output(NamedTuple):
 def give_logits(
     model: nn.Module, arch: str, num_classes: int, image_size: int | None = None
 ) -> int | None:
-    """Let a foreign network return its logits (N, C) alone, in both modes; in place.
+    """Make a foreign network return its logits (N, C) alone, in both modes; in place.
 
-    What it leaves out, or flattens, is said once. Names of modules and of tensors do not change.
+    A remark names what is left out or flattened. Names of modules and tensors do not change.
 
     Args:
-        model: images (N, 3, S, S) → logits, or something that holds them.
-        arch: how it is called, for what is said.
-        num_classes: where several outputs could be the logits, those of so many classes are.
+        model: images (N, 3, S, S) → logits, or a container that holds them.
+        arch: its name, for messages.
+        num_classes: of several outputs that could be the logits, the one of so many classes counts.
         image_size: S, pixels. None: as its factory says, or a usual size that it takes.
 
     Returns:
-        C; or None where it takes none of those sizes or gives nothing of the logits' shape.
+        C; None where the network takes none of those sizes, or no output has the logits' shape.
     """
     size = _fitting_size(model, image_size)
     if size is None:
@@ -65,6 +64,7 @@ def give_logits(
         return None
     outputs = {False: plain, True: trained}
     for mode, output in outputs.items():
+        # Path and shape decide whether training mode deserves a remark of its own.
         when = " in training" if mode and output[:2] != plain[:2] else ""
         if output.path and (not mode or when):
             keys = ", ".join(repr(step) for step in output.path)
@@ -78,17 +78,16 @@ def give_logits(
 
 
 def check_logits(model: nn.Module, arch: str, num_classes: int, image_size: int) -> None:
-    """Refuse a network that does not take the images,
-    or does not give their logits; no image is decoded for it.
+    """Refuse a network that does not map the images to logits, before any image is decoded.
 
     Args:
-        model: images (N, 3, S, S) → logits (N, C); a foreign one is changed as `give_logits` does.
-        arch: how it is called.
+        model: images (N, 3, S, S) → logits (N, C); a foreign one is changed as by `give_logits`.
+        arch: its name, for messages.
         num_classes: C.
         image_size: S, pixels.
 
     Raises:
-        InputError: it is so.
+        InputError: it does not take such images, or gives no logits (N, C).
     """
     with _explained(model, image_size):
         shown = _describe(run_blank(model, image_size, training=False))
@@ -111,40 +110,41 @@ def check_logits(model: nn.Module, arch: str, num_classes: int, image_size: int)
 def look_for_logits(
     model: nn.Module, image_size: int, num_classes: int, *, training: bool
 ) -> Output | None:
-    """Say where the logits are in what a network returns for two blank images.
+    """Find the logits among a network's outputs for two blank images.
 
     Args:
-        model: its mode, values and random numbers are left as they are.
+        model: its mode, its values and the random state stay as they are.
         image_size: S, pixels.
-        num_classes: of several outputs, those of so many classes are the logits.
-        training: the mode that it is asked in.
+        num_classes: of several outputs, the one of so many classes is taken for the logits.
+        training: run it in training mode.
 
     Returns:
-        None if it does not take such images, or gives nothing of the logits' shape.
+        None if the network does not take such images, or no output has the logits' shape.
     """
-    made: list[tuple[str, Any]] = []  # by layers with weights, in order
+    of_layers: list[tuple[str, Any]] = []  # outputs of layers with weights, in order
     with contextlib.ExitStack() as hooks:
         for name, module in model.named_modules():
             has_weight = isinstance(getattr(module, "weight", None), Tensor)
-            # Which takes no hooks
+            # A ScriptModule takes no hooks.
             if has_weight and not isinstance(module, torch.jit.ScriptModule):
                 hook = module.register_forward_hook(
-                    lambda _m, _i, made_now, name=name: made.append((name, made_now))
+                    lambda _m, _i, output, name=name: of_layers.append((name, output))
                 )
                 hooks.callback(hook.remove)
         try:
             returned = run_blank(model, image_size, training=training)
         except Exception:
             return None
-    tensors = [(path, tensor) for path, tensor in _tensors(returned) if _may_be_logits(tensor)]
-    # Which keeps the order of equals
-    tensors.sort(key=lambda entry: (entry[1].shape[1] != num_classes, entry[1].ndim))
-    if not tensors:
+    outputs = [(path, tensor) for path, tensor in _tensors(returned) if _may_be_logits(tensor)]
+    # The right number of classes first, (N, C) before (N, C, 1, 1); the sort is stable.
+    outputs.sort(key=lambda entry: (entry[1].shape[1] != num_classes, entry[1].ndim))
+    if not outputs:
         return None
-    path, logits = tensors[0]
-    whole = (logits, logits._base)  # (N, C, 1, 1), of which logits may be a view
+    path, logits = outputs[0]
+    # A layer gives (N, C), or (N, C, 1, 1) of which the logits are a view.
+    same = (logits, logits._base)
     layer = next(
-        (name for name, tensor in reversed(made) if any(tensor is other for other in whole)), None
+        (name for name, output in reversed(of_layers) if any(output is one for one in same)), None
     )
     around = returned
     for step in path[:-1]:
@@ -153,8 +153,10 @@ def look_for_logits(
 
 
 def last_linear(model: nn.Module, num_classes: int, image_size: int | None = None) -> str | None:
-    """Name the plain linear layer whose output is the logits,
-    which another may take the place of; None: none is.
+    """Name the linear layer whose output is the logits, if a new one can replace it.
+
+    Returns:
+        None if the logits come from no linear layer, or from one with hooks or a shared weight.
     """
     size = _fitting_size(model, image_size)
     output = None if size is None else look_for_logits(model, size, num_classes, training=False)
@@ -171,16 +173,14 @@ def last_linear(model: nn.Module, num_classes: int, image_size: int | None = Non
 
 
 def logits_layer(model: nn.Module) -> str | None:
-    """Name the layer whose output is the logits,
-    wherever it stands; None where it is no module's output.
-    """
+    """Name the layer whose output is the logits; None where they are no module's output."""
     size = _fitting_size(model, None)
     output = None if size is None else look_for_logits(model, size, 0, training=False)
     return None if output is None else output.layer
 
 
 def replace_linear(model: nn.Module, name: str, num_classes: int) -> None:
-    """Put a new linear layer of `num_classes` outputs in place of one."""
+    """Replace a linear layer by a new one of `num_classes` outputs."""
     old = model.get_submodule(name)
     assert isinstance(old, nn.Linear)
     new = nn.Linear(
@@ -190,12 +190,14 @@ def replace_linear(model: nn.Module, name: str, num_classes: int) -> None:
 
 
 def has_unused_parameters(model: nn.Module, image_size: int) -> bool:
-    """Whether there are parameters to train on which the logits do not depend,
-    or may be; they are named once.
+    """Whether the logits may not depend on some trained parameters; a remark names these.
 
     Args:
         model: images (N, 3, S, S) → logits (N, C).
         image_size: S, pixels.
+
+    Returns:
+        True also where the network cannot be run without values, and so nobody knows.
     """
     trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
     try:
@@ -205,7 +207,7 @@ def has_unused_parameters(model: nn.Module, image_size: int) -> bool:
             }
             logits = run_blank(model, image_size, training=True, parameters=blank)
             gradients = torch.autograd.grad(logits.sum(), list(blank.values()), allow_unused=True)
-    except Exception:  # it cannot be seen without values
+    except Exception:  # the network needs values
         return True
     unused = [name for name, gradient in zip(trained, gradients) if gradient is None]
     if unused:
@@ -221,16 +223,15 @@ def run_blank(
     training: bool,
     parameters: Mapping[str, Tensor] | None = None,
 ) -> Any:
-    """Give what a network returns for two images, as tensors without values where it can be run so.
+    """Run a network on two blank images, on "meta" where it can be run without values.
 
-    Its mode, its values (BatchNorm's statistics among them) and the random numbers are left as they
-    are.
+    Its mode, its values (BatchNorm's statistics too) and the random state stay as they are.
 
     Args:
         model: images (N, 3, S, S) → anything.
         image_size: S, pixels.
-        training: the mode that it is asked in.
-        parameters: on "meta", to take in place of its own; it is then run there or not at all.
+        training: run it in training mode.
+        parameters: on "meta", in place of the network's; it is then run there or not at all.
     """
     modes = {module: module.training for module in model.modules()}
     model.train(training)
@@ -241,10 +242,11 @@ def run_blank(
             try:
                 blank = {name: value.detach().to("meta") for name, value in tensors.items()}
                 return functional_call(model, {**blank, **(parameters or {})}, image.to("meta"))
-            except Exception:  # a net that holds other tensors, or asks for values
+            except Exception:  # the net holds tensors as plain attributes, or asks for values
                 if parameters is not None:
                     raise
             device = next((value.device for value in tensors.values()), image.device)
+            # Training mode updates BatchNorm's statistics: let it update copies.
             buffers = {name: value.clone() for name, value in model.named_buffers()}
             if not isinstance(model, torch.jit.ScriptModule):
                 return functional_call(model, buffers, image.to(device))
@@ -259,7 +261,7 @@ def run_blank(
 
 
 def initialise_lazy(model: nn.Module, image_size: int | None) -> None:
-    """Give lazy layers, which learn their widths from the first images, their weights; in place.
+    """Run lazy layers once, so that they learn their widths and make their weights; in place.
 
     Args:
         model: in training mode.
@@ -275,7 +277,7 @@ def initialise_lazy(model: nn.Module, image_size: int | None) -> None:
 
 @contextlib.contextmanager
 def _explained(model: nn.Module, image_size: int) -> Iterator[None]:
-    """Say in one sentence that a network does not take images of a size."""
+    """Turn any error into one sentence: the network does not take images of this size."""
     try:
         yield
     except Exception as error:
@@ -293,7 +295,7 @@ def _explained(model: nn.Module, image_size: int) -> Iterator[None]:
 
 
 def _fitting_size(model: nn.Module, image_size: int | None) -> int | None:
-    """Choose a size of images that a network takes."""
+    """Choose an image size, in pixels, that a network takes; None: it takes none."""
     for size in _sizes(model, image_size):
         with contextlib.suppress(Exception):
             run_blank(model, size, training=False)
@@ -302,7 +304,7 @@ def _fitting_size(model: nn.Module, image_size: int | None) -> int | None:
 
 
 def _sizes(model: nn.Module, image_size: int | None) -> list[int]:
-    """List the sizes of images to try a network on."""
+    """List the image sizes, in pixels, to try a network on."""
     if image_size is not None:
         return [image_size]
     carried = preprocessing_of(model)
@@ -310,13 +312,14 @@ def _sizes(model: nn.Module, image_size: int | None) -> list[int]:
 
 
 def _may_be_logits(tensor: Tensor) -> bool:
+    """Whether a tensor has the shape of logits: (N, C) or (N, C, 1, 1)."""
     return tensor.is_floating_point() and (
         tensor.ndim == 2 or (tensor.ndim == 4 and tensor.shape[2:] == (1, 1))
     )
 
 
 def _tensors(value: Any, path: tuple[Step, ...] = ()) -> Iterator[tuple[tuple[Step, ...], Tensor]]:
-    """List the tensors in what a forward pass returns, those that are called logits first."""
+    """List the tensors among a forward pass's outputs; those with a usual name come first."""
     if isinstance(value, Tensor):
         yield path, value
         return
@@ -333,16 +336,20 @@ def _tensors(value: Any, path: tuple[Step, ...] = ()) -> Iterator[tuple[tuple[St
 
 
 def _entry(value: Any, step: Step) -> Any:
-    """Take one entry of what a forward pass returns."""
+    """Take one entry of a container of outputs, by index, key or attribute."""
     by_key = isinstance(step, int) or isinstance(value, Mapping)
     return value[step] if by_key else getattr(value, str(step))
 
 
 def _return_logits_alone(model: nn.Module, outputs: Mapping[bool, Output]) -> None:
-    """Make a network's forward pass return its logits (N, C), by its mode.
+    """Make a network's forward pass return its logits (N, C) alone.
 
-    Its class changes and not the network around it, so that names stay, and whoever traces the
-    forward pass sees the logits leave it.
+    The network's class changes, instead of a module around it. So names of modules stay, and a
+    trace of the forward pass ends at the logits.
+
+    Args:
+        model: the network, changed in place.
+        outputs: where the logits are, in evaluation (False) and in training (True).
     """
     kind = type(model)
 
@@ -359,7 +366,7 @@ def _return_logits_alone(model: nn.Module, outputs: Mapping[bool, Output]) -> No
 
 
 def _describe(returned: Any) -> str:
-    """Say what a forward pass returned, in a few words."""
+    """Describe the outputs of a forward pass in a few words."""
     if isinstance(returned, Tensor):
         return str(tuple(returned.shape))
     kind = type(returned).__name__

@@ -1,11 +1,11 @@
-"""Architectures that neither this project nor torchvision has: timm's, and a user's own factories.
+"""Foreign architectures: timm's, and a user's own factories.
 
-    timm:NAME                   of the library timm, where it is installed
+    timm:NAME                   of the library timm, if it is installed
     package.module:factory      a function or class in any module that can be imported
-    path/to/file.py:factory     one in a file
+    path/to/file.py:factory     a function or class in a file
 
-To import a module of the user's is to run its code. So it happens only where an option names it. A
-checkpoint that names one is refused until the option says the same (`named_arch`).
+To import a user's module is to run its code. So only an option can ask for it. A checkpoint that
+names a user's architecture is refused until an option names the same (`named_arch`).
 """
 
 import importlib.util
@@ -24,7 +24,7 @@ from utils.errors import InputError
 from utils.later import timm
 from utils.provenance import same_arch
 
-# What factories call the number of classes.
+# Names of a factory's argument for the number of classes, the usual ones first.
 _CLASSES = (
     "num_classes",
     "n_classes",
@@ -51,12 +51,12 @@ _CLASSES = (
     "dim_out",
     "outputs",
 )
-# What else its only argument may be called: n, C, nc, target_classes.
+# Other names of it, where it is the only argument: n, C, nc, target_classes.
 _LIKELY = re.compile(r"^\w\w?$|class|label", re.IGNORECASE)
 
 
 def is_own(arch: str) -> bool:
-    """Whether a name means a factory of the user's own."""
+    """Whether a name means a user's own factory."""
     return ":" in arch and not is_timm(arch)
 
 
@@ -66,31 +66,30 @@ def is_timm(arch: str) -> bool:
 
 
 def is_foreign(arch: str) -> bool:
-    """Whether a network is built by code that this project does not know."""
+    """Whether a name means a network of timm or of the user's code."""
     return ":" in arch
 
 
-def named_arch(held: str, named: str | None, path: str | Path) -> str:
-    """Give the name by which a file's network is built;
-    refuse the user's code, if no option names it.
+def named_arch(stored: str, named: str | None, path: str | Path) -> str:
+    """Give the name by which a file's network is built.
 
     Args:
-        held: the architecture that the file says.
-        named: the one that an option says.
-        path: the file.
+        stored: the architecture that the file names.
+        named: the architecture that an option names.
+        path: the file, for messages.
 
     Returns:
-        `held`; or `named`, where that is the same factory and says where its file is now.
+        `stored`. Of a user's own architecture `named`, which says where its code is now.
 
     Raises:
-        InputError: it is the user's own, and the option says nothing or another one.
+        InputError: it is a user's own architecture, and the option names none or another one.
     """
-    if not is_own(held):
-        return held
-    if named is None or not same_arch(held, named):
+    if not is_own(stored):
+        return stored
+    if named is None or not same_arch(stored, named):
         raise InputError(
-            f"{path} holds a {held}, whose code runs only where an option names it; add --arch"
-            f" {held}"
+            f"{path} holds a {stored}, whose code runs only where an option names it; add --arch"
+            f" {stored}"
         )
     return named
 
@@ -99,25 +98,26 @@ def build_foreign(arch: str, num_classes: int, *, pretrained: bool = False) -> n
     """Build a network of timm, or call a user's factory.
 
     Args:
-        arch: "timm:NAME", "package.module:factory" or "path/to/file.py:factory". A factory is given
-            the number of classes by the name that its signature has for it, or as its only
-            argument; one that takes none is called without.
+        arch: "timm:NAME", "package.module:factory" or "path/to/file.py:factory". A factory gets the
+            number of classes by its argument's name for it, or as its only argument. A factory
+            without arguments is called without.
         num_classes: C.
-        pretrained: of timm, its trained weights.
+        pretrained: take timm's trained weights.
 
     Returns:
-        images (N, 3, S, S) → what its author returns, in float32 on the CPU (or "meta", where that
-        is the device).
+        images (N, 3, S, S) → whatever its author returns, in float32 on the CPU or on the device of
+        an enclosing `torch.device`.
 
     Raises:
-        InputError: there is no such module or factory, it cannot be called so, or it gives
-            something else.
+        InputError: there is no such module or factory, it needs other arguments, or it returns no
+            module.
     """
     model = (
         _build_timm(arch, num_classes, pretrained)
         if is_timm(arch)
         else _call_factory(arch, num_classes)
     )
+    # Unwrap what an author wrapped for training: names in checkpoints are those of the net inside.
     while isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         model = model.module
     if not isinstance(model, nn.Module):
@@ -127,6 +127,7 @@ def build_foreign(arch: str, num_classes: int, *, pretrained: bool = False) -> n
 
 
 def _build_timm(arch: str, num_classes: int, pretrained: bool) -> nn.Module:
+    """Build a network of timm; see `build_foreign`."""
     name = arch.removeprefix(TIMM)
     if importlib.util.find_spec("timm") is None:
         raise InputError(
@@ -138,7 +139,7 @@ def _build_timm(arch: str, num_classes: int, pretrained: bool) -> nn.Module:
         raise InputError(f"timm {timm.__version__} has no network {name!r}{hint}")
     try:
         return timm.create_model(name, pretrained=pretrained, num_classes=num_classes)
-    except Exception as error:  # no network, no such weights, an optional library
+    except Exception as error:  # no connection, no such weights, a missing library
         reason = str(error).partition("\n")[0]
         instead = "; give a local file with --weights FILE" if pretrained else ""
         raise InputError(
@@ -147,7 +148,7 @@ def _build_timm(arch: str, num_classes: int, pretrained: bool) -> nn.Module:
 
 
 def _call_factory(arch: str, num_classes: int) -> Any:
-    """Import a user's module and call its factory."""
+    """Import a user's module and call its factory; see `build_foreign`."""
     source, _, factory = arch.rpartition(":")
     with user_module.opened(source, arch) as module:
         make = getattr(module, factory, None)
@@ -159,10 +160,14 @@ def _call_factory(arch: str, num_classes: int) -> Any:
 
 
 def _call(make: Callable[..., Any], arch: str, num_classes: int) -> Any:
-    """Call a factory, with the number of classes if it takes it."""
+    """Call a factory, with the number of classes if it takes that.
+
+    Raises:
+        InputError: it needs other arguments too.
+    """
     try:
         parameters = inspect.signature(make).parameters.values()
-    except ValueError:  # of a function in C
+    except ValueError:  # a function in C has no signature
         return make(num_classes=num_classes)
     by_name = [
         entry
@@ -190,6 +195,7 @@ def _call(make: Callable[..., Any], arch: str, num_classes: int) -> Any:
     if spelt is not None:
         return make(**{spelt: num_classes})
     if any(entry.kind is entry.VAR_KEYWORD for entry in parameters):
+        # `**kwargs` may take num_classes or hand it on to something that does not.
         try:
             return make(num_classes=num_classes)
         except TypeError as error:
@@ -199,5 +205,5 @@ def _call(make: Callable[..., Any], arch: str, num_classes: int) -> Any:
 
 
 def _is_factory(value: Any, module: Any) -> bool:
-    """Whether something of a module may be meant as its factory."""
+    """Whether an entry of a module is a function of its own, which a message may propose."""
     return inspect.isroutine(value) and value.__module__ == module.__name__

@@ -1,6 +1,4 @@
-"""Two networks and the Trans-Net between them:
-each cut at its layer, or all three from a Trans-Net's checkpoint.
-"""
+"""Two networks, each cut at its layer, and the Trans-Net between their features."""
 
 import contextlib
 from dataclasses import replace
@@ -20,12 +18,12 @@ from utils.provenance import Provenance
 
 
 def read_stored(x: Tensor, target: Tensor, *_: Tensor) -> tuple[Tensor, Tensor]:
-    """Give x and the target of a batch of stored features as maps."""
+    """Give x and the target of a batch of stored features as maps, (N, C, H, W)."""
     return as_maps(x), as_maps(target)
 
 
 class Pair(nn.Module):
-    """Compute both networks' features of images and split the target's by what the other's explain.
+    """Compute both networks' features of images, and split B's by what A's can reconstruct.
 
     Args:
         head_a: pixels → x. With a Trans-Net of the reverse direction this is net B's head.
@@ -46,7 +44,7 @@ class Pair(nn.Module):
         )
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Give x, x*, g(x) and its components x(0) … x(K) (paper Eq. 3); x_Δ is x* less g(x).
+        """Give x, x*, g(x) and its components x(0) … x(K) (paper Eq. 3); x_Δ is x* − g(x).
 
         Args:
             pixels: uint8 (N, 3, S, S), RGB; each network normalises them by its own constants.
@@ -59,15 +57,24 @@ class Pair(nn.Module):
 
 
 class Decomposition(nn.Module):
-    """Split a target into components and residual, batch axis first, as DataParallel gathers."""
+    """Split a target into components and residual.
+
+    The batch axis comes first, because DataParallel joins its replicas' outputs along axis 0.
+    """
 
     def __init__(self, trans_net: TransNet) -> None:
         super().__init__()
         self.trans_net = trans_net
 
     def forward(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Give the components (N, K+1, C, H, W) and x_Δ (N,
-        C, H, W) of x and target (paper Eq. 3).
+        """Split x* as in paper Eq. 3.
+
+        Args:
+            x: A's feature, (N, C_in, H', W').
+            target: x*, (N, C, H, W).
+
+        Returns:
+            The components, (N, K+1, C, H, W), and x_Δ, (N, C, H, W).
         """
         output, components = self.trans_net.decompose(x)
         return components.transpose(0, 1), target - output
@@ -81,23 +88,22 @@ def open_pair(
     layer_b: str | None = None,
     pixels: Tensor | None = None,
 ) -> Pair:
-    """Read a Trans-Net and the networks that it was fitted on,
-    in evaluation mode and without gradients.
+    """Read a Trans-Net and its two networks, in evaluation mode and without gradients.
 
     Args:
-        trans_net: the Trans-Net's checkpoint, ours or the authors'.
-        net_a: checkpoint of the network that x comes from. None: the one that the Trans-Net's
+        trans_net: the Trans-Net's checkpoint, of this suite or of the authors.
+        net_a: checkpoint of the network that x comes from. None: the network that the Trans-Net's
             checkpoint names.
-        net_b: the same for x*.
-        layer_a: the node of `net_a`, as `models.split` takes it. None: as the Trans-Net's
-            checkpoint says.
-        layer_b: the same for `net_b`.
-        pixels: of a few images, uint8 (n, 3, S, S), that both cuts are proven on; None: noise of
+        net_b: checkpoint of the network that x* comes from; None: likewise.
+        layer_a: the node of `net_a`, as `models.split` takes it. None: the node that the
+            Trans-Net's checkpoint names.
+        layer_b: the node of `net_b`; None: likewise.
+        pixels: of a few images, uint8 (n, 3, S, S), on which both cuts are proven. None: noise of
             the size that the Trans-Net's checkpoint says.
 
     Raises:
-        InputError: a file is missing or damaged; the Trans-Net does not say what is not named here,
-            as the authors' do not; or it was fitted on other networks or layers than these.
+        InputError: a file is missing or damaged; neither an argument nor the Trans-Net's checkpoint
+            names a network or layer; or the Trans-Net was fitted on other networks or layers.
     """
     state = checkpoint.load(trans_net)
     fitted = Provenance.from_record(state.get("source", {}))
@@ -114,7 +120,7 @@ def open_pair(
         fitted_by = getattr(fitted, role).normalisation or recorded_normalisation(
             net.state.get("data", {})
         )
-        # As the authors' all were
+        # Files that record no constants are the authors', who used ImageNet's throughout.
         nets[role] = net.normalised_by(fitted_by or NORMALISATIONS["imagenet"])
         net.prove(pixels)
     opened = Provenance(nets["a"].source, nets["b"].source)
@@ -125,24 +131,23 @@ def open_pair(
     return pair.eval().requires_grad_(False)
 
 
-# What the direction changes of a fit's settings: M is at most the channels of its x.
+# Settings of a fit that its direction changes: M is at most the channels of x.
 OF_DIRECTION = ("reverse", "hidden")
 
 
 def find_reverse(trans_net: str | Path, *, alike: bool = False) -> Path | None:
-    """Find, beside a Trans-Net's checkpoint,
-    one that was fitted on the same features in the other direction.
+    """Find, in a Trans-Net's folder, the one of the other direction between the same features.
 
     Args:
-        trans_net: the checkpoint; the authors' say nothing of their features, and have none.
+        trans_net: the checkpoint; the authors' record no features, and have none.
         alike: only one that was fitted by the same options.
     """
     state = checkpoint.load(trans_net, mmap=True)
     wanted = Provenance.from_record(state.get("source", {})).reversed()
-    if None in (wanted.a.sha256, wanted.b.sha256):
+    if None in (wanted.a.sha256, wanted.b.sha256):  # without hashes nets cannot be told apart
         return None
     for path in sorted(Path(trans_net).parent.glob("checkpoint_*.pth.tar")):
-        with contextlib.suppress(InputError):  # what cannot be read is no Trans-Net
+        with contextlib.suppress(InputError):  # a file that cannot be read is none
             other = checkpoint.load(path, mmap=True)
             source = Provenance.from_record(other.get("source", {}))
             is_other = (source.a, source.b) == (wanted.a, wanted.b) and path != Path(trans_net)
@@ -152,6 +157,6 @@ def find_reverse(trans_net: str | Path, *, alike: bool = False) -> Path | None:
 
 
 def _settings(state: checkpoint.State) -> dict[str, Any]:
-    """Give the options of a fit that both directions have in common."""
+    """Give the options of a fit that both directions share."""
     settings = state.get("settings", {})
     return {name: value for name, value in settings.items() if name not in OF_DIRECTION}

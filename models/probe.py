@@ -1,4 +1,4 @@
-"""What a frozen network's features are worth: one linear layer trained on them."""
+"""Linear probes: one linear layer that is trained on a frozen network's features."""
 
 from torch import nn
 
@@ -7,18 +7,17 @@ from utils.errors import InputError
 
 
 def linear_probe(model: nn.Module, num_classes: int) -> nn.Linear:
-    """Freeze a classifier and put a new linear layer in place of its last one.
+    """Freeze a classifier and replace its last layer by a new linear one.
 
-    BatchNorm layers become fixed functions; a network with dropout is to be kept in evaluation mode
-    besides.
+    BatchNorm layers are frozen with their statistics. Keep a network with dropout in evaluation
+    mode.
 
     Args:
-        model: images (N, 3, S, S) → logits; changed in place, its logits are (N, num_classes) from
-            then on.
+        model: images (N, 3, S, S) → logits; changed in place: its logits become (N, num_classes).
         num_classes: C.
 
     Returns:
-        The new layer, all that is trained.
+        The new layer, the only one that is trained.
 
     Raises:
         InputError: the classifier does not end in a linear layer.

@@ -1,10 +1,9 @@
-"""Magnitude pruning and weight sharing (Han et al. 2016),
-by moving the weights of an ordinary network in place.
+"""Magnitude pruning and weight sharing (Han et al. 2016), on an ordinary network in place.
 
-While a pruned network is trained, every step of the optimiser is followed by `zero_removed`, or
-stands between `sum_gradients` and `tie` once weights are shared (`train_centroids`). The hooks of
-torch.nn.utils.prune would act in the layer's own forward, which attention layers (ViT, Swin) never
-call.
+While a pruned network is trained, `zero_removed` follows every step of the optimiser. Once weights
+are shared, every step stands between `sum_gradients` and `tie` (`train_centroids`). The hooks of
+torch.nn.utils.prune do not serve: they act in a layer's `forward`, which attention layers (ViT,
+Swin) never call.
 """
 
 from collections.abc import Sequence
@@ -18,20 +17,20 @@ from torch.optim import Optimizer
 
 from utils.later import sklearn
 
-# k-means sees a layer's histogram: far finer than any clusters, and soon done for 100 million
-# weights
+# k-means clusters a layer's histogram of so many bins: far finer than any clusters, and fast for
+# 100 million weights.
 BINS = 2**14
 
 
 @dataclass(frozen=True)
 class PrunedWeight:
-    """The weight of one layer and what was removed from it.
+    """A pruned weight of one layer.
 
     Attributes:
         name: the parameter's name in the network.
         weight: the parameter itself.
-        threshold: magnitudes up to here were removed.
-        removed: bool, shaped as the weight.
+        threshold: weights of a magnitude up to here are removed.
+        removed: bool, of the weight's shape: True where a weight is removed.
     """
 
     name: str
@@ -41,8 +40,9 @@ class PrunedWeight:
 
 
 def prunable_weights(model: nn.Module) -> dict[str, tuple[Tensor, bool]]:
-    """Name the weights of convolutions (True) and of linear layers (False),
-    attention's projections among them.
+    """Give the weights that pruning takes, by name, and whether each is of a convolution.
+
+    The others are of linear layers and of attention's projections.
     """
     weights: dict[str, tuple[Tensor, bool]] = {}
     for name, module in model.named_modules():
@@ -59,9 +59,9 @@ def prune(model: nn.Module, s_conv: float, s_fc: float) -> list[PrunedWeight]:
 
     Args:
         model: on the device where it will be trained.
-        s_conv: of a convolution, magnitudes up to s_conv · std of its weights are removed (std over
-            all of them, zeros of an earlier pruning included).
-        s_fc: the same of a linear layer.
+        s_conv: a convolution loses weights of magnitudes up to s_conv · std. The std is over all
+            its weights, zeros of an earlier pruning included.
+        s_fc: a linear layer loses weights of magnitudes up to s_fc · std.
 
     Returns:
         One entry for each layer, in the network's order.
@@ -76,7 +76,7 @@ def prune(model: nn.Module, s_conv: float, s_fc: float) -> list[PrunedWeight]:
 
 @torch.no_grad()
 def zero_removed(layers: Sequence[PrunedWeight]) -> None:
-    """Put the removed weights back to zero, where momentum or weight decay moved them."""
+    """Set the removed weights to zero again, after momentum or weight decay moved them."""
     for layer in layers:
         layer.weight.masked_fill_(layer.removed, 0)
 
@@ -85,9 +85,9 @@ def zero_removed(layers: Sequence[PrunedWeight]) -> None:
 def cluster(layers: Sequence[PrunedWeight], bits: int) -> list[Tensor]:
     """Group the remaining weights of each layer by k-means into at most 2^bits clusters.
 
-    The centroids begin at equal distances from the smallest weight to the largest, which keeps the
-    rare large ones (Han et al., Sec. 3.2). Weights that have no more than 2^bits values, as those
-    of a network that is shared already, are grouped by value.
+    The centroids begin at equal distances from the smallest weight to the largest. That gives
+    clusters to the rare large weights (Han et al., Sec. 3.2). Weights with at most 2^bits distinct
+    values, as of a network that is shared already, are grouped by value.
 
     Returns:
         For each layer int32 labels shaped as its weight: 0 where removed, else 1 + the cluster.
@@ -97,17 +97,16 @@ def cluster(layers: Sequence[PrunedWeight], bits: int) -> list[Tensor]:
 
 @torch.no_grad()
 def tie(layers: Sequence[PrunedWeight], labels: Sequence[Tensor]) -> None:
-    """Give the weights of a cluster their mean, the centroid, and the removed ones zero, in place.
+    """Set each weight to its cluster's mean, the centroid, and the removed ones to 0, in place.
 
     Args:
         layers: from `prune`.
         labels: from `cluster`.
     """
     for layer, label in zip(layers, labels):
-        centroids = _cluster_sums(layer.weight, label) / torch.bincount(label.flatten()).clamp(
-            min=1
-        )
-        centroids[0] = 0
+        counts = torch.bincount(label.flatten()).clamp(min=1)  # label 0 may have no member
+        centroids = _cluster_sums(layer.weight, label) / counts
+        centroids[0] = 0  # the removed weights
         layer.weight.copy_(centroids[label])
 
 
@@ -116,19 +115,22 @@ def train_centroids(
 ) -> None:
     """Share the weights of each cluster from now on, and let the optimiser train their centroids.
 
-    Before every step the weights of a cluster get the gradient of their centroid, after it they are
-    tied. An elementwise optimiser such as SGD or Adam so treats them as the one parameter that they
-    are: momentum and Adam's averages are the centroid's, weight decay adds weight_decay · centroid
-    once and not once for each member.
+    Before every step, the weights of a cluster get the gradient of their centroid; after it they
+    are tied. So an elementwise optimiser such as SGD or Adam treats them as one parameter.
+    Momentum and Adam's averages are the centroid's. Weight decay adds weight_decay · centroid once,
+    not once for each member.
 
     Args:
-        optimizer: a new one with one parameter group, of the whole network: what one that has taken
-            steps remembers differs between the members of a cluster. The shared weights become its
-            second group.
+        optimizer: a new one, with one parameter group of the whole network. One that has taken
+            steps is refused: its averages differ between the members of a cluster. The shared
+            weights become its second group.
         layers: from `prune`.
         labels: from `cluster`.
-        lr: the second group's learning rate. As its gradients are sums over up to millions of
-            members, far below that of single weights.
+        lr: the second group's learning rate. Its gradients are sums over up to millions of members;
+            so it is far below the rate of single weights.
+
+    Raises:
+        ValueError: the optimiser has taken steps.
     """
     if optimizer.state:
         raise ValueError("the optimiser has taken steps; shared weights need a new one")
@@ -146,10 +148,9 @@ def train_centroids(
 
 @torch.no_grad()
 def sum_gradients(layers: Sequence[PrunedWeight], labels: Sequence[Tensor]) -> None:
-    """Give every weight of a cluster the gradient of its
-    centroid and the removed ones zero, in place in `.grad`.
+    """Set each weight's gradient to its centroid's, and the removed ones' to 0, in `.grad`.
 
-    The centroid c stands in the place of all its members w_i, so ∂L/∂c = Σ_i ∂L/∂w_i (Han et al.,
+    The centroid c takes the place of all its members w_i, so ∂L/∂c = Σ_i ∂L/∂w_i (Han et al.,
     Sec. 3.3).
 
     Args:
@@ -164,11 +165,11 @@ def sum_gradients(layers: Sequence[PrunedWeight], labels: Sequence[Tensor]) -> N
 
 
 def count_removed(model: nn.Module, layers: Sequence[PrunedWeight]) -> dict[str, Any]:
-    """Count what was removed, as plain values.
+    """Count the removed weights.
 
     Returns:
-        `parameters` of the whole network, biases and BatchNorm included, how many of them were
-        `removed`, `removed_percent`, and under `layers` for every layer its `weights`, those
+        `parameters`: the number of parameters of the whole network, biases and BatchNorm included.
+        `removed`, `removed_percent`: of these. `layers`: of each layer its `weights`, the number
         `kept`, `removed_percent` and `threshold`.
     """
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -192,26 +193,40 @@ def count_removed(model: nn.Module, layers: Sequence[PrunedWeight]) -> dict[str,
 
 
 def _cluster_sums(values: Tensor, label: Tensor) -> Tensor:
-    """Sum values by their labels: float64 (1 + clusters,), the removed first."""
+    """Sum values by their labels: float64 (1 + clusters,); index 0 is the removed ones."""
     return torch.bincount(label.flatten(), values.flatten().double())
 
 
 def _cluster_layer(layer: PrunedWeight, clusters: int) -> Tensor:
-    """Label one layer's weights, as `cluster` gives them."""
+    """Label one layer's weights; see `cluster`."""
     kept = layer.weight[~layer.removed]
     values, groups = kept.unique(return_inverse=True)
     if len(values) > clusters:
-        lowest, highest = values[0].item(), values[-1].item()
-        counts = torch.histc(kept, BINS, lowest, highest).cpu().numpy()
-        middles, counts = (
-            np.linspace(lowest, highest, 2 * BINS + 1)[1::2][counts > 0],
-            counts[counts > 0],
-        )
-        first = np.linspace(lowest, highest, min(clusters, len(middles)))
-        k_means = sklearn.cluster.KMeans(len(first), init=first[:, None], n_init=1, tol=1e-6)
-        fitted = k_means.fit(middles[:, None], sample_weight=counts)
-        centroids = torch.from_numpy(np.sort(fitted.cluster_centers_[:, 0])).to(kept)
+        centroids = _centroids(kept, values[0].item(), values[-1].item(), clusters)
+        # A weight belongs to the nearest centroid: the bounds lie half-way between two.
         groups = torch.bucketize(kept, (centroids[1:] + centroids[:-1]) / 2)
     labels = torch.zeros_like(layer.removed, dtype=torch.int32)
     labels[~layer.removed] = groups.int() + 1
     return labels
+
+
+def _centroids(weights: Tensor, lowest: float, highest: float, clusters: int) -> Tensor:
+    """Cluster a histogram of weights by k-means, and give the centroids in rising order.
+
+    Args:
+        weights: (n,).
+        lowest: the smallest weight.
+        highest: the largest weight.
+        clusters: how many are wanted.
+
+    Returns:
+        (min(clusters, number of bins with weights),), of the weights' dtype and device.
+    """
+    counts = torch.histc(weights, BINS, lowest, highest).cpu().numpy()
+    # Every second of 2·BINS + 1 points is the middle of a bin.
+    middles = np.linspace(lowest, highest, 2 * BINS + 1)[1::2]
+    middles, counts = middles[counts > 0], counts[counts > 0]
+    first = np.linspace(lowest, highest, min(clusters, len(middles)))
+    k_means = sklearn.cluster.KMeans(len(first), init=first[:, None], n_init=1, tol=1e-6)
+    fitted = k_means.fit(middles[:, None], sample_weight=counts)
+    return torch.from_numpy(np.sort(fitted.cluster_centers_[:, 0])).to(weights)

@@ -1,18 +1,16 @@
-"""Record one forward pass of a network as a graph,
-by running its own code on images without values.
+"""Record one forward pass of a network as a graph: run its code on images without values.
 
-The network's Python code runs on tensors that have a shape and no values, those of PyTorch's device
-"meta", and each call of a layer or of a function of PyTorch becomes a node. So whatever the code
-does with shapes, loops, lists, assertions or `isinstance` works as it always does, layers stay the
-modules that they are, and only what asks for a *value* of the images or weights is refused.
+The network's Python code runs on tensors of PyTorch's device "meta", which have a shape and no
+values. Each call of a layer or of a function of PyTorch becomes a node. So loops, lists, assertions,
+`isinstance` and arithmetic on shapes work as always, and layers stay modules. Only code that asks
+for a *value* of the images or weights is refused.
 
-Three things are kept that a list of calls would lose:
+The graph keeps three things that a list of calls would lose:
 
-* Lengths remember where they come from (`models.lengths`): `images.shape[0] * 4` is a node, not the number 8.
-* A call that works in place is an input of whatever reads its tensor, or another view of it, from then on. So no
-  statement whose result is thrown away (`self.act(x)`, `x[mask] = 0`) is lost, and none comes too
-  early or too late.
-* Every module says which value is its output, as a forward hook would see it.
+* Lengths remember their origin (`models.lengths`): `images.shape[0] * 4` is a node, not 8.
+* A call that works in place becomes an input of every later reader of its tensor or of a view of
+  it. So a statement whose result is dropped (`self.act(x)`, `x[mask] = 0`) keeps its place.
+* Every module names the value that is its output, as a forward hook would see it.
 """
 
 import contextlib
@@ -37,7 +35,8 @@ from utils.errors import InputError
 from utils.later import torchvision
 from utils.remarks import remark
 
-# Functions that hand values of a tensor to Python, and so let the code depend on them.
+# Functions that hand values of a tensor to Python. What follows may depend on these values, and a
+# graph of one pass would not show it: they are refused (`_refuse_values`).
 _READ_VALUES = {
     "__array__",
     "__bool__",
@@ -53,7 +52,7 @@ _READ_VALUES = {
     "numpy",
     "tolist",
 }
-# How a node is named where PyTorch's name of its function is not the word that people say.
+# A node's name where PyTorch names the function otherwise: `x + y` calls `add`, `x += y` `add_`.
 _SPOKEN = {
     "__floordiv__": "floordiv",
     "__get__": "getattr",
@@ -67,8 +66,8 @@ _SPOKEN = {
     "mul_": "mul",
     "sub_": "sub",
 }
-# What of its tensor takes only shape, type and device: it is made of these, so that no value flows
-# to it.
+# Functions that use of their tensor only shape, type and device. They are recorded as a call with
+# the shape, so that no value seems to flow from the tensor (`_as_new`).
 _LIKE = {"empty_like", "full_like", "ones_like", "rand_like", "randn_like", "zeros_like"}
 _NEW = {"new_empty", "new_full", "new_ones", "new_zeros"}
 _AS = {"expand_as": "expand", "reshape_as": "reshape", "view_as": "view"}
@@ -86,7 +85,7 @@ _DROPOUTS = {
     "feature_dropout_",
 }
 _ATTENTION = "scaled_dot_product_attention"
-# Of torch.nn, and yet frames for layers rather than layers.
+# These belong to torch.nn, but they hold layers and are none: their code is recorded inside.
 _FRAMES = (
     nn.Sequential,
     nn.DataParallel,
@@ -94,7 +93,9 @@ _FRAMES = (
     nn.TransformerDecoder,
     nn.Transformer,
 )
+# Marks in `node.meta` that pass from a call's inputs to its node.
 _FLAGS = ("of_images", "of_weights")
+# Files whose frames are no part of the network's code, where a message names a place.
 _TORCH = str(Path(torch.__file__).parent)
 _HERE = {
     str(Path(__file__).with_name(f"{name}.py"))
@@ -103,27 +104,30 @@ _HERE = {
 
 
 class NeedsValuesError(Exception):
-    """The code reads a number that neither images nor weights decide;
-    a recording with values answers it.
+    """The code reads a number that depends on neither images nor weights.
+
+    "meta" tensors cannot answer it; a recording with values can.
     """
 
 
 def changed(value: Any, statement: Any) -> Any:
-    """Give `value`, which `statement` has changed in place:
-    the edge of a graph that keeps their order.
+    """Give `value`, which `statement` has changed in place.
+
+    It is a node only for the edge to `statement`: the edge keeps the two in order.
     """
     return value
 
 
 class Recording:
-    """What was recorded.
+    """A recorded forward pass.
 
     Attributes:
-        graph: its nodes. `node.meta` has "shape" (where the value is a tensor), "length" (where it
-            is one), "layer" (its readable name), "at" (file and line of the code), "of_images" and
-            "of_weights" where values depend on them, "writes_images" where a call changes the
-            images in place, and "device" (the node that is theirs).
-        modules: by path what each call of a module gave, in order; None for what is not one tensor.
+        graph: the calls. `node.meta` has "shape" (of a tensor) or "length" (of a length), "layer"
+            (the readable name) and "at" (file and line of the code). It has "of_images" and
+            "of_weights" where the value depends on them, "writes_images" where the call changes
+            the images in place, and "device" for the node that is the images' device.
+        modules: by path the output of each call of a module, in order; None where that is not one
+            tensor.
         constants: by the name of their node the tensors that belong to no module.
     """
 
@@ -135,7 +139,7 @@ class Recording:
 
 @contextlib.contextmanager
 def _without_modes() -> Iterator[None]:
-    """Keep whoever counts or records tensors' operations from counting the recording's."""
+    """Switch dispatch modes off, so that none of them counts the recording's operations."""
     with contextlib.ExitStack() as stack:
         while _get_current_dispatch_mode() is not None:
             stack.enter_context(_pop_mode_temporarily())
@@ -149,13 +153,13 @@ def record(
     *,
     up_to_error: bool = False,
 ) -> Recording:
-    """Record what a network does with images of a shape.
+    """Record a network's forward pass on images of a shape.
 
     Args:
-        model: in evaluation mode; its attributes are as before when this returns.
+        model: in evaluation mode; its attributes are restored before this returns.
         shape: (N, 3, S, S).
         with_values: run it on real numbers, which takes as long as inference does.
-        up_to_error: give what was recorded where the network does not take such images.
+        up_to_error: where the network fails on such images, give the calls before the error.
 
     Raises:
         InputError: the code depends on values.
@@ -163,20 +167,19 @@ def record(
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(_without_modes())
+        # Tensors of inference mode have no version counter, by which in-place calls are seen.
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
         stack.enter_context(_attributes_kept(model))
-        paths, floats = (
-            _tensors_of(model),
-            [tensor for tensor in model.state_dict().values() if tensor.is_floating_point()],
-        )
-        device, dtype = (
-            (floats[0].device, floats[0].dtype) if floats else (torch.device("cpu"), torch.float32)
-        )
+        paths = _tensors_of(model)
+        state = model.state_dict().values()
+        example = next((tensor for tensor in state if tensor.is_floating_point()), None)
+        device = torch.device("cpu") if example is None else example.device
+        dtype = torch.float32 if example is None else example.dtype
         if not with_values:
             paths, device = _without_values(model, paths), torch.device("meta")
-            stack.enter_context(device)
-        # Who draws numbers next draws the same
+            stack.enter_context(device)  # tensors that the code makes have no values either
+        # The caller's random numbers stay as they are: `uniform_` and dropout draw some.
         stack.enter_context(torch.random.fork_rng(enabled=with_values))
         images = torch.empty(shape, device=device, dtype=dtype)
         if with_values:
@@ -186,55 +189,86 @@ def record(
         stack.enter_context(recorder)
         try:
             recorder.finish(model(images))
-        except Exception:  # whatever the network's code raises
+        except Exception:  # the network's code may raise anything
             if not up_to_error:
                 raise
     return recorder.recording
 
 
+class _Names:
+    """Readable names of nodes, each given once.
+
+    Args:
+        taken: paths of the model's modules, which no node but their own may have.
+    """
+
+    def __init__(self, taken: set[str]) -> None:
+        self.taken = taken
+        self.counts: dict[str, int] = {}  # how often each name was asked for
+
+    def unique(self, name: str) -> str:
+        """Give a name: as it is, and from the second time on with _1, _2, … behind it."""
+        count = self.counts.get(name, 0)
+        numbered = f"{name}_{count}" if count else name
+        while count and numbered in self.taken:
+            count += 1
+            numbered = f"{name}_{count}"
+        self.counts[name] = count + 1
+        return numbered
+
+
 class _Recorder(TorchFunctionMode):
-    """Writes a recording while it is entered; `record` is what to use."""
+    """Writes a recording while it is entered; call `record`, not this.
+
+    Attributes:
+        paths: of the model's modules, by id.
+        attributes: paths of the tensors that modules hold, by id.
+        scope: paths of the modules whose code runs, the innermost last.
+        idle: above 0 while nothing is recorded, as inside a layer that is one node.
+        shared: nodes that all readers share: of attributes, of lengths, of the device.
+        values: by the id of a tensor: the tensor itself, its node, and the time of that. The
+            tensor is kept so that Python gives its id to no other one.
+        carriers: by the id of a tensor with values the tensor without that is computed with.
+        writes: by storage the last call that changed it in place, and the time of that.
+        time: the number of calls so far.
+    """
 
     def __init__(self, model: nn.Module, images: Tensor, attributes: dict[int, str]) -> None:
         super().__init__()
         self.recording, self.model = Recording(), model
         self.graph, self.device = self.recording.graph, images.device
         self.paths = {id(module): path for path, module in model.named_modules()}
-        self.taken = set(self.paths.values())
+        self.names = _Names(set(self.paths.values()))
         self.attributes = attributes
         self.layers = _layer_types()
-        self.names: dict[str, int] = {}  # how often each was given
-        self.scope = [""]  # the paths of the modules whose code runs
-        self.idle = 0  # above 0 while what runs is one node
-        self.shared: dict[Any, fx.Node] = {}  # nodes of attributes, of lengths, of the device
-        # The tensor behind an id, the node that it is the value of, and since when.
+        self.scope = [""]
+        self.idle = 0
+        self.shared: dict[Any, fx.Node] = {}
         self.values: dict[int, tuple[Tensor, fx.Node, int]] = {}
-        # By the id of a tensor with values the one that stands for it
         self.carriers: dict[int, Tensor] = {}
-        # By storage, the last call that changed it in place, and when.
         self.writes: dict[int, tuple[fx.Node, int]] = {}
         self.time = 0
         name = next(iter(inspect.signature(model.forward).parameters), "images")
         node = self.graph.placeholder(name)
-        node.meta |= {"layer": self._count(name), "of_images": True}
+        node.meta |= {"layer": self.names.unique(name), "of_images": True}
         with self._unheard():
             self._bind(images, node, set())
-            self.of_images = _storage(images)
+            self.images_storage = _storage(images)
 
     def finish(self, result: Any) -> None:
-        """End with what the forward pass gives."""
+        """End the graph with the result of the forward pass."""
         with self._unheard():
             self.graph.output(self._encode(result))
+        # Code asks for many lengths; those that nothing is computed from are noise.
         for node in reversed(list(self.graph.nodes)):
             if not node.users and ("length" in node.meta or "device" in node.meta):
                 self.graph.erase_node(node)
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Hear of calls of modules,
-        and of functions that their authors keep whole by `torch.fx.wrap`.
-        """
+        """Record calls of modules, and of functions that `torch.fx.wrap` declares as one node."""
         of_module = nn.Module.__call__
+        # By the scope (a module's globals) and name in which a wrapped function is looked up
         wrapped = {
             (id(scope), name): (scope, name, scope[name])
             for (_, name), scope in _wrapped_fns_to_patch.items()
@@ -261,7 +295,7 @@ class _Recorder(TorchFunctionMode):
             return func(*args, **kwargs)
         name = getattr(func, "__name__", str(func))
         tensor = args[0] if args and isinstance(args[0], Tensor) else None
-        if name == "__get__":
+        if name == "__get__":  # an attribute, such as `x.shape`
             return self._get(func, args)
         if name == "size" and tensor is not None:
             axis = args[1] if len(args) > 1 else kwargs.get("dim")
@@ -271,9 +305,11 @@ class _Recorder(TorchFunctionMode):
         if tensor is not None and (name in _LIKE or name in _NEW):
             func, args, kwargs = self._as_new(name, args, kwargs)
         elif name in _AS and isinstance(args[1], Tensor):
+            # `x.view_as(y)` → `x.view(y.shape)`: no value of y flows into the result.
             func, args = getattr(Tensor, _AS[name]), (args[0], self._shape(args[1]))
         elif name in _DROPOUTS or name == _ATTENTION:
             args, kwargs = _without_dropout(name, args, kwargs)
+        # `x[mask] = y` gives nothing; as a function of the graph it is `operator.setitem`.
         op, target = "call_function", func
         if name == "__setitem__":
             target = operator.setitem
@@ -286,26 +322,28 @@ class _Recorder(TorchFunctionMode):
     def _call(
         self, of_module: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any
     ) -> Any:
-        """Record a module's call: a layer's as a node, any other's by what its code calls."""
+        """Record a module's call: a layer's as one node, any other's by the calls inside."""
         path = self.paths.get(id(module))
         if self.idle or not path:
             return of_module(module, *args, **kwargs)
         if self._is_layer(module):
             with self._unheard():
                 run = functools.partial(of_module, module)
-                given = self._record("call_module", path, args, kwargs, run, None)
+                output = self._record("call_module", path, args, kwargs, run, None)
         else:
             self.scope.append(path)
             try:
-                given = of_module(module, *args, **kwargs)
+                output = of_module(module, *args, **kwargs)
             finally:
                 self.scope.pop()
+        # A forward hook may have returned another tensor than the layer: read what came back.
         with self._unheard():
-            value = self._read(given) if isinstance(given, Tensor) else None
-        self.recording.modules.setdefault(path, []).append(value)
-        return given
+            node = self._read(output) if isinstance(output, Tensor) else None
+        self.recording.modules.setdefault(path, []).append(node)
+        return output
 
     def _is_layer(self, module: nn.Module) -> bool:
+        """Whether a module is one node, and not a frame around others."""
         if isinstance(module, _FRAMES):
             return False
         return isinstance(module, self.layers) or type(module).__module__.startswith(
@@ -313,6 +351,8 @@ class _Recorder(TorchFunctionMode):
         )
 
     def _keep_whole(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Wrap a function so that each call of it is one node."""
+
         def called(*args: Any, **kwargs: Any) -> Any:
             if self.idle:
                 return function(*args, **kwargs)
@@ -342,120 +382,115 @@ class _Recorder(TorchFunctionMode):
         run: Callable[..., Any],
         spoken: str | None,
     ) -> Any:
-        """Make a call, add its node,
-        and note which value each tensor that it gives or changes now is.
+        """Make a call, add its node, and bind the tensors that it returns or changes to nodes.
 
         Args:
-            op: as torch.fx calls it.
-            target: likewise.
-            args: what the call is given.
-            kwargs: likewise.
-            run: what makes it.
+            op: the node's kind, as torch.fx calls it.
+            target: the node's target, as torch.fx calls it.
+            args: the call's arguments.
+            kwargs: the call's keywords.
+            run: makes the call.
             spoken: the last word of the node's name; None: the target is its name.
         """
-        tensors = list(_tensors((args, kwargs)))
         refusal, encoded = None, None
         try:
             encoded = self._encode(tuple(args)), self._encode(dict(kwargs))
         except InputError as error:
-            # Of no matter if the call turns out to be no operation on tensors
-            refusal = error
+            refusal = error  # raised below, if the call is an operation on tensors at all
+
+        # PyTorch counts in `_version` how often a tensor was changed in place, views included.
+        tensors = list(_tensors((args, kwargs)))
         carriers = [self._carrier(tensor) for tensor in tensors]
-        before = [carrier._version for carrier in carriers]
+        versions = [carrier._version for carrier in carriers]
         with self._unheard():
-            given = run(*self._handed(tuple(args)), **self._handed(dict(kwargs)))
-        changes = [carrier._version != version for carrier, version in zip(carriers, before)]
-        if not any(changes) and next(_tensors(given), None) is None:
-            return given  # a number, a flag or nothing: a matter of the code
+            output = run(*self._plain(tuple(args)), **self._plain(dict(kwargs)))
+        changes = [carrier._version != version for carrier, version in zip(carriers, versions)]
+        if not any(changes) and next(_tensors(output), None) is None:
+            return output  # a number, a flag or nothing: of no interest to the graph
         if encoded is None:
             raise refusal or AssertionError
+
         self.time += 1
         node = self.graph.create_node(op, target, *encoded)
-        node.meta |= {
-            "layer": self._count(target) if spoken is None else self._name(spoken),
-            "at": _place(),
-        }
-        node.meta |= {
-            flag: True for flag in _FLAGS for source in node.all_input_nodes if flag in source.meta
-        }
+        name = self.names.unique(target) if spoken is None else self._name(spoken)
+        node.meta |= {"layer": name, "at": _place()}
+        node.meta |= _flags(*node.all_input_nodes)
         if op == "call_module":
             node.meta["of_weights"] = True
         for carrier, is_changed in zip(carriers, changes):
             if is_changed:
                 self.writes[_storage(carrier)] = (node, self.time)
-                if _storage(carrier) == self.of_images:
+                if _storage(carrier) == self.images_storage:
                     node.meta["writes_images"] = True
-        same = {id(tensor) for tensor, is_changed in zip(tensors, changes) if not is_changed}
-        return self._bind(given, node, same)
+        unchanged = {id(tensor) for tensor, is_changed in zip(tensors, changes) if not is_changed}
+        return self._bind(output, node, unchanged)
 
-    def _bind(self, given: Any, node: fx.Node, same: set[int]) -> Any:
-        """Make a node the value of what a call gives,
-        and nodes for its pieces where it gives several tensors.
+    def _bind(self, output: Any, node: fx.Node, unchanged: set[int]) -> Any:
+        """Bind a call's output to its node; of several tensors, each to a node of its own.
 
         Args:
-            given: by the call.
+            output: of the call.
             node: the call's.
-            same: the ids of the tensors that it was given and left as they were.
+            unchanged: ids of the call's input tensors that it did not change.
 
         Returns:
-            What the code is to get. Where a call gives its unchanged input back, as Dropout does
-            here, that is another tensor of the same storage: Dropout's value must not stand for its
-            input elsewhere.
+            What the code gets. Where a call returns its unchanged input, as Dropout does in
+            evaluation mode, the code gets another tensor of the same storage. Otherwise Dropout's
+            node would stand for its input elsewhere, too.
         """
-        if isinstance(given, Tensor):
-            if id(given) in same or id(given) in self.attributes:
-                given = self._alias(given)
-            node.meta["shape"] = tuple(given.shape)
-            self.values[id(given)] = (given, node, self.time)
-            return given
-        if next(_tensors(given), None) is None:
-            return given
-        keys = list(given) if isinstance(given, dict) else range(len(given))
+        if isinstance(output, Tensor):
+            if id(output) in unchanged or id(output) in self.attributes:
+                output = self._alias(output)
+            node.meta["shape"] = tuple(output.shape)
+            self.values[id(output)] = (output, node, self.time)
+            return output
+        if next(_tensors(output), None) is None:
+            return output
+        keys = list(output) if isinstance(output, dict) else range(len(output))
         pieces = {}
         for key in keys:
-            pieces[key] = given[key]
-            if next(_tensors(given[key]), None) is not None:
+            pieces[key] = output[key]
+            if next(_tensors(output[key]), None) is not None:
                 piece = self.graph.call_function(operator.getitem, (node, key))
                 piece.meta |= {"layer": self._name("getitem"), "at": node.meta["at"]}
-                piece.meta |= {flag: True for flag in _FLAGS if flag in node.meta}
-                pieces[key] = self._bind(given[key], piece, same)
-        if all(pieces[key] is given[key] for key in keys):
-            return given
-        if isinstance(given, dict):
-            return type(given)(pieces)
-        return (
-            type(given)(*pieces.values())
-            if hasattr(given, "_fields")
-            else type(given)(pieces.values())
-        )
+                piece.meta |= _flags(node)
+                pieces[key] = self._bind(output[key], piece, unchanged)
+        if all(pieces[key] is output[key] for key in keys):
+            return output
+        if isinstance(output, dict):
+            return type(output)(pieces)
+        if hasattr(output, "_fields"):  # a NamedTuple takes its entries one by one
+            return type(output)(*pieces.values())
+        return type(output)(pieces.values())
 
     def _alias(self, tensor: Tensor) -> Tensor:
+        """Make another tensor of the same storage and shape."""
         with self._unheard():
             return self._carrier(tensor).view(tensor.shape)
 
-    def _read(self, value: Tensor) -> fx.Node:
-        """Give the node whose value a tensor is now, after all that was done to it in place."""
-        if id(value) not in self.values:
-            self.values[id(value)] = (value, self._attribute(value), 0)
-        _, node, since = self.values[id(value)]
-        write, at = self.writes.get(_storage(self._carrier(value)), (node, 0))
-        if at <= since:
+    def _read(self, tensor: Tensor) -> fx.Node:
+        """Give the node of a tensor's value now, after all changes in place."""
+        if id(tensor) not in self.values:
+            self.values[id(tensor)] = (tensor, self._attribute(tensor), 0)
+        _, node, bound_at = self.values[id(tensor)]
+        write, written_at = self.writes.get(_storage(self._carrier(tensor)), (node, 0))
+        if written_at <= bound_at:
             return node
-        later = self.graph.call_function(changed, (node, write))
-        later.meta |= {"shape": tuple(value.shape), "at": write.meta["at"]}
-        later.meta |= {flag: True for flag in _FLAGS if flag in node.meta or flag in write.meta}
-        # The first value behind a statement that gives nothing, like `x[mask] = 0`, has the
-        # statement's name.
-        gives_nothing = "shape" not in write.meta and "value" not in write.meta
-        later.meta["layer"] = (
-            write.meta["layer"] if gives_nothing else self._count(write.meta["layer"])
-        )
-        write.meta["value"] = later
-        self.values[id(value)] = (value, later, at)
-        return later
+
+        # A call changed this storage since: `changed` makes that call an input of every reader.
+        current = self.graph.call_function(changed, (node, write))
+        current.meta |= {"shape": tuple(tensor.shape), "at": write.meta["at"]}
+        current.meta |= _flags(node, write)
+        # A statement such as `x[mask] = 0` returns nothing: the first value after it takes its name.
+        is_nameless = "shape" not in write.meta and "value" not in write.meta
+        name = write.meta["layer"]
+        current.meta["layer"] = name if is_nameless else self.names.unique(name)
+        write.meta["value"] = current
+        self.values[id(tensor)] = (tensor, current, written_at)
+        return current
 
     def _encode(self, value: Any) -> Any:
-        """Turn what a call is given into what its node is given: nodes for tensors and lengths."""
+        """Turn a call's arguments into those of its node: nodes in place of tensors and lengths."""
         if isinstance(value, Tensor):
             encoded: Any = self._read(value)
         elif isinstance(value, Length):
@@ -479,6 +514,7 @@ class _Recorder(TorchFunctionMode):
         return encoded
 
     def _odd(self, value: Any) -> InputError:
+        """Give the error for an argument that a graph cannot hold."""
         return InputError(
             f"{self._refusal()} an operation takes a {type(value).__name__}: {spell(_place())}"
         )
@@ -487,12 +523,10 @@ class _Recorder(TorchFunctionMode):
         return f"this {type(self.model).__name__} cannot be cut, because"
 
     def _attribute(self, value: Tensor) -> fx.Node:
-        """Give the node of a tensor that no call gave:
-        a parameter, a buffer, another attribute, or a constant.
-        """
+        """Give the node of a tensor that no call returned: an attribute's, or a constant's."""
         path = self.attributes.get(id(value))
         if path is None:
-            if value.is_meta:
+            if value.is_meta:  # it has no values that could be kept as a constant
                 raise InputError(
                     f"{self._refusal()} a tensor is made out of PyTorch's sight: {spell(_place())}"
                 )
@@ -506,6 +540,7 @@ class _Recorder(TorchFunctionMode):
         return self.shared[path]
 
     def _device_node(self) -> fx.Node:
+        """Give the node of the images' device, so that the graph follows its images."""
         images = next(iter(self.graph.nodes))
         if torch.device not in self.shared:
             with self.graph.inserting_after(images):
@@ -526,11 +561,11 @@ class _Recorder(TorchFunctionMode):
         return self._record("call_function", getattr, (args[0], name), {}, getattr, "getattr")
 
     def _shape(self, tensor: Tensor) -> torch.Size:
-        """Give a tensor's shape, whose lengths remember it."""
+        """Give a tensor's shape, whose lengths remember the tensor."""
         with self._unheard():
             shape = tensor.shape
         node = self._read(tensor)
-        if node.op == "get_attr":
+        if node.op == "get_attr":  # a weight's shape is the same for all images
             return shape
         lengths = []
         for axis, value in enumerate(shape):
@@ -542,11 +577,15 @@ class _Recorder(TorchFunctionMode):
         return torch.Size(lengths)
 
     def _as_new(self, name: str, args: Any, kwargs: Any) -> tuple[Any, Any, Any]:
-        """Say `zeros_like(x)` and `x.new_zeros(shape)` by shape, type and device alone."""
+        """Write `zeros_like(x)` and `x.new_zeros(shape)` as `zeros(shape, dtype=…, device=…)`.
+
+        Returns:
+            The function, its arguments and its keywords.
+        """
         tensor, *rest = args
         with self._unheard():
-            given = {"dtype": tensor.dtype, "device": tensor.device}
-        given |= {
+            keywords = {"dtype": tensor.dtype, "device": tensor.device}
+        keywords |= {
             key: item for key, item in kwargs.items() if item is not None and key != "memory_format"
         }
         if name in _LIKE:
@@ -554,11 +593,17 @@ class _Recorder(TorchFunctionMode):
             function = getattr(torch, name.removesuffix("_like"))
         else:
             function = getattr(torch, name.removeprefix("new_"))
-            if "size" in given:
-                rest = [given.pop("size"), *rest]
-        return function, tuple(rest), given
+            if "size" in keywords:
+                rest = [keywords.pop("size"), *rest]
+        return function, tuple(rest), keywords
 
     def _refuse_values(self, args: Any) -> None:
+        """Refuse to hand values of tensors to the code.
+
+        Raises:
+            InputError: they depend on the images or the weights.
+            NeedsValuesError: they do not, but this recording has no values.
+        """
         sources = [self._read(tensor) for tensor in _tensors(args)]
         for flag, what in zip(_FLAGS, ("the images", "its weights")):
             if any(flag in node.meta for node in sources):
@@ -569,57 +614,60 @@ class _Recorder(TorchFunctionMode):
             raise NeedsValuesError
 
     def _carrier(self, tensor: Tensor) -> Tensor:
-        """Give the tensor without values that stands for one with values in a recording without."""
+        """Give the tensor that calls are computed with in the place of another.
+
+        In a recording without values a constant's place is taken by a tensor without values:
+        PyTorch mixes no devices.
+        """
         if self.device.type != "meta" or tensor.is_meta:
             return tensor
         if id(tensor) not in self.carriers:
             self.carriers[id(tensor)] = torch.empty_like(tensor, device="meta")
         return self.carriers[id(tensor)]
 
-    def _handed(self, value: Any) -> Any:
-        """Replace what only the recording knows,
-        lengths and tensors that others stand for, by what code expects.
-        """
+    def _plain(self, value: Any) -> Any:
+        """Replace a recording's own objects by those that code expects: carriers and integers."""
         if isinstance(value, Tensor):
             return self._carrier(value)
         if isinstance(value, Length):
             return int(value)
         if type(value) in (tuple, list):
-            return type(value)(map(self._handed, value))
+            return type(value)(map(self._plain, value))
         if type(value) is dict:
-            return {key: self._handed(item) for key, item in value.items()}
+            return {key: self._plain(item) for key, item in value.items()}
         return value
 
     def _name(self, spoken: str) -> str:
-        return self._count(f"{self.scope[-1]}.{spoken}".removeprefix("."))
+        """Name a node of the module whose code runs: `layer3.5.add`, `layer3.5.add_1`, …"""
+        return self.names.unique(f"{self.scope[-1]}.{spoken}".removeprefix("."))
 
-    def _count(self, name: str) -> str:
-        """Give a name, with the ending _1 if it is given for the second time, and so on."""
-        count = self.names.get(name, 0)
-        numbered = f"{name}_{count}" if count else name
-        while count and numbered in self.taken:
-            count += 1
-            numbered = f"{name}_{count}"
-        self.names[name] = count + 1
-        return numbered
+
+def _flags(*sources: fx.Node) -> dict[str, bool]:
+    """Give the marks of `_FLAGS` that at least one of some nodes has."""
+    return {flag: True for flag in _FLAGS if any(flag in source.meta for source in sources)}
 
 
 def _layer_types() -> tuple[type[nn.Module], ...]:
-    """List the modules that are one node each, beside those of torch.nn.
+    """List the classes of modules that are one node each, besides those of torch.nn.
 
-    They are torchvision's own layers (StochasticDepth, …) but not its sequences of layers
-    (Conv2dNormActivation, …), and whatever is a BatchNorm.
+    They are torchvision's layers (StochasticDepth, …), but not its sequences of layers
+    (Conv2dNormActivation, …), and every BatchNorm.
     """
-    own = [
+    modules = [
         item
         for item in vars(torchvision.ops).values()
         if isinstance(item, type) and issubclass(item, nn.Module)
     ]
-    return (*(item for item in own if not issubclass(item, nn.Sequential)), nn.BatchNorm2d)
+    return (*(item for item in modules if not issubclass(item, nn.Sequential)), nn.BatchNorm2d)
 
 
 def _without_dropout(name: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
-    """Switch a function off that would drop values in evaluation mode too."""
+    """Switch the dropout of a function off, where it is on in evaluation mode too.
+
+    Returns:
+        The function's arguments and keywords.
+    """
+    # The argument that switches it, by position and by name
     if name == _ATTENTION:
         place, key, off = 4, "dropout_p", 0.0
     else:
@@ -653,67 +701,67 @@ def _is_method(func: Any) -> bool:
 
 
 def _tensors_of(model: nn.Module) -> dict[int, str]:
-    """Give the path of each tensor that a module holds,
-    by id; of one that several hold the first.
-    """
+    """Give the path of each tensor that a module holds, by id; a shared one has the first path."""
     paths: dict[int, str] = {}
     for path, module in model.named_modules():
-        held = {**vars(module), **module._buffers, **module._parameters}
-        for name, value in held.items():
+        attributes = {**vars(module), **module._buffers, **module._parameters}
+        for name, value in attributes.items():
             if isinstance(value, Tensor):
                 paths.setdefault(id(value), f"{path}.{name}".removeprefix("."))
     return paths
 
 
 def _without_values(model: nn.Module, paths: dict[int, str]) -> dict[int, str]:
-    """Put tensors without values in the place of a model's; give their paths by id."""
-    twins: dict[int, Tensor] = {}
-    of_twins: dict[int, str] = {}
+    """Replace a model's tensors by tensors without values, in place.
+
+    Args:
+        model: of which `_attributes_kept` restores the tensors.
+        paths: of its tensors, by id.
+
+    Returns:
+        The paths of the new tensors, by their ids.
+    """
+    blanks: dict[int, Tensor] = {}  # by the id of the tensor that each replaces
     for module in model.modules():
+        # PyTorch keeps parameters and buffers in dictionaries of their own.
         holders: tuple[dict[str, Any], ...] = (vars(module), module._buffers, module._parameters)
-        for held in holders:
-            for name, value in held.items():
-                if not isinstance(value, Tensor):
-                    continue
-                if id(value) not in twins:
-                    twin = torch.empty_like(value.detach(), device="meta")
-                    is_parameter = isinstance(value, nn.Parameter)
-                    twins[id(value)] = (
-                        nn.Parameter(twin, requires_grad=False) if is_parameter else twin
-                    )
-                    of_twins[id(twins[id(value)])] = paths[id(value)]
-                held[name] = twins[id(value)]
-    return of_twins
+        for holder in holders:
+            tensors = {name: item for name, item in holder.items() if isinstance(item, Tensor)}
+            for name, tensor in tensors.items():
+                if id(tensor) not in blanks:  # tied weights stay tied
+                    blank = torch.empty_like(tensor.detach(), device="meta")
+                    if isinstance(tensor, nn.Parameter):
+                        blank = nn.Parameter(blank, requires_grad=False)
+                    blanks[id(tensor)] = blank
+                holder[name] = blanks[id(tensor)]
+    return {id(blank): paths[original] for original, blank in blanks.items()}
 
 
 @contextlib.contextmanager
 def _attributes_kept(model: nn.Module) -> Iterator[None]:
-    """Take back what a forward pass leaves in the modules' attributes,
-    as masks that are kept for the next pass.
-    """
-    containers = (dict, list)
+    """Restore the modules' attributes afterwards, such as masks that a forward pass keeps."""
     before = []
     for module in model.modules():
-        held: dict[str, Any] = dict(vars(module))
-        before.append(
-            (
-                module,
-                held,
-                {key: item.copy() for key, item in held.items() if isinstance(item, containers)},
-            )
-        )
+        attributes: dict[str, Any] = dict(vars(module))
+        # Dictionaries and lists, the parameters' among them, are changed in place: copy them.
+        contents = {
+            name: item.copy() for name, item in attributes.items() if isinstance(item, dict | list)
+        }
+        before.append((module, attributes, contents))
     try:
         yield
     finally:
-        for module, held, contents in before:
+        for module, attributes, contents in before:
             vars(module).clear()
-            vars(module).update(held)
-            for key, content in contents.items():
+            vars(module).update(attributes)
+            for name, content in contents.items():
+                container = attributes[name]
                 if isinstance(content, list):
-                    held[key][:] = content
-                elif [*map(id, held[key].values())] != [*map(id, content.values())]:
-                    held[key].clear()
-                    held[key].update(content)
+                    container[:] = content
+                # Compare by identity: `==` on tensors compares values, which "meta" has not.
+                elif [*map(id, container.values())] != [*map(id, content.values())]:
+                    container.clear()
+                    container.update(content)
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -739,8 +787,9 @@ def _storage(tensor: Tensor) -> int:
 
 
 def _place() -> tuple[str, int] | None:
-    """Give the file and line of the network's code that runs:
-    the innermost that is neither PyTorch's nor ours.
+    """Give the file and line of the network's code that runs now.
+
+    It is the innermost frame that is neither PyTorch's nor the recording's.
     """
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and _is_foreign(frame):
@@ -749,7 +798,7 @@ def _place() -> tuple[str, int] | None:
 
 
 def place_of(traceback: TracebackType | None) -> tuple[str, int] | None:
-    """Give the file and line of a network's code at which an exception passed, the innermost."""
+    """Give the innermost file and line of a network's code that an exception passed."""
     place = None
     while traceback is not None:
         if not _is_foreign(traceback.tb_frame):
@@ -759,12 +808,13 @@ def place_of(traceback: TracebackType | None) -> tuple[str, int] | None:
 
 
 def _is_foreign(frame: FrameType) -> bool:
+    """Whether a frame is no part of the network's code; "<…>" is generated code."""
     name = frame.f_code.co_filename
     return name.startswith((_TORCH, "<")) or name in _HERE
 
 
 def spell(place: tuple[str, int] | None) -> str:
-    """Write a file, a line and what stands there."""
+    """Write a place for a message: the file, the line number and the code there."""
     if place is None:
         return "in a place that has no source"
     code = linecache.getline(*place).strip()

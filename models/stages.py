@@ -1,4 +1,4 @@
-"""The stages of a net: where its maps shrink, and where nets of different depth correspond."""
+"""The stages of a net: where its maps shrink, and which layers of two nets correspond."""
 
 import math
 import re
@@ -9,9 +9,9 @@ from torch import nn
 
 from models.split import cuts
 
-Shapes = Mapping[str, tuple[int, ...]]  # every cut, in order, and one image's feature there
-# Modules and functions between stages that only move or average numbers: what is before them has
-# the better name.
+Shapes = Mapping[str, tuple[int, ...]]  # by cut, in order: the shape of one image's feature
+# Modules and functions between stages that only move or average numbers. A stage is named by the
+# layer before them.
 _MOVING = re.compile(
     r"(Adaptive|SelectAdaptive)?(Avg|Max)?Pool(2d)?|Identity|Dropout(\dd)?|Flatten|Permute|"
     r"(adaptive_)?(avg|max)_pool2d|mean|permute|flatten|view|reshape|transpose|contiguous"
@@ -21,22 +21,22 @@ _MOVING = re.compile(
 def stages(model: nn.Module, image_size: int) -> list[str]:
     """Name the layers at which the stages of a net end, from the first to the last.
 
-    A stage ends at the last cut before the map shrinks to half of its side. The block that shrinks
-    it, which may widen it before, belongs to the next stage. Where there are not two such stages
-    (transformers, perceptrons, plain convolutions), stages end at the quarters of the blocks.
+    A stage ends at the last cut before the map shrinks to half its side. The block that shrinks
+    it, which may widen it first, belongs to the next stage. A net with fewer than two such stages
+    (transformers, perceptrons, plain convolutions) has four, which end at quarters of its blocks.
 
     Args:
         model: images (N, 3, S, S) → logits (N, C).
         image_size: S, pixels.
 
     Returns:
-        Each the name of a module whose output it is (`layer1`), or else of a node (`relu_1`).
+        Names of modules (`layer1`), or else of nodes (`relu_1`).
     """
     return list(stages_of(model, cuts(model, image_size)).values())
 
 
 def stages_of(model: nn.Module, shapes: Shapes) -> dict[str, str]:
-    """Name the layers at which stages end as `stages` does, by the cuts that they are."""
+    """Name the layers at which stages end, as `stages` does; by the name of the cut."""
     layout = _Layout(model, shapes)
     ends = layout.stage_ends()
     return dict(zip((layout.names[end] for end in ends), layout.readable(ends)))
@@ -59,15 +59,15 @@ def blocks_of(model: nn.Module, shapes: Shapes) -> list[str]:
 
 
 def place_of(model: nn.Module, shapes: Shapes, layer: str) -> tuple[int, float] | None:
-    """Say where a layer lies: in which stage, the last being 0, and behind which share of its cuts.
+    """Give a layer's stage, counted from 0 for the last, and the share of the stage behind it.
 
     Args:
         model: see `stages`.
         shapes: every cut.
-        layer: the name of a cut, or of a module around some.
+        layer: the name of a cut, or of a module around some cuts.
 
     Returns:
-        None where it is no cut, or lies behind all stages.
+        None where there is no such cut, or it lies behind all stages.
     """
     names = list(shapes)
     ends = _Layout(model, shapes).stage_ends()
@@ -80,14 +80,13 @@ def place_of(model: nn.Module, shapes: Shapes, layer: str) -> tuple[int, float] 
 
 
 class _Layout:
-    """The cuts of a net, by number, among its modules.
+    """The cuts of a net, counted from 0, and its modules.
 
     Attributes:
         names: of the cuts, in order.
-        shapes: of one image's feature at each, (C, H, W), (T, C) or (C,).
-        modules: by name.
-        matrices: the names of those that hold a matrix of weights, in themselves or in a module
-            inside.
+        shapes: of one image's feature at each cut, (C, H, W), (T, C) or (C,).
+        modules: of the net, by name.
+        matrices: names of the modules that have a matrix of weights, directly or inside.
     """
 
     def __init__(self, model: nn.Module, shapes: Shapes) -> None:
@@ -107,6 +106,7 @@ class _Layout:
         for first in shrinking:
             begin = self._block_begin(first, shrinking) if len(self.shapes[first]) == 3 else first
             last, before = begin - 1, ends[-1] if ends else -1
+            # Skip pooling and flattening before the block: the stage ends at a layer with a name.
             while last > before and self._moves(last):
                 last -= 1
             if self._has_weights(before + 1, last):  # a pooling alone is no stage
@@ -118,7 +118,7 @@ class _Layout:
         return [blocks[index] for index in dict.fromkeys(quarters)]
 
     def readable(self, cuts_: Sequence[int]) -> list[str]:
-        """Name each cut by the largest module that ends there and holds none of those before."""
+        """Name each cut by the largest module that ends there and contains no earlier one."""
         chosen, before = list[str](), -1
         for cut in cuts_:
             others = (*self.names[: before + 1][-1:], *self.names[cut + 1 :])
@@ -128,16 +128,14 @@ class _Layout:
         return chosen
 
     def _shrinking(self) -> list[int]:
-        """Give the cuts where a map is at most half as wide as before,
-        and the first without map.
-        """
-        indices, before = list[int](), 0
+        """Give the cuts at which the map's side halves, and the first cut without a map."""
+        indices, before = list[int](), 0  # `before` is the side of the last square map
         for index, shape in enumerate(self.shapes):
-            # What halving alone does not give
+            # Global pooling: from a side above 2 to 1×1 in one step
             pooled = len(shape) == 3 and shape[1:] == (1, 1) and before > 2
             if len(shape) < 2 or pooled:
                 return [*indices, index] if index else indices
-            # Images are square, so other shapes are windows or heads
+            # Images are square: other shapes are windows or heads of attention.
             if len(shape) == 3 and shape[1] == shape[2]:
                 if before > shape[1] and shape[1] <= (before + 1) // 2:
                     indices.append(index)
@@ -147,9 +145,9 @@ class _Layout:
     def _block_begin(self, first: int, shrinking: Sequence[int]) -> int:
         """Give the first cut of the block that shrinks the map at cut `first`, or else `first`.
 
-        A block is the largest module that shrinks a map once and does not hold all cuts so far. A
-        plain list of layers is one only if no layer with weights stands in it before the one that
-        shrinks.
+        A block is the largest module that shrinks a map once and does not contain all earlier
+        cuts. A plain list of layers is a block only if its first layer with weights shrinks the
+        map.
         """
         for module in self._around(first):
             inside = [index for index, name in enumerate(self.names) if _holds(module, [name])]
@@ -162,26 +160,22 @@ class _Layout:
         return first
 
     def _around(self, cut: int) -> list[str]:
-        """Give the modules around a cut, the outermost first, without the net itself."""
+        """Name the modules around a cut, the outermost first, without the net itself."""
         return [name for name in _prefixes(self.names[cut]) if name in self.modules]
 
     def _moves(self, cut: int) -> bool:
-        """Whether a cut only moves or averages numbers,
-        and shares no module with the cut before.
-        """
+        """Whether a cut only moves or averages numbers, in no module of the cut before."""
         name = self.names[cut]
         if any(_holds(module, self.names[cut - 1 : cut]) for module in self._around(cut)):
             return False
         module = self.modules.get(name)
-        called = (
-            re.sub(r"_\d+$", "", name.rpartition(".")[2])
-            if module is None
-            else type(module).__name__
-        )
-        return _MOVING.fullmatch(called) is not None
+        # The function of a node such as `features.flatten_1`, or the class of a module
+        function = re.sub(r"_\d+$", "", name.rpartition(".")[2])
+        operation = function if module is None else type(module).__name__
+        return _MOVING.fullmatch(operation) is not None
 
     def _has_weights(self, first: int, last: int) -> bool:
-        """Whether a module with a matrix of weights has cuts from one to another and no others."""
+        """Whether a module with a matrix of weights has all its cuts among cuts first … last."""
         outside = (*self.names[:first], *self.names[last + 1 :])
         inside = {
             name for cut in range(first, last + 1) for name in (*self._around(cut), self.names[cut])
@@ -191,11 +185,11 @@ class _Layout:
     def block_ends(self) -> list[int]:
         """Give the last cut of each block.
 
-        Blocks are modules with a matrix of weights that stand beside each other in one module: of
-        all those, the one with the most. What follows a block without such weights, in the same
-        shape, belongs to it: BatchNorm, ReLU.
+        Blocks are the children, with a matrix of weights, of the module that has the most such
+        children. What follows a block in the same shape and without a matrix belongs to it:
+        BatchNorm, ReLU.
         """
-        parent, ends = "", dict[str, int]()
+        parent, ends = "", dict[str, int]()  # the module with the most, and its children's ends
         for name in self.modules:
             last = dict[str, int]()
             for cut in range(len(self.names) - 1):  # the last one gives the logits
@@ -221,10 +215,11 @@ class _Layout:
 
 
 def _prefixes(name: str) -> list[str]:
-    """Give what is around a name: "a", "a.b" of "a.b.c"."""
+    """Give the names of the modules around a name: "a", "a.b" of "a.b.c"."""
     pieces = name.split(".")
     return [".".join(pieces[:count]) for count in range(1, len(pieces))]
 
 
 def _holds(module: str, names: Sequence[str]) -> bool:
+    """Whether at least one of some cuts lies inside a module."""
     return any(name.startswith(f"{module}.") for name in names)

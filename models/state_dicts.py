@@ -1,14 +1,13 @@
-"""Which tensors of a file are a net's, and by which names:
-taken only where they fit the net exactly.
+"""The state dict of a net in a file of any origin, taken only where it fits the net exactly.
 
-Files of training scripts hold several dictionaries, wrappers put pieces before the names
-(`module.`, `_orig_mod.`, `model.`) or between them (`features.module.0`), old releases called
-layers otherwise. Every reading of a file is a candidate here, the file as it is first, and the net
-decides.
+Files of training scripts hold several dictionaries. Wrappers put pieces before the names
+(`module.`, `_orig_mod.`, `model.`) or between them (`features.module.0`). Old releases named layers
+differently. So a file has several readings, the file as it is first. The net decides: the first
+reading that fits exactly is loaded.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,8 +18,8 @@ from models.small.author_keys import bare_state
 from utils.errors import InputError
 
 State = Mapping[str, Tensor]
-# What files call the weights, most wanted first; averages (EMA) are taken where nothing else is
-# there.
+# The keys of weights in files, most wanted first. Averages (EMA) come last: they are taken only
+# where a file has nothing else.
 _NAMES = (
     "state_dict",
     "model_state_dict",
@@ -40,7 +39,7 @@ _NAMES = (
     "params_ema",
 )
 _NO_NETS = ("optimizer", "optim", "scheduler", "lr_scheduler", "scaler", "amp", "criterion", "loss")
-# A first piece of names of which one is taken where others stand beside it, most wanted first.
+# First pieces of names that wrap one net among others of the file, most wanted first.
 _WRAPPERS = (
     "module",
     "_orig_mod",
@@ -53,22 +52,23 @@ _WRAPPERS = (
     "encoder",
     "classifier",
 )
-# Auxiliary classifiers of GoogLeNet and Inception, in official files
+# Auxiliary classifiers of GoogLeNet and Inception, in torchvision's files
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
+# DenseNet's layers in files of torchvision before 0.3: `norm.1` is `norm1` today.
 _OLD_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\..*)$")
 _COUNTER = "num_batches_tracked"
 
 
 def state_dicts(stored: Mapping[str, Any], depth: int = 2) -> dict[tuple[str, ...], State]:
-    """Find the state dicts in what a file holds.
+    """Find the state dicts in a file's content.
 
     Args:
         stored: of `checkpoint.load`.
-        depth: how many dictionaries deep they are looked for.
+        depth: the number of nested dictionaries that are searched.
 
     Returns:
-        By the keys that lead to them, most wanted first; () if the file is one itself. Empty if it
-        holds none.
+        By the keys that lead to them, most wanted first; by () if the file itself is a state dict.
+        Empty if the file holds none.
     """
     if stored and all(isinstance(value, Tensor) for value in stored.values()):
         return {(): stored}
@@ -83,20 +83,22 @@ def state_dicts(stored: Mapping[str, Any], depth: int = 2) -> dict[tuple[str, ..
             and all(isinstance(name, str) for name in value)
         ):
             inside |= {(key, *path): state for path, state in state_dicts(value, depth - 1).items()}
+    if inside:
+        return inside
+    # Weights among a few numbers, such as an epoch: the weights' names have dots.
     tensors = {
         key: value for key, value in stored.items() if isinstance(value, Tensor) and "." in str(key)
     }
-    # The latter: weights with a few numbers beside them
-    return inside or ({(): tensors} if tensors else {})
+    return {(): tensors} if tensors else {}
 
 
 def candidates(state: State, arch: str | None = None) -> Iterator[dict[str, Tensor]]:
-    """Give every reading of a state dict, as it is first; some may be equal.
+    """Give every reading of a state dict, the unchanged one first; some may be equal.
 
     Args:
         state: of a file.
-        arch: the architecture, where this project or torchvision knows it; its old and its authors'
-            names count then.
+        arch: the architecture, if it is one of this project or torchvision; older names and the
+            authors' names of its tensors are then read, too.
     """
     for unwrapped in _unwrapped(state):
         for plain in _different(unwrapped, strip_module(unwrapped)):
@@ -110,8 +112,7 @@ def candidates(state: State, arch: str | None = None) -> Iterator[dict[str, Tens
 def nearest(
     model: nn.Module, states: Mapping[tuple[str, ...], State], arch: str | None = None
 ) -> tuple[tuple[str, ...], dict[str, Tensor]]:
-    """Choose, of a file's state dicts and their readings,
-    the one whose names are most nearly a model's.
+    """Choose the reading, of all state dicts of a file, whose names are nearest to a model's.
 
     Args:
         model: the network.
@@ -125,6 +126,7 @@ def nearest(
     readings = [
         (key, reading) for key, state in states.items() for reading in candidates(state, arch)
     ]
+    # The fewest names that only one of both has; `min` takes the first of equals.
     return min(readings, key=lambda entry: len(wanted ^ _without_counters(entry[1])))
 
 
@@ -137,24 +139,24 @@ def fill(
 ) -> None:
     """Give a model the first reading of a file that fits it exactly, in float32.
 
-    Tied weights stay tied, and buffers that no state dict has keep their values. The batch counters
-    of BatchNorm may be missing, as in old files; so may all but one name of a tied weight.
+    Tied weights stay tied. Buffers outside the state dict keep their values. The batch counters of
+    BatchNorm may be missing, as in old files; so may all but one name of a tied weight.
 
     Args:
-        model: changed in place. Where it is on "meta", it takes the tensors themselves, which may
-            stay in their file.
+        model: changed in place. A model on "meta" takes the tensors themselves, which may stay
+            mapped to their file.
         readings: of `candidates`.
-        source: what they are of, for messages.
+        source: the file, for messages.
         keep: names of tensors that the model keeps, whatever the file has.
 
     Raises:
-        InputError: none fits; the message has the first name that does not, of the reading that
-            comes nearest.
+        InputError: none fits. The message names tensors of the nearest reading that do not.
     """
     fewest: list[str] = []
-    mine = model.state_dict()
-    kept = {name: mine[name] for name in keep}
-    assign = any(value.is_meta for value in mine.values() if not nn.parameter.is_lazy(value))
+    current = model.state_dict()
+    kept = {name: current[name] for name in keep}
+    # Tensors on "meta" have no memory to copy into: assign those of the file.
+    assign = any(value.is_meta for value in current.values() if not nn.parameter.is_lazy(value))
     for reading in readings:
         misfits = _load(model, {**reading, **kept}, assign=assign)
         if not misfits:
@@ -168,8 +170,15 @@ def fill(
 def of_other_classes(
     model: nn.Module, reading: Mapping[str, Tensor], num_classes: int
 ) -> dict[str, int]:
-    """Name the tensors that have other than `num_classes`
-    rows in a reading and would fit else, and their rows.
+    """Name the tensors whose first axis alone does not fit, because of another number of classes.
+
+    Args:
+        model: of `num_classes` classes.
+        reading: of a file.
+        num_classes: C.
+
+    Returns:
+        By name, the reading's number of classes: the length of the tensor's first axis.
     """
     return {
         name: len(reading[name])
@@ -183,23 +192,20 @@ def of_other_classes(
 
 
 def _load(model: nn.Module, reading: Mapping[str, Tensor], *, assign: bool) -> list[str]:
-    """Load a reading into a model and say what does not fit; the model is half filled then."""
-    mine = model.state_dict()
+    """Load a reading into a model.
+
+    Returns:
+        What does not fit, in words; the model may then be filled in part. Empty where all fits.
+    """
+    current, tied = model.state_dict(), _tied(model)
     misfits = [
-        f"{key} is {tuple(reading[key].shape)} instead of {tuple(mine[key].shape)}"
-        for key in mine
+        f"{key} is {tuple(reading[key].shape)} instead of {tuple(current[key].shape)}"
+        for key in current
         if key in reading
-        and not nn.parameter.is_lazy(mine[key])
-        and reading[key].shape != mine[key].shape
+        and not nn.parameter.is_lazy(current[key])
+        and reading[key].shape != current[key].shape
     ]
-    tied = _tied(model)
-    for names in tied:
-        given = [name for name in names if name in reading]
-        misfits += [
-            f"{given[0]} and {name} are one tensor of the net and two in the file"
-            for name in given[1:]
-            if not torch.equal(reading[given[0]], reading[name])
-        ]
+    misfits += _untied(tied, reading)
     if misfits:
         return misfits
     floats = {
@@ -208,26 +214,41 @@ def _load(model: nn.Module, reading: Mapping[str, Tensor], *, assign: bool) -> l
     try:
         missing, unexpected = model.load_state_dict(floats, strict=False, assign=assign)
     except ValueError:
-        # MNASNet asks for the version of the file, which not every file has: it is today's then
-        versioned = type(mine)(floats)
-        versioned._metadata = getattr(mine, "_metadata", {})  # type: ignore[attr-defined]
+        # MNASNet asks for the file's version of its format: a file without one is today's.
+        versioned = type(current)(floats)
+        versioned._metadata = getattr(current, "_metadata", {})  # type: ignore[attr-defined]
         missing, unexpected = model.load_state_dict(versioned, strict=False, assign=assign)
-    except RuntimeError as error:  # a net's own way to load
+    except RuntimeError as error:  # a net may have its own way to load
         return [" ".join(str(error).split())]
     for module in model.modules():
         if isinstance(counter := getattr(module, _COUNTER, None), Tensor) and counter.is_meta:
             setattr(module, _COUNTER, torch.tensor(0))
+    # One name of a tied weight fills all of them.
     filled = {name for names in tied if any(name in reading for name in names) for name in names}
     absent = [key for key in missing if not key.endswith(_COUNTER) and key not in filled]
     return [f"{key} is missing" for key in absent] + [f"{key} is unexpected" for key in unexpected]
 
 
+def _untied(tied: Iterable[Sequence[str]], reading: Mapping[str, Tensor]) -> list[str]:
+    """Say which tensors are one in the net, by several names, and differ in a reading."""
+    misfits = []
+    for names in tied:
+        present = [name for name in names if name in reading]
+        misfits += [
+            f"{present[0]} and {name} are one tensor of the net and two in the file"
+            for name in present[1:]
+            if not torch.equal(reading[present[0]], reading[name])
+        ]
+    return misfits
+
+
 def _without_counters(state: Iterable[str]) -> set[str]:
+    """Give a state dict's names without BatchNorm's batch counters, which old files lack."""
     return {name for name in state if not name.endswith(_COUNTER)}
 
 
 def _tied(model: nn.Module) -> list[list[str]]:
-    """List the tensors that have several names, by those names."""
+    """List the names of each tensor that has several."""
     named = (
         *model.named_parameters(remove_duplicate=False),
         *model.named_buffers(remove_duplicate=False),
@@ -239,10 +260,12 @@ def _tied(model: nn.Module) -> list[list[str]]:
 
 
 def _unwrapped(state: State) -> Iterator[dict[str, Tensor]]:
-    """Give a state dict as it is,
-    and what is behind each leading piece that wraps it, also several.
+    """Give a state dict as it is, and without each leading piece that may wrap a net.
+
+    Wrappers may be nested: `module._orig_mod.conv1.weight` is unwrapped twice.
     """
     yield dict(state)
+    # Where all names begin with one piece, that may be any word; among others, a usual wrapper.
     firsts = dict.fromkeys(key.partition(".")[0] for key in state if "." in key)
     wrappers = list(firsts) if len(firsts) == 1 else [name for name in _WRAPPERS if name in firsts]
     for wrapper in wrappers:
@@ -255,9 +278,7 @@ def _unwrapped(state: State) -> Iterator[dict[str, Tensor]]:
 
 
 def official_names(state: State) -> dict[str, Tensor]:
-    """Read the names of torchvision's official files:
-    no auxiliary classifiers, DenseNet's old layers renamed.
-    """
+    """Translate torchvision's files: drop auxiliary classifiers, rename DenseNet's old layers."""
     return {
         _OLD_DENSENET.sub(r"\1\2", key): value
         for key, value in state.items()

@@ -1,6 +1,4 @@
-"""B's frozen tail: what its layers behind the cut make of a feature,
-its own or one that a Trans-Net gives.
-"""
+"""B's frozen tail: the layers behind the cut, for B's feature or a Trans-Net's."""
 
 from torch import Tensor, fx, nn
 
@@ -15,11 +13,10 @@ class FrozenTail(nn.Module):
     """Give the penultimate feature and the logits of a feature, in one pass.
 
     Args:
-        tail: feature (N, *shape) → logits (N, C), of `split`; its modules are shared, and are never
-            trained.
+        tail: of `split`, feature (N, *shape) → logits (N, C). Its modules are shared and frozen.
         last: the name of the net's last layer, whose input is the penultimate feature.
         shape: of one image's feature at the cut.
-        outputs: C; None: not said.
+        outputs: C, if it is recorded.
     """
 
     def __init__(
@@ -27,35 +24,41 @@ class FrozenTail(nn.Module):
     ) -> None:
         super().__init__()
         self.outputs = outputs
-        reader = [
+        # The call of the last layer; a cut at or behind it has none in its tail.
+        last_calls = [
             node for node in tail.graph.nodes if node.op == "call_module" and node.target == last
         ]
         graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
         logits = copy_inputs(graph, result_of(tail.graph), copies)
-        graph.output((*(copies[node.all_input_nodes[0]] for node in reader[:1]), logits))
+        penultimate = [copies[node.all_input_nodes[0]] for node in last_calls[:1]]
+        graph.output((*penultimate, logits))
         self.layers, self.shape = fx.GraphModule(tail, graph, "FrozenTail"), shape
         self.requires_grad_(False).eval()
 
     def forward(self, maps: Tensor) -> tuple[Tensor | None, Tensor]:
-        """Give the penultimate feature (N, …) and the logits (N,
-        C) of a feature that comes as maps (N, C, H, W).
+        """Give the penultimate feature and the logits.
 
-        Behind the last layer there is no penultimate feature: None.
+        Args:
+            maps: the feature at the cut, as maps (N, C, H, W).
+
+        Returns:
+            The penultimate feature (N, …), or None where the cut lies at or behind the last layer;
+            and the logits (N, C).
         """
         *penultimate, logits = self.layers(from_maps(maps, self.shape))
         return (penultimate[0] if penultimate else None), logits
 
 
 def open_tail(source: NetSource, arch: str | None, shape: tuple[int, ...]) -> FrozenTail:
-    """Read the tail of a net that features were computed of.
+    """Open the tail of the net that features were computed with.
 
     Args:
-        source: which net, and where it was cut.
-        arch: the architecture, needed where that is the user's own code; see `open_net`.
+        source: the features' record of the net and its layer.
+        arch: the architecture, needed where it is the user's own code; see `open_net`.
         shape: of one image's feature.
 
     Raises:
-        InputError: the features do not say which net it was, or it is not there any more.
+        InputError: the record is incomplete, or the file is gone or has changed.
     """
     net = reopen_net(source, arch)
     return FrozenTail(net.tail, last_layer(net.model), shape, net.state["model"]["num_classes"])

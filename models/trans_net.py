@@ -1,15 +1,14 @@
-"""The Trans-Net: reconstruct net B's feature from net
-A's and split the reconstruction by fuzziness order.
+"""The Trans-Net: it reconstructs net B's feature from net A's, split by fuzziness order.
 
 Symbols, used with these meanings everywhere:
 
     x           A's feature, (N, C_in, H, W)
     target      B's feature x*, (N, C_out, H', W')
     order k     the number of non-linear layers that a component passed, 0 … K
-    hidden      M, how many zero channels are added to x behind its own; they give W(k) room to compute in
+    hidden      M, the number of zero channels behind those of x; they give W(k) room to compute in
     p           p[k-1] = p(k) = sigmoid(logit_p[k-1]), the weight of what comes from order k
-    components  x(0) … x(K), their sum is g(x), but for the constant
-    constant    what g(x) has in each channel beside them, of no order; 0 where nothing is standardised
+    components  x(0) … x(K); g(x) is their sum plus the constant
+    constant    one number a channel of g(x), of no order; 0 where nothing is standardised
     residual    x_Δ = target − g(x), what A cannot reconstruct
 
     h(K) = W(K) x,    h(k) = W(k) [ x + p(k+1) · ReLU( Σ(k+1)^(-1/2) h(k+1) ) ],    g(x) = h(0)    (paper Eq. 1)
@@ -42,15 +41,15 @@ class TransNet(nn.Module):
         bn: normalise the input by Instance- or BatchNorm (mean removed) instead of scaling it by Σ.
         affine: that norm has learned weights.
         fix_p: p stays at its initial 0.5.
-        standardise: shift x and x* by the mean of each channel and divide them by one standard
-            deviation of the whole layer (paper, footnote 2), instead of scaling x by Σ. The numbers
-            come by `set_standards` and travel with the weights; `forward` and `decompose` take and
-            give features in their own units. What a ReLU gives is never negative, so the constant
-            is the target's mean and a learned shift from there.
-        hidden: M. ReLU(h) is added to x in x's channels: where all of them are informative, what a
-            layer computes and what it destroys of x cannot be told apart again. M spare channels,
-            zero in x, have room for it. 0 is the paper's Trans-Net. All equations stay as they are;
-            an instability is relative to M.
+        standardise: subtract from x and x* the mean of each channel, and divide them by one
+            standard deviation of the whole layer (paper, footnote 2), instead of scaling x by Σ.
+            `set_standards` sets these numbers, and they travel with the weights. `forward` and
+            `decompose` take and give features in the features' units. A ReLU's output is never
+            negative; so a learned shift is added to the target's mean.
+        hidden: M. Eq. 1 adds ReLU(h) to x, in the channels of x. Where every channel of x carries
+            information, W(k) cannot separate the two again. M spare channels, zero in x, have room
+            for ReLU(h). M = 0 is the paper's Trans-Net. No equation changes, but an instability
+            depends on M.
     """
 
     x_mean: Tensor
@@ -100,7 +99,8 @@ class TransNet(nn.Module):
         }
         self.out_size, self.standardise, self.hidden = out_size, standardise, hidden
         width = in_channels + hidden
-        # linear[k] is W(k), initialised as the framework does: uniform in ±1/√fan_in
+        # linear[k] is W(k), with PyTorch's initialisation: uniform in ±1/√fan_in. No bias: a bias
+        # would belong to no order.
         self.linear = nn.ModuleList(
             nn.Conv2d(
                 width,
@@ -111,6 +111,7 @@ class TransNet(nn.Module):
             )
             for k in range(layers)
         )
+        # The sigmoid keeps p in (0, 1) without a constraint; sigmoid(0) = 0.5.
         self.logit_p = nn.Parameter(torch.zeros(layers - 1), requires_grad=not fix_p)
         self.shift = nn.Parameter(torch.zeros(out_channels)) if standardise else None
 
@@ -126,7 +127,8 @@ class TransNet(nn.Module):
         elif not standardise:
             self.input_scale = scale(in_channels)
         for name, channels in (("x", in_channels), ("target", out_channels)):
-            # Without `standardise` they change nothing, and checkpoints do not hold them.
+            # Without `standardise` they are 0 and 1, and checkpoints do not hold them: the state
+            # dict stays that of the paper's Trans-Net.
             self.register_buffer(f"{name}_mean", torch.zeros(channels), persistent=standardise)
             self.register_buffer(f"{name}_std", torch.ones(()), persistent=standardise)
 
@@ -142,27 +144,24 @@ class TransNet(nn.Module):
 
     @property
     def constant(self) -> Tensor:
-        """The part of g(x) that belongs to no order,
-        shape (C_out,): g(x) = Σ components + constant.
-        """
-        return (
-            self.target_mean
-            if self.shift is None
-            else self.target_mean + self.target_std * self.shift
-        )
+        """What belongs to no order, shape (C_out,): g(x) = Σ components + constant."""
+        if self.shift is None:
+            return self.target_mean
+        # The shift is learned in standardised units.
+        return self.target_mean + self.target_std * self.shift
 
     @torch.no_grad()
     def set_standards(
         self, x_mean: Tensor, x_std: float, target_mean: Tensor, target_std: float
     ) -> None:
-        """Set the numbers of `standardise`, taken over the training images; of x after `resize`.
+        """Set the means and deviations of `standardise`, measured on the training images.
 
         Args:
-            x_mean: mean of each channel of x, (C_in,).
-            x_std: standard deviation of the whole layer about these means, > 0; 0, of a dead layer,
-                counts as 1.
-            target_mean: the same of the target, (C_out,).
-            target_std: the same of the target.
+            x_mean: mean of each channel of x after `resize`, (C_in,).
+            x_std: standard deviation of the whole layer about these means, ≥ 0. A dead layer has
+                0, which counts as 1.
+            target_mean: mean of each channel of the target, (C_out,).
+            target_std: standard deviation of the target, as `x_std`.
 
         Raises:
             ValueError: this Trans-Net does not standardise.
@@ -174,16 +173,16 @@ class TransNet(nn.Module):
             self.get_buffer(f"{name}_std").fill_(float(std) or 1.0)
 
     def standard_target(self, target: Tensor) -> Tensor:
-        """Give a target (N, C_out, H', W') in the units in which W(0) works:
-        (x* − mean) / std, or unchanged.
+        """Give a target (N, C_out, H', W') in standardised units, in which W(0) is solved.
 
-        Training divides its mean squared error by `target_std`², which comes to the same.
+        Training divides its mean squared error by `target_std`² instead, which is the same.
+
+        Returns:
+            (x* − mean) / std, (N, C_out, H', W'); unchanged where nothing is standardised.
         """
-        return (
-            (target - self.target_mean[:, None, None]) / self.target_std
-            if self.standardise
-            else target
-        )
+        if not self.standardise:
+            return target
+        return (target - self.target_mean[:, None, None]) / self.target_std
 
     def resize(self, x: Tensor) -> Tensor:
         """Bring x to the target's size, (N, C_in, H, W) → (N, C_in, H', W'), bilinearly."""
@@ -192,9 +191,7 @@ class TransNet(nn.Module):
         return x
 
     def _prepare(self, x: Tensor) -> Tensor:
-        """Resize x, normalise its magnitude and add the spare channels,
-        (N, C_in, H, W) → (N, C_in + M, H', W').
-        """
+        """Resize, normalise and pad x, (N, C_in, H, W) → (N, C_in + M, H', W')."""
         x = self.resize(x)
         if self.standardise:
             x = (x - self.x_mean[:, None, None]) / self.x_std
@@ -202,20 +199,22 @@ class TransNet(nn.Module):
             x = self.input_norm(x)
         else:
             x = x / self.input_scale(x)
+        # `F.pad` names the last axis first: none of W, none of H, M zero channels behind.
         return F.pad(x, (0, 0, 0, 0, 0, self.hidden)) if self.hidden else x
 
     def last_input(self, x: Tensor) -> Tensor:
-        """Give what W(0) reads: u, of which `standard_target`(g(x)) is W(0) u + shift.
+        """Give u, the input of W(0): `standard_target`(g(x)) = W(0) u + shift.
 
         Args:
             x: A's feature, (N, C_in, H, W).
 
         Returns:
-            x + p(1) · ReLU( Σ(1)^(-1/2) h(1) ), (N, C_in + M, H', W'); of one layer the
-            standardised x itself.
+            x + p(1) · ReLU( Σ(1)^(-1/2) h(1) ), (N, C_in + M, H', W'). With one layer u is the
+            standardised x.
         """
         x, p = self._prepare(x), self.p
         u = x
+        # Eq. 1 from the highest order down: h(K) = W(K) x first, W(0) is left to the caller.
         for k in range(self.order, 0, -1):
             h = self.linear[k](u)
             # ReLU(h/σ) = ReLU(h)/σ for σ > 0: one fused pass over the map instead of three.
@@ -236,11 +235,10 @@ class TransNet(nn.Module):
 
     @torch.no_grad()
     def set_linear(self, weight: Tensor, shift: Tensor | None = None) -> None:
-        """Make g the linear map that was solved for `linear_reference`:
-        p(1) = 0, nothing comes from above order 0.
+        """Make g the linear map that was solved for `linear_reference`, with p(1) = 0.
 
-        What random or badly fitted branches add to x, W(0) cannot take out again: where the linear
-        map alone leaves less on held-out images, it is the better g. It ends a fit, for no gradient
+        W(0) cannot remove what random or badly fitted branches add to x. Where the linear map
+        alone has the smaller held-out error, it is the better g. This ends a fit: no gradient
         reaches p(1) any more.
 
         Args:
@@ -248,13 +246,13 @@ class TransNet(nn.Module):
             shift: (C_out,).
         """
         self.set_last_weight(F.pad(weight, (0, 0, 0, 0, 0, self.hidden)), shift)
-        self.logit_p[:1] = -1e4  # the sigmoid of it is 0
+        self.logit_p[:1] = -1e4  # in float32 the sigmoid of −10⁴ is exactly 0
 
     def linear_reference(self) -> "TransNet":
-        """Make the Trans-Net of one layer between the same features,
-        standardised, whose W(0) is yet to be solved.
+        """Make a standardised Trans-Net of one layer between the same features.
 
-        It has the standards of this one; where this one has none, they are yet to be set.
+        Its W(0) is yet to be solved. Its standards are those of this Trans-Net; where this one has
+        none, they are yet to be set.
         """
         reference = TransNet(
             **(self.config | {"layers": 1, "bn": False, "standardise": True, "hidden": 0})
@@ -270,28 +268,31 @@ class TransNet(nn.Module):
         return h * self.target_std + self.constant[:, None, None] if self.standardise else h
 
     def decompose(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Split the forward pass exactly into its orders
-        (paper Eq. 3 and 4) by (K+1)(K+2)/2 convolutions.
+        """Split the forward pass exactly into its orders (paper Eq. 3 and 4).
 
-        The ReLU's pass states A(k) and the divisors Σ(k) of the forward pass make every layer
-        linear in the contributions. So the contributions of all orders go through the layers
-        together, stacked on the batch axis; their sum is the forward pass. Meant for `eval()`: in
-        training mode BatchScale would count the batch once more.
+        Fix the ReLU's pass states A(k) and the divisors Σ(k) of the forward pass: every layer is
+        then linear in the contributions. So the contributions of all orders go through the layers
+        together, stacked on the batch axis, and their sum is the forward pass. This takes
+        (K+1)(K+2)/2 convolutions. Use it in `eval()`: in training mode BatchScale would count the
+        batch a second time.
 
         Args:
             x: A's feature, (N, C_in, H, W).
 
         Returns:
-            g(x), (N, C_out, H', W'), and the components, (K+1, N, C_out, H', W'), component k first
-            axis index k; with `constant` they sum to g(x) up to rounding.
+            g(x), (N, C_out, H', W'), and the components, (K+1, N, C_out, H', W'). Index k of the
+            first axis is component x(k). With `constant` they sum to g(x) up to rounding.
         """
         x, p = self._prepare(x), self.p
-        contributions = x[None]  # axis 0: the number of non-linear layers passed so far
+        # (1, N, C_in + M, H', W'); index j of axis 0 passed j non-linear layers so far
+        contributions = x[None]
         for k in range(self.order, 0, -1):
             mapped = _apply_stacked(self.linear[k], contributions)
-            h = mapped.sum(0)
-            passed = mapped * ((h > 0) * (p[k - 1] / self.scale[k - 1](h)))
-            contributions = torch.cat([x[None], passed])
+            h = mapped.sum(0)  # h(k) of the forward pass, (N, C_in + M, H', W')
+            # A(k) Σ(k)^(-1/2) p(k), the same for all contributions: ReLU(h) = (h > 0) · h
+            gate = (h > 0) * (p[k - 1] / self.scale[k - 1](h))
+            # Each contribution passed one more non-linear layer; x enters anew at index 0.
+            contributions = torch.cat([x[None], mapped * gate])
         components = _apply_stacked(self.linear[0], contributions)
         if not self.standardise:
             return components.sum(0), components
@@ -300,12 +301,12 @@ class TransNet(nn.Module):
 
 
 def _apply_stacked(linear: nn.Module, stacked: Tensor) -> Tensor:
-    """Apply a layer to (M, N, C, H, W) in one call on M·N samples."""
+    """Apply a layer to J stacked batches, (J, N, C, H, W), in one call on J·N samples."""
     return linear(stacked.flatten(0, 1)).unflatten(0, stacked.shape[:2])
 
 
 def load_trans_net(path: str | Path) -> TransNet:
-    """Load a Trans-Net, ours or the authors', in evaluation mode on the CPU.
+    """Load a Trans-Net of this suite or of the authors, in evaluation mode on the CPU.
 
     Raises:
         InputError: the file is missing, damaged or holds no Trans-Net.
@@ -317,7 +318,7 @@ def build_from_state(state: dict[str, Any], path: str | Path) -> TransNet:
     """Rebuild a Trans-Net from a checkpoint that was read from `path` (named in errors)."""
     if "trans_net" in state:
         config, weights = state["trans_net"], state["state_dict"]
-    else:
+    else:  # the authors' files: a state dict, bare or under "state_dict"
         config, weights = trans_net_from_authors(state.get("state_dict", state), path)
     try:
         _check_sizes(config, weights)

@@ -1,4 +1,4 @@
-"""Nets as they are before any training, beside which trained ones are held."""
+"""Nets before any training, the baseline that trained ones are compared with."""
 
 from collections.abc import Iterable
 
@@ -9,18 +9,18 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 @torch.no_grad()
 def set_statistics(net: nn.Module, images: Iterable[Tensor]) -> None:
-    """Give every BatchNorm the mean and the variance that its input has over some images.
+    """Set every BatchNorm's mean and variance to those of its input over some images.
 
-    As initialised, BatchNorms have means of 0 and variances of 1, which are not those of their inputs:
-    in evaluation mode activations fade from layer to layer, and the net is nearly linear. One pass with
-    statistics of the batch, averaged over the batches (momentum None), gives the net that training
-    would begin with. All other layers stay in evaluation mode, so dropout draws nothing.
+    A new BatchNorm has mean 0 and variance 1, which its input has not. In evaluation mode
+    activations then fade from layer to layer, and the net is nearly linear. One pass with batch
+    statistics, averaged over the batches, gives the net that training would begin with. All other
+    layers stay in evaluation mode, so that dropout draws nothing.
 
     Args:
-        net: changed in place, and in evaluation mode afterwards; without BatchNorm nothing is
+        net: changed in place, and in evaluation mode afterwards. Without BatchNorm nothing is
             computed.
-        images: batches that the net takes, on its device; a batch of one image is passed over,
-            since a variance over one value does not exist.
+        images: batches (N, 3, S, S) that the net takes, on its device. A batch of one image is
+            skipped.
     """
     net.eval()
     norms = [module for module in net.modules() if isinstance(module, _BatchNorm)]
@@ -30,11 +30,11 @@ def set_statistics(net: nn.Module, images: Iterable[Tensor]) -> None:
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None
+        norm.momentum = None  # PyTorch's sign for a plain average over the batches
         norm.train()
     try:
         for batch in images:
-            if len(batch) > 1:
+            if len(batch) > 1:  # one value may be all of a channel: it has no variance
                 net(batch)
     finally:
         for norm, momentum in zip(norms, momenta):

@@ -1,6 +1,6 @@
-"""Modules of the user's: imported by name from anywhere, or loaded from a file of any repository.
+"""The user's modules: imported by name, or loaded from a file of any repository.
 
-To import a module is to run its code. `models.own` asks for it only where an option names it.
+To import a module is to run its code. `models.own` does so only where an option names it.
 """
 
 import ast
@@ -19,20 +19,20 @@ from types import ModuleType
 from utils.errors import InputError
 from utils.presence import check_program
 
-PROJECT = Path(__file__).resolve().parents[1]  # the checkout, or where it is installed among others
-# Of this project
+PROJECT = Path(__file__).resolve().parents[1]  # the checkout, or site-packages
+# This project's packages, whose names a user's repository may have too
 PACKAGES = ("models", "utils", "consistency", "experiments", "benchmarks", "tests")
 
 
 @dataclass
 class Home:
-    """The folders of a file of the user's, in which its imports are looked for.
+    """The folders in which the imports of a user's file are looked for.
 
     Attributes:
-        first: where they are looked for before anywhere else.
-        last: where they are looked for after everywhere else.
+        first: are searched before all other folders.
+        last: are searched after all other folders.
         package: the top package that the file is a module of, or "".
-        modules: what was imported from there. Outside of `entered` it is in nobody's way.
+        modules: were imported from there, by name. They are in `sys.modules` only inside `entered`.
     """
 
     first: tuple[Path, ...]
@@ -41,8 +41,9 @@ class Home:
     modules: dict[str, ModuleType] = field(default_factory=dict)
 
     def has(self, name: str, module: ModuleType) -> bool:
-        """Whether a module was imported from these folders,
-        which may hold installed packages deeper inside.
+        """Whether a module was imported from these folders directly.
+
+        A folder may hold installed packages deeper inside (a `.venv`); those do not count.
         """
         return any(
             _stands_at(module, folder, name.partition(".")[0])
@@ -51,12 +52,12 @@ class Home:
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
-        """Let imports find this home's modules,
-        also those that are called as this project's or the package are.
+        """Let imports find this home's modules, also those with a name of this project's.
 
-        Afterwards the table of modules and the path are as they were, but for what was imported
-        from elsewhere.
+        Afterwards `sys.modules` and `sys.path` are restored; what was imported from elsewhere
+        stays.
         """
+        # Loaded packages, such as this project's `models`, that hide one of the same name here
         rivals = {
             name
             for name in (*PACKAGES, self.package)
@@ -77,23 +78,24 @@ class Home:
             yield
         finally:
             sys.path[:] = path
-            of_here = {
+            # Keep this home's modules for the next entry, and take them out of everybody's way.
+            imported = {
                 name: module
                 for name, module in sys.modules.items()
                 if before.get(name) is not module
                 and (name in self.modules or self.has(name, module))
             }
-            self.modules |= of_here
-            for name in of_here:
+            self.modules |= imported
+            for name in imported:
                 del sys.modules[name]
             sys.modules.update(before)
 
     def _make_namespace(self, name: str) -> None:
-        """Make the package that is a folder without an `__init__.py`.
+        """Make a package of a folder without an `__init__.py`.
 
-        Python's own has a `__file__` of None, over which `inspect` stumbles where it knew another
-        package of that name; and it would prefer a package with an `__init__.py` from anywhere on
-        the path.
+        Python's namespace packages have two faults here. Their `__file__` is None, which breaks
+        `inspect` where it has seen another package of that name. And Python would prefer a package
+        with an `__init__.py` from anywhere on the path.
         """
         folders = [folder / name for folder in (*self.first, *self.last)]
         regular = any(
@@ -105,7 +107,7 @@ class Home:
             package.__path__ = [str(folder) for folder in folders if folder.is_dir()]
 
     def _replaces(self, name: str) -> bool:
-        """Whether a loaded top module must make way for one of this home."""
+        """Whether a loaded top package hides one of the same name in this home."""
         module = sys.modules[name]
         ours = name in PACKAGES and _stands_at(module, PROJECT, name)
         if self.has(name, module) or not (ours or name == self.package):
@@ -117,23 +119,23 @@ class Home:
         )
 
 
-# So that a file is run once and its classes stay the same
+# Each file is run once, so that its classes stay the same objects.
 _files: dict[Path, tuple[ModuleType, Home]] = {}
 
 
 @contextlib.contextmanager
 def opened(source: str, arch: str) -> Iterator[ModuleType]:
-    """Import a module, and let what runs in the block import as the module does.
+    """Import a module; code in the block imports as the module does.
 
     Args:
         source: "package.module", installed or on PYTHONPATH; or a path that ends in ".py". Such a
-            file finds what it finds in its own repository: its siblings, relative imports, and
-            packages beside its own, also where they are called as this project's are (`models`,
-            `utils`). Neither of them sees the other's.
-        arch: what asks for it, for messages.
+            file imports as in its repository: its siblings, relative imports, and neighbouring
+            packages. They may be called `models` or `utils` as this project's are: neither side
+            sees the other's.
+        arch: the architecture's name, for messages.
 
     Raises:
-        InputError: there is no such module, or its code fails, also in the block.
+        InputError: there is no such module, or its code or the block's fails.
     """
     try:
         if not source.endswith(".py"):
@@ -184,19 +186,21 @@ def _import(name: str, arch: str) -> ModuleType:
 
 
 def _home_of(path: Path) -> Home:
-    """Find the folders that a file's imports mean: its own, and the one above its package."""
+    """Find the folders that a file's imports mean: its folder, and the one above its package."""
     folder = root = path.parent
     while (root / "__init__.py").exists() and root.parent != root:
         root = root.parent
     if root != folder:
         return Home((root, folder), package=path.relative_to(root).parts[0])
-    # Without an __init__.py the folder may be a package all the same, of a repository whose root is
-    # above it.
+    # Without an __init__.py the folder may still be a package, of a repository one folder above.
     return Home((folder,), (folder.parent,))
 
 
 def _load(path: Path, home: Home) -> ModuleType:
-    """Run a file; its home is entered."""
+    """Run a file as a module; its home must be entered.
+
+    A file of no package gets one of its own, if it has relative imports.
+    """
     if home.package:
         names = path.relative_to(home.first[0]).with_suffix("").parts
         return importlib.import_module(".".join(names if names[-1] != "__init__" else names[:-1]))
@@ -216,24 +220,25 @@ def _load(path: Path, home: Home) -> ModuleType:
 
 
 def _stands_at(module: ModuleType, folder: Path, name: str) -> bool:
-    """Whether a module, or the package that it is in, is `name` or `name.py` in a folder."""
+    """Whether a module, or its package, is `name` or `name.py` in a folder."""
     places = [getattr(module, "__file__", None), *getattr(module, "__path__", ())]
     inside = (folder / name, folder / f"{name}.py")
     return any(Path(place).is_relative_to(tops) for place in places if place for tops in inside)
 
 
 def _failure(error: Exception) -> str:
-    """Say what went wrong in a user's code, and in which line of it."""
+    """Describe an error in a user's code, with the file and the line."""
     sentence = str(error).partition("\n")[0]
     if isinstance(error, SyntaxError):
         return f"{error.filename}, line {error.lineno}: {sentence}"
     frames = traceback.extract_tb(error.__traceback__)
-    theirs = [
+    # The innermost frame of the user's code, not of a library that it calls
+    of_user = [
         frame
         for frame in frames
         if not frame.filename.startswith("<")
         and "site-packages" not in frame.filename
         and frame.filename != __file__
     ]
-    place = (theirs or frames)[-1]
+    place = (of_user or frames)[-1]
     return f"{place.filename}, line {place.lineno}: {type(error).__name__}: {sentence}"

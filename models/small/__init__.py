@@ -1,1 +1,1 @@
-"""Networks for 32×32 images, each described by its stages, and the heads that attach to these."""
+"""Networks for 32×32 images: each is a list of stages, to which heads attach."""

@@ -1,9 +1,9 @@
-"""The names of DCM's and HSAKD's state dicts, from and to those of the networks of this room.
+"""The names of DCM's and HSAKD's state dicts, translated from and to those of this room.
 
-A DCM state holds a WRN's tensors in one flat dict, its heads' behind `ep1_` and `ep2_`. An HSAKD
-state has `backbone.…` and `auxiliary_classifier.…`, whose branches count their parts. The rest is a
-few other names inside WRN, VGG, MobileNetV2 and ResNet50. Batch counters of BatchNorm may be
-absent, DCM's WRN has none.
+A DCM state holds a WRN's tensors in one flat dict, with `ep1_` and `ep2_` before the heads'. An
+HSAKD state has `backbone.…` and `auxiliary_classifier.…`, whose branches number their modules.
+WRN, VGG, MobileNetV2 and ResNet50 also have a few other names inside. Batch counters of BatchNorm
+may be absent; DCM's WRN has none.
 """
 
 import re
@@ -19,7 +19,7 @@ from models.small.names import describe, is_small
 from models.small.stages import SmallNet, build_net
 from utils.errors import InputError
 
-# Patterns on our key, replaced in this order
+# Patterns on this suite's key and their replacements, applied in this order
 Renames = tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]
 _COUNTER = "num_batches_tracked"
 _DCM_WRN: Renames = (
@@ -32,7 +32,7 @@ _DCM_WRN: Renames = (
 )
 _HSAKD: dict[str, Renames] = {  # by the beginning of the architecture's name
     "wrn_": (
-        (r"^group(\d)\.", lambda found: f"block{int(found[1]) + 1}."),
+        (r"^group(\d)\.", lambda match: f"block{int(match[1]) + 1}."),
         (r"^(block\d)\.(\d+)\.", r"\1.layer.\2."),
         (r"\bshortcut\.", "convShortcut."),
         (r"^bn\.", "bn1."),
@@ -43,13 +43,12 @@ _HSAKD: dict[str, Renames] = {  # by the beginning of the architecture's name
         (r"\.1\.conv\.", ".3."),
         (r"\.1\.bn\.", ".4."),
     ),
-    "mobilenetV2": ((r"^row(\d)\.", lambda found: f"blocks.{int(found[1]) - 1}."),),
+    "mobilenetV2": ((r"^row(\d)\.", lambda match: f"blocks.{int(match[1]) - 1}."),),
     "ResNet50": ((r"\bdownsample\.", "shortcut."),),
 }
-# Parts of an HSAKD branch that are not counted with its other parts but stand beside it under these
-# names.
-_BESIDE = {"fc": "fc", "linear": "fc", "classifier": "fc"}
-_BESIDE_OF = {"wrn_": {"bn": "bn"}, "mobilenetV2": {"conv2": "conv2_"}}
+# Modules of an HSAKD branch that stand outside its numbered list, by their authors' names
+_OUTSIDE = {"fc": "fc", "linear": "fc", "classifier": "fc"}
+_OUTSIDE_OF = {"wrn_": {"bn": "bn"}, "mobilenetV2": {"conv2": "conv2_"}}
 
 
 def load_authors_state(net: nn.Module, state: Mapping[str, Any]) -> None:
@@ -65,22 +64,25 @@ def load_authors_state(net: nn.Module, state: Mapping[str, Any]) -> None:
     """
     tensors = strip_module({key: torch.as_tensor(value) for key, value in state.items()})
     if isinstance(net, NetWithHeads):
-        theirs = authors_keys(net)
-        own = {mine: tensors[name] for mine, name in theirs.items() if name in tensors}
-        own |= {name: tensors[name] for name in tensors.keys() - set(theirs.values())}
+        names = authors_keys(net)
+        translated = {key: tensors[name] for key, name in names.items() if name in tensors}
+        # Keep unknown tensors too, so that they are refused below.
+        translated |= {name: tensors[name] for name in tensors.keys() - set(names.values())}
+    elif isinstance(net, SmallNet):
+        translated = bare_state(net.arch, tensors)
     else:
-        own = (
-            bare_state(net.arch, tensors) if isinstance(net, SmallNet) else backbone_alone(tensors)
-        )
+        translated = backbone_alone(tensors)
     shapes = {key: value.shape for key, value in net.state_dict().items()}
-    misfits = [key for key in shapes if key not in own and not key.endswith(_COUNTER)]
-    misfits += [key for key in own if key not in shapes or own[key].shape != shapes[key]]
+    misfits = [key for key in shapes if key not in translated and not key.endswith(_COUNTER)]
+    misfits += [
+        key for key, value in translated.items() if key not in shapes or value.shape != shapes[key]
+    ]
     if misfits:
         raise InputError(
             "the state does not fit the network: missing, unknown or of another shape"
             f" {misfits[:4]}"
         )
-    net.load_state_dict(own, strict=False)
+    net.load_state_dict(translated, strict=False)
 
 
 def authors_state(net: NetWithHeads) -> dict[str, Tensor]:
@@ -90,53 +92,55 @@ def authors_state(net: NetWithHeads) -> dict[str, Tensor]:
 
 
 def authors_keys(net: NetWithHeads) -> dict[str, str]:
-    """Give the authors' name of each tensor of a network with heads;
-    DCM's WRN has none for batch counters.
+    """Give the authors' name of each tensor of a network with heads.
+
+    DCM's WRN has no names for batch counters.
     """
     arch, heads = net.backbone.arch, list(net.heads)
     names = {}
     for key in net.state_dict():
-        part, _, rest = key.partition(".")
-        if part == "heads":
-            attach, _, rest = rest.partition(".")
+        # "backbone.conv1.weight", or "heads.layer1.0.conv1.weight" of the head on layer1
+        side, _, tensor = key.partition(".")
+        if side == "heads":
+            attach, _, tensor = tensor.partition(".")
             number = heads.index(attach) + 1
             head = net.heads[attach]
             assert isinstance(head, nn.Sequential)
             if net.method == "dcm":
-                names[key] = _renamed(f"ep{number}_{rest}", _dcm_renames(arch))
+                names[key] = _renamed(f"ep{number}_{tensor}", _dcm_renames(arch))
             else:
-                names[key] = f"auxiliary_classifier.{_in_branch(arch, head, number, rest)}"
+                names[key] = f"auxiliary_classifier.{_in_branch(arch, head, number, tensor)}"
         elif net.method == "dcm":
-            names[key] = _renamed(rest, _dcm_renames(arch))
+            names[key] = _renamed(tensor, _dcm_renames(arch))
         else:
-            names[key] = f"backbone.{_renamed(rest, _hsakd_renames(arch))}"
+            names[key] = f"backbone.{_renamed(tensor, _hsakd_renames(arch))}"
     return {key: name for key, name in names.items() if not _is_unnamed(key, arch, net.method)}
 
 
 def bare_state(arch: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give the bare network's part of a state dict, ours, DCM's or HSAKD's, by our names.
+    """Give the bare network's tensors of a state dict of any origin, by this suite's names.
 
-    What fits none of them comes back as it is, for the caller to refuse. For any other network than
-    this room's, `backbone_alone`.
+    Args:
+        arch: the network's name. Of a network outside this room only the heads are dropped.
+        state: of this suite, DCM or HSAKD. If it fits none of them, its names stay, for the caller
+            to refuse.
     """
     alone = backbone_alone(state)
     if not is_small(arch):
         return alone
     with torch.device("meta"):
-        own = build_net(arch, describe(arch), 1).state_dict()
+        keys = list(build_net(arch, describe(arch), 1).state_dict())
     for renames in (_hsakd_renames(arch), _dcm_renames(arch)):
-        theirs = {key: _renamed(key, renames) for key in own}
-        if all(name in alone or key.endswith(_COUNTER) for key, name in theirs.items()):
-            known = set(theirs.values())
-            unknown = {key: value for key, value in alone.items() if key not in known}
-            return {key: alone[name] for key, name in theirs.items() if name in alone} | unknown
+        names = {key: _renamed(key, renames) for key in keys}
+        if all(name in alone or key.endswith(_COUNTER) for key, name in names.items()):
+            translated = {key: alone[name] for key, name in names.items() if name in alone}
+            unknown = alone.keys() - set(names.values())
+            return translated | {key: value for key, value in alone.items() if key in unknown}
     return alone
 
 
 def backbone_alone(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Drop the heads of a state dict; of HSAKD's online pair,
-    which has `net1.…` and `net2.…`, take net 1.
-    """
+    """Drop the heads of a state dict; of HSAKD's online pair (`net1.…`, `net2.…`) take net 1."""
     if any(key.startswith("net1.") for key in state):
         state = {
             key.removeprefix("net1."): value
@@ -153,6 +157,7 @@ def backbone_alone(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _renamed(key: str, renames: Renames) -> str:
+    """Give the authors' name of a tensor."""
     for pattern, replacement in renames:
         key = re.sub(pattern, replacement, key)
     return key
@@ -169,21 +174,29 @@ def _hsakd_renames(arch: str) -> Renames:
 
 
 def _is_unnamed(key: str, arch: str, method: str) -> bool:
+    """Whether the authors' files lack a tensor: DCM's WRN counts no batches."""
     return method == "dcm" and arch.startswith("wrn_") and key.endswith(_COUNTER)
 
 
 def _in_branch(arch: str, head: nn.Sequential, number: int, key: str) -> str:
-    """Name a tensor of HSAKD's branch `number`: block_extractor1.0.…, or beside it fc1.…"""
+    """Name a tensor of HSAKD's branch `number`: `block_extractor1.0.…`, or outside of it `fc1.…`.
+
+    Args:
+        arch: the network's name.
+        head: the branch.
+        number: of the branch, from 1.
+        key: this suite's name of the tensor, inside the branch.
+    """
     child, _, rest = key.partition(".")
-    beside = _BESIDE | next(
-        (names for beginning, names in _BESIDE_OF.items() if arch.startswith(beginning)), {}
+    outside = _OUTSIDE | next(
+        (names for beginning, names in _OUTSIDE_OF.items() if arch.startswith(beginning)), {}
     )
-    if child in beside:
-        return f"{beside[child]}{number}.{rest}"
+    if child in outside:
+        return f"{outside[child]}{number}.{rest}"
     renames = _hsakd_renames(arch)
     inside = _renamed(key, renames).removeprefix(_renamed(f"{child}.", renames))
     index = [name for name, _ in head.named_children()].index(child)
-    # Their branches count the pooling before a block and the ReLU after it, too
+    # VGG's branches also number the pooling before a block and the ReLU after it.
     if arch.startswith("vgg13"):
         stages = list(head)[: index + 1]
         index = 2 * index + sum(hasattr(stage[0], "pool") for stage in stages)  # type: ignore[index]

@@ -1,9 +1,8 @@
-"""Networks with heads on their stages,
-for DCM (head logits over N classes) and HSAKD (over N classes × 4 rotations).
+"""Networks with heads on their stages, for DCM and HSAKD.
 
-A head repeats the rest of its network from the stage that it attaches to
-(`Description.rest_after`); DCM's authors change a few widths and depths, which WRN and MobileNet
-describe.
+A head of DCM has logits over N classes, one of HSAKD over N classes × 4 rotations. It repeats the
+rest of its network behind its stage (`Description.rest_after`). DCM's authors change a few widths
+and depths, which WRN and MobileNet describe.
 """
 
 from torch import Tensor, nn
@@ -31,15 +30,20 @@ class NetWithHeads(nn.Module):
         self.method = method
 
     def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Give the logits (M, N) of images (M, 3, S,
-        S) and each head's logits, from the shallowest on.
+        """Give the network's logits and those of its heads.
+
+        Args:
+            images: (M, 3, S, S).
+
+        Returns:
+            Logits, (M, N), and each head's logits, from the shallowest on.
         """
-        feature, of_heads = images, []
+        feature, head_logits = images, []
         for name, stage in self.backbone.named_children():
             feature = stage(feature)
             if name in self.heads:
-                of_heads.append(self.heads[name](feature))
-        return feature, of_heads
+                head_logits.append(self.heads[name](feature))
+        return feature, head_logits  # the last child gives the logits
 
 
 def build_with_heads(
@@ -50,10 +54,10 @@ def build_with_heads(
     Args:
         arch: a name of `models.small.names`, with or without `_aux`.
         num_classes: N.
-        method: "dcm": two heads, ep1 and ep2, on the first two attach points, of N logits each.
-            "hsakd": one on every attach point, aux1, aux2, …, of 4N logits each, class c and
-            rotation r at 4c + r.
-        heads: False: the network is initialised as the method does but has no heads.
+        method: "dcm": two heads, ep1 and ep2, of N logits each, on the first two attach points.
+            "hsakd": a head of 4N logits on every attach point, aux1, aux2, …; class c and rotation
+            r are at 4c + r.
+        heads: False: the network is initialised as the method does, but has no heads.
 
     Returns:
         images (M, 3, S, S) → logits (M, N), [head logits, …].
@@ -70,15 +74,18 @@ def build_with_heads(
             f" {len(description.stages[-1].widths)} block of the last group, which is none; take"
             " depth 16 or more"
         )
-    own = description.dcm_initialisers if method == "dcm" else None
+    initialisers, head_initialisers = description.initialisers, description.head_initialisers
+    if method == "dcm" and description.dcm_initialisers is not None:
+        initialisers = head_initialisers = description.dcm_initialisers
     outputs = ROTATIONS * num_classes if method == "hsakd" else num_classes
 
+    # The order of these calls fixes the random numbers of the initialisation.
     backbone = build_net(bare, description, num_classes)
-    _initialise(backbone, description.initialisers if own is None else own)
+    _initialise(backbone, initialisers)
     attached: dict[str, nn.Module] = {}
     for name, rest in stages.items() if heads else ():
         attached[name] = build_head(description, name, rest, outputs)
-        _initialise(attached[name], description.head_initialisers if own is None else own)
+        _initialise(attached[name], head_initialisers)
     return NetWithHeads(backbone, attached, method)
 
 
@@ -95,8 +102,9 @@ def build_bare(arch: str, num_classes: int) -> SmallNet:
 
 
 def stages_of_heads(description: Description, method: str) -> dict[str, tuple[Stage, ...]]:
-    """Give the stages of a method's heads by attach point:
-    the rest of the network, or what DCM's authors made of it.
+    """Give the stages of a method's heads, by attach point.
+
+    They are the rest of the network, or DCM's variant of it.
 
     Raises:
         InputError: an unknown method.
@@ -110,5 +118,6 @@ def stages_of_heads(description: Description, method: str) -> dict[str, tuple[St
 
 
 def _initialise(module: nn.Module, initialisers: tuple[Initialiser, ...]) -> None:
+    """Apply initialisers, one after the other, to a module and all inside it."""
     for initialise in initialisers:
         module.apply(initialise)

@@ -1,6 +1,4 @@
-"""Two networks with heads that are trained together on the same batches:
-DCM, and HSAKD's online form.
-"""
+"""Two networks with heads, trained together on the same batches: DCM, and HSAKD's online form."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -14,11 +12,12 @@ Outputs = tuple[Tensor, list[Tensor]]  # of a network with heads
 
 
 class TestedInTraining(NetWithHeads):
-    """A network that never leaves training mode:
-    its BatchNorm normalises every batch by its own statistics.
+    """A network that never leaves training mode.
+
+    Its BatchNorm normalises every batch by that batch's statistics, in tests too.
     """
 
-    __test__ = False  # no test, whatever pytest makes of its name
+    __test__ = False  # pytest takes a class of this name for tests
 
     def train(self, mode: bool = True) -> "TestedInTraining":
         """Stay in training mode, whatever mode is asked for."""
@@ -26,8 +25,9 @@ class TestedInTraining(NetWithHeads):
 
 
 class Couple(nn.Module):
-    """Two networks that see the same images;
-    `load_classifier` takes a state dict of them as net 1.
+    """Two networks that see the same images.
+
+    `load_classifier` reads net 1 of a state dict of both.
     """
 
     def __init__(self, net1: NetWithHeads, net2: NetWithHeads) -> None:
@@ -35,9 +35,7 @@ class Couple(nn.Module):
         self.net1, self.net2 = net1, net2
 
     def forward(self, images: Tensor) -> tuple[Outputs, Outputs]:
-        """Give what both networks make of images (M, 3,
-        S, S): logits (M, N) and each head's logits.
-        """
+        """Give both networks' outputs for images (M, 3, S, S): logits (M, N), heads' logits."""
         return self.net1(images), self.net2(images)
 
 
@@ -55,11 +53,11 @@ def build_couple(
         archs: two names of `models.small.names`.
         num_classes: N.
         heads: with DCM's two heads each.
-        in_training: the networks (1, 2) that never leave training mode.
-        state: a state dict of the same couple, which fills it.
+        in_training: numbers (1, 2) of the networks that never leave training mode.
+        state: a state dict of the same couple, to fill it.
 
     Raises:
-        InputError: an unknown network, one without DCM's heads, or a state of other networks.
+        InputError: an unknown network, a network without DCM's heads, or a state of other networks.
     """
     nets = []
     for number, arch in enumerate(archs, start=1):
@@ -69,11 +67,11 @@ def build_couple(
         )
     couple = Couple(*nets)
     if state is not None:
-        own, theirs = (
-            {key: tuple(v.shape) for key, v in tensors.items()}
+        expected, given = (
+            {key: tuple(value.shape) for key, value in tensors.items()}
             for tensors in (couple.state_dict(), state)
         )
-        if own != theirs:
+        if given != expected:
             kind = "with" if heads else "without"
             raise InputError(
                 f"the checkpoint does not hold {' and '.join(archs)} {kind} heads and {num_classes}"

@@ -1,6 +1,4 @@
-"""HSAKD's files: the state of a bare network,
-one with branches or an online pair, by the authors' names.
-"""
+"""HSAKD's files, by the authors' names: of a bare network, one with branches, or an online pair."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +13,7 @@ from models.small.stages import SmallNet
 from utils import checkpoint
 from utils.errors import InputError
 
-# Under which key a file has its state; a bare dict is the state itself
+# Keys of the state in a file; a file without them is the state itself.
 _STATE_DICTS = ("net", "state_dict", "model")
 
 
@@ -45,10 +43,11 @@ def to_authors_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def fill_from_file(model: nn.Module, path: str | Path) -> checkpoint.State:
-    """Fill a network from a file of HSAKD: ours, the authors', or a bare state dict.
+    """Fill a network from a file of HSAKD: of this suite, of the authors, or a bare state dict.
 
     Args:
-        model: as of `to_authors_state`; a bare network takes the backbone of a file with branches.
+        model: one of those of `to_authors_state`. A bare network takes the backbone of a file with
+            branches.
         path: the file.
 
     Returns:
@@ -58,30 +57,31 @@ def fill_from_file(model: nn.Module, path: str | Path) -> checkpoint.State:
         InputError: there is no such file, or it holds another network or other classes.
     """
     stored = checkpoint.load(path)
-    held = next((key for key in _STATE_DICTS if isinstance(stored.get(key), Mapping)), None)
-    state: Mapping[str, Any] = stored if held is None else stored[held]
+    state_key = next((key for key in _STATE_DICTS if isinstance(stored.get(key), Mapping)), None)
+    state: Mapping[str, Any] = stored if state_key is None else stored[state_key]
     nets = {"net1.": model.net1, "net2.": model.net2} if isinstance(model, Couple) else {"": model}
     for begin, net in nets.items():
-        part = {
+        tensors = {
             key.removeprefix(begin): value for key, value in state.items() if key.startswith(begin)
         }
-        if not all(isinstance(value, Tensor) for value in part.values()):
+        if not all(isinstance(value, Tensor) for value in tensors.values()):
             raise InputError(f"{path} holds no network but {', '.join(map(str, list(state)[:4]))}")
         try:
-            load_authors_state(net, part)
+            load_authors_state(net, tensors)
         except InputError as error:
             raise InputError(
                 f"{path} does not hold this network with as many classes: {error}"
             ) from None
-    return {key: value for key, value in stored.items() if key != held} if held else {}
+    return {key: value for key, value in stored.items() if key != state_key} if state_key else {}
 
 
 def check_own(path: Path) -> None:
-    """Refuse to go on with or to replace a file of the authors':
-    their optimiser counts parameters in another order.
+    """Refuse to resume or replace a file of the authors.
+
+    Their optimiser counts parameters in another order.
 
     Raises:
-        InputError: there is a file at the path that records no settings.
+        InputError: the path is a file without recorded settings.
     """
     if path.exists() and "settings" not in checkpoint.load(path, mmap=True):
         raise InputError(

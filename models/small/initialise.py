@@ -1,14 +1,10 @@
-"""How the authors' networks are initialised:
-functions of one module each, for `nn.Module.apply`.
-"""
+"""The initialisers of DCM's and HSAKD's networks, functions for `nn.Module.apply`."""
 
 from torch import nn
 
 
 def convolutions_by_fan_out(module: nn.Module) -> None:
-    """Convolutions: weight normal with standard deviation √(2 / (k²·out)),
-    groups ignored; bias 0.
-    """
+    """Convolutions: weight normal with std √(2 / (k²·out)), whatever the groups; bias 0."""
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         if module.bias is not None:
@@ -29,9 +25,7 @@ def linear_normal(module: nn.Module) -> None:
 
 
 def as_dcm_wrn(module: nn.Module) -> None:
-    """DCM's WRN: weights normal with standard deviation √(2 / fan_in),
-    BatchNorm scales uniform in [0, 1), biases 0.
-    """
+    """DCM's WRN: weights normal with std √(2 / fan_in), BatchNorm scales in [0, 1), biases 0."""
     if isinstance(module, nn.Conv2d | nn.Linear):
         nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
     if isinstance(module, nn.BatchNorm2d):

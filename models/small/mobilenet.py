@@ -1,5 +1,6 @@
-"""MobileNets for 32×32 images: DCM's (Howard et al. 2017),
-and HSAKD's V2 of half width (Sandler et al. 2018).
+"""MobileNets for 32×32 images.
+
+DCM's is that of Howard et al. (2017), HSAKD's is V2 of half width (Sandler et al. 2018).
 """
 
 import functools
@@ -29,14 +30,12 @@ class SeparableBlock(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """1×1 to `expansion` times the channels, depthwise 3×3,
-    1×1 to `width`; the input is added where shapes agree.
-    """
+    """1×1 to `expansion` · channels, depthwise 3×3, 1×1 to `width`; plus the input if it fits."""
 
     def __init__(self, channels: int, width: int, stride: int, expansion: int = 6) -> None:
         super().__init__()
         wide = expansion * channels
-        self.conv = nn.Sequential(  # at expansion 1, too, the first 1×1 convolution is there
+        self.conv = nn.Sequential(  # the first 1×1 convolution is there at expansion 1, too
             *_conv_bn_relu(conv1x1(channels, wide)),
             *_conv_bn_relu(conv3x3(wide, wide, stride, groups=wide)),
             conv1x1(wide, width),

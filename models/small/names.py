@@ -57,14 +57,14 @@ _NAMED: dict[str, Callable[[], Description]] = {
 }
 _WRN = re.compile(r"wrn_(\d+)_(\d+(?:\.\d+)?)")
 _DIVIDED_MOBILENET = re.compile(r"mobilenet(\d+)")
-# For "the nearest name is"
+# Names that a message may propose
 NAMES = ("wrn_16_1", "wrn_16_2", "wrn_28_10", "wrn_40_1", "wrn_40_2", *_NAMED)
-TAKEN = (  # by the methods with heads, in words
+TAKEN = (  # the networks that DCM and HSAKD take, for messages
     "wrn_DEPTH_WIDTH, resnet8 to resnet110, resnet8x4, resnet32x4, ResNet50, vgg13_bn_32,"
     " mobilenet, mobilenetV2, ShuffleV1, ShuffleV2, resnet18_imagenet, resnet34_imagenet,"
     " resnet50_imagenet"
 )
-# HSAKD's pairs of equal networks are called X_X, with another X than elsewhere.
+# HSAKD's pairs of equal networks are called X_X, where X is not always the name above.
 _ONLINE = {
     "WRN_40_2": "wrn_40_2",
     "WRN_40_1": "wrn_40_1",
@@ -80,20 +80,18 @@ ONLINE_PAIRS = {f"{name}_{name}": (bare, bare) for name, bare in _ONLINE.items()
 
 
 def bare_name(arch: str) -> str:
-    """Give the name of the bare network: without `_aux`,
-    and HSAKD's vgg13_bn by the name that is not torchvision's.
-    """
+    """Give the name of the bare network: without `_aux`; vgg13_bn, HSAKD's, as vgg13_bn_32."""
     bare = arch.removesuffix("_aux")
     return "vgg13_bn_32" if bare == "vgg13_bn" else bare
 
 
 def torchvision_name(arch: str) -> str:
-    """Give torchvision's name of a network of HSAKD that is torchvision's; any other name stays."""
+    """Give torchvision's name of an HSAKD network that torchvision has; other names stay."""
     return arch.removesuffix("_imagenet") if arch in _NAMED else arch
 
 
 def is_small(arch: str) -> bool:
-    """Whether a bare network has this name; its numbers may still be impossible."""
+    """Whether a name has the form of a bare network's; its numbers may still be impossible."""
     return arch in _NAMED or bool(_WRN.fullmatch(arch) or _DIVIDED_MOBILENET.fullmatch(arch))
 
 
@@ -117,8 +115,7 @@ def describe(arch: str) -> Description:
 
 
 def online_pair(arch: str) -> tuple[str, str]:
-    """Give the two networks of HSAKD's online form by its authors' name of the pair,
-    e.g. WRN_40_2_WRN_40_2.
+    """Give the two networks of HSAKD's online pair, such as WRN_40_2_WRN_40_2.
 
     Raises:
         InputError: an unknown pair.

@@ -1,6 +1,4 @@
-"""Residual networks of torchvision's blocks:
-three stages or four for 32×32 images, and the ImageNet forms.
-"""
+"""Residual networks of torchvision's blocks, for 32×32 images and for ImageNet."""
 
 from torch import nn
 
@@ -10,23 +8,24 @@ from utils.later import torchvision
 
 
 def basic(channels: int, width: int, stride: int) -> nn.Module:
-    """Two 3×3 convolutions around which the input flows."""
+    """Two 3×3 convolutions with a shortcut."""
     return torchvision.models.resnet.BasicBlock(
         channels, width, stride, _projection(channels, width, stride)
     )
 
 
 def bottleneck(channels: int, width: int, stride: int) -> nn.Module:
-    """1×1, 3×3 (of width/4 channels,
-    with the stride) and 1×1 convolutions around which the input flows.
-    """
+    """1×1, 3×3 (width / 4 channels, with the stride) and 1×1 convolutions with a shortcut."""
     block = torchvision.models.resnet.Bottleneck
     return block(channels, width // block.expansion, stride, _projection(channels, width, stride))
 
 
 def describe_resnet(depth: int, filters: tuple[int, int, int, int]) -> Description:
-    """Describe the ResNet of `depth` = 6n + 2 layers for 32×32 images;
-    `filters`: channels of stem and stages.
+    """Describe the ResNet of `depth` = 6n + 2 layers for 32×32 images.
+
+    Args:
+        depth: layers; n blocks of two convolutions in each of three stages, stem and last layer.
+        filters: channels of the stem and of the three stages.
     """
     blocks = (depth - 2) // 6
     return Description(
@@ -72,7 +71,7 @@ def describe_imagenet_resnet(
 
 
 def _projection(channels: int, width: int, stride: int) -> nn.Module | None:
-    """A 1×1 convolution and BatchNorm on the way around a block, where the shape changes."""
+    """A 1×1 convolution and BatchNorm on the shortcut, where the shape changes."""
     if stride == 1 and channels == width:
         return None
     return nn.Sequential(conv1x1(channels, width, stride), nn.BatchNorm2d(width))

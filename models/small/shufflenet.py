@@ -1,6 +1,4 @@
-"""ShuffleNets for 32×32 images, as HSAKD has them:
-V1 of 3 groups (Zhang et al. 2018) and V2 (Ma et al. 2018).
-"""
+"""HSAKD's ShuffleNets for 32×32 images: V1 of 3 groups (Zhang et al. 2018), V2 (Ma et al. 2018)."""
 
 import torch
 import torch.nn.functional as F
@@ -11,35 +9,37 @@ from models.small.stages import Description, Stage, conv1x1, conv3x3, pooled_cla
 
 
 class GroupedUnit(nn.Module):
-    """V1's unit: 1×1 by groups, shuffle, depthwise 3×3,
-    1×1 by groups; concatenated to the pooled input, or added.
+    """V1's unit: 1×1 by groups, shuffle, depthwise 3×3, 1×1 by groups, and a shortcut.
+
+    At stride 1 the input is added, at stride 2 the pooled input is concatenated.
     """
 
     def __init__(self, channels: int, width: int, stride: int) -> None:
         super().__init__()
-        # The pooled input gives the other channels
-        own = width - channels if stride == 2 else width
-        inner = own // 4
+        # At stride 2 the pooled input gives the other `channels` of the output.
+        branch = width - channels if stride == 2 else width
+        inner = branch // 4
         first_groups = 1 if channels == 24 else 3  # the stem's few channels are not grouped
         self.conv1 = conv1x1(channels, inner, groups=first_groups)
         self.bn1 = nn.BatchNorm2d(inner)
         self.shuffle = nn.ChannelShuffle(first_groups)
         self.conv2 = conv3x3(inner, inner, stride, groups=inner)
         self.bn2 = nn.BatchNorm2d(inner)
-        self.conv3 = conv1x1(inner, own, groups=3)
-        self.bn3 = nn.BatchNorm2d(own)
+        self.conv3 = conv1x1(inner, branch, groups=3)
+        self.bn3 = nn.BatchNorm2d(branch)
         self.pool = nn.AvgPool2d(3, stride=2, padding=1) if stride == 2 else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, channels, H, W) to (N, width, H / stride, W / stride)."""
-        own = self.shuffle(F.relu(self.bn1(self.conv1(x))))
-        own = self.bn3(self.conv3(F.relu(self.bn2(self.conv2(own)))))
-        return F.relu(own + x if self.pool is None else torch.cat([own, self.pool(x)], 1))
+        branch = self.shuffle(F.relu(self.bn1(self.conv1(x))))
+        branch = self.bn3(self.conv3(F.relu(self.bn2(self.conv2(branch)))))
+        return F.relu(branch + x if self.pool is None else torch.cat([branch, self.pool(x)], 1))
 
 
 class SplitUnit(nn.Module):
-    """V2's unit: 1×1, depthwise 3×3, 1×1 on the second half of the channels;
-    the first half passes; shuffle.
+    """V2's unit: 1×1, depthwise 3×3, 1×1 on the second half of the channels, then shuffle.
+
+    The first half of the channels passes unchanged.
     """
 
     def __init__(self, channels: int, width: int, stride: int) -> None:
@@ -55,15 +55,13 @@ class SplitUnit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, width, H, W) to (N, width, H, W)."""
-        passed, own = x.chunk(2, 1)
-        own = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(own)))))
-        return self.shuffle(torch.cat([passed, F.relu(self.bn3(self.conv3(own)))], 1))
+        passed, branch = x.chunk(2, 1)  # each (N, width / 2, H, W)
+        branch = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(branch)))))
+        return self.shuffle(torch.cat([passed, F.relu(self.bn3(self.conv3(branch)))], 1))
 
 
 class DownUnit(nn.Module):
-    """V2's first unit of a stage:
-    both halves of the output are computed from the whole input; shuffle.
-    """
+    """V2's first unit of a stage: both halves are computed from the whole input, then shuffled."""
 
     def __init__(self, channels: int, width: int, stride: int) -> None:
         super().__init__()
@@ -82,9 +80,9 @@ class DownUnit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, channels, H, W) to (N, width, H / stride, W / stride)."""
-        left = F.relu(self.bn2(self.conv2(self.bn1(self.conv1(x)))))
-        right = self.bn4(self.conv4(F.relu(self.bn3(self.conv3(x)))))
-        return self.shuffle(torch.cat([left, F.relu(self.bn5(self.conv5(right)))], 1))
+        first = F.relu(self.bn2(self.conv2(self.bn1(self.conv1(x)))))
+        second = self.bn4(self.conv4(F.relu(self.bn3(self.conv3(x)))))
+        return self.shuffle(torch.cat([first, F.relu(self.bn5(self.conv5(second)))], 1))
 
 
 def describe_shufflenet_v1() -> Description:

@@ -1,6 +1,4 @@
-"""A network as a list of stages:
-the bare classifier and every head on it are built from the same description.
-"""
+"""A network as a list of stages, from which its bare form and every head are built."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -49,13 +47,11 @@ class Description:
         stem_channels: channels that the stem gives.
         stages: the stages.
         end: makes, of channels and outputs, the named modules from the last stage to the logits.
-        attach: names of the stages whose outputs heads take, from the shallowest on; the last one
-            is the last stage.
+        attach: names of the stages whose outputs heads take, from the shallowest to the last.
         initialisers: of the network's modules; without any, PyTorch's defaults stay.
-        head_initialisers: the same for heads.
-        dcm_heads: the stages of DCM's first and second head, where its authors change the network's
-            own.
-        dcm_initialisers: of network and heads under DCM, where its authors have their own.
+        head_initialisers: of the heads' modules; likewise.
+        dcm_heads: the stages of DCM's first and second head, where they differ from the network's.
+        dcm_initialisers: of network and heads under DCM, where they differ.
     """
 
     stem: Callable[[], dict[str, nn.Module]]
@@ -75,20 +71,19 @@ class Description:
     def rest_after(self, name: str) -> tuple[Stage, ...]:
         """Give the stages that a head on the stage `name` repeats: the rest of the network.
 
-        Nothing follows the last stage: a head there repeats what follows the attach point before
-        it, at stride 1.
+        Nothing follows the last stage. A head there repeats the stages behind the attach point
+        before it, at stride 1.
         """
         names = [stage.name for stage in self.stages]
         if rest := self.stages[names.index(name) + 1 :]:
             return rest
+        # Stride 1: the map has shrunk already.
         first, *others = self.rest_after(self.attach[-2])
         return (replace(first, stride=1), *others)
 
 
 class SmallNet(nn.Sequential):
-    """A bare classifier, images (N, 3, S, S) → logits (N,
-    C); its children are stem, stages and end by name.
-    """
+    """A bare classifier, images (N, 3, S, S) → logits (N, C): stem, stages and end, by name."""
 
     def __init__(self, arch: str, modules: dict[str, nn.Module]) -> None:
         super().__init__(OrderedDict(modules))
@@ -96,9 +91,7 @@ class SmallNet(nn.Sequential):
 
 
 def build_net(arch: str, description: Description, num_classes: int) -> SmallNet:
-    """Build the bare classifier that a description means,
-    with PyTorch's default weights; `arch` is its name.
-    """
+    """Build the bare classifier `arch` of a description, with PyTorch's default weights."""
     modules = description.stem()
     body, channels = build_stages(description.stages, description.stem_channels)
     return SmallNet(arch, {**modules, **body, **description.end(channels, num_classes)})
@@ -107,16 +100,23 @@ def build_net(arch: str, description: Description, num_classes: int) -> SmallNet
 def build_head(
     description: Description, attach: str, stages: tuple[Stage, ...], outputs: int
 ) -> nn.Sequential:
-    """Build a head, with PyTorch's default weights:
-    the output of stage `attach` → `stages` → logits (N, outputs).
+    """Build a head on stage `attach`, with PyTorch's default weights.
+
+    It maps that stage's output through `stages` to logits (N, outputs).
     """
     body, channels = build_stages(stages, description.channels_after(attach))
     return nn.Sequential(OrderedDict({**body, **description.end(channels, outputs)}))
 
 
 def build_stages(stages: Iterable[Stage], channels: int) -> tuple[dict[str, nn.Module], int]:
-    """Build stages that follow one another on `channels` channels;
-    give them by name, and what the last one gives.
+    """Build stages in a row.
+
+    Args:
+        stages: the stages.
+        channels: of the first one's input.
+
+    Returns:
+        The stages by name, and the channels of the last one's output.
     """
     modules: dict[str, nn.Module] = {}
     for stage in stages:

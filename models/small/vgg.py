@@ -1,6 +1,4 @@
-"""VGG-13 with BatchNorm for 32×32 images,
-as HSAKD has it: one linear layer after global pooling.
-"""
+"""HSAKD's VGG-13 with BatchNorm for 32×32 images: one linear layer after global pooling."""
 
 from collections import OrderedDict
 
@@ -24,8 +22,7 @@ def convolution(channels: int, width: int, stride: int) -> nn.Sequential:
 def describe_vgg13() -> Description:
     """Describe VGG-13: five blocks of two convolutions; pooling comes before blocks 1, 2 and 3.
 
-    Its authors' code pools once more where images are 64×64; here the global pooling at the end
-    takes any size.
+    The authors' code pools once more for 64×64 images; here the global pooling takes any size.
     """
     blocks = ((64, 1), (128, 2), (256, 2), (512, 2), (512, 1))  # width, stride
     return Description(

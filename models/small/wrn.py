@@ -1,4 +1,4 @@
-"""Wide residual networks, WRN-d-k (Zagoruyko and Komodakis 2016), of fractional widths too."""
+"""Wide residual networks, WRN-d-k (Zagoruyko and Komodakis 2016); k may be a fraction."""
 
 from dataclasses import replace
 
@@ -11,8 +11,9 @@ from utils.errors import InputError
 
 
 class WideBlock(nn.Module):
-    """A pre-activation block: conv(ReLU(BN(conv a))) + x with a = ReLU(BN x);
-    + conv1×1 a where the width changes.
+    """A pre-activation block: conv(ReLU(BN(conv a))) + x, where a = ReLU(BN x).
+
+    Where the width changes, conv1×1 a takes the place of x.
     """
 
     def __init__(self, channels: int, width: int, stride: int) -> None:
@@ -61,6 +62,7 @@ def describe_wrn(depth: int, factor: float) -> Description:
         attach=(group0.name, group1.name, group2.name),
         initialisers=(convolutions_by_fan_out, linear_bias_zero),
         head_initialisers=(convolutions_by_fan_out, linear_bias_zero),
+        # DCM's first head has half of the last group, its second head twice the width.
         dcm_heads=(
             (group1, replace(group2, widths=group2.widths[: blocks // 2])),
             (replace(group2, widths=(2 * third,) * blocks),),

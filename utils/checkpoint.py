@@ -21,12 +21,12 @@ from torch import Tensor
 from utils.errors import InputError
 from utils.files import replacing, replacing_together
 from utils.later import safetensors
-from utils.numpy_values import STAND_INS, tensors_for_arrays
+from utils.numpy_values import ARRAYS, NUMBERS, tensors_for_arrays
 from utils.parser import PlainNamespace
 from utils.presence import check_checkpoint
 
 State = dict[str, Any]
-# Of the metadata of a .safetensors file: what a checkpoint says beside its weights, as JSON
+# The key in a .safetensors file's metadata for all but the weights, as JSON
 _RECORD = "record"
 SECONDS_OF_A_CLOCK = 2.0
 READABLE = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
@@ -98,8 +98,8 @@ def save_safetensors(
 
     Args:
         path: the file.
-        state: the tensors. One that several names share is written once for each.
-        record: plain values that `load` gives beside them: the architecture, the data.
+        state: the tensors. A tensor of several names is written once for each.
+        record: plain values that `load` returns with them: the architecture, the data.
     """
     tensors = {name: value.detach().cpu().clone().contiguous() for name, value in state.items()}
     metadata = {"format": "pt", _RECORD: json.dumps(record), _DIGEST: _digest(tensors)}
@@ -134,22 +134,22 @@ def first_not_finite(state: Mapping[str, Any]) -> str | None:
 def load(path: str | Path, *, mmap: bool = False) -> State:
     """Read a checkpoint onto the CPU: tensors and plain values only.
 
-    It is in today's zip format, PyTorch 1.0's, or .safetensors, whatever its name. Plain values are
-    also numbers and arrays of NumPy, paths, and the options of a training script, an
+    Its format is today's zip, PyTorch 1.0's, or .safetensors, whatever its name. Plain values
+    include NumPy's numbers and arrays, paths, and the options of a training script, an
     `argparse.Namespace`.
 
     Args:
         path: the file.
-        mmap: leave the tensors in the file until they are used; PyTorch 1.0's format is read whole
+        mmap: leave the tensors in the file until they are used. PyTorch 1.0's format is read whole
             all the same.
 
     Returns:
-        The saved dictionary. Tensors saved on a GPU arrive on the CPU.
+        The saved dictionary, its tensors on the CPU.
 
     Raises:
-        InputError: there is no such file, it is truncated, damaged or no checkpoint, it is a
-            program (TorchScript, an exported net), or it holds objects that only running its code
-            could rebuild.
+        InputError: there is no such file; it is truncated, damaged or no checkpoint; it is a
+            program (TorchScript, an exported net); or it holds objects that only its code could
+            rebuild.
     """
     path = Path(path)
     check_checkpoint(path)
@@ -166,6 +166,7 @@ def load(path: str | Path, *, mmap: bool = False) -> State:
     try:
         with torch.serialization.safe_globals(_plain_types()):
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and zipped)
+        state = tensors_for_arrays(state)
     except pickle.UnpicklingError as error:
         if "GLOBAL" in str(error):  # the opcode that asks for a class or function
             raise InputError(
@@ -175,7 +176,7 @@ def load(path: str | Path, *, mmap: bool = False) -> State:
             ) from None
         raise damaged from None
     except OSError as error:
-        # The end of a cut-off zip is sought from before its beginning
+        # In a cut-off zip PyTorch seeks to a place before the beginning.
         if error.errno != errno.EINVAL:
             raise
         raise damaged from None
@@ -193,15 +194,14 @@ def load(path: str | Path, *, mmap: bool = False) -> State:
         raise damaged from None
     if not isinstance(state, dict):
         raise InputError(f"{path} holds a {type(state).__name__}, a checkpoint is a dictionary")
-    return tensors_for_arrays(state)
+    return state
 
 
 def _plain_types() -> list[Any]:
-    """List the types, beside PyTorch's own,
-    that training scripts put into checkpoints and that only hold values.
+    """List types that training scripts put into checkpoints and that only hold values.
 
-    An entry with a name says what stands for the type of that name: paths are not opened, NumPy's
-    numbers and arrays are read by `utils.numpy_values`.
+    An entry with a name is a stand-in for the type of that name: paths that are never opened, and
+    NumPy's numbers and arrays as `utils.numpy_values` reads them.
     """
     paths = {
         "PosixPath": PurePosixPath,
@@ -209,26 +209,22 @@ def _plain_types() -> list[Any]:
         "WindowsPath": PureWindowsPath,
         "PureWindowsPath": PureWindowsPath,
     }
-    # Paths have moved between Python's versions.
+    # Python 3.13 moved its paths to another module.
     named = [
         (kind, f"{module}.{name}")
         for name, kind in paths.items()
         for module in ("pathlib", "pathlib._local")
     ]
-    return [PlainNamespace, *STAND_INS, *named]
+    return [PlainNamespace, *ARRAYS, *NUMBERS, *named]
 
 
 def _is_safetensors(path: Path) -> bool:
-    """Whether a file begins as a .safetensors file does:
-    the length of a JSON header, then that header.
-    """
+    """Whether a file begins as .safetensors: a header's length in 8 bytes, then the JSON header."""
     with path.open("rb") as file:
         beginning = file.read(9)
-    return (
-        len(beginning) == 9
-        and beginning[8:] == b"{"
-        and struct.unpack("<Q", beginning[:8])[0] < 1 << 30
-    )
+    if len(beginning) < 9 or beginning[8:] != b"{":
+        return False
+    return struct.unpack("<Q", beginning[:8])[0] < 1 << 30  # no header has a gigabyte
 
 
 def _is_zip(path: Path) -> bool:
@@ -294,13 +290,14 @@ def _load_safetensors(path: Path, damaged: InputError) -> State:
 
 
 def _refuse_program(path: Path) -> None:
-    """Refuse archives that hold a program, not a dictionary.
+    """Refuse an archive that holds a program instead of a dictionary.
 
     Raises:
-        InputError: it is one.
+        InputError: it holds one.
     """
     with zipfile.ZipFile(path) as archive:
         names = {name.partition("/")[2] for name in archive.namelist()}
+    # The entry that only such an archive has
     programs = {
         "constants.pkl": "a TorchScript archive",
         "archive_format": "an exported program (torch.export)",
@@ -313,7 +310,7 @@ def _refuse_program(path: Path) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """The class that the restricted unpickler stopped at, from its long message."""
+    """Name the class that PyTorch's unpickler refused; its message has it behind "GLOBAL"."""
     words = str(error).split()
     return next(
         (word.strip(",.`'") for before, word in pairwise(words) if before == "GLOBAL"),

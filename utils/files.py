@@ -1,4 +1,4 @@
-"""Whole files or none: atomic replacement, content hashes, JSON."""
+"""Files that appear whole or not at all: atomic replacement, locks, hashes, JSON."""
 
 import contextlib
 import csv
@@ -26,12 +26,11 @@ _OWNER = re.compile(r"\.(?P<host>\w+)-(?P<pid>\d+)-[0-9a-f]{8}\.part")
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`;
-    on success it replaces `path`, on any failure it vanishes.
+    """Yield a temporary path in the folder of `path`; on success it replaces `path`.
 
-    A reader therefore sees the old file or the whole new one, also after a crash or a full disk.
-    A link stays, and what it points to is replaced. A device or a pipe, such as /dev/stdout, stays
-    too: the whole new file is written into it.
+    On any failure it is removed. So a reader sees the old file or the whole new one, also after a
+    crash or on a full disk. A link stays, and its target is replaced. A device or a pipe, such as
+    /dev/stdout, stays too: the whole new file is written into it.
 
     Raises:
         OSError: it cannot be written; the error names `path`.
@@ -45,6 +44,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     temporary = _beside(path)
     try:
         yield temporary
+        # Data first, name second: after a power cut the new name must not mean an empty file.
         _flush(temporary)
         temporary.replace(path)
     except OSError as error:
@@ -143,21 +143,18 @@ def _into_device(path: Path) -> Iterator[Path]:
 
 
 def normalised_folder(path: str | Path) -> Path:
-    """Give a folder's absolute path; `..` in it is resolved, since `a/link/..` need not be `a`."""
+    """Give a folder's absolute path, with `..` resolved: `a/link/..` need not be `a`."""
     return Path(path).resolve() if ".." in Path(path).parts else Path(path).absolute()
 
 
 def check_writable(folder: str | Path) -> None:
-    """Refuse a folder in which nothing could be made, before anything is computed for it.
+    """Refuse a folder that cannot be made or written to, before anything is computed for it.
 
     Raises:
         InputError: it lies below a file, or may not be written to.
     """
-    existing = next(
-        place
-        for place in (Path(folder).absolute(), *Path(folder).absolute().parents)
-        if place.exists()
-    )
+    absolute = Path(folder).absolute()
+    existing = next(place for place in (absolute, *absolute.parents) if place.exists())
     if not existing.is_dir():
         raise InputError(f"nothing can be written to {folder}: {existing} is a file")
     if not os.access(existing, os.W_OK):
@@ -168,16 +165,17 @@ def check_writable(folder: str | Path) -> None:
 def claim(
     place: str | Path, *, is_file: bool = False, elsewhere: str = "--suffix"
 ) -> Iterator[None]:
-    """Keep other runs from writing a file, or into a folder, meanwhile;
-    a lock that a crash left behind holds nobody up.
+    """Keep other runs from writing a file, or into a folder, meanwhile.
+
+    The operating system releases a crashed run's lock.
 
     Args:
         place: a folder, made if missing.
-        is_file: it is a file, whose folder is made if missing.
-        elsewhere: the option that names another one.
+        is_file: the place is a file, whose folder is made if missing.
+        elsewhere: the option that names another place, for the message.
 
     Raises:
-        InputError: another run is writing there; the message says which.
+        InputError: another run is writing there; the message names it.
     """
     path = _lock_of(Path(place), is_file)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -196,7 +194,7 @@ def claim(
 def check_unclaimed(
     place: str | Path, *, is_file: bool = False, elsewhere: str = "--suffix"
 ) -> None:
-    """Refuse a place that another run is writing, as `claim` does, but leave it as it is."""
+    """Refuse a place that another run is writing, as `claim` does, without claiming it."""
     path = _lock_of(Path(place), is_file)
     if path.exists():
         _acquire(path, place, elsewhere).release()
@@ -221,9 +219,7 @@ def _acquire(path: Path, place: str | Path, elsewhere: str) -> BaseFileLock:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write `value` as indented JSON, atomically; ASCII,
-    so that file names that are no UTF-8 survive.
-    """
+    """Write a value as indented JSON, atomically; in ASCII, for file names that are no UTF-8."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="ascii")
 
@@ -235,7 +231,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_csv(path: str | Path, rows: Iterable[Sequence[Any]]) -> None:
-    """Write rows, the head first, atomically."""
+    """Write the rows of a table as CSV, atomically; the first has the names of the columns."""
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(rows)
 
@@ -257,14 +253,10 @@ def read_json(path: str | Path) -> Any:
 
 
 def in_words(count: int) -> str:
-    """Say a number of bytes in the unit that leaves digits: "9.44 MB", "12.04 GB"."""
-    return (
-        f"{count / 1e9:.2f} GB"
-        if count >= 1e9
-        else f"{count / 1e6:.2f} MB"
-        if count >= 1e4
-        else f"{count} bytes"
-    )
+    """Write a number of bytes in a fitting unit: "512 bytes", "9.44 MB", "12.04 GB"."""
+    if count >= 1e9:
+        return f"{count / 1e9:.2f} GB"
+    return f"{count / 1e6:.2f} MB" if count >= 1e4 else f"{count} bytes"
 
 
 def sha256(path: str | Path) -> str:

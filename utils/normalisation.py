@@ -1,8 +1,7 @@
-"""By which constants a network's images are normalised:
-their names, and six numbers in place of a name.
+"""The constants by which networks normalise images, by name or as six numbers.
 
-A channel of a pixel, in units of 0 … 1, becomes (channel − mean) / deviation. Importing this costs
-nothing.
+A channel's value in units of 0 … 1 becomes (value − mean) / deviation. This module imports no
+torch, so that parsers and `--help` are fast.
 """
 
 import math
@@ -15,12 +14,12 @@ Normalisation = tuple[Constants, Constants]
 
 NORMALISATIONS: dict[str, Normalisation] = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # torchvision's and most of timm's
-    # CIFAR-100's own, as HSAKD has them
+    # CIFAR-100's, as HSAKD has them
     "cifar": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
-    # CIFAR-10's own: mean and deviation over all pixels of its training images
+    # CIFAR-10's: mean and deviation over all pixels of its training images
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-    # The same mean, and the deviation inside of an image, as a mean over the images; much copied
-    # for CIFAR-10
+    # The same mean, but the deviation inside an image, averaged over the images: many training
+    # scripts for CIFAR-10 have copied these numbers.
     "cifar10_per_image": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
     "dcm": ((125.3 / 255, 123.0 / 255, 113.9 / 255), (63.0 / 255, 62.1 / 255, 66.7 / 255)),  # DCM's
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),  # to −1 … 1, as Inception and many transformers
@@ -66,18 +65,22 @@ def as_normalisation(stored: Sequence[Sequence[float]]) -> Normalisation:
 
 
 def normalisation_words(normalisation: Normalisation) -> str:
-    """Write a normalisation as an option takes it: its name, else its six numbers."""
-    names = [name for name, constants in NORMALISATIONS.items() if constants == normalisation]
-    return (
-        names[0]
-        if names
-        else ",".join(f"{number!r}" for constants in normalisation for number in constants)
-    )
+    """Write a normalisation as an option takes it: its name, or else its six numbers."""
+    for name, constants in NORMALISATIONS.items():
+        if constants == normalisation:
+            return name
+    mean, std = normalisation
+    return ",".join(f"{number!r}" for number in (*mean, *std))
 
 
 def recorded_normalisation(record: Mapping[str, Any]) -> Normalisation | None:
-    """Give what a record says: `normalisation`,
-    or `mean` and `std` as a net's factory or a transform has them.
+    """Read a record's `normalisation`, or the `mean` and `std` of a net's factory or a transform.
+
+    Args:
+        record: of a checkpoint, a transform or a factory.
+
+    Returns:
+        None if it has neither.
     """
     if record.get("normalisation"):
         return as_normalisation(record["normalisation"])

@@ -1,7 +1,8 @@
 """NumPy's numbers and arrays in pickled files, read without NumPy's own unpickling.
 
-Allowing NumPy's own classes would let a file forge pointers: an array of objects over bytes that the
-file chose. A pickle therefore builds these stand-ins, which understand plain numbers only.
+NumPy's classes would let a file forge pointers: an array of objects over bytes that the file chose.
+So a pickle builds the stand-ins of this module in their place. They understand plain numbers only.
+Those of arrays are classes with `__setstate__`: a pickle can change nothing but their instances.
 """
 
 import pickle
@@ -13,52 +14,81 @@ import torch
 from torch import Tensor
 
 
-class DType:
-    """Takes the place of `numpy.dtype`."""
+class NoPlainNumbersError(pickle.UnpicklingError):
+    """An array holds something else than plain numbers.
 
-    def __init__(self, code: str, *_: Any):
+    Attributes:
+        code: NumPy's code of the type, such as "O8" for objects.
+    """
+
+    def __init__(self, code: object) -> None:
+        # PyTorch's words for a class that it refuses, by which `checkpoint.load` names it
+        super().__init__(f"Unsupported GLOBAL numpy.dtype[{code}] here")
+        self.code = code
+
+
+class DType:
+    """The stand-in of `numpy.dtype`; Python 2's files have bytes where today's have text."""
+
+    def __init__(self, code: str | bytes, *_: Any) -> None:
+        code = _text(code)
         if not isinstance(code, str) or not re.fullmatch("[fiub][1248]", code):
-            # In the words of PyTorch, by which a reader of files names what it refuses
-            raise pickle.UnpicklingError(f"Unsupported GLOBAL numpy.dtype[{code}] here")
+            raise NoPlainNumbersError(code)
         self.numpy = np.dtype(code)
 
     def __setstate__(self, state: Any) -> None:
-        self.numpy = self.numpy.newbyteorder(state[1])
+        self.numpy = self.numpy.newbyteorder(_text(state[1]))
 
 
 class Array:
-    """Takes the place of `numpy.ndarray`."""
+    """The stand-in of `numpy.ndarray`, and of the function that makes an empty one.
 
-    tensor: Tensor
+    Attributes:
+        values: the array, read-only; None until the state has filled it.
+    """
+
+    values: np.ndarray | None = None
+
+    def __init__(self, *_: Any) -> None:
+        pass
 
     def __setstate__(self, state: Any) -> None:
         _, shape, dtype, fortran_order, data = state
-        array = np.frombuffer(data, dtype.numpy).reshape(shape, order="F" if fortran_order else "C")
-        self.tensor = torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C"))
+        flat = np.frombuffer(data, dtype.numpy)
+        self.values = flat.reshape(shape, order="F" if fortran_order else "C")
 
+    def tensor(self) -> Tensor:
+        """Copy the values into a tensor, in this machine's byte order.
 
-def reconstruct(*_: Any) -> Array:
-    """Take the place of the function that makes the empty array which the state then fills."""
-    return Array()
+        Raises:
+            ValueError: they were never filled.
+        """
+        if self.values is None:
+            raise ValueError("the file does not fill an array that it makes")
+        native = self.values.dtype.newbyteorder("=")
+        return torch.from_numpy(self.values.astype(native, order="C"))
 
 
 def scalar(dtype: DType, data: bytes) -> int | float:
-    """Take the place of the function that makes a NumPy number."""
+    """Stand in for the function that makes a NumPy number."""
     return np.frombuffer(data, dtype.numpy, count=1)[0].item()
 
 
-STAND_INS: list[Any] = [
+# Each with the name that it stands in for; NumPy 2 renamed `core`.
+ARRAYS: list[tuple[Any, str]] = [
     (DType, "numpy.dtype"),
     (Array, "numpy.ndarray"),
-    *((reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
-    *((scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    *((Array, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
+]
+NUMBERS: list[tuple[Any, str]] = [
+    (scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")
 ]
 
 
 def tensors_for_arrays(value: Any) -> Any:
-    """Put a tensor in the place of every array, in dictionaries, lists and tuples; in place."""
+    """Replace every array in dictionaries, lists and tuples by a tensor, in place."""
     if isinstance(value, Array):
-        return value.tensor
+        return value.tensor()
     if isinstance(value, dict):
         for key in value:
             value[key] = tensors_for_arrays(value[key])
@@ -67,3 +97,7 @@ def tensors_for_arrays(value: Any) -> Any:
     elif type(value) is tuple:
         return tuple(tensors_for_arrays(entry) for entry in value)
     return value
+
+
+def _text(word: Any) -> Any:
+    return word.decode("ascii") if isinstance(word, bytes) else word

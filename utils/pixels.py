@@ -1,6 +1,4 @@
-"""Pixels as a network reads them: normalised,
-on its device, by constants that belong to that network.
-"""
+"""Pixels as a network reads them: normalised on its device, by the network's own constants."""
 
 import functools
 
@@ -15,8 +13,7 @@ IMAGENET_MEAN, IMAGENET_STD = NORMALISATIONS["imagenet"]
 def normalise(
     images: Tensor, mean: Constants = IMAGENET_MEAN, std: Constants = IMAGENET_STD
 ) -> Tensor:
-    """Turn pixels into what the networks read:
-    the values of ToTensor and Normalize, on the images' device.
+    """Normalise pixels on their device, to the values of torchvision's ToTensor and Normalize.
 
     Args:
         images: uint8 (n, 3, S, S), RGB.
@@ -30,11 +27,9 @@ def normalise(
 
 
 class FromPixels(nn.Module):
-    """A network that reads pixels:
-    they are normalised by its own constants, whatever stands beside it.
+    """A network that reads pixels and normalises them by its own constants.
 
-    Two networks that were trained with other constants read one batch of pixels, which is decoded
-    once.
+    So two networks with different constants read one batch of pixels, which is decoded once.
 
     Args:
         net: normalised images (N, 3, S, S) → anything.
@@ -56,11 +51,12 @@ class FromPixels(nn.Module):
         self.to(self.mean.device if weight is None else weight.device)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Give what the network makes of pixels, uint8 (N, 3, S, S), RGB."""
+        """Give the network's output for pixels, uint8 (N, 3, S, S), RGB."""
         return self.net(_normalised(pixels, self.mean, self.std))
 
 
 def _normalised(images: Tensor, means: Tensor, stds: Tensor) -> Tensor:
+    """(pixel / 255 − mean) / std in this order, in place on one copy: three roundings, always."""
     return images.to(torch.float32, copy=True).div_(255).sub_(means).div_(stds)
 
 

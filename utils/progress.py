@@ -1,4 +1,4 @@
-"""Progress: a bar with time left on a terminal, a plain line now and then in a log."""
+"""Progress: a bar on a terminal, a plain line every half minute in a log, with the time left."""
 
 import sys
 import time
@@ -12,7 +12,7 @@ SECONDS_BETWEEN_LINES = 30.0
 
 
 class Progress(Iterable[Item]):
-    """Iterate over `items` and show how far it is; `note` is shown behind it."""
+    """An iteration that shows its progress, and behind it the text `note`."""
 
     def __init__(
         self, items: Iterable[Item], label: str, *, total: int | None = None, quiet: bool = False
@@ -20,9 +20,9 @@ class Progress(Iterable[Item]):
         """Prepare.
 
         Args:
-            items: what to iterate over.
-            label: said in front.
-            total: length, where `items` has none.
+            items: are iterated over.
+            label: is shown in front.
+            total: the number of items, if `items` has no length.
             quiet: show nothing (processes other than the main one).
         """
         self.items, self.label, self.quiet, self.note = items, label, quiet, ""
@@ -34,6 +34,7 @@ class Progress(Iterable[Item]):
         return self._bar() if sys.stderr.isatty() else self._lines()
 
     def _bar(self) -> Iterator[Item]:
+        """Iterate with tqdm's bar."""
         with tqdm(self.items, self.label, self.total, leave=False, dynamic_ncols=True) as bar:
             for item in bar:
                 yield item
@@ -41,23 +42,19 @@ class Progress(Iterable[Item]):
                     bar.set_postfix_str(self.note, refresh=False)
 
     def _lines(self) -> Iterator[Item]:
+        """Iterate with a line to stderr every `SECONDS_BETWEEN_LINES`."""
         begun = last = time.monotonic()
         for done, item in enumerate(self.items, start=1):
             yield item
             now = time.monotonic()
             if now - last >= SECONDS_BETWEEN_LINES:
                 last = now
-                left = (
-                    f", {(now - begun) / done * (self.total - done):.0f} s left"
-                    if self.total
-                    else ""
-                )
-                note = f", {self.note}" if self.note else ""
-                print(
-                    f"{self.label}: {done}/{self.total or '?'}{left}{note}",
-                    file=sys.stderr,
-                    flush=True,
-                )
+                line = f"{self.label}: {done}/{self.total or '?'}"
+                if self.total:
+                    line += f", {(now - begun) / done * (self.total - done):.0f} s left"
+                if self.note:
+                    line += f", {self.note}"
+                print(line, file=sys.stderr, flush=True)
 
 
 class Meter:
@@ -92,11 +89,11 @@ class Meter:
             return
         self._last = now
         worked = self.done - self._skipped
-        left = (now - self._began) / worked * max(0.0, self.total - self.done) if worked else 0.0
+        seconds = (now - self._began) / worked * max(0.0, self.total - self.done) if worked else 0.0
         share = min(1.0, self.done / (self.total or 1.0))
         note = f", {self.note}" if self.note else ""
         print(
-            f"{self.label}: {100 * share:.0f} %, {left:.0f} s left{note}",
+            f"{self.label}: {100 * share:.0f} %, {seconds:.0f} s left{note}",
             file=sys.stderr,
             flush=True,
             end="\r" if interactive else "\n",

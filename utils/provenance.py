@@ -1,5 +1,6 @@
-"""Where features come from: the two networks, the layers,
-the images. Written beside everything made of features.
+"""The origin of features: two networks, their layers, the images.
+
+It is written into everything that is made of features.
 """
 
 from collections.abc import Mapping
@@ -20,17 +21,17 @@ _OF_IMAGES = ("dataset", "name", "split", "sample_num", "classes", "transform", 
 
 @dataclass(frozen=True)
 class NetSource:
-    """One network of a pair; None is what nobody recorded.
+    """One network of a pair; None is a fact that is not recorded.
 
     Attributes:
         arch: its architecture.
-        layer: the node that its features are taken at.
-        path: its checkpoint. Files move: the path is where to look, no part of what is compared.
-        sha256: of that file.
-        normalisation: the constants by which it reads pixels.
-        top1_percent: its accuracy on the same images, as its checkpoint says it; what is measured
-            is held against it.
-        channels_last: what an option says of its maps at the layer; None: that is found out.
+        layer: the node whose output its features are.
+        path: its checkpoint. Files move, so the path is where to look; it is not compared.
+        sha256: of that file, hexadecimal.
+        normalisation: the constants by which it normalises pixels.
+        top1_percent: its accuracy on the same images as its checkpoint records it, which a
+            measurement is compared with.
+        channels_last: an option's word on its maps at the layer; None: see `models.layout`.
     """
 
     arch: str | None = None
@@ -44,31 +45,31 @@ class NetSource:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Both networks and the images that features were computed of.
+    """Both networks and the images of some features.
 
-    On disk it is a flat dictionary of plain values, `record` in a feature cache's index.json and
-    `source` in a Trans-Net, a refined tail and a report: `dataset`, `name`, `split`, `sample_num`,
-    `classes`, `transform`, `files_sha256`, and of both networks `arch_a`, `layer_a`, `path_a`,
-    `checkpoint_a` (SHA-256), `arch_b`, …. Where both networks are normalised alike, and in all
-    files of earlier versions, `mean` and `std` stand in `transform`, else `normalisation_a` and
-    `normalisation_b` stand beside it.
+    On disk it is a flat dictionary of plain values: `record` in a feature cache's index.json,
+    `source` in a Trans-Net, a refined tail and a report. It has `dataset`, `name`, `split`,
+    `sample_num`, `classes`, `transform`, `files_sha256`, and of each network `arch_a`, `layer_a`,
+    `path_a`, `checkpoint_a` (SHA-256), `arch_b`, …. If both networks have the same normalisation,
+    `transform` has it as `mean` and `std`, as in all files of earlier versions. Otherwise the
+    record has `normalisation_a` and `normalisation_b`.
 
     Attributes:
         a: the network that x comes from.
         b: the network that the target x* comes from.
         dataset: name of the data set.
-        name: of the folder, where `dataset` is "folder".
+        name: of the folder, if `dataset` is "folder".
         split: "train" or "val".
         sample_num: name of the sub-sampler that chose the images.
-        classes: the data set's.
-        transform: what turns a file into pixels, as `ImageData.decoding_record` gives it.
-        files_sha256: of names, labels and contents of the images (`utils.data.contents`, which
-            compares them and names what changed).
-        arch: both architectures as file names have them, "alexnet" or "alexnet-resnet34", whatever
-            the direction.
-        label: the layers likewise: "30", "10-3".
-        folders: where the images were, by the options that name them (`options.image_folders`).
-            Like a net's path it says where to look, and is not compared.
+        classes: names of the data set's classes.
+        transform: the way from a file to pixels, as `ImageData.decoding_record` gives it.
+        files_sha256: of names, labels and contents of the images. `utils.data.contents` compares
+            these and names what changed.
+        arch: both architectures as in file names, "alexnet" or "alexnet-resnet34", whatever the
+            direction.
+        label: both layers as in file names: "30", "10-3".
+        folders: of the images, by the options that name them (`options.image_folders`). Like a
+            net's path they are where to look, and are not compared.
     """
 
     a: NetSource = NetSource()
@@ -86,48 +87,44 @@ class Provenance:
 
     @property
     def image_size(self) -> int:
-        """Pixels to a side; the authors' files do not say,
-        and their networks were trained on 224.
-        """
+        """Pixels to a side; 224 for the authors' files, which do not record it."""
         return (self.transform or {}).get("image_size", 224)
 
     def reversed(self) -> "Provenance":
-        """Exchange A and B: what the direction B → A calls the same features."""
+        """Exchange A and B: the same features in the direction B → A."""
         return replace(self, a=self.b, b=self.a)
 
-    def completed(self, **known: Any) -> "Provenance":
-        """Fill in what is unknown."""
-        return replace(
-            self, **{name: value for name, value in known.items() if getattr(self, name) is None}
-        )
+    def completed(self, **facts: Any) -> "Provenance":
+        """Fill in fields that are None."""
+        unknown = {name: fact for name, fact in facts.items() if getattr(self, name) is None}
+        return replace(self, **unknown)
 
     def differs(self, other: "Provenance", *, but: tuple[str, ...] = ()) -> str | None:
-        """Say the first thing that both know and that is not the same.
+        """Say the first difference among the fields that both record.
 
         Args:
-            other: what is compared.
+            other: is compared with this one.
             but: fields that may differ: a Trans-Net is fitted on "train" and measured on "val".
 
         Returns:
-            "layer layer3.1.add of net A instead of layer2.1.add": this one's first, the other's
-            behind; None if they agree. Networks are compared by content; exchanged ones are named
-            as such.
+            "layer layer3.1.add of net A instead of layer2.1.add": this one's value first, then the
+            other's; None if they agree. Networks are compared by content, and exchanged ones are
+            named as such.
         """
         nets = (self.a.sha256, self.b.sha256)
         if None not in nets and nets == (other.b.sha256, other.a.sha256) and nets[0] != nets[1]:
             return "nets A and B exchanged (the direction of --reverse)"
-        for name in ("a", "b"):
-            if found := _differs(
-                getattr(self, name), getattr(other, name), f" of net {name.upper()}"
-            ):
-                return found
-        return _differs(self, other, "", but=("a", "b", *but))
+        return (
+            _differs(self.a, other.a, " of net A")
+            or _differs(self.b, other.b, " of net B")
+            or _differs(self, other, "", but=("a", "b", *but))
+        )
 
     def check(self, other: "Provenance", path: str | Path, *, but: tuple[str, ...] = ()) -> None:
         """Refuse a file that was made of other features than this run's.
 
         Args:
-            other: what this run has.
+            other: of this run's features.
             path: the file that this provenance was read from.
             but: see `differs`.
 
@@ -140,33 +137,34 @@ class Provenance:
             )
 
     def to_record(self) -> dict[str, Any]:
-        """Give the flat dictionary that is stored; what is unknown is left out."""
+        """Give the flat dictionary that is stored, without what is not recorded."""
         record = {name: getattr(self, name) for name in _OF_IMAGES}
-        record |= {"folders": self.folders, "arch": self.arch}
-        record |= {"layer": self.label}  # the names that version 1 of the cache gave them
-        for net, name in ((self.a, "a"), (self.b, "b")):
+        # "layer" is the name of `label` since version 1 of the cache's format.
+        record |= {"folders": self.folders, "arch": self.arch, "layer": self.label}
+        nets = {"a": self.a, "b": self.b}
+        for name, net in nets.items():
             record |= {
                 f"arch_{name}": net.arch,
                 f"layer_{name}": net.layer,
                 f"path_{name}": net.path,
+                f"checkpoint_{name}": net.sha256,
+                f"top1_percent_{name}": net.top1_percent,
+                f"channels_last_{name}": net.channels_last,
             }
-            record |= {f"checkpoint_{name}": net.sha256, f"top1_percent_{name}": net.top1_percent}
-            record[f"channels_last_{name}"] = net.channels_last
         alike = self.a.normalisation == self.b.normalisation
         if alike and self.a.normalisation and self.transform is not None:
             mean, std = map(list, self.a.normalisation)
             record["transform"] = {**self.transform, "mean": mean, "std": std}
         else:
-            record |= {
-                f"normalisation_{name}": net.normalisation
-                for net, name in ((self.a, "a"), (self.b, "b"))
-            }
+            record |= {f"normalisation_{name}": net.normalisation for name, net in nets.items()}
         return {key: value for key, value in record.items() if value is not None}
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "Provenance":
-        """Read what `to_record` gave; other keys are passed over,
-        and the authors' files have none.
+        """Read a record of `to_record`; other keys are ignored, and the authors' files have none.
+
+        Args:
+            record: the flat dictionary.
         """
         images = {name: record.get(name) for name in _OF_IMAGES}
         common = recorded_normalisation(images["transform"] or {})
@@ -185,8 +183,12 @@ class Provenance:
 
 
 def _net(record: Mapping[str, Any], name: str, common: Normalisation | None) -> NetSource:
-    """Read one network from the flat dictionary;
-    `common` is the normalisation of both, if it says one.
+    """Read one network from the flat dictionary.
+
+    Args:
+        record: the dictionary.
+        name: "a" or "b".
+        common: the normalisation of both networks, if the record has one.
     """
     arch, layer, path, digest = (
         record.get(f"{key}_{name}") for key in ("arch", "layer", "path", "checkpoint")
@@ -200,8 +202,8 @@ def _net(record: Mapping[str, Any], name: str, common: Normalisation | None) -> 
 def same_arch(first: str, second: str) -> bool:
     """Whether two names mean the same architecture.
 
-    A file that holds a factory may be moved or named from another folder: "nets.py:tiny",
-    "../nets.py:tiny" and the module "zoo.nets:tiny" are the same.
+    A factory's file may be moved, or named from another folder: "nets.py:tiny", "../nets.py:tiny"
+    and the module "zoo.nets:tiny" are the same.
     """
     if first == second or ".py:" not in f"{first} {second}":
         return first == second
@@ -209,47 +211,48 @@ def same_arch(first: str, second: str) -> bool:
 
 
 def _factory(arch: str) -> tuple[str, str]:
-    """Give the name of a factory's module, without its package or folder, and its own."""
+    """Give the names of a factory's module, without package or folder, and of the factory."""
     source, _, factory = arch.rpartition(":")
     module = PurePath(source).stem if source.endswith(".py") else source.rpartition(".")[2]
     return module, factory
 
 
 def _differs(mine: Any, theirs: Any, of: str, but: tuple[str, ...] = ()) -> str | None:
-    """Compare two records of one type field by field; None is what one of them does not know."""
+    """Compare two records of one type field by field; a field that is None in one is skipped.
+
+    Args:
+        mine: a `NetSource` or a `Provenance`.
+        theirs: another of that type.
+        of: names the network in the result, " of net A".
+        but: fields that may differ.
+
+    Returns:
+        The first difference in words, or None.
+    """
     for entry in fields(mine):
-        ours, others = getattr(mine, entry.name), getattr(theirs, entry.name)
-        if (
-            entry.name in but
-            or not entry.compare
-            or ours is None
-            or others is None
-            or ours == others
-        ):
+        name, first, second = entry.name, getattr(mine, entry.name), getattr(theirs, entry.name)
+        if name in but or not entry.compare or None in (first, second) or first == second:
             continue
-        if entry.name == "arch" and same_arch(ours, others):
+        if name == "arch" and same_arch(first, second):
             continue
-        if entry.name == "sha256":
+        if name == "sha256":
             return (
-                f"another{of.removeprefix(' of')}: {mine.path} ({ours[:8]}) instead of"
-                f" {theirs.path} ({others[:8]})"
+                f"another{of.removeprefix(' of')}: {mine.path} ({first[:8]}) instead of"
+                f" {theirs.path} ({second[:8]})"
             )
-        if entry.name == "normalisation":
+        if name == "normalisation":
             return (
-                f"normalisation {normalisation_words(ours)}{of} instead of"
-                f" {normalisation_words(others)}"
+                f"normalisation {normalisation_words(first)}{of} instead of"
+                f" {normalisation_words(second)}"
             )
-        if entry.name == "classes":
-            return f"{len(ours)} other classes than these {len(others)}"
-        if entry.name == "transform":
-            keys = [
-                key
-                for key in ours.keys() & others.keys()
-                if key != "view" and ours[key] != others[key]
-            ]
-            if not keys:  # the view follows from the data set and the split
-                continue
-            key = min(keys)
-            return f"{key} {ours[key]} instead of {others[key]}"
-        return f"{entry.name} {ours}{of} instead of {others}"
+        if name == "classes":
+            return f"{len(first)} other classes than these {len(second)}"
+        if name == "transform":
+            # Not "view": it follows from the data set and the split, which are compared.
+            keys = first.keys() & second.keys() - {"view"}
+            if different := [key for key in keys if first[key] != second[key]]:
+                key = min(different)
+                return f"{key} {first[key]} instead of {second[key]}"
+            continue
+        return f"{name} {first}{of} instead of {second}"
     return None

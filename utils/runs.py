@@ -1,4 +1,4 @@
-"""Where results go, and the log of a run: TensorBoard and one JSON line an epoch."""
+"""The paths of results, and the log of a run: TensorBoard and one JSON line an epoch."""
 
 import contextlib
 import json
@@ -14,32 +14,31 @@ from utils.later import tensorboard
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SECONDS_BETWEEN_SAVES = 600.0
+SECONDS_BETWEEN_SAVES = 600.0  # the most of a run's work that an interruption may cost
 
 
-def join(*parts: str | int | None) -> str:
-    """Join the parts of a name that say something: ("CUB200", "", "alexnet") → "CUB200_alexnet".
+def join(*words: str | int | None) -> str:
+    """Join the words of a file name, without empty ones: "CUB200", "", "alexnet" → CUB200_alexnet.
 
-    The colon of a foreign architecture, which not every file system takes, becomes a dot, and of a
-    file that it names the folder and the ending go: "../zoo/nets.py:tiny" → "nets.tiny".
+    A foreign architecture's colon becomes a dot, because not every file system takes a colon. Of a
+    file's path the stem stays: "../zoo/nets.py:tiny" → "nets.tiny".
     """
-    return "_".join(_short(str(part)) for part in parts if part not in (None, ""))
+    return "_".join(_short(str(word)) for word in words if word not in (None, ""))
 
 
 def pair(first: str | None, second: str | None) -> str:
-    """Name two nets or layers, once where they are the same: "alexnet", "alexnet-resnet34"."""
+    """Name two nets or layers, equal ones once: "alexnet", "alexnet-resnet34"."""
     short = _short(str(first)), _short(str(second))
     return str(first) if short[0] == short[1] else "-".join(short)
 
 
 def _short(name: str) -> str:
-    """Give the name of an architecture as a name of a file may have it."""
+    """Give an architecture's name in a form that a file's name may have."""
     source, colon, factory = name.rpartition(":")
     if not colon:
         return name
-    return f"{PurePath(source).stem if source.endswith('.py') else source}.{factory}".replace(
-        ":", "."
-    )
+    module = PurePath(source).stem if source.endswith(".py") else source
+    return f"{module}.{factory}".replace(":", ".")
 
 
 def classifier_path(out: str, dataset: str, arch: str, suffix: str, *, best: bool = False) -> Path:
@@ -87,7 +86,7 @@ def refined_path(
 
 
 def stem(path: Path) -> str:
-    """Give what of a checkpoint's name says which run it is."""
+    """Give the run's name in a checkpoint's file name: without prefix and ending."""
     return path.name.removeprefix("checkpoint_").removesuffix(".pth.tar")
 
 
@@ -97,10 +96,10 @@ def log_folder(out: str, *parts: str) -> Path:
 
 
 class RunLog:
-    """Write the metrics of every epoch to TensorBoard, to `metrics.jsonl` and to the terminal.
+    """The metrics of every epoch, written to TensorBoard, to `metrics.jsonl` and to the terminal.
 
-    A resumed run first forgets what lies at or after its first epoch, so that every epoch stands
-    there once. As a context manager it also keeps other runs from writing the same.
+    A resumed run first removes the lines of its first epoch and of later ones; so every epoch has
+    one line. As a context manager it also keeps other runs from writing in the same folder.
     """
 
     def __init__(
@@ -120,13 +119,13 @@ class RunLog:
 
         Args:
             folder: made if missing.
-            epochs: how many epochs the whole run has.
-            start_epoch: the first epoch that this run will write.
+            epochs: the number of epochs of the whole run.
+            start_epoch: the first epoch that this run will write, counted from 0.
             active: False in processes that write nothing.
-            elsewhere: the option that names another folder.
-            again: what goes on with an interrupted run, in words.
-            facts: plain values that stand in every line of `metrics.jsonl` beside the metrics.
-            title: names the run in front of its lines, where others run beside it.
+            elsewhere: the option that names another folder, for messages.
+            again: the option that resumes an interrupted run, for messages.
+            facts: plain values for every line of `metrics.jsonl`, with the metrics.
+            title: names the run in its lines on the terminal, where several run together.
             writes: files that the run writes elsewhere; no other run writes them meanwhile.
 
         Raises:
@@ -168,7 +167,7 @@ class RunLog:
             print(f"interrupted: {self._saved}", flush=True)
 
     def saved(self, path: Path, epoch: int) -> None:
-        """Remember what an interrupted run leaves, and when."""
+        """Note the last checkpoint, which an interrupted run leaves behind."""
         self._saved = (
             f"{path} holds the first {epoch} of {self.epochs} epochs; {self._again} goes on with it"
         )
@@ -176,20 +175,19 @@ class RunLog:
 
     @property
     def overdue(self) -> bool:
-        """Whether more would be lost by now than anybody wants to compute again."""
+        """Whether the last checkpoint is older than `SECONDS_BETWEEN_SAVES`."""
         return time.monotonic() - self._last_saved > SECONDS_BETWEEN_SAVES
 
     def write(self, epoch: int, metrics: dict[str, float], words: str | None = None) -> None:
-        """Add one epoch, with the seconds since the one before. In JSON,
-        what is no finite number becomes null.
+        """Write one epoch, with the seconds since the one before.
 
         Terminal, TensorBoard and JSON count it from 1. TensorBoard shows `val_NAME` as `val/NAME`,
         beside `train/NAME`.
 
         Args:
             epoch: counted from 0.
-            metrics: of this epoch.
-            words: what the terminal says in place of them.
+            metrics: of this epoch; in JSON, values that are not finite become null.
+            words: the terminal's text in place of the metrics.
         """
         now = time.monotonic()
         metrics = metrics | {"seconds": now - self._last_write}
@@ -218,12 +216,11 @@ def board_tag(name: str) -> str:
 
 
 def read_metrics(path: str | Path) -> list[dict[str, float]]:
-    """Read a `metrics.jsonl`; a last line that a crash tore is left out,
-    a missing file is empty.
+    """Read a `metrics.jsonl`, without a last line that a crash tore; a missing file is empty.
 
     Returns:
-        A dictionary an epoch, "epoch" counted from 1. Earlier versions counted from 0: their lines
-        are counted anew.
+        A dictionary an epoch, "epoch" counted from 1. Lines of earlier versions, which counted
+        from 0, are counted anew.
     """
     path = Path(path)
     lines = []

@@ -1,4 +1,4 @@
-"""Where a step runs: devices, processes, precision, seeds."""
+"""The surroundings of a step: devices, processes, precision, seeds."""
 
 import contextlib
 import os
@@ -24,13 +24,13 @@ class Runtime:
     """The devices and processes of this run.
 
     Attributes:
-        device: where this process computes.
-        device_ids: CUDA devices of `DataParallel`; one or none otherwise.
+        device: of this process.
+        device_ids: CUDA devices of `DataParallel`; otherwise one or none.
         rank: number of this process under `torchrun`, else 0.
         world_size: processes of the run, 1 without `torchrun`.
-        amp_dtype: autocast type, None for float32.
+        amp_dtype: autocast type; None: float32.
         compiled: models go through `torch.compile`.
-        seed: of this run; every epoch derives its own.
+        seed: of this run; every epoch derives its seed from it.
     """
 
     device: torch.device
@@ -43,7 +43,7 @@ class Runtime:
 
     @property
     def is_main(self) -> bool:
-        """Only this process prints and writes."""
+        """Whether this is the process that prints and writes."""
         return self.rank == 0
 
     def say(self, line: str) -> None:
@@ -52,16 +52,20 @@ class Runtime:
             print(line, flush=True)
 
     def say_next(self, script: str, *words: object) -> None:
-        """Print the command of the step that comes next, ready to paste."""
+        """Print the next step's command, ready to paste."""
         self.say(f"next: {command_line(script, *words)}")
 
     def parallel(self, model: nn.Module, *, has_unused: bool = False) -> nn.Module:
-        """Move a model to its device(s) and wrap it; keep the argument as the unwrapped handle.
+        """Move a model to its device(s), and wrap it for several.
 
-        The wrapper calls `forward` only: compiled with `--compile`, `DistributedDataParallel` under
-        torchrun where something is trained, `DataParallel` for several `--device_ids`.
-        `has_unused`: there may be parameters that the result does not depend on, which every
-        backward pass is then searched for.
+        The wrapper is `torch.compile`'s with `--compile`, `DistributedDataParallel` under torchrun
+        if something is trained, `DataParallel` for several `--device_ids`. Call the wrapper's
+        `forward`; for everything else keep the model itself.
+
+        Args:
+            model: moved in place.
+            has_unused: the result may not depend on some parameters. Every backward pass then
+                searches for them.
         """
         model.to(self.device)
         wrapped: nn.Module = torch.compile(model) if self.compiled else model  # type: ignore[assignment]
@@ -87,11 +91,12 @@ class Runtime:
         return torch.amp.GradScaler(self.device.type, enabled=self.amp_dtype is torch.float16)
 
     def to_device(self, batch: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Move a batch, overlapping with computation where its memory is page-locked."""
-        return tuple(part.to(self.device, non_blocking=True) for part in batch)
+        """Move a batch; the copy overlaps with computing where its memory is page-locked."""
+        return tuple(tensor.to(self.device, non_blocking=True) for tensor in batch)
 
     def seed_epoch(self, epoch: int) -> None:
         """Seed by (seed, epoch, rank), so that a resumed run repeats an uninterrupted one."""
+        # Primes keep the three apart: no two (epoch, rank) of a run share a seed.
         seed_everything((self.seed * 1_000_003 + epoch) * 1_009 + self.rank)
 
     def sum(self, value: Tensor) -> Tensor:
@@ -120,7 +125,7 @@ class Runtime:
         if not self.is_main:
             self.barrier()
         yield
-        if self.is_main:
+        if self.is_main:  # the main process' barrier releases the waiting ones
             self.barrier()
 
     def barrier(self) -> None:
@@ -137,19 +142,18 @@ def start(
     compiled: bool = False,
     tf32: bool = False,
 ) -> Runtime:
-    """Choose devices, join the other processes under torchrun,
-    seed, and say in one line what runs where.
+    """Choose devices, join the other processes of torchrun, seed, and print one line on it all.
 
     Args:
-        device_ids: CUDA devices, the first is the main one; repeated ids count once.
-        gpu: one CUDA device, overrides `device_ids`.
-        seed: for Python, NumPy and torch.
+        device_ids: CUDA devices, the main one first; repeated ids count once.
+        gpu: one CUDA device, in place of `device_ids`.
+        seed: of Python, NumPy and torch.
         amp: "off", "bf16" or "fp16".
         compiled: use `torch.compile`.
-        tf32: GPUs round the factors of float32 products to 10 bits; else float32 means float32.
+        tf32: let GPUs round the factors of float32 products to 10 bits.
 
     Raises:
-        InputError: a device is named that this machine does not have.
+        InputError: this machine does not have a named device, or amp is "fp16" without a GPU.
     """
     remarks.forget()
     asked = [gpu] if gpu is not None else list(dict.fromkeys(device_ids))
@@ -168,8 +172,9 @@ def start(
                 f"CUDA device {absent[0]} does not exist: this machine has 0 to {available - 1}"
             )
         torch.cuda.set_device(wanted[0])
-        torch.backends.cudnn.benchmark = True  # sizes never change within a run
-        # PyTorch's convolutions do
+        # Try all convolution algorithms once for each size: sizes do not change within a run.
+        torch.backends.cudnn.benchmark = True
+        # PyTorch's default is on for convolutions and off for products.
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
     elif amp == "fp16":
         raise InputError("--amp fp16 needs a GPU; on the CPU use --amp bf16 or off")
@@ -183,15 +188,14 @@ def start(
 
 
 def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy and torch (all devices);
-    a seed beyond what one of them takes is reduced for that one.
-    """
+    """Seed Python, NumPy and torch (all devices), each modulo the range that it takes."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed % 2**64)
 
 
 def _describe(runtime: Runtime, amp: str, asked: Sequence[int]) -> str:
+    """Write the line on devices, processes, precision, seed and version."""
     if runtime.device.type == "cuda":
         names = [
             f"cuda:{index} ({torch.cuda.get_device_name(index)})" for index in runtime.device_ids

@@ -1,13 +1,12 @@
-"""What becomes of a batch of images on its device,
-before a network reads it: augmentation and normalisation.
+"""Augmentation and normalisation of a batch of images, on its device.
 
-Both run after the store of decoded images, so that every image is decoded once even where it is
+Both run behind the store of decoded images. So every image is decoded once, even where it is
 augmented anew in every epoch. A script takes a `Preprocessing` from its images and calls it on each
 batch:
 
     preprocess = train_images.preprocessing(seed)
-    preprocess(images)                               # evaluation: normalised
-    preprocess(images, indices, epoch)               # training: augmented as (seed, epoch, image) say, and normalised
+    preprocess(images)                       # evaluation: normalised
+    preprocess(images, indices, epoch)       # training: augmented by (seed, epoch, index), normalised
     step = partial(classify, preprocess=partial(preprocess, epoch=epoch))
 """
 
@@ -21,7 +20,7 @@ from utils.errors import InputError
 from utils.normalisation import Constants
 from utils.pixels import IMAGENET_MEAN, IMAGENET_STD, normalise
 
-# SplitMix64 (Steele, Lea, Flood 2014), its constants as int64
+# The constants of SplitMix64 (Steele, Lea, Flood 2014); torch's 64-bit integers are signed.
 _STEP, _MIX_1, _MIX_2 = (
     x - 2**64 for x in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 )
@@ -29,8 +28,7 @@ _STEP, _MIX_1, _MIX_2 = (
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Pad an image on all sides, crop it back to its size at a random place,
-    and flip half of the images.
+    """Pad an image, crop it back to its size at a random place, and flip half of the images.
 
     Attributes:
         padding: pixels on each side.
@@ -46,10 +44,11 @@ AUGMENTATIONS = {"reflect4": Augmentation(4, "reflect"), "zero4": Augmentation(4
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What turns stored pixels into a network's input.
+    """The way from stored pixels to a network's input.
 
     Attributes:
-        mean, std: of the normalisation.
+        mean: of each channel, in units of 0 … 1.
+        std: standard deviation of each channel, same units.
         augmentation: of training images; None: they are the same in every epoch.
         seed: of the augmentation.
     """
@@ -62,12 +61,12 @@ class Preprocessing:
     def __call__(
         self, images: Tensor, indices: Tensor | None = None, epoch: int | None = None
     ) -> Tensor:
-        """Augment a batch where there is an augmentation and `epoch` is given, and normalise it.
+        """Augment a batch in training, and normalise it.
 
         Args:
             images: uint8 (n, 3, S, S), RGB.
             indices: int64 (n,), each image's place in its data set; evaluation needs none.
-            epoch: counted from 0; None: evaluation.
+            epoch: counted from 0; None: evaluation, without augmentation.
 
         Returns:
             float32 (n, 3, S, S) on the images' device.
@@ -80,8 +79,9 @@ class Preprocessing:
     def augmented(
         self, images: Tensor, indices: Tensor | None = None, epoch: int | None = None
     ) -> Tensor:
-        """Augment a batch and leave its pixels as they are,
-        for networks with constants of their own; see above.
+        """Augment a batch without normalising it, for networks that normalise pixels themselves.
+
+        Arguments and errors are those of `__call__`.
 
         Returns:
             uint8 (n, 3, S, S) on the images' device.
@@ -98,18 +98,18 @@ def augment(
 ) -> Tensor:
     """Pad, crop at a random place and flip half of the images, on their device.
 
-    What becomes of an image depends on (seed, epoch, its index) alone: not on the batch that it
-    comes in, nor on the device, the processes or what was drawn before, so that a resumed run
-    repeats an uninterrupted one.
+    The result depends on (seed, epoch, index) of an image alone. It does not depend on its batch,
+    the device, the number of processes or earlier random numbers. So a resumed run repeats an
+    uninterrupted one.
 
     Args:
         images: uint8 (n, 3, S, S).
         indices: int64 (n,), each image's place in its data set, on any device.
         epoch: counted from 0.
         seed: of the run.
-        padding: p, pixels on each side; the crop begins at (0 … 2p, 0 … 2p) of the padded image,
-            all alike often.
-        mode: "reflect" or "zero".
+        padding: p, pixels on each side. The crop begins at (0 … 2p, 0 … 2p) of the padded image,
+            uniformly.
+        mode: "reflect" mirrors at the border pixels, "zero" pads with black.
 
     Returns:
         uint8 (n, 3, S, S).
@@ -127,35 +127,46 @@ def augment(
             " --image_size"
         )
     bits = _random_bits(indices.to(images.device, non_blocking=True), epoch, seed)
-    top, left = (((bits >> shift) & 0xFFFFF) % (2 * padding + 1) for shift in (0, 20))
+    # Bits 0–19 give the first row of the crop, bits 20–39 its first column, bit 40 the flip.
+    first_row, first_column = (((bits >> shift) & 0xFFFFF) % (2 * padding + 1) for shift in (0, 20))
     flipped = ((bits >> 40) & 1).bool()
     steps = torch.arange(size, device=images.device)
-    # (n, S), of the image itself; below 0 and from S on lies the padding
-    rows = steps + top[:, None] - padding
-    columns = torch.where(flipped[:, None], steps.flip(0), steps) + left[:, None] - padding
+    # (n, S): the row or column of the unpadded image that each output pixel is read from. Numbers
+    # below 0 and from S on lie in the padding.
+    rows = steps + first_row[:, None] - padding
+    across = torch.where(flipped[:, None], steps.flip(0), steps)
+    columns = across + first_column[:, None] - padding
     if mode == "reflect":
+        # −1 → 1 and S → S − 2: mirror at 0, then at S − 1
         rows, columns = (size - 1 - (size - 1 - place.abs()).abs() for place in (rows, columns))
         return _pick(images, rows, columns)
-    inside = [(place >= 0) & (place < size) for place in (rows, columns)]
+    rows_inside, columns_inside = ((place >= 0) & (place < size) for place in (rows, columns))
     picked = _pick(images, rows.clamp(0, size - 1), columns.clamp(0, size - 1))
-    return picked.mul_((inside[0][:, :, None] & inside[1][:, None, :])[:, None])
+    inside = rows_inside[:, :, None] & columns_inside[:, None, :]  # (n, S, S)
+    return picked.mul_(inside[:, None])  # padding becomes black in every channel
 
 
 def _pick(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Give pixel (rows[i, y], columns[i, x]) of image i at (y,
-    x); rows and columns are int64 (n, S).
+    """Read pixel (rows[i, y], columns[i, x]) of image i for each output pixel (y, x).
+
+    Args:
+        images: uint8 (n, 3, S, S).
+        rows: int64 (n, S), each in 0 … S − 1.
+        columns: int64 (n, S), each in 0 … S − 1.
     """
     count, channels, size = images.shape[:3]
+    # One gather over flattened pixels, the same places for all channels
     places = (rows[:, :, None] * size + columns[:, None, :]).view(count, 1, size * size)
     return images.flatten(2).gather(2, places.expand(-1, channels, -1)).view_as(images)
 
 
 def _random_bits(indices: Tensor, epoch: int, seed: int) -> Tensor:
-    """Draw 64 bits for each image:
-    the numbers `indices` of the SplitMix64 stream of (seed, epoch), int64 (n,).
+    """Draw 64 bits for each image: entries `indices` of SplitMix64's stream of (seed, epoch).
 
-    A hash of a counter and no generator's state; int64 products wrap in the same way on every
-    device.
+    A hash of a counter needs no generator's state. int64 products wrap alike on every device.
+
+    Returns:
+        int64 (n,).
     """
     digest = hashlib.blake2b(f"{seed} {epoch}".encode(), digest_size=8).digest()
     bits = indices * _STEP + int.from_bytes(digest, "little", signed=True)
@@ -165,5 +176,5 @@ def _random_bits(indices: Tensor, epoch: int, seed: int) -> Tensor:
 
 
 def _shifted(bits: Tensor, count: int) -> Tensor:
-    """Shift right and fill with zeros; torch's own fills with the sign."""
+    """Shift right and fill with zeros; torch's `>>` fills with the sign."""
     return (bits >> count) & ((1 << (64 - count)) - 1)

@@ -1,6 +1,4 @@
-"""Work that is the same in every epoch, done once:
-one tensor an image, kept where there is room for it.
-"""
+"""Work that is the same in every epoch, done once: one tensor an image is kept."""
 
 import math
 import os
@@ -31,25 +29,24 @@ def compute_once(
     folder: str | Path,
     label: str,
 ) -> TensorStore:
-    """Compute what a frozen network makes of every image,
-    and keep it: on the GPU, in memory or in a file.
+    """Compute a frozen network's output for every image, and keep it for all epochs.
 
-    The first of the three that has room to spare is taken; one line says which. The file has no
-    name once it is open, so the disk gets its space back however the run ends. Under torchrun every
-    process computes its share of the images and all of them read one file.
+    It is kept on the GPU, in memory or in a file: the first of them that has room to spare. One
+    line says where. The file has no name once it is open; so its space is freed however the run
+    ends. Under torchrun every process computes its share of the images, and all read one file.
 
     Args:
-        function: images uint8 (n, 3, S, S) on the device → a tensor (n, *shape); called under
+        function: images uint8 (n, 3, S, S) on the device → a tensor (n, *shape). It is called under
             autocast without gradients. The caller puts its modules into evaluation mode.
-        loader: an unshuffled one of a data set that is not augmented; its batches begin with the
+        loader: an unshuffled loader of a data set without augmentation. Its batches begin with the
             images and end with their indices.
         shape: of one image's tensor.
         runtime: device, processes, precision.
         folder: where a file would be made.
-        label: what the tensors are, for the progress bar and the line.
+        label: names the tensors in the progress bar and in the line.
 
     Returns:
-        The tensors, float32, of all images; in every process.
+        The tensors of all images, float32; the same in every process.
 
     Raises:
         InputError: there is no room for them.
@@ -61,7 +58,7 @@ def compute_once(
         with runtime.autocast():
             rows = function(images.to(runtime.device, non_blocking=True))
         values[indices.to(values.device)] = rows.to(values.device, torch.float32)
-    runtime.barrier()  # the others' rows are needed too
+    runtime.barrier()  # the other processes' rows are read from here on
     runtime.say(
         f"{label} of {images_count:,} images ready {where}: {in_words(values.nbytes)},"
         f" {time.monotonic() - began:.1f} s"
@@ -72,8 +69,9 @@ def compute_once(
 def _allocate(
     shape: tuple[int, ...], runtime: Runtime, folder: Path, label: str
 ) -> tuple[Tensor, str]:
-    """Make room for float32 `shape`; say where that is."""
+    """Make an empty float32 tensor of a shape, and say in words where it is."""
     needed_bytes = 4 * math.prod(shape)
+    # Several processes share the tensor through a file.
     place = (
         choose_place(needed_bytes, folder / "file", runtime.device)
         if runtime.world_size == 1
@@ -94,14 +92,15 @@ def _allocate(
 def _mapped_file(
     shape: tuple[int, ...], needed_bytes: int, runtime: Runtime, folder: Path
 ) -> Tensor:
-    """Map a file that all processes share and that vanishes with the last of them."""
+    """Map a file that all processes share; it vanishes with the last of them."""
     name = ""
     try:
         if runtime.is_main:
             folder.mkdir(parents=True, exist_ok=True)
             handle, name = tempfile.mkstemp(dir=folder, prefix=".constant_work.")
             with os.fdopen(handle, "wb"):
-                # A mapped file that meets a full disk kills the process
+                # Reserve the space now: a write into a mapped file on a full disk kills the
+                # process by SIGBUS.
                 if hasattr(os, "posix_fallocate"):
                     os.posix_fallocate(handle, 0, needed_bytes)
         shared = runtime.gather(name)[0]
@@ -114,5 +113,5 @@ def _mapped_file(
         ) from None
     finally:
         if name:
-            Path(name).unlink()
+            Path(name).unlink()  # the mapping stays; the space is freed with it
     return torch.from_numpy(array)

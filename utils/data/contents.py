@@ -1,10 +1,9 @@
-"""What a run's images are: name, label and SHA-256 of every file,
-so that a run and its data are bound to each other.
+"""The identity of a run's images: name, label and SHA-256 of every file.
 
-A checkpoint and a feature cache record the `Contents` of their images. Whoever goes on with one
-compares: a folder that was moved or copied as a whole is equal, and a file that was edited,
-removed, added, renamed or moved to another class is named. Size and times of a file only spare its
-second reading: `read_contents` keeps the hashes that it has computed beside the decoded images.
+A checkpoint and a feature cache record the `Contents` of their images, and a step that continues
+from one compares them. A folder that was moved or copied as a whole is equal. A file that was
+edited, removed, added, renamed or moved to another class is named. `read_contents` keeps the hashes
+beside the decoded images; a file is read again when its size or times have changed.
 """
 
 import contextlib
@@ -28,12 +27,13 @@ from utils.progress import Progress
 if TYPE_CHECKING:
     from utils.data.images import ImageData
 
-HASH_BYTES = 16  # of each file's SHA-256, which are kept: no two files agree in 128 bits by chance
-WORTH_KEEPING = 100_000_000  # bytes: less is read again in a few tenths of a second
-# A file this young may change again within the resolution of its times
+HASH_BYTES = 16  # kept of each SHA-256: no two files agree in 128 bits by chance
+WORTH_KEEPING = 100_000_000  # bytes; less is hashed again in a few tenths of a second
+# Nanoseconds. A younger file may change again without a change of its times, whose resolution is
+# up to 2 s (FAT); its hash is not kept.
 UNSETTLED_NS = 2_000_000_000
 CHUNK = 64  # files that a thread reads at a time
-NAMED = 3  # files of each kind of change
+NAMED = 3  # files that a message names of each kind of change
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,82 +53,63 @@ class Contents:
 
     @property
     def sha256(self) -> str:
-        """One digest over all."""
+        """The hexadecimal SHA-256 of names, labels and hashes together."""
         digest = hashlib.sha256("\0".join(self.names).encode())
         digest.update(self.labels.to(torch.int64).numpy().tobytes())
         digest.update(self.hashes.numpy().tobytes())
         return digest.hexdigest()
 
     def to_record(self) -> dict[str, Any]:
-        """Give what a checkpoint holds: tensors and plain values, some 20 bytes a file."""
+        """Give the record in a checkpoint: tensors and plain values, about 20 bytes a file."""
         names = np.frombuffer(zlib.compress("\0".join(self.names).encode()), np.uint8)
-        smallest = (
-            torch.int16 if self.labels.ndim == 1 and self.labels.max() < 2**15 else torch.int64
-        )
-        labels = self.labels.to(smallest if self.labels.ndim == 1 else torch.uint8)
         return {
             "sha256": self.sha256,
             "names": torch.from_numpy(names.copy()),
-            "labels": labels,
+            "labels": self.labels.to(self._smallest_type()),
             "hashes": self.hashes,
         }
 
+    def _smallest_type(self) -> torch.dtype:
+        """Choose the smallest dtype of checkpoints that holds the labels."""
+        if self.labels.ndim > 1:  # 0 and 1 for each class
+            return torch.uint8
+        return torch.int16 if self.labels.max() < 2**15 else torch.int64
+
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "Contents":
-        """Read what `to_record` gave."""
+        """Read a record of `to_record`."""
         names = zlib.decompress(record["names"].numpy().tobytes()).decode().split("\0")
         return cls(names, record["labels"].to(torch.int64), record["hashes"])
 
     def changes(self, now: "Contents") -> str:
-        """Say what became of these images: "1 edited (a/1.png),
-        2 removed (b/7.png, b/8.png)"; "" where they agree.
+        """Say how the images differ from later ones.
 
         A file whose content turns up under another name was moved to another class if its label
         differs, else renamed.
+
+        Args:
+            now: the later images.
+
+        Returns:
+            "1 edited (a/1.png), 2 removed (b/7.png, b/8.png)"; "" where they agree.
         """
         labels, labels_now = (contents.labels.to(torch.int64) for contents in (self, now))
-        if (
-            self.names == now.names
-            and torch.equal(self.hashes, now.hashes)
-            and torch.equal(labels, labels_now)
-        ):
+        same_files = self.names == now.names and torch.equal(self.hashes, now.hashes)
+        if same_files and torch.equal(labels, labels_now):
             return ""
         before, after = self._by_name(), now._by_name()
-        kinds = {
-            "edited": [
-                name for name in before if name in after and before[name][0] != after[name][0]
-            ],
-            "with another label": [
-                name
-                for name in before
-                if name in after
-                and before[name][0] == after[name][0]
-                and before[name][1] != after[name][1]
-            ],
-            "moved to another class": [],
-            "renamed": [],
-            "removed": [],
-            "added": [],
-        }
-        appeared: dict[bytes, list[str]] = {}
-        for name in after.keys() - before.keys():
-            appeared.setdefault(after[name][0], []).append(name)
-        for names in appeared.values():
-            names.sort(reverse=True)
-        for name in [name for name in before if name not in after]:
-            content, label = before[name]
-            if not (candidates := appeared.get(content)):
-                kinds["removed"].append(name)
-                continue
-            new = candidates.pop()
-            kinds["renamed" if after[new][1] == label else "moved to another class"].append(
-                f"{name} → {new}"
-            )
-        kinds["added"] = sorted(name for names in appeared.values() for name in names)
+        kinds: dict[str, list[str]] = {"edited": [], "with another label": []}
+        for name in [name for name in before if name in after]:
+            (content, label), (content_now, label_now) = before[name], after[name]
+            if content != content_now:
+                kinds["edited"].append(name)
+            elif label != label_now:
+                kinds["with another label"].append(name)
+        kinds |= _moves(before, after)
         return _in_words(kinds) or "in another order"
 
     def _by_name(self) -> dict[str, tuple[bytes, bytes]]:
-        """Give content and label of each file."""
+        """Give the bytes of hash and label of each file."""
         labels = self.labels.to(torch.int64).numpy()
         hashes = self.hashes.numpy()
         return {
@@ -136,24 +117,54 @@ class Contents:
         }
 
 
+def _moves(
+    before: Mapping[str, tuple[bytes, bytes]], after: Mapping[str, tuple[bytes, bytes]]
+) -> dict[str, list[str]]:
+    """Match the files that are gone with the new ones of the same content.
+
+    Args:
+        before: hash and label of each earlier file, by name.
+        after: the same of the later files.
+
+    Returns:
+        The names by kind of change: moved, renamed, removed, added.
+    """
+    moves: dict[str, list[str]] = {
+        kind: [] for kind in ("moved to another class", "renamed", "removed", "added")
+    }
+    new_by_content: dict[bytes, list[str]] = {}
+    for name in after.keys() - before.keys():
+        new_by_content.setdefault(after[name][0], []).append(name)
+    for names in new_by_content.values():
+        names.sort(reverse=True)  # `pop` takes the first in the alphabet
+    for name in [name for name in before if name not in after]:
+        content, label = before[name]
+        if not (candidates := new_by_content.get(content)):
+            moves["removed"].append(name)
+            continue
+        new = candidates.pop()
+        kind = "renamed" if after[new][1] == label else "moved to another class"
+        moves[kind].append(f"{name} → {new}")
+    moves["added"] = sorted(name for names in new_by_content.values() for name in names)
+    return moves
+
+
 def _in_words(kinds: Mapping[str, Sequence[str]]) -> str:
-    parts = []
+    """Write names by kind of change: "1 edited (a/1.png), 2 removed (…)"."""
+    phrases = []
     for kind, names in kinds.items():
         if names:
-            parts.append(
-                f"{len(names):,} {kind}"
-                f" ({', '.join(names[:NAMED])}{', …' if len(names) > NAMED else ''})"
-            )
-    return ", ".join(parts)
+            examples = ", ".join(names[:NAMED]) + (", …" if len(names) > NAMED else "")
+            phrases.append(f"{len(names):,} {kind} ({examples})")
+    return ", ".join(phrases)
 
 
 def read_contents(data: "ImageData", *, cache_dir: str | Path, quiet: bool = False) -> Contents:
-    """Hash the files of a split in threads, once: the data set keeps the result as its `contents`.
+    """Hash the files of a split in threads, once; the data set keeps the result as `contents`.
 
     Args:
-        data: the images. A file that cannot be read has a hash of zeros: whoever decodes it says
-            why.
-        cache_dir: where hashes are kept, if there were many bytes to read and it can be written to.
+        data: the images. A file that cannot be read has a hash of zeros; decoding it says why.
+        cache_dir: where hashes are kept, if many bytes were read and the folder can be written to.
         quiet: show no progress.
     """
     if data.contents is None:
@@ -164,42 +175,43 @@ def read_contents(data: "ImageData", *, cache_dir: str | Path, quiet: bool = Fal
 
 
 def _hash_files(data: "ImageData", cache_dir: Path, quiet: bool) -> Tensor:
-    """Hash every file that is not the one whose hash is kept: uint8 (n, 16)."""
+    """Hash every file of a split whose hash is not kept, or whose stamps have changed.
+
+    Returns:
+        uint8 (n, 16).
+    """
     names, root = data.paths, hashlib.sha256(os.fsencode(data.root)).hexdigest()[:16]
-    kept = cache_dir / f"hashes_{root}.npz"
-    known = _read_kept(kept)
-    # What tells that a file is the one that was read before
+    path = cache_dir / f"hashes_{root}.npz"
+    kept = _read_kept(path)
+    # Size, both times (ns) and inode: while these stay, the content is taken to be the same.
     stamps = np.zeros((len(names), 4), np.int64)
     hashes = np.zeros((len(names), HASH_BYTES), np.uint8)
     began = time.time_ns()
 
     def read(chunk: range) -> int:
-        total = 0
+        """Fill rows of `stamps` and `hashes`, and count the bytes that were hashed."""
+        hashed_bytes = 0
         for index in chunk:
             try:
-                with data.file(index).open("rb") as opened:
-                    status = os.fstat(opened.fileno())
-                    stamps[index] = (
-                        status.st_size,
-                        status.st_mtime_ns,
-                        status.st_ctime_ns,
-                        status.st_ino,
-                    )
-                    before = known.get(names[index])
-                    if before is not None and np.array_equal(before[0], stamps[index]):
-                        hashes[index] = before[1]
+                with data.file(index).open("rb") as file:
+                    status = os.fstat(file.fileno())
+                    times = status.st_mtime_ns, status.st_ctime_ns
+                    stamps[index] = (status.st_size, *times, status.st_ino)
+                    earlier = kept.get(names[index])
+                    if earlier is not None and np.array_equal(earlier[0], stamps[index]):
+                        hashes[index] = earlier[1]
                         continue
                     digest = hashlib.sha256()
-                    while block := opened.read(1 << 20):
+                    while block := file.read(1 << 20):
                         digest.update(block)
                     hashes[index] = np.frombuffer(digest.digest()[:HASH_BYTES], np.uint8)
-                    total += status.st_size
+                    hashed_bytes += status.st_size
             except OSError:
                 continue
-        return total
+        return hashed_bytes
 
     chunks = [range(start, min(start + CHUNK, len(names))) for start in range(0, len(names), CHUNK)]
-    # Hashing and reading release the interpreter's lock
+    # Threads suffice: hashing and reading release the interpreter's lock.
     pool = ThreadPoolExecutor(os.cpu_count() or 1)
     try:
         progress = Progress(
@@ -210,17 +222,16 @@ def _hash_files(data: "ImageData", cache_dir: Path, quiet: bool) -> Tensor:
         pool.shutdown(cancel_futures=True)
     if read_bytes > WORTH_KEEPING:
         settled = stamps[:, 1:3].max(axis=1) < began - UNSETTLED_NS
-        _keep(
-            kept, known, [names[i] for i in settled.nonzero()[0]], stamps[settled], hashes[settled]
-        )
+        settled_names = [names[i] for i in settled.nonzero()[0]]
+        _keep(path, kept, settled_names, stamps[settled], hashes[settled])
     return torch.from_numpy(hashes)
 
 
-Known = dict[str, tuple[np.ndarray, np.ndarray]]
+Kept = dict[str, tuple[np.ndarray, np.ndarray]]  # stamps (4,) and hash (16,) by file name
 
 
-def _read_kept(path: Path) -> Known:
-    """Read what `_keep` wrote; nothing where there is none, or where it is damaged."""
+def _read_kept(path: Path) -> Kept:
+    """Read the hashes that `_keep` wrote; none where the file is missing or damaged."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
             names = zlib.decompress(arrays["names"].tobytes()).decode().split("\0")
@@ -228,20 +239,16 @@ def _read_kept(path: Path) -> Known:
                 zip(names, zip(arrays["stamps"], arrays["hashes"], strict=True), strict=True)
             )
     except Exception:
-        # A cut-off archive raises nearly anything; the hashes are then computed again
+        # A cut-off archive may raise nearly anything; the hashes are then computed again.
         return {}
 
 
-def _keep(
-    path: Path, known: Known, names: list[str], stamps: np.ndarray, hashes: np.ndarray
-) -> None:
-    """Write hashes beside those of other files of the folder;
-    a folder that cannot be written keeps none.
-    """
-    known = known | dict(zip(names, zip(stamps, hashes)))
-    if not known:
+def _keep(path: Path, kept: Kept, names: list[str], stamps: np.ndarray, hashes: np.ndarray) -> None:
+    """Add hashes to those that are kept of a folder; one that cannot be written keeps none."""
+    kept = kept | dict(zip(names, zip(stamps, hashes)))
+    if not kept:
         return
-    joined = np.frombuffer(zlib.compress("\0".join(known).encode()), np.uint8)
-    stamps, hashes = (np.stack(column) for column in zip(*known.values()))
+    joined = np.frombuffer(zlib.compress("\0".join(kept).encode()), np.uint8)
+    stamps, hashes = (np.stack(column) for column in zip(*kept.values()))
     with contextlib.suppress(OSError), replacing(path) as temporary:
         np.savez(temporary, names=joined, stamps=stamps, hashes=hashes)

@@ -1,4 +1,4 @@
-"""The data sets as a table, and the lists of their images: files, labels, class names, halves."""
+"""The table of data sets, and the lists of their images: files, labels, class names, halves."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from utils.later import torch  # the table alone needs none, as of PrepareData.p
 if TYPE_CHECKING:
     from torch import Tensor
 
-# The order is the label: the ids of the paper's VOC object lists, not the alphabet.
+# The position is the label, as in the paper's lists of VOC objects; it is not the alphabet's order.
 VOC_CLASSES = [
     "cow",
     "aeroplane",
@@ -48,17 +48,18 @@ class DatasetSpec:
     """How one data set is read.
 
     Attributes:
-        folders: its folders below `data_root`, each with `train` and `test`; several are
-            concatenated, the labels of a later one shifted by the number of classes before it.
-            None: only by path.
-        parts: names of those folders, where each is also validated on its own.
-        only: the part whose images alone are taken; the labels stay those of all folders together.
-        class_ids: names of class folders in the order of their labels, where the network has an
-            output for each, present or not (VOC2012_animal: six folders, 20 outputs). None:
-            ImageFolder's labels, the position in the sorted list of folders.
-        multi_label: targets are 0/1 vectors read from VOC annotations instead of class folders.
-        train_view, val_view: which of `utils.data.images.VIEWS` makes an image square.
-        normalisation: which of `utils.data.batches.NORMALISATIONS` the networks are used to.
+        folders: its folders below `data_root`, each with `train` and `test`. Several folders are
+            concatenated: labels of a later one are shifted by the number of classes before it. An
+            empty tuple: the data set is read by path only.
+        parts: names of the folders, if each is also validated alone.
+        only: the name of the part whose images alone are taken; labels stay those of all folders.
+        class_ids: names of class folders in the order of their labels. The network has an output
+            for each, present or not (VOC2012_animal: six folders, 20 outputs). None: labels as
+            ImageFolder's, the position in the sorted list of folders.
+        multi_label: targets are 0/1 vectors from VOC annotations instead of class folders.
+        train_view: the name in `utils.data.images.VIEWS` that makes training images square.
+        val_view: the name for validation images.
+        normalisation: the name in `utils.normalisation.NORMALISATIONS` of the usual constants.
     """
 
     folders: tuple[str, ...]
@@ -98,12 +99,12 @@ class ImageList:
 
     Attributes:
         root: folder that `files` are relative to.
-        files: relative POSIX names, as the file system has them (bytes that are no UTF-8 as
-            surrogates).
+        files: relative POSIX names, as the file system has them; bytes that are no UTF-8 are
+            surrogates.
         targets: int64 (n,), or float32 (n, classes) of 0 and 1 for a multi-label set.
         classes: one name for each output of the network.
-        parts: for each half of a mixed set the positions of its images, int64; empty otherwise.
-        notes: what the user should know of the listing, a sentence each.
+        parts: of each half of a mixed set, by name, the positions of its images, int64; else empty.
+        notes: remarks for the user on the listing, a sentence each.
     """
 
     root: Path
@@ -136,7 +137,7 @@ def dataset_spec(name: str) -> DatasetSpec:
     """
     if name in DATASETS:
         return DATASETS[name]
-    by_lower = {known.lower(): known for known in DATASETS}
+    by_lower = {listed.lower(): listed for listed in DATASETS}
     near = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.4)
     hint = f"did you mean {by_lower[near[0]]}?" if near else f"known are {', '.join(DATASETS)}"
     raise InputError(f"there is no data set {name!r}; {hint}")
@@ -152,12 +153,12 @@ def list_images(
         split: "train" reads the folder `train`; "val" reads `test`, or `val` where there is no
             `test`.
         data_root: folder that holds the data sets' folders.
-        path: the folder itself, instead of the one below `data_root`; for a set of several folders
-            their paths joined by ":" (`os.pathsep`) in the table's order.
+        path: the folder itself, instead of the one below `data_root`. Of a set of several folders:
+            their paths joined by ":" (`os.pathsep`), in the table's order.
 
     Raises:
-        InputError: a folder is missing, has no class folders, or one of these has no image (a set
-            with `class_ids` may have some without).
+        InputError: a folder is missing, has no class folders, or has a class folder without images
+            (a set with `class_ids` may have some).
     """
     spec = dataset_spec(name)
     if spec.multi_label:
@@ -172,9 +173,7 @@ def list_images(
 
 
 def printable(name: str | Path) -> str:
-    r"""Return a file name that can be printed and written as UTF-8:
-    bytes that are no UTF-8 become `\xff`.
-    """
+    r"""Return a file name that can be written as UTF-8; other bytes become `\xff`."""
     text = str(name)
     try:
         text.encode()
@@ -184,13 +183,16 @@ def printable(name: str | Path) -> str:
 
 
 def _roots(name: str, split: str, data_root: Path, path: str | Path | None) -> list[Path]:
-    """Find the folders of a split, one for each of the table's, and check that they are there."""
+    """Find the folders of a split, one for each folder of the table.
+
+    Raises:
+        InputError: one is missing, or the path names too few or too many.
+    """
     folders = dataset_spec(name).folders
     flag = f"--{split}_path"
     if path is not None:
-        roots = [
-            Path(part) for part in (str(path).split(os.pathsep) if len(folders) > 1 else [path])
-        ]
+        named = str(path).split(os.pathsep) if len(folders) > 1 else [path]
+        roots = [Path(folder) for folder in named]
         if len(roots) != max(1, len(folders)):
             raise InputError(
                 f"{name} is made of {len(folders)} folders, {flag} names {len(roots)}; "
@@ -215,21 +217,52 @@ def _roots(name: str, split: str, data_root: Path, path: str | Path | None) -> l
 
 
 def _split_folder(folder: Path, split: str) -> Path:
-    """Return `train`, or `test` (`val` where only that exists) for validation."""
+    """Return the folder `train`; for validation `test`, or `val` where only that exists."""
     if split == "train":
         return folder / "train"
-    return (
-        folder / "val"
-        if (folder / "val").is_dir() and not (folder / "test").is_dir()
-        else folder / "test"
-    )
+    test, val = folder / "test", folder / "val"
+    return val if val.is_dir() and not test.is_dir() else test
 
 
 def _list_class_folders(root: Path, class_ids: tuple[str, ...] | None) -> ImageList:
-    """List `root/{class}/**/*.jpg` in the order of torchvision's ImageFolder;
-    see `utils.data.listing`.
+    """List `root/{class}/**/*.jpg` in ImageFolder's order; see `utils.data.listing`.
+
+    Args:
+        root: the folder of class folders.
+        class_ids: see `DatasetSpec`.
+
+    Raises:
+        InputError: there is no class folder, an unknown one, or one without images.
     """
     left_out = LeftOut()
+    folders = _class_folders(root, left_out)
+    labels = _labels_of(folders, class_ids, root)
+    images = list_files(root, folders, left_out)
+    notes = [printable(str(left_out))] if left_out.names else []
+    filled = {folder for folder, _ in images}
+    empty = [printable(folder) for folder in folders if folder not in filled]
+    # ImageFolder's labels count the folders: without an empty one's images a network would have an
+    # output that nothing trains. With ids in the table, an empty folder shifts nothing.
+    if empty and (class_ids is None or not filled):
+        others = f" and {len(empty) - 1} other class folders have" if len(empty) > 1 else " has"
+        raise InputError(
+            f"the class folder {printable(root / empty[0])}{others} no images ({', '.join(ENDINGS)}"
+            f"{'; ' if notes else ''}{''.join(notes)}); add some or remove it"
+        )
+    classes = [printable(name) for name in class_ids or folders]
+    if class_ids is None and (note := order_note(classes)):
+        notes.append(note)
+    files = [file for _, file in images]
+    targets = torch.tensor([labels[folder] for folder, _ in images])
+    return ImageList(root, files, targets, classes, {}, notes)
+
+
+def _class_folders(root: Path, left_out: LeftOut) -> list[str]:
+    """Name the class folders, sorted as text.
+
+    Raises:
+        InputError: there is none.
+    """
     try:
         folders = find_class_folders(root, left_out)
     except PermissionError:
@@ -241,52 +274,37 @@ def _list_class_folders(root: Path, class_ids: tuple[str, ...] | None) -> ImageL
             f" folders{f' but {loose} loose images' if loose else ''}; expected are {{class}}/*.jpg"
             " in it"
         )
-    labels = {folder: label for label, folder in enumerate(folders)}
-    if class_ids is not None:
-        if unknown := [folder for folder in folders if folder not in class_ids]:
-            raise InputError(
-                f"{printable(root)} has a folder {printable(unknown[0])!r}, which is none of the "
-                f"{len(class_ids)} classes {class_ids[0]} … {class_ids[-1]}"
-            )
-        labels = {folder: class_ids.index(folder) for folder in folders}
-    images = list_files(root, folders, left_out)
-    filled = {folder for folder, _ in images}
-    empty = [printable(folder) for folder in folders if folder not in filled]
-    notes = [printable(str(left_out))] if left_out.names else []
-    # With ids in the table, an empty folder shifts nothing
-    if empty and (class_ids is None or not filled):
-        others = f" and {len(empty) - 1} other class folders have" if len(empty) > 1 else " has"
+    return folders
+
+
+def _labels_of(folders: list[str], class_ids: tuple[str, ...] | None, root: Path) -> dict[str, int]:
+    """Give each class folder its label: its place among the ids, or else among the folders.
+
+    Raises:
+        InputError: a folder is no class of the ids.
+    """
+    if class_ids is None:
+        return {folder: label for label, folder in enumerate(folders)}
+    if unknown := [folder for folder in folders if folder not in class_ids]:
         raise InputError(
-            f"the class folder {printable(root / empty[0])}{others} no images ({', '.join(ENDINGS)}"
-            f"{'; ' if notes else ''}{''.join(notes)}); add some or remove it"
+            f"{printable(root)} has a folder {printable(unknown[0])!r}, which is none of the "
+            f"{len(class_ids)} classes {class_ids[0]} … {class_ids[-1]}"
         )
-    classes = [printable(name) for name in class_ids or folders]
-    if class_ids is None and (note := order_note(classes)):
-        notes.append(note)
-    return ImageList(
-        root,
-        [file for _, file in images],
-        torch.tensor([labels[folder] for folder, _ in images]),
-        classes,
-        {},
-        notes,
-    )
+    return {folder: class_ids.index(folder) for folder in folders}
 
 
 def _concatenate(lists: list[ImageList], spec: DatasetSpec) -> ImageList:
-    """Join the folders of a mixed set,
-    or take one of them with the labels that it has in the mixture.
-    """
+    """Join the folders of a mixed set, or take one of them with its labels in the mixture."""
     common = Path(os.path.commonpath([images.root for images in lists]))
     files: list[str] = []
     classes: list[str] = []
     targets, parts, notes = [], {}, list[str]()
-    for part, images in zip(spec.parts, lists):
-        if spec.only in (None, part):
-            parts[part] = torch.arange(len(files), len(files) + len(images.files))
+    for name, images in zip(spec.parts, lists):
+        if spec.only in (None, name):
+            parts[name] = torch.arange(len(files), len(files) + len(images.files))
             below = images.root.relative_to(common).as_posix()
             files += [f"{below}/{file}" for file in images.files]
-            targets.append(images.targets + len(classes))
+            targets.append(images.targets + len(classes))  # behind the classes of earlier folders
             notes += images.notes
         classes += images.classes
     parts = parts if spec.only is None else {}
@@ -296,8 +314,14 @@ def _concatenate(lists: list[ImageList], spec: DatasetSpec) -> ImageList:
 def _list_voc(root: Path, split: str, spec: DatasetSpec, use_all: bool) -> ImageList:
     """List a folder in VOC's layout: JPEGImages, Annotations and ImageSets/Main/{train,val}.txt.
 
-    A folder that was named by path may come without ImageSets; then all of its annotated images are
-    taken.
+    Args:
+        root: the folder.
+        split: "train" or "val".
+        spec: of the data set.
+        use_all: without ImageSets take all annotated images; a folder named by path may lack them.
+
+    Raises:
+        InputError: the folder has no such list, or lists no images.
     """
     annotations, image_set = root / "Annotations", root / "ImageSets" / "Main" / f"{split}.txt"
     if image_set.is_file():
@@ -325,7 +349,11 @@ def _list_voc(root: Path, split: str, spec: DatasetSpec, use_all: bool) -> Image
 
 
 def _voc_labels(annotation: Path) -> list[int]:
-    """Return the label ids of the objects in one VOC annotation file, difficult ones included."""
+    """Return the labels of the objects in one VOC annotation file, difficult ones included.
+
+    Raises:
+        InputError: the file cannot be read, or names an object that is no class.
+    """
     try:
         names = [
             element.findtext("name", "")

@@ -1,17 +1,18 @@
-"""An image file as RGB of 8 bits, whatever kind of numbers it holds.
+"""Image files as RGB of 8 bits, whatever numbers they hold.
 
-Kinds of 8 bits are converted as `torchvision.datasets.ImageFolder` does: transparency is dropped,
-palettes are looked up, CMYK, YCbCr, HSV and CIELAB become RGB, the first frame of several is taken,
-and the orientation that a camera notes beside its pixels (EXIF) is not applied. Pillow cuts every
-other kind of grey at 255; here it is scaled:
+Formats of 8 bits are converted as by `torchvision.datasets.ImageFolder`. Transparency is dropped,
+palettes are looked up, and CMYK, YCbCr, HSV and CIELAB become RGB. The first of several frames is
+taken. A camera's note of its orientation (EXIF) is not applied.
 
-- 16 bits (`I;16`, and `I` of PNG and PGM): the upper 8 bits, as Pillow takes them of colours of 16 bits. Of a TIFF of
-  12 bits the upper 8 of those.
-- 32-bit integers and floats do not say their range. The largest value of the *file* decides: floats up to 1 are in
-  0 … 1; values up to 255 are levels of 8 bits, values up to 65535 of 16. Fixed for all files the
-  range would make most people's images black or white; read from each file it errs only where the
-  brightest pixel of an image has less than 1/255 of the range, which nobody can see in either
-  reading. Values outside of these, and such that are no numbers, are refused.
+Other grey is scaled; Pillow would cut it at 255:
+
+- 16 bits (`I;16`, and `I` of PNG and PGM): the upper 8 bits, as Pillow does with colours of 16
+  bits. Of a TIFF of 12 bits, the upper 8 of these.
+- 32-bit integers and floats do not record their range. The largest value of the file decides:
+  floats up to 1 lie in 0 … 1, values up to 255 are levels of 8 bits, values up to 65535 of 16.
+  One range for all files would turn most images black or white. A range for each file errs only
+  where the brightest pixel has less than 1/255 of the range: such an image is black in either.
+  Other values, and NaN, are refused.
 """
 
 from pathlib import Path
@@ -22,6 +23,7 @@ from PIL import Image, UnidentifiedImageError
 from utils.data.datasets import printable
 from utils.errors import InputError
 
+# TIFF 6.0: tags BitsPerSample and PhotometricInterpretation, and the latter's value WhiteIsZero
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 
 
@@ -36,12 +38,9 @@ def open_rgb(path: Path) -> Image.Image:
         with path.open("rb") as file, Image.open(file) as image:
             return to_rgb(image)
     except Exception as error:  # decoders raise nearly anything on broken bytes
-        no_image = isinstance(error, UnidentifiedImageError)
-        reason = (
-            "unknown format"
-            if no_image
-            else getattr(error, "strerror", None) or " ".join(str(error).split())
-        )
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        if isinstance(error, UnidentifiedImageError):
+            reason = "unknown format"
         raise InputError(
             f"{printable(path)} cannot be read as an image ({reason}); replace or remove it"
         ) from error
@@ -55,13 +54,13 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """
     if image.mode.startswith(("I", "F")):
         return Image.fromarray(_grey_levels(image)).convert("RGB")
-    if image.mode == "La":  # premultiplied; Pillow has no way from it to RGB but this
+    if image.mode == "La":  # grey, premultiplied by alpha: Pillow converts it to LA alone
         image = image.convert("LA")
     return image.convert("RGB")
 
 
 def _grey_levels(image: Image.Image) -> np.ndarray:
-    """Scale grey of more than 8 bits: (height, width) uint8, as the module says."""
+    """Scale grey of more than 8 bits to uint8 (height, width), as the module describes."""
     tags = getattr(image, "tag_v2", {})
     values = np.asarray(image)
     if image.mode.startswith("I;16"):
@@ -76,8 +75,12 @@ def _grey_levels(image: Image.Image) -> np.ndarray:
 
 
 def _of_unknown_range(values: np.ndarray) -> np.ndarray:
-    """Scale integers or floats whose largest value says what they are;
-    half a level beyond a range is rounding.
+    """Scale integers or floats by the range that their largest value implies.
+
+    Values up to half a level beyond a range count as rounding.
+
+    Raises:
+        ValueError: they are not finite, or lie outside of all ranges.
     """
     low, high = float(values.min()), float(values.max())
     if not (np.isfinite(low) and np.isfinite(high)):
@@ -92,5 +95,6 @@ def _of_unknown_range(values: np.ndarray) -> np.ndarray:
         raise ValueError(
             f"its values are {low:g} … {high:g} and not in 0 … 1, 0 … 255 or 0 … 65535"
         )
+    # Of 16 bits the upper 8, as of the other formats of 16 bits: cut, do not round.
     levels = np.rint(values * scale) if top < 65535 else np.floor(values * scale)
     return levels.clip(0, 255)

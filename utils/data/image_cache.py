@@ -1,4 +1,4 @@
-"""Photos decoded once: kept as uint8 on the GPU, in memory or in a memory-mapped file."""
+"""Photos decoded once and kept as uint8: on the GPU, in memory or in a memory-mapped file."""
 
 import hashlib
 import math
@@ -19,8 +19,8 @@ from utils.errors import InputError
 from utils.files import in_words
 from utils.progress import Progress
 
-CHUNK = 32  # images that a thread decodes at a time: all that the build holds beside the result
-NAMED_PROBLEMS = 10
+CHUNK = 32  # images that a thread decodes at a time; they bound the memory beside the result
+NAMED_PROBLEMS = 10  # unreadable images that a message names
 
 
 def cache_images(
@@ -32,25 +32,27 @@ def cache_images(
     device: torch.device | None = None,
     quiet: bool = False,
 ) -> ImageData:
-    """Decode every image once, in parallel,
-    and return the data set that gathers its batches from the result.
+    """Decode every image once, in parallel.
 
-    The result takes images × 3·S·S bytes; the build takes a constant more. A stored data set is
-    fastest without loader workers; `result.device` says where its batches arrive.
+    The result takes images × 3·S·S bytes, its build a constant more. A stored data set is fastest
+    without loader workers. Its batches arrive on `result.device`.
 
     Args:
-        data: images of one split; already stored ones, and those that decoding augments, are
-            returned as they are.
-        mode: "off" decodes in every epoch; "ram" keeps one array that forked workers share; "disk"
-            a file that later runs find again, checked against name and content of every image;
-            "auto" takes the GPU, memory or disk, the first that has room to spare.
+        data: images of one split. Stored ones, and those that are augmented while they are decoded,
+            are returned unchanged.
+        mode: "off" decodes in every epoch. "ram" keeps one array, which forked workers share.
+            "disk" keeps a file for later runs, checked against name and content of every image.
+            "auto" takes the first of GPU, memory and disk that has room to spare.
         cache_dir: folder of the files of "disk".
         workers: threads that decode.
         device: where the model computes; "auto" uses it if it is a GPU.
         quiet: print nothing (processes other than the main one).
 
+    Returns:
+        The data set whose batches are gathered from the decoded images.
+
     Raises:
-        InputError: images cannot be read (ten are named, all are counted), or the disk is full.
+        InputError: images cannot be read (ten are named, all are counted), or there is no room.
     """
     if data.stored is not None or mode == "off":
         return data
@@ -96,9 +98,20 @@ def cache_images(
 
 
 def _fill(pixels: np.ndarray | Tensor, data: ImageData, workers: int, quiet: bool) -> None:
-    """Decode all images into `pixels`, or raise one InputError for all that cannot be read."""
+    """Decode all images into an array.
+
+    Args:
+        pixels: uint8 (n, 3, S, S), filled in place.
+        data: the n images.
+        workers: threads that decode.
+        quiet: show no progress.
+
+    Raises:
+        InputError: images cannot be read; one error for all of them.
+    """
 
     def decode(chunk: range) -> list[int]:
+        """Fill the rows of a chunk, and list the images that cannot be read."""
         try:
             pixels[chunk.start : chunk.stop] = data.decode(chunk)
         except InputError:
@@ -106,14 +119,13 @@ def _fill(pixels: np.ndarray | Tensor, data: ImageData, workers: int, quiet: boo
         return []
 
     chunks = [range(start, min(start + CHUNK, len(data))) for start in range(0, len(data), CHUNK)]
-    # Threads: Pillow releases the interpreter lock, and they write into the one array without
-    # copies.
+    # Threads suffice: Pillow releases the interpreter's lock. They write into one array.
     pool = ThreadPoolExecutor(max(1, workers))
     try:
-        done = Progress(
+        unreadable = Progress(
             pool.map(decode, chunks), f"decoding {data.split}", total=len(chunks), quiet=quiet
         )
-        problems = [index for part in done for index in part]
+        problems = [index for indices in unreadable for index in indices]
     finally:
         pool.shutdown(cancel_futures=True)  # an interrupt must not wait for the whole queue
     if problems:
@@ -125,6 +137,7 @@ def _fill(pixels: np.ndarray | Tensor, data: ImageData, workers: int, quiet: boo
 
 
 def _is_readable(data: ImageData, index: int) -> bool:
+    """Whether one image can be decoded."""
     try:
         data.decode([index])
     except InputError:
@@ -133,6 +146,6 @@ def _is_readable(data: ImageData, index: int) -> bool:
 
 
 def _file_name(data: ImageData) -> str:
-    """One file for each folder, sub-sampler and size."""
+    """Name the file: one for each folder, sub-sampler and size."""
     folder = hashlib.sha256(os.fsencode(data.root)).hexdigest()[:8]
     return f"{data.name}_{data.split}_{data.sample_num or 'all'}_{data.image_size}_{folder}.npy"

@@ -1,6 +1,4 @@
-"""The file that keeps decoded photos: a memory-mapped array,
-and a record of what it was made of.
-"""
+"""The file of decoded photos: a memory-mapped array, and a record of the images in it."""
 
 import contextlib
 import fcntl
@@ -26,20 +24,20 @@ FORMAT = 3  # of the record
 def open_image_file(
     path: Path, data: ImageData, fill: Callable[[np.ndarray], None], say: Callable[[str], object]
 ) -> TensorStore:
-    """Map the .npy file at `path`; build it first where it is missing,
-    incomplete or of other images.
+    """Map the file of decoded images; build it first if it is missing, incomplete or of others.
 
-    Beside it lies a .json record, written last: name, label and content of every image as one hash,
-    and how they are decoded. Of processes that start together one builds and the others wait.
+    A .json record of the same name is written last. It has one hash over name, label and content
+    of all images, and the way they are decoded. Of processes that start together one builds, and
+    the others wait.
 
     Args:
         path: the .npy file.
         data: the images.
-        fill: decodes all of them into an array (n, 3, S, S) uint8.
-        say: is told why the file is built.
+        fill: decodes all of them into an array, uint8 (n, 3, S, S).
+        say: takes a sentence on why the file is built.
 
     Raises:
-        InputError: the file cannot be written, or what `fill` raises.
+        InputError: the file cannot be written, or `fill` cannot read images.
     """
     with _locked(path):
         if complaint := _complaint(path, data):
@@ -49,11 +47,11 @@ def open_image_file(
 
 
 def _build(path: Path, data: ImageData, fill: Callable[[np.ndarray], None]) -> None:
-    """Write the images to `path` and then the record that makes them complete."""
-    # Before decoding: an image that changes meanwhile is noticed by the next run
+    """Write the images, and then the record that declares them complete."""
+    # Hash before decoding: the next run then notices an image that changes meanwhile.
     record = _record(data, path.parent)
     _record_path(path).unlink(missing_ok=True)
-    # Of builds that were killed; the lock is ours
+    # Remove what killed builds left. Nobody else builds: this process has the lock.
     for orphan in path.parent.glob(f".{path.name}.*"):
         orphan.unlink()
     try:
@@ -61,7 +59,8 @@ def _build(path: Path, data: ImageData, fill: Callable[[np.ndarray], None]) -> N
             array = np.lib.format.open_memmap(
                 temporary, mode="w+", dtype=np.uint8, shape=_shape(data)
             )
-            # A mapped file that meets a full disk kills the process
+            # Reserve the space now: a write into a mapped file on a full disk kills the process
+            # by SIGBUS.
             if hasattr(os, "posix_fallocate"):
                 with temporary.open("r+b") as file:
                     os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
@@ -76,18 +75,18 @@ def _build(path: Path, data: ImageData, fill: Callable[[np.ndarray], None]) -> N
 
 
 def _complaint(path: Path, data: ImageData) -> str | None:
-    """Say why the file has to be built, or None where it is complete and of these images."""
+    """Say why the file must be built; None where it is complete and of these images."""
     if not path.is_file():
         return f"decoding the {data.split} images of {data.name} once, into {printable(path)}"
     try:
-        found = read_json(_record_path(path))
+        stored = read_json(_record_path(path))
         pixels = TensorStore.mapped(path).values
     except (InputError, ValueError, OSError, EOFError, TypeError):
         return f"{printable(path)} is incomplete; decoding the images again"
     record = _record(data, path.parent)
-    if not isinstance(found, dict) or found.get("format") != record["format"]:
+    if not isinstance(stored, dict) or stored.get("format") != record["format"]:
         return f"{printable(path)} is of another version of the suite; decoding the images again"
-    if found != record:
+    if stored != record:
         return (
             f"the images in {printable(data.root)} changed since {printable(path)} was made;"
             " decoding them again"
@@ -100,9 +99,7 @@ def _complaint(path: Path, data: ImageData) -> str | None:
 
 
 def _record(data: ImageData, folder: Path) -> dict[str, Any]:
-    """What the pixels were made of: every file's name,
-    label and content as one hash, and how they were decoded.
-    """
+    """Give the record of the pixels: the images as one hash, and the way they are decoded."""
     return {
         "format": FORMAT,
         "images": len(data),
@@ -113,6 +110,7 @@ def _record(data: ImageData, folder: Path) -> dict[str, Any]:
 
 
 def _shape(data: ImageData) -> tuple[int, int, int, int]:
+    """The shape of the array, (n, 3, S, S)."""
     return len(data), 3, data.image_size, data.image_size
 
 
@@ -122,7 +120,7 @@ def _record_path(path: Path) -> Path:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Let one process build; those that wait find the file complete."""
+    """Keep other processes waiting meanwhile; the operating system frees a killed one's lock."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = path.with_suffix(".lock").open("w")

@@ -23,22 +23,20 @@ from utils.errors import InputError
 from utils.later import torchvision
 from utils.normalisation import NORMALISATIONS, Normalisation
 
-SAMPLED = 36  # files whose size is looked at
+SAMPLED = 36  # files whose size `size_note` reads
 
 
 def random_crop(image: Image.Image, size: int, generator: np.random.Generator) -> Image.Image:
-    """Crop at random, resize to S×S and flip half of the images:
-    torchvision's RandomResizedCrop and its flip.
+    """Crop at random, resize to S×S and flip half of the images, as torchvision does.
 
-    The area of the crop is 8 to 100 % of the image's, its width 3/4 to 4/3 of its height, uniform
-    in the logarithm. Where ten draws do not fit, the largest crop of such a shape is taken from the
-    centre.
+    This is torchvision's RandomResizedCrop and RandomHorizontalFlip. The crop has 8 to 100 % of the
+    image's area; its width is 3/4 to 4/3 of its height, uniform in the logarithm. Where ten draws
+    do not fit, the largest crop of such a shape is taken from the centre.
 
     Args:
         image: RGB.
         size: S, pixels.
-        generator: all that is drawn comes from it, and not from torch's: what torch draws in a
-            worker depends on how many there are.
+        generator: source of all random numbers. torch's would depend on the number of workers.
     """
     width, height = image.size
     narrowest, widest = 3 / 4, 4 / 3
@@ -47,19 +45,20 @@ def random_crop(image: Image.Image, size: int, generator: np.random.Generator) -
         ratio = math.exp(generator.uniform(math.log(narrowest), math.log(widest)))
         across, down = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < across <= width and 0 < down <= height:
-            left = int(generator.integers(width - across + 1))
-            top = int(generator.integers(height - down + 1))
+            first_column = int(generator.integers(width - across + 1))
+            first_row = int(generator.integers(height - down + 1))
             break
     else:
         across = min(width, round(height * widest))
         down = min(height, round(width / narrowest))
-        left, top = (width - across) // 2, (height - down) // 2
+        first_column, first_row = (width - across) // 2, (height - down) // 2
     functions = torchvision.transforms.functional
-    crop = functions.resized_crop(image, top, left, down, across, [size, size])
+    crop = functions.resized_crop(image, first_row, first_column, down, across, [size, size])
     return functions.hflip(crop) if generator.random() < 0.5 else crop
 
 
-# How a photo becomes S×S: the paper's plain resize, and ImageNet's usual pair.
+# The ways from a photo to S×S: the paper's plain resize, which changes the photo's proportions, and
+# ImageNet's usual pair for training and validation.
 VIEWS: dict[str, Callable[[Image.Image, int, np.random.Generator], Image.Image]] = {
     "resize": lambda image, size, _: torchvision.transforms.Resize((size, size))(image),
     "random_crop": random_crop,
@@ -73,21 +72,21 @@ class ImageData(Dataset):
     """The photos of one split; a batch is (images uint8 (n, 3, S, S), targets, indices int64 (n,)).
 
     Attributes:
-        name, split: the data set's name in `utils.data.datasets.DATASETS`; "train" or "val".
-        sample_num: name of the sub-sampler that chose the images, or None for all.
-        root, paths: the folder, and each image's POSIX path below it in printable form (its
-            identity in records and messages; `file` opens it).
+        name: the data set's key in `utils.data.datasets.DATASETS`.
+        split: "train" or "val".
+        sample_num: name of the sub-sampler that chose the images; None: all.
+        root: the folder of the images.
+        paths: each image's POSIX path below `root` in printable form, its name in records and
+            messages; `file` opens it.
         targets: int64 (n,), or float32 (n, classes) where `multi_label`.
         classes: one name for each output of the network.
-        parts: for the halves of a mixed set the positions of their images; empty otherwise.
+        parts: of each half of a mixed set, by name, the positions of its images; else empty.
         image_size: S, pixels.
-        normalisation: mean and standard deviation of the channels, plain tuples, for a net that is
-            trained on these images. Nets that are only asked have their own
-            (`utils.pixels.FromPixels`).
-        augmentation: what is drawn anew in every epoch on batches of training images
-            (`preprocessing`), or None.
-        stored: what batches begin with in place of images that are decoded in every epoch, or None.
-        notes: what the user should know of the listing, a sentence each.
+        normalisation: mean and standard deviation of the channels for a net that is trained on
+            these images. Frozen nets have constants of their own (`utils.pixels.FromPixels`).
+        augmentation: of batches of training images, drawn anew in every epoch; None: none.
+        stored: rows that batches begin with, in place of images decoded in every epoch; None: none.
+        notes: remarks for the user on the listing, a sentence each.
         contents: names, labels and hashes of the files, once `utils.data.contents.read_contents`
             has read them.
     """
@@ -124,34 +123,29 @@ class ImageData(Dataset):
 
     @property
     def augments_while_decoding(self) -> bool:
-        """Whether decoding draws at random:
-        the pixels differ from epoch to epoch and must not be kept.
-        """
+        """Whether decoding crops at random, so that pixels must not be kept over epochs."""
         return self._view == "random_crop"
 
     @property
     def augments(self) -> bool:
-        """Whether a network sees another image in every epoch:
-        nothing that it makes of one must be kept.
+        """Whether a network sees another image in every epoch, so that no output may be kept.
 
-        The pixels may be kept even so, where the augmentation runs on batches of them.
+        The pixels may be kept even so, if the augmentation runs on batches of them.
         """
         return self.augments_while_decoding or self.augmentation is not None
 
     @property
     def decoding_record(self) -> dict[str, Any]:
-        """What turns a file into pixels,
-        for the record beside those that are kept, and beside results.
-        """
+        """The way from a file to pixels, for the records of kept pixels and of results."""
         return {"view": self._view, "image_size": self.image_size, "interpolation": "bilinear"}
 
     def preprocessing(self, seed: int = 0) -> Preprocessing:
-        """Give what makes the network's input of a batch; `seed` is the augmentation's."""
+        """Give the way from a batch's pixels to the network's input; `seed` is of augmentation."""
         return Preprocessing(*self.normalisation, augmentation=self.augmentation, seed=seed)
 
     @property
     def device(self) -> torch.device:
-        """Where batches of images arrive: the CPU, unless they are stored on a GPU."""
+        """The device of batches: the CPU, unless the images are stored on a GPU."""
         return torch.device("cpu") if self.stored is None else self.stored.device
 
     def file(self, index: int) -> Path:
@@ -159,11 +153,11 @@ class ImageData(Dataset):
         return self.root / self._files[index]
 
     def with_stored(self, store: TensorStore) -> "ImageData":
-        """Return the same data set whose batches begin with the rows of `store`,
-        one for each image.
+        """Return this data set with batches that begin with rows of a store.
 
-        They are the decoded images, (len(self), 3, S, S) uint8, or what a frozen network made of
-        them (`utils.data.computed_once`).
+        Args:
+            store: one row an image: the decoded images, uint8 (n, 3, S, S), or a frozen network's
+                outputs (`utils.data.computed_once`).
         """
         stored = copy.copy(self)
         stored.stored = store
@@ -172,9 +166,11 @@ class ImageData(Dataset):
     def decode(self, indices: Sequence[int]) -> Tensor:
         """Read images from their files.
 
-        What is drawn for an image depends on the seed and the epoch of the batch
-        (`utils.data.loaders.Batch`) and on the image's index alone; a plain list of indices is of
-        seed 0 and epoch 0.
+        A random crop depends on (seed, epoch, index) alone. Seed and epoch are those of the batch
+        (`utils.data.loaders.Batch`); a plain list of indices has seed 0 and epoch 0.
+
+        Args:
+            indices: positions of n images.
 
         Returns:
             uint8 (n, 3, S, S).
@@ -187,12 +183,11 @@ class ImageData(Dataset):
         seed, epoch = getattr(indices, "seed", 0), getattr(indices, "epoch", 0)
         batch = np.empty((len(indices), 3, size, size), dtype=np.uint8)
         for row, index in enumerate(indices):
-            # numpy's copy keeps to one thread; torch's would start a pool in each of the threads
-            # that decode
-            image = open_rgb(self.file(index))
-            batch[row] = np.asarray(
-                view(image, size, np.random.default_rng((seed, epoch, index)))
-            ).transpose(2, 0, 1)
+            generator = np.random.default_rng((seed, epoch, index))
+            square = view(open_rgb(self.file(index)), size, generator)
+            # (S, S, 3) → (3, S, S). NumPy copies in this thread; torch would start a pool of
+            # threads in each of the threads that decode.
+            batch[row] = np.asarray(square).transpose(2, 0, 1)
         return torch.from_numpy(batch)
 
     def __len__(self) -> int:
@@ -227,15 +222,15 @@ def load_images(
         image_size: S, pixels.
         path: the folder itself instead (--train_path, --val_path); see
             `utils.data.datasets.list_images`.
-        sample_num: name of a sub-sampler. It chooses training images only; validation stays whole.
-        sub_sampler_split: "first" or "random", how `{percent}par_{A,B}` is made; None: as the file
-            that is there.
+        sample_num: name of a sub-sampler, which chooses training images; validation has none.
+        sub_sampler_split: "first" or "random", the way in which `{percent}par_{A,B}` is made; None:
+            as an existing file was.
         seed: of the "random" split.
-        normalisation: mean and standard deviation; None: the data set's own.
+        normalisation: mean and standard deviation; None: the data set's.
         augmentation: of batches of training images; validation has none.
 
     Raises:
-        InputError: the name is unknown, the folder or the sub-sampler cannot be used.
+        InputError: the name is unknown, or the folder or the sub-sampler cannot be used.
     """
     images = list_images(dataset, split, data_root, path)
     sample_num = (sample_num or None) if split == "train" else None
@@ -322,12 +317,13 @@ def files_side(data: ImageData) -> int | None:
 
 
 def size_note(data: ImageData) -> str:
-    """Say where files are less than half as large as what they become;
-    "" elsewhere. Only their headers are read.
+    """Remark that files are enlarged to more than twice their size; "" where they are not.
+
+    Only the headers of `SAMPLED` files are read.
     """
     sides, every = [], max(1, len(data) // SAMPLED)
     for index in range(0, len(data), every):
-        # Named when it is decoded
+        # A broken file is refused when it is decoded.
         with contextlib.suppress(Exception), Image.open(data.file(index)) as image:
             sides.append(max(image.size))
     if not sides or 2 * max(sides) >= data.image_size:
@@ -338,41 +334,41 @@ def size_note(data: ImageData) -> str:
     )
 
 
-def check_classes(expected: list[str], found: list[str], what: str) -> None:
-    """Check that two class lists agree,
-    since an output of the network has no name but its position.
+def check_classes(expected: list[str], actual: list[str], what: str) -> None:
+    """Check that two lists of classes agree: an output of a network is known by position alone.
 
     Args:
-        expected: the class names that the network or the training images have.
-        found: the class names that came.
-        what: where `found` comes from, for the message: "the validation images".
+        expected: class names of the network or the training images.
+        actual: class names of other images.
+        what: names the other images in the message: "the validation images".
 
     Raises:
         InputError: they differ; the message has both counts and the first difference.
     """
-    if expected == found:
+    if expected == actual:
         return
     position = next(
-        (i for i, (a, b) in enumerate(zip(expected, found)) if a != b),
-        min(len(expected), len(found)),
+        (i for i, (a, b) in enumerate(zip(expected, actual)) if a != b),
+        min(len(expected), len(actual)),
     )
     names = [
-        classes[position] if position < len(classes) else "nothing" for classes in (expected, found)
+        classes[position] if position < len(classes) else "nothing"
+        for classes in (expected, actual)
     ]
     raise InputError(
-        f"the classes of {what} are not the expected ones: {len(found)} instead of {len(expected)},"
-        f" class {position} is {names[1]} instead of {names[0]}; use the same class folders"
+        f"the classes of {what} are not the expected ones: {len(actual)} instead of"
+        f" {len(expected)}, class {position} is {names[1]} instead of {names[0]}; use the same"
+        " class folders"
     )
 
 
 def check_outputs(count: int, data: ImageData, net: str | Path | None) -> None:
-    """Refuse images of more or fewer classes than a network tells apart;
-    the authors' files name none.
+    """Refuse images with another number of classes than a network.
 
     Args:
-        count: of the network's classes.
+        count: the network's number of classes; the authors' files do not name them.
         data: the images.
-        net: how the network is called.
+        net: the network, for the message.
 
     Raises:
         InputError: the numbers differ.

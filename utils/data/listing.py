@@ -1,10 +1,9 @@
-"""The one listing of a folder of class folders: which files are images,
-which are left out, and what is said of both.
+"""The listing of a folder of class folders: its images, and what is left out.
 
-The order is torchvision's `ImageFolder`: classes, folders below them and files each sorted as text.
-Other than that, hidden files and folders and what systems leave behind are no images and no
-classes, each real folder is visited once however many links lead to it, and everything that is left
-out is counted.
+The order is that of torchvision's `ImageFolder`: classes, folders below them and files are each
+sorted as text. Unlike there, hidden files and files of operating systems are no images, and such
+folders are no classes. Each real folder is visited once, however many links lead to it. Everything
+that is left out is counted.
 """
 
 import os
@@ -25,7 +24,8 @@ JUNK_FOLDERS = {
     "__pycache__",
 }
 JUNK_FILES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}
-# Photos and drawings; Pillow reads more under further endings, which are no images of a data set.
+# Endings of photos and drawings. Pillow reads other files too (PDF, icons, fonts), which are no
+# images of a data set.
 ENDINGS = (
     ".jpg",
     ".jpeg",
@@ -50,7 +50,7 @@ ENDINGS = (
     ".heic",
     ".heif",
 )
-NAMED = 3  # of each kind of what is left out
+NAMED = 3  # left-out files of each kind that a message names
 AGAIN, LOOSE = "links to folders listed already", "images in no class folder"
 
 Identity = tuple[int, int]  # device and inode: two paths to one folder have the same
@@ -58,28 +58,27 @@ Identity = tuple[int, int]  # device and inode: two paths to one folder have the
 
 @dataclass
 class LeftOut:
-    """What a listing left out: for each kind the names, relative to the root."""
+    """The files and folders that a listing left out: by kind the names, relative to the root."""
 
     names: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, kind: str, name: str) -> None:
-        """Note one file or folder."""
+        """Add one file or folder."""
         self.names.setdefault(kind, []).append(name)
 
     def __str__(self) -> str:
-        """Say it in one line, "" where nothing was left out:
-        "left out: 2 hidden (a/._1.png, .git), 7 .txt (…)".
-        """
-        parts = []
+        """One line: "left out: 2 hidden (a/._1.png, .git); 7 .txt (…)"; "" for nothing."""
+        kinds = []
         for kind, names in sorted(self.names.items()):
             named = ", ".join(names[:NAMED]) + (", …" if len(names) > NAMED else "")
-            parts.append(f"{len(names):,} {kind} ({named})")
-        return f"left out: {'; '.join(parts)}" if parts else ""
+            kinds.append(f"{len(names):,} {kind} ({named})")
+        return f"left out: {'; '.join(kinds)}" if kinds else ""
 
 
 def readable_endings() -> frozenset[str]:
-    """Give the endings of `ENDINGS` that the installed Pillow can open, lower case."""
+    """Give the endings of `ENDINGS`, lower case, that the installed Pillow can open."""
     formats = Image.registered_extensions()
+    # Pillow registers AVIF even where it was built without the library.
     return frozenset(
         ending
         for ending in ENDINGS
@@ -88,7 +87,7 @@ def readable_endings() -> frozenset[str]:
 
 
 def find_class_folders(root: Path, left_out: LeftOut) -> list[str]:
-    """Give the names of the class folders of `root`, sorted as text; hidden ones and junk are none.
+    """Name the class folders of `root`, sorted as text, without hidden ones and junk.
 
     Raises:
         PermissionError: the folder may not be read.
@@ -108,9 +107,9 @@ def list_files(root: Path, folders: Iterable[str], left_out: LeftOut) -> list[tu
     """List the images of class folders.
 
     Args:
-        root: that the folders are in.
-        folders: their names; a link is followed.
-        left_out: is told what is no image, and of the folders that were visited before.
+        root: the folder of class folders.
+        folders: their names; links are followed.
+        left_out: takes what is no image, and folders that are visited already.
 
     Returns:
         (class folder, POSIX path relative to `root`) of each image, class by class, sorted as
@@ -120,8 +119,9 @@ def list_files(root: Path, folders: Iterable[str], left_out: LeftOut) -> list[tu
     real_root = Path(os.path.realpath(root))
     # A link to the root or above it would list every class, and other splits, under this one.
     above = {_identity(folder) for folder in (real_root, *real_root.parents)}
+    # Know all class folders before walking: an image belongs to its class folder, not to a link
+    # that leads there from another class.
     of_classes: dict[Identity, str] = {}
-    # Before what lies below them: an image belongs to its class folder, not to a link to that
     for name in folders:
         of_classes.setdefault(_identity(root / name), name)
     visited = above | of_classes.keys()
@@ -139,8 +139,17 @@ def list_files(root: Path, folders: Iterable[str], left_out: LeftOut) -> list[tu
 def _walk(
     root: Path, folder: str, visited: set[Identity], endings: frozenset[str], left_out: LeftOut
 ) -> Iterator[tuple[str, list[str]]]:
-    """Give a folder and those below it, each once,
-    with the names of their images; `visited` is added to.
+    """Walk a folder and those below it, each once.
+
+    Args:
+        root: the folder of class folders.
+        folder: POSIX path below it.
+        visited: folders to skip; those that are visited are added.
+        endings: of images.
+        left_out: takes everything else.
+
+    Yields:
+        A folder's POSIX path below `root`, and the names of its images.
     """
     files, below = [], []
     with os.scandir(root / folder) as entries:
@@ -170,7 +179,7 @@ def _walk(
 
 
 def _is_left_out(name: str, path: str, left_out: LeftOut) -> bool:
-    """Say whether a folder is hidden or junk, and note it."""
+    """Whether a folder is hidden or junk; such a one is added to `left_out`."""
     if name.startswith("."):
         left_out.add("hidden", f"{path}/")
     elif name.lower() in JUNK_FOLDERS:
@@ -181,20 +190,23 @@ def _is_left_out(name: str, path: str, left_out: LeftOut) -> bool:
 
 
 def _ending(name: str) -> str:
+    """The ending of a file's name in lower case, with its dot."""
     return Path(name).suffix.lower()
 
 
 def _identity(folder: Path) -> Identity:
+    """What two paths to one folder have in common."""
     status = folder.stat()
     return status.st_dev, status.st_ino
 
 
 def order_note(classes: list[str]) -> str:
-    """Say how classes are numbered where their names hold numbers that sort as text; "" elsewhere.
+    """Warn where class names hold numbers that sort differently as text; "" elsewhere.
 
-    Labels follow the text, as `ImageFolder`'s do: of 0 … 11 the third label is folder 10. Networks
-    from elsewhere may count otherwise, and their labels would then be wrong without any sign.
+    Labels follow the text, as `ImageFolder`'s do: of folders 0 … 11 the third label is folder 10.
+    Networks from elsewhere may count by number. Their labels would then be wrong without any sign.
     """
+    # Zeros in front make the text sort by number: "2" → "0…02", "10" → "0…010".
     by_number = sorted(
         classes, key=lambda name: re.sub("[0-9]+", lambda digits: digits[0].zfill(20), name)
     )

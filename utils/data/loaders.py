@@ -1,4 +1,4 @@
-"""One loader for photos and for features: batches whose order depends on (seed, epoch) alone."""
+"""The loader of photos and features: the order of its batches depends on (seed, epoch) alone."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,8 +12,9 @@ from utils.errors import InputError
 
 
 class Batch(list[int]):
-    """The indices of one batch, and what is drawn for its images:
-    workers learn the epoch with the indices.
+    """The indices of one batch, with the seed and epoch for what is drawn for its images.
+
+    They travel with the indices because workers live over several epochs.
 
     Attributes:
         seed: of the run.
@@ -26,7 +27,7 @@ class Batch(list[int]):
 
 
 class Part(Dataset[Any]):
-    """Some samples of a data set, as torch's Subset, but a batch keeps its epoch.
+    """Some samples of a data set: torch's Subset, but a batch keeps its seed and epoch.
 
     Args:
         whole: implements `__getitems__`.
@@ -46,10 +47,19 @@ class Part(Dataset[Any]):
 
 
 class EpochSampler(Sampler[list[int]]):
-    """Batches of indices, the share of one process of a distributed run.
+    """Batches of indices for one process of a distributed run.
 
-    Shuffled shares are padded from their own beginning to equal length, because gradients are
-    averaged in step; unshuffled ones are exact, so that an evaluation sees every sample once.
+    Shuffled shares are padded to equal length by samples from the beginning of the order, because
+    all processes average their gradients in every step. Unshuffled shares are not padded: an
+    evaluation sees every sample exactly once.
+
+    Args:
+        length: of the data set.
+        batch_size: samples a step of this process.
+        shuffle: a new order in every epoch.
+        seed: of the order.
+        rank: this process' number.
+        world_size: the number of processes.
     """
 
     def __init__(
@@ -69,16 +79,15 @@ class EpochSampler(Sampler[list[int]]):
             return list(range(self.rank, self.length, self.world_size))
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % 2**64)
         order = torch.randperm(self.length, generator=generator)
-        order = order.repeat(self.world_size)[
-            : math.ceil(self.length / self.world_size) * self.world_size
-        ]
+        padded_length = math.ceil(self.length / self.world_size) * self.world_size
+        order = order.repeat(self.world_size)[:padded_length]
         return order[self.rank :: self.world_size].tolist()
 
     def __iter__(self) -> Iterator[Batch]:
-        # DataLoader draws a seed for its workers from torch's own generator: once where they
-        # persist, in every epoch where there are none. Here it is drawn in every epoch alike, so
-        # that what follows it, such as dropout, depends neither on the number of workers nor on the
-        # epoch that a run was resumed at.
+        # DataLoader draws a seed for its workers from torch's generator: once where they persist,
+        # in every epoch where there are none. `make_loader` gives it another generator, and the
+        # draw happens here in every epoch. So later draws, such as dropout's, depend neither on the
+        # number of workers nor on the epoch that a run was resumed at.
         torch.empty((), dtype=torch.int64).random_()
         share = self.share()
         for start in range(0, len(share), self.batch_size):
@@ -101,17 +110,17 @@ def make_loader(
     world_size: int = 1,
     pin: bool = False,
 ) -> DataLoader[tuple[Tensor, ...]]:
-    """Make a loader over a dataset whose `__getitems__` returns stacked batches.
+    """Make a loader over a data set whose `__getitems__` returns stacked batches.
 
     Args:
         dataset: implements `__len__` and `__getitems__(indices) -> tuple of tensors`.
         batch_size: samples a step of this process.
-        shuffle: a new order every epoch (`loader.batch_sampler.set_epoch`).
+        shuffle: a new order in every epoch (`loader.batch_sampler.set_epoch`).
         seed: of the order.
-        workers: processes that decode; 0 for data that is already in memory.
+        workers: processes that decode; 0 for data that is in memory.
         rank: this process' number in a distributed run.
         world_size: the number of processes.
-        pin: page-locked memory, for copies to a GPU that overlap with computing.
+        pin: use page-locked memory, whose copies to a GPU overlap with computing.
 
     Raises:
         InputError: there are fewer samples than processes.
@@ -136,5 +145,5 @@ def make_loader(
 
 
 def _already_a_batch(batch: Any) -> Any:
-    """`__getitems__` stacked it; a named function because workers may be spawned."""
+    """Give a batch of `__getitems__` back; a lambda could not travel to a spawned worker."""
     return batch

@@ -1,6 +1,4 @@
-"""One store for tensors that never change: a row for each image,
-on a GPU, in memory or in a mapped file.
-"""
+"""The store of tensors that never change: a row for each image, on a GPU, in memory or in a file."""
 
 import os
 import re
@@ -14,20 +12,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# What is left free is for the model and its activations, and for everybody else on the machine.
+# Shares of the free room that may be taken. The rest is for the model, its activations, and
+# everybody else on the machine.
 GPU_SHARE, RAM_SHARE, DISK_SHARE = 0.4, 0.5, 0.9
 
 
 class TensorStore:
-    """One tensor for each image of a data set,
-    by the image's index: decoded pixels, logits, features.
+    """One tensor for each image of a data set: decoded pixels, logits or features.
 
     `images.with_stored(store)` is the data set whose batches begin with these rows.
 
     Attributes:
-        values: (N, …) of a dtype that NumPy has, row i of image i.
-        device: where the rows are, and so where `gather` gives them.
-        path: the .npy file whose pages `values` are, or None.
+        values: (N, …) of a dtype that NumPy has; row i is image i's.
+        device: of the rows, and of what `gather` returns.
+        path: the .npy file that `values` map, or None.
     """
 
     def __init__(self, values: Tensor, path: Path | None = None) -> None:
@@ -35,8 +33,7 @@ class TensorStore:
 
     @classmethod
     def mapped(cls, path: Path) -> "TensorStore":
-        """Map a .npy file; the pages that are read are shared by all processes,
-        and the file is never written.
+        """Map a .npy file read-only; all processes share the pages that are read.
 
         Raises:
             OSError, ValueError, EOFError, TypeError: there is no such file, or it is no whole array
@@ -44,7 +41,7 @@ class TensorStore:
         """
         array = np.asarray(np.load(path, mmap_mode="r"))
         with warnings.catch_warnings():
-            # Torch warns of read-only memory; `gather` only reads
+            # Torch warns of read-only memory, into which nothing here writes.
             warnings.simplefilter("ignore", UserWarning)
             return cls(torch.from_numpy(array), path)
 
@@ -54,32 +51,37 @@ class TensorStore:
         return self.values.device
 
     def gather(self, index: Tensor) -> Tensor:
-        """Return a copy of the rows at `index`,
-        int64 (n,) on any device: (n, …) on `self.device`.
+        """Copy the rows at some indices.
+
+        Args:
+            index: int64 (n,), on any device.
+
+        Returns:
+            (n, …) on `self.device`.
         """
         if self.device.type == "cpu":
-            # torch's gather waits for a thread on each core; on a busy machine NumPy's single one
-            # is 50 times as fast
+            # torch waits for a thread on each core; on a busy machine NumPy's one thread is 50
+            # times as fast.
             return torch.from_numpy(self.values.numpy()[index.cpu().numpy()])
         return self.values.index_select(0, index.to(self.device))
 
     def __reduce__(self) -> tuple[Callable[..., "TensorStore"], tuple[Any, ...]]:
         if self.path is not None:
-            # A spawned worker maps the file; pickling would copy it
+            # A spawned worker maps the file; pickled, the values would be copied.
             return TensorStore.mapped, (self.path,)
         return TensorStore, (self.values,)
 
 
 def choose_place(needed_bytes: int, path: Path, device: torch.device | None) -> str:
-    """Choose where what is computed once is kept: the first that has room to spare.
+    """Choose the first place with room to spare for a store.
 
     Args:
-        needed_bytes: how much there is to keep.
-        path: the file that would hold it on disk.
+        needed_bytes: size of the store.
+        path: the file that it would have on disk.
         device: where the model computes; only a GPU counts.
 
     Returns:
-        "gpu", "ram", "disk", or "off" where there is no room.
+        "gpu", "ram" or "disk"; "off" where there is no room.
     """
     if (
         device is not None
@@ -97,21 +99,22 @@ def choose_place(needed_bytes: int, path: Path, device: torch.device | None) -> 
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that a tensor on this device may take."""
+    """Give the memory, in bytes, that a tensor on this device may take."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory_bytes()
 
 
 def available_memory_bytes() -> int:
-    """Memory that this process may take:
-    what is available here or to its container, shared with torchrun's others.
+    """Give the memory, in bytes, that this process may take.
+
+    It is the machine's or the container's, whichever is less, shared by the processes of torchrun.
     """
     meminfo, container = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
-    if meminfo.is_file() and (
-        found := re.search(r"MemAvailable: *(\d+) kB", meminfo.read_text(encoding="ascii"))
-    ):
-        available = int(found[1]) * 1024
-    else:
+    text = meminfo.read_text(encoding="ascii") if meminfo.is_file() else ""
+    if match := re.search(r"MemAvailable: *(\d+) kB", text):
+        available = int(match[1]) * 1024
+    else:  # no Linux, or an old one
         available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    # A container without a limit has "max" in this file.
     if container.is_file() and (limit := container.read_text(encoding="ascii").strip()).isdigit():
         available = min(available, int(limit))
     return available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

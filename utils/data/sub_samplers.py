@@ -1,4 +1,4 @@
-"""Sub-samplers: named lists that choose a part of the training images."""
+"""Sub-samplers: named lists of indices that choose some of the training images."""
 
 import hashlib
 import json
@@ -30,31 +30,31 @@ def read_sub_sampler(
 ) -> Tensor:
     """Read `sub_sampler_{dataset}_{name}.{pt,npy,json}` from `data_root` or its folder `dataset`.
 
-    Where there is none and `name` is `{percent}par_A` or `{percent}par_B`, both halves are made and
-    saved in `data_root`, so that every later step takes the same images.
+    If there is none and `name` is `{percent}par_A` or `{percent}par_B`, both halves are made and
+    saved in `data_root`. So every later step takes the same images.
 
     Args:
         dataset: name of the data set.
         name: name of the sub-sampler.
         images: the whole list that the indices point into.
         data_root: folder that is searched and written.
-        split: how the halves are to be made: "first" puts the first percent of each class into A
-            (rounded down, as the authors' lists) and the rest into B; "random" draws them. None: as
-            a file that is there was made, else "first".
+        split: the way to make halves. "first" puts the first percent of each class into A (rounded
+            down, as in the authors' lists) and the rest into B; "random" draws them. None: the way
+            of an existing file, else "first".
         seed: of the "random" split.
 
     Returns:
         Positions in `images`, int64, without duplicates.
 
     Raises:
-        InputError: there is no such file, it was made in another way than `split` asks for (one
-            that does not record how is taken), or it is no list of different indices below
+        InputError: there is no such file; its record says another split than `split` (a file
+            without a record is taken); or it is no list of different indices below
             len(images.files).
     """
     path = _find(Path(data_root), dataset, name)
     if path is not None:
-        indices, made = _read(path, images)
-        _check_origin(path, made, split, seed)
+        indices, origin = _read(path, images)
+        _check_origin(path, origin, split, seed)
         return indices
     half = _HALF.fullmatch(name)
     if half is None or int(half[1]) == 0:
@@ -63,28 +63,41 @@ def read_sub_sampler(
             f" or {printable(Path(data_root, dataset))}; put it there, or use a name such as"
             " 50par_A, which is made"
         )
-    percent, letter = int(half[1]), half[2]
+    return _make_halves(dataset, int(half[1]), half[2], images, Path(data_root), split, seed)
+
+
+def _make_halves(
+    dataset: str,
+    percent: int,
+    letter: str,
+    images: ImageList,
+    data_root: Path,
+    split: str | None,
+    seed: int,
+) -> Tensor:
+    """Make and save the halves `{percent}par_A` and `_B`, and give the one that `letter` names.
+
+    Arguments and errors are those of `read_sub_sampler`.
+    """
     other = "B" if letter == "A" else "A"
-    other_path = _find(Path(data_root), dataset, f"{percent}par_{other}")
-    if other_path is not None:  # the halves must not overlap, whoever made the first
-        kept, made = _read(other_path, images)
-        _check_origin(other_path, made, split, seed)
-        halves = {letter: _without(kept, len(images.files))}
+    other_path = _find(data_root, dataset, f"{percent}par_{other}")
+    if other_path is not None:  # one half exists: take its rest, so that the two do not overlap
+        other_indices, origin = _read(other_path, images)
+        _check_origin(other_path, origin, split, seed)
+        halves = {letter: _without(other_indices, len(images.files))}
     else:
-        made = {"split": split or "first", "seed": seed}
-        first = split_classes(images.targets, percent, made["split"], seed)
+        origin = {"split": split or "first", "seed": seed}
+        first = split_classes(images.targets, percent, origin["split"], seed)
         halves = {"A": first, "B": _without(first, len(images.files))}
     for key, indices in halves.items():
         if len(indices) == 0:
             raise InputError(
                 f"{percent}par_{key} of {dataset} would have no images; its classes are too small"
             )
+    record = {"images": len(images.files), "files_sha256": _fingerprint(images), **origin}
     for key, indices in halves.items():
-        value = {"images": len(images.files), "files_sha256": _fingerprint(images), **made}
-        write_json(
-            Path(data_root, f"sub_sampler_{dataset}_{percent}par_{key}.json"),
-            value | {"indices": indices.tolist()},
-        )
+        path = data_root / f"sub_sampler_{dataset}_{percent}par_{key}.json"
+        write_json(path, record | {"indices": indices.tolist()})
     return halves[letter]
 
 
@@ -92,8 +105,8 @@ def split_classes(targets: Tensor, percent: int, split: str, seed: int) -> Tenso
     """Choose `percent` % of each class, rounded down.
 
     Args:
-        targets: int64 (n,); a multi-label (n, classes) counts as one class, since its images have
-            no single one.
+        targets: int64 (n,). Multi-label targets (n, classes) count as one class: an image has no
+            single one.
         percent: 1 … 99.
         split: "first" images of each class, or "random" ones.
         seed: of "random".
@@ -115,7 +128,7 @@ def split_classes(targets: Tensor, percent: int, split: str, seed: int) -> Tenso
 
 
 def _find(data_root: Path, dataset: str, name: str) -> Path | None:
-    """Return the first sub-sampler of that name, or None."""
+    """Return the first file of a sub-sampler, or None."""
     stem = f"sub_sampler_{dataset}_{name}"
     candidates = (
         folder / f"{stem}{end}" for folder in (data_root, data_root / dataset) for end in _READERS
@@ -124,14 +137,21 @@ def _find(data_root: Path, dataset: str, name: str) -> Path | None:
 
 
 def _read(path: Path, images: ImageList) -> tuple[Tensor, dict[str, Any]]:
-    """Read and check one file: its indices, and `split` and `seed` where it records them."""
-    value, made = _READERS[path.suffix](path), {}
-    if isinstance(value, dict):  # one of ours: it knows which images it was made for
+    """Read and check one file.
+
+    Returns:
+        Its indices, int64 (n,), and its origin: `split` and `seed`, if it records them.
+
+    Raises:
+        InputError: it is no list of different indices, or was made for other images.
+    """
+    value, origin = _READERS[path.suffix](path), {}
+    if isinstance(value, dict):  # a file of this suite records the images that it was made for
         if value.get("files_sha256") != _fingerprint(images):
             raise InputError(
                 f"{printable(path)} was made for another list of images; remove it to make it anew"
             )
-        made = {key: value[key] for key in ("split", "seed") if key in value}
+        origin = {key: value[key] for key in ("split", "seed") if key in value}
         value = value.get("indices")
     if isinstance(value, list):
         if not all(type(index) is int for index in value):
@@ -142,26 +162,32 @@ def _read(path: Path, images: ImageList) -> tuple[Tensor, dict[str, Any]]:
     value = np.asarray(value)
     if value.dtype.kind not in "iu":
         raise InputError(f"{printable(path)} is not a list of whole numbers but of {value.dtype}")
-    return _checked(torch.from_numpy(value.astype(np.int64)), len(images.files), path), made
+    return _checked(torch.from_numpy(value.astype(np.int64)), len(images.files), path), origin
 
 
-def _check_origin(path: Path, made: dict[str, Any], split: str | None, seed: int) -> None:
-    """Refuse a file that records another split,
-    or another seed of a random one, than was asked for.
+def _check_origin(path: Path, origin: dict[str, Any], split: str | None, seed: int) -> None:
+    """Refuse a file whose record has another split, or another seed of a random one.
+
+    Raises:
+        InputError: it is so.
     """
-    if split is None or "split" not in made:
+    if split is None or "split" not in origin:
         return
     wanted = {"split": split, "seed": seed} if split == "random" else {"split": split}
     for key, value in wanted.items():
-        if made.get(key) != value:
+        if origin.get(key) != value:
             raise InputError(
-                f"{printable(path)} was made with --{key} {made.get(key)}, not {value}; leave out"
+                f"{printable(path)} was made with --{key} {origin.get(key)}, not {value}; leave out"
                 " --split to take it as it is, or remove it and its other half to make both anew"
             )
 
 
 def _checked(indices: Tensor, images: int, path: Path) -> Tensor:
-    """Refuse indices that choose no image, one that is not there, or one twice."""
+    """Return indices that choose at least one image, each once.
+
+    Raises:
+        InputError: there are none, one is out of range, or one appears twice.
+    """
     if len(indices) == 0:
         raise InputError(f"{printable(path)} is empty")
     outside = indices[(indices < 0) | (indices >= images)]
@@ -178,7 +204,7 @@ def _checked(indices: Tensor, images: int, path: Path) -> Tensor:
 
 
 def _read_pt(path: Path) -> Any:
-    """Read tensors and plain values, never code."""
+    """Read a file of `torch.save`: tensors and plain values, never code."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError, KeyError):
@@ -203,12 +229,12 @@ _READERS = {".pt": _read_pt, ".npy": _read_npy, ".json": read_json}
 
 
 def _without(indices: Tensor, images: int) -> Tensor:
-    """Return the positions below `images` that `indices` leaves out, sorted."""
+    """Return the positions 0 … images − 1 that are not in `indices`, sorted."""
     rest = torch.ones(images, dtype=torch.bool)
     rest[indices] = False
     return rest.nonzero().flatten()
 
 
 def _fingerprint(images: ImageList) -> str:
-    """SHA-256 of the files' names in their order."""
+    """The hexadecimal SHA-256 of the files' names in their order."""
     return hashlib.sha256(json.dumps(images.files).encode()).hexdigest()

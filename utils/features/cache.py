@@ -1,29 +1,29 @@
-"""Both networks' features of a whole data set on disk:
-written once by ConvOutput.py, read by every fit.
+"""The feature cache: both networks' features of a data set on disk.
 
-Format, version 1. One folder holds one split; row i of every array belongs to `paths[i]`, in the
-order of the data set, unshuffled:
+ConvOutput.py writes it once, every fit reads it. Format, version 1: one folder is one split, and
+row i of every array belongs to `paths[i]`, in the order of the data set, unshuffled.
 
-    index.json      {"format", "version", "complete", "count": N, "shape_a", "shape_b", "dtype", "top_k",
-                    "target_shape", "record"}. `record` says where the features come from: data set,
+    index.json      {"format", "version", "complete", "count": N, "shape_a", "shape_b", "dtype",
+                    "top_k", "target_shape", "record"}. `record` is the features' origin: data set,
                     split, architectures, layers, SHA-256 of both checkpoints, transform, classes.
-                    "doubts", where there are any, has sentences about nets that seem untrained
-    paths.json      N paths relative to the data set's root. Both JSON files are ASCII: a byte of a path that
-                    is no UTF-8 is kept as the escape that `os.fsdecode` makes of it
+                    "doubts", if there are any, has sentences about nets that seem untrained
+    paths.json      N paths relative to the data set's root. Both JSON files are ASCII: a byte of a
+                    path that is no UTF-8 is kept as the escape of `os.fsdecode`
     features_a.npy  (N, *shape_a) float32, float16, or bfloat16 stored as uint16
     features_b.npy  (N, *shape_b) the same type
     targets.npy     (N,) int64, or (N, *target_shape) float32 for several labels an image
-    hits_a.npy      (N, len(top_k)) bool: whether net A has the label among its first k answers
-    hits_b.npy      the same of net B
-    written.npy     (N,) bool: rows of which both nets' features are there
-    hashes.npy      (N, 16) uint8, the beginning of the SHA-256 of each image's file; caches of earlier versions have
-                    none, and their images are then compared with nothing
+    hits_a.npy      (N, len(top_k)) bool: net A has the label among its first k answers
+    hits_b.npy      (N, len(top_k)) bool: net B likewise
+    written.npy     (N,) bool: rows with both nets' features
+    hashes.npy      (N, 16) uint8, the beginning of the SHA-256 of each image's file. Caches of
+                    earlier versions have none; their images are not compared
 
-`complete` is false from the first byte on and becomes true, in one atomic replacement, only after
-every row is on the disk. The arrays are plain .npy files: `numpy.load(path, mmap_mode="r")` reads
-them without us.
+`complete` is false from the first byte on. One atomic replacement makes it true after every row is
+on the disk. The arrays are plain .npy files: `numpy.load(path, mmap_mode="r")` reads them without
+this suite.
 """
 
+import contextlib
 import json
 import mmap
 import os
@@ -48,14 +48,12 @@ VERSION = 1
 INDEX = "index.json"
 PATHS = "paths.json"
 HASHES = "hashes.npy"
-# numpy has no bfloat16: its bits are stored as uint16
+# NumPy has no bfloat16: its bits are stored as uint16.
 STORED_TYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}
 
 
 def array_layout(index: Mapping[str, Any]) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
-    """Type and shape of every .npy file,
-    by its name without the ending, as `index.json` implies them.
-    """
+    """Give dtype and shape of every .npy file, by name without the ending, as `index.json` says."""
     count, hits = index["count"], (np.dtype(bool), (index["count"], len(index["top_k"])))
     features = np.dtype(STORED_TYPES[index["dtype"]])
     return {
@@ -78,21 +76,21 @@ def open_features(
     reverse: bool = False,
     expected: Mapping[str, Any] | None = None,
 ) -> "FeatureCache | OldFeatureFolder":
-    """Open stored features: a complete cache, or a folder of one old `.pkl` file an image.
+    """Open stored features: a complete cache, or an old folder of one `.pkl` file an image.
 
     Args:
-        folder: the folder itself, or its parent when `split` names the folder inside ("train" or
+        folder: the folder itself, or its parent if `split` names the folder inside ("train" or
             "val").
-        split: the split that is wanted; a cache that records another one is refused.
+        split: the wanted split; a cache of another one is refused.
         reverse: swap A and B everywhere: shapes, features, hits and the `_a`/`_b` entries of the
             record.
-        expected: entries of the record (after `reverse`), or `shape_a`, `shape_b`, `dtype`,
-            `count`, `top_k`, and the values that they must have. An old folder records no origin:
-            of it, only the shapes and the count are compared.
+        expected: the expected values of some entries of the record (after `reverse`), or of
+            `shape_a`, `shape_b`, `dtype`, `count`, `top_k`. An old folder records no origin: only
+            its shapes and its count are compared.
 
     Raises:
-        InputError: nothing there, an incomplete or damaged cache, another program's folder, both
-            formats in one folder, or a value that is not the expected one.
+        InputError: there are no features, they are incomplete or damaged, the folder has both
+            formats or belongs to another program, or a value is not the expected one.
     """
     folder = _find(Path(folder), split)
     features: FeatureCache | OldFeatureFolder
@@ -104,15 +102,16 @@ def open_features(
     wanted = dict(expected or {})
     if split is not None:
         wanted.setdefault("split", split)
-    # As JSON gives it back: lists for tuples
+    # The record came through JSON, which makes lists of tuples: compare in that form.
     for key, value in json.loads(json.dumps(wanted)).items():
         if key not in facts and isinstance(features, OldFeatureFolder):
             continue
-        if key == "arch" and isinstance(held := facts.get(key), str) and same_arch(held, value):
+        stored = facts.get(key)
+        if key == "arch" and isinstance(stored, str) and same_arch(stored, value):
             continue
-        if facts.get(key) != value:
+        if stored != value:
             raise InputError(
-                f"the features in {folder} have {key} = {json.dumps(facts.get(key))}, expected"
+                f"the features in {folder} have {key} = {json.dumps(stored)}, expected"
                 f" {json.dumps(value)}; name the folder that was stored with it, or store the"
                 " features again with ConvOutput.py"
             )
@@ -120,7 +119,11 @@ def open_features(
 
 
 def _find(folder: Path, split: str | None) -> Path:
-    """The folder that holds features: `folder` or `folder/split`."""
+    """Find the folder with features: `folder` or `folder/split`.
+
+    Raises:
+        InputError: neither has features, or one has them in both formats.
+    """
     check_feature_folder(folder)
     candidates = [folder] if split is None else [folder, folder / split]
     for candidate in candidates:
@@ -141,15 +144,17 @@ def _find(folder: Path, split: str | None) -> Path:
 
 
 class FeatureCache(Dataset):
-    """A complete cache; batches are gathered from memory maps, so memory stays at one batch.
+    """A complete cache; its batches are gathered from memory maps, one at a time in memory.
 
     Attributes:
-        provenance: where the features come from; with `reverse`, as the direction B → A sees it.
+        provenance: the features' origin; with `reverse`, of the direction B → A.
         facts: `shape_a`, `shape_b`, `dtype`, `top_k`, `count` as in `index.json`.
-        shape_a: shape of one image's feature from net A; `shape_b` from net B.
-        paths: the images, relative to the data set's root.
+        shape_a: shape of one image's feature from net A.
+        shape_b: shape of one image's feature from net B.
+        paths: of the images, relative to the data set's root.
         targets: (N,) int64, or (N, C) float32 for several labels an image.
-        hits_a: (N, len(top_k)) bool, `hits_b` of net B.
+        hits_a: (N, len(top_k)) bool, of net A.
+        hits_b: (N, len(top_k)) bool, of net B.
         contents: names, labels and hashes of the images, if they are recorded.
 
     Raises:
@@ -161,11 +166,9 @@ class FeatureCache(Dataset):
         index = read_json(folder / INDEX)
         layout = _checked_layout(folder, index)
         written = folder / "written.npy"
-        stored = (
-            int(_load(written, *layout["written"]).sum())
-            if written.exists() or index["complete"]
-            else 0
-        )
+        # An interrupted ConvOutput.py may not have come to `written.npy` yet.
+        has_rows = written.exists() or index["complete"]
+        stored = int(_load(written, *layout["written"]).sum()) if has_rows else 0
         if not index["complete"] or stored != index["count"]:
             raise InputError(
                 f"{folder} is incomplete: {stored} of {index['count']} images were stored before"
@@ -201,17 +204,18 @@ class FeatureCache(Dataset):
         return len(self.paths)
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Rows `indices` as (n, *shape_a) float32, (n,
-        *shape_b) float32, (n, …) targets, (n,) int64 indices.
+        """Read the rows of n images.
+
+        Returns:
+            Features of A, (n, *shape_a) float32; features of B, (n, *shape_b) float32; targets,
+            (n, …); the indices, (n,) int64.
         """
         rows = torch.as_tensor(indices, dtype=torch.int64)
         return self._a.take(rows.numpy()), self._b.take(rows.numpy()), self.targets[rows], rows
 
 
 class _MappedRows:
-    """The rows of one .npy file,
-    through a read-only memory map that every process makes for itself.
-    """
+    """The rows of one .npy file, read through a memory map that every process makes for itself."""
 
     def __init__(self, array: np.memmap, dtype: str):
         self.path = Path(str(array.filename))
@@ -224,47 +228,58 @@ class _MappedRows:
         return self.__dict__ | {"_map": None}  # a map cannot travel to a spawned worker
 
     def take(self, rows: np.ndarray) -> Tensor:
-        """Copy `rows` (n,) int64 out of the file: (n, *shape) float32.
+        """Copy rows out of the file.
+
+        Args:
+            rows: (n,) int64.
+
+        Returns:
+            (n, *shape) float32.
 
         Raises:
             InputError: the file is not the one that was checked: a new ConvOutput.py has begun.
         """
         if self._map is None:
-            try:
-                with self.path.open("rb") as file:
-                    same = _identity(os.fstat(file.fileno())) == self._identity
-                    self._map = (
-                        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if same else None
-                    )
-            except FileNotFoundError:
-                pass
-        if self._map is None:
-            raise InputError(
-                f"{self.path} was replaced while it was in use; start again when ConvOutput.py is"
-                " done"
-            )
+            self._map = self._mapped()
         everything = np.frombuffer(
             self._map, self.stored_type, int(np.prod(self.shape)), self.offset
         )
         row_bytes = everything.nbytes // self.shape[0]
-        # Announce whole rows: left alone, random access to a cold map reads the disk page by page.
+        # Announce whole rows: otherwise random access to a cold map reads the disk page by page.
         for row in np.sort(rows).tolist():
             start = self.offset + row * row_bytes
             page = start - start % mmap.PAGESIZE
             self._map.madvise(mmap.MADV_WILLNEED, page, start + row_bytes - page)
         batch = torch.from_numpy(np.take(everything.reshape(self.shape), rows, axis=0))
-        # Pages read stay in the system's cache, not in this process
+        # Give the pages back: they stay in the system's cache, and this process stays small.
         self._map.madvise(mmap.MADV_DONTNEED)
-        return batch.view(self.dtype).float()
+        return batch.view(self.dtype).float()  # uint16 → bfloat16 keeps the bits
+
+    def _mapped(self) -> mmap.mmap:
+        """Map the file that was checked.
+
+        Raises:
+            InputError: it is gone, or another file has its name.
+        """
+        with contextlib.suppress(FileNotFoundError), self.path.open("rb") as file:
+            if _identity(os.fstat(file.fileno())) == self._identity:
+                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        raise InputError(
+            f"{self.path} was replaced while it was in use; start again when ConvOutput.py is done"
+        )
 
 
 def _identity(status: os.stat_result) -> tuple[int, int, int]:
-    """What changes when a file is replaced or written to."""
+    """Inode, size and time of a file, of which one changes when it is replaced or written to."""
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _checked_layout(folder: Path, index: Any) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
-    """The layout that `index` describes, once it is known to be an index of this version."""
+    """Give the layout of the arrays, after a check of `index.json`.
+
+    Raises:
+        InputError: it is damaged, or of another program or version.
+    """
     if not isinstance(index, dict) or index.get("format") != FORMAT:
         raise InputError(
             f"{folder / INDEX} is not of a feature cache; name the folder that ConvOutput.py wrote"
@@ -289,7 +304,11 @@ def _checked_layout(folder: Path, index: Any) -> dict[str, tuple[np.dtype, tuple
 
 
 def _load(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.memmap:
-    """Map one .npy file read-only after checking that it is what the index says, to the byte."""
+    """Map one .npy file read-only, after a check of dtype, shape and length.
+
+    Raises:
+        InputError: the file is missing, damaged, or not as `index.json` says.
+    """
     try:
         array = np.lib.format.open_memmap(path, mode="r")
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Features computed as they are read, where nothing is stored."""
+"""Live features: both networks compute them when they are read, and nothing is stored."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -14,16 +14,16 @@ from utils.runtime import Runtime
 
 
 def live_provenance(
-    images: ImageData, nets: tuple[NetSource, NetSource], **known: Any
+    images: ImageData, nets: tuple[NetSource, NetSource], **facts: Any
 ) -> Provenance:
-    """Say where features come from that two nets compute of images; arguments as `live_source`'s."""
+    """Give the origin of live features; arguments are those of `live_source`."""
     return Provenance(
         *nets,
         split=images.split,
         classes=images.classes,
         transform=images.decoding_record,
         files_sha256=images.contents.sha256 if images.contents else None,
-        **known,
+        **facts,
     )
 
 
@@ -34,20 +34,20 @@ def live_source(
     shapes: tuple[Shape, Shape],
     runtime: Runtime,
     whole: tuple[nn.Module, nn.Module] | None = None,
-    **known: Any,
+    **facts: Any,
 ) -> Source:
-    """Give the features that two nets compute of images whenever they are read.
+    """Make a source of live features.
 
     Args:
         images: of one split.
-        nets: what A and B are.
+        nets: the records of A and B.
         heads: of A and B, pixels → maps, on the device (`utils.pixels.FromPixels`).
         shapes: of one image's features.
         runtime: device, processes, precision.
-        whole: A and B from pixels to logits, which say whether they are right at all.
-        known: what else is recorded of where the features come from, by the names of `Provenance`.
+        whole: A and B, pixels → logits, by which their accuracies are measured.
+        facts: further fields of the features' `Provenance`.
     """
-    provenance = live_provenance(images, nets, **known)
+    provenance = live_provenance(images, nets, **facts)
     head_a, head_b = (runtime.parallel(head) for head in heads)
     read = partial(read_live, head_a=head_a, head_b=head_b, runtime=runtime)
     return Source(images, read, shapes, provenance, whole)
@@ -61,12 +61,12 @@ def read_live(
 
     Args:
         pixels: uint8 (N, 3, S, S), on the device.
-        head_a: pixels → maps (N, C, H, W).
-        head_b: the same of the target.
-        runtime: precision of the heads; what reads the features is outside of its autocast.
+        head_a: pixels → x as maps (N, C, H, W).
+        head_b: pixels → the target as maps.
+        runtime: its autocast holds for the heads alone, not for what reads the features.
 
     Returns:
-        Two maps, float32.
+        x and the target, float32 maps.
     """
     with runtime.autocast():
         return head_a(pixels).float(), head_b(pixels).float()

@@ -1,4 +1,4 @@
-"""What features show of their two networks: how often they are right, and what is doubtful."""
+"""The accuracies of both networks on the features' images, and doubts that follow from them."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,17 +15,17 @@ from utils.progress import Progress
 from utils.provenance import Provenance
 from utils.runtime import Runtime
 
-# Of a one-sided test: an accuracy that chance reaches more often than this is none
+# The level of a one-sided test: an accuracy that chance reaches more often counts as chance.
 CHANCE_LEVEL = 0.01
-FEW = 3  # images that rounding may turn; of many images one of five hundred
-DEVIATIONS = 4  # of a share that is measured on some of the images
+FEW = 3  # images that rounding may turn right or wrong; of many images, one of 500
+DEVIATIONS = 4  # standard deviations allowed to a share that is measured on some of the images
 
 
 class Answers(NamedTuple):
-    """How often a network's first answer is the label.
+    """A count of a network's right answers.
 
     Attributes:
-        right: images of which it is.
+        right: images whose label is the network's first answer.
         asked: images that the network was asked about.
     """
 
@@ -34,29 +34,29 @@ class Answers(NamedTuple):
 
     @property
     def percent(self) -> float:
-        """The share of right answers."""
+        """The share of right answers, in percent."""
         return 100 * self.right / self.asked
 
 
 def accuracies(features: FeatureCache | OldFeatureFolder, split: str) -> list[str]:
-    """Say how often both networks had the label among their first answers."""
-    known: Any = features.facts.get("top_k", [])
+    """Write one line for each network: its top-k accuracies on the stored images."""
+    top_k: Any = features.facts.get("top_k", [])
     lines = []
     for name, hits in (("A", features.hits_a), ("B", features.hits_b)):
         tops = [
             f"top-{k} {100 * share:.2f} %"
-            for k, share in zip(known, hits.double().mean(0).tolist())
+            for k, share in zip(top_k, hits.double().mean(0).tolist())
         ]
         lines.append(f"net {name}: {', '.join(tops)} of {len(features):,} {split} images")
     return lines
 
 
 def doubts(features: FeatureCache | OldFeatureFolder) -> list[str]:
-    """Say what is doubtful about a pair of which features are stored; see `pair_doubts`."""
-    known: Any = features.facts.get("top_k", [])
-    if 1 not in known:
+    """Give the doubts about the pair of some stored features; see `pair_doubts`."""
+    top_k: Any = features.facts.get("top_k", [])
+    if 1 not in top_k:
         return pair_doubts(features.provenance, {}, None)
-    column, count = known.index(1), len(features)
+    column, count = top_k.index(1), len(features)
     hits = {"A": features.hits_a, "B": features.hits_b}
     answers = {name: Answers(int(of_net[:, column].sum()), count) for name, of_net in hits.items()}
     return pair_doubts(features.provenance, answers, features.targets)
@@ -65,20 +65,20 @@ def doubts(features: FeatureCache | OldFeatureFolder) -> list[str]:
 def pair_doubts(
     provenance: Provenance, answers: Mapping[str, Answers], targets: Tensor | None
 ) -> list[str]:
-    """Say what is doubtful about a pair of networks.
+    """Give the doubts about a pair of networks.
 
-    - One file stands for both.
-    - A network is right no more often than whoever always gives the most frequent class (`at_chance`).
-    - A network is right more or less often than its checkpoint says of the same images: then it sees them
-      otherwise than in training.
+    - Both networks are one file.
+    - A network's accuracy is at chance: that of the most frequent class (`at_chance`).
+    - A network's accuracy differs from its checkpoint's on the same images. Then the images reach
+      it otherwise than in training.
 
     Args:
-        provenance: what the networks are.
-        answers: of "A" and "B", where they are known.
-        targets: of all images, int64 (N,); of several labels an image (N, C), which are not judged.
+        provenance: the records of the networks.
+        answers: of "A" and "B", if they were counted.
+        targets: of all images, int64 (N,). Several labels an image, (N, C), are not judged.
 
     Returns:
-        Sentences; none where there is nothing to say.
+        Sentences; none without a doubt.
     """
     sentences, a, b = list[str](), provenance.a, provenance.b
     if a.sha256 is not None and a.sha256 == b.sha256:
@@ -100,14 +100,13 @@ def pair_doubts(
 
 
 def at_chance(name: str, answers: Answers, targets: Tensor) -> list[str]:
-    """Say it where a network is right no more often than
-    always giving the most frequent class would be.
+    """Doubt a network whose accuracy is that of always giving the most frequent class.
 
-    A one-sided exact binomial test: P(X ≥ right) of X ~ Binomial(asked, share of that class).
+    A one-sided exact binomial test: P(X ≥ right), where X ~ Binomial(asked, share of that class).
 
     Args:
         name: of the network, for the sentence.
-        answers: how often it is right.
+        answers: of the network.
         targets: of all images, int64 (N,).
 
     Returns:
@@ -115,8 +114,8 @@ def at_chance(name: str, answers: Answers, targets: Tensor) -> list[str]:
     """
     chance = targets.unique(return_counts=True)[1].max().item() / len(targets)
     excess = answers.right / answers.asked - chance
-    # Hoeffding's bound spares the import of the exact test wherever a network has learned
-    # something.
+    # Hoeffding: P(X/n ≥ chance + excess) ≤ exp(−2 n excess²). Below the level this decides
+    # without SciPy, whose import takes long.
     if chance == 1 or (excess > 0 and math.exp(-2 * answers.asked * excess**2) < CHANCE_LEVEL):
         return []
     # P(X ≥ k) is the regularised incomplete beta function I_p(k, n − k + 1). `scipy.stats` knows it
@@ -132,29 +131,33 @@ def at_chance(name: str, answers: Answers, targets: Tensor) -> list[str]:
 
 
 def differs_from_record(answers: Answers, percent: float | None, images: int) -> bool:
-    """Say whether a network is right otherwise than a record says, by more than a few images.
+    """Whether a measured accuracy differs from a recorded one by more than a few images.
 
     Args:
-        answers: what was measured.
-        percent: what the record says of all images; None: nothing.
-        images: how many these are. Where fewer were asked, their share varies by itself.
+        answers: the measurement.
+        percent: the record, over all images; None: there is none.
+        images: the number of all images. A share of fewer images varies by chance.
     """
     if percent is None:
         return False
     share, allowed = percent / 100, max(FEW, answers.asked / 500)
     if answers.asked < images:
+        # The standard deviation of a binomial count, n p (1 − p) under the root
         allowed += DEVIATIONS * math.sqrt(answers.asked * share * (1 - share))
     return abs(answers.right - share * answers.asked) > allowed
 
 
 @torch.no_grad()
 def ask(nets: Sequence[nn.Module], loader: DataLoader[Any], runtime: Runtime) -> dict[str, Answers]:
-    """Count how often nets A and B are right.
+    """Count the right answers of nets A and B.
 
     Args:
         nets: pixels → logits, on any device.
         loader: of images with one label each.
         runtime: device, processes, precision.
+
+    Returns:
+        The counts of "A" and "B", over all processes.
     """
     nets = [net.to(runtime.device).eval() for net in nets]
     counts = torch.zeros(len(nets) + 1, dtype=torch.int64, device=runtime.device)
@@ -162,8 +165,7 @@ def ask(nets: Sequence[nn.Module], loader: DataLoader[Any], runtime: Runtime) ->
         pixels, targets, _ = runtime.to_device(batch)
         with runtime.autocast():
             answers = [net(pixels).argmax(1) for net in nets]
-        counts += torch.stack(
-            [*((answer == targets).sum() for answer in answers), targets.new_tensor(len(targets))]
-        )
+        right_answers = [(answer == targets).sum() for answer in answers]
+        counts += torch.stack([*right_answers, targets.new_tensor(len(targets))])
     *right, asked = runtime.sum(counts).tolist()
     return {name: Answers(count, asked) for name, count in zip("AB", right)}

@@ -1,8 +1,7 @@
-"""Read the features that the authors' release stored:
-one `.pkl` file an image, never written by us.
+"""The features of the authors' release, one `.pkl` file an image; this suite only reads them.
 
-`{i:06d}.pkl` is a `torch.save`d dictionary (PyTorch 1.0, not zip) of `target`, `pred1`, `pred2`,
-`convOut1` (net A's feature) and `convOut2` (net B's), tensors or numpy arrays.
+`{i:06d}.pkl` is a dictionary of `torch.save` (PyTorch 1.0, not zip): `target`, `pred1`, `pred2`,
+`convOut1` (net A's feature) and `convOut2` (net B's). Its values are tensors or NumPy arrays.
 """
 
 import struct
@@ -21,15 +20,17 @@ from utils.provenance import Provenance
 
 
 class OldFeatureFolder(Dataset):
-    """The same interface as `utils.features.cache.FeatureCache`, over one file an image.
+    """One file an image, with the interface of `utils.features.cache.FeatureCache`.
 
     Attributes:
-        provenance: nothing is known, the files do not say where they come from.
+        provenance: empty; the files do not record their origin.
         facts: `shape_a`, `shape_b`, `count`.
-        shape_a: shape of one image's feature from net A, taken from file 0; `shape_b` from net B.
-        paths: the file names; those of the images were not kept.
-        contents: None: of the images, the files keep no more than the features.
-        hits_a: (N, 0) bool, `hits_b` the same: hits were not kept in a form that says which k.
+        shape_a: shape of one image's feature from net A, as in file 0.
+        shape_b: shape of one image's feature from net B, as in file 0.
+        paths: the file names; names of the images were not kept.
+        contents: None; the images were not kept.
+        hits_a: (N, 0) bool, of net A: the files do not say for which k their hits are.
+        hits_b: (N, 0) bool, of net B.
 
     Raises:
         InputError: a number of the sequence is missing, a file is not of it, or file 0 is damaged.
@@ -63,14 +64,15 @@ class OldFeatureFolder(Dataset):
 
     @cached_property
     def targets(self) -> Tensor:
-        """(N,) int64, or (N, C) float32 for several labels
-        an image. The first use reads every file.
-        """
+        """(N,) int64, or (N, C) float32 for several labels; the first use reads every file."""
         return torch.stack([self._read(i)[2] for i in range(len(self))])
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Files `indices` as (n, *shape_a) float32, (n,
-        *shape_b) float32, (n, …) targets, (n,) int64 indices.
+        """Read the files of n images.
+
+        Returns:
+            Features of A, (n, *shape_a) float32; features of B, (n, *shape_b) float32; targets,
+            (n, …); the indices, (n,) int64.
 
         Raises:
             InputError: a file is damaged, carries code, lacks a key or has another shape than file
@@ -89,7 +91,11 @@ class OldFeatureFolder(Dataset):
         return features_a, features_b, targets, torch.tensor(rows)
 
     def _read(self, row: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Feature of A, feature of B (float32) and target of one file."""
+        """Read one file: feature of A, feature of B (float32), target.
+
+        Raises:
+            InputError: it is damaged, carries code or lacks a key.
+        """
         path = self.folder / self.paths[row]
         try:
             sample = checkpoint.load(path)
@@ -112,7 +118,11 @@ class OldFeatureFolder(Dataset):
 
 
 def _as_tensor(value: Any, path: Path) -> Tensor:
-    """A stored tensor, array or number."""
+    """Give a stored tensor or number as a tensor.
+
+    Raises:
+        InputError: it is something else.
+    """
     if isinstance(value, Tensor | int | float):
         return torch.as_tensor(value)
     raise InputError(

@@ -1,6 +1,4 @@
-"""Stored features in other pairs than they were stored in:
-with other images' targets, x itself, other nets'.
-"""
+"""Stored features in other pairs: with targets of other images, with x itself, or of other nets."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -19,15 +17,14 @@ Features = FeatureCache | OldFeatureFolder
 
 
 class Pairing(Dataset[Any]):
-    """Stored features with x of image i beside the target of image order[i],
-    beside x itself, or beside another target.
+    """Pairs of x of image i and the target of image order[i], or another target.
 
     Args:
         features: of both nets.
         order: int64 (N,); None: the true pairs.
         itself: the target is x: A → A.
-        target: takes the place of B's features, row i of image i.
-        x: takes the place of A's.
+        target: replaces B's features; row i is image i's.
+        x: replaces A's features; row i is image i's.
     """
 
     def __init__(
@@ -39,19 +36,14 @@ class Pairing(Dataset[Any]):
         target: TensorStore | None = None,
         x: TensorStore | None = None,
     ) -> None:
-        self.features, self.order, self.itself, self.target, self.x = (
-            features,
-            order,
-            itself,
-            target,
-            x,
-        )
+        self.features, self.order, self.itself = features, order, itself
+        self.target, self.x = target, x
 
     def __len__(self) -> int:
         return len(self.features)
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, ...]:
-        """Give x, target, labels, and the numbers of the targets' images."""
+        """Give x, the target, the target's labels, and the numbers of the targets' images."""
         x, target, labels, rows = self.features.__getitems__(indices)
         if self.x is not None:
             x = self.x.gather(rows)
@@ -64,8 +56,10 @@ class Pairing(Dataset[Any]):
 
 
 class Parts(NamedTuple):
-    """Pairs to fit and held-out ones, (N,) images;
-    with their `classes` these stand for all pairs of two of a class.
+    """Pairs to fit, and held-out pairs of N images.
+
+    With the images' `classes`, int64 (N,), the held-out pairs stand for all pairs of two images of
+    one class.
     """
 
     train: Pairing
@@ -74,8 +68,7 @@ class Parts(NamedTuple):
 
 
 class Side:
-    """One net's features of all images as an array of maps (N,
-    C, H, W), of which the rows that are asked for are read.
+    """One net's features of all images, an array of maps (N, C, H, W) that is read by rows.
 
     Args:
         features: of both nets.
@@ -97,9 +90,7 @@ class Side:
 
 
 def classes_of(features: Features) -> Tensor:
-    """Give the images' classes, int64 (N,); all are one where an image has several labels."""
-    return (
-        features.targets
-        if features.targets.ndim == 1
-        else torch.zeros(len(features), dtype=torch.int64)
-    )
+    """Give the images' classes, int64 (N,); images with several labels are all of class 0."""
+    if features.targets.ndim == 1:
+        return features.targets
+    return torch.zeros(len(features), dtype=torch.int64)

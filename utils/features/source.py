@@ -1,6 +1,4 @@
-"""The pairs of features that a step reads: stored ones,
-or ones that are computed of images as they are read.
-"""
+"""The pairs of features that a step reads, stored or live."""
 
 import math
 from collections.abc import Callable
@@ -20,14 +18,14 @@ Shape = tuple[int, ...]
 
 
 class Source(NamedTuple):
-    """Pairs of features, and what they are.
+    """Pairs of features with their origin.
 
     Attributes:
-        data: what a batch is made of: images, or stored features.
+        data: images, or stored features: the content of a batch.
         read: a batch on the device → x and the target as maps.
         shapes: of x and the target of one image.
-        provenance: what the features are.
-        nets: of features that are computed, both whole networks, pixels → logits.
+        provenance: the features' origin.
+        nets: of live features both whole networks, pixels → logits.
     """
 
     data: ImageData | Features
@@ -38,7 +36,7 @@ class Source(NamedTuple):
 
     @property
     def folder(self) -> Path | None:
-        """Where the features are stored, if they are."""
+        """The folder of stored features; None for live ones."""
         return None if isinstance(self.data, ImageData) else self.data.folder
 
     def reversed(self) -> "Source":
@@ -50,13 +48,12 @@ class Source(NamedTuple):
 
 
 def costs(shapes: tuple[Shape, Shape], images: int, flops: int | None) -> str:
-    """Say the two numbers by which to choose between stored
-    features and such that are computed as they are read.
+    """Write the two costs to choose by: disk space of stored features, operations of live ones.
 
     Args:
         shapes: of one image's features.
-        images: how many are fitted.
-        flops: of computing both features of one image; None: that is not known.
+        images: the number of fitted images.
+        flops: operations for both features of one image; None: unknown.
     """
     stored = 4 * images * sum(math.prod(shape) for shape in shapes)
     computed = (
@@ -71,20 +68,21 @@ def costs(shapes: tuple[Shape, Shape], images: int, flops: int | None) -> str:
 def _read_reversed(
     *batch: Tensor, read: Callable[..., tuple[Tensor, Tensor]]
 ) -> tuple[Tensor, Tensor]:
+    """Read a batch with x and target exchanged; a named function, which workers can receive."""
     x, target = read(*batch)
     return target, x
 
 
 def hold_out(count: int, share: float) -> tuple[Tensor, Tensor]:
-    """Set every so many-th of `count` images aside.
+    """Hold images out at equal distances.
 
     Args:
-        count: of all images.
-        share: of them that is set aside, in [0, 1); at most every second one is.
+        count: the number of all images.
+        share: of held-out images, in [0, 1); at most every second image is held out.
 
     Returns:
-        Which images are fitted and which are measured, int64, in order.
+        The numbers of the fitted and of the held-out images, int64, in order.
     """
     every = max(2, round(1 / share)) if share else count + 1
-    held = torch.arange(count) % every == every - 1
-    return (~held).nonzero()[:, 0], held.nonzero()[:, 0]
+    is_held_out = torch.arange(count) % every == every - 1
+    return (~is_held_out).nonzero()[:, 0], is_held_out.nonzero()[:, 0]

@@ -1,6 +1,4 @@
-"""Store both networks' features batch by batch;
-the format is described in `utils.features.cache`.
-"""
+"""The writer of feature caches, batch by batch; `utils.features.cache` describes the format."""
 
 import contextlib
 import json
@@ -38,9 +36,14 @@ def is_stored(
     paths: Sequence[str],
     images: Contents | None = None,
 ) -> bool:
-    """Say whether a complete cache of exactly these features is there already.
+    """Whether a folder has a complete cache of exactly these features.
 
-    Contents are compared where `images` gives them and the cache records them.
+    Args:
+        folder: of the cache.
+        provenance: of the features.
+        facts: entries of `index.json` that must agree.
+        paths: of the images.
+        images: their contents, compared if the cache records its own; None: not compared.
     """
     try:
         stored = open_features(folder, expected=facts)
@@ -51,10 +54,10 @@ def is_stored(
 
 
 def check_images(folder: Path, images: Contents) -> None:
-    """Refuse to replace complete features that were made of other images.
+    """Refuse to replace complete features of other images.
 
     Args:
-        folder: where they would be written.
+        folder: of the features.
         images: of this run.
 
     Raises:
@@ -63,7 +66,7 @@ def check_images(folder: Path, images: Contents) -> None:
     """
     try:
         recorded = open_features(folder).contents
-    except InputError:  # nothing is there, or what is there is not whole
+    except InputError:  # there are no complete features to lose
         return
     if recorded and (changes := recorded.changes(images)):
         raise InputError(
@@ -73,29 +76,29 @@ def check_images(folder: Path, images: Contents) -> None:
 
 
 class FeatureWriter:
-    """Fills a feature cache at given rows; memory does not grow with the number of images.
+    """Fills a feature cache by rows; memory does not grow with the number of images.
 
-    Several processes of one machine may fill one cache: the first makes it (`create=True`), the
-    others attach after that (`create=False`) and write rows of their own; all `close`, and when all
-    have, one calls `finish`. As a context manager it lets the folder go at the end, which no other
-    run may write to meanwhile.
+    Several processes of one machine may fill one cache. The first makes it (`create=True`). The
+    others attach after that (`create=False`) and write other rows. All call `close`; then one calls
+    `finish`. Until its end as a context manager, no other run may write to the folder.
 
     Args:
-        folder: the cache's folder. An earlier cache in it is replaced; other files in it are an
-            error.
-        provenance: where the features come from.
+        folder: the cache's folder. An earlier cache in it is replaced; other files are an error.
+        provenance: the features' origin.
         paths: one relative path an image, in the order of the rows.
-        shape_a: shape of one image's feature from net A; `shape_b` from net B.
-        dtype: how features are stored: torch.float32, float16 or bfloat16.
+        shape_a: shape of one image's feature from net A.
+        shape_b: shape of one image's feature from net B.
+        dtype: of stored features: torch.float32, float16 or bfloat16.
         top_k: the k of the hits' columns.
         target_shape: () for one int64 label an image, (C,) for C float32 labels.
-        hashes: of the images' files, uint8 (N, 16), as `utils.data.contents` has them; None:
-            nothing is recorded.
-        create: make the cache, or attach to one that another process made with the same arguments.
+        hashes: of the images' files, uint8 (N, 16), as of `utils.data.contents`; None: not
+            recorded.
+        create: make the cache; False: attach to a cache that another process made with the same
+            arguments.
 
     Raises:
-        InputError: no image, a type that cannot be stored, other files in the folder, a disk
-            without room, or (attaching) no such cache.
+        InputError: there is no image, the dtype cannot be stored, the folder has other files, the
+            disk has no room, or (attaching) there is no such cache.
     """
 
     def __init__(
@@ -163,19 +166,18 @@ class FeatureWriter:
     def write(
         self, net: str, indices: Sequence[int], features: Tensor, targets: Tensor, hits: Tensor
     ) -> None:
-        """Store one net's batch at rows `indices` (n,),
-        in any order; a row counts once both nets' are there.
+        """Store one net's batch; a row counts as written when it has both nets' features.
 
         Args:
             net: "a" or "b".
-            indices: row numbers, 0 to N − 1.
-            features: (n, *shape_a), or *shape_b; floating point, on any device.
+            indices: n row numbers, 0 to N − 1, in any order.
+            features: (n, *shape_a) or (n, *shape_b); floating point, on any device.
             targets: (n,) integers, or (n, *target_shape) floating point.
-            hits: (n, len(top_k)) bool: is the label among the net's first k answers?
+            hits: (n, len(top_k)) bool: the label is among the net's first k answers.
 
         Raises:
-            InputError: a feature is not finite in the stored type.
-            ValueError: shapes or rows that are not the cache's.
+            InputError: a feature is not finite in the stored dtype.
+            ValueError: shapes or rows are not the cache's.
         """
         rows = [int(index) for index in indices]
         if rows and not 0 <= min(rows) <= max(rows) < self._index["count"]:
@@ -189,11 +191,12 @@ class FeatureWriter:
         }
         for name, values in batch.items():
             self._put(name, rows, values.detach().cpu().numpy())
-        self._has[net][rows] = True  # last: a row counts once the rest is out
+        # Last: a row counts as written only after its features are in the file.
+        self._has[net][rows] = True
         self._put("written", rows, self._has["a"][rows] & self._has["b"][rows])
 
     def close(self) -> None:
-        """Bring everything that this process wrote to the disk; it writes no more."""
+        """Flush everything that this process wrote to the disk, and end its writing."""
         for file in self._files.values():
             if not file.closed:
                 file.flush()
@@ -201,7 +204,7 @@ class FeatureWriter:
                 file.close()
 
     def finish(self) -> None:
-        """Close, and mark the cache complete after checking that every row was written.
+        """Close, check that every row was written, and mark the cache complete.
 
         Raises:
             InputError: rows are missing; the cache stays incomplete.
@@ -216,13 +219,15 @@ class FeatureWriter:
         self.record()
 
     def record(self, **facts: Any) -> None:
-        """Mark the cache complete,
-        and add what its features show to `index.json`, for who reads that.
-        """
+        """Mark the cache complete, and add facts about its features to `index.json`."""
         write_json(self.folder / INDEX, self._index | {"complete": True} | facts)
 
     def _put(self, name: str, rows: list[int], values: np.ndarray) -> None:
-        """Write rows of one file."""
+        """Write rows of one file.
+
+        Raises:
+            ValueError: their shape is not the file's.
+        """
         dtype, shape = self._layout[name]
         array = np.ascontiguousarray(values, dtype=dtype)
         if array.shape != (len(rows), *shape[1:]):
@@ -230,8 +235,8 @@ class FeatureWriter:
                 f"{name} of a batch has shape {array.shape}, expected {(len(rows), *shape[1:])}"
             )
         row_bytes = dtype.itemsize * math.prod(shape[1:])
-        # Plain writes, not a writable map: a full disk is then an error and not a crash of the
-        # process.
+        # Plain writes, not a writable map: a full disk is then an error, and not a SIGBUS that
+        # kills the process.
         for position, row, length in _runs(rows):
             self._files[name].seek(self._offsets[name] + row * row_bytes)
             self._files[name].write(array[position : position + length].data)
@@ -241,22 +246,26 @@ class FeatureWriter:
         return self.folder / f"{name}.npy"
 
     def _create(self, paths: Sequence[str], hashes: Tensor | None) -> None:
-        """Replace what an earlier run left by an incomplete cache of empty rows."""
-        own = [INDEX, PATHS, HASHES, *(f"{name}.npy" for name in self._layout)]
+        """Make an incomplete cache of empty rows, in the place of an earlier one.
+
+        Raises:
+            InputError: the folder has other files, or the disk has no room.
+        """
+        cache_files = [INDEX, PATHS, HASHES, *(f"{name}.npy" for name in self._layout)]
         self.folder.mkdir(parents=True, exist_ok=True)
         foreign = sorted(
             entry.name
             for entry in self.folder.iterdir()
-            if entry.name not in own and entry.name[0] != "."
+            if entry.name not in cache_files and entry.name[0] != "."
         )
         if foreign:
             raise InputError(
                 f"{self.folder} holds other files ({', '.join(foreign[:3])}); choose an empty"
                 " folder for the features"
             )
-        # Removed, the index first, rather than overwritten: who still reads the old cache keeps its
-        # old files.
-        for name in own:
+        # Remove files instead of overwriting them, the index first: a process that reads the old
+        # cache keeps its old files.
+        for name in cache_files:
             (self.folder / name).unlink(missing_ok=True)
         needed = sum(dtype.itemsize * math.prod(shape) for dtype, shape in self._layout.values())
         free = shutil.disk_usage(self.folder).free
@@ -273,7 +282,11 @@ class FeatureWriter:
             np.lib.format.open_memmap(self._path(name), mode="w+", dtype=dtype, shape=shape)
 
     def _encode(self, features: Tensor, net: str) -> Tensor:
-        """Features in the stored type, bfloat16 as its bits."""
+        """Give features in the stored dtype, bfloat16 as its bits in uint16.
+
+        Raises:
+            InputError: one is not finite in it.
+        """
         stored = features.detach().to(self._dtype)
         if not bool(stored.isfinite().all()):
             raise InputError(
@@ -284,8 +297,10 @@ class FeatureWriter:
 
 
 def _runs(rows: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-    """Split `rows` into stretches of consecutive numbers:
-    (position of the first, its row, length).
+    """Split rows into runs of consecutive numbers, each of which is one write.
+
+    Yields:
+        The position of a run's first row, its row number, and the run's length.
     """
     start = 0
     for position in range(1, len(rows) + 1):

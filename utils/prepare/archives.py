@@ -1,4 +1,4 @@
-"""The official layouts of CUB-200-2011 and Stanford Dogs, read into the crops to make."""
+"""CUB-200-2011 and Stanford Dogs in their official layouts, read into a list of crops."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 from utils.data.datasets import printable
 from utils.errors import InputError
 from utils.later import scipy
-from utils.prepare.cropping import Listing
+from utils.prepare.cropping import Box, Listing
 from utils.prepare.unpacking import find
 from utils.prepare.voc import lines_of, read_objects
 
@@ -38,17 +38,16 @@ def read_cub(folders: list[Path], limit: int | None = None) -> Listing:
             file = "train_test_split.txt" if number in boxes else "bounding_boxes.txt"
             listing.problem("missing list entry", f"{path}: no line {number} in {file}")
             continue
-        left, top, width, height = _numbers(boxes[number], root / "bounding_boxes.txt")
+        x, y, width, height = _numbers(boxes[number], root / "bounding_boxes.txt")
         split = "train" if splits[number] == ["1"] else "test"
-        listing.add(split, path, root / "images" / path, (left, top, left + width, top + height))
+        listing.add(split, path, root / "images" / path, (x, y, x + width, y + height))
     return listing
 
 
 def read_dogs(folders: list[Path], limit: int | None = None) -> Listing:
     """Stanford Dogs: one crop a listed photo, of its largest annotated dog, in the official split.
 
-    One, although some photos show several dogs, so that there are the official 12,000 and 8,580
-    images.
+    Some photos show several dogs. One crop a photo gives the official 12,000 and 8,580 images.
 
     Args:
         folders: where Images, Annotation, train_list.mat and test_list.mat are.
@@ -73,18 +72,20 @@ def read_dogs(folders: list[Path], limit: int | None = None) -> Listing:
             continue
         dogs = read_objects(listing, (annotations / path).with_suffix(""))
         if dogs:
-            largest = max(
-                (box for _, box in dogs), key=lambda box: (box[2] - box[0]) * (box[3] - box[1])
-            )
+            largest = max((box for _, box in dogs), key=_area)
             listing.add(split, path, images / path, largest)
         elif dogs is not None:
             listing.problem("annotation without a dog", path)
     return listing
 
 
+def _area(box: Box) -> float:
+    """The area of a box (left, top, right, bottom), in pixels."""
+    return (box[2] - box[0]) * (box[3] - box[1])
+
+
 def _class_folders(paths: Iterable[str]) -> list[str]:
-    """The folders of `{class}/{photo}` paths, sorted:
-    CUB's are numbered, those of the dogs sort by official id.
+    """The class folders of `{class}/{photo}` paths, sorted, which is the order of official ids.
 
     Raises:
         InputError: a path is not of this form.
@@ -99,11 +100,19 @@ def _class_folders(paths: Iterable[str]) -> list[str]:
 
 
 def _present(listing: Listing, images: Path, paths: Iterable[str], limit: int | None) -> set[str]:
-    """Cut the listing's classes to the first `limit` that have a folder;
-    return their listed photos, tell of the rest.
+    """Cut a listing's classes to the first ones that have a folder.
 
-    A class without a folder is a smaller data set, told in one note; a file that no list names is a
-    problem.
+    A class without a folder makes a smaller data set, which one note says. A file that no list
+    names is a problem.
+
+    Args:
+        listing: changed in place.
+        images: the folder of class folders.
+        paths: of the listed photos, `{class}/{photo}`.
+        limit: the number of classes; None: all.
+
+    Returns:
+        The paths of the listed photos of these classes.
     """
     photos: dict[str, set[str]] = defaultdict(set)
     for path in paths:
@@ -128,7 +137,11 @@ def _present(listing: Listing, images: Path, paths: Iterable[str], limit: int | 
 
 
 def _table(path: Path, columns: int) -> dict[str, list[str]]:
-    """Lines `number column …` of a text file by their number; the last column may hold spaces."""
+    """Read lines `number column …` of a text file, by number; the last column may hold spaces.
+
+    Raises:
+        InputError: a line has too few columns.
+    """
     table = {}
     for line in lines_of(path):
         number, *values = line.split(maxsplit=columns)
@@ -142,6 +155,11 @@ def _table(path: Path, columns: int) -> dict[str, list[str]]:
 
 
 def _numbers(words: list[str], path: Path) -> list[float]:
+    """Read words of a file as numbers.
+
+    Raises:
+        InputError: one is none.
+    """
     try:
         return [float(word) for word in words]
     except ValueError:
@@ -151,7 +169,11 @@ def _numbers(words: list[str], path: Path) -> list[float]:
 
 
 def _file_list(path: Path) -> list[str]:
-    """The photos' paths in one of the Stanford Dogs lists."""
+    """Read the photos' paths in one of the Stanford Dogs lists.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
     try:
         return [str(entry[0].item()) for entry in scipy.io.loadmat(path)["file_list"]]
     except FileNotFoundError:

@@ -1,6 +1,4 @@
-"""Data sets that come as arrays of pixels:
-CIFAR-10 and CIFAR-100, STL-10, scikit-learn's digits.
-"""
+"""Data sets that come as arrays of pixels: CIFAR-10, CIFAR-100, STL-10, scikit-learn's digits."""
 
 import functools
 import re
@@ -48,8 +46,7 @@ def read_cifar100(folders: list[Path], limit: int | None = None) -> Listing:
 
 
 def read_cifar10(folders: list[Path], limit: int | None = None) -> Listing:
-    """CIFAR-10 in the official python layout:
-    `data_batch_1` to `_5`, `test_batch` and `batches.meta`.
+    """CIFAR-10 in the official python layout: `data_batch_1` … `_5`, `test_batch`, `batches.meta`.
 
     Args:
         folders: where the files are.
@@ -64,7 +61,7 @@ def read_cifar10(folders: list[Path], limit: int | None = None) -> Listing:
         _cifar_file(meta.with_name(f"data_batch_{n}"), "labels", len(names)) for n in range(1, 6)
     ]
     images, labels = zip(*batches)
-    train = np.concatenate(images), [label for part in labels for label in part]
+    train = np.concatenate(images), [label for of_batch in labels for label in of_batch]
     return _listing(
         names,
         {"train": train, "test": _cifar_file(meta.with_name("test_batch"), "labels", 10)},
@@ -88,7 +85,7 @@ def read_stl10(folders: list[Path], limit: int | None = None) -> Listing:
     names = _class_names(lines_of(root / "class_names.txt"), root / "class_names.txt")
     splits: dict[str, Images] = {}
     for split in ("train", "test"):
-        pixels, labels = (_bytes_of(root / f"{split}_{part}.bin") for part in "Xy")
+        pixels, labels = (_bytes_of(root / f"{split}_{kind}.bin") for kind in "Xy")
         if pixels.size != labels.size * np.prod(STL_SHAPE):
             raise InputError(
                 f"{root / f'{split}_X.bin'} should hold {labels.size:,} images of 3 × 96 × 96"
@@ -121,11 +118,15 @@ def read_digits(limit: int | None = None) -> Listing:
 
 
 def _listing(names: list[str], splits: dict[str, Images], limit: int | None) -> Listing:
-    """List `{split}/{label:02d}_{name}/{number:05d}.png`,
-    numbered as in the archive over all classes of a split.
+    """List the images as `{split}/{label:02d}_{name}/{number:05d}.png`.
 
-    Class folders sort by official label, and the names of all files together give the archive's
-    order back.
+    Class folders sort by official label. The number counts over all classes of a split, so that
+    sorted file names give the archive's order.
+
+    Args:
+        names: of all classes, by label.
+        splits: "train" and "test".
+        limit: only the first so many classes that have images.
     """
     present = sorted({label for _, labels in splits.values() for label in labels})[:limit]
     folders = {label: f"{label:02d}_{names[label]}" for label in present}
@@ -144,30 +145,39 @@ def _listing(names: list[str], splits: dict[str, Images], limit: int | None) -> 
 
 
 def _cifar_file(path: Path, key: str, classes: int) -> Images:
-    """Read one pickled file of CIFAR: `data` uint8 (N,
-    3072), red, green, blue, row by row, and N labels.
+    """Read one pickled file of CIFAR: `data` uint8 (N, 3072) and N labels under `key`.
+
+    An image is its red, then its green, then its blue values, each row by row.
+
+    Returns:
+        Images (N, 32, 32, 3), and the labels.
+
+    Raises:
+        InputError: the file is missing, damaged or of another layout.
     """
     content = load_arrays(path)
     data, labels = content.get("data"), content.get(key)
-    if (
-        not isinstance(data, np.ndarray)
-        or data.dtype != np.uint8
-        or data.shape[1:] != (CIFAR_BYTES,)
-    ):
-        found = f"{data.dtype} {data.shape}" if isinstance(data, np.ndarray) else "none"
+    array = data if isinstance(data, np.ndarray) else np.empty(0)
+    if array.dtype != np.uint8 or array.shape[1:] != (CIFAR_BYTES,):
+        given = f"{array.dtype} {array.shape}" if data is array else "none"
         raise InputError(
-            f"{path} should have an array 'data' uint8 (N, {CIFAR_BYTES}), but has {found}"
+            f"{path} should have an array 'data' uint8 (N, {CIFAR_BYTES}), but has {given}"
         )
-    if not isinstance(labels, list) or len(labels) != len(data):
-        found = f"{len(labels)} of them" if isinstance(labels, list) else "none"
+    if not isinstance(labels, list) or len(labels) != len(array):
+        given = f"{len(labels)} of them" if isinstance(labels, list) else "none"
         raise InputError(
-            f"{path} should have a list '{key}' of {len(data)} labels, but has {found}"
+            f"{path} should have a list '{key}' of {len(array)} labels, but has {given}"
         )
-    return data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), _checked_labels(labels, classes, path)
+    images = array.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)  # (N, 3, H, W) → (N, H, W, 3)
+    return images, _checked_labels(labels, classes, path)
 
 
 def _checked_labels(labels: list[Any], classes: int, path: Path) -> list[int]:
-    """Refuse what is no label, 0 … classes − 1."""
+    """Return labels that are all in 0 … classes − 1.
+
+    Raises:
+        InputError: one is not.
+    """
     for number, label in enumerate(labels):
         if type(label) is not int or not 0 <= label < classes:
             raise InputError(
@@ -178,7 +188,11 @@ def _checked_labels(labels: list[Any], classes: int, path: Path) -> list[int]:
 
 
 def _class_names(names: Any, path: Path) -> list[str]:
-    """Take the class names of an archive, which become names of folders."""
+    """Read the class names of an archive, which become names of folders.
+
+    Raises:
+        InputError: there are none, or one has other characters than letters, digits, _ and -.
+    """
     entries = names if isinstance(names, list) else []
     words = [name.decode("latin1") if isinstance(name, bytes) else name for name in entries]
     if not words or not all(
@@ -191,7 +205,11 @@ def _class_names(names: Any, path: Path) -> list[str]:
 
 
 def _bytes_of(path: Path) -> np.ndarray:
-    """All bytes of a file, uint8."""
+    """Read all bytes of a file, uint8 (n,).
+
+    Raises:
+        InputError: it cannot be read.
+    """
     try:
         return np.fromfile(path, np.uint8)
     except OSError as error:

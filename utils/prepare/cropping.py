@@ -1,4 +1,4 @@
-"""Crops of photos, written in parallel, each whole or not at all, none twice."""
+"""Crops of photos, written in parallel: each file whole or not at all, and none twice."""
 
 import functools
 import json
@@ -42,7 +42,7 @@ class Crop:
 
 @dataclass(frozen=True)
 class Problem:
-    """Something in a data set that cannot be used: what kind of fault, and where."""
+    """An entry of a data set that cannot be used: the kind of fault, and where it is."""
 
     kind: str
     where: str
@@ -50,16 +50,15 @@ class Problem:
 
 @dataclass
 class Listing:
-    """What a data set says that it holds.
+    """The images that a data set's lists name.
 
     Attributes:
-        classes: names of the folders to make; their order when sorted is that of the official class
-            ids.
+        classes: names of the folders to make; sorted, they are in the order of official class ids.
         crops: to make.
-        files: images to write as they are: for each output as of a crop the function that gives its
-            bytes.
+        files: images to write unchanged: by output path, as of a crop, the function that gives
+            the bytes.
         problems: entries that cannot become an image.
-        notes: lines to tell, none of them an error.
+        notes: lines for the user that are no errors.
     """
 
     classes: list[str]
@@ -69,8 +68,13 @@ class Listing:
     notes: list[str] = field(default_factory=list)
 
     def add(self, split: str, name: str, source: Path, box: Box) -> None:
-        """Append a crop; `name` is `{class}/{photo}`,
-        its suffix becomes .jpg and a byte that is no UTF-8 `%xff`.
+        """Append a crop.
+
+        Args:
+            split: "train" or "test".
+            name: `{class}/{photo}`; its suffix becomes .jpg, a byte that is no UTF-8 becomes `%xff`.
+            source: the photo.
+            box: of the crop.
         """
         output = PurePosixPath(split, printable(name).replace("\\", "%")).with_suffix(".jpg")
         self.crops.append(Crop(source, box, output.as_posix()))
@@ -82,11 +86,11 @@ class Listing:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one crop: a `problem`, `made`, or up to date already.
+    """The result of one crop: a `problem`, `made`, or else up to date already.
 
     Attributes:
-        problem: why there is no crop.
-        made: written in this run; the following are told only then.
+        problem: the reason why there is no crop.
+        made: written in this run; the next two fields hold only then.
         clamped: the box went over the photo's border.
         mode: Pillow's name of the photo's colours, such as "L" for grey.
     """
@@ -98,20 +102,18 @@ class Outcome:
 
 
 def clamp(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Round `box` to whole pixels and cut it at the
-    borders of an image of `size` (width, height).
-    """
-    left, top, right, bottom = (round(edge) for edge in box)
+    """Round a box to whole pixels and cut it at the borders of an image (width, height)."""
+    x_0, y_0, x_1, y_1 = (round(edge) for edge in box)
     width, height = size
-    return max(left, 0), max(top, 0), min(right, width), min(bottom, height)
+    return max(x_0, 0), max(y_0, 0), min(x_1, width), min(y_1, height)
 
 
 def crop_one(crop: Crop, target: Path) -> Outcome:
     """Write one crop below `target` as an RGB JPEG, unless it is there already.
 
-    The pixels stay as they are stored (no EXIF rotation), because boxes are measured on those. The
-    JPEG's comment records the photo's name, its length in bytes and the box; a crop with the same
-    record is up to date.
+    Pixels are taken as stored, without EXIF rotation: boxes are measured on these. The JPEG's
+    comment records the photo's name, its length in bytes and the box. A crop with the same record
+    is up to date.
 
     Raises:
         OSError: the crop cannot be written.
@@ -148,6 +150,7 @@ def _is_current(path: Path, record: bytes) -> bool:
         content = path.read_bytes()
     except OSError:
         return False
+    # FF D9 ends every whole JPEG ("end of image").
     return record in content[: len(record) + 64] and content.endswith(b"\xff\xd9")
 
 
@@ -182,8 +185,9 @@ def crop_all(crops: list[Crop], target: Path, workers: int) -> list[Outcome]:
 
 
 def _start_process() -> None:
-    """Leave Ctrl-C to the parent, which lets every process finish its piece;
-    end with it if it is killed.
+    """Leave Ctrl-C to the parent process, and end when it ends.
+
+    On Ctrl-C the parent lets every process finish its crop. If the parent is killed, nobody would.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
@@ -197,12 +201,14 @@ def _start_process() -> None:
 
 
 def clear_target(target: Path, outputs: set[str]) -> None:
-    """Remove what a killed run left unfinished below `target`;
-    refuse images that these options would not write.
+    """Remove unfinished files of a killed run, and refuse images of other options.
+
+    Args:
+        target: the data set's folder.
+        outputs: POSIX paths below it that these options write.
 
     Raises:
-        InputError: `target` holds images that are not in `outputs` (an earlier run with other
-            options made them).
+        InputError: `target` has other images; an earlier run with other options made them.
     """
     files = {
         path.relative_to(target).as_posix(): path

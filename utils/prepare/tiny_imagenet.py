@@ -1,6 +1,4 @@
-"""TinyImageNet in its official layout: the JPEGs as they are,
-the validation images in class folders too.
-"""
+"""TinyImageNet in its official layout: unchanged JPEGs, the validation images in class folders."""
 
 import re
 from pathlib import Path
@@ -18,7 +16,7 @@ TINY_IMAGENET_PARTS = {"wnids.txt": "tiny-imagenet-200.zip"}
 def read_tiny_imagenet(folders: list[Path], limit: int | None = None) -> Listing:
     """TinyImageNet: `train/{wnid}/images` in train, `val/images` by val_annotations.txt in test.
 
-    Its own `test` has no labels and is left out.
+    The official `test` has no labels and is left out.
 
     Args:
         folders: where wnids.txt, train and val are.

@@ -1,6 +1,4 @@
-"""Where the parts of a data set lie: in folders as they are,
-or in archives unpacked for the time of a run.
-"""
+"""The sources of a data set: folders, or archives that are unpacked for the time of a run."""
 
 import contextlib
 import gzip
@@ -18,27 +16,30 @@ from utils.presence import check_source
 
 @contextlib.contextmanager
 def unpacked(sources: list[Path], parts: dict[str, str], scratch: Path) -> Iterator[list[Path]]:
-    """Yield folders to look in: those among `sources`,
-    and `scratch` with what the archives among them hold.
+    """Unpack archives, and yield the folders to look in.
 
-    An archive is unpacked whole, because a compressed one gives no random access to parallel
-    readers. `scratch` is removed afterwards, and what a killed run left there before.
+    An archive is unpacked whole: parallel readers have no random access to a compressed one.
+    `scratch` is removed afterwards, and before, if a killed run left it.
 
     Args:
         sources: folders, tar archives, compressed or not, and zip archives.
-        parts: names that the folders must hold, and the official archive of each: it is unpacked
-            where a folder holds that in place of the part.
-        scratch: a folder that is not there.
+        parts: names that the folders must hold, with the official archive of each. That archive is
+            unpacked if a folder holds it in place of the name.
+        scratch: the folder to unpack into, which need not exist.
+
+    Yields:
+        The folders among the sources, and `scratch` if there are archives.
 
     Raises:
-        InputError: a source is missing, no archive, damaged, or would write outside `scratch`.
+        InputError: a source is missing, is no archive or a damaged one, or would write outside of
+            `scratch`.
     """
     for source in sources:
         check_source(source)
     folders = [source for source in sources if source.is_dir()]
     archives = [source for source in sources if not source.is_dir()]
-    for part, official in parts.items():
-        if not any(_places(folder, part) for folder in folders):
+    for name, official in parts.items():
+        if not any(_places(folder, name) for folder in folders):
             archives += [folder / official for folder in folders if (folder / official).is_file()]
     shutil.rmtree(scratch, ignore_errors=True)
     try:
@@ -51,6 +52,11 @@ def unpacked(sources: list[Path], parts: dict[str, str], scratch: Path) -> Itera
 
 
 def _unpack(archive: Path, folder: Path) -> None:
+    """Unpack a tar or zip archive into a folder.
+
+    Raises:
+        InputError: it is damaged, or would write outside of the folder.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     try:
         if zipfile.is_zipfile(archive):
@@ -64,7 +70,7 @@ def _unpack(archive: Path, folder: Path) -> None:
                 members.extractall(folder)
         else:
             with tarfile.open(archive) as tar:
-                tar.extractall(folder, filter="data")
+                tar.extractall(folder, filter="data")  # refuses paths and links out of the folder
     except tarfile.FilterError as error:
         raise InputError(
             f"{archive} is refused, because it would write outside its folder: {error}"
@@ -84,29 +90,29 @@ def _unpack(archive: Path, folder: Path) -> None:
 
 
 def _places(folder: Path, name: str) -> list[Path]:
-    """`folder` itself, or the nearest level below, of three, that has `name`."""
+    """Find `name`: the folder itself, or paths at the first depth, of 0 to 3, that has any."""
     if folder.resolve().name == name:
         return [folder]
-    return next(
-        (hits for depth in range(4) if (hits := sorted(folder.glob("*/" * depth + name)))), []
-    )
+    for depth in range(4):
+        if paths := sorted(folder.glob("*/" * depth + name)):
+            return paths
+    return []
 
 
 def find(folders: list[Path], name: str, official: str) -> Path:
-    """The one file or folder called `name` in or a few levels below `folders`.
+    """Find the one file or folder of a name, in some folders or a few levels below.
 
     Args:
-        folders: where to look.
+        folders: are searched.
         name: of the file or folder.
         official: the archive that holds it, for the message.
 
     Raises:
         InputError: there is none, or more than one.
     """
-    # One place can be reached by two ways, as when `folders` hold a folder and one in it.
-    places = list(
-        {place.resolve(): place for folder in folders for place in _places(folder, name)}.values()
-    )
+    # Two of the folders may lead to one place, if one lies in the other: count it once.
+    by_real_path = {place.resolve(): place for folder in folders for place in _places(folder, name)}
+    places = list(by_real_path.values())
     if not places:
         where = ", ".join(str(folder) for folder in folders) or "nothing"
         raise InputError(

@@ -1,4 +1,4 @@
-"""PASCAL VOC: the official layout and the authors' object lists, read into the crops to make."""
+"""PASCAL VOC in its official layout or by the authors' lists, read into a list of crops."""
 
 import xml.etree.ElementTree as ET
 from collections import Counter, defaultdict
@@ -18,14 +18,13 @@ VOC_ANIMALS = ["bird", "cat", "cow", "dog", "horse", "sheep"]
 
 
 def read_voc(folders: list[Path], names: list[str], limit: int | None = None) -> Listing:
-    """VOC2012: every object that is not difficult;
-    ImageSets/Main's train in train, its val in test.
+    """VOC2012: every object that is not difficult, in the split of ImageSets/Main.
 
-    Without ImageSets every second annotated photo goes to test, because the official halves are
-    about equal.
+    Its train becomes train, its val becomes test. Without ImageSets every second annotated photo
+    goes to test: the official halves are about equal.
 
     Args:
-        folders: where JPEGImages, Annotations and, if at all, ImageSets/Main are.
+        folders: where JPEGImages, Annotations and perhaps ImageSets/Main are.
         names: of `VOC_CLASSES`, the objects to crop.
         limit: only the first so many of them, in the order of `VOC_CLASSES`, that have an object.
 
@@ -56,11 +55,10 @@ def read_voc(folders: list[Path], names: list[str], limit: int | None = None) ->
 def read_voc_lists(
     folders: list[Path], lists: list[Path], names: list[str], limit: int | None = None
 ) -> Listing:
-    """VOC2012: exactly the objects of the authors' pickled lists,
-    the first for train, the second for test.
+    """VOC2012: exactly the objects of the authors' pickled lists, of train and of test.
 
-    An object's class is the list's number: a few persons bear the name of their last part, "hand"
-    or "foot".
+    An object's class is its number in the list, not its name: a few persons have the name of their
+    last annotated limb, "hand" or "foot".
 
     Args:
         folders: where JPEGImages is.
@@ -91,17 +89,18 @@ def read_voc_lists(
 
 
 def _voc_folders(names: Iterable[str]) -> list[str]:
+    """Name the class folders of some classes, in the order of their labels."""
     return [folder for name, folder in zip(VOC_CLASSES, VOC_FOLDERS) if name in names]
 
 
 def _first_classes(listing: Listing, limit: int | None) -> Listing:
     """Keep the first `limit` of the classes that have an object."""
     if limit is not None:
-        listing.classes = sorted({PurePosixPath(crop.output).parts[1] for crop in listing.crops})[
-            :limit
-        ]
+        # An output is `{split}/{class}/{name}.jpg`.
+        folders = [PurePosixPath(crop.output).parts[1] for crop in listing.crops]
+        listing.classes = sorted(set(folders))[:limit]
         listing.crops = [
-            crop for crop in listing.crops if PurePosixPath(crop.output).parts[1] in listing.classes
+            crop for crop, folder in zip(listing.crops, folders) if folder in listing.classes
         ]
     return listing
 
@@ -109,8 +108,9 @@ def _first_classes(listing: Listing, limit: int | None) -> Listing:
 def _add_objects(
     listing: Listing, split: str, root: Path, stem: str, objects: Iterable[tuple[str, Box]]
 ) -> None:
-    """Add the objects of one photo, numbered within their class;
-    the annotations' order gives the same names to all.
+    """Add the objects of one photo, numbered within their class in the annotation's order.
+
+    So everybody's crops have the same names.
     """
     seen: Counter[str] = Counter()
     for name, box in objects:
@@ -126,22 +126,28 @@ def _add_objects(
 
 
 def read_objects(listing: Listing, annotation: Path) -> list[tuple[str, Box]] | None:
-    """Names and boxes of one XML file's objects but the difficult ones;
-    None, and a problem, if it cannot be read.
+    """Read the objects of one XML annotation, without the difficult ones.
+
+    Args:
+        listing: takes a problem if the file cannot be read.
+        annotation: the file.
+
+    Returns:
+        Name and box of each object; None if the file cannot be read.
     """
     try:
         root = ET.fromstring(annotation.read_bytes())
-        found = []
+        objects = []
         for entry in root.iterfind("object"):
             if entry.findtext("difficult", "0").strip() != "1":
                 box = _box({edge.tag: edge.text for edge in entry.iterfind("bndbox/*")})
-                found.append((entry.findtext("name", "").strip(), box))
+                objects.append((entry.findtext("name", "").strip(), box))
     except FileNotFoundError:
         listing.problem("missing annotation", annotation)
     except (ET.ParseError, KeyError, TypeError, ValueError, OSError) as error:
         listing.problem("unreadable annotation", f"{annotation}: {error!r}")
     else:
-        return found
+        return objects
     return None
 
 
@@ -150,8 +156,10 @@ def _box(edges: Mapping[str, Any]) -> Box:
 
 
 def lines_of(path: Path) -> list[str]:
-    """The lines of a text file that are not blank;
-    bytes that are not UTF-8 survive, as in file names.
+    """Read the lines of a text file that are not blank; bytes that are no UTF-8 are kept.
+
+    Raises:
+        InputError: there is no such file.
     """
     try:
         text = path.read_text(encoding="utf-8", errors="surrogateescape")

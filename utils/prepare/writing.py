@@ -1,4 +1,4 @@
-"""Small images whose bytes are known, written as files: each whole or not at all, none twice."""
+"""Small images whose bytes are at hand, written in parallel: each whole or not at all."""
 
 import io
 from collections.abc import Callable, Mapping
@@ -14,7 +14,7 @@ from utils.progress import Progress
 
 
 def png(pixels: np.ndarray) -> bytes:
-    """Encode uint8 (H, W, 3) RGB, or (H, W) grey, as an RGB PNG, which loses nothing."""
+    """Encode uint8 (H, W, 3) RGB, or (H, W) grey, as an RGB PNG, without loss."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).convert("RGB").save(buffer, "PNG")
     return buffer.getvalue()
@@ -24,12 +24,12 @@ def write_all(files: Mapping[str, Callable[[], bytes]], target: Path, workers: i
     """Write every file below `target` that is not there with the same bytes.
 
     Args:
-        files: for each POSIX path below `target` the function that gives its bytes.
+        files: by POSIX path below `target` the function that gives the bytes.
         target: the data set's folder.
         workers: threads.
 
     Returns:
-        How many were written.
+        The number of files that were written.
 
     Raises:
         InputError: one cannot be written, or its bytes cannot be read.

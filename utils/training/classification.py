@@ -1,4 +1,4 @@
-"""What every step that trains a classifier shares: its batch, its validation, its checkpoint."""
+"""The training of classifiers, common to several steps: batch, validation, recorded hits."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -31,15 +31,15 @@ def classify(
     """Classify a batch: a step of the engine.
 
     Args:
-        net: images (or what `frozen` makes of them) → logits (N, C).
+        net: images (or outputs of `frozen`) → logits (N, C).
         images: uint8 (N, 3, S, S).
         targets: class ids int64 (N,), or multi-label float (N, C).
-        indices: of the images.
-        preprocess: images, indices → float32 (N, 3, S, S): augmented, normalised.
-        frozen: a fixed network between these and the net.
+        indices: of the images, int64 (N,).
+        preprocess: images, indices → float32 (N, 3, S, S), augmented and normalised.
+        frozen: a frozen network between the images and the net.
 
     Returns:
-        The loss, and the accuracies of every sample in percent.
+        The loss, a scalar, and each sample's accuracies in percent.
     """
     prepared = preprocess(images, indices)
     return classify_features(net, frozen(prepared) if frozen else prepared, targets, indices)
@@ -48,9 +48,7 @@ def classify(
 def classify_features(
     net: nn.Module, features: Tensor, targets: Tensor, _indices: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Classify a batch of what the net takes as it is,
-    images already normalised or features (N, …); see `classify`.
-    """
+    """Classify a batch of the net's inputs: normalised images or features (N, …); see `classify`."""
     logits = net(features)
     return classification_loss(logits, targets), accuracies_percent(logits, targets)
 
@@ -66,10 +64,10 @@ def validate(
 
     Args:
         net: from `runtime.parallel`.
-        loaders: one for each part by name; the only part of an unmixed set is called "".
+        loaders: by name, one for each part; the only part of an unmixed set is "".
         runtime: device, processes, precision.
-        step: what the net does with a batch.
-        hits: from `known_hits`; filled with what the net gets right.
+        step: of the engine.
+        hits: from `known_hits`, uint8 (N,); filled with 1 where the net is right, 0 elsewhere.
 
     Returns:
         `val_{metric}` over all images and, of a mixed set, `val_{part}_{metric}` over each part.
@@ -90,31 +88,34 @@ def validate(
 
 
 def known_hits(state: Mapping[str, Any], images: ImageData) -> Tensor:
-    """Give what a checkpoint says of single validation images, for `validate` to renew.
+    """Give a checkpoint's hits on the validation images, for `validate` to renew.
 
     Args:
-        state: the checkpoint, or nothing.
+        state: the checkpoint, or an empty one.
         images: all validation images.
 
     Returns:
         `hits` as checkpoints have them, uint8 (N,) in the order of the data set: 1 where the label
-        is the net's first answer, 0 elsewhere; all 0 before the first validation. Of images with
-        several labels (0,).
+        is the net's first answer, else 0. All 0 before the first validation; (0,) for images with
+        several labels.
     """
-    known = state.get("hits")
+    hits = state.get("hits")
     count = 0 if images.multi_label else len(images)
-    return (
-        known.clone()
-        if known is not None and len(known) == count
-        else torch.zeros(count, dtype=torch.uint8)
-    )
+    if hits is None or len(hits) != count:
+        return torch.zeros(count, dtype=torch.uint8)
+    return hits.clone()
 
 
 def _note_hits(
     net: nn.Module, *batch: Tensor, step: Step, right: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Take a step, and note which of the batch's images,
-    whose numbers come last in it, are right.
+    """Take a step, and set `right` at the images that the net classifies rightly.
+
+    Args:
+        net: see `classify`.
+        batch: its last tensor is the images' indices.
+        step: of the engine.
+        right: (N,), filled in place.
     """
     loss, metrics = step(net, *batch)
     right[batch[-1]] = (metrics["top1_prec"] > 0).to(right.dtype)

@@ -1,7 +1,7 @@
-"""One epoch of training, one pass of evaluation.
+"""One epoch of training, and one pass of evaluation.
 
-A script gives the science as a `step`: batch in, loss and named metrics out, each a mean over the
-batch or one value a sample.
+A script passes its science as a `step`: a batch in, the loss and named metrics out. Each metric is
+a mean over the batch, or has one value a sample.
 """
 
 import itertools
@@ -21,22 +21,20 @@ from utils.progress import Progress
 from utils.runtime import Runtime
 from utils.training.muon import Muon
 
-FUSED_ON = ("cpu", "cuda")  # kinds of devices
-TOO_FEW = "more than 1 value per channel"  # how PyTorch's BatchNorm words its refusal
+FUSED_ON = ("cpu", "cuda")  # devices with fused optimisers
+TOO_FEW = "more than 1 value per channel"  # in the error of PyTorch's BatchNorm
 Step = Callable[..., tuple[Tensor, dict[str, Tensor]]]  # step(net, *batch) -> loss, metrics
 
 
 class Averages:
-    """Means over samples of a step's metrics,
-    kept on the device so that no step waits for a copy.
-    """
+    """Means of a step's metrics over samples; sums stay on the device, so that no step waits."""
 
     def __init__(self) -> None:
         self.samples = 0
         self._sums: dict[str, Tensor] = {}
 
     def add(self, metrics: dict[str, Tensor], samples: int) -> None:
-        """Add the means over a batch of `samples`, or what each sample has."""
+        """Add a batch's metrics: means, or one value for each of its samples."""
         self.samples += samples
         for name, value in metrics.items():
             weighted = value.detach().double().mean() * samples
@@ -54,11 +52,11 @@ class Averages:
 
 @dataclass(frozen=True)
 class Fit:
-    """A network in training and what moves it.
+    """A network in training, with its optimiser.
 
     Attributes:
         net: from `runtime.parallel`; its forward pass is trained.
-        model: the network itself, which is saved.
+        model: the unwrapped network, which is saved.
         optimizer: over the parameters that are trained.
         scaler: the loss scaler of fp16.
         runtime: device, processes, precision.
@@ -73,10 +71,10 @@ class Fit:
     print_freq: int = 10
 
     def state(self, epoch: int, **facts: Any) -> checkpoint.State:
-        """Gather what a run needs to go on after `epoch` epochs, and the facts that describe it.
+        """Gather the state for resuming after `epoch` epochs, with facts that describe the run.
 
         Raises:
-            InputError: the weights diverged, so that nothing is to be saved of them.
+            InputError: the weights diverged: there is nothing to save.
         """
         weights = self.model.state_dict()
         if name := checkpoint.first_not_finite(weights):
@@ -93,8 +91,11 @@ class Fit:
         }
 
     def restore(self, state: checkpoint.State, path: str | Path) -> int:
-        """Put the optimiser and the loss scaler where a checkpoint left them;
-        the model has its weights already.
+        """Restore the optimiser and the loss scaler; the model has its weights already.
+
+        Args:
+            state: the checkpoint.
+            path: its file, for messages.
 
         Returns:
             The number of epochs that were trained.
@@ -109,14 +110,14 @@ class Fit:
                 " --weights"
             )
         try:
-            saved, now = state["optimizer"], self.optimizer.param_groups[0]
-            # How a step is computed is this run's affair, as its device is, and not the file's.
-            how = {"fused": now["fused"]} if "fused" in now else {}
-            groups = [{**group, **how} for group in saved["param_groups"]]
+            saved, current = state["optimizer"], self.optimizer.param_groups[0]
+            # Whether a step is fused depends on this run's device, not on that of the file.
+            fused = {"fused": current["fused"]} if "fused" in current else {}
+            groups = [{**group, **fused} for group in saved["param_groups"]]
             options = set(self.optimizer.defaults)
             self.optimizer.load_state_dict({**saved, "param_groups": groups})
-            # PyTorch takes any optimiser's groups and fails in the first step; it adds what is
-            # younger than the file.
+            # PyTorch loads any optimiser's groups and fails in the first step; it adds options that
+            # are younger than the file. So a missing option means another optimiser.
             if absent := options - self.optimizer.param_groups[0].keys():
                 raise ValueError(f"it has no {', '.join(sorted(absent))}")
             for parameter, of_parameter in self.optimizer.state.items():
@@ -156,13 +157,13 @@ def train_one_epoch(
         step: `step(net, *batch) -> (loss, metrics)`, called under autocast with the batch on the
             device.
         epoch: counted from 0; seeds this epoch.
-        steps: the epoch ends after so many; None: with the loader.
+        steps: the epoch's number of steps; None: the loader's.
 
     Returns:
         `Loss` and the step's metrics, means over all samples of all processes.
 
     Raises:
-        InputError: the loss is no longer finite, or a batch is too small for BatchNorm; nothing of
+        InputError: the loss is no longer finite, or a batch is too small for BatchNorm. Nothing of
             this epoch is saved.
     """
     runtime = fit.runtime
@@ -177,10 +178,12 @@ def train_one_epoch(
         with runtime.autocast():
             loss, metrics = _take(step, fit.net, runtime.to_device(batch))
         fit.optimizer.zero_grad(set_to_none=True)
+        # Without fp16 the scaler passes loss and step through.
         fit.scaler.scale(loss).backward()
         fit.scaler.step(fit.optimizer)
         fit.scaler.update()
         averages.add({"Loss": loss, **metrics}, len(batch[0]))
+        # Reading waits for the device: not after every batch
         if (index + 1) % fit.print_freq == 0:
             running = averages.read()
             _check_finite(running, epoch)
@@ -194,21 +197,22 @@ def train_one_epoch(
 def check_last_batch(
     model: nn.Module, samples: int, batch_size: int, shape: Sequence[int], runtime: Runtime
 ) -> None:
-    """Refuse batches of one sample where BatchNorm would have one value a channel,
-    before anything is computed.
+    """Refuse a last batch of one sample that BatchNorm cannot normalise, before any training.
 
-    Where a batch of one occurs, the model is tried on one, on copies of its buffers.
+    BatchNorm needs more than one value a channel. If a batch of one occurs, the model is tried on
+    one blank sample, with copies of its buffers.
 
     Args:
         model: of samples (n, *shape); left in training mode.
-        samples: that are trained on, in all processes.
+        samples: trained on in an epoch, by all processes.
         batch_size: of all processes together.
         shape: of one sample.
-        runtime: how many processes there are.
+        runtime: says the number of processes.
 
     Raises:
-        InputError: the model cannot be trained on a batch of one, and there would be one.
+        InputError: there is a batch of one, and the model cannot be trained on it.
     """
+    # Of one process
     share = math.ceil(samples / runtime.world_size)
     size = max(1, batch_size // runtime.world_size)
     last = share % size or size
@@ -224,6 +228,7 @@ def check_last_batch(
     except ValueError as error:
         if TOO_FEW not in str(error):
             raise
+        # Propose the nearest smaller size without a last batch of one, else a larger one.
         sizes = itertools.chain(range(size - 1, 1, -1), range(size + 1, share + 1))
         better = next((other for other in sizes if share % other != 1), None)
         such = f", such as {better * runtime.world_size}" if better else ", and more images"
@@ -256,9 +261,9 @@ def evaluate(
     """
     net.eval()
     if isinstance(net, nn.parallel.DistributedDataParallel):
-        # Its forward synchronises, and processes may hold different numbers of batches. BatchNorm's
-        # statistics differ between processes since their last common step; rank 0's are the ones
-        # that are saved.
+        # The wrapper's forward synchronises, but processes may have different numbers of batches.
+        # BatchNorm's statistics differ between processes since their last common step: take those
+        # of rank 0, which are saved.
         net = net.module
         runtime.broadcast(net.buffers())
     averages = Averages()
@@ -281,11 +286,19 @@ def make_optimizer(
     momentum: float,
     weight_decay: float,
 ) -> torch.optim.Optimizer:
-    """Make "SGD" (with momentum),
-    "Adam" or "Muon" (see `Muon`) over the parameters that are trained.
+    """Make an optimiser over the parameters that are trained.
 
-    All tensors of a step of SGD or Adam are updated in one pass over each where PyTorch can
-    (`fused`), which rounds otherwise.
+    Where PyTorch can, SGD and Adam are `fused`: one pass over each tensor, with other roundings.
+
+    Args:
+        name: "SGD" (with momentum), "Adam" or "Muon" (see `Muon`).
+        parameters: of the network.
+        lr: learning rate.
+        momentum: of SGD and Muon.
+        weight_decay: see the optimisers.
+
+    Raises:
+        ValueError: an unknown name.
     """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     fused = all(
@@ -305,7 +318,11 @@ def make_optimizer(
 def _take(
     step: Step, net: nn.Module, batch: tuple[Tensor, ...]
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Take a step; a batch that is too small for BatchNorm is the user's choice and not a bug."""
+    """Take a step.
+
+    Raises:
+        InputError: the batch is too small for BatchNorm, which is the user's choice and no bug.
+    """
     try:
         return step(net, *batch)
     except ValueError as error:
@@ -318,6 +335,11 @@ def _take(
 
 
 def _check_finite(means: dict[str, float], epoch: int) -> None:
+    """Refuse to go on with a loss that is infinite or NaN.
+
+    Raises:
+        InputError: it is so.
+    """
     if not math.isfinite(means["Loss"]):
         raise InputError(
             f"the loss became {means['Loss']} in epoch {epoch + 1}: lower --lr or switch --amp off;"

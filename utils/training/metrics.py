@@ -1,4 +1,4 @@
-"""Accuracies, each defined once."""
+"""Accuracies of logits."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def topk_hits(logits: Tensor, targets: Tensor, ks: Sequence[int]) -> Tensor:
-    """Say for each sample whether its label is among the k highest logits.
+    """Whether each sample's label is among its k highest logits.
 
     Args:
         logits: (N, C).
@@ -20,21 +20,23 @@ def topk_hits(logits: Tensor, targets: Tensor, ks: Sequence[int]) -> Tensor:
     """
     widest = min(max(ks), logits.shape[1])
     best = logits.topk(widest, dim=1).indices
+    # (N, widest): whether the answer at each rank is a label
     hits = targets.gather(1, best) > 0.5 if targets.ndim == 2 else best == targets[:, None]
     return torch.stack([hits[:, :k].any(1) for k in ks], dim=1)
 
 
 def accuracies_percent(logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
-    """Accuracies in percent, of every sample: 0 or 100,
-    or the share of its labels; their means are the accuracies.
+    """Give each sample's accuracies in percent; their means are the accuracies.
+
+    A sample with one label has 0 or 100, one with several labels the share of right ones.
 
     Args:
         logits: (N, C).
         targets: class ids int64 (N,), or a multi-label target float (N, C) of zeros and ones.
 
     Returns:
-        `top1_prec` and `top5_prec`, float32 (N,); for a multi-label target `Acc@0`, the element
-        accuracy of the decision logit > 0.
+        `top1_prec` and `top5_prec`, float32 (N,). For a multi-label target `Acc@0`, float32 (N,):
+        the share of classes for which the decision logit > 0 is right.
     """
     if targets.ndim == 2:
         return {"Acc@0": 100.0 * ((logits > 0) == (targets > 0.5)).float().mean(1)}
@@ -43,8 +45,11 @@ def accuracies_percent(logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
 
 
 def main_accuracy(metrics: dict[str, float], prefix: str = "") -> float:
-    """Pick the accuracy in percent that decides which checkpoint is the best;
-    names begin with `prefix`.
+    """Pick the accuracy, in percent, that decides on the best checkpoint.
+
+    Args:
+        metrics: of an epoch.
+        prefix: of their names, such as "val_".
     """
     multi_label = f"{prefix}Acc@0"
     return metrics[multi_label] if multi_label in metrics else metrics[f"{prefix}top1_prec"]

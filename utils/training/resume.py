@@ -1,5 +1,6 @@
-"""One meaning of --resume:
-go on with this run's own checkpoint if every option that changes the result agrees.
+"""The one meaning of --resume: continue this run's checkpoint if all settings agree.
+
+Settings are the options that change the result.
 """
 
 import contextlib
@@ -16,13 +17,13 @@ from utils.errors import InputError
 from utils.files import settle
 from utils.provenance import Provenance, same_arch
 
-# Recorded, not compared
+# Recorded in checkpoints, but not compared
 VERSIONS = {"torch": str(torch.__version__), "torchvision": version("torchvision")}
 
 
 def find(
     resume: str,
-    own: Path,
+    path: Path,
     settings: Mapping[str, Any],
     *,
     source: Provenance | None = None,
@@ -30,72 +31,72 @@ def find(
     extendable: bool = False,
     elsewhere: str = "--suffix",
 ) -> Path | None:
-    """Find the checkpoint that a run goes on from.
+    """Find the checkpoint that a run continues.
 
     Args:
-        resume: "" begins anew, "auto" goes on with this run's own checkpoint if there is one, else
-            a path.
-        own: where this run saves.
+        resume: "" begins anew, "auto" continues `path` if it exists; else the checkpoint to
+            continue.
+        path: where this run saves.
         settings: every option of this run that changes the result, plain values.
-        source: the features that it reads, if it reads any.
-        restart: replace what is at `own`, whatever it is.
-        extendable: the rates of the epochs so far do not depend on how many follow, so `epochs` may
-            differ.
-        elsewhere: the option that names another place.
+        source: the features that it reads, if any.
+        restart: replace the file at `path`, whatever it is.
+        extendable: `epochs` may differ, because the learning rates so far do not depend on it.
+        elsewhere: the option that names another place, for messages.
 
     Returns:
         The checkpoint, or None to begin anew.
 
     Raises:
-        InputError: `own` is another run's, or cannot be read; or at the path is none, or one of
-            other features.
+        InputError: `path` is of another run or cannot be read; or the checkpoint that `resume`
+            names is missing or of other features.
     """
-    settle(own.parent)
-    path = None if resume in ("", "auto") else Path(resume)
-    if own.exists() and not restart:
-        check(own, settings, source=source, extendable=extendable, elsewhere=elsewhere)
-    if path is not None:
-        state = checkpoint.load(path, mmap=True)  # says now what is there instead
+    settle(path.parent)
+    other = None if resume in ("", "auto") else Path(resume)
+    # A run that would overwrite another run's file is refused, resumed or not.
+    if path.exists() and not restart:
+        check(path, settings, source=source, extendable=extendable, elsewhere=elsewhere)
+    if other is not None:
+        state = checkpoint.load(other, mmap=True)  # raises now if it is missing or damaged
         if source:
-            Provenance.from_record(state.get("source", {})).check(source, path)
-        return path
-    return own if resume and own.exists() and not restart else None
+            Provenance.from_record(state.get("source", {})).check(source, other)
+        return other
+    return path if resume and path.exists() and not restart else None
 
 
-def read_own(own: Path) -> checkpoint.State:
-    """Read this run's own checkpoint, its tensors left in the file.
+def read_own(path: Path) -> checkpoint.State:
+    """Read this run's checkpoint; its tensors stay in the file.
 
     Raises:
-        InputError: it cannot be read; it may be replaced.
+        InputError: it cannot be read; the message names --restart.
     """
     try:
-        return checkpoint.load(own, mmap=True)
+        return checkpoint.load(path, mmap=True)
     except InputError as error:
         raise InputError(f"{error}, or add --restart to replace it") from None
 
 
 def check(
-    own: Path,
+    path: Path,
     settings: Mapping[str, Any],
     *,
     source: Provenance | None = None,
     extendable: bool = False,
     elsewhere: str = "--suffix",
 ) -> None:
-    """Refuse to touch a checkpoint of another run.
+    """Refuse to replace or continue a checkpoint of another run.
 
     Args:
-        own: the checkpoint.
-        settings: see `find`; what the file does not record (an earlier version's, the authors') is
-            not compared.
+        path: the checkpoint.
+        settings: see `find`. Settings that the file does not record are not compared: files of
+            earlier versions and of the authors have few or none.
         source: see `find`.
         extendable: see `find`.
         elsewhere: see `find`.
 
     Raises:
-        InputError: the first setting that differs, with both values.
+        InputError: a setting differs; the message has the first one, with both values.
     """
-    state = read_own(own)
+    state = read_own(path)
     stored = state.get("settings", {})
     fitted = Provenance.from_record(state.get("source", {}))
     difference = fitted.differs(source) if source else None
@@ -106,56 +107,55 @@ def check(
             difference = f"{name} {stored[name]} instead of {value}"
     if difference:
         raise InputError(
-            f"{own} is of another run, with {difference}; choose another {elsewhere}, or --restart"
+            f"{path} is of another run, with {difference}; choose another {elsewhere}, or --restart"
             " to replace it"
         )
 
 
-def check_images(own: Path, images: Mapping[str, Contents], *, elsewhere: str = "--suffix") -> None:
-    """Refuse to touch a checkpoint that was made of other images.
+def check_images(
+    path: Path, images: Mapping[str, Contents], *, elsewhere: str = "--suffix"
+) -> None:
+    """Refuse to replace or continue a checkpoint that was made of other images.
 
     Args:
-        own: the checkpoint. One of an earlier version, which records no images, is passed over.
-        images: "train" and "val" → this run's.
+        path: the checkpoint. One of an earlier version records no images and is accepted.
+        images: this run's, by split: "train", "val".
         elsewhere: see `find`.
 
     Raises:
         InputError: images were edited, removed, added, renamed or moved to another class; the
             message names some.
     """
-    recorded = read_own(own).get("images", {})
+    recorded = read_own(path).get("images", {})
     for split, contents in images.items():
-        if split in recorded and (
-            changes := Contents.from_record(recorded[split]).changes(contents)
-        ):
+        if split not in recorded:
+            continue
+        if changes := Contents.from_record(recorded[split]).changes(contents):
             raise InputError(
-                f"{own} was made of other {split} images; since then {changes}; put them back,"
+                f"{path} was made of other {split} images; since then {changes}; put them back,"
                 f" choose another {elsewhere}, or --restart to replace it"
             )
 
 
 def _agrees(stored: Mapping[str, Any], name: str, value: Any) -> bool:
-    """Whether recorded settings have this value;
-    a factory's file may have been moved (`same_arch`).
-    """
+    """Whether recorded settings have this value; a factory's file may be moved (`same_arch`)."""
     if name not in stored:
         return False
-    held = stored[name]
-    return held == value or (
-        isinstance(held, str) and isinstance(value, str) and same_arch(held, value)
-    )
+    recorded = stored[name]
+    if isinstance(recorded, str) and isinstance(value, str):
+        return same_arch(recorded, value)
+    return bool(recorded == value)
 
 
 def history(state: checkpoint.State, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Give what a checkpoint records of epochs that were
-    trained with other settings than the present ones.
+    """Give a checkpoint's record of epochs that were trained with other settings.
 
     Args:
-        state: the checkpoint that a run goes on from, or nothing.
+        state: the checkpoint that a run continues, or an empty one.
         settings: of this run.
 
     Returns:
-        The earlier stretches, each with its `settings` and the `epoch` that it ended with.
+        The earlier stretches of epochs, each with its `settings` and its last `epoch`.
     """
     before = list(state.get("history", []))
     if state.get("settings", settings) != settings:
@@ -163,13 +163,14 @@ def history(state: checkpoint.State, settings: Mapping[str, Any]) -> list[dict[s
     return before
 
 
-def twin(own: Path, settings: Mapping[str, Any]) -> Path | None:
-    """Find, beside a run's checkpoint,
-    one of the same settings but for the seed: the other net of a pair.
+def twin(path: Path, settings: Mapping[str, Any]) -> Path | None:
+    """Find, in the folder of a run's checkpoint, one that differs in the seed alone.
+
+    It is the other net of a pair.
     """
-    for path in sorted(own.parent.glob("checkpoint_*.pth.tar")):
-        with contextlib.suppress(InputError):  # what cannot be read is no twin
-            stored = checkpoint.load(path, mmap=True).get("settings", {})
+    for other in sorted(path.parent.glob("checkpoint_*.pth.tar")):
+        with contextlib.suppress(InputError):  # a file that cannot be read is no twin
+            stored = checkpoint.load(other, mmap=True).get("settings", {})
             if {name for name in settings if not _agrees(stored, name, settings[name])} == {"seed"}:
-                return path
+                return other
     return None

@@ -1,10 +1,9 @@
-"""The books of a run: where it is saved, what it goes on from,
-and what is due after each of its epochs.
+"""The bookkeeping of a run: its checkpoint, its resumption, and what is due after each epoch.
 
 The loop itself stays in the script, where a reader looks for it:
 
-    run = Run(path, settings, epochs, runtime, log_folder=folder, resume="auto")   # before images are decoded
-    run.restore(fit)                                                # once the model has the weights of `run.state`
+    run = Run(path, settings, epochs, runtime, log_folder=folder, resume="auto")  # before decoding
+    run.restore(fit)                                # after the model has the weights of `run.state`
     with run:
         for epoch in run.epochs():
             metrics = train_one_epoch(fit, loader, step, epoch)
@@ -31,21 +30,21 @@ from utils.training.schedules import due
 
 
 class Run:
-    """One run of training, which is saved in one place and may be interrupted and gone on with.
+    """One run of training, which may be interrupted and resumed.
 
     As a context manager it opens the log and keeps other runs from writing in the same place.
 
     Attributes:
         path: the checkpoint of the last epoch.
-        best_path: that of the best epoch, or None where only the last one is kept.
+        best_path: the checkpoint of the best epoch; None: it is not kept.
         settings: every option that changes the result, as plain values.
-        resumed: the checkpoint that the run goes on from, or None.
-        state: what that holds, its tensors mapped from the file; {} for a new run.
+        resumed: the checkpoint that the run continues, or None.
+        state: the content of `resumed`, its tensors mapped from the file; {} for a new run.
         start_epoch: the first epoch to train, counted from 0.
-        acc1: the last accuracy that was measured, in percent; 0 before any.
-        best_acc1: the highest one, in percent.
-        is_best: whether the present epoch has it.
-        log: of the epochs; there within `with`.
+        acc1: the last measured accuracy, in percent; 0 before any.
+        best_acc1: the highest accuracy, in percent.
+        is_best: whether the present epoch has the highest accuracy.
+        log: of the epochs; it exists within `with`.
         log_path: the file of its JSON lines.
     """
 
@@ -72,29 +71,31 @@ class Run:
         elsewhere: str = "--suffix",
         again: str = "--resume auto",
     ) -> None:
-        """Find what the run goes on from; nothing is written yet.
+        """Find the checkpoint that the run continues; nothing is written yet.
 
         Args:
-            path: where its last epoch is saved.
+            path: the checkpoint of its last epoch.
             settings: every option that changes the result.
             epochs: of the whole run, or of each of its `stages`.
-            runtime: which process this is; the main one alone writes.
-            log_folder: where its log goes.
-            resume: "" begins anew, "auto" goes on with `path` if it exists, else a path.
-            restart: replace what is at `path`, whatever it is.
-            extendable: another number of epochs may go on with the same checkpoint.
+            runtime: the main process alone writes.
+            log_folder: of its log.
+            resume: "" begins anew, "auto" continues `path` if it exists; else the checkpoint to
+                continue.
+            restart: replace the file at `path`, whatever it is.
+            extendable: a run with another number of epochs may continue the checkpoint.
             source: the features that are read, if any.
-            start_epoch: the first epoch, instead of the one that the checkpoint stopped at.
-            first_epoch: what a checkpoint that was saved after the first epoch has under "epoch".
-            stages: how often `epochs` are trained; after the last epoch of each everything is due.
+            start_epoch: the first epoch, in place of the checkpoint's next one.
+            first_epoch: the value of "epoch" in a checkpoint after the first epoch.
+            stages: how often `epochs` are trained. After the last epoch of each, validation and
+                checkpoint are due.
             val_epoch: epochs between validations.
             save_epoch: epochs between checkpoints.
-            best_path: where the best epoch is saved too.
-            elsewhere: the option that names another place.
-            again: what goes on with an interrupted run, in words.
+            best_path: the checkpoint of the best epoch; None: it is not kept.
+            elsewhere: the option that names another place, for messages.
+            again: the option that resumes an interrupted run, for messages.
 
         Raises:
-            InputError: another run is writing there, or its checkpoint is there; or `start_epoch`
+            InputError: another run writes there or has its checkpoint there; or `start_epoch`
                 leaves no epoch.
         """
         if runtime.is_main:
@@ -130,9 +131,7 @@ class Run:
 
     @property
     def has_best(self) -> bool:
-        """Whether the best epoch that `state` speaks of is in a file of this run,
-        and not of another.
-        """
+        """Whether the best epoch in `state` is a file of this run, not of the one it continues."""
         return self.resumed == self.path and (self.best_path is None or self.best_path.exists())
 
     @property
@@ -141,8 +140,7 @@ class Run:
         return self.start_epoch >= self._epochs
 
     def restore(self, fit: Fit) -> None:
-        """Put optimiser and loss scaler where the checkpoint left them;
-        the model has its weights already.
+        """Restore optimiser and loss scaler; the model has its weights already.
 
         Raises:
             InputError: see `Fit.restore`.
@@ -174,19 +172,17 @@ class Run:
         self.log.__exit__(kind, *rest)
 
     def epochs(self) -> Iterator[int]:
-        """Count the epochs that are left, from 0 over all stages."""
+        """Yield the numbers of the remaining epochs, counted from 0 over all stages."""
         for epoch in range(self.start_epoch, self._epochs):
             self.is_best = False
             yield epoch
 
     def is_due_to_validate(self, epoch: int) -> bool:
-        """Say whether this epoch is followed by a validation; the last one is."""
+        """Whether a validation follows this epoch; it always follows the last one."""
         return due(epoch % self._stage_epochs, self._val_epoch, self._stage_epochs)
 
     def is_due_to_save(self, epoch: int) -> bool:
-        """Say whether this epoch is followed by a checkpoint:
-        by its number, or as the last one is long ago.
-        """
+        """Whether a checkpoint follows this epoch: by its number, or because the last is old."""
         return (
             due(epoch % self._stage_epochs, self._save_epoch, self._stage_epochs)
             or self.log.overdue
@@ -199,28 +195,25 @@ class Run:
         self.best_acc1 = accuracy_percent if self.is_best else self.best_acc1
 
     def write(self, epoch: int, metrics: dict[str, float]) -> None:
-        """Write what an epoch measured to the log and the terminal."""
+        """Write an epoch's metrics to the log and the terminal."""
         self.log.write(epoch, metrics)
 
     @property
     def accuracies(self) -> dict[str, float]:
-        """What a checkpoint says of a classifier: `acc1`, `best_acc1`, in percent."""
+        """A checkpoint's entries `acc1` and `best_acc1`, in percent."""
         return {"acc1": self.acc1, "best_acc1": self.best_acc1}
 
     @property
     def record(self) -> dict[str, Any]:
-        """What every checkpoint says of its run: `settings`,
-        the `history` of earlier ones, `versions`.
-        """
+        """A checkpoint's entries on its run: `settings`, `history` of earlier ones, `versions`."""
         past = resuming.history(self.state, self.settings)
         return {"settings": dict(self.settings), "history": past, "versions": resuming.VERSIONS}
 
     def save(self, epoch: int, state: checkpoint.State) -> None:
-        """Save the state after an epoch, with `record`:
-        as the best if it is, as the last one where that is due.
+        """Save the state after an epoch, with `record`: as the best if it is, as the last if due.
 
-        The last one speaks of the best, so the best is written first. A run that is killed between
-        the two repeats this epoch, and writes the same best again.
+        The last checkpoint records the best, so the best is written first. A run that is killed
+        between the two repeats this epoch, and writes the same best again.
         """
         if self.runtime.is_main and self.is_best and self.best_path:
             checkpoint.save(self.best_path, self.record | state)

@@ -1,5 +1,6 @@
-"""Learning rates as plain lists: one number an epoch,
-so resuming needs no state; in a warm-up one number a step.
+"""Learning rates as plain lists, one number an epoch; a warm-up has one number a step.
+
+A list needs no state, so that resuming is exact.
 """
 
 import contextlib
@@ -17,9 +18,8 @@ def learning_rates(
 
     Args:
         lr: the first epoch's rate.
-        epochs: how many epochs.
-        logspace: decades over all epochs, first and last included: lr → lr · 10^(−logspace). 0:
-            steps.
+        epochs: the number of epochs.
+        logspace: decades from the first to the last epoch: lr → lr · 10^(−logspace). 0: steps.
         epoch_step: with steps, an epoch has the rate lr · decay_factor^(epoch // epoch_step).
         decay_factor: see `epoch_step`.
     """
@@ -39,8 +39,10 @@ def multistep(
 
 
 def warm_restarts(lr: float, epochs: int, first: int) -> list[float]:
-    """Go down half a cosine from `lr` towards 0 in cycles of `first`,
-    2·`first`, 4·`first`, … epochs (SGDR, 2017).
+    """Give half a cosine from `lr` towards 0, in cycles of doubling length.
+
+    This is SGDR (Loshchilov and Hutter 2017). The cycles have `first`, 2·`first`, 4·`first`, …
+    epochs.
     """
     rates: list[float] = []
     length = first
@@ -51,8 +53,12 @@ def warm_restarts(lr: float, epochs: int, first: int) -> list[float]:
 
 
 def warm_up_and_cosine(lr: float, steps: int, share: float = 0.05) -> list[float]:
-    """Go up to `lr` in a straight line over the first `share` of the steps,
-    then down half a cosine towards 0.
+    """Give a line up to `lr` over the first share of the steps, then half a cosine towards 0.
+
+    Args:
+        lr: the highest rate.
+        steps: the number of steps.
+        share: of the steps that rise, in (0, 1).
 
     Returns:
         One rate a step, each above 0.
@@ -65,13 +71,12 @@ def warm_up_and_cosine(lr: float, steps: int, share: float = 0.05) -> list[float
 
 
 def warm_up(lr: float, epoch: int, epochs: int, steps: int) -> list[float]:
-    """Give the rate of every step of an epoch of a linear warm-up,
-    lr·(1 + step + epoch·steps) / (epochs·steps).
+    """Give the rates in an epoch of a linear warm-up: lr·(1 + step + epoch·steps) / (epochs·steps).
 
     Args:
         lr: the rate of the warm-up's last step.
         epoch: counted from 0.
-        epochs: how many the warm-up has.
+        epochs: of the warm-up.
         steps: of an epoch.
 
     Returns:
@@ -84,9 +89,7 @@ def warm_up(lr: float, epoch: int, epochs: int, steps: int) -> list[float]:
 
 @contextlib.contextmanager
 def each_step(optimizer: Optimizer, rates: Sequence[float]) -> Iterator[None]:
-    """Give every step that an optimiser takes meanwhile the next rate;
-    without any rates, leave its own.
-    """
+    """Give each step that an optimiser takes meanwhile the next rate; without rates, do nothing."""
     waiting = iter(rates)
     hook = (
         optimizer.register_step_pre_hook(lambda *_: set_learning_rate(optimizer, next(waiting)))
@@ -108,16 +111,18 @@ def geometric(start: float, end: float, epochs: int) -> list[float]:
 
 
 def due(epoch: int, every: int, epochs: int) -> bool:
-    """Say whether something that happens `every` so many epochs happens after this one;
-    after the last it does.
+    """Whether something that is due every so many epochs is due after this one, or it is the last.
+
+    Args:
+        epoch: counted from 0.
+        every: so many epochs.
+        epochs: the number of all epochs.
     """
     return epoch + 1 == epochs or (epoch + 1) % every == 0
 
 
 def set_learning_rate(optimizer: Optimizer, *rates: float) -> None:
-    """Give every parameter group its rate: the same one to all,
-    or one for each group in their order.
-    """
+    """Set the rate of every parameter group: one rate for all, or one for each in their order."""
     groups = optimizer.param_groups
     for group, lr in zip(groups, rates * len(groups) if len(rates) == 1 else rates, strict=True):
         group["lr"] = lr

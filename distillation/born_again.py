@@ -5,8 +5,10 @@ from torch import Tensor
 
 
 def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, tau: float) -> Tensor:
-    """τ² · mean over samples of −Σ_c softmax(teacher/τ)_c
-    · log_softmax(student/τ)_c (Hinton et al. 2014).
+    """Cross-entropy of softened logits (Hinton et al. 2014).
+
+    τ² · mean over samples of −Σ_c softmax(teacher/τ)_c · log_softmax(student/τ)_c. The factor τ²
+    keeps the size of the gradient, which softening divides by τ².
 
     Args:
         student_logits: (N, C).

@@ -1,11 +1,13 @@
-"""The loss of dense cross-layer mutual distillation (DCM,
-Yao and Sun 2020), of DML, and of training alone.
+"""The losses of DCM (Yao and Sun 2020), of DML (Zhang et al. 2018), and of training alone.
+
+DCM is dense cross-layer mutual distillation: every head of one network teaches every head of the
+other.
 
     L = Σ over heads i  CE(z_i, y)  +  Σ over ordered pairs (i, j) of heads of different networks  KL(p̃_j ‖ p̃_i)
 
-with p̃ = (softmax(z) + ε) / (1 + C·ε); p̃_j, the teacher's, is not differentiated. Two networks of
-three heads make 6 + 18 terms. DML (Zhang et al. 2018) has the final heads alone, 2 + 2 terms;
-alone, no network sees another's.
+with p̃ = (softmax(z) + ε) / (1 + C·ε). The teacher's p̃_j is not differentiated. Two networks of
+three heads make 6 + 18 terms. DML has the final heads alone, 2 + 2 terms. Alone, a network has only
+its cross-entropy.
 """
 
 from typing import NamedTuple
@@ -17,18 +19,19 @@ from distillation.choices import METHODS
 from utils.errors import InputError
 
 EPS = 1e-8
-# Of a network with heads: final logits (B, C), head logits (B, C) each
+# The outputs of a network with heads: final logits (B, C), and logits (B, C) of each head
 Outputs = tuple[Tensor, list[Tensor]]
 
 
 class Terms(NamedTuple):
-    """The terms of the loss; heads in the order ep1, ep2,
-    final of network 1, then of network 2 (DML: final, final).
+    """The terms of the loss.
+
+    The H heads are ep1, ep2 and final of network 1, then those of network 2; in DML the final heads
+    alone.
 
     Attributes:
         ce: cross-entropy of each head, (H,).
-        kl: (H, H), row: the head that learns, column: the head that teaches; 0 for heads of the
-            same network.
+        kl: (H, H): row i learns from column j; 0 where both are heads of one network.
     """
 
     ce: Tensor
@@ -46,12 +49,11 @@ def mutual_terms(
     """Compute the terms of two networks' common loss.
 
     Args:
-        outputs_1: what network 1 gives for the images: (final logits (B, C), [head logits (B, C),
-            …]).
-        outputs_2: the same of network 2.
+        outputs_1: of network 1: (final logits (B, C), [head logits (B, C), …]).
+        outputs_2: of network 2, for the same images.
         labels: class ids, int64 (B,).
-        method: "dcm": all heads learn and teach. "dml": final heads only. "alone": final heads,
-            which do not teach.
+        method: "dcm": all heads learn and teach. "dml": the final heads learn and teach. "alone":
+            the final heads learn from labels only.
 
     Raises:
         InputError: an unknown method.
@@ -61,11 +63,13 @@ def mutual_terms(
     log_p_1, log_p_2 = (
         _log_softmax(outputs, with_heads=method == "dcm") for outputs in (outputs_1, outputs_2)
     )
-    every = torch.cat([log_p_1, log_p_2])
-    ce = -every[:, torch.arange(len(labels), device=labels.device), labels].mean(1)
+    log_p = torch.cat([log_p_1, log_p_2])  # (H, B, C), of both networks
+    # Each head's log-probability of each image's label, (H, B) → (H,)
+    ce = -log_p[:, torch.arange(len(labels), device=labels.device), labels].mean(1)
     heads = len(log_p_1)
-    kl = every.new_zeros(len(every), len(every))
+    kl = log_p.new_zeros(len(log_p), len(log_p))
     if method != "alone":
+        # Two blocks beside the diagonal: network 1 learns from 2, and 2 from 1.
         p_1, p_2 = _smoothed(log_p_1), _smoothed(log_p_2)
         kl[:heads, heads:] = _divergences(p_1, p_2)
         kl[heads:, :heads] = _divergences(p_2, p_1)
@@ -73,19 +77,26 @@ def mutual_terms(
 
 
 def _log_softmax(outputs: Outputs, *, with_heads: bool) -> Tensor:
-    """Stack the heads' log-probabilities, the final one last, float32 (H, B, C)."""
+    """Stack a network's log-probabilities, the final head's last, float32 (heads, B, C)."""
     final, heads = outputs
     return torch.stack([*(heads if with_heads else ()), final]).float().log_softmax(2)
 
 
 def _smoothed(log_p: Tensor) -> Tensor:
-    """p̃, (H, B, C)."""
+    """p̃ of log-probabilities, (H, B, C); ε keeps the logarithm of a teacher's 0 finite."""
     return (log_p.exp() + EPS) / (1 + log_p.shape[2] * EPS)
 
 
 def _divergences(learners: Tensor, teachers: Tensor) -> Tensor:
-    """Mean over the batch of KL(teacher ‖ learner) of every pair;
-    (L, B, C) and (T, B, C) give (L, T).
+    """Give KL(teacher ‖ learner) of every pair of heads, a mean over the batch.
+
+    Args:
+        learners: p̃, (L, B, C).
+        teachers: p̃, (T, B, C), not differentiated.
+
+    Returns:
+        (L, T).
     """
-    taught = teachers.detach()
-    return (taught * (taught.log() - learners.log()[:, None])).sum(3).mean(2)
+    targets = teachers.detach()
+    # (L, 1, B, C) against (T, B, C): every learner with every teacher
+    return (targets * (targets.log() - learners.log()[:, None])).sum(3).mean(2)

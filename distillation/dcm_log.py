@@ -1,6 +1,4 @@
-"""`log.txt` as DCM's authors write it: one line an epoch,
-`json_stats: {…}`, that their tools read.
-"""
+"""`log.txt` in the form of DCM's authors, for their tools: a line `json_stats: {…}` an epoch."""
 
 import json
 from collections.abc import Mapping
@@ -10,7 +8,8 @@ from typing import Any
 from utils.files import replacing
 
 BEGIN = "json_stats: "
-# What their names end in, and whose accuracy it is; a network without heads has no ep1 and ep2.
+# Ends of the authors' names, and this suite's name of the same head; a network without heads has no
+# ep1 and ep2.
 _NETS = {"": "net1", "_ep1": "net1_ep1", "_ep2": "net1_ep2", "_another": "net2"}
 
 
@@ -21,8 +20,8 @@ def stats(
 
     Args:
         options: of the run, by the authors' names.
-        metrics: of the epoch, by the suite's names: `Loss`, `net1_top1_prec` and so on of the
-            training images, with `val_` in front of the test images.
+        metrics: of the epoch by the suite's names: `Loss`, `net1_top1_prec`, … on training images,
+            with `val_` in front on test images.
         facts: epoch (counted from 1), num_classes, n_parameters, train_time and test_time
             (seconds).
 
@@ -31,18 +30,17 @@ def stats(
         `train_acc_ep1`, `_ep2` (its heads), `_another` (network 2's final layer), and the same of
         `test_`.
     """
-    found = dict(options) | facts
+    numbers = dict(options) | facts
     for split, prefix in (("train", ""), ("test", "val_")):
-        found[f"{split}_loss"] = metrics[f"{prefix}Loss"]
-        names = {f"{split}_acc{end}": f"{prefix}{net}_top1_prec" for end, net in _NETS.items()}
-        found |= {name: metrics[own] for name, own in names.items() if own in metrics}
-    return found
+        numbers[f"{split}_loss"] = metrics[f"{prefix}Loss"]
+        for end, net in _NETS.items():
+            if (metric := f"{prefix}{net}_top1_prec") in metrics:
+                numbers[f"{split}_acc{end}"] = metrics[metric]
+    return numbers
 
 
 def write(path: Path, line: Mapping[str, Any]) -> None:
-    """Add an epoch's `stats`,
-    in place of what an interrupted run wrote of this epoch and of later ones.
-    """
+    """Add an epoch's `stats`; lines of this epoch and later ones, of an interrupted run, go."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     kept = [old for old in lines if json.loads(old.removeprefix(BEGIN))["epoch"] < line["epoch"]]
     with replacing(path) as temporary:

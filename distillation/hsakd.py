@@ -1,8 +1,8 @@
-"""The losses of hierarchical self-supervised augmented distillation (HSAKD,
-Yang et al. 2021), and its batches.
+"""The losses and batches of HSAKD, hierarchical self-supervised augmented distillation.
 
-An image comes in four rotations; a branch l of a network has one logit a^l[4c + r] for each class c
-and rotation r. z are the class logits, z⁰ those of the unrotated images, τ the temperature:
+Each image comes in four rotations (Yang et al. 2021). Branch l of a network has one logit
+a^l[4c + r] for each class c and rotation r. z are the class logits, z⁰ those of the unrotated
+images, τ is the temperature:
 
     teacher   CE(z⁰, y) + Σ_l CE(a^l, 4y + r)
     student   CE(z⁰, y) + Σ_l KD(teacher's a^l → a^l) + KD(teacher's z → z)
@@ -24,29 +24,30 @@ from utils.later import sklearn
 
 ROTATIONS = 4
 TAU = 3.0
-# Of a network with branches: z (4B, N), [a^1, …] of (4B, 4N) each
+# The outputs of a network with branches: z (4B, N), and [a^1, …], (4B, 4N) each
 Outputs = tuple[Tensor, list[Tensor]]
 Terms = dict[str, Tensor]  # scalars by name; the loss is their sum
 
 
 def rotate(images: Tensor) -> Tensor:
-    """Rotate every image by 0, 90, 180 and 270 degrees counter-clockwise,
-    (B, C, S, S) → (4B, C, S, S) of any dtype.
+    """Rotate every image by 0, 90, 180 and 270 degrees counter-clockwise.
 
-    Image b rotated k times is row 4b + k.
+    Args:
+        images: (B, C, S, S), any dtype.
+
+    Returns:
+        (4B, C, S, S); image b rotated k times is row 4b + k.
     """
     return torch.stack([images.rot90(k, (2, 3)) for k in range(ROTATIONS)], 1).flatten(0, 1)
 
 
 def joint_labels(labels: Tensor) -> Tensor:
-    """Give the joint labels 4y + k of what `rotate` makes of images of the classes y,
-    int64 (B,) → (4B,).
-    """
+    """Give the joint labels 4y + k of rotated images of classes y, int64 (B,) → (4B,)."""
     return (ROTATIONS * labels[:, None] + torch.arange(ROTATIONS, device=labels.device)).flatten()
 
 
 def class_logits(joint: Tensor) -> Tensor:
-    """Sum a branch's logits (M, 4N) over the rotations, → (M, N)."""
+    """Sum a branch's logits over the rotations, (M, 4N) → (M, N)."""
     return joint.unflatten(1, (-1, ROTATIONS)).sum(2)
 
 
@@ -58,8 +59,11 @@ def distillation(student: Tensor, teacher: Tensor, tau: float = TAU) -> Tensor:
 
 
 def teacher_terms(outputs: Outputs, labels: Tensor) -> Terms:
-    """Compute a teacher's terms `ce_aux1`, …,
-    `ce_class` from its outputs on rotated images and the labels (B,).
+    """Compute a teacher's terms `ce_aux1`, …, `ce_class`.
+
+    Args:
+        outputs: on rotated images.
+        labels: of the unrotated images, int64 (B,).
     """
     joint = joint_labels(labels)
     terms = {
@@ -89,37 +93,42 @@ def student_terms(outputs: Outputs, teacher: Outputs, labels: Tensor, tau: float
 
 
 def online_terms(outputs_1: Outputs, outputs_2: Outputs, labels: Tensor, tau: float = TAU) -> Terms:
-    """Compute the terms of two networks that teach each other,
-    from their outputs on rotated images.
+    """Compute the terms of two networks that teach each other.
 
-    The names are `ce_class_net1`, `ce_aux1_net1`, …, `kl_class_net1_learns_from_net2`, ….
+    Args:
+        outputs_1: of network 1, on rotated images.
+        outputs_2: of network 2, on the same images.
+        labels: of the unrotated images, int64 (B,).
+        tau: temperature.
+
+    Returns:
+        `ce_class_net1`, `ce_aux1_net1`, …, `kl_class_net1_learns_from_net2`, ….
 
     Raises:
         InputError: the two have different numbers of branches.
     """
     terms: Terms = {}
-    for own, other, outputs, teacher in (
+    for learner, teacher, outputs, targets in (
         (1, 2, outputs_1, outputs_2),
         (2, 1, outputs_2, outputs_1),
     ):
-        terms |= {f"{name}_net{own}": term for name, term in teacher_terms(outputs, labels).items()}
-        distilled = _distilled(outputs, teacher, tau)
-        terms |= {
-            f"kl_{name}_net{own}_learns_from_net{other}": term for name, term in distilled.items()
-        }
+        for name, term in teacher_terms(outputs, labels).items():
+            terms[f"{name}_net{learner}"] = term
+        for name, term in _distilled(outputs, targets, tau).items():
+            terms[f"kl_{name}_net{learner}_learns_from_net{teacher}"] = term
     return terms
 
 
 def branch_accuracies_percent(branches: list[Tensor], labels: Tensor) -> dict[str, Tensor]:
-    """Mean accuracies of branches on rotated images, in percent.
+    """Give mean accuracies of branches on rotated images, in percent.
 
     Args:
         branches: logits (4B, 4N) each.
         labels: of the unrotated images, int64 (B,).
 
     Returns:
-        `ss_aux1`, … of class and rotation together, `class_aux1`, … of the class, the logits summed
-        over rotations.
+        `ss_aux1`, … of class and rotation together; `class_aux1`, … of the class, by logits that
+        are summed over rotations.
     """
     joint, classes = joint_labels(labels), labels.repeat_interleave(ROTATIONS)
     accuracies = {}
@@ -132,7 +141,11 @@ def branch_accuracies_percent(branches: list[Tensor], labels: Tensor) -> dict[st
 
 
 def check_branches(student: int, teacher: int) -> None:
-    """Refuse networks that do not teach each other branch by branch.
+    """Refuse two networks whose branches do not correspond.
+
+    Args:
+        student: its number of branches.
+        teacher: its number of branches.
 
     Raises:
         InputError: the two have different numbers of branches.
@@ -152,8 +165,7 @@ def few_shot_indices(labels: np.ndarray, ratio: float) -> np.ndarray:
         ratio: the share, in (0, 1].
 
     Returns:
-        Indices, int64 (about ratio·M,), in scikit-learn's order; all in their own order for ratio
-        1.
+        Indices, int64 (about ratio·M,), in scikit-learn's order; for ratio 1 all, in order.
 
     Raises:
         InputError: a ratio out of range, or one that leaves a class without images.
@@ -178,18 +190,16 @@ def few_shot_indices(labels: np.ndarray, ratio: float) -> np.ndarray:
 def split_training(
     paths: Sequence[str], labels: np.ndarray, ratio: float, hold_out: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Choose the images that are trained on and those that are held out of them,
-    the same share of every class.
+    """Choose the training images and the held-out ones, the same share of every class.
 
     Args:
-        paths: of the images; the order of the files' names, which is the archive's, decides what is
-            chosen.
+        paths: of the images. The choice follows the order of file names, which is the archive's.
         labels: class ids, integers (M,).
         ratio: share of the images that are used at all, as of `few_shot_indices`.
         hold_out: share of these that is held out, in [0, 1).
 
     Returns:
-        Positions of both, int64; none are held out for a share of 0.
+        Positions of the training and of the held-out images, int64.
 
     Raises:
         InputError: a share leaves a class without images, or images have several classes.
@@ -198,6 +208,7 @@ def split_training(
         raise InputError(
             "HSAKD needs images of one class each, and these have several; choose another --dataset"
         )
+    # File names count through the archive, whatever class folder they are in.
     order = np.array(
         sorted(range(len(paths)), key=lambda i: (PurePosixPath(paths[i]).name, paths[i]))
     )
@@ -220,14 +231,15 @@ def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 def _class_loss(outputs: Outputs, labels: Tensor) -> Tensor:
     """CE(z⁰, y)."""
-    return _cross_entropy(outputs[0][::ROTATIONS], labels)
+    return _cross_entropy(outputs[0][::ROTATIONS], labels)  # rows 4b are unrotated
 
 
 def _distilled(outputs: Outputs, teacher: Outputs, tau: float) -> Terms:
     """KD of every branch, `aux1`, …, and of the class logits, `class`."""
-    check_branches(len(outputs[1]), len(teacher[1]))
-    pairs = {
-        f"aux{number}": pair for number, pair in enumerate(zip(outputs[1], teacher[1]), start=1)
+    (logits, branches), (target_logits, target_branches) = outputs, teacher
+    check_branches(len(branches), len(target_branches))
+    terms = {
+        f"aux{number}": distillation(branch, target, tau)
+        for number, (branch, target) in enumerate(zip(branches, target_branches), start=1)
     }
-    pairs["class"] = (outputs[0], teacher[0])
-    return {name: distillation(learner, taught, tau) for name, (learner, taught) in pairs.items()}
+    return terms | {"class": distillation(logits, target_logits, tau)}

@@ -1,6 +1,4 @@
-"""HSAKD's text log, result/{run}.txt, in its authors' words,
-and what a run comes to: last and best epoch.
-"""
+"""HSAKD's text log in its authors' form, result/{run}.txt, and a run's last and best epoch."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -43,8 +41,12 @@ def write(
 
 
 def best_of(best: Mapping[str, Row], last: Row, decides: str) -> dict[str, Row]:
-    """Put an epoch in the place of the best one so far,
-    of each split that it was evaluated on, where it is better.
+    """Give the best epoch of each split that the last epoch was evaluated on.
+
+    Args:
+        best: the best epoch so far, by split: "test", "val".
+        last: the last epoch.
+        decides: see `decided`.
     """
     splits = [split for split in ("test", "val") if f"{split}_Loss" in last]
     better = {
@@ -56,8 +58,12 @@ def best_of(best: Mapping[str, Row], last: Row, decides: str) -> dict[str, Row]:
 
 
 def decided(row: Mapping[str, float], split: str, decides: str) -> float:
-    """Give the accuracy in percent that decides which epoch is the best:
-    the highest one of its kind.
+    """Give the accuracy, in percent, that decides on the best epoch: the highest of its kind.
+
+    Args:
+        row: an epoch.
+        split: "test" or "val".
+        decides: is part of the names of that kind.
     """
     return max(
         value for name, value in row.items() if name.startswith(f"{split}_") and decides in name
@@ -67,9 +73,7 @@ def decided(row: Mapping[str, float], split: str, decides: str) -> float:
 def closing_words(
     last: Mapping[str, float], best: Mapping[str, Mapping[str, float]], probe: bool
 ) -> str:
-    """Say what came out: the last epoch,
-    and the best ones beside it; of a probe the other way round.
-    """
+    """Write the test accuracies of the last epoch and of the best ones; of a probe, best first."""
     rows = {"last epoch": last, "best epoch on the test images": best["test"]}
     rows |= {"best epoch on held-out training images": best["val"]} if "val" in best else {}
     lines = []
@@ -86,11 +90,9 @@ def closing_words(
 def _epoch(metrics: Mapping[str, float]) -> list[str]:
     """Write one epoch; losses are sums of terms, accuracies shares as in the authors' logs."""
     number = metrics["epoch"] - 1  # the authors count epochs from 0
-    parts = {f"_{kind}": _sum(metrics, begin) for kind, begin in (("cls", "ce_"), ("div", "kl_"))}
-    losses = {
-        "": metrics["Loss"],
-        **{kind: value for kind, value in parts.items() if value is not None},
-    }
+    sums = {"_cls": _sum(metrics, "ce_"), "_div": _sum(metrics, "kl_")}
+    losses = {"": metrics["Loss"]}
+    losses |= {kind: value for kind, value in sums.items() if value is not None}
     lines = [f"Epoch:{number}\t lr:{metrics['lr']:.5f}\t duration:{metrics['seconds']:.3f}"]
     lines += ["\t".join(f" train_loss{kind}:{value:.5f}" for kind, value in losses.items())]
     lines += _accuracies(metrics, "", "Train Top-1")
@@ -109,14 +111,13 @@ def _test(metrics: Mapping[str, float], split: str, title: str) -> list[str]:
 
 
 def _sum(metrics: Mapping[str, float], begin: str) -> float | None:
+    """Sum the metrics whose names begin so; None where there are none."""
     values = [value for name, value in metrics.items() if name.startswith(begin)]
     return sum(values) if values else None
 
 
 def _accuracies(metrics: Mapping[str, float], begin: str, title: str) -> list[str]:
-    """Give the lines of both accuracies: of each branch,
-    and for classes of the network itself behind them.
-    """
+    """Write a line for each kind of accuracy: of all branches, then of the network for classes."""
     nets = [net for net in _BY_NET if f"{begin}{net}top1_prec" in metrics] or [""]
     lines = []
     for kind in ("ss", "class"):

@@ -1,4 +1,4 @@
-"""The networks of HSAKD's commands: what each trains, and its teacher if it has one."""
+"""The networks of HSAKD's commands: the one that is trained, and its teacher if it has one."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from models.small.hsakd_files import fill_from_file
 from models.small.names import bare_name, describe, online_pair
 from models.small.stages import SmallNet
 
-Networks = tuple[nn.Module, NetWithHeads | None]  # what is trained, its teacher
+Networks = tuple[nn.Module, NetWithHeads | None]  # the trained network, its teacher
 
 
 def baseline(classes: int, arch: str) -> Networks:
@@ -21,9 +21,7 @@ def baseline(classes: int, arch: str) -> Networks:
 
 
 def teacher(classes: int, arch: str, pretrained_backbone: str | Path | None) -> Networks:
-    """Build a network with branches;
-    a backbone from a file is frozen and stays in evaluation mode.
-    """
+    """Build a network with branches; a backbone from a file is frozen, its BatchNorms too."""
     net = build_with_heads(arch, classes, "hsakd")
     if pretrained_backbone is not None:
         fill_from_file(net.backbone, pretrained_backbone)
@@ -33,12 +31,10 @@ def teacher(classes: int, arch: str, pretrained_backbone: str | Path | None) -> 
 
 
 def student(classes: int, arch: str, tarch: str, tcheckpoint: str | Path) -> Networks:
-    """Build a network with branches, and read its teacher,
-    which gets no gradients, in evaluation mode.
-    """
-    net, taught_by = (build_with_heads(name, classes, "hsakd") for name in (arch, tarch))
-    fill_from_file(taught_by, tcheckpoint)
-    return net, taught_by.requires_grad_(False).eval()
+    """Build a network with branches, and read its frozen teacher."""
+    net, teaching_net = (build_with_heads(name, classes, "hsakd") for name in (arch, tarch))
+    fill_from_file(teaching_net, tcheckpoint)
+    return net, teaching_net.requires_grad_(False).eval()
 
 
 def online(classes: int, arch: str) -> Networks:
@@ -48,14 +44,14 @@ def online(classes: int, arch: str) -> Networks:
 
 def probe(classes: int, arch: str, s_path: str | Path) -> Networks:
     """Read a student without its branches, freeze it and give it a new last layer."""
-    describe(bare_name(arch))  # refuses networks of other rooms
+    describe(bare_name(arch))  # raises for a network that HSAKD does not have
     model, _ = read_classifier(s_path, bare_name(arch))
     linear_probe(model, classes)
     return model, None
 
 
 def bare_arch(model: nn.Module) -> str:
-    """Give the bare network's name of what is trained; of a pair the first one's."""
+    """Name the bare network of a trained one; of a pair, the first one's."""
     net = model.net1 if isinstance(model, Couple) else model
     backbone = net.backbone if isinstance(net, NetWithHeads) else net
     assert isinstance(backbone, SmallNet)

@@ -251,7 +251,9 @@ def _add_data_options(parser: Parser, command: str, recipe: Recipe) -> None:
         help="pixels to a side; default: 32, ImageNet 224",
     )
     group.add_argument(
-        "--batch_size", type=whole(1), help=_said(recipe, "batch_size", "images before rotation")
+        "--batch_size",
+        type=whole(1),
+        help=_with_default(recipe, "batch_size", "images before rotation"),
     )
     if command == "student":
         group.add_argument(
@@ -284,18 +286,25 @@ def _add_training_options(parser: Parser, command: str, recipe: Recipe) -> None:
     default = ARCHS.get(command, ("none",))[0]
     group.add_argument("--arch", required=required, help=f"one of {nets}; default: {default}")
     group.add_argument(
-        "--init_lr", dest="lr", type=real(above=0), help=_said(recipe, "lr", "learning rate")
+        "--init_lr",
+        dest="lr",
+        type=real(above=0),
+        help=_with_default(recipe, "lr", "learning rate"),
     )
     group.add_argument(
-        "--weight_decay", type=real(), help=_said(recipe, "weight_decay", "of all parameters")
+        "--weight_decay",
+        type=real(),
+        help=_with_default(recipe, "weight_decay", "of all parameters"),
     )
     group.add_argument(
         "--milestones",
         type=whole(0),
         nargs="+",
-        help=_said(recipe, "milestones", "epochs of × 0.1"),
+        help=_with_default(recipe, "milestones", "epochs of × 0.1"),
     )
-    group.add_argument("--epochs", type=whole(1), help=_said(recipe, "epochs", "epochs in all"))
+    group.add_argument(
+        "--epochs", type=whole(1), help=_with_default(recipe, "epochs", "epochs in all")
+    )
     group.add_argument(
         "--warmup_epoch", type=whole(0), default=0, help="epochs of a linear warm-up"
     )
@@ -312,7 +321,7 @@ def _add_training_options(parser: Parser, command: str, recipe: Recipe) -> None:
     group.add_argument("--sgdr_t", type=whole(1), default=300, help="epochs of SGDR's first cycle")
 
 
-def _said(recipe: Recipe, name: str, what: str) -> str:
+def _with_default(recipe: Recipe, name: str, what: str) -> str:
     """Describe an option whose default depends on the data set."""
     values = [
         " ".join(map(str, r[name])) if name == "milestones" else f"{r[name]:g}"
@@ -324,8 +333,7 @@ def _said(recipe: Recipe, name: str, what: str) -> str:
 
 
 def fill(parser: Parser, args: Namespace) -> None:
-    """Put the command's and the data set's values where no option said another,
-    and refuse what makes no run.
+    """Fill in the command's and the data set's defaults, and refuse options that make no run.
 
     `name` becomes the authors' name of the data set, `dataset` ours; `train_path` and `val_path`
     are set where --data is the data set's own folder.
@@ -337,12 +345,13 @@ def fill(parser: Parser, args: Namespace) -> None:
             setattr(args, name, value)
     args.workers = min(args.workers, os.cpu_count() or 1)
     args.name, args.dataset = args.dataset, DATASETS.get(args.dataset, args.dataset)
-    own = Path(args.data_root)
+    # --data may name one data set's folder instead of the folder of all data sets.
+    folder = Path(args.data_root)
     args.train_path = args.val_path = None
-    if (own / "train").is_dir():
+    if (folder / "train").is_dir():
         args.train_path, args.val_path = (
-            str(own / "train"),
-            str(own / ("val" if (own / "val").is_dir() else "test")),
+            str(folder / "train"),
+            str(folder / ("val" if (folder / "val").is_dir() else "test")),
         )
     args.arch = args.arch or ARCHS[args.command][on_imagenet]
     if args.arch is None:
@@ -362,8 +371,9 @@ def fill(parser: Parser, args: Namespace) -> None:
 
 
 def run_name(args: Namespace) -> str:
-    """Give the authors' name of a run:
-    {script}[_tarch_T]_arch_A_dataset_D[_few_ratio_R]_seed{n}.
+    """Give the authors' name of a run.
+
+    It is {script}[_tarch_T]_arch_A_dataset_D[_few_ratio_R]_seed{n}.
     """
     few = getattr(args, "few_ratio", None)
     script = (
@@ -379,24 +389,31 @@ def run_name(args: Namespace) -> str:
         f"few_ratio_{few}" if few else "",
         f"seed{args.seed}",
     ]
-    return "_".join(part for part in [*parts, args.suffix] if part)
+    return "_".join(word for word in [*parts, args.suffix] if word)
 
 
-def following(args: Namespace, own: Path, arch: str) -> list[str]:
-    """Give the words of the command that follows:
-    a teacher has its student, other networks are probed.
+def following(args: Namespace, saved: Path, arch: str) -> list[str]:
+    """Give the words of the next command: a teacher's is its student's, others' is a probe.
 
     Args:
         args: filled in.
-        own: what this run saved.
+        saved: this run's checkpoint.
         arch: of the network without branches.
     """
     if args.command == "probe":
         return []
     if args.command == "teacher":
-        words = ["student", "--tarch", args.arch, "--tcheckpoint", str(own), "--dataset", args.name]
+        words = [
+            "student",
+            "--tarch",
+            args.arch,
+            "--tcheckpoint",
+            str(saved),
+            "--dataset",
+            args.name,
+        ]
     else:
-        words = ["probe", "--arch", arch, "--s_path", str(own)]
+        words = ["probe", "--arch", arch, "--s_path", str(saved)]
         words += ["--dataset", args.name] if args.train_path else []  # no other data set is there
     words += ["--data", args.data_root]
     usual = {

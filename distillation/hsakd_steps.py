@@ -1,10 +1,9 @@
-"""HSAKD's steps: a batch of images in, loss and metrics out;
-the losses are of `distillation.hsakd`.
+"""HSAKD's steps: a batch of images in, loss and metrics out, by `distillation.hsakd`.
 
-Every step takes uint8 (B, 3, S, S), class ids int64 (B,) and indices int64 (B,), and by name
-`preprocess`, which makes float32 (B, 3, S, S) of images and indices, and `accuracies`, which gives
-accuracies in percent of logits and targets. The networks see the four rotations of what is
-preprocessed, 4B images, made on their device.
+Every step takes images uint8 (B, 3, S, S), class ids int64 (B,) and indices int64 (B,). By name it
+takes `preprocess`, images and indices → float32 (B, 3, S, S), and `accuracies`, logits and targets
+→ accuracies in percent. The networks see four rotations of each preprocessed image, 4B in all, made
+on their device.
 """
 
 from collections.abc import Callable, Sequence
@@ -37,9 +36,7 @@ def teach(
     preprocess: Preprocess,
     accuracies: Accuracies,
 ) -> StepResult:
-    """Train a network with branches: CE of classes upright and,
-    in every branch, of classes and rotations.
-    """
+    """Train a network with branches: CE of upright classes, and of class and rotation in branches."""
     outputs = net(rotate(preprocess(images, indices)))
     return _summed(teacher_terms(outputs, targets), _measured(outputs, targets, accuracies))
 
@@ -55,16 +52,13 @@ def distil(
     teacher: nn.Module,
     tau: float,
 ) -> StepResult:
-    """Train a student: CE of classes upright, and KD from a teacher,
-    in evaluation mode, on the same rotated images.
-    """
+    """Train a student: CE of upright classes, and KD from a frozen teacher on the same rotations."""
     rotated = rotate(preprocess(images, indices))
     with torch.no_grad():
-        taught = teacher(rotated)
+        teacher_outputs = teacher(rotated)
     outputs = net(rotated)
-    return _summed(
-        student_terms(outputs, taught, targets, tau), _measured(outputs, targets, accuracies)
-    )
+    terms = student_terms(outputs, teacher_outputs, targets, tau)
+    return _summed(terms, _measured(outputs, targets, accuracies))
 
 
 def teach_each_other(
@@ -77,8 +71,9 @@ def teach_each_other(
     accuracies: Accuracies,
     tau: float,
 ) -> StepResult:
-    """Train two networks: the teacher's loss of both,
-    and KD in both directions; metrics begin with net1_ or net2_.
+    """Train two networks: the teacher's loss of both, and KD in both directions.
+
+    The names of accuracies begin with net1_ or net2_.
     """
     first, second = pair(rotate(preprocess(images, indices)))
     terms = online_terms(first, second, targets, tau)
@@ -94,9 +89,7 @@ def measure(
     preprocess: Preprocess,
     accuracies: Accuracies,
 ) -> StepResult:
-    """Evaluate a network: CE and accuracies of classes upright,
-    accuracies of branches on all rotations.
-    """
+    """Evaluate a network: CE and accuracies of upright classes, of branches on all rotations."""
     outputs = net(rotate(preprocess(images, indices)))
     return teacher_terms(outputs, targets)["ce_class"], _measured(outputs, targets, accuracies)
 
@@ -117,18 +110,21 @@ def measure_both(
 
 
 def _summed(terms: Terms, measured: dict[str, Tensor]) -> StepResult:
+    """Give the sum of the terms, the loss, and all numbers as metrics."""
     return torch.stack(list(terms.values())).sum(), terms | measured
 
 
 def _measured(outputs: Outputs, targets: Tensor, accuracies: Accuracies) -> dict[str, Tensor]:
-    return accuracies(outputs[0][::ROTATIONS], targets) | branch_accuracies_percent(
-        outputs[1], targets
-    )
+    """Give accuracies on the upright images, and those of the branches on all rotations."""
+    logits, branches = outputs
+    upright = accuracies(logits[::ROTATIONS], targets)
+    return upright | branch_accuracies_percent(branches, targets)
 
 
 def _measured_both(
     outputs: Sequence[Outputs], targets: Tensor, accuracies: Accuracies
 ) -> dict[str, Tensor]:
+    """Give the accuracies of two networks; names begin with net1_ or net2_."""
     both = (_measured(of_net, targets, accuracies).items() for of_net in outputs)
     return {
         f"net{number}_{name}": value

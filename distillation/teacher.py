@@ -1,4 +1,4 @@
-"""What a teacher says of each image: its logits, computed once, or anew where the images change."""
+"""A frozen teacher's logits: computed once, or in every step where the images change."""
 
 import functools
 from collections.abc import Callable
@@ -12,8 +12,7 @@ from utils.data.computed_once import compute_once
 from utils.errors import InputError
 from utils.runtime import Runtime
 
-# The pixels that the student sees, uint8 (N, 3, S, S), and their indices, int64 (N,) → logits (N,
-# C)
+# The student's pixels, uint8 (N, 3, S, S), and their indices, int64 (N,) → logits (N, C)
 Teacher = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -28,17 +27,17 @@ def teacher_logits(
 ) -> Teacher:
     """Freeze a classifier and make it a teacher that is asked batch by batch.
 
-    Where the images are the same in every epoch, its logits of all of them are computed here, once.
-    They equal those of a teacher that is asked every time bit for bit if the batches are the same,
-    else up to float32 rounding, since kernels are chosen by batch size.
+    If the images are the same in every epoch, all logits are computed here, once. They equal those
+    of a teacher that is asked in every step up to float32 rounding: kernels depend on the size of
+    the batch. With equal batches they are equal to the bit.
 
     Args:
         model: the teacher, pixels → logits (`utils.pixels.FromPixels`); put into evaluation mode.
-        loader: an unshuffled one of the training images (`ImageData`).
+        loader: an unshuffled loader of the training images (`ImageData`).
         classes: C, the length of the logits.
         runtime: device, processes, precision.
         folder: where a file of logits would be made.
-        gpu: of a teacher that is asked every time; None: the run's device.
+        gpu: of a teacher that is asked in every step; None: the run's device.
 
     Returns:
         The teacher; its logits arrive on the device of the batch.
@@ -68,8 +67,14 @@ def teacher_logits(
 
 @torch.no_grad()
 def live_logits(teacher: nn.Module, pixels: Tensor, _indices: Tensor) -> Tensor:
-    """Ask a frozen teacher, on a device of its own perhaps:
-    uint8 (N, 3, S, S) → (N, C) on the pixels' device.
+    """Ask a frozen teacher, which may be on another device.
+
+    Args:
+        teacher: pixels → logits.
+        pixels: uint8 (N, 3, S, S).
+
+    Returns:
+        (N, C), on the pixels' device.
     """
     device = next(teacher.parameters()).device
     return teacher(pixels.to(device)).to(pixels.device)

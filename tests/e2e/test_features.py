@@ -10,6 +10,7 @@ from models.classifiers import load_classifier
 from models.layers import layer_name
 from models.split import cuts, split
 from tests.e2e.road import FIT, data, files, run
+from tests.mistakes import refused
 from utils import checkpoint
 from utils.data.images import load_images
 from utils.features.cache import open_features
@@ -184,7 +185,7 @@ def test_all_layers_that_are_small_enough_are_stored(road, tmp_path):
     stored = [open_features(folder) for folder in sorted((tmp_path / "convOuts").rglob("val"))]
     assert [part.provenance.a.layer for part in stored] == ["fc"]
     assert stored[0].provenance.b.layer == "fc"
-    with pytest.raises(SystemExit, match=r"no layer's features take less than --below 1e-05 MB"):
+    with refused("--below", "1e-05", "MB", kind=SystemExit):
         run(ConvOutput, "--layers all --below 0.00001 --t_or_v val", *nets)
 
 

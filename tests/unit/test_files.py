@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.mistakes import refused
 from utils.errors import InputError
 from utils.files import (
     check_unclaimed,
@@ -127,13 +128,11 @@ def test_json_comes_back(tmp_path):
 
 
 def test_json_that_cannot_be_read(tmp_path):
-    with pytest.raises(InputError, match=r"v\.json does not exist"):
+    with refused("v.json"):
         read_json(tmp_path / "v.json")
     for content in (b'{"var": 1', b"\xff\xfe", b""):
         (tmp_path / "v.json").write_bytes(content)
-        with pytest.raises(
-            InputError, match=r"v\.json is not valid JSON .*; delete it and make it again"
-        ):
+        with refused("v.json", "JSON"):
             read_json(tmp_path / "v.json")
 
 
@@ -218,7 +217,7 @@ def test_a_second_run_is_refused_and_the_first_is_named(tmp_path):
 
 def test_one_process_does_not_claim_a_folder_twice(tmp_path):
     with claim(tmp_path):
-        with pytest.raises(InputError, match=rf"another run \(pid {os.getpid()} on "):
+        with refused(os.getpid()):
             claim(tmp_path).__enter__()
         with claim(tmp_path / "below"):
             pass

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.mistakes import refused
 from utils.command import command
 from utils.errors import InputError
 from utils.runtime import Runtime, seed_everything, start
@@ -112,9 +113,7 @@ def test_devices_that_were_asked_for_in_vain_are_named(
 
 def test_fp16_needs_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(
-        InputError, match="--amp fp16 needs a GPU; on the CPU use --amp bf16 or off"
-    ):
+    with refused("--amp", "fp16", "GPU", "CPU", "bf16"):
         start([], None, 0, "fp16")
 
 

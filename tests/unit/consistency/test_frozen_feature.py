@@ -7,6 +7,7 @@ from torch import nn
 from consistency.frozen_feature import FrozenFeature, freeze
 from models.cut_net import CutNet
 from models.trans_net import TransNet
+from tests.mistakes import refused
 from utils.errors import InputError
 from utils.normalisation import NORMALISATIONS
 from utils.pixels import normalise
@@ -161,7 +162,5 @@ def test_a_tail_of_other_channels_is_refused():
 )
 def test_a_trans_net_that_does_not_fit_is_refused(channels):
     nets = {"A": net(4, 4), "B": net(6, 4)}
-    with pytest.raises(
-        InputError, match=rf"maps {channels[0]} channels to \({channels[1]}, 4, 4\), but these"
-    ):
+    with refused(channels[0], channels[1], "4"):
         freeze("components", nets, TransNet(*channels).eval(), [1, 1, 1], "B", PIXELS)

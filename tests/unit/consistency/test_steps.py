@@ -11,7 +11,7 @@ import pytest
 
 import consistency
 from consistency import steps
-from utils.errors import InputError
+from tests.mistakes import refused
 
 tomllib = pytest.importorskip("tomllib")  # of Python 3.11
 ROOT = Path(consistency.__file__).parents[1]
@@ -124,5 +124,5 @@ def test_another_word_than_a_step_is_refused(tmp_path):
 
 
 def test_a_step_that_is_not_there_is_named():
-    with pytest.raises(InputError, match="NoSuchStep"):
+    with refused("NoSuchStep"):
         steps.summary("NoSuchStep")

@@ -6,6 +6,7 @@ import torch
 from consistency.trans_nets import between, check_fit, fill_trans_net
 from models.split import as_maps
 from models.trans_net import TransNet
+from tests.mistakes import refused
 from utils.errors import InputError
 
 
@@ -38,9 +39,7 @@ def test_features_of_different_kinds_have_no_trans_net(shapes):
 
 @pytest.mark.parametrize("shape", [(4,), (4, 1, 1)])
 def test_single_values_have_no_mean_to_remove(shape):
-    with pytest.raises(
-        InputError, match=r"--bn removes the mean of each map, .* single values; add --norm batch"
-    ):
+    with refused("--bn", "--norm"):
         between(shape, shape, layers=3, bn=True, norm="instance")
     between(shape, shape, layers=3, bn=True, norm="batch")
     between((9, 4), (9, 4), layers=3, bn=True, norm="instance")
@@ -100,21 +99,14 @@ def test_a_trans_net_is_held_against_the_features(config, target, fits):
         check_fit(net, (4, 6, 5), target)
         assert net(x).shape == (2, *target)
         return
-    with pytest.raises(
-        InputError,
-        match=(
-            r"maps 4 channels to \(7, .*\), but these features are \(4, 6, 5\) and .* the direction"
-        ),
-    ):
+    with refused("4", "7", "6", "5"):
         check_fit(net, (4, 6, 5), target)
-    with pytest.raises(InputError, match=r"maps 4 channels"):
+    with refused("4"):
         check_fit(net, (3, 6, 5), (7, 6, 5))
 
 
 def test_a_trans_net_of_tokens_or_vectors_is_held_against_them():
     check_fit(TransNet(4, 7, 2, 1), (9, 4), (9, 7))
     check_fit(TransNet(4, 7, 2, 1), (4,), (7,))
-    with pytest.raises(
-        InputError, match=r"maps 4 channels to \(7, 9, 1\), but these features are \(4, 9, 1\)"
-    ):
+    with refused("4", "7", "9", "1"):
         check_fit(TransNet(4, 7, 2, 1), (9, 4), (5, 7))

@@ -7,9 +7,9 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
+from tests.mistakes import refused
 from utils.data.batches import AUGMENTATIONS, Augmentation, Preprocessing, augment
 from utils.data.loaders import make_loader
-from utils.errors import InputError
 from utils.normalisation import NORMALISATIONS
 from utils.pixels import IMAGENET_MEAN, IMAGENET_STD, normalise
 
@@ -216,13 +216,10 @@ def test_any_whole_number_is_a_seed(seed):
 
 
 def test_images_that_are_too_small_or_modes_that_are_none_are_refused():
-    with pytest.raises(
-        InputError,
-        match="images of 4 pixels cannot be reflected by 4; choose a larger --image_size",
-    ):
+    with refused("4", "--image_size"):
         augment(pictures(1, 4), torch.tensor([0]), epoch=0, seed=0, padding=4, mode="reflect")
     augment(pictures(1, 4), torch.tensor([0]), epoch=0, seed=0, padding=4, mode="zero")
-    with pytest.raises(ValueError, match="padding mode 'wrap' is neither reflect nor zero"):
+    with refused("wrap", kind=ValueError):
         augment(pictures(1), torch.tensor([0]), epoch=0, seed=0, padding=4, mode="wrap")
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torchvision.datasets import ImageFolder
 
+from tests.mistakes import refused
 from tests.unit.photos import make_folder, make_photo, real_data
 from utils.data.datasets import DATASETS, VOC_CLASSES
 from utils.data.images import ImageData, load_images
@@ -91,7 +92,7 @@ def test_voc_animals_keep_six_of_twenty_labels(tmp_path):
 
 def test_voc_crops_refuse_a_folder_that_is_no_voc_class(tmp_path):
     make_folder(tmp_path / "VOC2012_crop" / "train", {"00_cow": 1, "zebra": 1})
-    with pytest.raises(InputError, match=r"zebra.*none of the 20 classes 00_cow … 19_car"):
+    with refused("20", "00_cow", "19_car"):
         load_images("VOC2012_crop", "train", data_root=tmp_path)
 
 
@@ -131,19 +132,19 @@ def test_voc_has_a_vector_of_labels_for_each_photo(voc):
 def test_voc_without_image_sets_is_taken_whole_when_named_by_path(voc):
     shutil.rmtree(voc / "ImageSets")
     assert load(voc, dataset="VOC2012").paths == [f"JPEGImages/{name}.jpg" for name in "pqr"]
-    with pytest.raises(InputError, match=r"ImageSets/Main/train.txt does not exist"):
+    with refused("ImageSets/Main/train.txt"):
         load_images("VOC2012", "train", data_root=voc.parent)
 
 
 def test_voc_annotations_that_cannot_be_used_are_named(voc):
     voc_annotation(voc / "Annotations" / "p.xml", "unicorn")
-    with pytest.raises(InputError, match=r"p.xml names an object that is no VOC class.*unicorn"):
+    with refused("p.xml", "VOC"):
         load_images("VOC2012", "train", data_root=voc.parent)
     (voc / "Annotations" / "q.xml").write_text("<annotation>")
-    with pytest.raises(InputError, match=r"q.xml is no readable VOC annotation"):
+    with refused("q.xml", "VOC"):
         load_images("VOC2012", "train", data_root=voc.parent)
     (voc / "ImageSets" / "Main" / "train.txt").write_text("\n")
-    with pytest.raises(InputError, match=r"VOC2012 lists no train images"):
+    with refused("VOC2012"):
         load_images("VOC2012", "train", data_root=voc.parent)
 
 
@@ -188,9 +189,7 @@ def test_mix_by_path_wants_both_folders(mix):
     paths = [str(mix / name / "train") for name in ("CUB200", "DOG120")]
     both = load_images("mix320", "train", data_root="nowhere", path=os.pathsep.join(paths))
     assert both.paths == load_images("mix320", "train", data_root=mix).paths
-    with pytest.raises(
-        InputError, match=r"mix320 is made of 2 folders, --train_path names 1.*CUB200:DOG120"
-    ):
+    with refused("mix320", "2", "--train_path", "1", "CUB200:DOG120"):
         load_images("mix320", "train", data_root="nowhere", path=paths[0])
 
 
@@ -207,28 +206,21 @@ def test_an_unknown_data_set_suggests_the_nearest(tmp_path):
         "MIX320": "mix320",
         "VOC_animal": "VOC2012_animal",
     }.items():
-        with pytest.raises(InputError, match=f"no data set '{given}'; did you mean {meant}"):
+        with refused(given, meant):
             load_images(given, "train", data_root=tmp_path)
-    with pytest.raises(InputError, match="known are CUB200, DOG120"):
+    with refused("CUB200", "DOG120"):
         load_images("?", "train", data_root=tmp_path)
 
 
 def test_missing_folders(tmp_path):
-    with pytest.raises(
-        InputError,
-        match=(
-            r"no folder .*CUB200/train for the train images of CUB200; make it as .*PrepareData.py"
-        ),
-    ):
+    with refused("CUB200/train", "CUB200", "PrepareData.py"):
         load_images("CUB200", "train", data_root=tmp_path)
-    with pytest.raises(InputError, match=r"no folder .*DOG120/test"):
+    with refused("DOG120/test"):
         make_folder(tmp_path / "CUB200" / "test", {"a": 1})
         load_images("mix320", "val", data_root=tmp_path)
-    with pytest.raises(InputError, match=r"--val_path: there is no folder .*nothing"):
+    with refused("--val_path"):
         load(tmp_path / "nothing", "val", "CUB200")
-    with pytest.raises(
-        InputError, match=r"'folder' is any folder of class folders; name it with --train_path"
-    ):
+    with refused("folder", "--train_path"):
         load_images("folder", "train", data_root=tmp_path)
 
 
@@ -236,7 +228,7 @@ def test_folders_without_classes_or_images(tmp_path):
     with pytest.raises(InputError, match=r"has no class folders; expected are \{class\}/"):
         load(tmp_path)
     make_photo(tmp_path / "loose.jpg")
-    with pytest.raises(InputError, match="has no class folders but 1 loose images"):
+    with refused("1"):
         load(tmp_path)
     make_folder(tmp_path, {"full": 1})
     (tmp_path / "empty").mkdir()
@@ -244,5 +236,5 @@ def test_folders_without_classes_or_images(tmp_path):
     with pytest.raises(InputError, match=r"the class folder .*/empty has no images"):
         load(tmp_path)
     (tmp_path / "also").mkdir()
-    with pytest.raises(InputError, match=r"/also and 1 other class folders have no images"):
+    with refused("1"):
         load(tmp_path)

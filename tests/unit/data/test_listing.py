@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.mistakes import refused
 from tests.unit.photos import make_folder, make_photo
 from utils.data.images import ImageData, load_images
 from utils.data.listing import order_note
@@ -101,9 +102,7 @@ def test_a_class_folder_that_is_a_link_is_that_class(photos, tmp_path):
 
 def test_a_class_folder_that_is_another_class_or_the_folder_itself_is_refused(photos):
     (photos / "c").symlink_to("a")
-    with pytest.raises(
-        InputError, match=r"/c has no images .*; left out: 1 links to folders listed already \(c\)"
-    ):
+    with refused("1"):
         load(photos)
     (photos / "c").unlink()
     (photos / "c").symlink_to(photos.parent)

@@ -3,8 +3,8 @@ import torch
 
 from distillation import hsakd_nets
 from models.small.hsakd_files import to_authors_state
+from tests.mistakes import refused
 from utils import checkpoint
-from utils.errors import InputError
 
 CLASSES = 3
 
@@ -59,7 +59,7 @@ def test_a_probe_has_a_new_last_layer_alone(taught):
         "fc.bias",
     ]
     assert net(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
-    with pytest.raises(InputError, match="there is no architecture 'alexnet'"):
+    with refused("alexnet"):
         hsakd_nets.probe(7, "alexnet", taught[1])
 
 

@@ -7,9 +7,9 @@ from torch import nn
 
 from distillation.teacher import live_logits, teacher_logits
 from models.classifiers import build
+from tests.mistakes import refused
 from utils.data.images import ImageData, load_images
 from utils.data.loaders import make_loader
-from utils.errors import InputError
 from utils.normalisation import NORMALISATIONS
 from utils.pixels import FromPixels, normalise
 
@@ -132,7 +132,7 @@ def test_a_gpu_of_its_own_has_no_effect_where_logits_are_stored(make_teacher, ca
 def test_a_gpu_that_is_not_there_is_refused(loader, cpu, augmented):
     augmented()
     on_gpu = dataclasses.replace(cpu, device=torch.device("cuda", 0))
-    with pytest.raises(InputError, match="--gpu_teacher 99 does not exist: this machine has"):
+    with refused("--gpu_teacher", "99"):
         teacher_logits(nn.Identity(), loader, CLASSES, on_gpu, folder="", gpu=99)
 
 

@@ -7,6 +7,7 @@ from models.classifiers import build, load_classifier
 from models.cut_net import open_net, reopen_net, untrained_net
 from models.layers import Layer
 from models.split import split
+from tests.mistakes import refused
 from utils.errors import InputError
 from utils.files import sha256
 from utils.provenance import NetSource, Provenance
@@ -29,11 +30,11 @@ def test_a_net_opens_cut_at_its_layer_with_what_it_is(nets, tmp_path):
     model, images = load_classifier(nets[0]), torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(net.tail.eval()(net.head.eval()(images)), model(images))
-    with pytest.raises(InputError, match="layers of a ResNet are 1 to 4"):
+    with refused("ResNet", "1", "4"):
         open_net(nets[0], None, Layer(None, 30))
-    with pytest.raises(InputError, match="no option names the layer of this ResNet"):
+    with refused("ResNet"):
         open_net(nets[0], None, Layer())
-    with pytest.raises(InputError, match="vgg16"):
+    with refused("vgg16"):
         open_net(nets[0], "vgg16", Layer(None, 2))
 
 
@@ -89,7 +90,7 @@ def test_a_tapped_net_knows_its_layers(nets):
     with torch.no_grad():
         shapes = [part.shape[1:] for part in tapped.taps(torch.zeros(1, 3, 32, 32))]
     assert [len(shape) for shape in shapes] == [3, 3, 1]
-    with pytest.raises(InputError, match=r"has no layer 'layer9'.*; say more"):
+    with refused("layer9"):
         open_net(nets[0], None, [Layer("layer9")], "; say more")
 
 

@@ -5,6 +5,7 @@ from torch import nn
 
 from models.layers import Layer, layer_name, note_of_depths, paired_stages, usual_layer
 from models.split import feature_shape, split
+from tests.mistakes import refused
 from utils.errors import InputError
 from utils.provenance import NetSource
 
@@ -108,9 +109,7 @@ def test_without_an_option_only_a_vgg_has_a_layer():
     assert Layer(fc=True, default=3).node(vgg) == "classifier.3"
     assert Layer(None, 0, default=40).node(vgg) == "features.0"
     for model, kind in ((alexnet, "AlexNet"), (resnet18, "ResNet")):
-        with pytest.raises(
-            InputError, match=f"no option names the layer of this {kind}: use --conv_layer"
-        ):
+        with refused(kind, "--conv_layer"):
             Layer().node(model)
 
 
@@ -167,10 +166,7 @@ def test_a_stage_is_counted_at_the_size_that_an_option_says():
 
 @pytest.mark.parametrize("number", [0, 6, -6])
 def test_a_stage_that_there_is_not(number):
-    with pytest.raises(
-        InputError,
-        match=rf"has stages 1 to 5 at 32 pixels, not {number}: they end at relu, layer1, ",
-    ):
+    with refused("1", "5", "32", number, "layer1"):
         Layer(f"stage:{number}").node(resnet((1, 1, 1, 1)), 32)
 
 

@@ -2,6 +2,7 @@ import os
 
 import pytest
 
+from tests.mistakes import refused
 from tests.unit.official_layouts import make_cub, make_dogs
 from tests.unit.photos import real_data
 from utils.errors import InputError
@@ -130,7 +131,7 @@ def test_malformed_lists_are_refused(cub, file, old, new, message):
 
 def test_a_missing_list_is_named(cub):
     (cub / "bounding_boxes.txt").unlink()
-    with pytest.raises(InputError, match=r"bounding_boxes\.txt does not exist"):
+    with refused("bounding_boxes.txt"):
         read_cub([cub])
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.mistakes import refused
 from tests.unit.photos import real_data
 from tests.unit.prepare.array_layouts import python2_pickle
 from utils.errors import InputError
@@ -30,16 +31,14 @@ class Runs:
 @pytest.mark.parametrize("protocol", [0, 2, 4])
 def test_code_is_refused_and_not_run(tmp_path, protocol):
     (tmp_path / "list.pkl").write_bytes(pickle.dumps([1, Runs(tmp_path / "ran")], protocol))
-    with pytest.raises(
-        InputError, match=r"list\.pkl is refused: it asks for .*mkdir, which may run code"
-    ):
+    with refused("list.pkl"):
         load_plain(tmp_path / "list.pkl")
     assert not (tmp_path / "ran").exists()
 
 
 def test_even_a_harmless_class_is_refused(tmp_path):
     (tmp_path / "list.pkl").write_bytes(pickle.dumps(collections.OrderedDict(a=1)))
-    with pytest.raises(InputError, match=r"asks for collections\.OrderedDict"):
+    with refused("collections.OrderedDict"):
         load_plain(tmp_path / "list.pkl")
 
 
@@ -54,12 +53,12 @@ def test_references_out_of_the_file_are_refused(tmp_path):
 )
 def test_damaged_files_are_named(tmp_path, content):
     (tmp_path / "list.pkl").write_bytes(content)
-    with pytest.raises(InputError, match=r"list\.pkl is not a whole pickle file"):
+    with refused("list.pkl"):
         load_plain(tmp_path / "list.pkl")
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"list\.pkl does not exist"):
+    with refused("list.pkl"):
         load_plain(tmp_path / "list.pkl")
 
 
@@ -125,9 +124,7 @@ def test_code_beside_arrays_is_refused_and_not_run(tmp_path):
     (tmp_path / "batch").write_bytes(
         python2_pickle({"data": np.zeros(2), "more": Runs(tmp_path / "ran")})
     )
-    with pytest.raises(
-        InputError, match=r"batch is refused: it asks for posix\.mkdir, which may run code"
-    ):
+    with refused("posix.mkdir"):
         load_arrays(tmp_path / "batch")
     assert not (tmp_path / "ran").exists()
 

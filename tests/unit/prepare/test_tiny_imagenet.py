@@ -2,6 +2,7 @@ import shutil
 
 import pytest
 
+from tests.mistakes import refused
 from tests.unit.prepare.array_layouts import WNIDS, make_tiny_imagenet
 from utils.errors import InputError
 from utils.prepare.tiny_imagenet import read_tiny_imagenet
@@ -82,9 +83,7 @@ def test_lists_that_do_not_fit_are_told(tiny, file, old, new, message):
 
 def test_missing_lists_are_named(tiny, tmp_path):
     (tiny / "val/val_annotations.txt").unlink()
-    with pytest.raises(InputError, match=r"val_annotations\.txt does not exist"):
+    with refused("val_annotations.txt"):
         read_tiny_imagenet([tiny])
-    with pytest.raises(
-        InputError, match=r"no wnids\.txt in .*give --src the official tiny-imagenet-200\.zip"
-    ):
+    with refused("wnids.txt", "--src", "tiny-imagenet-200.zip"):
         read_tiny_imagenet([tmp_path / "nothing"])

@@ -9,6 +9,7 @@ import re
 
 import pytest
 
+from tests.mistakes import refused
 from tests.unit.reports import CALIBRATION, SOURCE, VARIANCE, write_run
 from utils.errors import InputError
 from utils.report import page
@@ -91,10 +92,7 @@ def test_another_number_in_the_folder_is_found(run):
 def test_a_number_that_is_missing_is_named(run):
     made = page.render(run)
     (run / "variance.json").write_text(json.dumps(VARIANCE | {"classes": []}))
-    with pytest.raises(
-        InputError,
-        match=r"has variance\.json: classes\.0\.class where the run has variance\.json: c",
-    ):
+    with refused("variance.json", "classes.0.class"):
         page.check(made, page.render(run))
 
 
@@ -113,7 +111,7 @@ def test_a_page_of_another_run_and_another_file_are_told_apart(run, tmp_path):
     )
     with pytest.raises(InputError, match=said):
         page.check(made, page.render(run))
-    with pytest.raises(InputError, match=r"no page of Report\.py; name one that --out wrote"):
+    with refused("Report.py", "--out"):
         page.check("<html>0.5</html>", made)
 
 

@@ -4,6 +4,7 @@ import os
 import pytest
 import torch
 
+from tests.mistakes import refused
 from utils import checkpoint
 from utils.errors import InputError
 from utils.provenance import NetSource, Provenance
@@ -71,7 +72,7 @@ def test_a_path_names_the_checkpoint(own, stored, tmp_path):
 
 
 def test_a_path_without_a_file_is_named_at_once(own, tmp_path):
-    with pytest.raises(InputError, match=r"no checkpoint at .*nowhere\.pth\.tar"):
+    with refused("nowhere.pth.tar"):
         find(str(tmp_path / "nowhere.pth.tar"), own)
     (tmp_path / "page.pth.tar").write_text("<html>")
     with pytest.raises(
@@ -83,9 +84,7 @@ def test_a_path_without_a_file_is_named_at_once(own, tmp_path):
 def test_a_path_to_what_was_made_of_other_features_is_refused(own, tmp_path):
     other = tmp_path / "other.pth.tar"
     checkpoint.save(other, {"epoch": 1, "source": SOURCE.reversed().to_record()})
-    with pytest.raises(
-        InputError, match=r"other\.pth\.tar was made with nets A and B exchanged .*; name what"
-    ):
+    with refused("other.pth.tar"):
         find(str(other), own)
     assert resume.find(str(other), own, SETTINGS) == other  # a run that reads no features
 
@@ -118,7 +117,7 @@ def test_another_setting_is_refused_with_both_values(stored, resumed, name, valu
 
 
 def test_the_first_that_differs_is_named(stored):
-    with pytest.raises(InputError, match=r"with arch alexnet instead of vgg16; choose"):
+    with refused("arch", "alexnet", "vgg16"):
         find("auto", stored, SETTINGS | {"lr": 0.9, "arch": "vgg16"})
 
 
@@ -132,17 +131,14 @@ def test_a_run_from_a_path_does_not_replace_another_runs_checkpoint_either(store
 @pytest.mark.parametrize("resumed", ["", "auto"])
 def test_other_features_are_refused_before_other_settings(stored, resumed):
     checkpoint.save(stored, checkpoint.load(stored) | {"source": SOURCE.reversed().to_record()})
-    with pytest.raises(
-        InputError,
-        match=r"is of another run, with nets A and B exchanged .*; choose another --suffix",
-    ):
+    with refused("--suffix"):
         find(resumed, stored, SETTINGS | {"lr": 0.9})
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 5])
 def test_a_run_may_be_extended_where_its_rates_do_not_depend_on_its_end(stored, epochs):
     assert find("auto", stored, SETTINGS | {"epochs": epochs}, extendable=True) == stored
-    with pytest.raises(InputError, match=r"lr 0\.1 instead of 0\.9"):
+    with refused("0.1", "0.9"):
         find("auto", stored, SETTINGS | {"epochs": epochs, "lr": 0.9}, extendable=True)
 
 

@@ -1,0 +1,62 @@
+"""Assertions on refusals: that one is raised, in one line, with the option and the value in it.
+
+The wording is free: a test that pins a sentence breaks when the sentence is improved.
+"""
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+
+from utils.errors import InputError
+
+
+@contextlib.contextmanager
+def refused(
+    *facts: object, kind: type[BaseException] = InputError
+) -> Iterator[pytest.ExceptionInfo[Any]]:
+    """Assert that the block is refused in one line that has the facts.
+
+    Args:
+        facts: options, values, names of files: each must be part of the message.
+        kind: of the error; `SystemExit` where a script ends itself.
+
+    Yields:
+        The error, once it is raised.
+    """
+    with pytest.raises(kind) as caught:
+        yield caught
+    check_line(str(caught.value), *facts)
+
+
+def refuses(
+    main: Callable[[Sequence[str]], Any], argv: Sequence[str], *facts: object, code: int = 1
+) -> None:
+    """Assert that a script refuses a command line with an exit code, in one line with the facts.
+
+    Args:
+        main: of the script.
+        argv: the command line, without the script.
+        facts: see `refused`.
+        code: 1: what the words name is at fault; 2: the words themselves are.
+    """
+    with pytest.raises(SystemExit) as caught:
+        main(argv)
+    # `sys.exit(sentence)` prints the sentence and ends with code 1.
+    assert (1 if isinstance(caught.value.code, str) else caught.value.code) == code
+    if isinstance(caught.value.code, str):
+        check_line(caught.value.code, *facts)
+
+
+def check_line(message: str, *facts: object) -> None:
+    """Assert that a message is one line, and has every fact."""
+    assert message and "\n" not in message.strip(), message
+    missing = [str(fact) for fact in facts if not _has(message, str(fact))]
+    assert not missing, f"{missing} not in: {message}"
+
+
+def _has(message: str, fact: str) -> bool:
+    """Whether a message has a fact as whole words: 1 is no part of 10."""
+    return re.search(rf"(?<!\w){re.escape(fact)}(?!\w)", message) is not None

@@ -38,20 +38,20 @@ def measure(row: Row, images: int, rounds: int) -> dict[str, Any]:
         for _ in range(rounds):
             for name, take in contest.items():
                 taken[name].append(take())
-    found: dict[str, Any] = {
+    numbers: dict[str, Any] = {
         "images": images,
         "threads": torch.get_num_threads(),
         "load": os.getloadavg()[0],
     }
-    found["clock"] = turns.clock.__name__
-    for name, own in taken.items():
-        found[name] = statistics.median(turn.seconds for turn in own)
-        found[f"{name}_turns"] = [turn.seconds for turn in own]
-        found[f"{name}_peak_bytes"] = max(turn.peak_bytes for turn in own)
-    return found
+    numbers["clock"] = turns.clock.__name__
+    for name, of_turns in taken.items():
+        numbers[name] = statistics.median(turn.seconds for turn in of_turns)
+        numbers[f"{name}_turns"] = [turn.seconds for turn in of_turns]
+        numbers[f"{name}_peak_bytes"] = max(turn.peak_bytes for turn in of_turns)
+    return numbers
 
 
-def table(found: dict[str, dict[str, Any]]) -> str:
+def table(results: dict[str, dict[str, Any]]) -> str:
     """Give the Markdown table of all rows that were measured."""
     lines = [
         "| what | images | suite, s | plain, s | roofline, s | plain / suite | target | roofline /"
@@ -59,7 +59,7 @@ def table(found: dict[str, dict[str, Any]]) -> str:
     ]
     lines.append("|---|---:|---:|---:|---:|---:|---:|---:|---:|")
     for name, row in ROWS.items():
-        if values := found.get(name):
+        if values := results.get(name):
             ours, slow, best = (values[key] for key in (OURS, PLAIN, BEST))
             lines.append(
                 f"| {row.title} | {values['images']} | {ours:.2f} | {slow:.2f} | {best:.2f}"
@@ -69,7 +69,7 @@ def table(found: dict[str, dict[str, Any]]) -> str:
     peaks = [
         f"{ROWS[name].title}: {values['suite_peak_bytes'] / 1e9:.2f} GB, plain"
         f" {values['plain_peak_bytes'] / 1e9:.2f}"
-        for name, values in found.items()
+        for name, values in results.items()
         if values["suite_peak_bytes"]
     ]
     return "\n".join([*lines, "", *(f"most GB held by {peak}; " for peak in peaks)])
@@ -97,17 +97,17 @@ def main(argv: list[str] | None = None) -> None:
         turns.clock = time.perf_counter
     where = ran_on(__file__, argv, "torch", "torchvision")
     kept = Path(f"{args.results}.json")
-    found = read_json(kept) if args.results and kept.exists() else {}
+    results = read_json(kept) if args.results and kept.exists() else {}
     for name in args.rows or ROWS:
         if ROWS[name].of_photos and "KC_REAL_DATA" not in os.environ:
             print(f"{name} needs real photos: name their folder by KC_REAL_DATA; skipped")
             continue
-        found[name] = measure(ROWS[name], args.images or ROWS[name].images, args.rounds)
-        print(json.dumps({name: found[name]}), flush=True)
-    text = f"{table(found)}\n\n{where}\n"
+        results[name] = measure(ROWS[name], args.images or ROWS[name].images, args.rounds)
+        print(json.dumps({name: results[name]}), flush=True)
+    text = f"{table(results)}\n\n{where}\n"
     print(text)
     if args.results:
-        write_json(kept, found)
+        write_json(kept, results)
         kept.with_suffix(".md").write_text(text, encoding="utf-8")
 
 

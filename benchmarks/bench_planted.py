@@ -74,11 +74,11 @@ class Features:
 
     def consistency(self, generator: torch.Generator, *, within: bool) -> Interval:
         """Calibrate the linear reference; `within`: against pairs of the same class."""
-        labels = self.labels if within else [torch.zeros_like(part) for part in self.labels]
-        found = calibrate_linear(
+        labels = self.labels if within else [torch.zeros_like(of_split) for of_split in self.labels]
+        calibration = calibrate_linear(
             self.x, self.target, labels, generator, draws=0, shuffles=SHUFFLES, weight=WEIGHT
         )
-        return found.intervals["consistency"]
+        return calibration.intervals["consistency"]
 
 
 class World:
@@ -135,9 +135,9 @@ class World:
 def planted_pair(world: World, share: float, *, within: bool) -> Features:
     """Draw a pair whose B has a share of its variance from another net on other images."""
     net, other = world.net(), world.net()
-    sizes = [world.unexplained(net, part, within=within) for part in (net, other)]
+    sizes = [world.unexplained(net, channels_of, within=within) for channels_of in (net, other)]
     rotation = torch.linalg.qr(world.normal(WIDENED, 2 * CHANNELS))[0]
-    found = Features([], [], [])
+    features = Features([], [], [])
     for count in (FIT_IMAGES, HELD_IMAGES):
         labels = world.labels(count)
         x = world.features(net, world.images(labels))
@@ -145,10 +145,10 @@ def planted_pair(world: World, share: float, *, within: bool) -> Features:
         channels = torch.cat(
             [((1 - share) / sizes[0]) ** 0.5 * x, (share / sizes[1]) ** 0.5 * foreign], dim=1
         )
-        found.x.append(x)
-        found.target.append(torch.einsum("nchw,dc->ndhw", channels, rotation))
-        found.labels.append(labels)
-    return found
+        features.x.append(x)
+        features.target.append(torch.einsum("nchw,dc->ndhw", channels, rotation))
+        features.labels.append(labels)
+    return features
 
 
 def planted_table(repetitions: int, *, within: bool) -> None:
@@ -161,13 +161,13 @@ def planted_table(repetitions: int, *, within: bool) -> None:
     print("|---:|---:|---:|---:|---:|---:|")
     covered = []
     for index, share in enumerate(SHARES):
-        found = []
+        intervals = []
         for repetition in range(repetitions):
             generator = torch.Generator().manual_seed(1_000_000 * index + 2 * repetition + within)
             pair = planted_pair(World(generator), share, within=within)
-            found.append(pair.consistency(generator, within=within))
+            intervals.append(pair.consistency(generator, within=within))
         value, low, high = (
-            np.array([getattr(one, name) for one in found]) for name in ("value", "low", "high")
+            np.array([getattr(one, name) for one in intervals]) for name in ("value", "low", "high")
         )
         # At s = 0 it is 1 but for rounding
         inside = (low <= 1 - share + 1e-9) & (high >= 1 - share - 1e-9)
@@ -193,10 +193,10 @@ def null_pair(
     world = World(generator)
     sizes = (60, 40) if wide else (120, 60)
     labels = [world.labels(count) for count in sizes]
-    seen = [world.images(part) for part in labels]
-    foreign = [world.images(part if within else world.labels(len(part))) for part in labels]
-    classes = labels if within else [torch.zeros_like(part) for part in labels]
-    orders = [permutations(part, PERMUTATIONS, generator) for part in classes]
+    seen = [world.images(split) for split in labels]
+    foreign = [world.images(split if within else world.labels(len(split))) for split in labels]
+    classes = labels if within else [torch.zeros_like(split) for split in labels]
+    orders = [permutations(split, PERMUTATIONS, generator) for split in classes]
     target_fit, target_held = vectors(world, world.net(50 if wide else WIDENED), foreign)
     nulls = []
     for _ in range(layers):
@@ -243,13 +243,15 @@ def attack_table(repetitions: int) -> None:
             pair.target.append(world.features(net, world.images(labels)))
         accuracies.append(tail_accuracies(pair))
         scores.append([pair.consistency(generator, within=within) for within in (False, True)])
-    own, sent = 100 * np.mean(accuracies, axis=0)
+    of_target, of_noise = 100 * np.mean(accuracies, axis=0)
     over_all, inside = zip(*scores)
     print("\n## A sender of class-clustered noise\n")
-    print(f"B's features through B's tail {own:.1f} %, the noise translated to them {sent:.1f} %.")
-    for name, found in (("over all images", over_all), ("within the class", inside)):
-        zero = np.mean([one.low <= 0 <= one.high for one in found])
-        mean = np.mean([one.value for one in found])
+    print(
+        f"B's features through B's tail {of_target:.1f} %, the noise translated to them {of_noise:.1f} %."
+    )
+    for name, intervals in (("over all images", over_all), ("within the class", inside)):
+        zero = np.mean([one.low <= 0 <= one.high for one in intervals])
+        mean = np.mean([one.value for one in intervals])
         print(f"Consistency by the null {name}: {mean:.4f}; its interval contains 0 in {zero:.1%}.")
 
 
@@ -258,11 +260,11 @@ def tail_accuracies(pair: Features) -> list[float]:
     give its accuracies on B's features and on g(x).
     """
     x_fit, x_held, target_fit, target_held = (
-        part.mean((2, 3)).numpy() for part in (*pair.x, *pair.target)
+        features.mean((2, 3)).numpy() for features in (*pair.x, *pair.target)
     )
     tail = LinearDiscriminantAnalysis().fit(target_fit, pair.labels[0])
     sent = LinearRegression().fit(x_fit, target_fit).predict(x_held)
-    return [tail.score(part, pair.labels[1]) for part in (target_held, sent)]
+    return [tail.score(features, pair.labels[1]) for features in (target_held, sent)]
 
 
 MAP_CHANNELS, MAP_ROWS, MAP_HELD = 8, 4000, 1000
@@ -323,8 +325,8 @@ def map_table(seeds: int, budgets: Sequence[str]) -> None:
         for seed in range(seeds):
             rows = planted_map(kind, seed)
 
-            def load(part: Tensor, shuffle: bool = False, rows: Rows = rows) -> Any:
-                return make_loader(Subset(rows, part.tolist()), 64, shuffle=shuffle)
+            def load(chosen: Tensor, shuffle: bool = False, rows: Rows = rows) -> Any:
+                return make_loader(Subset(rows, chosen.tolist()), 64, shuffle=shuffle)
 
             images = torch.arange(len(rows))
             pairs = Pairs(load, read_stored, images[:MAP_ROWS], load(images[MAP_ROWS:]))

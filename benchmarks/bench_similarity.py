@@ -80,14 +80,18 @@ def oracle_svcca(x: Tensor, y: Tensor) -> float:
     from cca_zoo.metrics import pairwise_correlations  # noqa: PLC0415
     from sklearn.decomposition import PCA  # noqa: PLC0415
 
-    parts = [PCA(0.99, svd_solver="full").fit_transform(part.numpy()) for part in (x, y)]
-    count = min(part.shape[1] for part in parts)
-    return float(pairwise_correlations(CCA(count).fit_transform(parts))[0, 1].mean())
+    components = [
+        PCA(0.99, svd_solver="full").fit_transform(features.numpy()) for features in (x, y)
+    ]
+    count = min(features.shape[1] for features in components)
+    return float(pairwise_correlations(CCA(count).fit_transform(components))[0, 1].mean())
 
 
 def oracle_procrustes(x: Tensor, y: Tensor) -> float:
     """Compute half the squared distance of the rotated, centred features of norm 1, by scipy."""
-    one, other = ((part - part.mean(0)) / (part - part.mean(0)).norm() for part in (x, y))
+    one, other = (
+        (features - features.mean(0)) / (features - features.mean(0)).norm() for features in (x, y)
+    )
     rotation, _ = scipy.linalg.orthogonal_procrustes(one.numpy(), other.numpy())
     return float(np.square(one.numpy() @ rotation - other.numpy()).sum() / 2)
 
@@ -112,8 +116,8 @@ def measure(name: str, oracle: bool, rows: int, channels: int) -> tuple[float, f
     measure on features that share half their variance.
     """
     generator = torch.Generator().manual_seed(0)
-    x, own = (torch.randn(rows, channels, generator=generator) for _ in range(2))
-    y = x @ torch.randn(channels, channels, generator=generator) / channels**0.5 + own
+    x, noise = (torch.randn(rows, channels, generator=generator) for _ in range(2))
+    y = x @ torch.randn(channels, channels, generator=generator) / channels**0.5 + noise
     theirs, ours = MEASURES[name]
     if oracle:
         theirs(x[:300, :4].double(), y[:300, :4].double())  # imports
@@ -167,7 +171,7 @@ def nets(data_root: str) -> dict[tuple[str, str, int], list[Tensor]]:
         load_images("digits", split, data_root=data_root, image_size=IMAGE_SIZE)
         for split in ("train", "val")
     ]
-    found = {}
+    by_net = {}
     with tempfile.TemporaryDirectory() as out:
         for arch, layer in ARCHS.items():
             heads = {}
@@ -189,12 +193,14 @@ def nets(data_root: str) -> dict[tuple[str, str, int], list[Tensor]]:
                 head = untrained_net(NetSource(arch, layer), len(images[0].classes)).head
                 if kind == "untrained":
                     pixels, order = inputs_of(images[0], FIT_IMAGES), torch.randperm(FIT_IMAGES)
-                    set_statistics(head, (pixels[part] for part in order.split(100)))
+                    set_statistics(head, (pixels[batch] for batch in order.split(100)))
                 heads[arch, kind, seed] = head
             for key, head in heads.items():
                 counts = (FIT_IMAGES, HELD_IMAGES)
-                found[key] = [features_of(head, part, count) for part, count in zip(images, counts)]
-    return found
+                by_net[key] = [
+                    features_of(head, batch, count) for batch, count in zip(images, counts)
+                ]
+    return by_net
 
 
 def scores_of(x: list[Tensor], y: list[Tensor], labels: list[Tensor]) -> list[float]:
@@ -202,10 +208,10 @@ def scores_of(x: list[Tensor], y: list[Tensor], labels: list[Tensor]) -> list[fl
     both = []
     for first, second in ((x, y), (y, x)):
         generator = torch.Generator().manual_seed(0)
-        found = calibrate_linear(
+        calibration = calibrate_linear(
             first, second, labels, generator, draws=0, shuffles=SHUFFLES, resamples=2, kernel_size=3
         )
-        both.append(found.intervals["consistency"].value)
+        both.append(calibration.intervals["consistency"].value)
     sums = streamed(x[1], y[1])
     distance = procrustes(sums).value
     scores: list[Any] = [
@@ -215,7 +221,7 @@ def scores_of(x: list[Tensor], y: list[Tensor], labels: list[Tensor]) -> list[fl
         svcca(sums).value,
     ]
     scores.append(None if distance is None else 1 - distance)
-    rows_x, rows_y = (ImageRows(image_rows(part[1])) for part in (x, y))
+    rows_x, rows_y = (ImageRows(image_rows(features[1])) for features in (x, y))
     scores += [score(rows_x, rows_y, None) for score in SCORES.values()]
     return [float(value) for value in np.array(scores, float)]
 
@@ -232,15 +238,16 @@ def auc(first: Sequence[float], second: Sequence[float]) -> float:
 
 def apart_table(data_root: str) -> None:
     """Print how well every score tells kinds of pairs apart."""
-    found = nets(data_root)
+    by_net = nets(data_root)
     images = [
         load_images("digits", split, data_root=data_root, image_size=IMAGE_SIZE)
         for split in ("train", "val")
     ]
     counts = (FIT_IMAGES, HELD_IMAGES)
-    labels = [part.targets[:: len(part) // count][:count] for part, count in zip(images, counts)]
+    labels = [split.targets[:: len(split) // count][:count] for split, count in zip(images, counts)]
     pairs = {
-        (a, b): scores_of(found[a], found[b], labels) for a, b in itertools.combinations(found, 2)
+        (a, b): scores_of(by_net[a], by_net[b], labels)
+        for a, b in itertools.combinations(by_net, 2)
     }
 
     def kind(keep: Callable[..., bool]) -> list[list[float]]:

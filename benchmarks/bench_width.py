@@ -46,25 +46,25 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 def interval_of(net: Any, loader: Any, runtime: Runtime) -> list[float | None]:
     """Measure an instability and its 95 % interval over the images."""
     errors = image_errors(net, loader, read_stored, runtime)
-    found = bootstrap(instability_of, [errors])["instability"]
-    return [found.value, found.low, found.high]
+    interval = bootstrap(instability_of, [errors])["instability"]
+    return [interval.value, interval.low, interval.high]
 
 
 def fit_grid(folder: str, path: Path, runtime: Runtime) -> None:
     """Fit what is missing of one pair."""
     train, val = (open_features(folder, split=split) for split in ("train", "val"))
 
-    def load(part: Tensor, shuffle: bool = False) -> Any:
-        return make_loader(Subset(train, part.tolist()), 64, shuffle=shuffle)
+    def load(chosen: Tensor, shuffle: bool = False) -> Any:
+        return make_loader(Subset(train, chosen.tolist()), 64, shuffle=shuffle)
 
     unseen = make_loader(val, 64)
-    pairs, beside = Pairs(load, read_stored, torch.arange(len(train)), unseen), dict[bool, Beside]()
+    pairs, shared = Pairs(load, read_stored, torch.arange(len(train)), unseen), dict[bool, Beside]()
     channels = channels_of(train.shape_a)
-    known = {(line["pair"], line["hidden"], line["steps"]) for line in read_lines(path)}
+    measured = {(line["pair"], line["hidden"], line["steps"]) for line in read_lines(path)}
     for width in WIDTHS:
         for steps in STEPS:
             name, hidden = Path(folder).name, int(width * channels)
-            if (name, hidden, steps) in known:
+            if (name, hidden, steps) in measured:
                 continue
             began = time.process_time()
             seed_everything(0)
@@ -77,10 +77,10 @@ def fit_grid(folder: str, path: Path, runtime: Runtime) -> None:
                 Budget(steps=steps),
                 runtime,
                 alphas=[torch.full((LAYERS - 1,), ALPHA)],
-                beside=beside,
+                beside=shared,
             )
             fitting.run(f"{name}, M {hidden}, {steps} steps")
-            reference = beside[False].reference
+            reference = shared[False].reference
             line = {
                 "pair": name,
                 "channels": channels,
@@ -123,12 +123,12 @@ def print_table(lines: list[dict[str, Any]]) -> None:
             and hidden
             and abs(of_pair[2 * hidden, 2 * steps][0] - value) < (high - low) / 2
         ]
-        said = (
+        verdict = (
             f"at its end from M = {ends[0][0]}, {ends[0][1]} steps on"
             if ends
             else "nowhere at its end in this grid"
         )
-        print(f"- {pair}: {said}")
+        print(f"- {pair}: {verdict}")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -84,7 +84,9 @@ def squared_errors(sources: Sequence[ImageRows], targets: Sequence[ImageRows]) -
     errors = np.empty((len(sources), len(targets), len(rows)), np.float32)
     for source, of_source in zip(sources, errors):
         squares = (rows - source.smoother.float() @ fitted).square()
-        of_source[:] = torch.stack([part.sum(1) for part in squares.split(widths, dim=1)]).numpy()
+        of_source[:] = torch.stack(
+            [of_target.sum(1) for of_target in squares.split(widths, dim=1)]
+        ).numpy()
         del source.smoother
     return errors
 
@@ -151,10 +153,10 @@ def layer_rows(
             maps, of_stages = images, []
             for stage in net.stages:
                 with torch.no_grad():
-                    maps = torch.cat([stage(part) for part in maps.split(zoo.BATCH)])
+                    maps = torch.cat([stage(batch) for batch in maps.split(zoo.BATCH)])
                 of_stages.append(space(maps))
             of_parts.append(of_stages)
-        rows += [ImageRows(held, fitted) for fitted, held in zip(*of_parts)]
+        rows += [ImageRows(held_out, fitted) for fitted, held_out in zip(*of_parts)]
     return rows
 
 
@@ -215,16 +217,16 @@ def layers_of(
         difference = right["ridge R², smaller way"] - right["CKA"]
         return right | least | {"smaller way − CKA": difference}
 
-    found = over_nets(numbers, [forth, back, of_a, of_b, per_image], resamples=300)
-    shown = [name for name in found if ", layer" not in name]
+    intervals = over_nets(numbers, [forth, back, of_a, of_b, per_image], resamples=300)
+    shown = [name for name in intervals if ", layer" not in name]
     rows_shown = []
     for name in shown:
         cells = (
-            [f"{100 * (found[f'{name}, layer {i + 1}'].value or 0):.0f}" for i in range(layers)]
-            if (f"{name}, layer 1" in found)
+            [f"{100 * (intervals[f'{name}, layer {i + 1}'].value or 0):.0f}" for i in range(layers)]
+            if (f"{name}, layer 1" in intervals)
             else [""] * layers
         )
-        rows_shown.append([name, with_interval(found[name]), *cells])
+        rows_shown.append([name, with_interval(intervals[name]), *cells])
     for name in set(blocks) - set(names):
         of_few = found_layers(blocks[name])[:few, :few]
         off = ~np.eye(few, dtype=bool)
@@ -257,17 +259,17 @@ def monotonic(blocks: Mapping[str, Array], layers: int) -> None:
     triples = [(i, j, k) for i, j, k in itertools.combinations(range(layers), 3)]
     rows = []
     for name, values in blocks.items():
-        own = np.array([values[net, net] for net in range(len(values))])
-        own = own[np.isfinite(own).all((1, 2))]
-        if not len(own) or not triples:
+        within = np.array([values[net, net] for net in range(len(values))])
+        within = within[np.isfinite(within).all((1, 2))]
+        if not len(within) or not triples:
             continue
         kept = [
-            ((own[:, i, j] >= own[:, i, k]) + 0.0 + (own[:, j, k] >= own[:, i, k])) / 2
+            ((within[:, i, j] >= within[:, i, k]) + 0.0 + (within[:, j, k] >= within[:, i, k])) / 2
             for i, j, k in triples
         ]
         upper = np.triu_indices(layers, 1)
         distance = upper[1] - upper[0]
-        correlations = [-spearmanr(distance, one[upper]).statistic for one in own]
+        correlations = [-spearmanr(distance, one[upper]).statistic for one in within]
         rows.append([name, f"{np.mean(kept):.3f}", f"{np.mean(correlations):.3f}"])
     if rows:
         print(
@@ -281,9 +283,9 @@ def monotonic(blocks: Mapping[str, Array], layers: int) -> None:
 # --- coverage
 
 
-def coverage(found: Mapping[str, Array], title: str) -> None:
+def coverage(sums_of: Mapping[str, Array], title: str) -> None:
     """Print how often intervals from four of the nets hold the mean over all of them."""
-    errors, whole = found["errors"], found["totals"]
+    errors, whole = sums_of["errors"], sums_of["totals"]
     nets, layers, images = whole.shape
     generator = np.random.default_rng(0)
 
@@ -301,26 +303,26 @@ def coverage(found: Mapping[str, Array], title: str) -> None:
         off = ~np.eye(nets, dtype=bool)
         truth = {
             name: value[off].mean()
-            for name, value in ways(*(part.sum(-1) for part in sums)).items()
+            for name, value in ways(*(sample.sum(-1) for sample in sums)).items()
         }
         hits: dict[str, list[bool]] = {}
         widths: dict[str, list[float]] = {}
         for draw in range(DRAWS):
             few = generator.choice(nets, 4, replace=False)
             chosen = generator.integers(images, size=images)
-            part = [one[np.ix_(few, few)][:, :, chosen] for one in sums]
+            sample = [one[np.ix_(few, few)][:, :, chosen] for one in sums]
             for only in (False, True):
                 intervals = over_nets(
-                    ways, part, resamples=200, drawn_from=nets, images_only=only, seed=draw
+                    ways, sample, resamples=200, drawn_from=nets, images_only=only, seed=draw
                 )
                 for name, interval in intervals.items():
                     low, high = interval.low or 0.0, interval.high or 0.0
                     label = f"{name}, {'images alone' if only else 'images × nets'}"
                     hits.setdefault(label, []).append(low <= truth[name] <= high)
                     widths.setdefault(label, []).append(high - low)
-        for label, held in hits.items():
+        for label, covered in hits.items():
             rows.setdefault(label, []).append(
-                f"{100 * np.mean(held):.0f} ({np.mean(widths[label]):.3f})"
+                f"{100 * np.mean(covered):.0f} ({np.mean(widths[label]):.3f})"
             )
     print(
         f"\n### {title}\n\nThe mean R² over all pairs of {nets} nets, by 95 % intervals from 4 of"
@@ -361,9 +363,9 @@ class Receiver(Sender):
         fitted to every second image.
         """
         g = zoo.PointMap(sender.maps[0][::2], self.maps[0][::2], ridges)
-        return self.known(*self.net.tail_in_batches(g(sender.maps[1]), self.depth), labels)
+        return self.knowledge(*self.net.tail_in_batches(g(sender.maps[1]), self.depth), labels)
 
-    def known(self, penultimate: Tensor, logits: Tensor, labels: Tensor) -> Knowledge:
+    def knowledge(self, penultimate: Tensor, logits: Tensor, labels: Tensor) -> Knowledge:
         """Say what B still knows by these answers."""
         features = (self.penultimate, penultimate)
         return measure_knowledge(
@@ -372,7 +374,7 @@ class Receiver(Sender):
 
 
 def scores_of(
-    sender: Sender, receiver: Receiver, known: Knowledge, shuffles: Sequence[Tensor]
+    sender: Sender, receiver: Receiver, knowledge: Knowledge, shuffles: Sequence[Tensor]
 ) -> dict[str, float]:
     """Give every measure of one pair; all but the last are the larger, the more alike."""
     x, y = sender.rows, receiver.rows
@@ -384,17 +386,17 @@ def scores_of(
 
     forth, back = way(x, y), way(y, x)
     return {
-        "ρ": known["rho"],
-        "K_c": known["K_c"],
-        "K": known["K"],
-        "penultimate R²": known["penultimate_r2"],
-        "agreement with B": known["agreement"],
+        "ρ": knowledge["rho"],
+        "K_c": knowledge["K_c"],
+        "K": knowledge["K"],
+        "penultimate R²": knowledge["penultimate_r2"],
+        "agreement with B": knowledge["agreement"],
         "consistency, one way": forth[1],
         "consistency, smaller way": min(forth[1], back[1]),
         "ridge R², one way": forth[0],
         "ridge R², smaller way": min(forth[0], back[0]),
         **{name: score(x, y, None) for name, score in similarity.SCORES.items()},
-        "p of ρ": known.p or 1.0,
+        "p of ρ": knowledge.p or 1.0,
     }
 
 
@@ -410,10 +412,12 @@ def noise_of(
 ) -> dict[str, float]:
     """Measure a sender of B's answer alone: another image with the same answer."""
     answers = (fitted_logits.argmax(1), receiver.logits.argmax(1))
-    orders = [shuffled_within_class(part, generator) for part in answers]
+    orders = [shuffled_within_class(split, generator) for split in answers]
     sender = Sender(tuple(maps[order] for maps, order in zip(receiver.maps, orders)))
-    known = receiver.known(receiver.penultimate[orders[1]], receiver.logits[orders[1]], labels)
-    return scores_of(sender, receiver, known, shuffles)
+    knowledge = receiver.knowledge(
+        receiver.penultimate[orders[1]], receiver.logits[orders[1]], labels
+    )
+    return scores_of(sender, receiver, knowledge, shuffles)
 
 
 def areas(by_layer: Sequence[Scores], first: str, title: str) -> None:
@@ -470,7 +474,7 @@ def trained(
 ) -> None:
     """Print what tells pairs of two trained nets from others, at each layer of the tiny nets."""
     generator = torch.Generator().manual_seed(0)
-    shuffles = [shuffled_within_class(part, generator) for part in reversed(labels)]
+    shuffles = [shuffled_within_class(split, generator) for split in reversed(labels)]
     nets = {f"seed {i}": net for i, net in enumerate(tinies)}
     for kind, images in (("untrained", parts[0]), ("untrained 0/1", None)):
         for seed in range(4):
@@ -484,7 +488,7 @@ def trained(
         for name, net in nets.items():
             with torch.no_grad():
                 maps[name] = tuple(
-                    torch.cat([net.stages[depth - 1](part) for part in one.split(zoo.BATCH)])
+                    torch.cat([net.stages[depth - 1](split) for split in one.split(zoo.BATCH)])
                     for one in maps[name]
                 )
             senders[name] = Sender(maps[name])
@@ -499,8 +503,8 @@ def trained(
             for name, sender in senders.items():
                 if name != f"seed {b}":
                     kind = "both trained" if name.startswith("seed") else name.rsplit(" ", 1)[0]
-                    known = receiver.through(sender, labels[1])
-                    scores[kind].append(scores_of(sender, receiver, known, shuffles))
+                    knowledge = receiver.through(sender, labels[1])
+                    scores[kind].append(scores_of(sender, receiver, knowledge, shuffles))
             for _ in range(3):
                 scores["class noise"].append(
                     noise_of(receiver, fitted_logits[b], labels[1], generator, shuffles)
@@ -532,12 +536,12 @@ def print_layers(by_layer: Sequence[Scores]) -> None:
 
 def same(net: zoo.Staged, parts: Sequence[Tensor], labels: Sequence[Tensor]) -> None:
     """Print what copies that compute the same share, both ways: 1 is right."""
-    parts, labels = [part[::5] for part in parts], [part[::5] for part in labels]
+    parts, labels = [split[::5] for split in parts], [split[::5] for split in labels]
     generator = torch.Generator().manual_seed(0)
 
     def shares(other: zoo.Staged, depth: int, ridges: Sequence[float] = zoo.RIDGES) -> list[float]:
         both = [
-            Receiver(tuple(one.maps(part, depth) for part in parts), one, depth)
+            Receiver(tuple(one.maps(split, depth) for split in parts), one, depth)
             for one in (net, other)
         ]
         return [
@@ -570,8 +574,8 @@ def same(net: zoo.Staged, parts: Sequence[Tensor], labels: Sequence[Tensor]) -> 
         for depth in range(1, LAYERS + 1)
     )
     rows = []
-    for name, found in kinds.items():
-        values = np.array(list(found))
+    for name, scores in kinds.items():
+        values = np.array(list(scores))
         rows.append([name, f"{len(values)}", *(f"{abs(1 - way).max():.1e}" for way in values.T)])
     print(
         "\n### The same function under other weights\n\nLargest |1 − share| of K / I_B over copies"
@@ -607,10 +611,10 @@ def train(images: Tensor, labels: Tensor, seed: int, epochs: int) -> zoo.Staged:
     steps = epochs * (len(images) // 64)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 1e-2, total_steps=steps)
     for _ in range(epochs):
-        for part in torch.randperm(len(images), generator=generator).split(64):
-            if len(part) == 64:
+        for batch in torch.randperm(len(images), generator=generator).split(64):
+            if len(batch) == 64:
                 optimiser.zero_grad()
-                F.cross_entropy(net(images[part]), labels[part]).backward()
+                F.cross_entropy(net(images[batch]), labels[batch]).backward()
                 optimiser.step()
                 schedule.step()
     return net.eval()
@@ -666,12 +670,12 @@ def digits(nets_each: int = 4, epochs: int = 15) -> None:
     )
     print(f"(of the random labels {100 * memorised:.1f} % are memorised).")
     generator = torch.Generator().manual_seed(2)
-    shuffles = [shuffled_within_class(part, generator) for part in reversed(of_parts)]
+    shuffles = [shuffled_within_class(split, generator) for split in reversed(of_parts)]
     unseen: dict[str, list[float]] = {"A → B": [], "B → A": []}
     by_depth: dict[int, Scores] = {}
     for depth in (2, 3):
         senders = {
-            kind: [Sender(tuple(net.maps(part, depth) for part in parts)) for net in some]
+            kind: [Sender(tuple(net.maps(split, depth) for split in parts)) for net in some]
             for kind, some in nets.items()
         }
         scores: Scores = {kind: [] for kind in (*nets, "class noise")}
@@ -682,14 +686,16 @@ def digits(nets_each: int = 4, epochs: int = 15) -> None:
                 for i, sender in enumerate(some):
                     if kind == "both trained" and i == b:
                         continue
-                    known = receiver.through(sender, of_parts[1])
-                    scores[kind].append(scores_of(sender, receiver, known, shuffles))
+                    knowledge = receiver.through(sender, of_parts[1])
+                    scores[kind].append(scores_of(sender, receiver, knowledge, shuffles))
                     if kind == "half of the classes":
                         reverse = Receiver(sender.maps, nets[kind][i], depth).through(
                             receiver, of_parts[1]
                         )
-                        for way, found in (("A → B", known), ("B → A", reverse)):
-                            lost = [found.lost_by_class[label].value or 0.0 for label in range(10)]
+                        for way, answers in (("A → B", knowledge), ("B → A", reverse)):
+                            lost = [
+                                answers.lost_by_class[label].value or 0.0 for label in range(10)
+                            ]
                             unseen[f"{way}"].append(auc(lost[5:], lost[:5]))
             for _ in range(2):
                 scores["class noise"].append(
@@ -730,19 +736,19 @@ def main(argv: list[str] | None = None) -> None:
             zoo.pictures(args.folder / "CIFAR10_mini", split, count)
             for split, count in (("train", FIT), ("val", HELD))
         ]
-        labels = [part[1] for part in measured]
-        parts = [zoo.normalised(part[0], zoo.CIFAR) for part in measured]
+        labels = [split[1] for split in measured]
+        parts = [zoo.normalised(split[0], zoo.CIFAR) for split in measured]
         tinies = [zoo.load_tiny(args.folder / f"zoo/tiny10/seed{seed}.pt") for seed in range(SEEDS)]
     if {"layers", "coverage"} & set(args.parts):
         print("\n## Which layer of another net corresponds?")
         for name, space in SPACES.items():
             pooled = name == "means over positions"
             began = time.process_time()
-            found = layers_of(
+            by_layer = layers_of(
                 layer_rows(tinies, parts, space), SEEDS, f"tiny10, {name}", None if pooled else 3
             )
             if "coverage" in args.parts and not pooled:
-                coverage(found, f"Coverage, tiny10, {name}")
+                coverage(by_layer, f"Coverage, tiny10, {name}")
             print(f"{time.process_time() - began:.0f} s of the processor")
         if "layers" in args.parts:
             began = time.process_time()
@@ -750,7 +756,7 @@ def main(argv: list[str] | None = None) -> None:
                 zoo.load_resnet(args.folder / f"zoo/resnet_cifar/resnet{depth}-{name}.th", depth)
                 for depth, name in RESNETS.items()
             ]
-            normal = [zoo.normalised(part[0], zoo.IMAGENET)[::2] for part in measured]
+            normal = [zoo.normalised(split[0], zoo.IMAGENET)[::2] for split in measured]
             for name, space in SPACES.items():
                 layers_of(
                     layer_rows(residual, normal, space),
@@ -758,12 +764,12 @@ def main(argv: list[str] | None = None) -> None:
                     f"ResNet-20, 32, 44, 56 behind three stages, {name}, half of the images",
                 )
             print(f"{time.process_time() - began:.0f} s of the processor")
-    for part, run in (
+    for split, run in (
         ("trained", lambda: trained(tinies, parts, labels)),
         ("same", lambda: same(tinies[0], parts, labels)),
         ("digits", digits),
     ):
-        if part in args.parts:
+        if split in args.parts:
             began = time.process_time()
             run()
             print(f"{time.process_time() - began:.0f} s of the processor", flush=True)

@@ -68,10 +68,10 @@ def photos(folder: Path, count: int) -> Path:
     for place in sorted(Path(os.environ["KC_REAL_DATA"], "CUB_200_2011", "images").iterdir())[
         :CLASSES
     ]:
-        own = folder / "photos" / place.name
-        own.mkdir(parents=True)
+        copy = folder / "photos" / place.name
+        copy.mkdir(parents=True)
         for number, file in zip(range(count // CLASSES), itertools.cycle(sorted(place.iterdir()))):
-            (own / f"{number}.jpg").symlink_to(file)
+            (copy / f"{number}.jpg").symlink_to(file)
     return folder / "photos"
 
 

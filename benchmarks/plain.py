@@ -137,9 +137,9 @@ def variance(net_a: str, net_b: str, folder: str, trans_net: str) -> list[Tensor
         for images, _ in photos(folder):
             yield one_by_one(g, head(a, images))
 
-    found = two_passes(target_and_residual) + two_passes(components)
-    print(found)
-    return found
+    variances = two_passes(target_and_residual) + two_passes(components)
+    print(variances)
+    return variances
 
 
 def two_passes(batches: Callable[[], Iterator[list[Tensor]]]) -> list[Tensor]:
@@ -150,13 +150,15 @@ def two_passes(batches: Callable[[], Iterator[list[Tensor]]]) -> list[Tensor]:
     for maps in batches():
         count += maps[0][:, 0].numel()
         means = [
-            mean + part.sum((0, 2, 3), keepdim=True) for mean, part in zip(means * len(maps), maps)
+            mean + values.sum((0, 2, 3), keepdim=True)
+            for mean, values in zip(means * len(maps), maps)
         ]
     means = [mean / count for mean in means]
     squares = [torch.zeros(())] * len(means)
     for maps in batches():
         squares = [
-            total + (part - mean).square().sum() for total, part, mean in zip(squares, maps, means)
+            total + (values - mean).square().sum()
+            for total, values, mean in zip(squares, maps, means)
         ]
     return [total / (count * 512) for total in squares]
 

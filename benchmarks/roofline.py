@@ -12,10 +12,10 @@ def passes(net: nn.Module, function: Callable[[Tensor], object], images: Tensor)
     """List the convolutions that a function of a network runs,
     in order, with the shapes of their inputs.
     """
-    found: list[Pass] = []
+    calls: list[Pass] = []
     handles = [
         module.register_forward_pre_hook(
-            lambda module, inputs: found.append((module, inputs[0].shape))
+            lambda module, inputs: calls.append((module, inputs[0].shape))
         )
         for module in net.modules()
         if isinstance(module, nn.Conv2d)
@@ -24,7 +24,7 @@ def passes(net: nn.Module, function: Callable[[Tensor], object], images: Tensor)
         function(images)
     for handle in handles:
         handle.remove()
-    return found
+    return calls
 
 
 def bare_convolutions(
@@ -38,12 +38,12 @@ def bare_convolutions(
         images: what it reads, (N, C, H, W).
         function: of the network; None: its forward pass.
     """
-    found = passes(net.to(memory_format=torch.channels_last), function or net, images)
-    inputs = {shape: _values(shape, images) for _, shape in found}
+    calls = passes(net.to(memory_format=torch.channels_last), function or net, images)
+    inputs = {shape: _values(shape, images) for _, shape in calls}
 
     @torch.inference_mode()
     def run() -> None:
-        for convolution, shape in found:
+        for convolution, shape in calls:
             convolution(inputs[shape])
 
     return run
@@ -55,17 +55,17 @@ def bare_training(net: nn.Module, images: Tensor) -> Callable[[], None]:
 
     Args: see `bare_convolutions`.
     """
-    found = passes(net.to(memory_format=torch.channels_last), net, images)
+    calls = passes(net.to(memory_format=torch.channels_last), net, images)
     inputs = [
-        _values(shape, images).requires_grad_(number > 0) for number, (_, shape) in enumerate(found)
+        _values(shape, images).requires_grad_(number > 0) for number, (_, shape) in enumerate(calls)
     ]
     with torch.no_grad():
         gradients = [
-            torch.randn_like(convolution(values)) for (convolution, _), values in zip(found, inputs)
+            torch.randn_like(convolution(values)) for (convolution, _), values in zip(calls, inputs)
         ]
 
     def run() -> None:
-        for (convolution, _), values, gradient in zip(found, inputs, gradients):
+        for (convolution, _), values, gradient in zip(calls, inputs, gradients):
             values.grad = convolution.weight.grad = None
             convolution(values).backward(gradient)
 

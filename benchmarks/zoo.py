@@ -53,14 +53,14 @@ class Staged(nn.Module):
     @torch.no_grad()
     def tail_in_batches(self, maps: Tensor, depth: int) -> tuple[Tensor, Tensor]:
         """Give what `tail` gives, with the memory of a batch."""
-        pooled, logits = zip(*(self.tail(part, depth) for part in maps.split(BATCH)))
+        pooled, logits = zip(*(self.tail(batch, depth) for batch in maps.split(BATCH)))
         return torch.cat(pooled), torch.cat(logits)
 
     @torch.no_grad()
     def maps(self, images: Tensor, depth: int) -> Tensor:
         """Give the maps behind `depth` stages."""
         return torch.cat(
-            [nn.Sequential(*self.stages[:depth])(part) for part in images.split(BATCH)]
+            [nn.Sequential(*self.stages[:depth])(batch) for batch in images.split(BATCH)]
         )
 
 
@@ -142,7 +142,7 @@ def untrained(net: Staged, images: Tensor | None) -> Staged:
     """
     if images is not None:
         mixed = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-        set_statistics(net, (images[part] for part in mixed.split(BATCH)))
+        set_statistics(net, (images[numbers] for numbers in mixed.split(BATCH)))
     return net.eval()
 
 
@@ -159,7 +159,7 @@ def pictures(folder: Path, split: str, per_class: int) -> tuple[Tensor, Tensor]:
 
 def normalised(images: Tensor, how: tuple[tuple[float, ...], tuple[float, ...]]) -> Tensor:
     """Subtract the channels' means and divide by their deviations."""
-    mean, deviation = (torch.tensor(part)[:, None, None] for part in how)
+    mean, deviation = (torch.tensor(numbers)[:, None, None] for numbers in how)
     return (images - mean) / deviation
 
 

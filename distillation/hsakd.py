@@ -176,6 +176,7 @@ def few_shot_indices(labels: np.ndarray, ratio: float) -> np.ndarray:
         )
     if ratio == 1:
         return np.arange(len(labels))
+    # A fixed seed: all runs and all methods train on the same few images.
     splitter = sklearn.model_selection.StratifiedShuffleSplit(
         n_splits=1, test_size=1 - ratio, random_state=0
     )

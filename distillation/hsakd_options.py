@@ -381,7 +381,7 @@ def run_name(args: Namespace) -> str:
         if few
         else f"{args.command}_{'imagenet' if args.name == 'imagenet' else 'cifar'}"
     )
-    script = script.replace("online_", "online_kd_")
+    script = script.replace("online_", "online_kd_")  # the authors' script is train_online_kd_…
     parts = [f"train_{script}" if args.command != "probe" else "eval_rep"]
     parts += [f"tarch_{args.tarch}"] if args.command == "student" else []
     parts += [

@@ -239,6 +239,7 @@ def check_reloads(model: nn.Module, record: Mapping[str, Any], image_size: int) 
             f"a checkpoint of {arch} could not be read again: {odd[0]} of its state_dict is a "
             f"{type(state[odd[0]]).__name__}, tensors are expected"
         )
+    # Do now what reading the checkpoint will do: build the factory's net again, and fill it.
     with torch.random.fork_rng(devices=[]):
         again, _ = _uninitialised(arch, record["num_classes"], record["train_layer"], image_size)
         try:
@@ -349,7 +350,7 @@ def _with_classes(
     Returns:
         The length of the logits; None where `give_logits` cannot see it.
     """
-    initialise_lazy(model, image_size)
+    initialise_lazy(model, image_size)  # before anybody counts or replaces weights
     count = give_logits(model, arch, num_classes, image_size)
     if (
         count in (None, num_classes)

@@ -87,6 +87,7 @@ def trace(model: nn.Module, image_size: int | None = None) -> Traced:
             shape = (images, 3, times * size, times * size)
             return record(model, shape, with_values, up_to_error=times > 1)
 
+        # `larger` may end early: not every net takes images of twice the size.
         more, larger = again(_BATCHES[1]), again(_BATCHES[1], times=2)
         _Comparison(first, more).note("more")
         _Comparison(first, larger).note("larger")
@@ -94,6 +95,7 @@ def trace(model: nn.Module, image_size: int | None = None) -> Traced:
     finally:
         restore_modes(modes)
     names, nodes = _names(first.graph), list(first.graph.nodes)
+    # The first call that differs between two sizes of images ends what is right for every size.
     agreed = _Comparison(more, larger).agreed
     confirmed = nodes.index(counted[agreed]) if agreed < len(counted) else len(nodes)
     return Traced(first.graph, names, first.modules, first.constants, size, confirmed)
@@ -337,6 +339,7 @@ def find_cut(traced: Traced, layer: str, model: nn.Module) -> fx.Node:
             f"{layer} is no cut: it gives {what}, not one feature for each image; choose another"
             " --layer"
         )
+    # A residual connection is the usual case: inside a block, the block's input flows around.
     if around := flow_around(traced.graph, cut):
         names, nodes = traced.names, list(traced.graph.nodes)
         last = _last_uses(traced.graph)
@@ -363,6 +366,7 @@ def _is_feature(node: fx.Node) -> bool:
     shape, more = node.meta.get("shape"), node.meta.get("more")
     if not shape or shape[0] != _BATCHES[0]:
         return False
+    # An axis may have length 2 by chance; with five images it must have length 5.
     return not more or more[0] == _BATCHES[1]
 
 

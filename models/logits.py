@@ -91,6 +91,7 @@ def check_logits(model: nn.Module, arch: str, num_classes: int, image_size: int)
     """
     with _explained(model, image_size):
         shown = _describe(run_blank(model, image_size, training=False))
+    # Only a foreign net may give its logits in another form than (N, C).
     if ":" in arch:
         count = give_logits(model, arch, num_classes, image_size)
     else:

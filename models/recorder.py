@@ -248,6 +248,7 @@ class _Recorder(TorchFunctionMode):
         self.carriers: dict[int, Tensor] = {}
         self.writes: dict[int, tuple[fx.Node, int]] = {}
         self.time = 0
+        # The graph's input is called as `forward` calls it: `x`, `input`, `pixel_values`.
         name = next(iter(inspect.signature(model.forward).parameters), "images")
         node = self.graph.placeholder(name)
         node.meta |= {"layer": self.names.unique(name), "of_images": True}
@@ -507,6 +508,7 @@ class _Recorder(TorchFunctionMode):
             encoded = slice(*map(self._encode, (value.start, value.stop, value.step)))
         elif isinstance(value, fx.node.base_types) or value is None or value is Ellipsis:
             encoded = value
+        # A NumPy number, such as a rate from `numpy.linspace`
         elif type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
             encoded = value.item()
         else:

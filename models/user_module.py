@@ -163,6 +163,7 @@ def _import(name: str, arch: str) -> ModuleType:
     folders = [str(Path(folder).absolute()) for folder in words if folder]
     sys.path.extend(folder for folder in folders if folder not in sys.path)
     importlib.invalidate_caches()
+    # `meant`: on PYTHONPATH; `present`: what an import would find, which may be another package.
     meant = importlib.machinery.PathFinder.find_spec(package, folders) if package else None
     present = importlib.util.find_spec(package) if package else None
     if present is None:
@@ -178,6 +179,7 @@ def _import(name: str, arch: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
+        # A module that the user's code imports may be missing, too: that is the code's failure.
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise
         raise InputError(
@@ -204,6 +206,7 @@ def _load(path: Path, home: Home) -> ModuleType:
     if home.package:
         names = path.relative_to(home.first[0]).with_suffix("").parts
         return importlib.import_module(".".join(names if names[-1] != "__init__" else names[:-1]))
+    # Relative imports need a package; the syntax tree says whether there are any.
     tree = ast.parse(path.read_bytes(), str(path))
     name = path.stem
     if any(isinstance(node, ast.ImportFrom) and node.level for node in ast.walk(tree)):

@@ -167,6 +167,8 @@ class Provenance:
             record: the flat dictionary.
         """
         images = {name: record.get(name) for name in _OF_IMAGES}
+        # Normalisation belongs to the networks: take it out of the transform, where records of
+        # equal constants have it.
         common = recorded_normalisation(images["transform"] or {})
         if common is not None:
             transform = dict(record["transform"])

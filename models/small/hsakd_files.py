@@ -59,6 +59,7 @@ def fill_from_file(model: nn.Module, path: str | Path) -> checkpoint.State:
     stored = checkpoint.load(path)
     state_key = next((key for key in _STATE_DICTS if isinstance(stored.get(key), Mapping)), None)
     state: Mapping[str, Any] = stored if state_key is None else stored[state_key]
+    # By what the names of its tensors begin with
     nets = {"net1.": model.net1, "net2.": model.net2} if isinstance(model, Couple) else {"": model}
     for begin, net in nets.items():
         tensors = {

@@ -71,6 +71,7 @@ def describe_mobilenet(divisor: int = 1) -> Description:
         stages=(layer1, layer2, layer3),
         end=lambda channels, outputs: pooled_classifier(channels, outputs, "linear"),
         attach=("layer1", "layer2", "layer3"),
+        # DCM's first head has four blocks of layer2 instead of six, its second twice the width.
         dcm_heads=(
             (replace(layer2, widths=layer2.widths[:4]), layer3),
             (stage("layer3", (2048,) * 2, 2),),

@@ -97,6 +97,7 @@ class Contents:
         same_files = self.names == now.names and torch.equal(self.hashes, now.hashes)
         if same_files and torch.equal(labels, labels_now):
             return ""
+        # By name, not by position: one new file would shift all others.
         before, after = self._by_name(), now._by_name()
         kinds: dict[str, list[str]] = {"edited": [], "with another label": []}
         for name in [name for name in before if name in after]:

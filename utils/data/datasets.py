@@ -325,6 +325,7 @@ def _list_voc(root: Path, split: str, spec: DatasetSpec, use_all: bool) -> Image
     """
     annotations, image_set = root / "Annotations", root / "ImageSets" / "Main" / f"{split}.txt"
     if image_set.is_file():
+        # A line may have a flag behind the name, as in the lists of single classes.
         names = [
             line.split()[0]
             for line in image_set.read_text(encoding="utf-8").splitlines()
@@ -341,7 +342,7 @@ def _list_voc(root: Path, split: str, spec: DatasetSpec, use_all: bool) -> Image
     if not names:
         raise InputError(f"{printable(root)} lists no {split} images")
     assert spec.class_ids is not None
-    targets = torch.zeros(len(names), len(spec.class_ids))
+    targets = torch.zeros(len(names), len(spec.class_ids))  # 1 for each class in the image
     for row, name in enumerate(names):
         targets[row, _voc_labels(annotations / f"{name}.xml")] = 1
     files = [f"JPEGImages/{name}.jpg" for name in names]

@@ -80,13 +80,14 @@ def cache_images(
         _fill(on_gpu, data, workers, quiet)
         store = TensorStore(on_gpu)
     else:
+        # Refuse now: Linux grants the memory, and kills the process when it is filled.
         if needed_bytes > available_memory_bytes():
             raise InputError(
                 f"the {data.split} images of {data.name} take {in_words(needed_bytes)}, of memory"
                 f" {in_words(available_memory_bytes())} are available; use --cache_images disk"
                 " or off"
             )
-        in_memory = np.empty(shape, dtype=np.uint8)
+        in_memory = np.empty(shape, dtype=np.uint8)  # NumPy's, which forked workers share
         _fill(in_memory, data, workers, quiet)
         store = TensorStore(torch.from_numpy(in_memory))
     where = {"gpu": f"on {device}", "ram": "in memory", "disk": f"in {printable(path)}"}[place]

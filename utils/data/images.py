@@ -41,6 +41,7 @@ def random_crop(image: Image.Image, size: int, generator: np.random.Generator) -
     width, height = image.size
     narrowest, widest = 3 / 4, 4 / 3
     for _ in range(10):
+        # width · height = area and width / height = ratio of the crop
         area = width * height * generator.uniform(0.08, 1)
         ratio = math.exp(generator.uniform(math.log(narrowest), math.log(widest)))
         across, down = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
@@ -233,6 +234,7 @@ def load_images(
         InputError: the name is unknown, or the folder or the sub-sampler cannot be used.
     """
     images = list_images(dataset, split, data_root, path)
+    # "" is the documented default of --sample_num: all images.
     sample_num = (sample_num or None) if split == "train" else None
     if sample_num is not None:
         keep = read_sub_sampler(
@@ -347,6 +349,7 @@ def check_classes(expected: list[str], actual: list[str], what: str) -> None:
     """
     if expected == actual:
         return
+    # The first difference; where one list continues the other, it is behind the shorter one.
     position = next(
         (i for i, (a, b) in enumerate(zip(expected, actual)) if a != b),
         min(len(expected), len(actual)),

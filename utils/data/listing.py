@@ -158,7 +158,7 @@ def _walk(
             if entry.is_dir():
                 if _is_left_out(entry.name, name, left_out):
                     continue
-                status = entry.stat()
+                status = entry.stat()  # follows a link
                 if (identity := (status.st_dev, status.st_ino)) in visited:
                     left_out.add(AGAIN, name)
                 else:
@@ -174,6 +174,7 @@ def _walk(
                 unread = ", which this Pillow cannot read" if ending in ENDINGS else ""
                 left_out.add(f"{ending or 'without an ending'}{unread}", name)
     yield folder, files
+    # A link may lead back up: `visited` ends the recursion.
     for name in below:
         yield from _walk(root, name, visited, endings, left_out)
 

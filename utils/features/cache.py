@@ -125,6 +125,7 @@ def _find(folder: Path, split: str | None) -> Path:
         InputError: neither has features, or one has them in both formats.
     """
     check_feature_folder(folder)
+    # The name may be of the split's folder already.
     candidates = [folder] if split is None else [folder, folder / split]
     for candidate in candidates:
         has_cache, has_old = (candidate / INDEX).exists(), any(candidate.glob("*.pkl"))
@@ -322,6 +323,7 @@ def _load(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.memmap:
             f"{path} holds {array.dtype} {array.shape}, {INDEX} promises {dtype} {shape}; run"
             " ConvOutput.py again"
         )
+    # A file that grew, as by a second writer, maps without an error.
     expected_bytes = array.offset + array.nbytes
     if path.stat().st_size != expected_bytes:
         raise InputError(

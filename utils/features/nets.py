@@ -81,6 +81,7 @@ def pair_doubts(
         Sentences; none without a doubt.
     """
     sentences, a, b = list[str](), provenance.a, provenance.b
+    # By content: a copy under another name is the same net.
     if a.sha256 is not None and a.sha256 == b.sha256:
         same = "at one layer: they are equal" if a.layer == b.layer else "at two layers"
         sentences.append(f"nets A and B are one file, {a.path}, {same}")

@@ -128,6 +128,7 @@ def _listing(names: list[str], splits: dict[str, Images], limit: int | None) -> 
         splits: "train" and "test".
         limit: only the first so many classes that have images.
     """
+    # A part of an archive may have no images of some classes.
     present = sorted({label for _, labels in splits.values() for label in labels})[:limit]
     folders = {label: f"{label:02d}_{names[label]}" for label in present}
     listing = Listing(list(folders.values()))

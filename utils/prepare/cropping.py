@@ -160,6 +160,7 @@ def crop_all(crops: list[Crop], target: Path, workers: int) -> list[Outcome]:
     Raises:
         InputError: two crops have one output, a crop cannot be written, or a process died.
     """
+    # Two processes that write one file would leave one crop of two, without a word.
     outputs = Counter(crop.output for crop in crops)
     if crops and outputs.most_common(1)[0][1] > 1:
         twice = outputs.most_common(1)[0][0]

@@ -68,6 +68,7 @@ class Muon(torch.optim.Optimizer):
                 if parameter.grad is None:
                     continue
                 state = self.state[parameter]
+                # A convolution's weight (out, in, k, k) counts as a matrix, too.
                 if parameter.ndim >= 2:
                     _step_of_matrix(parameter, parameter.grad, state, group)
                 else:

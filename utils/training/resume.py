@@ -99,6 +99,7 @@ def check(
     state = read_own(path)
     stored = state.get("settings", {})
     fitted = Provenance.from_record(state.get("source", {}))
+    # The features come first: they say more than a setting that differs with them.
     difference = fitted.differs(source) if source else None
     for name, value in settings.items():
         if difference is None and name in stored and not (name == "epochs" and extendable):

@@ -118,6 +118,7 @@ class Run:
             raise InputError(
                 f"--start_epoch {start_epoch} leaves nothing of --epochs {epochs} to train"
             )
+        # Weights alone, as the authors' files, are a beginning; their epochs do not count.
         has_training_state = {"epoch", "optimizer"} <= self.state.keys()
         trained = int(self.state["epoch"]) + 1 - first_epoch if has_training_state else 0
         self.start_epoch = trained if start_epoch is None else start_epoch

@@ -272,8 +272,8 @@ def test_a_lock_that_a_crash_left_behind_holds_nobody_up(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("count", "said"),
+    ("count", "printed"),
     [(0, "0 bytes"), (9_999, "9999 bytes"), (10_000, "0.01 MB"), (12_039_999_999, "12.04 GB")],
 )
-def test_bytes_are_said_in_the_unit_that_leaves_digits(count, said):
-    assert in_words(count) == said
+def test_bytes_are_said_in_the_unit_that_leaves_digits(count, printed):
+    assert in_words(count) == printed

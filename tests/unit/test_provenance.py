@@ -46,9 +46,9 @@ def with_net(role: str, **changes: Any) -> Provenance:
     return replace(WHOLE, **{role: replace(getattr(WHOLE, role), **changes)})
 
 
-def unequal(found: Provenance, other: Provenance) -> bool:
+def unequal(result: Provenance, other: Provenance) -> bool:
     """Compare all fields, also those that `==` leaves out."""
-    return found.to_record() != other.to_record()
+    return result.to_record() != other.to_record()
 
 
 # --- records
@@ -138,19 +138,19 @@ def test_the_image_size_is_the_transforms_or_the_authors():
 
 
 def test_reversed_exchanges_the_nets_alone():
-    found = WHOLE.reversed()
+    result = WHOLE.reversed()
     exchanged = dict(RECORD)
     for key in ("arch", "layer", "path", "checkpoint"):
         exchanged[f"{key}_a"], exchanged[f"{key}_b"] = RECORD[f"{key}_b"], RECORD[f"{key}_a"]
-    assert found.to_record() == exchanged
-    assert not unequal(found.reversed(), WHOLE)
+    assert result.to_record() == exchanged
+    assert not unequal(result.reversed(), WHOLE)
 
 
 def test_completed_fills_in_what_is_unknown_only():
     half = Provenance(dataset="CUB200", sample_num="")
-    found = half.completed(dataset="VOC", sample_num="50par_A", label="30", split="val")
-    assert found == Provenance(dataset="CUB200", sample_num="", split="val")
-    assert found.label == "30"
+    result = half.completed(dataset="VOC", sample_num="50par_A", label="30", split="val")
+    assert result == Provenance(dataset="CUB200", sample_num="", split="val")
+    assert result.label == "30"
     assert half.split is None
 
 

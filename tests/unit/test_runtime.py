@@ -82,9 +82,9 @@ def test_a_command_gives_what_its_main_gives():
 
 def test_without_a_gpu_one_line_says_so_and_it_runs(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    found = start([0, 1], None, 7)
-    assert found == Runtime(torch.device("cpu"), (), 0, 1, None, False, 7)
-    assert found.is_main
+    result = start([0, 1], None, 7)
+    assert result == Runtime(torch.device("cpu"), (), 0, 1, None, False, 7)
+    assert result.is_main
     output = capsys.readouterr().out
     assert output.startswith(
         "no CUDA device, though 0 and 1 were asked for: running on the CPU with "
@@ -141,9 +141,9 @@ def two_gpus(monkeypatch):
     ],
 )
 def test_the_devices_that_are_named(two_gpus, capsys, device_ids, gpu, expected):
-    found = start(device_ids, gpu, 0)
-    assert found.device == torch.device("cuda", expected[0])
-    assert found.device_ids == expected
+    result = start(device_ids, gpu, 0)
+    assert result.device == torch.device("cuda", expected[0])
+    assert result.device_ids == expected
     shown = ", ".join(f"cuda:{index} (GPU {index})" for index in expected)
     assert capsys.readouterr().out.startswith(f"running on {shown}, seed 0")
 

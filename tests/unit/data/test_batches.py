@@ -24,13 +24,13 @@ def pictures(count, size=8, seed=0):
     )
 
 
-def crop(image, top, left, flipped, *, padding, mode):
+def crop(image, top, first_column, flipped, *, padding, mode):
     """What one image becomes, by NumPy's padding."""
     padded = np.pad(
         image.numpy(), ((0, 0), (padding, padding), (padding, padding)), NUMPY_MODES[mode]
     )
     size = image.shape[-1]
-    cropped = padded[:, top : top + size, left : left + size]
+    cropped = padded[:, top : top + size, first_column : first_column + size]
     return torch.from_numpy(cropped[..., ::-1].copy() if flipped else cropped)
 
 
@@ -74,8 +74,8 @@ def places(count, *, epoch=0, seed=0, first=0):
     )
     rows, columns = cropped[:, 0, 8, 8].long(), cropped[:, 1, 8, 7:9].long()
     flipped = columns[:, 0] > columns[:, 1]
-    left = torch.where(flipped, columns[:, 1] - 4, columns[:, 1] - 5)
-    return torch.stack([rows - 5, left, flipped.long()], dim=1).numpy()
+    first_column = torch.where(flipped, columns[:, 1] - 4, columns[:, 1] - 5)
+    return torch.stack([rows - 5, first_column, flipped.long()], dim=1).numpy()
 
 
 # --- normalisation
@@ -88,9 +88,9 @@ def test_normalised_pixels_have_the_mean_and_deviation_that_are_named(name):
     expected = (images.double() / 255 - torch.tensor(mean).double().view(3, 1, 1)) / torch.tensor(
         std
     ).view(3, 1, 1)
-    found = normalise(images, mean, std)
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
+    result = normalise(images, mean, std)
+    assert result.dtype == torch.float32
+    torch.testing.assert_close(result.double(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_the_constants_are_the_recipes():
@@ -126,10 +126,10 @@ def test_normalise_leaves_its_input_and_works_in_training_after_inference_mode()
 def test_every_image_is_padded_cropped_and_flipped_as_its_number_says(mode, size, padding):
     images, indices = pictures(40, size), torch.arange(100, 140)
     before = images.clone()
-    found = augment(images, indices, epoch=3, seed=11, padding=padding, mode=mode)
-    assert found.dtype == torch.uint8 and found.shape == images.shape
+    result = augment(images, indices, epoch=3, seed=11, padding=padding, mode=mode)
+    assert result.dtype == torch.uint8 and result.shape == images.shape
     assert torch.equal(images, before)
-    for image, index, cropped in zip(images, indices.tolist(), found):
+    for image, index, cropped in zip(images, indices.tolist(), result):
         assert torch.equal(
             cropped, crop(image, *place(11, 3, index, padding), padding=padding, mode=mode)
         )
@@ -148,10 +148,11 @@ def test_an_image_is_cropped_alike_in_any_batch():
     whole = augment(images, torch.arange(50), epoch=2, seed=5, padding=4, mode="reflect")
     order = torch.randperm(50, generator=torch.Generator().manual_seed(0))
     for size in (1, 7, 50):
-        for part in order.split(size):
+        for piece in order.split(size):
             torch.rand(3)  # nothing that others draw matters
             assert torch.equal(
-                augment(images[part], part, epoch=2, seed=5, padding=4, mode="reflect"), whole[part]
+                augment(images[piece], piece, epoch=2, seed=5, padding=4, mode="reflect"),
+                whole[piece],
             )
 
 
@@ -182,16 +183,16 @@ def test_processes_crop_as_one(world_size):
     assert seen == set(range(20))
 
 
-def count_places(found):
-    return np.unique(found[:, 0] * 18 + found[:, 1] * 2 + found[:, 2], return_counts=True)
+def count_places(result):
+    return np.unique(result[:, 0] * 18 + result[:, 1] * 2 + result[:, 2], return_counts=True)
 
 
 def test_all_places_are_alike_often_and_half_of_the_images_are_flipped():
-    found = places(162 * 200, seed=3, epoch=1)
-    values, counts = count_places(found)
+    result = places(162 * 200, seed=3, epoch=1)
+    values, counts = count_places(result)
     assert values.tolist() == list(range(len(PLACES)))
     assert chisquare(counts).pvalue > 1e-3
-    assert abs(found[:, 2].mean() - 0.5) < 0.01
+    assert abs(result[:, 2].mean() - 0.5) < 0.01
 
 
 @pytest.mark.parametrize(
@@ -230,8 +231,8 @@ def test_a_gpu_crops_as_the_cpu(mode):
         pytest.skip("needs a CUDA device")
     images, indices = pictures(500, 32), torch.arange(2**40, 2**40 + 500)
     expected = augment(images, indices, epoch=9, seed=10**18, padding=4, mode=mode)
-    found = augment(images.cuda(), indices, epoch=9, seed=10**18, padding=4, mode=mode)
-    assert found.device.type == "cuda" and torch.equal(found.cpu(), expected)
+    result = augment(images.cuda(), indices, epoch=9, seed=10**18, padding=4, mode=mode)
+    assert result.device.type == "cuda" and torch.equal(result.cpu(), expected)
 
 
 # --- both

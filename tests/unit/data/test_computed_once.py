@@ -48,13 +48,13 @@ def place(monkeypatch, where):
     monkeypatch.setattr(computed_once, "choose_place", lambda *_: where)
 
 
-@pytest.mark.parametrize("where, said", [("ram", "in memory"), ("disk", "in a file in ")])
+@pytest.mark.parametrize("where, printed", [("ram", "in memory"), ("disk", "in a file in ")])
 def test_every_image_has_its_own_row_wherever_it_is_kept(
-    store, photos, tmp_path, monkeypatch, capsys, where, said
+    store, photos, tmp_path, monkeypatch, capsys, where, printed
 ):
     place(monkeypatch, where)
     stored, means = store(), expected(open_photos(photos))
-    assert f"means of 24 images ready {said}" in capsys.readouterr().out
+    assert f"means of 24 images ready {printed}" in capsys.readouterr().out
     assert stored.values.dtype == torch.float32 and stored.device.type == "cpu"
     assert torch.equal(stored.values, means)
     chosen = torch.tensor([23, 0, 7, 0])

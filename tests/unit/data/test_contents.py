@@ -41,10 +41,10 @@ CHANGES = {
 
 @pytest.mark.parametrize("kind", CHANGES)
 def test_every_change_is_named(photos, kind):
-    before, (change, said) = read(photos), CHANGES[kind]
+    before, (change, printed) = read(photos), CHANGES[kind]
     change(photos)
     now = read(photos)
-    assert before.changes(now) == said and before.sha256 != now.sha256
+    assert before.changes(now) == printed and before.sha256 != now.sha256
 
 
 def test_several_changes_are_counted(photos):

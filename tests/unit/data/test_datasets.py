@@ -197,7 +197,10 @@ def test_sub_sampled_mixtures_keep_their_parts(mix):
     np.save(mix / "sub_sampler_mix320_some.npy", np.array([1, 6, 4]))
     data = load_images("mix320", "train", data_root=mix, sample_num="some")
     assert data.targets.tolist() == [0, 4, 3]
-    assert {name: part.tolist() for name, part in data.parts.items()} == {"cub": [0], "dog": [1, 2]}
+    assert {name: piece.tolist() for name, piece in data.parts.items()} == {
+        "cub": [0],
+        "dog": [1, 2],
+    }
 
 
 def test_an_unknown_data_set_suggests_the_nearest(tmp_path):

@@ -86,8 +86,8 @@ def test_changed_images_are_noticed_and_decoded_again(cache, photos, capsys, cha
     capsys.readouterr()
     again = cache("disk")
     assert (
-        "photos changed since" in (said := capsys.readouterr().out)
-        and "decoding them again" in said
+        "photos changed since" in (printed := capsys.readouterr().out)
+        and "decoding them again" in printed
     )
     assert torch.equal(everything(again)[0], everything(load(photos))[0])
     cache("disk")
@@ -197,12 +197,12 @@ def test_what_a_killed_build_left_is_removed(cache, tmp_path):
     cache("disk")
     pixels = only_file(tmp_path / "cache", "*.npy")
     only_file(tmp_path / "cache", "*.json").unlink()
-    left = pixels.with_name(f".{pixels.name}.abc.part.npy")
-    left.write_bytes(b"half")
+    orphan = pixels.with_name(f".{pixels.name}.abc.part.npy")
+    orphan.write_bytes(b"half")
     other = pixels.with_name(".other.npy.abc.part.npy")
     other.write_bytes(b"of another build")
     cache("disk")
-    assert not left.exists() and other.exists()
+    assert not orphan.exists() and other.exists()
 
 
 def test_a_full_disk_is_one_sentence(cache, tmp_path, monkeypatch):
@@ -238,9 +238,9 @@ def test_processes_that_start_together_build_once(cache, photos, capfd):
     processes = [in_a_process(cache, "disk") for _ in range(3)]
     for process in processes:
         process.join()
-    said = capfd.readouterr().out
+    printed = capfd.readouterr().out
     assert [process.exitcode for process in processes] == [0, 0, 0]
-    assert said.count("once, into") == 1 and said.count("ready in") == 3
+    assert printed.count("once, into") == 1 and printed.count("ready in") == 3
     assert torch.equal(everything(cache("disk"))[0], everything(load(photos))[0])
 
 

@@ -129,7 +129,7 @@ def test_images_beside_the_class_folders_are_said(photos):
 
 
 @pytest.mark.parametrize(
-    ("names", "said"),
+    ("names", "printed"),
     [
         (
             ["0", "1", "10", "11", "2"],
@@ -146,11 +146,11 @@ def test_images_beside_the_class_folders_are_said(photos):
         (["x-1", "x1"], ""),
     ],
 )
-def test_the_order_of_numbers_that_sort_as_text_is_said(names, said):
+def test_the_order_of_numbers_that_sort_as_text_is_said(names, printed):
     assert (
         names == sorted(names)
-        and said in order_note(names)
-        and bool(said) == bool(order_note(names))
+        and printed in order_note(names)
+        and bool(printed) == bool(order_note(names))
     )
 
 

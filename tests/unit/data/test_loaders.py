@@ -61,7 +61,7 @@ def shares(length, world_size, batch_size=4, *, shuffle, epoch=0):
 @pytest.mark.parametrize("length", [1, 2, 3, 4, 7, 8, 9, 17])
 def test_an_evaluation_is_shared_out_exactly(length, world_size):
     parts = shares(length, world_size, shuffle=False)
-    assert sorted(index for part in parts for index in part) == list(range(length))
+    assert sorted(index for piece in parts for index in piece) == list(range(length))
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
@@ -71,8 +71,8 @@ def test_training_is_shared_out_evenly(length, world_size):
     on different samples but for the padding, and all see the whole set.
     """
     parts = shares(length, world_size, shuffle=True)
-    assert {len(part) for part in parts} == {-(-length // world_size)}
-    everything = [index for part in parts for index in part]
+    assert {len(piece) for piece in parts} == {-(-length // world_size)}
+    everything = [index for piece in parts for index in piece]
     assert set(everything) == set(range(length))
     assert len(everything) - length < world_size
     orders = {str(shares(length, world_size, shuffle=True, epoch=epoch)) for epoch in range(12)}

@@ -19,8 +19,8 @@ TEACHER = [[2.0, 0.0, -1.0], [-4.0, 1.0, 2.0]]
 def test_distillation_is_tau_squared_times_the_soft_cross_entropy(tau):
     by_hand = 0.0
     for student, teacher in zip(STUDENT, TEACHER):
-        wanted, said = softmax(teacher, tau), softmax(student, tau)
-        by_hand -= sum(w * math.log(s) for w, s in zip(wanted, said))
+        wanted, softened = softmax(teacher, tau), softmax(student, tau)
+        by_hand -= sum(w * math.log(s) for w, s in zip(wanted, softened))
     by_hand *= tau**2 / len(STUDENT)
     loss = distillation_loss(torch.tensor(STUDENT), torch.tensor(TEACHER), tau)
     assert loss.item() == pytest.approx(by_hand, rel=1e-6)
@@ -42,8 +42,8 @@ def test_distillation_gradient_is_tau_times_the_difference_of_the_softmaxes(tau)
     teacher = torch.tensor(TEACHER, requires_grad=True)
     distillation_loss(student, teacher, tau).backward()
     differences = [
-        [(s - t) * tau / len(STUDENT) for s, t in zip(softmax(said, tau), softmax(wanted, tau))]
-        for said, wanted in zip(STUDENT, TEACHER)
+        [(s - t) * tau / len(STUDENT) for s, t in zip(softmax(softened, tau), softmax(wanted, tau))]
+        for softened, wanted in zip(STUDENT, TEACHER)
     ]
     torch.testing.assert_close(student.grad, torch.tensor(differences))
     assert teacher.grad is None

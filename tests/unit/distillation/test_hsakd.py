@@ -87,14 +87,14 @@ def test_a_teacher_learns_classes_upright_and_joint_labels_of_all_rotations():
 
 
 def test_a_student_learns_labels_from_upright_images_and_the_rest_from_its_teacher():
-    own, teacher = outputs(), outputs()
-    terms = student_terms(own, teacher, LABELS, 2.0)
+    student, teacher = outputs(), outputs()
+    terms = student_terms(student, teacher, LABELS, 2.0)
     assert list(terms) == ["ce_class", "kl_aux1", "kl_aux2", "kl_class"]
-    torch.testing.assert_close(terms["ce_class"], F.cross_entropy(own[0][[0, 4]], LABELS))
-    torch.testing.assert_close(terms["kl_class"], distillation(own[0], teacher[0], 2.0))
-    torch.testing.assert_close(terms["kl_aux2"], distillation(own[1][1], teacher[1][1], 2.0))
+    torch.testing.assert_close(terms["ce_class"], F.cross_entropy(student[0][[0, 4]], LABELS))
+    torch.testing.assert_close(terms["kl_class"], distillation(student[0], teacher[0], 2.0))
+    torch.testing.assert_close(terms["kl_aux2"], distillation(student[1][1], teacher[1][1], 2.0))
     torch.stack(list(terms.values())).sum().backward()
-    assert teacher[0].grad is None and own[1][0].grad is not None
+    assert teacher[0].grad is None and student[1][0].grad is not None
 
 
 def test_online_both_networks_learn_as_teachers_and_from_each_other():
@@ -153,12 +153,12 @@ def test_training_images_are_chosen_by_the_archives_order_and_held_out_of_them()
     labels_in_archive = np.arange(40) % 2
     places = [*range(0, 40, 2), *range(1, 40, 2)]  # class by class
     paths = [f"{place % 2}/{place:05d}.png" for place in places]
-    kept, held = split_training(paths, labels_in_archive[places], 0.5, 0)
+    kept, held_out = split_training(paths, labels_in_archive[places], 0.5, 0)
     assert [places[i] for i in kept] == few_shot_indices(labels_in_archive, 0.5).tolist() and len(
-        held
+        held_out
     ) == 0
-    fitted, held = split_training(paths, labels_in_archive[places], 0.5, 0.25)
-    assert sorted([*fitted, *held]) == sorted(kept) and len(held) == 5
+    fitted, held_out = split_training(paths, labels_in_archive[places], 0.5, 0.25)
+    assert sorted([*fitted, *held_out]) == sorted(kept) and len(held_out) == 5
     everything, none = split_training(paths, labels_in_archive[places], 1, 0)
     assert sorted(everything) == list(range(40)) and len(none) == 0
 

@@ -88,7 +88,7 @@ def test_a_tapped_net_knows_its_layers(nets):
     assert [source.layer for source in tapped.sources] == ["layer1.1.add", LAYER]
     assert {source.sha256 for source in tapped.sources} == {sha256(nets[0])}
     with torch.no_grad():
-        shapes = [part.shape[1:] for part in tapped.taps(torch.zeros(1, 3, 32, 32))]
+        shapes = [piece.shape[1:] for piece in tapped.taps(torch.zeros(1, 3, 32, 32))]
     assert [len(shape) for shape in shapes] == [3, 3, 1]
     with refused("layer9"):
         open_net(nets[0], None, [Layer("layer9")], "; say more")

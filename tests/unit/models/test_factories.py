@@ -67,7 +67,7 @@ def test_wrappers_around_a_net_are_taken_off(factory):
 
 
 @pytest.mark.parametrize(
-    ("factory", "said"),
+    ("factory", "printed"),
     [
         (
             "tuple_in_training",
@@ -81,9 +81,9 @@ def test_wrappers_around_a_net_are_taken_off(factory):
         ("as_maps", "gives logits (N, 4, 1, 1), they are flattened"),
     ],
 )
-def test_logits_are_taken_out_of_what_a_net_returns(factory, said, capsys):
+def test_logits_are_taken_out_of_what_a_net_returns(factory, printed, capsys):
     net = plain(factory=factory)
-    assert capsys.readouterr().out == f"note: {HERE}:{factory} {said}\n"
+    assert capsys.readouterr().out == f"note: {HERE}:{factory} {printed}\n"
     torch.manual_seed(0)
     expected = foreign.Plain(4)
     expected.load_state_dict(net.state_dict(), strict=False)

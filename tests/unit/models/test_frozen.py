@@ -111,12 +111,13 @@ def test_in_place_layers_of_the_tail_leave_the_feature(layer):
 
 
 @pytest.mark.parametrize(
-    ("arch", "left"), [("vgg_bn", 0), ("resnet18", 0), ("mobilenet_v2", 0), ("densenet121", 62)]
+    ("arch", "remaining"),
+    [("vgg_bn", 0), ("resnet18", 0), ("mobilenet_v2", 0), ("densenet121", 62)],
 )
-def test_every_batch_norm_behind_a_convolution_is_folded(arch, left):
+def test_every_batch_norm_behind_a_convolution_is_folded(arch, remaining):
     model = untrained(arch)
     fix_batch_norm(next(model.children()))
-    assert len(norms(freeze_for_inference(model, CPU))) == left < len(norms(model))
+    assert len(norms(freeze_for_inference(model, CPU))) == remaining < len(norms(model))
 
 
 class Doubtful(nn.Module):

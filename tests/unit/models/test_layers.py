@@ -183,7 +183,7 @@ def test_stages_are_matched_from_the_last(first, second, pairs):
 
 
 @pytest.mark.parametrize(
-    ("blocks", "layer", "said"),
+    ("blocks", "layer", "printed"),
     [
         ((2, 2, 2, 2), "layer1.1.add", None),
         ((2, 2, 2, 2), "layer1", None),
@@ -196,10 +196,10 @@ def test_stages_are_matched_from_the_last(first, second, pairs):
         ((2, 2, 6, 2), "fc", None),  # behind all stages
     ],
 )
-def test_the_same_name_at_another_depth_is_said(blocks, layer, said):
+def test_the_same_name_at_another_depth_is_said(blocks, layer, printed):
     note = note_of_depths([resnet((2, 2, 2, 2)), resnet(blocks)], layer, 32)
-    assert note is None if said is None else said in str(note)
-    assert said is None or str(note).endswith(
+    assert note is None if printed is None else printed in str(note)
+    assert printed is None or str(note).endswith(
         "takes the same depth of both: relu, layer1, layer2, layer3, layer4"
     )
 

@@ -103,7 +103,7 @@ def test_a_file_that_was_moved_is_built_where_the_option_says():
 
 
 @pytest.mark.parametrize(
-    ("arch", "said"),
+    ("arch", "printed"),
     [
         ("mine.nets:large", "has no function 'large'; it has small, number"),
         ("mine.nets:constant", "has no function"),
@@ -116,8 +116,8 @@ def test_a_file_that_was_moved_is_built_where_the_option_says():
         ("mine.nets:number", "gives a int, a torch.nn.Module"),
     ],
 )
-def test_what_is_not_there_is_named(mine, arch, said):
-    with pytest.raises(InputError, match=said):
+def test_what_is_not_there_is_named(mine, arch, printed):
+    with pytest.raises(InputError, match=printed):
         build_foreign(arch, 3)
 
 

@@ -89,10 +89,10 @@ ARRAYS = [
 )
 def test_arrays_of_plain_numbers_come_back(tmp_path, array, dump):
     (tmp_path / "batch").write_bytes(dump({"data": array, "labels": [1, 2], "name": "word"}))
-    found = load_arrays(tmp_path / "batch")
-    assert list(found) == ["data", "labels", "name"]
-    assert found["data"].dtype == array.dtype and np.array_equal(found["data"], array)
-    assert found["labels"] == [1, 2] and found["name"] in (b"word", "word")
+    result = load_arrays(tmp_path / "batch")
+    assert list(result) == ["data", "labels", "name"]
+    assert result["data"].dtype == array.dtype and np.array_equal(result["data"], array)
+    assert result["labels"] == [1, 2] and result["name"] in (b"word", "word")
 
 
 def test_arrays_are_no_plain_data(tmp_path):

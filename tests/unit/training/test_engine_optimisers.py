@@ -164,7 +164,7 @@ def assert_refused(cpu, first, second):
 def test_the_optimiser_of_an_older_pytorch_is_resumed(cpu, optim):
     fit = trained(cpu, optim)
     state = fit.state(4)
-    known = {
+    older_options = {
         "params",
         "lr",
         "betas",
@@ -176,7 +176,7 @@ def test_the_optimiser_of_an_older_pytorch_is_resumed(cpu, optim):
         "nesterov",
     }
     state["optimizer"]["param_groups"] = [
-        {key: value for key, value in group.items() if key in known}
+        {key: value for key, value in group.items() if key in older_options}
         for group in state["optimizer"]["param_groups"]
     ]
     fresh = fit_of(fit.model, optim(fit.model.parameters(), lr=0.5), cpu)

@@ -93,7 +93,7 @@ def test_a_path_to_what_was_made_of_other_features_is_refused(own, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "said"),
+    ("name", "value", "printed"),
     [
         ("lr", 0.9, "lr 0.1 instead of 0.9"),
         ("arch", "vgg16", "arch alexnet instead of vgg16"),
@@ -104,10 +104,10 @@ def test_a_path_to_what_was_made_of_other_features_is_refused(own, tmp_path):
     ],
 )
 @pytest.mark.parametrize("resumed", ["", "auto"])
-def test_another_setting_is_refused_with_both_values(stored, resumed, name, value, said):
+def test_another_setting_is_refused_with_both_values(stored, resumed, name, value, printed):
     before = stored.read_bytes()
     message = (
-        rf"own\.pth\.tar is of another run, with {said}; choose another --suffix, or --restart to"
+        rf"own\.pth\.tar is of another run, with {printed}; choose another --suffix, or --restart to"
         r" replace it$"
     )
     with pytest.raises(InputError, match=message):

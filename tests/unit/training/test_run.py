@@ -73,8 +73,8 @@ def test_a_run_goes_on_where_its_checkpoint_stopped(make, fit, capsys):
     again.optimizer.state.clear()
     assert (run.resumed, run.start_epoch, run.acc1, run.best_acc1) == (run.path, 2, 40.0, 50.0)
     run.restore(again)
-    assert "going on after epoch 2 of 3" in (told := capsys.readouterr().out)
-    assert told.endswith("which was to end after 2\n")
+    assert "going on after epoch 2 of 3" in (printed := capsys.readouterr().out)
+    assert printed.endswith("which was to end after 2\n")
     momentum = [entry["momentum_buffer"] for entry in again.optimizer.state.values()]
     assert momentum and all(buffer.any() for buffer in momentum)
     assert train(run, again, [0, 0, 45.0]) == [2]

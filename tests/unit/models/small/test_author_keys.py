@@ -59,9 +59,9 @@ def test_a_bare_net_takes_the_backbone(arch, method, images):
     load_authors_state(bare, authors_state(net))
     with torch.no_grad():
         assert torch.equal(bare(images), net(images)[0])
-    own = bare_state(arch, net.state_dict())  # ours, with heads
-    assert own.keys() == bare.state_dict().keys()
-    assert bare_state(arch, own).keys() == own.keys()
+    renamed = bare_state(arch, net.state_dict())  # ours, with heads
+    assert renamed.keys() == bare.state_dict().keys()
+    assert bare_state(arch, renamed).keys() == renamed.keys()
 
 
 def test_torchvisions_resnet_takes_the_backbone():

@@ -40,14 +40,17 @@ def test_a_branch_repeats_the_rest_of_its_net(arch):
     children = [name for name, _ in net.backbone.named_children()]
     for attach, head in list(net.heads.items())[:-1]:
         rest = children[children.index(attach) + 1 :]
-        own = {
+        head_shapes = {
             key: value.shape
             for key, value in net.backbone.state_dict().items()
             if key.split(".")[0] in rest
         }
         # 4 × 10 logits
-        own |= {f"{rest[-1]}.weight": (40, own[f"{rest[-1]}.weight"][1]), f"{rest[-1]}.bias": (40,)}
-        assert {key: value.shape for key, value in head.state_dict().items()} == own
+        head_shapes |= {
+            f"{rest[-1]}.weight": (40, head_shapes[f"{rest[-1]}.weight"][1]),
+            f"{rest[-1]}.bias": (40,),
+        }
+        assert {key: value.shape for key, value in head.state_dict().items()} == head_shapes
 
 
 def test_dcms_heads_stand_on_the_first_two_stages():

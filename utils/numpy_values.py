@@ -7,11 +7,14 @@ Those of arrays are classes with `__setstate__`: a pickle can change nothing but
 
 import pickle
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
+
+from utils.later import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class NoPlainNumbersError(pickle.UnpicklingError):
@@ -57,7 +60,7 @@ class Array:
         flat = np.frombuffer(data, dtype.numpy)
         self.values = flat.reshape(shape, order="F" if fortran_order else "C")
 
-    def tensor(self) -> Tensor:
+    def tensor(self) -> "Tensor":
         """Copy the values into a tensor, in this machine's byte order.
 
         Raises:

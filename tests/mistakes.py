@@ -59,4 +59,6 @@ def check_line(message: str, *facts: object) -> None:
 
 def _has(message: str, fact: str) -> bool:
     """Whether a message has a fact as whole words: 1 is no part of 10."""
-    return re.search(rf"(?<!\w){re.escape(fact)}(?!\w)", message) is not None
+    before = r"(?<!\w)" if fact[:1].isalnum() else ""
+    after = r"(?!\w)" if fact[-1:].isalnum() else ""
+    return re.search(f"{before}{re.escape(fact)}{after}", message) is not None

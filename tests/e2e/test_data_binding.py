@@ -62,7 +62,7 @@ def test_changed_images_are_named_at_resume_and_by_a_second_conv_output(copied, 
         == f"Training.py: {copied / OWN} was made of other train images; since then {said}; put"
         " them back, choose another --suffix, or --restart to replace it"
     )
-    with refused("1", kind=SystemExit) as exit_:
+    with refused("images", "1", kind=SystemExit) as exit_:
         features_again(copied)
     assert said in exit_.value.code and contents(copied) == before
     features_again(copied, "--restart")

@@ -101,7 +101,7 @@ def test_a_trans_net_is_held_against_the_features(config, target, fits):
         return
     with refused("4", "7", "6", "5"):
         check_fit(net, (4, 6, 5), target)
-    with refused("4"):
+    with refused("channels", "4"):
         check_fit(net, (3, 6, 5), (7, 6, 5))
 
 

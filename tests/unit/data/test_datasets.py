@@ -231,7 +231,7 @@ def test_folders_without_classes_or_images(tmp_path):
     with pytest.raises(InputError, match=r"has no class folders; expected are \{class\}/"):
         load(tmp_path)
     make_photo(tmp_path / "loose.jpg")
-    with refused("1"):
+    with refused("loose", "1"):
         load(tmp_path)
     make_folder(tmp_path, {"full": 1})
     (tmp_path / "empty").mkdir()
@@ -239,5 +239,5 @@ def test_folders_without_classes_or_images(tmp_path):
     with pytest.raises(InputError, match=r"the class folder .*/empty has no images"):
         load(tmp_path)
     (tmp_path / "also").mkdir()
-    with refused("1"):
+    with refused("also", "1"):
         load(tmp_path)

@@ -53,7 +53,7 @@ def test_all_rows_without_finish_are_not_complete(tmp_path):
 def test_the_writer_refuses_what_it_cannot_keep(tmp_path):
     with refused("float64"):
         writer(tmp_path, torch.float64)
-    with refused("0"):
+    with refused("images", "0"):
         writer(tmp_path, paths=[])
     with pytest.raises(InputError, match="free;"):
         writer(tmp_path, shape_a=(10**6, 10**6))

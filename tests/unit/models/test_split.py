@@ -95,7 +95,7 @@ class WithUnused(torch.nn.Sequential):
 
 def test_a_node_that_the_logits_do_not_need_is_refused():
     model = WithUnused(torch.nn.Conv2d(3, 4, 3), torch.nn.Conv2d(3, 4, 3))
-    with refused("0"):
+    with refused("logits", "0"):
         split(model, "0")
 
 

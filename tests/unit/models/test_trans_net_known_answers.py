@@ -208,5 +208,5 @@ def test_spare_channels_travel(tmp_path):
         3,
     )
     assert net.linear_reference().linear[0].weight.shape == (3, 4, 3, 3)
-    with refused("0", kind=ValueError):
+    with refused("hidden", "-1", kind=ValueError):
         TransNet(4, 3, hidden=-1)

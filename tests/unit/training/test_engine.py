@@ -98,7 +98,7 @@ def test_a_loss_that_is_not_finite_ends_the_epoch(cpu, bad):
     ):
         train(Scale(), make_loader(Numbers(values), 1), cpu, epoch=7, step=step, print_freq=5)
     assert len(taken) == 5  # at the first reading after it
-    with refused("1"):
+    with refused("epoch 1", "--lr"):
         train(Scale(), make_loader(Numbers(values), 1), cpu, print_freq=1000)
 
 

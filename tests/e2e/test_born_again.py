@@ -10,7 +10,6 @@ import BornAgain
 import Training
 from models.classifiers import load_classifier
 from tests.e2e.road import truncate
-from tests.mistakes import refused
 from utils import checkpoint
 from utils.data.batches import Preprocessing
 from utils.data.images import ImageData
@@ -139,7 +138,10 @@ def test_a_stopped_series_goes_on_to_the_same_weights(
     [("--lr 0.5", "lr 0.02 instead of 0.5"), ("--epochs 3", "epochs 2 instead of 3")],
 )
 def test_a_series_of_other_options_is_not_continued(series, photos, epochs, other, named):
-    with refused("gen0.pth.tar", named, kind=SystemExit):
+    what_to_do = "choose another --suffix, or --restart to replace it"
+    with pytest.raises(
+        SystemExit, match=rf"gen0\.pth\.tar is of another run, with {named}; {what_to_do}"
+    ):
         run(BornAgain, photos, series, f"{SERIES} {other}")
     assert epochs.trained == []
 
@@ -161,7 +163,9 @@ def test_a_damaged_generation_is_replaced_by_restart(photos, tmp_path, epochs):
     line = "-a resnet18 -g 1 --epochs 1"
     run(BornAgain, photos, tmp_path, line)
     truncate(tmp_path / "model_checkpoints/checkpoint_folder_resnet18_gen0.pth.tar")
-    with refused("--restart", kind=SystemExit):
+    with pytest.raises(
+        SystemExit, match=r"is truncated or not a checkpoint; .* or add --restart to replace it"
+    ):
         run(BornAgain, photos, tmp_path, line)
     run(BornAgain, photos, tmp_path, f"{line} --restart")
     assert epochs.trained == [0, 0] and saved(tmp_path, "gen0")["epoch"] == 1
@@ -195,7 +199,9 @@ def test_a_later_start_without_a_teacher_takes_the_generation_before(photos, tmp
     run(BornAgain, photos, tmp_path, "-a resnet18 --start_gen 1 -g 2 --epochs 1 --resume auto")
     before = tmp_path / "model_checkpoints" / "checkpoint_folder_resnet18_gen0.pth.tar"
     assert saved(tmp_path, "gen1")["settings"]["teacher"] == sha256(before)
-    with refused("checkpoint_folder_resnet18_gen2", kind=SystemExit):
+    with pytest.raises(
+        SystemExit, match=r"no checkpoint at .*checkpoint_folder_resnet18_gen2.*that folder has"
+    ):
         run(BornAgain, photos, tmp_path, "-a resnet18 --start_gen 3 -g 4 --epochs 1")
 
 
@@ -210,7 +216,7 @@ def test_students_of_another_architecture_than_the_teachers(series, photos, tmp_
     taught_by = [checkpoint.load(path)["settings"]["teacher"] for path in (first, second)]
     assert taught_by == [sha256(teacher), sha256(first)]
     assert load_classifier(second).arch == "resnet8"
-    with refused("resnet18", "--arch", "resnet8", kind=SystemExit):
+    with pytest.raises(SystemExit, match="holds a resnet18, --arch says resnet8"):
         run(
             BornAgain,
             photos,
@@ -273,7 +279,7 @@ def test_a_teacher_of_other_classes_is_refused(series, photos, tmp_path):
     state = checkpoint.load(path)
     state["data"]["classes"] = ["red", "green", "blue"]
     checkpoint.save(tmp_path / "other.pth.tar", state)
-    with refused("0", "blue", "red", kind=SystemExit):
+    with pytest.raises(SystemExit, match="class 0 is blue instead of red"):
         run(BornAgain, photos, tmp_path, f"-g 1 --epochs 1 --resume {tmp_path}/other.pth.tar")
 
 

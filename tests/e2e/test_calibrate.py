@@ -10,7 +10,6 @@ import Calibrate
 import Training_TransNet
 from experiments import knowledge
 from tests.e2e.road import run
-from tests.mistakes import refused
 from utils.features.writer import FeatureWriter
 from utils.provenance import NetSource, Provenance
 
@@ -134,7 +133,9 @@ def test_a_fit_is_repeated_with_its_own_budget(road, tmp_path):
     nowhere = ("--train_path", tmp_path / "nowhere", "--val_path", tmp_path / "nowhere")
     report = run(Calibrate, "--bootstrap 100 --permutations 0", *words, *nowhere)
     assert (report["epochs"], report["images"], report["linear"]) == (2, 24, None)
-    with refused("--epochs", "1", "2", kind=SystemExit):
+    with pytest.raises(
+        SystemExit, match=r"--epochs 1 is another budget than that of .* \(2 epochs\)"
+    ):
         run(Calibrate, "--epochs 1", *words)
     again = run(
         Calibrate,

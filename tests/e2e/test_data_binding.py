@@ -11,7 +11,6 @@ import ConvOutput
 import Training
 import Training_TransNet
 from tests.e2e.road import change, contents, run
-from tests.mistakes import refused
 from tests.unit.data.test_contents import CHANGES
 from tests.unit.photos import make_folder
 from utils import checkpoint
@@ -62,7 +61,7 @@ def test_changed_images_are_named_at_resume_and_by_a_second_conv_output(copied, 
         == f"Training.py: {copied / OWN} was made of other train images; since then {said}; put"
         " them back, choose another --suffix, or --restart to replace it"
     )
-    with refused("images", "1", kind=SystemExit) as exit_:
+    with pytest.raises(SystemExit, match="were made of other images; since then 1 ") as exit_:
         features_again(copied)
     assert said in exit_.value.code and contents(copied) == before
     features_again(copied, "--restart")
@@ -97,7 +96,9 @@ def test_a_trans_net_goes_on_with_features_of_the_same_images_alone(copied):
     run(Training_TransNet, f"{line} --epochs 1", "--out", copied)
     CHANGES["edited"][0](copied / "d/train")
     features_again(copied, "--restart")
-    with refused("1", "a/01.jpg", kind=SystemExit):
+    with pytest.raises(
+        SystemExit, match=r"was made of other train images; since then 1 edited \(a/01\.jpg\); put"
+    ):
         run(Training_TransNet, f"{line} --epochs 1 --resume auto", "--out", copied)
 
 

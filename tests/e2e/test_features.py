@@ -10,7 +10,6 @@ from models.classifiers import load_classifier
 from models.layers import layer_name
 from models.split import cuts, split
 from tests.e2e.road import FIT, data, files, run
-from tests.mistakes import refused
 from utils import checkpoint
 from utils.data.images import load_images
 from utils.features.cache import open_features
@@ -185,7 +184,7 @@ def test_all_layers_that_are_small_enough_are_stored(road, tmp_path):
     stored = [open_features(folder) for folder in sorted((tmp_path / "convOuts").rglob("val"))]
     assert [part.provenance.a.layer for part in stored] == ["fc"]
     assert stored[0].provenance.b.layer == "fc"
-    with refused("--below", "1e-05", "MB", kind=SystemExit):
+    with pytest.raises(SystemExit, match=r"no layer's features take less than --below 1e-05 MB"):
         run(ConvOutput, "--layers all --below 0.00001 --t_or_v val", *nets)
 
 

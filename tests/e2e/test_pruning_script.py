@@ -10,7 +10,6 @@ import Pruning
 import Training
 from models.classifiers import load_classifier
 from models.pruning import prunable_weights
-from tests.mistakes import refused
 from utils import checkpoint
 from utils.files import sha256
 
@@ -176,7 +175,10 @@ def test_the_same_command_again_trains_nothing_and_another_is_refused(
     compress(source, photos, compressed, f"{PRUNING} --share_bits 2")
     assert epochs.trained == []
     assert path.read_bytes() == before
-    with refused("lr", "0.01", "0.5", "--restart", kind=SystemExit):
+    with pytest.raises(
+        SystemExit,
+        match=r"of another run, with lr 0\.01 instead of 0\.5; .* --restart to replace it",
+    ):
         compress(source, photos, compressed, f"{PRUNING} --share_bits 2 --lr 0.5")
     assert epochs.trained == [] and path.read_bytes() == before
 
@@ -187,7 +189,9 @@ def test_another_source_is_another_run_and_restart_replaces_it(source, photos, t
     compress(source, photos, tmp_path / "out", line)
     other = tmp_path / "other.pth.tar"
     checkpoint.save(other, checkpoint.load(source) | {"acc1": 0.0})
-    with refused("compressed", sha256(source), sha256(other), kind=SystemExit):
+    with pytest.raises(
+        SystemExit, match=f"with compressed {sha256(source)} instead of {sha256(other)}; "
+    ):
         compress(other, photos, tmp_path / "out", line)
     compress(other, photos, tmp_path / "out", f"{line} --restart")
     assert epochs.trained == [0, 0] and checkpoint.load(own)["settings"]["compressed"] == sha256(

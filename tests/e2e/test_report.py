@@ -8,7 +8,6 @@ import Calibrate
 import Report
 import Variance
 from tests.e2e.road import run
-from tests.mistakes import refused
 from utils.report.page import values
 
 pytestmark = pytest.mark.e2e
@@ -98,5 +97,5 @@ def test_other_files_are_told_from_the_page(measured, tmp_path):
     assert said in said_by(measured, tmp_path / "other.html")
     assert "it is no page of Report.py" in said_by(measured, measured / "variance.json")
     assert "codec can't decode" in said_by(measured, measured / "components.png")
-    with refused("none.html", "--out", kind=SystemExit):
+    with pytest.raises(SystemExit, match=r"there is no page .*none\.html; make it by --out"):
         run(Report, "", measured, "--check", tmp_path / "none.html")

@@ -7,7 +7,6 @@ import Calibrate
 import Training_TransNet
 import Variance
 from tests.e2e.road import BOTH, assert_same, files, lines_of, run
-from tests.mistakes import refused
 from utils import checkpoint
 from utils.runs import RunLog
 
@@ -78,7 +77,7 @@ def test_one_of_a_family_is_what_it_is_alone(road, family, tmp_path, name, words
         ("--seeds 9", "initial_seed [34] instead of 9"),
         ("--seed 9", "seed 0 instead of 9"),
     ):
-        with refused(said, kind=SystemExit):
+        with pytest.raises(SystemExit, match=f"is of another run, with {said}"):
             run(
                 Training_TransNet,
                 f"{line} --resume auto {others}",
@@ -101,7 +100,7 @@ def test_a_family_is_measured_like_single_fits(road, family, capsys):
             Calibrate, f"{budget} {direction}", "--convOut_path", road.features, "--transnet", path
         )["rows"]
         assert rows[0]["value"] == pytest.approx(instability, rel=1e-4)
-    with refused("--reverse", kind=SystemExit):
+    with pytest.raises(SystemExit, match=r"nets A and B exchanged \(the direction of --reverse\)"):
         run(Variance, "", "--convOut_path", road.features, "--transnet", back)
 
 

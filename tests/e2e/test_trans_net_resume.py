@@ -8,8 +8,7 @@ import shutil
 import pytest
 
 import Training_TransNet
-from tests.e2e.road import FIT, assert_same, run, truncate
-from tests.mistakes import refused
+from tests.e2e.road import FIT, WHAT_TO_DO, assert_same, run, truncate
 from utils import checkpoint, runs
 from utils.files import sha256
 
@@ -44,7 +43,7 @@ def test_a_finished_fit_of_other_options_is_left_alone(
     folder = road.features if others.startswith("--") else other_features(road, tmp_path)
     options = others if others.startswith("--") else ""
     before = sha256(road.trans_net)
-    with refused(said, kind=SystemExit):
+    with pytest.raises(SystemExit, match=f"is of another run, with {said}{WHAT_TO_DO}"):
         run(
             Training_TransNet,
             f"{FIT} --suffix a0.1 {options} {resume}",
@@ -79,7 +78,7 @@ def test_a_fit_of_steps_goes_on_and_a_damaged_one_is_replaced(road, tmp_path, ep
     assert epochs.trained == [0, 1]
     whole = checkpoint.load(own)
     truncate(own)
-    with refused("--restart", kind=SystemExit):
+    with pytest.raises(SystemExit, match="or add --restart to replace it"):
         run(Training_TransNet, f"{FIT} --logspace 0 --resume auto", *words)
     run(Training_TransNet, f"{FIT} --logspace 0 --resume auto --restart", *words)
     assert epochs.trained == [0, 1, 0, 1]

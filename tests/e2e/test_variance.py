@@ -14,7 +14,6 @@ from models.frozen import freeze_for_inference
 from models.split import split
 from models.trans_net import load_trans_net
 from tests.e2e.road import data, files, run
-from tests.mistakes import refused
 from utils import checkpoint
 from utils.data.images import load_images
 from utils.features.cache import open_features
@@ -206,7 +205,10 @@ def of_features(road):
 def test_a_trans_net_of_something_else_is_refused(road, tmp_path, words, fitted, said):
     state = checkpoint.load(road.trans_net)
     checkpoint.save(tmp_path / "g.pth.tar", state | {"source": state["source"] | fitted})
-    with refused("Variance.py", "g.pth.tar", said, kind=SystemExit):
+    with pytest.raises(
+        SystemExit,
+        match=rf"Variance\.py: .*g\.pth\.tar was made with {said}; name what it was made",
+    ):
         run(
             Variance,
             "--json",
@@ -307,7 +309,7 @@ def test_another_folder_than_the_fits_is_refused(road, tmp_path):
     (tmp_path / "meadow").symlink_to(photos)
     (tmp_path / "folder").symlink_to(photos)
     words = ("--net_in", road.a, "--net_tar", road.b, "--transnet", road.trans_net)
-    with refused("name", "folder", "meadow", kind=SystemExit):
+    with pytest.raises(SystemExit, match="was made with name folder instead of meadow"):
         run(Variance, "", *words, "--val_path", tmp_path / "meadow/val")
     run(Variance, "", *words, "--val_path", tmp_path / "folder/val")
     run(Variance, "--name folder", *words, "--val_path", tmp_path / "meadow/val")

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.mistakes import refused
 from utils.errors import InputError
 from utils.files import (
     check_unclaimed,
@@ -128,11 +127,13 @@ def test_json_comes_back(tmp_path):
 
 
 def test_json_that_cannot_be_read(tmp_path):
-    with refused("v.json"):
+    with pytest.raises(InputError, match=r"v\.json does not exist"):
         read_json(tmp_path / "v.json")
     for content in (b'{"var": 1', b"\xff\xfe", b""):
         (tmp_path / "v.json").write_bytes(content)
-        with refused("v.json", "JSON"):
+        with pytest.raises(
+            InputError, match=r"v\.json is not valid JSON .*; delete it and make it again"
+        ):
             read_json(tmp_path / "v.json")
 
 
@@ -217,7 +218,7 @@ def test_a_second_run_is_refused_and_the_first_is_named(tmp_path):
 
 def test_one_process_does_not_claim_a_folder_twice(tmp_path):
     with claim(tmp_path):
-        with refused(os.getpid()):
+        with pytest.raises(InputError, match=rf"another run \(pid {os.getpid()} on "):
             claim(tmp_path).__enter__()
         with claim(tmp_path / "below"):
             pass
@@ -272,8 +273,8 @@ def test_a_lock_that_a_crash_left_behind_holds_nobody_up(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("count", "printed"),
+    ("count", "said"),
     [(0, "0 bytes"), (9_999, "9999 bytes"), (10_000, "0.01 MB"), (12_039_999_999, "12.04 GB")],
 )
-def test_bytes_are_said_in_the_unit_that_leaves_digits(count, printed):
-    assert in_words(count) == printed
+def test_bytes_are_said_in_the_unit_that_leaves_digits(count, said):
+    assert in_words(count) == said

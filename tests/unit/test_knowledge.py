@@ -9,38 +9,37 @@ from consistency.calibration import save_sums
 from consistency.moments import ImageMoments
 from experiments import knowledge
 from experiments.accuracies import Row
-from tests.mistakes import refused
 
 IMAGES = 40
 
 
-def moments(unexplained, generator):
+def moments(left, generator):
     """A target whose reconstruction leaves about this share of its variance."""
     target, noise = torch.randn(2, IMAGES, 3, 4, 4, generator=generator)
-    result = ImageMoments()
-    error = (unexplained**0.5) * noise
-    result.update((target * (1 - unexplained) ** 0.5)[None], error, torch.arange(IMAGES))
-    return result
+    found = ImageMoments()
+    error = (left**0.5) * noise
+    found.update((target * (1 - left) ** 0.5)[None], error, torch.arange(IMAGES))
+    return found
 
 
-def plant(run, method, direction, stage, seed, unexplained):
+def plant(run, method, direction, stage, seed, left):
     generator = torch.Generator().manual_seed(seed)
     path = run / "results/knowledge" / method / f"{direction}_{stage}" / f"sd{seed}.npz"
-    three = [moments(share, generator) for share in (unexplained, 0.9, 0.1)]
-    save_sums(path, *(piece.target_and_residual() for piece in three))
+    three = [moments(share, generator) for share in (left, 0.9, 0.1)]
+    save_sums(path, *(part.target_and_residual() for part in three))
 
 
 @pytest.fixture
 def run(tmp_path):
     for seed in (0, 1, 2):
-        for method, unexplained in (
+        for method, left in (
             ("alone", 0.5),
             ("kd", 0.5 - 1e-3),
             ("hsakd", 0.3),
             ("dcm_partner", 0.2),
         ):
             for stage in (1, 2):
-                plant(tmp_path, method, "teacher-student", stage, seed, unexplained)
+                plant(tmp_path, method, "teacher-student", stage, seed, left)
         plant(tmp_path, "alone", "student-teacher", 1, seed, 0.5)
     return tmp_path
 
@@ -64,9 +63,9 @@ def test_consistencies_are_between_null_and_ceiling_and_differences_are_of_pairs
 
 def test_the_table_the_file_and_the_figure(run, tmp_path):
     cells = knowledge.read_cells(run, resamples=100)
-    recorded = Interval(40.0, 35.0, 45.0, 0.95, "percentile", 100, ("images",), True)
+    known = Interval(40.0, 35.0, 45.0, 0.95, "percentile", 100, ("images",), True)
     gain = Interval(5.0, 1.0, 9.0, 0.95, "percentile", 100, ("images",), True)
-    text = knowledge.markdown(cells, [Row("small", "hsakd", 3, IMAGES, recorded, gain)])
+    text = knowledge.markdown(cells, [Row("small", "hsakd", 3, IMAGES, known, gain)])
     head, _, *lines = text.splitlines()
     assert head.split(" | ")[1:5] == [
         "students",
@@ -83,7 +82,7 @@ def test_the_table_the_file_and_the_figure(run, tmp_path):
         "| DCM, its own partner",
     ]
     assert "+5.0 [+1.0, +9.0]: shows" in lines[4] and ": shows" in lines[2]
-    knowledge.draw_figure(cells, [Row("small", "hsakd", 3, IMAGES, recorded, gain)]).savefig(
+    knowledge.draw_figure(cells, [Row("small", "hsakd", 3, IMAGES, known, gain)]).savefig(
         tmp_path / "k.png"
     )
     assert (tmp_path / "k.png").stat().st_size > 10_000
@@ -93,5 +92,7 @@ def test_the_table_the_file_and_the_figure(run, tmp_path):
 
 
 def test_a_run_without_calibrations_is_refused(tmp_path):
-    with refused("experiments/distillation_knowledge.sh", kind=SystemExit):
+    with pytest.raises(
+        SystemExit, match=r"has no sums per image; run experiments/distillation_knowledge\.sh first"
+    ):
         knowledge.main([str(tmp_path)])

@@ -2,7 +2,6 @@ import pytest
 import torch
 from torch import nn
 
-from tests.mistakes import refused
 from utils.normalisation import (
     NORMALISATIONS,
     as_normalisation,
@@ -42,7 +41,7 @@ def test_anything_else_is_refused_with_what_is_expected(text):
     "text", ["125.3,123,113.9,63,62.1,66.7", "0.5,0.5,0.5,0.5,0,0.5", "0.5,0.5,0.5,0.5,-1,0.5"]
 )
 def test_constants_of_other_units_are_refused(text):
-    with refused("0", "1", kind=ValueError):
+    with pytest.raises(ValueError, match="in units of 0 … 1"):
         read_normalisation(text)
 
 

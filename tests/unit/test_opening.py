@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from tests.mistakes import refused
 from tests.unit.step_options import parsed
 from utils import checkpoint, opening
+from utils.errors import InputError
 from utils.runtime import Runtime
 
 # --- the run
@@ -70,5 +70,5 @@ def test_a_run_is_opened_as_the_options_say(cpu, tmp_path):
     path.parent.mkdir()
     checkpoint.save(path, {"settings": {"epochs": 2}})
     assert opening.run(options("--logspace", "0"), cpu, path, {"epochs": 3}).resumed is None
-    with refused("2", "3"):  # every rate would change
+    with pytest.raises(InputError, match="epochs 2 instead of 3"):  # every rate would change
         opening.run(options("--logspace", "1"), cpu, path, {"epochs": 3})

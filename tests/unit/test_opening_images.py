@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from models.inputs import Inputs
-from tests.mistakes import refused
 from tests.unit.step_options import parsed
 from utils import opening, options
 from utils.data.loaders import Part
@@ -63,7 +62,7 @@ def test_images_of_other_classes_than_the_networks_are_refused(args, split, word
         "green",
         "red",
     ]
-    with refused(word):
+    with pytest.raises(InputError, match=f"the {word} images"):
         opening.images(args(), split, {"classes": ["blue", "green", "yellow"]})
 
 
@@ -345,7 +344,9 @@ def test_the_pixels_are_of_each_stored_image_once_and_mixed(args, cpu):
 
 def test_other_images_than_the_stored_ones_are_refused(args, cpu):
     images, head = opening.images(args(), "val"), nn.Conv2d(3, 4, 3)
-    with refused("--data_root"):
+    with pytest.raises(
+        InputError, match=r"other images than those of features; name theirs by --data_root"
+    ):
         opening.features_anew(args(), folder_of(images, paths=images.paths[1:]), head, cpu)
     with pytest.raises(InputError, match="does not say which images it was made of"):
         opening.features_anew(args(), folder_of(images, provenance=Provenance()), head, cpu)

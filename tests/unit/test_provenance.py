@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 
-from tests.mistakes import refused
 from utils.errors import InputError
 from utils.provenance import NetSource, Provenance
 
@@ -46,9 +45,9 @@ def with_net(role: str, **changes: Any) -> Provenance:
     return replace(WHOLE, **{role: replace(getattr(WHOLE, role), **changes)})
 
 
-def unequal(result: Provenance, other: Provenance) -> bool:
+def unequal(found: Provenance, other: Provenance) -> bool:
     """Compare all fields, also those that `==` leaves out."""
-    return result.to_record() != other.to_record()
+    return found.to_record() != other.to_record()
 
 
 # --- records
@@ -138,19 +137,19 @@ def test_the_image_size_is_the_transforms_or_the_authors():
 
 
 def test_reversed_exchanges_the_nets_alone():
-    result = WHOLE.reversed()
+    found = WHOLE.reversed()
     exchanged = dict(RECORD)
     for key in ("arch", "layer", "path", "checkpoint"):
         exchanged[f"{key}_a"], exchanged[f"{key}_b"] = RECORD[f"{key}_b"], RECORD[f"{key}_a"]
-    assert result.to_record() == exchanged
-    assert not unequal(result.reversed(), WHOLE)
+    assert found.to_record() == exchanged
+    assert not unequal(found.reversed(), WHOLE)
 
 
 def test_completed_fills_in_what_is_unknown_only():
     half = Provenance(dataset="CUB200", sample_num="")
-    result = half.completed(dataset="VOC", sample_num="50par_A", label="30", split="val")
-    assert result == Provenance(dataset="CUB200", sample_num="", split="val")
-    assert result.label == "30"
+    found = half.completed(dataset="VOC", sample_num="50par_A", label="30", split="val")
+    assert found == Provenance(dataset="CUB200", sample_num="", split="val")
+    assert found.label == "30"
     assert half.split is None
 
 
@@ -253,7 +252,7 @@ def test_fields_may_be_left_out_of_the_comparison():
     assert WHOLE.differs(other, but=("split", "sample_num")) is None
     assert WHOLE.differs(other, but=("split",)) == "sample_num 50par_A instead of "
     WHOLE.check(other, "g.pth.tar", but=("split", "sample_num"))
-    with refused("train", "val"):
+    with pytest.raises(InputError, match="split train instead of val"):
         WHOLE.check(other, "g.pth.tar", but=("sample_num",))
     # What may differ of the images must not hide a net.
     assert (

@@ -7,7 +7,6 @@ import pytest
 from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.mistakes import refused
 from utils import runs
 from utils.errors import InputError
 from utils.runs import RunLog, board_tag, read_metrics
@@ -164,7 +163,10 @@ def test_two_runs_do_not_write_the_same_log(tmp_path):
     with RunLog(tmp_path, 3) as log:
         log.write(0, {"Loss": 1.0})
         with (
-            refused(os.getpid()),
+            pytest.raises(
+                InputError,
+                match=rf"another run \(pid {os.getpid()} on .* is writing in .*; wait for it",
+            ),
             RunLog(tmp_path, 3),
         ):
             pass

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import nn
 
-from tests.mistakes import refused
 from utils.command import command
 from utils.errors import InputError
 from utils.runtime import Runtime, seed_everything, start
@@ -82,9 +81,9 @@ def test_a_command_gives_what_its_main_gives():
 
 def test_without_a_gpu_one_line_says_so_and_it_runs(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    result = start([0, 1], None, 7)
-    assert result == Runtime(torch.device("cpu"), (), 0, 1, None, False, 7)
-    assert result.is_main
+    found = start([0, 1], None, 7)
+    assert found == Runtime(torch.device("cpu"), (), 0, 1, None, False, 7)
+    assert found.is_main
     output = capsys.readouterr().out
     assert output.startswith(
         "no CUDA device, though 0 and 1 were asked for: running on the CPU with "
@@ -113,7 +112,9 @@ def test_devices_that_were_asked_for_in_vain_are_named(
 
 def test_fp16_needs_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with refused("--amp", "fp16", "GPU", "CPU", "bf16"):
+    with pytest.raises(
+        InputError, match="--amp fp16 needs a GPU; on the CPU use --amp bf16 or off"
+    ):
         start([], None, 0, "fp16")
 
 
@@ -141,9 +142,9 @@ def two_gpus(monkeypatch):
     ],
 )
 def test_the_devices_that_are_named(two_gpus, capsys, device_ids, gpu, expected):
-    result = start(device_ids, gpu, 0)
-    assert result.device == torch.device("cuda", expected[0])
-    assert result.device_ids == expected
+    found = start(device_ids, gpu, 0)
+    assert found.device == torch.device("cuda", expected[0])
+    assert found.device_ids == expected
     shown = ", ".join(f"cuda:{index} (GPU {index})" for index in expected)
     assert capsys.readouterr().out.startswith(f"running on {shown}, seed 0")
 

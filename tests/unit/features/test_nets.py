@@ -45,13 +45,13 @@ def test_two_trained_nets_raise_no_doubt(provenance):
 
 @pytest.mark.parametrize(("right", "doubtful"), [(40, True), (55, True), (75, False)])
 def test_an_accuracy_at_chance_is_called_out(provenance, right, doubtful):
-    result = doubts(Stored(provenance, right_b=right))
-    assert len(result) == doubtful
+    found = doubts(Stored(provenance, right_b=right))
+    assert len(found) == doubtful
     if doubtful:
         assert (
-            f"net B is right for {right / 2:.1f} %" in result[0]
-            and "25.0 %" in result[0]
-            and "untrained" in result[0]
+            f"net B is right for {right / 2:.1f} %" in found[0]
+            and "25.0 %" in found[0]
+            and "untrained" in found[0]
         )
 
 

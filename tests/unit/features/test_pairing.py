@@ -24,9 +24,9 @@ def test_pairs_are_those_of_the_images_that_are_named(features):
         (Pairing(features, order), b, order[ROWS]),
         (Pairing(features, itself=True), a, torch.tensor(ROWS)),
     ):
-        result = pairing.__getitems__(ROWS)
-        for piece, expected in zip(result, (a[ROWS], target[of], labels[of], of)):
-            assert torch.equal(piece, expected)
+        found = pairing.__getitems__(ROWS)
+        for part, expected in zip(found, (a[ROWS], target[of], labels[of], of)):
+            assert torch.equal(part, expected)
         assert len(pairing) == COUNT
 
 

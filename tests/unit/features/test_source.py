@@ -22,13 +22,13 @@ def test_the_reverse_exchanges_everything(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("count", "share", "held_out"),
+    ("count", "share", "held"),
     [(10, 0.25, [3, 7]), (10, 0.5, [1, 3, 5, 7, 9]), (6, 0.9, [1, 3, 5]), (10, 0.1, [9])],
 )
-def test_every_so_many_th_image_is_held_out(count, share, held_out):
+def test_every_so_many_th_image_is_held_out(count, share, held):
     fitted, measured = hold_out(count, share)
-    assert measured.tolist() == held_out
-    assert sorted(fitted.tolist() + held_out) == [*range(count)]
+    assert measured.tolist() == held
+    assert sorted(fitted.tolist() + held) == [*range(count)]
     assert fitted.tolist() == sorted(fitted.tolist())
 
 
@@ -39,6 +39,6 @@ def test_nothing_is_held_out_unless_asked_for():
 
 def test_the_two_numbers_to_choose_by():
     shapes = ((64, 8, 8), (100,))
-    printed = "these features take 0.08 MB on disk as float32, or {} to compute in every epoch"
-    assert costs(shapes, 5, 3 * 10**9) == printed.format("15.0 GFLOP")
-    assert costs(shapes, 5, None) == printed.format("an unknown number of FLOPs")
+    said = "these features take 0.08 MB on disk as float32, or {} to compute in every epoch"
+    assert costs(shapes, 5, 3 * 10**9) == said.format("15.0 GFLOP")
+    assert costs(shapes, 5, None) == said.format("an unknown number of FLOPs")

@@ -7,7 +7,6 @@ from models.classifiers import build, load_classifier
 from models.cut_net import open_net, reopen_net, untrained_net
 from models.layers import Layer
 from models.split import split
-from tests.mistakes import refused
 from utils.errors import InputError
 from utils.files import sha256
 from utils.provenance import NetSource, Provenance
@@ -30,11 +29,11 @@ def test_a_net_opens_cut_at_its_layer_with_what_it_is(nets, tmp_path):
     model, images = load_classifier(nets[0]), torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(net.tail.eval()(net.head.eval()(images)), model(images))
-    with refused("ResNet", "1", "4"):
+    with pytest.raises(InputError, match="layers of a ResNet are 1 to 4"):
         open_net(nets[0], None, Layer(None, 30))
-    with refused("ResNet"):
+    with pytest.raises(InputError, match="no option names the layer of this ResNet"):
         open_net(nets[0], None, Layer())
-    with refused("vgg16"):
+    with pytest.raises(InputError, match="vgg16"):
         open_net(nets[0], "vgg16", Layer(None, 2))
 
 
@@ -88,9 +87,9 @@ def test_a_tapped_net_knows_its_layers(nets):
     assert [source.layer for source in tapped.sources] == ["layer1.1.add", LAYER]
     assert {source.sha256 for source in tapped.sources} == {sha256(nets[0])}
     with torch.no_grad():
-        shapes = [piece.shape[1:] for piece in tapped.taps(torch.zeros(1, 3, 32, 32))]
+        shapes = [part.shape[1:] for part in tapped.taps(torch.zeros(1, 3, 32, 32))]
     assert [len(shape) for shape in shapes] == [3, 3, 1]
-    with refused("layer9"):
+    with pytest.raises(InputError, match=r"has no layer 'layer9'.*; say more"):
         open_net(nets[0], None, [Layer("layer9")], "; say more")
 
 

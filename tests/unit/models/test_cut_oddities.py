@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from models.split import cuts, split, tap
-from tests.mistakes import refused
 from utils.errors import InputError
 
 
@@ -258,10 +257,14 @@ def test_sizes_from_before_the_cut_hold_for_their_images_alone():
     with torch.no_grad():
         assert tail(head(images)).shape == (2, 5)  # only the number of images comes from before
         head, tail = split(Shapes().eval(), "conv1", 16)
-        with refused("4", "16", "24"):
+        with pytest.raises(
+            InputError, match=r"\(4, 16, 16\), on which its code depends, and gets \(4, 24, 24\)"
+        ):
             tail(head(images))
         head, _ = split(Shapes().eval(), "conv2", 16)
-        with refused("3", "16", "24"):
+        with pytest.raises(
+            InputError, match=r"\(3, 16, 16\), on which its code depends, and gets \(3, 24, 24\)"
+        ):
             head(images)
 
 
@@ -323,12 +326,14 @@ def test_a_dropout_that_is_always_on_is_off_and_said(capsys):
 
 
 def test_a_module_that_gives_several_values_is_no_feature():
-    with refused("inner.0"):
+    with pytest.raises(InputError, match=r"inner\.0 gives several values, not one feature"):
         split(Tuples(), "inner.0")
 
 
 def test_what_flows_around_is_named():
-    with refused("inner.0.conv", "conv1"):
+    with pytest.raises(
+        InputError, match=r"inner\.0\.conv is no cut: conv1 flows around it; .* is add"
+    ):
         split(Tuples(), "inner.0.conv")
 
 
@@ -341,6 +346,8 @@ class Windows(Base):
 
 def test_windows_of_images_are_no_feature():
     model = Windows().eval()
-    with refused("32", "4", "2"):
+    with pytest.raises(
+        InputError, match=r"act is no cut: it gives a tensor \(32, 4, 4, 4\) for 2 images"
+    ):
         split(model, "act", 16)
     assert "act" not in cuts(model, 16) and "conv1" in cuts(model, 16)

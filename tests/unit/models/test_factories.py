@@ -8,7 +8,6 @@ from models.classifiers import build, classifier_record, last_layer, read_classi
 from models.logits import check_logits, has_unused_parameters
 from models.own import build_foreign
 from models.split import split
-from tests.mistakes import refused
 from tests.unit.models import foreign
 from utils import checkpoint, remarks
 from utils.errors import InputError
@@ -57,7 +56,10 @@ def test_a_net_of_another_number_of_logits_gets_a_new_last_layer(factory, capsys
 
 def test_a_last_layer_that_is_not_plain_is_not_replaced():
     for factory in ("convolution_of_ten", "tied_to_its_input"):
-        with refused("10", "4"):
+        with pytest.raises(
+            InputError,
+            match="gives 10 logits, 4 are expected, and its last layer is no plain linear",
+        ):
             plain(4, factory)
 
 
@@ -67,7 +69,7 @@ def test_wrappers_around_a_net_are_taken_off(factory):
 
 
 @pytest.mark.parametrize(
-    ("factory", "printed"),
+    ("factory", "said"),
     [
         (
             "tuple_in_training",
@@ -81,9 +83,9 @@ def test_wrappers_around_a_net_are_taken_off(factory):
         ("as_maps", "gives logits (N, 4, 1, 1), they are flattened"),
     ],
 )
-def test_logits_are_taken_out_of_what_a_net_returns(factory, printed, capsys):
+def test_logits_are_taken_out_of_what_a_net_returns(factory, said, capsys):
     net = plain(factory=factory)
-    assert capsys.readouterr().out == f"note: {HERE}:{factory} {printed}\n"
+    assert capsys.readouterr().out == f"note: {HERE}:{factory} {said}\n"
     torch.manual_seed(0)
     expected = foreign.Plain(4)
     expected.load_state_dict(net.state_dict(), strict=False)
@@ -97,11 +99,15 @@ def test_logits_are_taken_out_of_what_a_net_returns(factory, printed, capsys):
 
 def test_other_shapes_are_refused_in_one_line_before_training():
     net = plain(factory="maps_of_logits")
-    with refused("2", "4", "16"):
+    with pytest.raises(
+        InputError, match=r"gives \(2, 4, 16, 16\) for 2 images, logits \(2, 4\) are expected"
+    ):
         check_logits(net, f"{HERE}:maps_of_logits", 4, 16)
-    with refused("16×16", "3"):
+    with pytest.raises(
+        InputError, match=r"does not take 16×16 images .*; it must take images of 3 channels"
+    ):
         check_logits(plain(factory="grey"), f"{HERE}:grey", 4, 16)
-    with refused("8×8"):
+    with pytest.raises(InputError, match="does not take 8×8 images"):
         check_logits(plain(factory="large"), f"{HERE}:large", 4, 8)
 
 
@@ -177,9 +183,9 @@ def test_timms_nets_are_built_by_name(tmp_path, monkeypatch):
         1,
         5,
     )
-    with refused("resnet19"):
+    with pytest.raises(InputError, match=r"timm .* has no network 'resnet19'; it has "):
         build("timm:resnet19", 5)
-    with refused("hf-hub:someone/net"):
+    with pytest.raises(InputError, match="has no network 'hf-hub:someone/net'"):
         build("timm:hf-hub:someone/net", 5)
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(

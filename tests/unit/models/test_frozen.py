@@ -111,13 +111,12 @@ def test_in_place_layers_of_the_tail_leave_the_feature(layer):
 
 
 @pytest.mark.parametrize(
-    ("arch", "remaining"),
-    [("vgg_bn", 0), ("resnet18", 0), ("mobilenet_v2", 0), ("densenet121", 62)],
+    ("arch", "left"), [("vgg_bn", 0), ("resnet18", 0), ("mobilenet_v2", 0), ("densenet121", 62)]
 )
-def test_every_batch_norm_behind_a_convolution_is_folded(arch, remaining):
+def test_every_batch_norm_behind_a_convolution_is_folded(arch, left):
     model = untrained(arch)
     fix_batch_norm(next(model.children()))
-    assert len(norms(freeze_for_inference(model, CPU))) == remaining < len(norms(model))
+    assert len(norms(freeze_for_inference(model, CPU))) == left < len(norms(model))
 
 
 class Doubtful(nn.Module):

@@ -45,12 +45,12 @@ def test_flops_are_those_of_the_convolutions_up_to_the_layer():
     3 · 7² products and sums for each of 64 · 32² values, at 64 pixels.
     """
     first = NetSource("resnet18", "conv1")
-    recorded = Provenance(first, first, classes=CLASSES, transform={"image_size": 64})
-    assert head_flops(recorded) == 2 * (2 * 3 * 7**2 * 64 * 32**2)
+    known = Provenance(first, first, classes=CLASSES, transform={"image_size": 64})
+    assert head_flops(known) == 2 * (2 * 3 * 7**2 * 64 * 32**2)
     deeper = Provenance(
         first, NetSource("resnet18", "layer1.0.add"), classes=CLASSES, transform={"image_size": 64}
     )
-    assert head_flops(deeper) == head_flops(recorded) + 2 * (2 * 64 * 3**2 * 64 * 16**2)
+    assert head_flops(deeper) == head_flops(known) + 2 * (2 * 64 * 3**2 * 64 * 16**2)
 
 
 @pytest.mark.parametrize("source", [NetSource(), NetSource("package.module:factory", "layer")])

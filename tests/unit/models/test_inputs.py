@@ -10,8 +10,8 @@ HALF = (0.5, 0.5, 0.5)
 
 def test_timms_nets_carry_their_images():
     timm = pytest.importorskip("timm")
-    expected = Inputs(HALF, HALF, 224, "bicubic", 0.9)
-    assert preprocessing_of("timm:vit_tiny_patch16_224.augreg_in21k_ft_in1k") == expected
+    said = Inputs(HALF, HALF, 224, "bicubic", 0.9)
+    assert preprocessing_of("timm:vit_tiny_patch16_224.augreg_in21k_ft_in1k") == said
     net = timm.create_model("test_vit", pretrained=False)
     assert preprocessing_of(net) == preprocessing_of("timm:test_vit")
     assert preprocessing_of(net).image_size == 160

@@ -5,7 +5,6 @@ from torch import nn
 
 from models.layers import Layer, layer_name, note_of_depths, paired_stages, usual_layer
 from models.split import feature_shape, split
-from tests.mistakes import refused
 from utils.errors import InputError
 from utils.provenance import NetSource
 
@@ -109,7 +108,9 @@ def test_without_an_option_only_a_vgg_has_a_layer():
     assert Layer(fc=True, default=3).node(vgg) == "classifier.3"
     assert Layer(None, 0, default=40).node(vgg) == "features.0"
     for model, kind in ((alexnet, "AlexNet"), (resnet18, "ResNet")):
-        with refused(kind, "--conv_layer"):
+        with pytest.raises(
+            InputError, match=f"no option names the layer of this {kind}: use --conv_layer"
+        ):
             Layer().node(model)
 
 
@@ -166,7 +167,10 @@ def test_a_stage_is_counted_at_the_size_that_an_option_says():
 
 @pytest.mark.parametrize("number", [0, 6, -6])
 def test_a_stage_that_there_is_not(number):
-    with refused("1", "5", "32", number, "layer1"):
+    with pytest.raises(
+        InputError,
+        match=rf"has stages 1 to 5 at 32 pixels, not {number}: they end at relu, layer1, ",
+    ):
         Layer(f"stage:{number}").node(resnet((1, 1, 1, 1)), 32)
 
 
@@ -183,7 +187,7 @@ def test_stages_are_matched_from_the_last(first, second, pairs):
 
 
 @pytest.mark.parametrize(
-    ("blocks", "layer", "printed"),
+    ("blocks", "layer", "said"),
     [
         ((2, 2, 2, 2), "layer1.1.add", None),
         ((2, 2, 2, 2), "layer1", None),
@@ -196,10 +200,10 @@ def test_stages_are_matched_from_the_last(first, second, pairs):
         ((2, 2, 6, 2), "fc", None),  # behind all stages
     ],
 )
-def test_the_same_name_at_another_depth_is_said(blocks, layer, printed):
+def test_the_same_name_at_another_depth_is_said(blocks, layer, said):
     note = note_of_depths([resnet((2, 2, 2, 2)), resnet(blocks)], layer, 32)
-    assert note is None if printed is None else printed in str(note)
-    assert printed is None or str(note).endswith(
+    assert note is None if said is None else said in str(note)
+    assert said is None or str(note).endswith(
         "takes the same depth of both: relu, layer1, layer2, layer3, layer4"
     )
 

@@ -43,8 +43,8 @@ def standardised(x, target, **options) -> Any:
 def solution_of(net, x, target):
     """Solve for W(0) and the constant on the training images."""
     equations = NormalEquations(x.shape[1], target.shape[1], net.config["kernel_size"])
-    for piece in torch.arange(len(x))[TRAIN].split(64):
-        equations.add(net.last_input(x[piece]), net.standard_target(target[piece]), piece)
+    for part in torch.arange(len(x))[TRAIN].split(64):
+        equations.add(net.last_input(x[part]), net.standard_target(target[part]), part)
     return equations.solve(constant=True)
 
 
@@ -71,8 +71,8 @@ def fit(net, x, target, epochs=60, lr=5e-2):
     generator = torch.Generator().manual_seed(1)
     for epoch in range(epochs):
         optimizer.param_groups[0]["lr"] = lr * 0.01 ** (epoch / epochs)
-        for piece in torch.randperm(TRAIN.stop, generator=generator).split(48):
-            loss = F.mse_loss(net(x[piece]), target[piece]) / net.target_std.square()
+        for part in torch.randperm(TRAIN.stop, generator=generator).split(48):
+            loss = F.mse_loss(net(x[part]), target[part]) / net.target_std.square()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -112,11 +112,11 @@ def test_channels_that_are_permuted_or_mixed_linearly_are_reconstructed_without_
         target = target + torch.tensor([100.0, -20, 3, 0, 5])[:, None, None]
     net = standardised(x, target, **options)
     held_out = solve(net, x, target)
-    result = report(net, x, target)
+    found = report(net, x, target)
     assert held_out < 1e-6
-    assert result["instability"] < 1e-6
+    assert found["instability"] < 1e-6
     if net.order == 0:
-        assert result["var"]["order0"] == pytest.approx(result["var"]["target"], rel=1e-3)
+        assert found["var"]["order0"] == pytest.approx(found["var"]["target"], rel=1e-3)
 
 
 def test_an_even_function_of_order_1_is_gained_at_depth_2():
@@ -158,13 +158,13 @@ def test_the_targets_scale_is_no_knowledge(layers):
     """
     x = maps(5)
     target = x[:, :3].relu() + 0.3 * maps(3, seed=4)
-    result = []
+    found = []
     for scale in (1, 0.03, 0.3, 3, 20):
         net = standardised(x, scale * target, layers=layers)
         solve(net, x, scale * target)
-        result.append(report(net, x, scale * target)["instability"])
-    assert 0.05 < result[0] < 0.9
-    assert result[1:] == pytest.approx([result[0]] * 4, rel=1e-5)
+        found.append(report(net, x, scale * target)["instability"])
+    assert 0.05 < found[0] < 0.9
+    assert found[1:] == pytest.approx([found[0]] * 4, rel=1e-5)
 
 
 def test_the_linear_reference_is_the_solved_net_of_one_layer():
@@ -186,9 +186,9 @@ def test_the_linear_reference_is_the_solved_net_of_one_layer():
     rows = F.unfold(reference.last_input(x), 3, padding=1).transpose(1, 2).double()
     wanted = reference.standard_target(target).double().flatten(2).transpose(1, 2)
     best = torch.linalg.lstsq(rows[TRAIN].flatten(0, 1), wanted[TRAIN].flatten(0, 1)).solution
-    rest = wanted[HELD_OUT] - rows[HELD_OUT] @ best
+    left = wanted[HELD_OUT] - rows[HELD_OUT] @ best
     expected = (
-        rest.var((0, 1), correction=0).sum() / wanted[HELD_OUT].var((0, 1), correction=0).sum()
+        left.var((0, 1), correction=0).sum() / wanted[HELD_OUT].var((0, 1), correction=0).sum()
     )
     assert report(reference, x, target)["instability"] == pytest.approx(float(expected), rel=1e-2)
 
@@ -215,16 +215,16 @@ def test_the_parts_of_a_standardised_net_add_up_with_a_global_mean():
     target = x[:, :3].relu() + torch.tensor([9.0, -5, 2])[:, None, None]
     net = standardised(x, target)
     solve(net, x, target)
-    result = report(net, x, target, mean="global")
-    matrix = torch.tensor(result["covariance"]["matrix"])
+    found = report(net, x, target, mean="global")
+    matrix = torch.tensor(found["covariance"]["matrix"])
     parts = [
-        result["covariance"]["names"].index(name)
+        found["covariance"]["names"].index(name)
         for name in ("order0", "order1", "order2", "constant", "residual")
     ]
     values = target[HELD_OUT].double()
     assert float(matrix[parts][:, parts].sum()) == pytest.approx(
         float(values.var(correction=0)), rel=1e-5
     )
-    assert result["var"]["target"] == pytest.approx(float(values.var(correction=0)), rel=1e-5)
+    assert found["var"]["target"] == pytest.approx(float(values.var(correction=0)), rel=1e-5)
     output = net(x[HELD_OUT]).detach().double()
-    assert result["var"]["output"] == pytest.approx(float(output.var(correction=0)), rel=1e-5)
+    assert found["var"]["output"] == pytest.approx(float(output.var(correction=0)), rel=1e-5)

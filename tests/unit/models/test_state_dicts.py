@@ -249,11 +249,11 @@ def test_a_net_that_asks_for_the_version_of_its_file(tmp_path):
 
 
 def test_a_net_whose_checkpoint_could_not_be_read_is_refused_before_training():
-    for factory, printed in (
+    for factory, said in (
         ("Restless", "makes another network each time"),
         ("Talkative", "_extra_state .* is a dict"),
     ):
         net = build(f"{HERE}:{factory}", 4)
-        with pytest.raises(InputError, match=printed):
+        with pytest.raises(InputError, match=said):
             check_reloads(net, classifier_record(f"{HERE}:{factory}", 4), 16)
     check_reloads(build(f"{HERE}:Odd", 4), classifier_record(f"{HERE}:Odd", 4), 16)

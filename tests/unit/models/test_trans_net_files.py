@@ -5,9 +5,9 @@ import torch
 
 import models
 from models.trans_net import load_trans_net
-from tests.mistakes import refused
 from tests.unit.models.lively import lively, maps
 from utils import checkpoint
+from utils.errors import InputError
 
 
 @pytest.mark.parametrize(
@@ -55,8 +55,8 @@ def test_what_is_no_whole_trans_net_is_refused(tmp_path):
     ]
     for state in states:
         checkpoint.save(path, state)
-        with refused("g.pth.tar"):
+        with pytest.raises(InputError, match=r"g\.pth\.tar does not hold a whole Trans-Net: ."):
             load_trans_net(path)
     checkpoint.save(path, {"state_dict": {"fc.weight": torch.ones(2)}})
-    with refused("g.pth.tar"):
+    with pytest.raises(InputError, match=r"g\.pth\.tar holds no Trans-Net"):
         load_trans_net(path)

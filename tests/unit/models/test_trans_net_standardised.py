@@ -73,9 +73,9 @@ def test_one_layer_reads_the_standardised_input_itself():
 def test_the_loss_in_own_units_divided_by_the_variance_is_the_standard_one():
     net = lively(4, 3, standardise=True)
     x, target = maps(3, 4), maps(3, 3, seed=1)
-    scaled = F.mse_loss(net(x), target) / net.target_std.square()
+    own = F.mse_loss(net(x), target) / net.target_std.square()
     torch.testing.assert_close(
-        scaled, F.mse_loss(net.standard_target(net(x)), net.standard_target(target))
+        own, F.mse_loss(net.standard_target(net(x)), net.standard_target(target))
     )
 
 

@@ -21,13 +21,13 @@ def test_statistics_are_those_of_the_images():
 
 
 def test_what_dropout_draws_does_not_matter():
-    images, result = torch.randn(8, 3, 6, 6), []
+    images, found = torch.randn(8, 3, 6, 6), []
     for seed in (1, 2):
         model = nn.Sequential(nn.Dropout(0.5), net())
         torch.manual_seed(seed)
         set_statistics(model, [images])
-        result.append(model(images))
-    assert torch.equal(*result)
+        found.append(model(images))
+    assert torch.equal(*found)
 
 
 def test_a_second_pass_changes_nothing():

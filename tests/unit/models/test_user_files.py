@@ -8,7 +8,6 @@ import torch
 import models
 import utils
 from models.classifiers import build
-from tests.mistakes import refused
 from utils.errors import InputError
 
 NET = """
@@ -153,5 +152,5 @@ def test_what_is_wrong_with_the_code_is_one_line(tmp_path, text, sentence):
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):
-    with refused("nets.py"):
+    with pytest.raises(InputError, match=r"there is no file .*nets\.py"):
         build(f"{tmp_path}/nets.py:net", 4)

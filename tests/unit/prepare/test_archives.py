@@ -2,7 +2,6 @@ import os
 
 import pytest
 
-from tests.mistakes import refused
 from tests.unit.official_layouts import make_cub, make_dogs
 from tests.unit.photos import real_data
 from utils.errors import InputError
@@ -131,7 +130,7 @@ def test_malformed_lists_are_refused(cub, file, old, new, message):
 
 def test_a_missing_list_is_named(cub):
     (cub / "bounding_boxes.txt").unlink()
-    with refused("bounding_boxes.txt"):
+    with pytest.raises(InputError, match=r"bounding_boxes\.txt does not exist"):
         read_cub([cub])
 
 

@@ -2,7 +2,6 @@ import shutil
 
 import pytest
 
-from tests.mistakes import refused
 from tests.unit.prepare.array_layouts import WNIDS, make_tiny_imagenet
 from utils.errors import InputError
 from utils.prepare.tiny_imagenet import read_tiny_imagenet
@@ -83,7 +82,9 @@ def test_lists_that_do_not_fit_are_told(tiny, file, old, new, message):
 
 def test_missing_lists_are_named(tiny, tmp_path):
     (tiny / "val/val_annotations.txt").unlink()
-    with refused("val_annotations.txt"):
+    with pytest.raises(InputError, match=r"val_annotations\.txt does not exist"):
         read_tiny_imagenet([tiny])
-    with refused("wnids.txt", "--src", "tiny-imagenet-200.zip"):
+    with pytest.raises(
+        InputError, match=r"no wnids\.txt in .*give --src the official tiny-imagenet-200\.zip"
+    ):
         read_tiny_imagenet([tmp_path / "nothing"])

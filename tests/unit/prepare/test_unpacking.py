@@ -4,7 +4,6 @@ import zipfile
 
 import pytest
 
-from tests.mistakes import refused
 from utils.errors import InputError
 from utils.prepare.unpacking import find, unpacked
 
@@ -91,7 +90,9 @@ def test_damaged_archives_are_named(tmp_path):
     (tmp_path / "spoilt.zip").write_bytes(packed.replace(b"content", b"other!!", 1))
     for name in ("text.tgz", "cut.tgz", "cut.zip", "spoilt.zip"):
         with (
-            refused(name),
+            pytest.raises(
+                InputError, match=f"{name} is no whole tar or zip archive .*download it again"
+            ),
             unpacked([tmp_path / name], {}, tmp_path / "scratch"),
         ):
             pass
@@ -100,7 +101,7 @@ def test_damaged_archives_are_named(tmp_path):
 
 def test_a_source_that_is_not_there_is_named(tmp_path):
     with (
-        refused("--src"),
+        pytest.raises(InputError, match=r"--src .*nowhere does not exist"),
         unpacked([tmp_path / "nowhere"], {}, tmp_path),
     ):
         pass
@@ -113,7 +114,9 @@ def test_find_takes_the_nearest_and_refuses_none_or_two(tmp_path):
     (tmp_path / "Images").mkdir()
     assert find([tmp_path], "Images", "images.tar") == tmp_path / "Images"
     assert find([tmp_path, tmp_path / "Images"], "Images", "images.tar") == tmp_path / "Images"
-    with refused("--src", "annotation.tar"):
+    with pytest.raises(
+        InputError, match=r"there is no Annotation in .*give --src the official annotation.tar"
+    ):
         find([tmp_path], "Annotation", "annotation.tar")
-    with refused("--src"):
+    with pytest.raises(InputError, match=r"Images is at .* and at .*; point --src at one of them"):
         find([tmp_path / "a", tmp_path], "Images", "images.tar")

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.mistakes import refused
 from utils.errors import InputError
 from utils.prepare.writing import png, write_all
 
@@ -43,7 +42,10 @@ def test_what_cannot_be_read_or_written_is_one_sentence_and_leaves_no_torn_file(
     def missing():
         return (tmp_path / "nothing.JPEG").read_bytes()
 
-    with refused("nothing.JPEG"):
+    with pytest.raises(
+        InputError,
+        match=r"cannot write below .*, or read what .*nothing\.JPEG.*run the same command",
+    ):
         write_all({"train/a/1.png": missing}, tmp_path, 1)
     (tmp_path / "train").write_text("a file in the way")
     with pytest.raises(InputError, match="cannot write below"):

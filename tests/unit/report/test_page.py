@@ -9,7 +9,6 @@ import re
 
 import pytest
 
-from tests.mistakes import refused
 from tests.unit.reports import CALIBRATION, SOURCE, VARIANCE, write_run
 from utils.errors import InputError
 from utils.report import page
@@ -92,7 +91,10 @@ def test_another_number_in_the_folder_is_found(run):
 def test_a_number_that_is_missing_is_named(run):
     made = page.render(run)
     (run / "variance.json").write_text(json.dumps(VARIANCE | {"classes": []}))
-    with refused("variance.json", "classes.0.class"):
+    with pytest.raises(
+        InputError,
+        match=r"has variance\.json: classes\.0\.class where the run has variance\.json: c",
+    ):
         page.check(made, page.render(run))
 
 
@@ -111,7 +113,7 @@ def test_a_page_of_another_run_and_another_file_are_told_apart(run, tmp_path):
     )
     with pytest.raises(InputError, match=said):
         page.check(made, page.render(run))
-    with refused("Report.py", "--out"):
+    with pytest.raises(InputError, match=r"no page of Report\.py; name one that --out wrote"):
         page.check("<html>0.5</html>", made)
 
 

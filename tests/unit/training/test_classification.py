@@ -106,13 +106,13 @@ class Images(list):
 
 def test_what_a_checkpoint_knows_of_these_images_is_kept():
     images = Images([0, 0, 0])
-    recorded = torch.tensor([1, 0, 1], dtype=torch.uint8)
-    result = known_hits({"hits": recorded}, images)
-    assert result.tolist() == [1, 0, 1] and result is not recorded
-    for state in ({}, {"hits": recorded[:2]}):  # of other images
+    known = torch.tensor([1, 0, 1], dtype=torch.uint8)
+    found = known_hits({"hits": known}, images)
+    assert found.tolist() == [1, 0, 1] and found is not known
+    for state in ({}, {"hits": known[:2]}):  # of other images
         assert known_hits(state, images).tolist() == [0, 0, 0]
     images.multi_label = True
-    assert known_hits({"hits": recorded}, images).shape == (0,)
+    assert known_hits({"hits": known}, images).shape == (0,)
 
 
 @pytest.mark.parametrize("several", [False, True])

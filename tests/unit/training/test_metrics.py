@@ -29,16 +29,16 @@ def test_any_label_of_several_is_a_hit():
 
 def test_accuracies_in_percent():
     logits = torch.eye(8)[[0, 1, 2, 3]] + torch.linspace(0, -0.1, 8)  # then classes 0, 1, 2, …
-    result = accuracies_percent(logits, torch.tensor([0, 1, 3, 7]))
+    found = accuracies_percent(logits, torch.tensor([0, 1, 3, 7]))
     expected = {"top1_prec": [100, 100, 0, 0], "top5_prec": [100, 100, 100, 0]}
-    assert {name: value.tolist() for name, value in result.items()} == expected
+    assert {name: value.tolist() for name, value in found.items()} == expected
 
 
 def test_several_labels_have_an_element_accuracy():
     targets = torch.tensor([[1.0, 1.0, 0.0, 1.0], [1.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 1.0]])
-    result = accuracies_percent(LOGITS, targets)  # logit > 0: 1110, 1101, 0000
-    assert list(result) == ["Acc@0"]
-    assert result["Acc@0"].tolist() == pytest.approx([50, 75, 75])
+    found = accuracies_percent(LOGITS, targets)  # logit > 0: 1110, 1101, 0000
+    assert list(found) == ["Acc@0"]
+    assert found["Acc@0"].tolist() == pytest.approx([50, 75, 75])
 
 
 def test_the_accuracy_that_decides():

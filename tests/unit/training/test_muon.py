@@ -12,14 +12,14 @@ from utils.training.muon import Muon, orthogonalised
 def test_every_direction_of_an_update_is_as_long(shape, scale):
     lengths = torch.linspace(1, 4, shape[0])[:, None]
     matrix = scale * lengths * torch.randn(*shape, generator=torch.Generator().manual_seed(0))
-    result = orthogonalised(matrix)
-    assert result.shape == matrix.shape and result.dtype == matrix.dtype
-    u, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    found = orthogonalised(matrix)
+    assert found.shape == matrix.shape and found.dtype == matrix.dtype
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
     assert values.max() > 2 * values.min()
-    lengths = (u.T @ result @ right.T).diagonal()
+    lengths = (left.T @ found @ right.T).diagonal()
     assert lengths.min() > 0.5 and lengths.max() < 1.3
     # Nothing but U Vᵀ
-    assert torch.linalg.svdvals(result).sum() == pytest.approx(float(lengths.sum()), rel=0.02)
+    assert torch.linalg.svdvals(found).sum() == pytest.approx(float(lengths.sum()), rel=0.02)
 
 
 def test_no_gradient_is_no_update():

@@ -4,7 +4,6 @@ import os
 import pytest
 import torch
 
-from tests.mistakes import refused
 from utils import checkpoint
 from utils.errors import InputError
 from utils.provenance import NetSource, Provenance
@@ -72,7 +71,7 @@ def test_a_path_names_the_checkpoint(own, stored, tmp_path):
 
 
 def test_a_path_without_a_file_is_named_at_once(own, tmp_path):
-    with refused("nowhere.pth.tar"):
+    with pytest.raises(InputError, match=r"no checkpoint at .*nowhere\.pth\.tar"):
         find(str(tmp_path / "nowhere.pth.tar"), own)
     (tmp_path / "page.pth.tar").write_text("<html>")
     with pytest.raises(
@@ -84,7 +83,9 @@ def test_a_path_without_a_file_is_named_at_once(own, tmp_path):
 def test_a_path_to_what_was_made_of_other_features_is_refused(own, tmp_path):
     other = tmp_path / "other.pth.tar"
     checkpoint.save(other, {"epoch": 1, "source": SOURCE.reversed().to_record()})
-    with refused("other.pth.tar"):
+    with pytest.raises(
+        InputError, match=r"other\.pth\.tar was made with nets A and B exchanged .*; name what"
+    ):
         find(str(other), own)
     assert resume.find(str(other), own, SETTINGS) == other  # a run that reads no features
 
@@ -93,7 +94,7 @@ def test_a_path_to_what_was_made_of_other_features_is_refused(own, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "printed"),
+    ("name", "value", "said"),
     [
         ("lr", 0.9, "lr 0.1 instead of 0.9"),
         ("arch", "vgg16", "arch alexnet instead of vgg16"),
@@ -104,10 +105,10 @@ def test_a_path_to_what_was_made_of_other_features_is_refused(own, tmp_path):
     ],
 )
 @pytest.mark.parametrize("resumed", ["", "auto"])
-def test_another_setting_is_refused_with_both_values(stored, resumed, name, value, printed):
+def test_another_setting_is_refused_with_both_values(stored, resumed, name, value, said):
     before = stored.read_bytes()
     message = (
-        rf"own\.pth\.tar is of another run, with {printed}; choose another --suffix, or --restart to"
+        rf"own\.pth\.tar is of another run, with {said}; choose another --suffix, or --restart to"
         r" replace it$"
     )
     with pytest.raises(InputError, match=message):
@@ -117,7 +118,7 @@ def test_another_setting_is_refused_with_both_values(stored, resumed, name, valu
 
 
 def test_the_first_that_differs_is_named(stored):
-    with refused("arch", "alexnet", "vgg16"):
+    with pytest.raises(InputError, match=r"with arch alexnet instead of vgg16; choose"):
         find("auto", stored, SETTINGS | {"lr": 0.9, "arch": "vgg16"})
 
 
@@ -131,14 +132,17 @@ def test_a_run_from_a_path_does_not_replace_another_runs_checkpoint_either(store
 @pytest.mark.parametrize("resumed", ["", "auto"])
 def test_other_features_are_refused_before_other_settings(stored, resumed):
     checkpoint.save(stored, checkpoint.load(stored) | {"source": SOURCE.reversed().to_record()})
-    with refused("--suffix"):
+    with pytest.raises(
+        InputError,
+        match=r"is of another run, with nets A and B exchanged .*; choose another --suffix",
+    ):
         find(resumed, stored, SETTINGS | {"lr": 0.9})
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 5])
 def test_a_run_may_be_extended_where_its_rates_do_not_depend_on_its_end(stored, epochs):
     assert find("auto", stored, SETTINGS | {"epochs": epochs}, extendable=True) == stored
-    with refused("0.1", "0.9"):
+    with pytest.raises(InputError, match=r"lr 0\.1 instead of 0\.9"):
         find("auto", stored, SETTINGS | {"epochs": epochs, "lr": 0.9}, extendable=True)
 
 

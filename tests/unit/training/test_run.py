@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests.mistakes import refused
 from utils import checkpoint
+from utils.errors import InputError
 from utils.files import claim
 from utils.runs import RunLog, read_metrics
 from utils.training.engine import Fit
@@ -73,8 +73,8 @@ def test_a_run_goes_on_where_its_checkpoint_stopped(make, fit, capsys):
     again.optimizer.state.clear()
     assert (run.resumed, run.start_epoch, run.acc1, run.best_acc1) == (run.path, 2, 40.0, 50.0)
     run.restore(again)
-    assert "going on after epoch 2 of 3" in (printed := capsys.readouterr().out)
-    assert printed.endswith("which was to end after 2\n")
+    assert "going on after epoch 2 of 3" in (told := capsys.readouterr().out)
+    assert told.endswith("which was to end after 2\n")
     momentum = [entry["momentum_buffer"] for entry in again.optimizer.state.values()]
     assert momentum and all(buffer.any() for buffer in momentum)
     assert train(run, again, [0, 0, 45.0]) == [2]
@@ -111,7 +111,7 @@ def test_another_first_epoch_may_be_asked_for(make, fit):
     run.restore(fit())
     assert list(run.epochs()) == [1, 2]
     assert make(path=run.path.with_name("new.pth.tar"), start_epoch=2).start_epoch == 2
-    with refused("--start_epoch", "3", "--epochs"):
+    with pytest.raises(InputError, match="--start_epoch 3 leaves nothing of --epochs 3"):
         make(start_epoch=3, resume="auto")
 
 
@@ -120,7 +120,7 @@ def test_weights_without_training_state_are_no_run(make, fit, tmp_path):
         tmp_path / "weights.pth.tar", {"state_dict": fit().model.state_dict(), "epoch": 2}
     )
     run = make(resume=str(tmp_path / "weights.pth.tar"))
-    with refused("weights.pth.tar"):
+    with pytest.raises(InputError, match=r"weights\.pth\.tar"):
         run.restore(fit())
 
 
@@ -136,10 +136,10 @@ def test_after_each_stage_everything_is_due(make, monkeypatch):
 def test_what_another_run_left_or_writes_is_refused_early(make, fit):
     run = make()
     train(run, fit(), [1.0, 2.0, 3.0])
-    with refused("0.1", "0.2", "--save"):
+    with pytest.raises(InputError, match=r"lr 0\.1 instead of 0\.2.*--save"):
         make(settings={"epochs": 3, "lr": 0.2}, elsewhere="--save")
     assert make(settings={"epochs": 3, "lr": 0.2}, restart=True).resumed is None
-    with claim(run.log_path.parent), refused("--save"):
+    with claim(run.log_path.parent), pytest.raises(InputError, match="choose another --save"):
         make(elsewhere="--save", resume="auto")
 
 

@@ -6,7 +6,7 @@ import torch
 
 from models import build_with_heads, split
 from models.small.names import describe
-from tests.mistakes import refused
+from utils.errors import InputError
 
 HSAKD = {
     "wrn_10_1": 3,
@@ -40,17 +40,14 @@ def test_a_branch_repeats_the_rest_of_its_net(arch):
     children = [name for name, _ in net.backbone.named_children()]
     for attach, head in list(net.heads.items())[:-1]:
         rest = children[children.index(attach) + 1 :]
-        head_shapes = {
+        own = {
             key: value.shape
             for key, value in net.backbone.state_dict().items()
             if key.split(".")[0] in rest
         }
         # 4 × 10 logits
-        head_shapes |= {
-            f"{rest[-1]}.weight": (40, head_shapes[f"{rest[-1]}.weight"][1]),
-            f"{rest[-1]}.bias": (40,),
-        }
-        assert {key: value.shape for key, value in head.state_dict().items()} == head_shapes
+        own |= {f"{rest[-1]}.weight": (40, own[f"{rest[-1]}.weight"][1]), f"{rest[-1]}.bias": (40,)}
+        assert {key: value.shape for key, value in head.state_dict().items()} == own
 
 
 def test_dcms_heads_stand_on_the_first_two_stages():
@@ -91,12 +88,17 @@ def test_gradients_of_heads_reach_the_backbone_up_to_their_stage():
 
 
 def test_too_shallow_for_dcm():
-    with refused("wrn_10_1", "DCM", "1", "16"):
+    with pytest.raises(
+        InputError,
+        match=r"wrn_10_1 is too shallow for DCM: .* half of the 1 block .* depth 16 or more",
+    ):
         build_with_heads("wrn_10_1", 5, "dcm")
 
 
 def test_other_methods_and_networks_are_refused():
-    with refused("dml"):
+    with pytest.raises(InputError, match="methods with heads are dcm and hsakd, not 'dml'"):
         build_with_heads("wrn_16_1", 5, "dml")
-    with refused("resnet18"):
+    with pytest.raises(
+        InputError, match="no architecture 'resnet18' with heads; the nearest name is resnet"
+    ):
         build_with_heads("resnet18", 5, "hsakd")

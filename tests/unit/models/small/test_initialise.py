@@ -114,8 +114,8 @@ def test_large_resnets_keep_the_default_bias_in_branches_too(arch):
 
 def test_mobilenet_v2():
     net = net_with_heads("mobilenetV2")
-    for piece in (net.backbone, net.heads):
-        assert convolutions_by_fan_out(piece) and linear_normal(piece) and norms_by_default(piece)
+    for part in (net.backbone, net.heads):
+        assert convolutions_by_fan_out(part) and linear_normal(part) and norms_by_default(part)
 
 
 def test_vgg_initialises_its_backbone_alone():

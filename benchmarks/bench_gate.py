@@ -405,6 +405,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--draws", type=int, default=100, help="of changes of the last layer")
     parser.add_argument("--late", type=int, default=100, help="draws of changes of the last stage")
     parser.add_argument("--through", type=int, default=100, help="draws of changes of all stages")
+    every = (*HARMLESS, *HARM, *OTHER)
+    parser.add_argument(
+        "--kinds", nargs="+", choices=every, default=list(every), metavar="KIND", help="of changes"
+    )
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     where = ran_on(__file__, argv, "torch", "scipy")
@@ -419,14 +423,13 @@ def main(argv: list[str] | None = None) -> None:
         )
         rows = dict[str, str]()
         # What is quick comes first, so that a mistake shows early; the table has its own order.
-        every = (*HARMLESS, *HARM, *OTHER)
-        for kind in sorted(every, key=lambda name: (name in THROUGH, name not in AT_THE_END)):
+        for kind in sorted(args.kinds, key=lambda name: (name in THROUGH, name not in AT_THE_END)):
             count = args.through if kind in THROUGH else args.late
             count = 1 if kind in ONCE else args.draws if kind in AT_THE_END else count
             draws = [draw(bench, kind, seed, policy) for seed in range(count)]
             rows[kind] = row(kind, draws)
             print(f"{time.process_time() - began:.0f} s: {rows[kind]}", file=sys.stderr, flush=True)
-        print("\n".join(rows[kind] for kind in every))
+        print("\n".join(rows[kind] for kind in every if kind in rows))
     print(f"\n{time.process_time() - began:.0f} s of the processor. {where}")
 
 

@@ -146,7 +146,7 @@ def _layer_tables(result: Result) -> Iterator[Table]:
         for row, way, name in _ways(result)
     ]
     head = ("layers", "way", *columns.values())
-    note = " ".join(dict.fromkeys(notes))
+    note = "; ".join(dict.fromkeys(notes))
     yield Table("Layers", head, rows, note, folded=len(rows) > UNFOLDED)
     rows = [
         [
@@ -340,7 +340,7 @@ def _image_table(result: Result) -> Table:
     classes = result.get("images", "classes") or ()
     rows.append(["classes", str(len(classes))])
     notes = [*(result.get("images", "notes") or ()), *(result.get("notes") or ())]
-    return Table("Images", ("", "number"), rows, " ".join(notes))
+    return Table("Images", ("", "number"), rows, "; ".join(notes))
 
 
 def _cost_table(result: Result) -> Table:

@@ -213,7 +213,13 @@ def _unnormalised(result: Result, row: int) -> Sentence:
 
 def _by_depth(result: Result, rows: range) -> Iterator[Sentence]:
     """Say where most and where least is shared."""
-    shared = {row: found for row in rows if (found := ends(result, "pairs", row, "shared"))}
+    # One whose interval is not defined is in no order.
+    shared = {
+        row: found
+        for row in rows
+        if (found := ends(result, "pairs", row, "shared"))
+        and result.get("pairs", row, "shared", "low") is not None
+    }
     if len(shared) < 2:
         return
     most, least = (pick(shared, key=lambda row: shared[row].value) for pick in (max, min))

@@ -119,17 +119,21 @@ from numpy.typing import NDArray
 from torch.utils.data import Subset
 
 from consistency import calibration, reconstruction, several
+from consistency.answers import Answers, knowledge_record
 from consistency.bootstrap import bootstrap
 from consistency.budget import Budget
 from consistency.calibration import instability_of
 from consistency.fitting import Fitting, Pairs
+from consistency.knowledge import learned_share
 from consistency.permutation import LinearCalibration, calibrate_linear_ways
 from consistency.position_similarity import linear_cka, procrustes, ridge_r2, svcca
+from consistency.reconstruction import merged
 from consistency.similarity import ImageRows, image_rows, image_similarities
 from consistency.trans_nets import check_fit
 from models.cut_net import untrained_net
 from models.pair import find_reverse, read_stored
 from models.split import as_maps
+from models.tail import FrozenTail, open_tail
 from models.trans_net import TransNet, build_from_state
 from models.untrained import set_statistics
 from utils import checkpoint, opening
@@ -143,6 +147,9 @@ from utils.report.tables import calibration_table, save_report
 from utils.runtime import Runtime, seed_everything
 
 THIS, NULL, UNFITTED = "this Trans-Net", "null: shuffled within the class", "null: g untrained"
+A_UNTRAINED, SEED = "null: A untrained", "the same pairs, another seed"
+# Whose features stand in for B's, in the table of what B still knows
+SENT, LINEAR, WITHIN = "g", "the linear reference", "g fitted within the class"
 NULL_OF_ALL, CEILING = "null: shuffled over all images", "ceiling: A → A"
 SCALE = "null within the class → ceiling"  # of what both directions share
 PERMUTED_SIMILARITIES = 39  # at most: each takes decompositions; enough for a p of 0.025
@@ -156,12 +163,16 @@ class Fitted(NamedTuple):
         linear: what the linear reference leaves of the variance; None: nobody asked.
         steps: of the optimiser; None: the Trans-Net's file does not say.
         is_linear: the linear layer took the Trans-Net's place.
+        net: the Trans-Net, and `linear_net` the linear reference; None: nobody asks what B still
+            knows through it.
     """
 
     errors: NDArray[np.float64]
     linear: float | None
     steps: int | None
     is_linear: bool
+    net: TransNet | None = None
+    linear_net: TransNet | None = None
 
 
 class Direction(NamedTuple):
@@ -306,6 +317,8 @@ def fit(
         of_linear,
         record["steps"],
         bool(record["linear"] and record["linear"]["taken"]),
+        net,
+        fitting.beside[False].linear,
     )
 
 
@@ -318,7 +331,8 @@ class Kept:
         self, json_file: str | None, identity: Mapping[str, Any], runtime: Runtime
     ) -> None:
         self.path = Path(f"{json_file}.fits") if json_file else None
-        self.state: checkpoint.State = {"identity": dict(identity), "fits": {}}
+        # Fits of earlier versions were kept without their Trans-Nets
+        self.state: checkpoint.State = {"identity": {**identity, "version": 2}, "fits": {}}
         self.runtime = runtime
         if self.path and self.path.exists():
             stored = checkpoint.load(self.path)
@@ -329,13 +343,23 @@ class Kept:
         """Give a fit that is there."""
         if name not in self.state["fits"]:
             return None
-        errors, *others = self.state["fits"][name]
+        errors, linear, steps, is_linear, *nets = self.state["fits"][name]
         self.runtime.say(f"{name}: fitted before the interruption")
-        return Fitted(errors.numpy(), *others)
+        return Fitted(errors.numpy(), linear, steps, is_linear, *map(self._restored, nets))
+
+    def _restored(self, record: checkpoint.State | None) -> TransNet | None:
+        if record is None:
+            return None
+        net = TransNet(**record["config"])
+        net.load_state_dict(record["state_dict"])
+        return net.to(self.runtime.device)
 
     def put(self, name: str, fitted: Fitted) -> None:
         """Keep a fit."""
-        self.state["fits"][name] = [torch.from_numpy(fitted.errors), *fitted[1:]]
+        nets = [
+            net and {"config": net.config, "state_dict": net.state_dict()} for net in fitted[4:]
+        ]
+        self.state["fits"][name] = [torch.from_numpy(fitted.errors), *fitted[1:4], *nets]
         if self.path and self.runtime.is_main:
             checkpoint.save(self.path, self.state)
 
@@ -380,7 +404,7 @@ def pairings(
         order = calibration.shuffled_within_class(fitted, generator)
         kinds[name] = Parts(Pairing(train, order), Pairing(val), held)
     kinds |= untrained
-    kinds[UNFITTED] = kinds["the same pairs, another seed"] = Parts(Pairing(train), Pairing(val))
+    kinds[UNFITTED] = kinds[SEED] = Parts(Pairing(train), Pairing(val))
     kinds[CEILING] = Parts(Pairing(train, itself=True), Pairing(val, itself=True))
     return kinds
 
@@ -524,6 +548,7 @@ def calibrate(args: Namespace, direction: Direction, kept: Kept, runtime: Runtim
         instability_of, *([one] for one in three), resamples=args.bootstrap
     )
     report = {
+        "still_known": still_known(args, direction, found, kinds, runtime),
         "rows": rows,
         "consistency": asdict(consistency["consistency"]),
         "linear": None,
@@ -538,6 +563,62 @@ def calibrate(args: Namespace, direction: Direction, kept: Kept, runtime: Runtim
     return Calibrated(report, three)
 
 
+def still_known(
+    args: Namespace,
+    direction: Direction,
+    found: Mapping[str, Fitted],
+    kinds: Mapping[str, Parts],
+    runtime: Runtime,
+) -> dict[str, Any]:
+    """Say what B still knows through the Trans-Net, the linear reference,
+    one that was fitted within the class, and one of an untrained A.
+
+    Args:
+        args: the options.
+        direction: which.
+        found: the fits, by the names of their pairs.
+        kinds: the pairs.
+        runtime: device and processes.
+    """
+    named, val = direction.args, direction.val
+    tails, notes = list[FrozenTail | None](), list[str]()
+    nets = ((val.provenance.a, named.arch_A), (val.provenance.b, named.arch_B))
+    losses = ("the decision recovery", "what B still knows")
+    for (net, arch), shape, loss in zip(nets, (val.shape_a, val.shape_b), losses):
+        try:
+            tails.append(open_tail(net, arch or named.arch, shape).to(runtime.device))
+        except InputError as error:
+            tails.append(None)
+            notes.append(f"{loss} is left out: {error}")
+    tail_a, tail_b = tails
+    if tail_b is None:
+        return knowledge_record({}, notes[-1:])
+    if tail_a is not None and tail_a.outputs != tail_b.outputs:
+        tail_a = None
+        notes.append(f"{losses[0]} is left out: A and B do not tell the same classes apart")
+    senders = {SENT: direction.net, WITHIN: found[NULL].net}
+    senders |= {LINEAR: found[SEED].linear_net} if SEED in found else {}
+    answers = Answers(tail_b, tail_a)
+    with torch.no_grad():
+        for batch in opening.feature_loader(named, val, runtime):
+            *_, labels, numbers = on_device = runtime.to_device(batch)
+            x, target = read_stored(*on_device)
+            sent = {name: net.eval()(x) for name, net in senders.items() if net is not None}
+            answers.update(x, target, sent, labels, numbers)
+        untrained = found[A_UNTRAINED].net if A_UNTRAINED in found else None
+        if untrained is not None:
+            for batch in opening.feature_loader(named, kinds[A_UNTRAINED].val, runtime):
+                x, _ = read_stored(*runtime.to_device(batch))
+                answers.send(A_UNTRAINED, untrained.eval()(x))
+    rows = merged(answers.cpu(), runtime).table(resamples=args.bootstrap, seed=args.seed)
+    record = knowledge_record(rows, notes)
+    if A_UNTRAINED in rows:
+        record["learned_share"] = learned_share(rows[SENT], rows[A_UNTRAINED])
+    else:
+        record["notes"].append("the learned share is left out: there is no fit of an untrained A")
+    return record
+
+
 def direction_name(is_reverse: bool) -> str:
     """Name a direction."""
     return "B → A" if is_reverse else "A → B"
@@ -546,8 +627,15 @@ def direction_name(is_reverse: bool) -> str:
 def exchanged_names(report: dict[str, Any]) -> dict[str, Any]:
     """Call the nets of the other direction's rows and notes by --transnet's direction."""
     letters = str.maketrans("AB", "BA")
-    rows = [row | {"pairs": row["pairs"].translate(letters)} for row in report["rows"]]
-    return report | {"rows": rows}
+    known = report["still_known"]
+
+    def exchanged(rows: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+        return [row | {name: row[name].translate(letters)} for row in rows]
+
+    return report | {
+        "rows": exchanged(report["rows"], "pairs"),
+        "still_known": known | {"rows": exchanged(known["rows"], "sender")},
+    }
 
 
 @command

@@ -565,10 +565,11 @@ def same(net: zoo.Staged, parts: Sequence[Tensor], labels: Sequence[Tensor]) -> 
         "folded BatchNorms": (shares(zoo.folded(net), depth) for depth in range(1, LAYERS + 1)),
     }
     for most in (8, 64, 1024):
-        kinds[f"rescaled by 1/{most} … {most}"] = (
-            shares(zoo.rescaled(net, depth, factors(widths(depth), most)), depth)
-            for depth in range(1, LAYERS + 1)
-        )
+        # At once: a generator would see the last `most` alone
+        copies = [
+            zoo.rescaled(net, depth, factors(widths(depth), most)) for depth in range(1, LAYERS + 1)
+        ]
+        kinds[f"rescaled by 1/{most} … {most}"] = map(shares, copies, range(1, LAYERS + 1))
     kinds["rescaled by 1/8 … 8, ridge weight held at 0.1"] = (
         shares(zoo.rescaled(net, depth, factors(widths(depth), 8)), depth, (0.1,))
         for depth in range(1, LAYERS + 1)

@@ -49,12 +49,23 @@ class Answers:
         self._keep("labels", labels)
         self._keep("numbers", numbers)
         for name, maps in {ITSELF: target, **sent}.items():
-            penultimate, logits = self.tail(maps.float())
-            self._keep(f"logits {name}", logits.float())
-            if penultimate is not None:
-                self._keep(f"penultimate {name}", penultimate.flatten(1).float())
+            self.send(name, maps)
         if self.tail_a is not None:
             self._keep("logits of A", self.tail_a(x.float())[1].float())
+
+    @torch.no_grad()
+    def send(self, name: str, maps: Tensor) -> None:
+        """Add what one sender gives in the place of x*.
+
+        Args:
+            name: of the sender.
+            maps: of a batch that `update` saw, or of another pass over the same images in the same
+                order.
+        """
+        penultimate, logits = self.tail(maps.float())
+        self._keep(f"logits {name}", logits.float())
+        if penultimate is not None:
+            self._keep(f"penultimate {name}", penultimate.flatten(1).float())
 
     def cpu(self) -> "Answers":
         """Forget the nets, so that another process can read the answers."""

@@ -278,8 +278,9 @@ class CrossProducts:
         self.height, self.width = (
             max(size + kernel_size // 2, kernel_size) for size in x.shape[2:]
         )
-        self.x = self._transformed(x, x_mean)
-        self.target = self._transformed(target, target_mean).conj().resolve_conj()
+        # (F, C', N) and (F, N, D'), each row of memory whole for a product
+        self.x = self._transformed(x, x_mean).transpose(1, 2).contiguous()
+        self.target = self._transformed(target, target_mean)
 
     @classmethod
     def fit(cls, sides: list[tuple[Maps, Maps]], kernel_size: int) -> bool:
@@ -293,15 +294,18 @@ class CrossProducts:
 
     def of(self, inverse: Tensor) -> Tensor:
         """Give PᵀY where x of image j stands beside the target of inverse[j], float64 (C, k, k, D)."""
-        shape = (*self.x.shape[1:], self.target.shape[2])
-        wide = torch.complex128 if self.x.is_complex() else torch.float64
-        total = self.x.new_zeros(shape, dtype=wide)
-        for x, images in zip(self.x.split(self.IMAGES), inverse.split(self.IMAGES)):
-            target = self.target[images.to(self.target.device)]
-            total += x.permute(1, 2, 0) @ target.transpose(0, 1)  # (F, C, n) @ (F, n, D)
+        shape = (*self.x.shape[:2], self.target.shape[2])
+        total = self.x.new_zeros(shape, dtype=torch.float64)
+        inverse = inverse.to(self.target.device)
+        for x, images in zip(self.x.split(self.IMAGES, dim=2), inverse.split(self.IMAGES)):
+            total += x @ self.target.index_select(1, images)
         if self.kernel_size == 1:
             return total.sum(0)[:, None, None]
-        spectrum = total.permute(1, 2, 0).unflatten(2, (self.height, -1))
+        (both_real, mixed), (turned, both_imaginary) = (
+            part.chunk(2, dim=2) for part in total.chunk(2, dim=1)
+        )
+        spectrum = torch.complex(both_real + both_imaginary, turned - mixed)  # X times Y*
+        spectrum = spectrum.permute(1, 2, 0).unflatten(2, (self.height, -1))
         maps = torch.fft.irfft2(spectrum, s=(self.height, self.width))
         # Lag −b … b lie at the ends
         border = self.kernel_size // 2
@@ -309,15 +313,18 @@ class CrossProducts:
         return maps.permute(0, 2, 3, 1)
 
     def _transformed(self, maps: Maps, mean: Tensor) -> Tensor:
-        """Give every image's values at F frequencies (or positions), (N, F, C)."""
+        """Give every image's values at F frequencies, their real parts and then their imaginary ones,
+        or at F positions, (F, N, 2·C) or (F, N, C).
+        """
         parts = []
         for start in range(0, len(maps), self.IMAGES):
             part = take(maps, slice(start, start + self.IMAGES)).to(mean) - mean[:, None, None]
             part = part.to(precision(maps))
             if self.kernel_size > 1:
-                part = torch.fft.rfft2(part, s=(self.height, self.width))
-            parts.append(part.flatten(2).mT.contiguous())
-        return torch.cat(parts)
+                spectrum = torch.fft.rfft2(part, s=(self.height, self.width))
+                part = torch.cat([spectrum.real, spectrum.imag], dim=1)
+            parts.append(part.flatten(2).permute(2, 0, 1))
+        return torch.cat(parts, dim=1)
 
 
 def precision(maps: Maps) -> torch.dtype:

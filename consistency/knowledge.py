@@ -36,6 +36,7 @@ from utils.later import scipy
 
 LEAST_BITS = 0.1  # of I_B, below which B's answers hardly depend on the image
 BLOCK_BYTES = 1 << 27  # of divergences between images of a class that are in memory at one time
+FEWEST = 3  # images of a class with numbers of its own: of two, half of the resamples are one image
 ROUNDING = 1e-12  # relative: what is smaller is the arithmetic's
 
 Array = NDArray[Any]
@@ -153,6 +154,9 @@ def measure_knowledge(
     numbers = bootstrap(statistic, [rows.numpy(), q.numpy()], resamples=resamples, seed=seed)
     numbers, notes = _undefined(numbers)
     by_class = {} if labels is None else _by_class(lost.numpy(), labels.cpu(), resamples, seed)
+    small = 0 if labels is None else len(labels.unique()) - len(by_class)
+    if small:
+        notes.append(f"{small} classes of fewer than {FEWEST} images have no bits of their own")
     return Knowledge(len(z), numbers, p, lost.numpy(), by_class, notes)
 
 
@@ -386,13 +390,13 @@ def _undefined(numbers: Mapping[str, Interval]) -> tuple[dict[str, Interval], li
 
 
 def _by_class(lost: Array, labels: Tensor, resamples: int, seed: int) -> dict[int, Interval]:
-    """Give the mean loss of every class, its images resampled; one image has no interval."""
+    """Give the mean loss of every class, its images resampled; one of too few images is left out."""
     by_class = {}
     for label in labels.unique().tolist():
         members = lost[(labels == label).numpy()]
-        drawn = resamples if len(members) > 1 else 0
-        mean = bootstrap(_bits, [members / len(members)], resamples=drawn, seed=seed)["bits"]
-        by_class[int(label)] = mean
+        if len(members) >= FEWEST:
+            mean = bootstrap(_bits, [members / len(members)], resamples=resamples, seed=seed)
+            by_class[int(label)] = mean["bits"]
     return by_class
 
 

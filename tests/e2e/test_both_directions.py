@@ -71,6 +71,11 @@ def test_a_calibration_of_both_is_that_of_each_alone(both, road):
     assert report["back"]["consistency"] == json.loads(json.dumps(reverse["consistency"]))
     names = [row["pairs"] for row in report["back"]["rows"]]
     assert names[-1] == "ceiling: B → B"
+    for one, net in ((report, "B"), (report["back"], "A")):
+        senders = [row["sender"] for row in one["still_known"]["rows"]]
+        assert senders[:3] == [f"{net} itself", "g", "g fitted within the class"]
+        itself = one["still_known"]["rows"][0]
+        assert itself["K"]["value"] == pytest.approx(itself["I_B"]["value"], abs=1e-6)
     of = report["shared"]
     assert of["shared"]["value"] == min(of["forth"]["value"], of["back"]["value"])
     for name, one in (("forth", report), ("back", report["back"])):

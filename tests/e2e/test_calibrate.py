@@ -152,6 +152,14 @@ def test_a_fit_is_repeated_with_its_own_budget(road, tmp_path):
     for untrained in UNTRAINED:  # the stored features know where their images were
         assert untrained in second and untrained not in first
         assert second[untrained] != second["the same pairs, another seed"]
+    known = {row["sender"]: row for row in again["still_known"]["rows"]}
+    assert {"g", "the linear reference", "g fitted within the class", UNTRAINED[0]} < set(known)
+    floor = max(0.0, known[UNTRAINED[0]]["K"]["value"])
+    scale = known["g"]["I_B"]["value"] - floor
+    share = again["still_known"]["learned_share"]
+    assert share is None or share == pytest.approx((known["g"]["K"]["value"] - floor) / scale)
+    assert "learned_share" not in report["still_known"]
+    assert any("learned share is left out" in note for note in report["still_known"]["notes"])
     assert (tmp_path / "c.csv").read_text().startswith("pairs,linear_reference,value,low,high")
     assert again["linear"]["permutations"] == 19
 

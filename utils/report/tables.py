@@ -301,7 +301,10 @@ def direction_lines(report: Mapping[str, Any], way: str) -> list[str]:
     ]
     if test := report.get("linear"):
         lines += linear_lines(test)
-    return [*lines, *(f"note: {note}" for note in report.get("notes", ()))]
+    lines += [f"note: {note}" for note in report.get("notes", ())]
+    if known := report.get("still_known"):
+        lines.append(knowledge_table(known, way[-1]))
+    return lines
 
 
 def similarity_lines(scores: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -359,6 +362,10 @@ def knowledge_table(known: Mapping[str, Any], net: str = "B") -> str:
         f"beyond: of what images that {net} answers alike differ in; shown where p is small, never by"
         " agreement"
     )
+    if "learned_share" in known:
+        share = known["learned_share"]
+        said = "undefined" if share is None else f"{share:.3f}"
+        lines.append(f"learned share, above what an untrained net's g gives: {said}")
     return "\n".join([*lines, *notes])
 
 

@@ -146,10 +146,11 @@ def test_intervals_hold_the_numbers_and_report_is_plain():
     assert set(report["lost_by_class"]) == {str(label) for label in range(CLASSES)}
 
 
-def test_a_class_of_one_image_has_no_interval():
-    z, _ = answers(images=9)
-    found = measure_knowledge(z, z + 1, labels=torch.tensor([0, 0, 0, 0, 1, 1, 1, 1, 2]))
-    assert found.lost_by_class[2].low is None and found.lost_by_class[1].low is not None
+def test_classes_of_two_images_have_no_bits_of_their_own_and_that_is_said():
+    z, _ = answers(images=10)
+    found = measure_knowledge(z, z + 1, labels=torch.tensor([0, 0, 0, 0, 1, 1, 1, 2, 2, 3]))
+    assert set(found.lost_by_class) == {0, 1} and found.lost_by_class[1].low is not None
+    assert any("2 classes" in note for note in found.notes)
 
 
 def test_large_classes_are_permuted_in_blocks(monkeypatch):

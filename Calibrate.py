@@ -525,7 +525,7 @@ def calibrate(args: Namespace, direction: Direction, kept: Kept, runtime: Runtim
         name: parts for name, parts in kinds.items() if not args.brief or name in (NULL, CEILING)
     }
     for number, (name, parts) in enumerate(kinds.items(), start=1):
-        label = f"{direction_name(named.reverse)}, {name} ({number} of {len(kinds)})"
+        label = f"{name} ({number} of {len(kinds)}), {direction_name(named.reverse)}"
         runtime.say(label)
         found[name] = kept.get(name) or fit(
             named,

@@ -3,9 +3,11 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from consistency import knowledge
 from consistency.knowledge import learned_share, measure_knowledge
+from consistency.ridge import NormalEquations
 from utils.errors import InputError
 
 IMAGES, CLASSES = 400, 10
@@ -31,6 +33,28 @@ def test_b_through_itself_keeps_everything():
     assert found.p == pytest.approx(1 / 1001)
     assert all(interval.value == 0 for interval in found.lost_by_class.values())
     assert not found.notes
+
+
+@pytest.mark.parametrize("kind", ["permuted", "rescaled"])
+@pytest.mark.parametrize("way", ["A → copy", "copy → A"])
+def test_a_copy_that_computes_the_same_shares_all(kind, way):
+    """g is the best linear map of channels; factors are 1/8 … 8, undone by what reads the copy."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(120, 12, 3, 3, generator=generator, dtype=torch.float64).relu()
+    readout = torch.randn(5, 12, generator=generator, dtype=torch.float64)
+    order, factors = torch.arange(12), 8 ** torch.linspace(-1, 1, 12, dtype=torch.float64)
+    if kind == "permuted":
+        order, factors = torch.randperm(12, generator=generator), torch.ones(12).double()
+    copy = x[:, order] * factors[:, None, None]
+    nets = [(x, readout), (copy, readout[:, order] / factors)]
+    (sent, _), (target, reader) = nets if way == "A → copy" else nets[::-1]
+    sums = NormalEquations(12, 12, 1)
+    sums.add(sent[:60], target[:60], torch.arange(60))
+    solution = sums.solve(constant=True)
+    g = F.conv2d(sent[60:], solution.weight, solution.constant)
+    logits = [3 * maps.mean((2, 3)) @ reader.mT for maps in (target[60:], g)]
+    found = measure_knowledge(*logits, resamples=0, permutations=19)
+    assert found["share"] == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.parametrize("seed", range(5))

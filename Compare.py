@@ -36,6 +36,9 @@ from utils.presence import check_file
 DEFAULT = "default"  # names the gate's own policy
 policy_file = Checked(check_file, but=(DEFAULT,))
 
+ALL = "all"  # of --at
+SIDE, ATLAS_SIDE = 8, 4  # positions to a side of the maps of a pair, of an atlas and of a matrix
+
 
 def build_parser() -> Parser:
     """Declare this step's options."""
@@ -44,7 +47,11 @@ def build_parser() -> Parser:
     )
     group = parser.add_argument_group("what is compared")
     group.add_argument(
-        "nets", nargs="+", type=checkpoint_file, metavar="NET", help="checkpoints of A and B"
+        "nets",
+        nargs="+",
+        type=checkpoint_file,
+        metavar="NET",
+        help="checkpoints of A and B, or of more: an atlas of all ordered pairs",
     )
     group.add_argument(
         "--images",
@@ -75,9 +82,8 @@ def build_parser() -> Parser:
     group.add_argument(
         "--side",
         type=whole(0),
-        default=8,
         metavar="S",
-        help="average maps to S × S positions if they have more; 0: never",
+        help="average maps to S × S positions if they have more; 0: never; default: 8, of an atlas 4",
     )
     group.add_argument(
         "--shuffles", type=whole(1), default=3, help="pairings within the class, for the null"
@@ -147,6 +153,12 @@ def check_options(parser: Parser, args: Namespace) -> None:
         parser.error("--at2 names the layers of net B beside --at, one for each")
     if not is_gated(args):
         parser.refuse_without_effect(args, ["junit", "markdown"], "without --gate")
+    if args.at and ALL in args.at and (len(args.at) > 1 or args.at2 or len(args.nets) > 2):
+        parser.error("--at all compares all layers of two nets, and stands alone")
+    if len(args.nets) > 2:
+        own = ["at2", "arch_A", "arch_B", "normalisation1", "normalisation2", "permutations"]
+        gate = ["gate", "fail_below", "fail_above_flips"]
+        parser.refuse_without_effect(args, [*own, *gate], "beside more than two nets")
     if args.quick:
         parser.refuse_without_effect(args, ["shuffles", "permutations"], "beside --quick")
     if args.device_ids and len(args.device_ids) > 1:
@@ -160,13 +172,15 @@ if __name__ == "__main__":
 import torch
 
 from consistency.compared import ComparedImages, ComparedNet
-from consistency.compared_nets import ALL, NetFeatures, Survey, matched_places, survey
+from consistency.compared_nets import NetFeatures, Survey, matched_places, survey
 from consistency.comparison import Comparing, Effort, Work
 from consistency.comparison_report import Comparison, make_record, weights_of
+from consistency.comparison_tables import measure_atlas, measure_matrix
 from consistency.gate import Policy, Verdict, decide, read_policy
 from models.classifiers import read_classifier
 from utils import opening
 from utils.data.images import ImageData, files_side, load_folder
+from utils.errors import InputError
 from utils.files import claim, in_words, write_text
 from utils.kept import Kept
 from utils.normalisation import normalisation_words
@@ -176,7 +190,6 @@ from utils.runtime import Runtime
 LABELS = ("A", "B")
 # Convolutions of few channels take so much longer, for their FLOPs, than products of matrices
 OF_CONVOLUTIONS = 4.0
-MATRIX_SIDE = 4  # positions to a side of the maps of a matrix of layers
 IN_MEMORY_BYTES = 3e8  # of decoded images; more are decoded for each net anew
 
 
@@ -334,7 +347,12 @@ def main(argv: Sequence[str] | None = None) -> Comparison:
     parser.check_files(args)
     open_policy(args)  # a wrong one is refused before anything is computed
     runtime = opening.start(args)
+    if runtime.world_size > 1:
+        raise InputError("Compare.py runs in one process; start it without torchrun")
     out, labels = Path(args.out), labels_of(args)
+    is_atlas, with_matrix = len(args.nets) > 2, args.at == [ALL]
+    if args.side is None:
+        args.side = ATLAS_SIDE if is_atlas else SIDE
     with claim(out, elsewhere="--out"):
         args.data_root = str(out / "cache")
         work = Work(Kept(out / "cache"), Meter("compare", quiet=not runtime.is_main))
@@ -367,7 +385,7 @@ def main(argv: Sequence[str] | None = None) -> Comparison:
         )
 
         # The layers, and every net's features there, from one pass each
-        named = None if args.at in (None, [ALL]) else args.at
+        named = None if with_matrix else args.at
         places, said = matched_places(surveys, named, args.at2)
         if said:
             images.notes.append(said)
@@ -383,7 +401,10 @@ def main(argv: Sequence[str] | None = None) -> Comparison:
             NetFeatures(
                 of,
                 constants,
-                [(place, args.side) for place in of_net],
+                [
+                    *((place, args.side) for place in of_net),
+                    *((place, ATLAS_SIDE) for place in of.all_places() if with_matrix),
+                ],
                 size,
                 out / "cache",
                 precision,
@@ -412,6 +433,9 @@ def main(argv: Sequence[str] | None = None) -> Comparison:
                     facts,
                     of.logits(both[1]),
                     layers,
+                    of.layers(of.survey.all_places(), ATLAS_SIDE, *both, None)
+                    if with_matrix
+                    else (),
                     knows_classes=not reason,
                     state=of.weights,
                 )
@@ -426,9 +450,15 @@ def main(argv: Sequence[str] | None = None) -> Comparison:
             seed=args.seed,
             similar_permutations=0 if args.quick else Effort.similar_permutations,
         )
-        with work.part("comparing weights"):
-            weights = weights_of(nets[0], nets[1])
-        pairs = Comparing(nets[0], nets[1], images, effort, work).pairs()
+        pairs, matrix, atlas, weights = list[dict[str, Any]](), None, None, "different"
+        if is_atlas:
+            atlas = measure_atlas(nets, images, effort, work)
+        else:
+            with work.part("comparing weights"):
+                weights = weights_of(nets[0], nets[1])
+            pairs = Comparing(nets[0], nets[1], images, effort, work).pairs()
+        if with_matrix:
+            matrix = measure_matrix(nets[0], nets[1], images, effort, work)
         words = sys.argv[1:] if argv is None else argv
         report = Comparison(
             make_record(
@@ -440,6 +470,8 @@ def main(argv: Sequence[str] | None = None) -> Comparison:
                 command=command_line("Compare.py", *words),
                 resamples=args.bootstrap,
                 seed=args.seed,
+                matrix=matrix,
+                atlas=atlas,
             ),
             {net.label: net.logits for net in nets},
             images.held_out,

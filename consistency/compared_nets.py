@@ -27,7 +27,6 @@ from utils.normalisation import Normalisation
 from utils.runtime import Runtime
 
 SURVEYS = 2  # the version of what is kept of a net
-ALL = "all"
 
 
 class Place(NamedTuple):

@@ -115,7 +115,8 @@ class Comparison:
             with replacing(folder / ANSWERS) as temporary:
                 np.savez(temporary, allow_pickle=False, **arrays)
             files.append(folder / ANSWERS)
-        if (render := page_renderer()) is not None:
+        # An atlas has no pairs, of which the page speaks
+        if self.record["pairs"] and (render := page_renderer()) is not None:
             write_text(folder / PAGE, render(self.record, folder))
             files.append(folder / PAGE)
         return files

@@ -149,6 +149,32 @@ def test_layers_by_name(nets, photos, tmp_path):
     assert last["a"]["layer"] == last["b"]["layer"]
 
 
+def test_all_layers_make_a_matrix(nets, photos, tmp_path, monkeypatch):
+    def some_places(survey):
+        return original(survey)[1:4]
+
+    original = compared_nets.Survey.all_places
+    monkeypatch.setattr(compared_nets.Survey, "all_places", some_places)
+    compare(nets, photos, tmp_path, "--at all --quick")
+    report = record(tmp_path)
+    matrix = report["matrix"]
+    assert len(matrix["rows"]) == 3 and len(report["pairs"]) > 1
+    for name in ("shared", "forth", "back", "cka"):
+        assert np.array(matrix[name], dtype=float).shape == (len(matrix["rows"]),) * 2
+
+
+def test_more_than_two_nets_make_an_atlas(nets, photos, tmp_path):
+    make_classifier(nets / "C.pth", 7)
+    compare(nets, photos, tmp_path, "--at stage:2,stage:3 --shuffles 1", pair="ABC")
+    report = record(tmp_path)
+    atlas = report["atlas"]
+    assert report["pairs"] == [] and [net["label"] for net in report["nets"]] == atlas["nets"]
+    assert np.array(atlas["forth"], dtype=float).shape == (2, 3, 3)
+    before = atlas["shared"]
+    compare(nets, photos, tmp_path, "--at stage:2,stage:3 --shuffles 1", pair="ABC")
+    assert record(tmp_path)["atlas"]["shared"] == before
+
+
 def test_nets_of_other_classes(nets, photos, tmp_path):
     files = nets / "A.pth", nets / "other.pth"
     run(Compare, f"{LINE} --quick", *files, "--images", photos, "--out", tmp_path)
@@ -174,6 +200,7 @@ def test_one_class(nets, photos, tmp_path):
         ("--at2 stage:1", 2, ["--at2"]),
         ("--at stage:1,stage:2 --at2 stage:1", 1, ["--at2"]),
         ("--quick --permutations 19", 2, ["--permutations"]),
+        ("--at all,stage:1", 2, ["--at", "all"]),
     ],
 )
 def test_bad_options(line, code, words, nets, photos, tmp_path, capsys):

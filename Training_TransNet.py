@@ -59,7 +59,7 @@ import torch
 from torch import nn
 
 from consistency.budget import Budget
-from consistency.family import Member, of_member, restore
+from consistency.family import Member, of_member, restore, save
 from consistency.fitting import Beside, Fitting, Pairs, converge
 from consistency.trans_nets import between, channels_of, fill_trans_net
 from models.cut_net import CutNet, Penultimate, open_net, reopen_net, stand_in_pixels
@@ -333,15 +333,18 @@ def fit_group(
     count = len(fitting.rates)
     fitting.begin(start_epoch=start_epoch)
 
-    def save(i: int, epoch: int, held_out: float | None, **measures: Any) -> None:
-        facts = {
-            "linear_reference": beside[members[i].reverse].record(),
-            "fitted": fitting.record(i, records[i]),
-        }
-        keep = bool(epoch) and args.save_per_epoch
-        members[i].save(
-            fitting.fit, epoch, keep=keep, held_out=held_out, **measures, **facts, **doubts
-        )
+    def save_all(epoch: int, held_out: Sequence[float], errors: Sequence[float] = ()) -> None:
+        facts = [
+            {
+                "linear_reference": beside[member.reverse].record(),
+                "fitted": fitting.record(i, records[i]),
+                "held_out": held_out[i] if held_out else None,
+                **({"mse": errors[i]} if errors else {}),
+                **doubts,
+            }
+            for i, member in enumerate(members)
+        ]
+        save(members, fitting.fit, epoch, facts, keep=bool(epoch) and args.save_per_epoch)
 
     with contextlib.ExitStack() as stack:
         logs = [
@@ -351,12 +354,11 @@ def fit_group(
         held_out = list[float]()
         if not count:
             held_out = fitting.instabilities()
-            for i in range(len(members)):
-                save(i, 0, held_out[i] if held_out else None)
+            save_all(0, held_out)
         for epoch, metrics in fitting.epochs(start_epoch):
             measured = due(epoch, args.val_epoch, count)
             held_out = fitting.instabilities() if measured else []
-            saved = due(epoch, args.save_epoch, count) or any(log.overdue for log in logs)
+            errors = [of_member(metrics, i)["MSE"] for i in range(len(members))]
             for i, (member, log) in enumerate(zip(members, logs)):
                 reference = beside[member.reverse].record()
                 of_this = of_member(metrics, i) | {"lr": fitting.rates[epoch][0]}
@@ -369,8 +371,9 @@ def fit_group(
                     log.figure(
                         epoch, "components", decomposition_figure(member.trans_net.eval(), *pair)
                     )
-                if saved:
-                    save(i, epoch + 1, of_this.get("val_instability"), mse=of_this["MSE"])
+            if due(epoch, args.save_epoch, count) or any(log.overdue for log in logs):
+                save_all(epoch + 1, held_out, errors)
+                for member, log in zip(members, logs):
                     log.saved(member.path, epoch + 1)
     for i, (member, log) in enumerate(zip(members, logs)):
         reference = beside[member.reverse].record()

@@ -99,13 +99,9 @@ class Member:
         fit.optimizer.state.update(part.optimizer.state)
         return epoch
 
-    def save(self, fit: Fit, epoch: int, *, keep: bool = False, **facts: Any) -> None:
-        """Save it, once for all processes, with its share of the optimiser;
-        `keep`: and a copy named by the epoch.
-        """
-        if not fit.runtime.is_main:
-            return
-        state = part_of(fit, self.trans_net).state(
+    def to_save(self, fit: Fit, epoch: int, **facts: Any) -> checkpoint.State:
+        """Give what its checkpoint holds: itself, its share of the optimiser, and `facts`."""
+        return part_of(fit, self.trans_net).state(
             epoch,
             trans_net=self.trans_net.config,
             settings=self.settings,
@@ -116,13 +112,37 @@ class Member:
             versions=resume.VERSIONS,
             **facts,
         )
-        checkpoint.save(self.path, state)
-        if keep:
-            checkpoint.save(self.copy_of(epoch), state)
 
     def copy_of(self, epoch: int | str) -> Path:
         """Name the copy that is kept of an epoch."""
         return self.path.with_name(f"checkpoint_{self.name}_epoch{epoch}.pth.tar")
+
+
+def save(
+    members: Sequence[Member],
+    fit: Fit,
+    epoch: int,
+    facts: Sequence[Mapping[str, Any]],
+    *,
+    keep: bool = False,
+) -> None:
+    """Save all members, once for all processes: after a crash all are of this epoch, or none is.
+
+    Args:
+        members: that are fitted together.
+        fit: of the family.
+        epoch: how many were trained.
+        facts: for each what its checkpoint says besides.
+        keep: and a copy of each named by the epoch.
+    """
+    if not fit.runtime.is_main:
+        return
+    states = {
+        member.path: member.to_save(fit, epoch, **of_member)
+        for member, of_member in zip(members, facts)
+    }
+    copies = {member.copy_of(epoch): states[member.path] for member in members if keep}
+    checkpoint.save_together(copies | states)
 
 
 def restore(members: Sequence[Member], fit: Fit) -> int:

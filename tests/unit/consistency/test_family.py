@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 import torch
 
-from consistency.family import Family, Member, of_member, part_of, restore
+from consistency.family import Family, Member, of_member, part_of, restore, save
 from models.trans_net import TransNet
 from utils import checkpoint
 from utils.provenance import Provenance
@@ -71,8 +71,7 @@ def test_a_saved_member_goes_on_alone_and_together(cpu, tmp_path):
         member(net, tmp_path / f"checkpoint_L3_layers{len(net.linear)}.pth.tar") for net in nets
     ]
     take_steps(fit, 3)
-    for one in members:
-        one.save(fit, 3, keep=True, mse=0.5)
+    save(members, fit, 3, [{"mse": 0.5}] * 2, keep=True)
     take_steps(fit, 2, seed=9)
 
     again = family_of(2, 3, seed=5)
@@ -114,7 +113,7 @@ def test_a_share_of_an_optimiser_steps_as_the_whole_does(cpu):
 def test_other_processes_save_nothing(cpu, tmp_path):
     (net,) = family_of(2)
     fit = fit_of([net], dataclasses.replace(cpu, rank=1))
-    member(net, tmp_path / "g.pth.tar").save(fit, 1)
+    save([member(net, tmp_path / "g.pth.tar")], fit, 1, [{}])
     assert not list(tmp_path.iterdir())
 
 

@@ -1,13 +1,11 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 OUT := demo
-NET := --dataset digits --arch resnet18 --image_size 64 --data_root $(OUT)/data --out $(OUT)
+NET := --dataset digits --arch resnet18 --image_size 32 --data_root $(OUT)/data --out $(OUT)
 A := $(OUT)/model_checkpoints/checkpoint_digits_resnet18_sd0.pth.tar
 B := $(OUT)/model_checkpoints/checkpoint_digits_resnet18_sd5.pth.tar
 FEATURES := $(OUT)/convOuts/digits_resnet18/digits_L2
 TRANSNET := $(OUT)/model_checkpoints/digits_resnet18/checkpoint_L2
-FIT := --convOut_path $(FEATURES) --standardise --solve --hidden 0 --lr 3e-4 --logspace 1 --epochs 10 \
-	--out $(OUT) --resume auto
 
 .PHONY: demo test lint bench clean
 
@@ -16,8 +14,9 @@ demo: .venv/.installed
 	$(PY) PrepareData.py digits --out $(OUT)/data
 	$(PY) Training.py $(NET) --seed 0 --suffix sd0 --epochs 3 -b 64 --lr 0.02 --logspace 1 --resume auto
 	$(PY) Training.py $(NET) --seed 5 --suffix sd5 --epochs 3 -b 64 --lr 0.02 --logspace 1 --resume auto
+	$(PY) Compare.py $(A) $(B) --images $(OUT)/data/digits --out $(OUT)/comparison
 	$(PY) ConvOutput.py --resume1 $(A) --resume2 $(B) --conv_layer 2 --t_or_v both --data_root $(OUT)/data --out $(OUT)
-	$(PY) Training_TransNet.py $(FIT) --layers 1,2,3 --alpha 0.1
+	$(PY) Training_TransNet.py --convOut_path $(FEATURES) --standardise --solve --layers 1,2,3 --alpha 0.1 --out $(OUT) --resume auto
 	$(PY) Variance.py --net_in $(A) --net_tar $(B) --transnet $(TRANSNET)_layers3.pth.tar $(TRANSNET)_layers1.pth.tar \
 		$(TRANSNET)_layers2.pth.tar --data_root $(OUT)/data --json $(OUT)/variance.json --csv $(OUT)/variance.csv \
 		--figure $(OUT)/components.png --spectrum $(OUT)/spectrum.png

@@ -97,10 +97,27 @@ def settle(folder: str | Path) -> None:
 
 def _end_move(journal: Path) -> None:
     with contextlib.suppress(FileNotFoundError):  # another process ended it meanwhile
-        for temporary, place in json.loads(journal.read_text(encoding="ascii")):
-            if Path(temporary).exists():
-                Path(temporary).replace(place)
+        for temporary, place in _moves(journal):
+            if temporary.exists():
+                temporary.replace(place)
         journal.unlink()
+
+
+def _moves(journal: Path) -> list[tuple[Path, Path]]:
+    """Read what a journal moves. A file of a stranger's folder moves nothing but half-written files
+    to the places that their own names say.
+    """
+    try:
+        moves = [(Path(one), Path(other)) for one, other in json.loads(journal.read_bytes())]
+    except (ValueError, TypeError):
+        return []
+    return [
+        (temporary, place)
+        for temporary, place in moves
+        if temporary.parent == place.parent
+        and temporary.name.startswith(f".{place.name}.")
+        and _OWNER.search(temporary.name)
+    ]
 
 
 def _beside(path: Path) -> Path:

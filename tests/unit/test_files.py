@@ -88,6 +88,14 @@ def test_what_belongs_together_is_old_or_new_whenever_it_is_killed(tmp_path, mov
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a", "b", "c"]
 
 
+@pytest.mark.parametrize("text", ["[", "[1]", '[["{0}/a", "{0}/b"]]', '[["/etc/x", "{0}/b"]]'])
+def test_a_journal_of_a_stranger_moves_nothing(tmp_path, text):
+    (tmp_path / "a").write_text("a")
+    (tmp_path / ".x.journal").write_text(text.format(tmp_path))
+    settle(tmp_path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a"]
+
+
 def test_files_that_a_living_process_writes_stay(tmp_path):
     with replacing(tmp_path / "a.json") as temporary:
         temporary.write_text("1")

@@ -199,11 +199,23 @@ class Reference:
         if weight not in self._factors:
             while len(self._factors) >= FACTORS:
                 self._factors.pop(next(iter(self._factors)))
-            gram = self._gram.clone()
             # A dead feature counts as ones
-            gram.diagonal().add_(weight * (float(gram.trace()) / self.columns or 1.0))
-            self._factors[weight] = torch.linalg.cholesky(gram)
+            ridge = weight * (float(self._gram.trace()) / self.columns or 1.0)
+            gram = self._gram.clone()
+            gram.diagonal().add_(ridge)
+            factor, failed = torch.linalg.cholesky_ex(gram)
+            self._factors[weight] = self._factor_of_rounded(ridge) if failed else factor
         return self._factors[weight]
+
+    def _factor_of_rounded(self, ridge: float) -> Tensor:
+        """Give the factor where rounding has made the sums of squares indefinite.
+
+        Products in float32 leave a direction in which x does not vary slightly negative, by more
+        than a small λ. With G₊ = V Λ₊ Vᵀ, no value below 0: G₊ + λ = Bᵀ B = Rᵀ R, B = (Λ₊ + λ)^½ Vᵀ = Q R.
+        """
+        values, vectors = torch.linalg.eigh(self._gram)
+        root = (values.clamp(min=0) + ridge).sqrt()[:, None] * vectors.mT
+        return torch.linalg.qr(root, mode="r").R.mT
 
     def errors(
         self,

@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     from consistency.library import (
         Calibration,
         Comparison,
+        Distinctions,
         Variances,
         calibrate,
         compare,
+        distinctions,
         features,
         fit,
         kept_knowledge,
@@ -35,9 +37,11 @@ if TYPE_CHECKING:
 __all__ = [
     "Calibration",
     "Comparison",
+    "Distinctions",
     "Variances",
     "calibrate",
     "compare",
+    "distinctions",
     "features",
     "fit",
     "kept_knowledge",

@@ -153,7 +153,7 @@ def measure_knowledge(
 
     numbers = bootstrap(statistic, [rows.numpy(), q.numpy()], resamples=resamples, seed=seed)
     numbers, notes = _undefined(numbers)
-    by_class = {} if labels is None else _by_class(lost.numpy(), labels.cpu(), resamples, seed)
+    by_class = {} if labels is None else bits_by_class(lost.numpy(), labels.cpu(), resamples, seed)
     small = 0 if labels is None else len(labels.unique()) - len(by_class)
     if small:
         notes.append(f"{small} classes of fewer than {FEWEST} images have no bits of their own")
@@ -186,6 +186,12 @@ def log_answers(logits: Tensor, multi_label: bool = False) -> Tensor:
     if multi_label:
         return torch.cat([F.logsigmoid(logits), F.logsigmoid(-logits)], dim=1)
     return logits.log_softmax(1)
+
+
+def lost_bits(logits: Tensor, sent_logits: Tensor) -> Tensor:
+    """Give KL(softmax z ‖ softmax ẑ) of each image in bits, float64 (N,), of logits (N, C)."""
+    log_q, log_r = log_answers(logits), log_answers(sent_logits)
+    return _divergences(log_q.exp(), log_q - log_r)
 
 
 def calibrate(
@@ -389,7 +395,7 @@ def _undefined(numbers: Mapping[str, Interval]) -> tuple[dict[str, Interval], li
     return found, notes
 
 
-def _by_class(lost: Array, labels: Tensor, resamples: int, seed: int) -> dict[int, Interval]:
+def bits_by_class(lost: Array, labels: Tensor, resamples: int, seed: int) -> dict[int, Interval]:
     """Give the mean loss of every class, its images resampled; one of too few images is left out."""
     by_class = {}
     for label in labels.unique().tolist():

@@ -7,6 +7,7 @@
     similarities(x, target)                    CKA and others, beside permuted images
     compare(net_a, net_b, loader)              all of it, at the ends of their stages
     kept_knowledge(tail, target, output)       how much of B's answers survives the reconstruction
+    distinctions(tail, target, output, classes)   which classes B tells apart, and A does not
 
 A feature is an array of maps (N, C, H, W), tokens (N, T, C) or vectors (N, C), of PyTorch or NumPy.
 Row i of every array belongs to image i. x is A's feature and the target is B's. Whatever is drawn
@@ -30,6 +31,7 @@ from torch.utils.data import Dataset, Subset
 from consistency import several
 from consistency.bootstrap import Interval, bootstrap
 from consistency.budget import Budget
+from consistency.class_gaps import Distinctions, measure_distinctions
 from consistency.compared_in_memory import compare  # noqa: F401 — offered by this name
 from consistency.comparison_report import Comparison  # noqa: F401
 from consistency.fitting import Fitting, Pairs
@@ -435,25 +437,84 @@ def kept_knowledge(
     Raises:
         InputError: other images or shapes, fewer than four images, or values that are not finite.
     """
-    wanted, output = _tensor(target), _tensor(reconstruction)
-    if output.shape != wanted.shape and output.ndim == 4:
-        output = from_maps(output, tuple(wanted.shape[1:]))
-    if output.shape != wanted.shape:
-        raise InputError(
-            f"the reconstruction must have the target's shape {tuple(wanted.shape)}, not"
-            f" {tuple(output.shape)}"
-        )
-    tail = copy.deepcopy(tail).eval()  # the caller's stays in its mode
-    with torch.no_grad():
-        answers = [
-            torch.cat([tail(part) for part in rows.split(BATCH)]) for rows in (wanted, output)
-        ]
-    labels = None if classes is None else _classes(classes, len(wanted))
+    answers = _tail_answers(tail, target, [reconstruction])
+    labels = None if classes is None else _classes(classes, len(answers[0]))
     # Its calibration descends a gradient, also where the caller asks for none
     with torch.enable_grad():
         return measure_knowledge(
             *answers, labels=labels, permutations=permutations, resamples=resamples, seed=seed
         )
+
+
+def distinctions(
+    tail: nn.Module,
+    target: ArrayLike,
+    reconstruction: ArrayLike,
+    classes: ArrayLike | None = None,
+    *,
+    references: Sequence[ArrayLike] = (),
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Distinctions:
+    """Measure which classes B tells apart, but not when g(x) stands in for B's feature x*.
+
+    See `consistency.class_gaps` for the equations. Only reference nets, of B's recipe from other
+    seeds, turn the order of the pairs of classes into a finding.
+
+        >>> import consistency
+        >>> classes = torch.arange(200) % 4
+        >>> target = 3 * torch.eye(4)[classes] + torch.randn(200, 4)
+        >>> output = target.clone()
+        >>> output[:, [1, 3]] = target[:, [1, 3]].mean(1, keepdim=True)  # 1 and 3 become alike
+        >>> found = consistency.distinctions(torch.nn.Identity(), target, output, classes)
+        >>> found.pairs[0].first, found.pairs[0].second, round(found.pairs[0].loss.value, 3)
+        (1, 3, 1.0)
+
+    Args:
+        tail: B's feature (n, *shape) → logits (n, K), on the CPU; a copy of it answers, in
+            evaluation mode.
+        target: x*, of held-out images, (N, *shape).
+        reconstruction: g(x), as maps (N, C, H, W) or in the target's shape.
+        classes: of the images, numbers of B's logits, (N,); None: B's answers serve as classes.
+        references: the reconstruction from each reference net, by a map of its own: none, or two or
+            more.
+        resamples: of the images.
+        seed: of the resamples.
+
+    Raises:
+        InputError: other images or shapes, values that are not finite, or fewer than two classes of
+            five images.
+    """
+    logits, sent, *others = _tail_answers(tail, target, [reconstruction, *references])
+    labels = None if classes is None else _classes(classes, len(logits))
+    return measure_distinctions(
+        logits, sent, labels, references=others, resamples=resamples, seed=seed
+    )
+
+
+@torch.no_grad()
+def _tail_answers(
+    tail: nn.Module, target: ArrayLike, reconstructions: Sequence[ArrayLike]
+) -> list[Tensor]:
+    """Give B's logits (N, K) of x*, and of each reconstruction of it.
+
+    Raises:
+        InputError: a reconstruction has another shape.
+    """
+    wanted = _tensor(target)
+    features = [wanted]
+    for reconstruction in reconstructions:
+        output = _tensor(reconstruction)
+        if output.shape != wanted.shape and output.ndim == 4:
+            output = from_maps(output, tuple(wanted.shape[1:]))
+        if output.shape != wanted.shape:
+            raise InputError(
+                f"the reconstruction must have the target's shape {tuple(wanted.shape)}, not"
+                f" {tuple(output.shape)}"
+            )
+        features.append(output)
+    tail = copy.deepcopy(tail).eval()  # the caller's stays in its mode
+    return [torch.cat([tail(some) for some in rows.split(BATCH)]) for rows in features]
 
 
 class _Pairs(Dataset[Any]):

@@ -52,15 +52,17 @@ def test_rows_and_squares_are_of_the_images_asked_for(tmp_path):
         )
 
 
-def test_channels_that_rounding_makes_negative_directions_are_fitted_all_the_same():
-    """In float32, sums of copied channels are not positive definite to 1e-9 of their mean."""
+@pytest.mark.parametrize("weight", [1e-8, None])
+def test_channels_that_rounding_makes_negative_directions_are_fitted_all_the_same(weight):
+    """In float32, sums of copied channels are not positive definite to 1e-6 of their mean."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(200, 8, 4, 4, generator=generator).repeat(1, 12, 1, 1)
     x = x * torch.linspace(0.1, 1, 96)[:, None, None]
     mean = channel_means(x, "cpu")
-    reference = Reference(x, mean, 1e-12, 3)
+    reference, targets = Reference(x, mean, weight, 3), Targets(x, mean)
     everything = torch.arange(len(x))[None]
-    targets = Targets(x, mean)
-    solution = reference.solve(targets, everything)
-    errors = reference.errors(solution.coefficients, x, targets, everything)
-    assert float(errors.sum() / targets.squares().sum()) < 1e-4
+    solutions = reference.solve(targets, everything)
+    errors = reference.errors(solutions.coefficients, x, targets, everything)
+    # A chosen weight is as large as the rounding asks for
+    bound = 1e-6 if weight is None else 1e-2
+    assert float(errors.sum() / targets.squares().sum()) < bound

@@ -44,6 +44,8 @@ STANDARD_ERRORS = 3.0  # by which a gap of B must exceed 0
 ROUNDING = 1e-9  # relative to the logits: smaller gaps are the arithmetic's
 MOST_PAIRS = 5000  # that are described: all of 100 classes
 MOST_INTERVALS = 50  # pairs, the most lost, that get intervals
+MOST_RECORDED = 200  # pairs that a report lists
+MOST_DRAWN = 30  # classes of whose pairs a report has a matrix
 SHOWN_IMAGES = 10  # the most and the least lost
 
 Array = NDArray[Any]
@@ -140,7 +142,10 @@ class Distinctions:
         return np.argsort(self.margin, kind="stable")[:count].tolist()
 
     def record(self, names: Sequence[str] = (), paths: Sequence[str] = ()) -> dict[str, Any]:
-        """Give everything as plain values, for JSON.
+        """Give everything as plain values, for JSON: of the pairs the first `MOST_RECORDED`.
+
+        "matrix" holds L of every pair of up to `MOST_DRAWN` classes, and None where it is not
+        defined.
 
         Args:
             names: of the classes, by the logit's number; none: the numbers.
@@ -160,16 +165,24 @@ class Distinctions:
             }
 
         pairs = []
-        for pair in self.pairs:
+        for pair in self.pairs[:MOST_RECORDED]:
             numbers = asdict(pair)
             labels = {place: name(numbers.pop(place)) for place in ("first", "second")}
             pairs.append(labels | numbers)
+        matrix: list[list[float | None]] | None = None
+        if len(self.classes) <= MOST_DRAWN:
+            place = {of.label: number for number, of in enumerate(self.classes)}
+            matrix = [[None] * len(place) for _ in place]
+            for pair in self.pairs:
+                row, column = place[pair.first], place[pair.second]
+                matrix[row][column] = matrix[column][row] = pair.loss.value
         return {
             "images": self.images,
             "references": self.references,
             "compared_pairs": self.compared_pairs,
             "called": None if not self.references else len(self.called),
             "pairs": pairs,
+            "matrix": matrix,
             "classes": [
                 {"class": name(of.label)}
                 | {key: value for key, value in asdict(of).items() if key != "label"}

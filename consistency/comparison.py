@@ -13,7 +13,7 @@ import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from torch import Tensor
 from consistency import several
 from consistency.bootstrap import Interval, bootstrap
 from consistency.calibration import instability_of, permutations
+from consistency.class_gaps import measure_distinctions
 from consistency.compared import (
     ComparedImages,
     ComparedLayer,
@@ -45,6 +46,7 @@ VERSION = 1  # of what is kept; a change of what is computed raises it
 KINDS = ("observed", "null", "ceiling")
 LEAST_CLASSES = 2
 
+Kinds = Literal["classes", "answers"]  # of the images, or B's where it tells other classes apart
 Array = NDArray[Any]
 State = Mapping[str, Any]
 
@@ -213,6 +215,27 @@ class Watched:
             seed=effort.seed,
         )
 
+    def distinctions(
+        self, images: ComparedImages, effort: Effort, kinds: Kinds
+    ) -> dict[str, Any] | None:
+        """Give what a report says of the classes that B tells apart, and g(x) does not carry.
+
+        Raises:
+            InputError: see `measure_distinctions`.
+        """
+        if not self.answers:
+            return None
+        logits, sent = (torch.cat(self.answers[f"logits of {name}"]) for name in "Bg")
+        is_labelled = kinds == "classes"
+        measured = measure_distinctions(
+            logits,
+            sent,
+            self.labels if is_labelled else None,
+            resamples=effort.resamples,
+            seed=effort.seed,
+        )
+        return measured.record(images.classes if is_labelled else (), images.paths)
+
 
 def measure_direction(
     source: LinearSource,
@@ -223,6 +246,7 @@ def measure_direction(
     logits_a: Tensor | None = None,
     tail: FrozenTail | None = None,
     by_class: bool = True,
+    distinctions_of: Kinds | None = None,
 ) -> dict[str, Any]:
     """Fit one direction, x → target, and measure what it leaves.
 
@@ -234,10 +258,12 @@ def measure_direction(
         logits_a: A's answers to the held-out images, for the decision recovery.
         tail: B's, behind the target; None: what B still knows is left out.
         by_class: measure the floor and what is within classes.
+        distinctions_of: measure which of the images' classes, or of B's answers, B alone tells
+            apart, by its tail; None: it is left out.
 
     Returns:
         "sums" per image of `KINDS`, (N', 2) each; "intervals", "p", "ridge"; "floor", "between",
-        "within"; "knowledge" and "notes".
+        "within"; "knowledge", "distinctions" and "notes".
 
     Raises:
         InputError: the features are constant, not finite, or of too few images.
@@ -276,6 +302,12 @@ def measure_direction(
             knowledge = watched.knowledge(logits_a, effort)
         except InputError as error:
             notes.append(f"what B still knows is left out: {error}")
+    distinctions = None
+    if tail is not None and distinctions_of is not None:
+        try:
+            distinctions = watched.distinctions(images, effort, distinctions_of)
+        except InputError as error:
+            notes.append(f"distinctions are left out: {error}")
     return {
         "sums": {kind: torch.from_numpy(of) for kind, of in zip(KINDS, sums)},
         "intervals": {name: asdict(interval) for name, interval in intervals.items()},
@@ -283,6 +315,7 @@ def measure_direction(
         "ridge": errors.weight,
         **watched.shares(),
         "knowledge": knowledge and knowledge_entry(knowledge, images.classes),
+        "distinctions": distinctions,
         "notes": notes,
     }
 
@@ -327,6 +360,7 @@ def direction_entry(state: State) -> dict[str, Any]:
         },
         "spectrum": None,
         "knowledge": state["knowledge"],
+        "distinctions": state.get("distinctions"),
     }
 
 
@@ -428,6 +462,12 @@ class Comparing:
     ) -> None:
         self.nets, self.images, self.effort, self.work = (net_a, net_b), images, effort, work
         self.matched = matching(net_a.layers, net_b.layers)
+        # The last layers of each net whose tail can answer to g(x): distinctions are of these
+        self.last: list[ComparedLayer | None] = [None, None]
+        for a, b in self.matched:
+            for number, (x, target) in enumerate(((a, b), (b, a))):
+                if self.can_answer(x, target):
+                    self.last[number] = target
         for a, b in self.matched:
             for x, target in ((a, b), (b, a)):
                 work.meter.expect(linear_flops(x, target, images, effort))
@@ -464,13 +504,22 @@ class Comparing:
             )
         return entries
 
+    def can_answer(self, x: ComparedLayer, target: ComparedLayer) -> bool:
+        """Whether the tail behind a target is at hand and reads maps as g gives them."""
+        whole = common_size(x, target) == target.size and not target.is_averaged
+        return self.effort.knowledge is not None and target.tail is not None and whole
+
     def direction(self, number: int, x: ComparedLayer, target: ComparedLayer) -> State:
         """Measure one direction, or take what is kept of it; 0 is A → B, 1 is B → A."""
         sender, receiver = self.nets[number], self.nets[1 - number]
-        whole = common_size(x, target) == target.size and not target.is_averaged
-        answers = self.effort.knowledge is not None and target.tail is not None and whole
+        answers = self.can_answer(x, target)
+        kinds: Kinds | None = None
+        if target is self.last[number]:
+            kinds = "classes" if receiver.knows_classes else "answers"
+        # Only where they are measured, so that what was kept of other layers stays valid
+        more = {"distinctions_of": kinds} if kinds else {}
         identity = direction_identity(
-            x, target, self.effort, answers=answers, classes=list(self.images.classes)
+            x, target, self.effort, answers=answers, classes=list(self.images.classes), **more
         )
         cost = linear_flops(x, target, self.images, self.effort)
         cached = self.work.kept.holds("linear", identity)
@@ -479,7 +528,13 @@ class Comparing:
             source = LinearSource(x, common_size(x, target), kernel_of(x, target))
             tail = target.tail() if answers and target.tail else None
             state = measure_direction(
-                source, target, self.images, self.effort, logits_a=sender.logits, tail=tail
+                source,
+                target,
+                self.images,
+                self.effort,
+                logits_a=sender.logits,
+                tail=tail,
+                distinctions_of=kinds,
             )
             if target.tail is not None and not answers and self.effort.knowledge is not None:
                 state["notes"].append(

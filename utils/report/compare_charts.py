@@ -16,7 +16,14 @@ import numpy as np
 
 from utils.later import matplotlib
 from utils.report.charts import CURVES
-from utils.report.compare_words import WAYS, Ends, ends, names, pair_label
+from utils.report.compare_words import (
+    WAYS,
+    Ends,
+    distinction_place,
+    ends,
+    names,
+    pair_label,
+)
 from utils.report.results import Result
 
 if TYPE_CHECKING:
@@ -64,7 +71,14 @@ class Chart(NamedTuple):
 
 def charts(result: Result) -> list[Chart]:
     """Draw what a report has: nothing is drawn of what it lacks."""
-    drawn = (shared_chart, left_chart, matrix_chart, spectrum_chart, class_chart)
+    drawn = (
+        shared_chart,
+        left_chart,
+        matrix_chart,
+        spectrum_chart,
+        class_chart,
+        distinction_chart,
+    )
     with inked():
         return [chart for draw in drawn if (chart := draw(result))]
 
@@ -378,6 +392,52 @@ def class_chart(result: Result) -> Chart | None:
         f"Chart of {title.lower()} at {pair_label(result, rows - 1)}: {', '.join(values)}.{some}",
         f"At {pair_label(result, rows - 1)}, the worst first, with intervals where there are any."
         + some,
+    )
+
+
+def distinction_chart(result: Result) -> Chart | None:
+    """Draw how much of the gap between every two classes is lost, one map for each way."""
+    places = {way: found for way in WAYS if (found := distinction_place(result, way))}
+    places = {way: found for way, found in places.items() if result.get(*found, "matrix")}
+    if not places:
+        return None
+    a, b = _names(result)
+    of = {"forth": f"{a} → {b}", "back": f"{b} → {a}"}
+    matrices = {
+        way: np.array(result.get(*place, "matrix"), dtype=float) for way, place in places.items()
+    }
+    largest = max(1e-9, *(float(np.nanmax(matrix)) for matrix in matrices.values()))
+    figure = matplotlib.figure.Figure(
+        figsize=(WIDTH * len(places), 0.95 * WIDTH), layout="constrained"
+    )
+    words = []
+    for axis, (way, place) in zip(
+        figure.subplots(1, len(places), squeeze=False)[0], places.items()
+    ):
+        labels = [str(entry["class"]) for entry in result.get(*place, "classes")]
+        drawn = axis.pcolormesh(matrices[way], cmap="viridis", vmin=0, vmax=largest)
+        axis.invert_yaxis()
+        axis.set_aspect("equal")
+        ticks = [n + 0.5 for n in range(len(labels))]
+        short = [_short(label, 12) for label in labels]
+        axis.set_xticks(ticks, short, rotation=60, ha="right", rotation_mode="anchor")
+        axis.set_yticks(ticks, short)
+        axis.tick_params(labelsize=7, length=0)
+        axis.spines[:].set_visible(False)
+        axis.set_title(of[way], fontsize=9)
+        worst = [
+            f"{pair['first']} and {pair['second']} {pair['loss']['value']:.2f}"
+            for pair in result.get(*place, "pairs")[:3]
+        ]
+        words.append(f"{of[way]}: most lost {', '.join(worst)}")
+    figure.colorbar(drawn, ax=figure.axes, label="share of the gap that is lost", fraction=0.05)
+    return Chart(
+        "Which classes are told apart",
+        as_uri(figure),
+        f"Heat map of the lost share of the gap between every two classes. {'. '.join(words)}.",
+        "Of the gap between two classes in a net's logits, the share that does not arrive from the"
+        " other net's features. Without reference nets an order, no finding.",
+        len(places) > 1,
     )
 
 

@@ -9,13 +9,23 @@ from typing import Any, NamedTuple
 from utils.errors import InputError
 from utils.later import matplotlib
 from utils.report.compare_charts import charts
-from utils.report.compare_words import WAYS, answer, closing, ends, estimate, names, pair_label
+from utils.report.compare_words import (
+    WAYS,
+    answer,
+    closing,
+    distinction_place,
+    ends,
+    estimate,
+    names,
+    pair_label,
+)
 from utils.report.results import Cell, Picture, Result, read_pictures
 from utils.report.sections import Table
 from utils.report.template import fill
 
 REPORT = "compare.json"
 OF_NET_TABLE = ("label", "name", "arch", "parameters", "top1_percent", "remarks")
+MOST_DISTINCTIONS = 10  # pairs of classes of each way; the report has more
 UNFOLDED = 12  # rows; longer tables open by a click
 MOST_ROWS = 400  # of a table; the report has all
 
@@ -101,6 +111,7 @@ def _bounded(table: Table, result: Result) -> Table:
 def _tables(result: Result) -> Iterator[Table]:
     yield from _layer_tables(result)
     yield _knowledge_table(result)
+    yield from _distinction_tables(result)
     yield _similarity_table(result)
     yield from _class_tables(result)
     yield _spectrum_table(result)
@@ -199,6 +210,48 @@ def _knowledge_table(result: Result) -> Table:
     return Table(
         "What a net still knows of what it is sent", head, rows, note, len(rows) > UNFOLDED
     )
+
+
+def _distinction_tables(result: Result) -> Iterator[Table]:
+    a, b = names(result)
+    rows: list[list[Cell]] = []
+    of_images: list[list[Cell]] = []
+    notes = list[str]()
+    for way, name in zip(WAYS, (f"{a} → {b}", f"{b} → {a}")):
+        if (place := distinction_place(result, way)) is None:
+            continue
+        notes += result.get(*place, "notes")
+        for number, pair in enumerate(result.get(*place, "pairs")[:MOST_DISTINCTIONS]):
+            path = (*place, "pairs", number)
+            rows.append(
+                [
+                    *(name, f"{pair['first']} and {pair['second']}"),
+                    _cell(result, *path, "loss"),
+                    _cell(result, *path, "relative", form="+.3f"),
+                    _cell(result, *path, "beyond_references", form="+.3f"),
+                    {None: "–", True: "called", False: "not called"}[pair["called"]],
+                ]
+            )
+        for number, image in enumerate(result.get(*place, "most_lost")):
+            path = (*place, "most_lost", number)
+            of_images.append(
+                [
+                    name,
+                    str(image["path"] or image["image"]),
+                    str(image["answer"]),
+                    _cell(result, *path, "margin", form=".2f"),
+                    _cell(result, *path, "confidence", form=".3f"),
+                ]
+            )
+    note = (
+        "Of the gap between two classes in the second net's logits, the share that does not arrive."
+    )
+    head = ("way", "classes", "gap lost", "less the median", "less references", "")
+    note = " ".join(dict.fromkeys([note, *notes]))
+    yield Table("Least shared distinctions", head, rows, note, len(rows) > UNFOLDED)
+    note = "Margin: by how much the logits through the map prefer another class than the answer."
+    head_of_images = ("way", "image", "the second net's answer", "margin", "confidence")
+    yield Table("Images most lost", head_of_images, of_images, note, folded=True)
 
 
 def _similarity_table(result: Result) -> Table:

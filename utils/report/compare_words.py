@@ -70,13 +70,14 @@ def answer(result: Result) -> list[Sentence]:
     Returns:
         Sentences, the most important first: whether anything changed or was trained, what each net
         has of the other at the deepest pair, where most and least is shared, what B still knows or
-        which classes it is about, and what the nets answer.
+        which classes it is about, which distinctions are least shared, and what the nets answer.
     """
     rows = range(len(result.get("pairs")))
     sentences: list[Sentence | None] = [*_exceptions(result)]
     if rows:
         sentences += [_deepest(result, rows[-1]), *_by_depth(result, rows)]
         sentences += [_bits(result, rows[-1]) or _classes(result, rows[-1])]
+        sentences += [_distinctions(result)]
     sentences += [_answers(result)]
     return [sentence for sentence in sentences if sentence is not None]
 
@@ -298,6 +299,56 @@ def _classes(result: Result, row: int) -> Sentence | None:
         )
     return Sentence(
         [f"Within the images of a class, {a} explains {b}'s features unevenly", *text, "."], limit
+    )
+
+
+def distinction_place(result: Result, way: str) -> tuple[str | int, ...] | None:
+    """Give where the distinctions of a way are, at the last pair of layers that has them."""
+    for row in reversed(range(len(result.get("pairs")))):
+        if result.get("pairs", row, way, "distinctions"):
+            return ("pairs", row, way, "distinctions")
+    return None
+
+
+def _distinctions(result: Result) -> Sentence | None:
+    """Say which classes a net does not tell apart as the other does, or which are least shared."""
+    a, b = names(result)
+    texts, has_references = list[Any](), False
+    for way, sender, receiver in zip(WAYS, (a, b), (b, a)):
+        place = distinction_place(result, way)
+        if place is None or not result.get(*place, "pairs"):
+            continue
+        pairs = result.get(*place, "pairs")
+        has_references = bool(result.get(*place, "references"))
+        chosen = [number for number, pair in enumerate(pairs) if pair.get("called")]
+        if has_references and not chosen:
+            texts.append([f"no pair of classes is shown that {receiver} alone tells apart"])
+            continue
+        shown = (chosen or range(len(pairs)))[:LEAST_KNOWN]
+        listed: list[Any] = []
+        for number in shown:
+            loss = estimate(result, *place, "pairs", number, "loss")
+            first, second = (pairs[number][key] for key in ("first", "second"))
+            listed += [" and " if listed else "", f"{first} from {second} (", loss, ")"]
+        if chosen:
+            texts.append([f"{receiver} tells ", *listed, f" apart in a way that {sender} does not"])
+        else:
+            texts.append([*listed, f" on the way from {sender} to {receiver}"])
+    if not texts:
+        return None
+    joined = [
+        cell for number, text in enumerate(texts) for cell in ([*("; ",)] * bool(number) + text)
+    ]
+    if has_references:
+        return Sentence(
+            [*joined, "."],
+            "In brackets the share of the gap between the two classes that is lost, held against"
+            " reference nets. A linear map was asked: another map may carry more.",
+        )
+    return Sentence(
+        ["Least shared distinctions: ", *joined, "; a rank, no finding without reference nets."],
+        "In brackets the share of the gap between the two classes that is lost. Any two nets lose"
+        " most on difficult classes.",
     )
 
 

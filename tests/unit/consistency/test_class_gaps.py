@@ -176,6 +176,8 @@ def test_the_record_is_json():
     names, paths = list("abcdef"), [f"{number}.png" for number in range(len(z))]
     record = json.loads(json.dumps(found.record(names, paths), allow_nan=False))
     assert record["pairs"][0]["first"] == "a" and record["pairs"][0]["second"] == "b"
+    assert record["matrix"][0][1] == record["matrix"][1][0] == record["pairs"][0]["loss"]["value"]
+    assert record["matrix"][2][2] is None
     assert record["called"] == 1 and record["pairs"][0]["called"] is True
     worst = record["most_lost"][0]
     assert worst["path"] == paths[worst["image"]] and len(record["most_lost"]) == 10

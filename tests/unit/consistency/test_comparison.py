@@ -195,3 +195,49 @@ def test_results_are_kept_by_what_they_were_made_of(tmp_path):
     next(tmp_path.glob("x_*")).write_bytes(b"damaged")
     kept.get("x", [1], compute), kept.get("x", [2], compute)
     assert len(made) == 3
+
+
+class Told(nn.Module):
+    """Logits that are the image's mean colour, behind a copy of it that is the only layer."""
+
+    def __init__(self, merged: bool = False) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+        self.relu = nn.ReLU()
+        self.fc = nn.Linear(3, CLASSES)
+        with torch.no_grad():
+            self.conv.weight.copy_(torch.eye(3)[..., None, None])
+            if merged:  # the second and the third colour look alike
+                self.conv.weight[1:, 1:] = 0.5
+            self.conv.bias.fill_(5)
+            self.fc.weight.copy_(torch.eye(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.relu(self.conv(x)).mean((2, 3)))
+
+
+def test_classes_that_a_does_not_tell_apart_are_the_least_shared_distinction(batches):
+    report = consistency.compare(
+        Told(merged=True), Told(), batches, layers=["relu"], classes=list("rgb"), resamples=100
+    )
+    (pair,) = report.record["pairs"]
+    worst, *others = pair["forth"]["distinctions"]["pairs"]
+    assert (worst["first"], worst["second"]) == ("g", "b")
+    assert worst["loss"]["low"] > 0.9 and worst["called"] is None
+    assert all(other["loss"]["high"] < 0.7 for other in others)
+    # A tells no g from b, so nothing can be lost of it the other way
+    back = pair["back"]["distinctions"]
+    assert ["g", "b"] not in [[of["first"], of["second"]] for of in back["pairs"]]
+    assert any("not defined" in note for note in back["notes"])
+
+
+def test_distinctions_are_of_the_last_pair_whose_tail_can_answer(batches):
+    other = Told()
+    other.fc = nn.Linear(3, CLASSES + 1)  # B has another class
+    with torch.no_grad():
+        other.fc.weight.copy_(torch.eye(4, 3))
+        other.fc.bias.zero_()
+    report = consistency.compare(Told(), other, batches, layers=["conv", "relu"], resamples=100)
+    first, last = (pair["forth"]["distinctions"] for pair in report.record["pairs"])
+    assert first is None and last["images"] == 120
+    assert any("answers serve" in note for note in last["notes"])

@@ -9,7 +9,9 @@ import re
 from xml.etree import ElementTree
 
 import pytest
+import torch
 
+from consistency.class_gaps import measure_distinctions
 from tests.unit import planted_comparison as planted
 from tests.unit.reports import write_run
 from utils.errors import InputError
@@ -215,3 +217,41 @@ def test_a_report_that_was_changed_is_refused(tmp_path, path):
     del report[path[0]][path[1]][path[2]]
     with pytest.raises(InputError, match=r"compare\.json was changed after it was written"):
         render_compare(report, tmp_path)
+
+
+def with_distinctions(references=0, merged=(3, 5)):
+    """The planted comparison, whose A does not tell two classes apart."""
+    generator = torch.Generator().manual_seed(0)
+    classes = torch.arange(200) % 10
+    z = 6 * torch.eye(10)[classes] + torch.randn(200, 10, generator=generator)
+    senders = [z + 0.5 * torch.randn(200, 10, generator=generator) for _ in range(1 + references)]
+    if merged:
+        senders[0][:, merged] = senders[0][:, merged].mean(1, keepdim=True)
+    measured = measure_distinctions(z, senders[0], classes, references=senders[1:], resamples=50)
+    report = copy.deepcopy(FULL)
+    paths = [f"photos/{number}.png" for number in range(200)]
+    report["pairs"][-1]["forth"]["distinctions"] = measured.record(planted.CLASSES, paths)
+    return report
+
+
+def test_the_least_shared_distinction_is_a_rank_without_references(tmp_path):
+    report = with_distinctions()
+    *_, told, _ = sentences(report)
+    assert told.startswith("Least shared distinctions: cat from dog (1.00") and "a rank" in told
+    html = render_compare(report, tmp_path)
+    assert "cat and dog" in html and "Images most lost" in html
+    worst = report["pairs"][-1]["forth"]["distinctions"]["most_lost"][0]["path"]
+    assert worst in html
+    (chart,) = [
+        of for of in charts(Result("compare.json", "compare", report)) if "told apart" in of.title
+    ]
+    assert "most lost cat and dog 1.00" in chart.alternative
+
+
+def test_references_turn_a_rank_into_a_finding_or_into_none(tmp_path):
+    *_, told, _ = sentences(with_distinctions(references=3))
+    assert told.startswith("ResNet-56 tells cat from dog (1.00")
+    assert "apart in a way that ResNet-20 does not" in told and "rank" not in told
+    *_, told, _ = sentences(with_distinctions(references=3, merged=()))
+    assert told.startswith("no pair of classes is shown")
+    assert "not called" in render_compare(with_distinctions(references=3, merged=()), tmp_path)

@@ -178,7 +178,7 @@ from consistency.comparison_report import Comparison, make_record, weights_of
 from consistency.comparison_tables import measure_atlas, measure_matrix
 from consistency.gate import Policy, Verdict, decide, read_policy
 from models.classifiers import read_classifier
-from utils import opening
+from utils import opening, runs
 from utils.data.images import ImageData, files_side, load_folder
 from utils.errors import InputError
 from utils.files import claim, in_words, write_text
@@ -215,7 +215,7 @@ def short_names(surveys: Sequence[Survey], labels: Sequence[str]) -> list[str]:
     """Name nets for sentences: by their architecture, or their file, or their label."""
     for names in (
         [of.arch.rpartition(":")[2] for of in surveys],
-        [Path(of.path).name.partition(".")[0] for of in surveys],
+        [runs.stem(Path(of.path)).partition(".")[0] for of in surveys],
     ):
         if len(set(names)) == len(names):
             return names

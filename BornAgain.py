@@ -150,8 +150,9 @@ def first_teacher(args: Namespace) -> Path | None:
 def open_run(
     args: Namespace, runtime: Runtime, arch: str, generation: int, **teacher: str | None
 ) -> Run:
-    """Find what a generation goes on from;
-    its settings have its teacher's hash as far as that is known.
+    """Find what a generation goes on from.
+
+    Its settings hold its teacher's hash, as far as that is known.
     """
     seed = args.seed + 10 * (generation - args.start_gen + 1)
     described = {"arch": arch, "generation": generation, "seed": seed, **teacher}
@@ -163,13 +164,14 @@ def open_run(
 
 
 def check_series(args: Namespace, runtime: Runtime, arch: str, teacher: Path | None) -> None:
-    """Refuse what another run left under the name of any generation;
-    a teacher counts once it is trained.
+    """Refuse what another run left under the name of any generation.
+
+    A teacher counts once it is trained.
     """
-    known = {"teacher": sha256(teacher) if teacher else None}
+    settings = {"teacher": sha256(teacher) if teacher else None}
     for generation in range(args.start_gen, args.generations):
-        run = open_run(args, runtime, arch, generation, **known)
-        known = {"teacher": sha256(run.path)} if run.is_finished else {}
+        run = open_run(args, runtime, arch, generation, **settings)
+        settings = {"teacher": sha256(run.path)} if run.is_finished else {}
 
 
 def distil(
@@ -184,8 +186,9 @@ def distil(
     lambd: float,
     tau: float,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """CE + λ·τ²·mean over samples of −Σ softmax(teacher/τ)·log_softmax(student/τ),
-    for a batch of photos.
+    """Compute the loss of a batch of photos: the labels' and the teacher's.
+
+    CE + λ·τ² · the mean over samples of −Σ softmax(teacher/τ) · log_softmax(student/τ)
     """
     augmented = preprocess.augmented(pixels, indices, epoch)
     logits = net(preprocess(augmented))
@@ -202,8 +205,9 @@ def distil(
 def open_teacher(
     generation: int, path: Path, arch: str, images: ImageData, args: Namespace, runtime: Runtime
 ) -> Teacher:
-    """Open a generation's teacher, which reads images by its own constants;
-    give its logits (N, C) for the images.
+    """Open a generation's teacher, and give its logits (N, C) for the images.
+
+    It reads the images by its normalisation, which may be another than the student's.
 
     Args:
         generation: that is taught.
@@ -231,8 +235,9 @@ def train_generation(
     args: Namespace,
     runtime: Runtime,
 ) -> tuple[Path, float]:
-    """Train one network of the series, or what is left of its epochs;
-    give its file and its accuracy in percent.
+    """Train one network of the series, or what remains of its epochs.
+
+    It gives the network's file and its accuracy in percent.
     """
     # What the generation goes on from; it has a seed of its own.
     hashed = sha256(teacher_path) if teacher_path else None
@@ -313,7 +318,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     paths = [
         generation_path(args, record["arch"], g) for g in range(args.start_gen, args.generations)
     ]
-    opening.bind(args, runtime, images, val_images, own=paths)
+    opening.bind(args, runtime, images, val_images, outputs=paths)
     model = model or build(**record, image_size=args.image_size)
     check_reloads(model, record, args.image_size)
     check_logits(model, record["arch"], len(images.classes), args.image_size)

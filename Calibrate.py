@@ -1,5 +1,6 @@
-"""Say what an instability is worth:
-what pairs that share nothing leave (nulls), what perfect ones do (ceilings).
+"""Say what an instability is worth: compare it with those of nulls and of ceilings.
+
+Nulls are pairs that share nothing, and ceilings are pairs that share all.
 
 With the budget and the spare channels of a Trans-Net others are fitted: to pairs shuffled within
 the class or over all images (and judged on every two held-out images of a class or of all), to an
@@ -230,11 +231,11 @@ def open_directions(
     first = open_direction(parser, args, args.transnet, False, runtime)
     if args.one_direction or (args.reverse and not args.transnet_back):
         return [first], []
-    found = args.transnet_back or find_reverse(args.transnet, alike=True)
-    if found is None:
+    other = args.transnet_back or find_reverse(args.transnet, alike=True)
+    if other is None:
         return [first], []
     try:
-        return [first, open_direction(parser, args, str(found), True, runtime)], []
+        return [first, open_direction(parser, args, str(other), True, runtime)], []
     except InputError as error:
         if args.transnet_back:
             raise
@@ -261,14 +262,14 @@ def budget_of(args: Namespace, state: checkpoint.State, path: str) -> tuple[Name
     if budget.steps is not None:  # --until converged went on from the option's
         budget = Budget.of(settings, print_freq=args.print_freq, steps=state["fitted"]["steps"])
     if args.epochs is not None and args.epochs != budget.epochs:
-        own = f"{budget.epochs} epochs" if budget.steps is None else f"{budget.steps} steps"
+        fitted_for = f"{budget.epochs} epochs" if budget.steps is None else f"{budget.steps} steps"
         raise InputError(
-            f"--epochs {args.epochs} is another budget than that of {path} ({own}), and a"
+            f"--epochs {args.epochs} is another budget than that of {path} ({fitted_for}), and a"
             " null says something only of a fit with its own budget; fit that Trans-Net anew, or"
             " leave --epochs out"
         )
-    known = {name: settings[name] for name in ("batch_size", "alpha", "L2")}
-    return Namespace(**vars(args) | known), budget
+    repeated = {name: settings[name] for name in ("batch_size", "alpha", "L2")}
+    return Namespace(**vars(args) | repeated), budget
 
 
 def fit(
@@ -282,8 +283,9 @@ def fit(
     trained: bool = True,
     label: str = "fit",
 ) -> Fitted:
-    """Fit a Trans-Net to some pairs with a given budget,
-    or leave it untrained, and measure it on held-out ones.
+    """Fit a Trans-Net to some pairs with a given budget, and measure it on held-out ones.
+
+    With `trained` false it is measured as its seed initialises it.
     """
     seed_everything(seed)
     train, val, classes = parts
@@ -292,8 +294,10 @@ def fit(
         | ({"out_channels": config["in_channels"], "out_size": None} if train.itself else {})
     )
 
-    def load(part: torch.Tensor, shuffle: bool) -> opening.Loader:
-        return opening.feature_loader(args, Subset(train, part.tolist()), runtime, shuffle=shuffle)
+    def load(images: torch.Tensor, shuffle: bool) -> opening.Loader:
+        return opening.feature_loader(
+            args, Subset(train, images.tolist()), runtime, shuffle=shuffle
+        )
 
     alpha = torch.zeros(net.order) if args.L2 else torch.tensor(args.alpha).flip(0)
     pairs = Pairs(load, read_stored, torch.arange(len(train)))
@@ -323,8 +327,9 @@ def fit(
 
 
 class Kept:
-    """The fits of an interrupted run,
-    beside the file that --json names; nothing where it names none.
+    """Keep the fits of an interrupted run in a file beside the one that --json names.
+
+    Nothing is kept where --json names none.
     """
 
     def __init__(
@@ -372,8 +377,9 @@ class Kept:
 def beside_untrained(
     which: str, args: Namespace, train: opening.Features, val: opening.Features, runtime: Runtime
 ) -> Parts:
-    """Pair one net's stored features with what net `which`,
-    "A" or "B", makes of the images before any training.
+    """Pair one net's stored features with those of the other net before any training.
+
+    `which`, "A" or "B", is the net whose features are computed anew.
 
     Its BatchNorms have the statistics of one pass over the fitting images (`set_statistics`).
     """
@@ -386,11 +392,11 @@ def beside_untrained(
     set_statistics(head, opening.mixed_pixels(args, train, runtime))
     shape = train.shape_a if of_a else train.shape_b
 
-    def beside(part: opening.Features) -> Pairing:
-        rows = opening.features_anew(args, part, head, runtime, shape)
-        return Pairing(part, x=rows) if of_a else Pairing(part, target=rows)
+    def paired(features: opening.Features) -> Pairing:
+        rows = opening.features_anew(args, features, head, runtime, shape)
+        return Pairing(features, x=rows) if of_a else Pairing(features, target=rows)
 
-    return Parts(beside(train), beside(val))
+    return Parts(paired(train), paired(val))
 
 
 def pairings(
@@ -398,11 +404,11 @@ def pairings(
 ) -> dict[str, Parts]:
     """Name the kinds of pairs that other Trans-Nets are fitted to and measured on."""
     generator, kinds = torch.Generator().manual_seed(seed % 2**64), dict[str, Parts]()
-    labels = [classes_of(part) for part in (train, val)]
+    labels = [classes_of(features) for features in (train, val)]
     calibration.check_pairs(labels[1])
-    for name, (fitted, held) in ((NULL, labels), (NULL_OF_ALL, map(torch.zeros_like, labels))):
+    for name, (fitted, unseen) in ((NULL, labels), (NULL_OF_ALL, map(torch.zeros_like, labels))):
         order = calibration.shuffled_within_class(fitted, generator)
-        kinds[name] = Parts(Pairing(train, order), Pairing(val), held)
+        kinds[name] = Parts(Pairing(train, order), Pairing(val), unseen)
     kinds |= untrained
     kinds[UNFITTED] = kinds[SEED] = Parts(Pairing(train), Pairing(val))
     kinds[CEILING] = Parts(Pairing(train, itself=True), Pairing(val, itself=True))
@@ -412,8 +418,9 @@ def pairings(
 def linear_tests(
     args: Namespace, directions: Sequence[Direction], runtime: Runtime
 ) -> list[dict[str, Any] | None]:
-    """Hold the linear reference of one ridge weight against
-    permutations of the images within their classes, in every direction.
+    """Test the linear reference by permutations within the class, in every direction.
+
+    All permutations are fitted at one ridge weight.
 
     Where both nets' maps have one size, both directions are tested with the same products.
     """
@@ -424,28 +431,28 @@ def linear_tests(
     same = first.train.shape_a[1:] == first.train.shape_b[1:]
     kernels = {direction.net.config["kernel_size"] for direction in directions}
     both = bool(others) and same and len(kernels) == 1
-    found = list[LinearCalibration]()
+    tests = list[LinearCalibration]()
     for x, target in sides[:1] if both else sides:
-        found += calibrate_linear_ways(
+        tests += calibrate_linear_ways(
             x,
             target,
-            [classes_of(part) for part in (first.train, first.val)],
+            [classes_of(features) for features in (first.train, first.val)],
             torch.Generator().manual_seed(args.seed % 2**64),
             both=both,
             draws=args.permutations,
             resamples=args.bootstrap,
-            kernel_size=directions[len(found)].net.config["kernel_size"],
+            kernel_size=directions[len(tests)].net.config["kernel_size"],
             device=runtime.device,
             quiet=not runtime.is_main,
         )
-    return [one.report() for one in found]
+    return [one.report() for one in tests]
 
 
 def linear_sides(direction: Direction) -> tuple[list[Side], list[Side]]:
     """Give x and the target of the fitted and of the held-out images as maps of one size."""
     views = (lambda feature: direction.net.resize(as_maps(feature)), as_maps)
     x, target = (
-        [Side(part, which, view) for part in (direction.train, direction.val)]
+        [Side(features, which, view) for features in (direction.train, direction.val)]
         for which, view in enumerate(views)
     )
     return x, target
@@ -455,7 +462,7 @@ def baselines(
     parts: Sequence[opening.Features], args: Namespace, runtime: Runtime
 ) -> list[dict[str, Any]]:
     """Measure other people's similarities on the same held-out features."""
-    loaders = [opening.feature_loader(args, part, runtime) for part in parts]
+    loaders = [opening.feature_loader(args, features, runtime) for features in parts]
     fitted, held_out = (
         reconstruction.pair_sums(loader, read_stored, runtime) for loader in loaders
     )
@@ -469,12 +476,13 @@ def baselines(
 
 
 def similarities(args: Namespace, parts: Sequence[opening.Features]) -> list[dict[str, Any]]:
-    """Measure similarities with an image as a row,
-    each held against permutations within the class.
+    """Measure similarities with an image as a row.
+
+    Each stands beside what permutations within the class give.
     """
-    rows = [[pooled(Side(part, which, image_rows)) for part in parts] for which in (0, 1)]
+    rows = [[pooled(Side(features, which, image_rows)) for features in parts] for which in (0, 1)]
     labels, generator = (
-        [classes_of(part) for part in parts],
+        [classes_of(features) for features in parts],
         torch.Generator().manual_seed(args.seed),
     )
     x, y = (ImageRows(held_out, fitted) for fitted, held_out in rows)
@@ -519,7 +527,7 @@ def calibrate(args: Namespace, direction: Direction, kept: Kept, runtime: Runtim
         (fitted.get("linear") or {}).get("taken", False),
         (state.get("linear_reference") or {}),
     )
-    found = {THIS: Fitted(errors, linear.get("instability"), fitted.get("steps"), replaced)}
+    fits = {THIS: Fitted(errors, linear.get("instability"), fitted.get("steps"), replaced)}
     kinds = pairings(train, val, untrained, args.seed)
     kinds = {
         name: parts for name, parts in kinds.items() if not args.brief or name in (NULL, CEILING)
@@ -527,7 +535,7 @@ def calibrate(args: Namespace, direction: Direction, kept: Kept, runtime: Runtim
     for number, (name, parts) in enumerate(kinds.items(), start=1):
         label = f"{name} ({number} of {len(kinds)}), {direction_name(named.reverse)}"
         runtime.say(label)
-        found[name] = kept.get(name) or fit(
+        fits[name] = kept.get(name) or fit(
             named,
             budget,
             net.config,
@@ -537,18 +545,18 @@ def calibrate(args: Namespace, direction: Direction, kept: Kept, runtime: Runtim
             trained=name != UNFITTED,
             label=label,
         )
-        kept.put(name, found[name])
+        kept.put(name, fits[name])
     rows = []
-    for name, one in found.items():
+    for name, one in fits.items():
         interval = bootstrap(instability_of, [one.errors], resamples=args.bootstrap)["instability"]
         how = {"steps": one.steps, "hidden": net.hidden, "is_linear": one.is_linear}
         rows.append({"pairs": name, "linear_reference": one.linear, **asdict(interval), **how})
-    three = (found[THIS].errors, found[NULL].errors, found[CEILING].errors)
+    three = (fits[THIS].errors, fits[NULL].errors, fits[CEILING].errors)
     consistency = calibration.consistency_interval(
         instability_of, *([one] for one in three), resamples=args.bootstrap
     )
     report = {
-        "still_known": still_known(args, direction, found, kinds, runtime),
+        "still_known": still_known(args, direction, fits, kinds, runtime),
         "rows": rows,
         "consistency": asdict(consistency["consistency"]),
         "linear": None,
@@ -566,17 +574,19 @@ def calibrate(args: Namespace, direction: Direction, kept: Kept, runtime: Runtim
 def still_known(
     args: Namespace,
     direction: Direction,
-    found: Mapping[str, Fitted],
+    fits: Mapping[str, Fitted],
     kinds: Mapping[str, Parts],
     runtime: Runtime,
 ) -> dict[str, Any]:
-    """Say what B still knows through the Trans-Net, the linear reference,
-    one that was fitted within the class, and one of an untrained A.
+    """Say what B still knows through each of several senders.
+
+    They are the Trans-Net, the linear reference, a Trans-Net that was fitted within the class, and
+    one of an untrained A.
 
     Args:
         args: the options.
         direction: which.
-        found: the fits, by the names of their pairs.
+        fits: by the names of their pairs.
         kinds: the pairs.
         runtime: device and processes.
     """
@@ -596,8 +606,8 @@ def still_known(
     if tail_a is not None and tail_a.outputs != tail_b.outputs:
         tail_a = None
         notes.append(f"{losses[0]} is left out: A and B do not tell the same classes apart")
-    senders = {SENT: direction.net, WITHIN: found[NULL].net}
-    senders |= {LINEAR: found[SEED].linear_net} if SEED in found else {}
+    senders = {SENT: direction.net, WITHIN: fits[NULL].net}
+    senders |= {LINEAR: fits[SEED].linear_net} if SEED in fits else {}
     answers = Answers(tail_b, tail_a)
     with torch.no_grad():
         for batch in opening.feature_loader(named, val, runtime):
@@ -605,7 +615,7 @@ def still_known(
             x, target = read_stored(*on_device)
             sent = {name: net.eval()(x) for name, net in senders.items() if net is not None}
             answers.update(x, target, sent, labels, numbers)
-        untrained = found[A_UNTRAINED].net if A_UNTRAINED in found else None
+        untrained = fits[A_UNTRAINED].net if A_UNTRAINED in fits else None
         if untrained is not None:
             for batch in opening.feature_loader(named, kinds[A_UNTRAINED].val, runtime):
                 x, _ = read_stored(*runtime.to_device(batch))
@@ -627,14 +637,14 @@ def direction_name(is_reverse: bool) -> str:
 def exchanged_names(report: dict[str, Any]) -> dict[str, Any]:
     """Call the nets of the other direction's rows and notes by --transnet's direction."""
     letters = str.maketrans("AB", "BA")
-    known = report["still_known"]
+    knowledge = report["still_known"]
 
     def exchanged(rows: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
         return [row | {name: row[name].translate(letters)} for row in rows]
 
     return report | {
         "rows": exchanged(report["rows"], "pairs"),
-        "still_known": known | {"rows": exchanged(known["rows"], "sender")},
+        "still_known": knowledge | {"rows": exchanged(knowledge["rows"], "sender")},
     }
 
 
@@ -667,8 +677,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     }
     back = others[0].sums if others else None
     if back:
-        found = several.shared(sums, back, resamples=args.bootstrap)
-        shared = {name: asdict(interval) for name, interval in found.items()}
+        intervals = several.shared(sums, back, resamples=args.bootstrap)
+        shared = {name: asdict(interval) for name, interval in intervals.items()}
         report["back"] = exchanged_names(others[0].report)
         report["shared"] = {"scale": SCALE, **shared}
     runtime.say(calibration_table(report, backwards=args.reverse))

@@ -264,7 +264,7 @@ def keep_features(
 
 def loader(args: Namespace, data: ImageData, runtime: Runtime) -> Any:
     """Give what makes the loader of some images, by their numbers."""
-    return lambda numbers: opening.image_loader(args, data, runtime, part=torch.tensor(numbers))
+    return lambda numbers: opening.image_loader(args, data, runtime, numbers=torch.tensor(numbers))
 
 
 def identity_of(data: ImageData) -> str:

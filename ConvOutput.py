@@ -1,6 +1,4 @@
-"""Store the features of nets A and B for every image of a data set,
-once, for all Trans-Nets that follow.
-"""
+"""Store the features of nets A and B once, for all Trans-Nets that are fitted to them."""
 
 import contextlib
 import gc
@@ -133,8 +131,9 @@ from utils.training.metrics import topk_hits
 
 
 class Split(NamedTuple):
-    """The images of one split, the folder of each layer's features,
-    and writers of those that are not there yet.
+    """The images of one split, and where the features of each layer are written.
+
+    There are writers for those alone that are not stored yet.
     """
 
     images: ImageData
@@ -144,8 +143,9 @@ class Split(NamedTuple):
 
 @torch.no_grad()
 def store(nets: Mapping[str, nn.Module], split: Split, args: Namespace, runtime: Runtime) -> None:
-    """Pass every image once through net "a", "b" or both,
-    pixels → (feature, …, logits), and write what they give.
+    """Pass every image once through the nets, and write what they give.
+
+    Net "a", "b" or both: pixels → (feature, …, logits).
     """
     loader = opening.image_loader(args, split.images, runtime)
     label = f"{split.images.split} features of {' and '.join(nets).upper()}"
@@ -231,8 +231,9 @@ def list_layers(args: Namespace, runtime: Runtime) -> None:
 
 
 def chosen_layers(args: Namespace, runtime: Runtime) -> list[tuple[Layer, Layer]]:
-    """Give the layers of net A and net B that are stored,
-    B's as A's unless it has one of its own.
+    """Give the layers of net A and net B that are stored.
+
+    Net B's are net A's, unless an option names another one.
     """
     first, second = (Layer(*layer, default=40) for layer in options.both_layers(args))
     if args.layers is None:
@@ -256,13 +257,14 @@ def chosen_layers(args: Namespace, runtime: Runtime) -> list[tuple[Layer, Layer]
         tuple(one_of_several(name, of_net, numbered) for name, of_net in zip(pair, (first, second)))
         for pair in pairs
     ]
-    own = args.layer2 is not None or args.conv_layer2 is not None
-    return [(layer, second if own else other) for layer, other in chosen]
+    of_b = args.layer2 is not None or args.conv_layer2 is not None
+    return [(layer, second if of_b else other) for layer, other in chosen]
 
 
 def one_of_several(name: str, of_net: Layer, numbered: bool) -> Layer:
-    """Give a layer of --layers, with what other options say of its net;
-    digits are a documented number.
+    """Give a layer of --layers, with what other options say of its net.
+
+    Digits are a documented number.
     """
     if numbered and name.isdigit():
         return replace(of_net, name=None, conv_layer=int(name))
@@ -288,8 +290,9 @@ def plan(
     runtime: Runtime,
     stack: contextlib.ExitStack,
 ) -> Split:
-    """Find the layers of a split, of these labels in file names,
-    that are not stored yet; open writers on a stack.
+    """Open writers for the layers of a split that are not stored yet.
+
+    `labels` are the layers' names in file names; the writers close with the stack.
     """
     a, b = nets["a"], nets["b"]
     arch, name = runs.pair(a.sources[0].arch, b.sources[0].arch), options.data_name(args)

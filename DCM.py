@@ -201,8 +201,9 @@ def fill(args: Namespace) -> None:
 def find_images(
     args: Namespace, state: checkpoint.State
 ) -> tuple[opening.ImageData, opening.ImageData]:
-    """List both splits; the authors' --dataroot was the official archive,
-    which PrepareData.py makes images of.
+    """List the images of both splits.
+
+    The authors' --dataroot was the official archive, which PrepareData.py makes images of.
     """
     root = Path(args.data_root)
     archives = [
@@ -231,8 +232,9 @@ def teach(
     preprocess: Callable[[Tensor, Tensor], Tensor],
     method: str,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Take both networks' common loss of a batch (24 terms,
-    all of weight 1, for DCM), and every head's accuracy.
+    """Take both networks' common loss of a batch, and every head's accuracy.
+
+    DCM's loss has 24 terms, all of weight 1.
     """
     first, second = net(preprocess(pixels, indices))
     terms = mutual_terms(first, second, targets, method)
@@ -249,8 +251,9 @@ def teach(
 
 
 def rates_of_epochs(args: Namespace) -> list[float]:
-    """Give the learning rate of every epoch:
-    it falls before each of --epoch_step, counted from 1.
+    """Give the learning rate of every epoch.
+
+    It falls before each epoch of --epoch_step, counted from 1.
     """
     epochs = range(1, args.epochs + 1)
     falls = [sum(first <= epoch for first in args.epoch_step) for epoch in epochs]
@@ -331,7 +334,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         args, runtime, folder / CHECKPOINT, settings, log_folder=folder, elsewhere="--save"
     )
     images, test_images = find_images(args, run.state)
-    opening.bind(args, runtime, images, test_images, own=run.path, elsewhere="--save")
+    opening.bind(args, runtime, images, test_images, outputs=run.path, elsewhere="--save")
 
     # Both networks, with two heads each where those teach.
     couple = build_couple(

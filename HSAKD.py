@@ -1,5 +1,6 @@
-"""Distil a network's classes and its branches' classes and rotations (HSAKD;
-Yang et al. 2021, online 2022).
+"""Distil a network with self-supervised branches (HSAKD; Yang et al. 2021, online 2022).
+
+Each branch learns the joint distribution of class and rotation.
 
 The commands are the authors' scripts with their options, files and logs: train_baseline_cifar,
 train_teacher_cifar, train_student_cifar and train_student_few_shot (student --few_ratio),
@@ -100,8 +101,9 @@ METHODS = {
 def open_networks(
     args: Namespace, method: Method, classes: int, runtime: Runtime
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """Make what is trained, and what its steps take by name:
-    a teacher `teacher`, a temperature `tau`.
+    """Make what is trained, and what its steps take by name.
+
+    The names are `teacher`, a network, and `tau`, a temperature.
     """
     model, teacher = method.networks(
         classes, **{option: getattr(args, option) for option in method.options}
@@ -136,23 +138,24 @@ def open_loaders(
     share = args.hold_out if args.select == "val" else 0
     ratio = getattr(args, "few_ratio", None) or 1
     labels = train_images.targets.numpy()
-    kept, held = map(
+    kept, aside = map(
         torch.from_numpy, hsakd.split_training(train_images.paths, labels, ratio, share)
     )
     unseen = train_images = opening.decoded(args, train_images, runtime)
     if train_images.augments_while_decoding:
         in_order = Namespace(**vars(args) | {"val_path": str(train_images.root)})
         unseen = opening.images(in_order, "val", {"normalisation": train_images.normalisation})
-    loader = opening.image_loader(args, train_images, runtime, shuffle=True, part=kept)
-    held_out = {"val": opening.image_loader(args, unseen, runtime, part=held)} if share else {}
+    loader = opening.image_loader(args, train_images, runtime, shuffle=True, numbers=kept)
+    held_out = {"val": opening.image_loader(args, unseen, runtime, numbers=aside)} if share else {}
     return loader, {"test": tested} | held_out
 
 
 def evaluate(
     net: nn.Module, loaders: opening.Loaders, runtime: Runtime, step: Step
 ) -> dict[str, float]:
-    """Evaluate on the test images and on held-out ones,
-    as far as there are: `test_{metric}`, `val_{metric}`.
+    """Evaluate on the test images, and on held-out ones where there are some.
+
+    The metrics are called `test_{metric}` and `val_{metric}`.
     """
     metrics: dict[str, float] = {}
     for split, loader in loaders.items():
@@ -199,8 +202,9 @@ def open_run(args: Namespace, runtime: Runtime, path: Path, name: str) -> Run:
 def authors_state(
     fit: Fit, last: hsakd_log.Row, best: dict[str, hsakd_log.Row], percent: float
 ) -> dict[str, Any]:
-    """Give what a checkpoint says after an epoch,
-    by the authors' names; their accuracy is a share.
+    """Give what a checkpoint says after an epoch, by the authors' names.
+
+    Their accuracy is a share, ours a percentage.
     """
     return {
         "net": to_authors_state(fit.model),
@@ -245,7 +249,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # read.
     run = open_run(args, runtime, path, name)
     train_images, test_images = opening.both_splits(args, run.state.get("data"))
-    opening.bind(args, runtime, train_images, test_images, own=path)
+    opening.bind(args, runtime, train_images, test_images, outputs=path)
 
     # The network, and its teacher if it has one.
     classes = len(train_images.classes)

@@ -1,5 +1,6 @@
-"""Make the official archives of a data set into images,
-one folder a class (paper Sec. 4; DCM, HSAKD).
+"""Turn a data set's official archives into images, one folder a class (paper Sec. 4).
+
+DCM and HSAKD read the same folders.
 
 Writes {out}/{dataset}/{train,test}/{class}/*: RGB; photos with boxes as JPEG of quality 95, each
 object cut out by its box, which ends at the photo's border; arrays of pixels as PNG, named by their
@@ -163,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             problems[name] = prepare(
                 read(name, folders, lists, args.classes), args.out / name, args.workers
             )
-    print_problems([problem for found in problems.values() for problem in found])
+    print_problems([problem for of_source in problems.values() for problem in of_source])
     print_table(problems, args.out)
     skipped = sum(map(len, problems.values()))
     if skipped and not args.skip_bad:
@@ -189,8 +190,9 @@ def read(dataset: str, folders: list[Path], lists: list[Path], limit: int | None
 
 
 def prepare(listing: Listing, target: Path, workers: int) -> list[Problem]:
-    """Make the images of `listing` below `target`,
-    say what was done, and return what could not be used.
+    """Make the images of `listing` below `target`, and say what was done.
+
+    It returns what could not be used.
     """
     for note in listing.notes:
         print(note)
@@ -228,9 +230,7 @@ def print_problems(problems: list[Problem]) -> None:
 
 
 def print_table(problems: dict[str, list[Problem]], out: Path) -> None:
-    """Print what lies in each data set's folder,
-    and how many entries of its source were skipped.
-    """
+    """Print what lies in each data set's folder, and how many source entries were skipped."""
     print(f"{'data set':<16}{'classes':>8}{'train':>8}{'test':>8}{'skipped':>8}")
     for name, skipped in problems.items():
         images = {split: list((out / name / split).glob("*/[!.]*")) for split in ("train", "test")}

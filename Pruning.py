@@ -1,5 +1,6 @@
-"""Compress a classifier: remove small weights, retrain the rest,
-perhaps let them share values (paper Sec. 4.4).
+"""Compress a classifier: remove small weights, and retrain the others (paper Sec. 4.4).
+
+The retrained weights may share values.
 
 After Han et al. (2016): of every layer the weights of magnitude up to s · std of that layer are
 removed, and the rest is trained for --epochs. With --share_bits the weights left in each layer are
@@ -120,8 +121,9 @@ def keep_removed(fit: Fit, layers: Sequence[PrunedWeight]) -> None:
 
 
 def share(args: Namespace, fit: Fit, layers: Sequence[PrunedWeight]) -> Fit:
-    """Cluster the weights and give the centroids an optimiser of their own,
-    which remembers nothing of the weights.
+    """Cluster the weights, and give the centroids their optimiser.
+
+    That optimiser remembers nothing of the weights.
     """
     fit = replace(fit, optimizer=opening.optimizer(args, fit.model))
     train_centroids(fit.optimizer, layers, cluster(layers, args.share_bits), args.share_lr)
@@ -253,7 +255,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     images, val_images = opening.both_splits(args, known_images)
     check_outputs(state["model"]["num_classes"], images, args.resume)
     check_logits(model, arch, len(images.classes), args.image_size)
-    opening.bind(args, runtime, images, val_images, own=[run.path for run in factors])
+    opening.bind(args, runtime, images, val_images, outputs=[run.path for run in factors])
     if args.epochs:
         opening.check_last_batch(args, model, images, runtime)
     layer = usual_layer(model)

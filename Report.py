@@ -1,5 +1,6 @@
-"""Put a run on one page of HTML: tables with intervals,
-figures, settings, provenance, and how to read them.
+"""Put a run on one page of HTML: tables with intervals, figures, settings, provenance.
+
+The page says how its numbers are to be read.
 
 The page holds all that it shows and loads nothing. --check makes it anew from the run's folder and
 fails where a number of the page is another.

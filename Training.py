@@ -95,19 +95,20 @@ from utils.training.schedules import set_learning_rate
 
 
 def fill(args: Namespace) -> None:
-    """Take architecture, data set and image size from the checkpoint that --resume means,
-    where no option says them.
+    """Take architecture, data set and image size from the checkpoint that --resume means.
+
+    Options go before it.
     """
     state: checkpoint.State = {}
-    own = runs.classifier_path(
+    path = runs.classifier_path(
         args.out, options.data_name(args), args.arch or options.ARCH, args.suffix
     )
     if args.resume not in ("", "auto"):
         state = checkpoint.load(args.resume, mmap=True)
-    elif args.resume and own.exists() and not args.restart:
-        state = resume.read_own(own)
-    if isinstance(held := state.get("arch"), str):
-        named_arch(held, args.arch, own if args.resume == "auto" else args.resume)
+    elif args.resume and path.exists() and not args.restart:
+        state = resume.read_own(path)
+    if isinstance(arch := state.get("arch"), str):
+        named_arch(arch, args.arch, path if args.resume == "auto" else args.resume)
     args.arch = args.arch or state.get("arch") or options.ARCH
     options.fill(args, state.get("data", {}))
 
@@ -149,8 +150,9 @@ def export(
     images: ImageData,
     runtime: opening.Runtime,
 ) -> None:
-    """Write the weights as --export says,
-    with what a checkpoint says of the network and of its images.
+    """Write the weights as --export says.
+
+    They come with what a checkpoint says of the network and of its images.
     """
     if args.export and runtime.is_main:
         facts = {"arch": record["arch"], "model": record, "data": opening.data_record(args, images)}
@@ -236,7 +238,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # The images, hashed and not yet decoded, and a network for their classes.
     model, record, train_images, val_images = open_model_and_images(args, runtime, run.resumed)
-    opening.bind(args, runtime, train_images, val_images, own=path)
+    opening.bind(args, runtime, train_images, val_images, outputs=path)
     unused = runtime.world_size > 1 and has_unused_parameters(model, args.image_size)
     fit = opening.fit(args, model, runtime, has_unused=unused)
     run.restore(fit)

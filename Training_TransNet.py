@@ -114,16 +114,17 @@ def open_stored(args: Namespace, split: str) -> Source:
     )
     folder = args.convOut_path or runs.features_folder(args.out, *names)
     layer = label if first.is_named or second.is_named else None
-    said = {"arch": args.arch, "sample_num": args.sample_num or None, "layer": layer}
+    expected = {"arch": args.arch, "sample_num": args.sample_num or None, "layer": layer}
     data = opening.stored_features(
-        Namespace(**vars(args) | {"reverse": False}), folder, split, said
+        Namespace(**vars(args) | {"reverse": False}), folder, split, expected
     )
     return Source(data, read_stored, (data.shape_a, data.shape_b), data.provenance)
 
 
 def open_nets(args: Namespace, runtime: Runtime) -> tuple[CutNet, CutNet]:
-    """Open both nets, cut where the options say,
-    each with the constants that it reads pixels by.
+    """Open both nets, cut where the options say.
+
+    Each comes with the normalisation by which it reads pixels.
     """
     (first, second, _), (arch_a, arch_b) = layers_of(args), fit_options.archs(args)
     a = open_net(args.net_A, arch_a, first)
@@ -141,17 +142,18 @@ def open_nets(args: Namespace, runtime: Runtime) -> tuple[CutNet, CutNet]:
 def open_live(
     args: Namespace, nets: tuple[CutNet, CutNet], heads: Heads, split: str, runtime: Runtime
 ) -> Source:
-    """Open images whose features are computed whenever they are read,
-    recorded as ConvOutput.py records them.
+    """Open images whose features are computed whenever they are read.
+
+    They are recorded as ConvOutput.py records stored ones.
     """
     images = opening.images(args, split, nets[0].state.get("data", {}))
     a, b = (opening.with_record(args, net.source, net.state, images) for net in nets)
-    known = {"dataset": args.dataset, "name": args.name, "sample_num": args.sample_num}
-    known |= {"arch": runs.pair(a.arch, b.arch), "label": layers_of(args)[-1]}
-    known |= {"folders": options.image_folders(args)}
+    facts = {"dataset": args.dataset, "name": args.name, "sample_num": args.sample_num}
+    facts |= {"arch": runs.pair(a.arch, b.arch), "label": layers_of(args)[-1]}
+    facts |= {"folders": options.image_folders(args)}
     opening.bind(args, runtime, images)
     whole = (nets[0].whole(), nets[1].whole())
-    return live_source(images, (a, b), heads.modules, heads.shapes, runtime, whole, **known)
+    return live_source(images, (a, b), heads.modules, heads.shapes, runtime, whole, **facts)
 
 
 def open_sources(args: Namespace, runtime: Runtime) -> tuple[Source, Source | None]:
@@ -170,8 +172,9 @@ def open_sources(args: Namespace, runtime: Runtime) -> tuple[Source, Source | No
 
 
 def open_penultimate(source: Source, arch: str | None) -> Penultimate:
-    """Open the target's net again,
-    and give its frozen layers from the features up to its last one.
+    """Open the target's net again, from the features up to its penultimate layer.
+
+    Its layers are frozen.
     """
     net = reopen_net(source.provenance.b, arch)
     net.prove(stand_in_pixels(source.provenance.image_size))
@@ -180,14 +183,14 @@ def open_penultimate(source: Source, arch: str | None) -> Penultimate:
 
 def open_member(args: Namespace, kind: Kind, source: Source) -> Member:
     """Make one Trans-Net, as its seed initialises it, or find it where an earlier run left it."""
-    said = {
+    facts = {
         "dataset": options.data_name(args),
         "arch": args.arch or options.ARCH,
         "sample_num": args.sample_num,
     }
     # The authors' features say nothing
-    known = source.provenance.completed(**said, label=layers_of(args)[-1])
-    path = fit_options.place(args, kind, known)
+    provenance = source.provenance.completed(**facts, label=layers_of(args)[-1])
+    path = fit_options.place(args, kind, provenance)
     settings = fit_options.settings(args, kind, channels_of(source.shapes[0]))
     resumed = resume.find(
         args.resume,
@@ -302,8 +305,12 @@ def find_end(
         alpha=member.alpha,
         tolerance=args.tolerance,
     )
-    found = replace(member, trans_net=make_trans_net(args, kind, source, convergence.hidden))
-    return Group([found], replace(group.budget, steps=convergence.steps), [convergence.record()])
+    member_at_end = replace(
+        member, trans_net=make_trans_net(args, kind, source, convergence.hidden)
+    )
+    return Group(
+        [member_at_end], replace(group.budget, steps=convergence.steps), [convergence.record()]
+    )
 
 
 def fit_group(
@@ -311,7 +318,7 @@ def fit_group(
     group: Group,
     pairs: Pairs,
     sources: Mapping[bool, Source],
-    beside: dict[bool, Beside],
+    references: dict[bool, Beside],
     throughs: Mapping[bool, nn.Module],
     doubts: Mapping[str, Any],
     runtime: Runtime,
@@ -326,7 +333,7 @@ def fit_group(
         backwards=[member.reverse for member in members],
         alphas=[member.alpha for member in members],
         throughs=throughs,
-        beside=beside,
+        beside=references,
         reference=not args.no_reference,
     )
     start_epoch = restore(members, fitting.fit) if args.start_epoch is None else args.start_epoch
@@ -336,7 +343,7 @@ def fit_group(
     def save_all(epoch: int, held_out: Sequence[float], errors: Sequence[float] = ()) -> None:
         facts = [
             {
-                "linear_reference": beside[member.reverse].record(),
+                "linear_reference": references[member.reverse].record(),
                 "fitted": fitting.record(i, records[i]),
                 "held_out": held_out[i] if held_out else None,
                 **({"mse": errors[i]} if errors else {}),
@@ -360,7 +367,7 @@ def fit_group(
             held_out = fitting.instabilities() if measured else []
             errors = [of_member(metrics, i)["MSE"] for i in range(len(members))]
             for i, (member, log) in enumerate(zip(members, logs)):
-                reference = beside[member.reverse].record()
+                reference = references[member.reverse].record()
                 of_this = of_member(metrics, i) | {"lr": fitting.rates[epoch][0]}
                 of_this |= {"linear_reference": reference["instability"]} if reference else {}
                 of_this |= {"val_instability": held_out[i]} if held_out else {}
@@ -376,7 +383,7 @@ def fit_group(
                 for member, log in zip(members, logs):
                     log.saved(member.path, epoch + 1)
     for i, (member, log) in enumerate(zip(members, logs)):
-        reference = beside[member.reverse].record()
+        reference = references[member.reverse].record()
         words = closing_words(
             fitting.record(i, records[i]), held_out[i] if held_out else None, reference, **doubts
         )
@@ -418,9 +425,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     sources = {reverse: source._replace(data=features.data) for reverse, source in sources.items()}
     load = partial(opening.loader, args, runtime=runtime)
     unseen = load(val_features.data) if val_features else None
-    unseen = load(features.data, part=held_out) if len(held_out) else unseen
+    unseen = load(features.data, numbers=held_out) if len(held_out) else unseen
     pairs = Pairs(
-        lambda part, shuffle: load(features.data, part=part, shuffle=shuffle),
+        lambda numbers, shuffle: load(features.data, numbers=numbers, shuffle=shuffle),
         features.read,
         fitted,
         unseen,
@@ -433,14 +440,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         for reverse, source in sources.items()
         if args.match == "penultimate"
     }
-    beside = dict[bool, Beside]()
+    references = dict[bool, Beside]()
     for one in groups:
         if seeks_its_end(args, one):
             kind = kind_of[one.members[0].path]
             at_end = find_end(args, one, kind, sources[kind.reverse], pairs, runtime)
         else:
             at_end = one
-        fit_group(args, at_end, pairs, sources, beside, throughs, doubts, runtime)
+        fit_group(args, at_end, pairs, sources, references, throughs, doubts, runtime)
     # Variance.py finds the other direction beside the first one
     reverse, seed = kinds[0].reverse, kinds[0].seed
     alike = {"reverse": reverse, "initial_seed": seed}

@@ -1,5 +1,6 @@
-"""Measure how much of net B's knowledge each order of net A's explains:
-variances and instability (paper Sec. 4.2).
+"""Measure how much of net B's features each order of net A's explains (paper Sec. 4.2).
+
+The numbers are variances and the instability.
 
 Where the Trans-Net of the other direction lies beside it, both are measured. What the nets share is
 the smaller of both: one direction alone is high where one net's features are simple.
@@ -251,8 +252,8 @@ def find_back(args: Namespace) -> list[str]:
     """Name the Trans-Nets of the other direction: those of the option, or beside --transnet."""
     if args.transnet_back or args.one_direction or args.reverse:
         return args.transnet_back or []
-    found = [find_reverse(path, alike=True) for path in args.transnet]
-    return [str(path) for path in found if path] if found[0] else []
+    back = [find_reverse(path, alike=True) for path in args.transnet]
+    return [str(path) for path in back if path] if back[0] else []
 
 
 def open_stored(args: Namespace) -> Source:
@@ -269,8 +270,9 @@ def open_live(
     check: Callable[[Provenance, Sequence[Shape]], None],
     runtime: Runtime,
 ) -> Source:
-    """Open both nets, cut where the options say or else
-    where the Trans-Net was fitted, and the images.
+    """Open both nets and the images, for features that are computed while they are read.
+
+    The nets are cut where the options say, or else where the Trans-Net was fitted.
 
     `check` holds them against the Trans-Nets, before the first image is decoded.
     """
@@ -292,14 +294,14 @@ def open_live(
     in_, tar = (
         opening.with_record(args, net.source, net.state, images) for net in (net_in, net_tar)
     )
-    known = {"dataset": args.dataset, "name": args.name, "sample_num": args.sample_num}
+    facts = {"dataset": args.dataset, "name": args.name, "sample_num": args.sample_num}
     check(
-        live_provenance(images, (in_, tar), **known),
+        live_provenance(images, (in_, tar), **facts),
         [net.shapes(images.image_size)[0] for net in (net_in, net_tar)],
     )
     heads = freeze_heads(net_in, net_tar, opening.few_pixels(images), runtime.device)
     whole = (net_in.whole(), net_tar.whole())
-    return live_source(images, (in_, tar), heads.modules, heads.shapes, runtime, whole, **known)
+    return live_source(images, (in_, tar), heads.modules, heads.shapes, runtime, whole, **facts)
 
 
 class Measured(NamedTuple):
@@ -321,15 +323,17 @@ def measure(
     directions: Sequence[Direction],
     source: Source,
     loader: opening.Loader,
-    known: Sequence[tuple[Answers | None, list[str]]],
+    answers_of: Sequence[tuple[Answers | None, list[str]]],
     runtime: Runtime,
     *,
     per_image: bool,
 ) -> list[Measured]:
-    """Decompose every pair by the first Trans-Net of each direction,
-    reconstruct it by the others, in one pass; all processes get all.
+    """Decompose and reconstruct every pair, in one pass over the images.
 
-    With answers in `known`, the target's tail answers to each g(x) besides.
+    The first Trans-Net of each direction decomposes, the others reconstruct; all processes get all
+    numbers.
+
+    With answers in `answers_of`, the target's tail answers to each g(x) besides.
     """
     nets = [
         [
@@ -338,14 +342,14 @@ def measure(
         ]
         for one in directions
     ]
-    found = [
+    all_measured = [
         Measured([ImageMoments(net.constant, per_image=per_image) for net in one.nets], *about)
-        for one, about in zip(directions, known)
+        for one, about in zip(directions, answers_of)
     ]
     for batch in Progress(loader, "variances", quiet=not runtime.is_main):
         *_, labels, numbers = on_device = runtime.to_device(batch)
         features = source.read(*on_device)
-        for direction, of_nets, (moments, answers, _) in zip(directions, nets, found):
+        for direction, of_nets, (moments, answers, _) in zip(directions, nets, all_measured):
             x, target = features[::-1] if direction.is_back else features
             (decomposition, *others), names = of_nets, map(sender_name, direction.nets)
             components, residual = decomposition(x, target)
@@ -362,7 +366,7 @@ def measure(
             None if answers is None else merged(answers.cpu(), runtime),
             notes,
         )
-        for moments, answers, notes in found
+        for moments, answers, notes in all_measured
     ]
 
 
@@ -375,8 +379,9 @@ def sender_name(net: TransNet) -> str:
 def open_answers(
     args: Namespace, source: Source, direction: Direction, runtime: Runtime
 ) -> tuple[Answers | None, list[str]]:
-    """Read the tails behind the features;
-    where there is none, say why and leave its numbers out.
+    """Read the tails behind the features.
+
+    Where there is none, its numbers are omitted, and a note says why.
     """
     tails: list[FrozenTail | None] = []
     notes = []
@@ -481,14 +486,14 @@ def report_shared(args: Namespace, measured: Sequence[Measured]) -> dict[str, An
     parts = [of.moments[0].target_and_residual(args.mean) for of in measured]
     if args.sums:
         forth, back = (
-            calibrated(part, load_sums(args.sums, back=is_back), args.sums)
-            for part, is_back in zip(parts, (False, True))
+            calibrated(sums, load_sums(args.sums, back=is_back), args.sums)
+            for sums, is_back in zip(parts, (False, True))
         )
     else:
         forth, back = map(without_null, parts)
-    found = shared(forth, back, resamples=args.bootstrap)
+    intervals = shared(forth, back, resamples=args.bootstrap)
     scale = "null within the class → ceiling" if args.sums else "1 − instability: no null"
-    return {"scale": scale, **{name: asdict(interval) for name, interval in found.items()}}
+    return {"scale": scale, **{name: asdict(interval) for name, interval in intervals.items()}}
 
 
 @command
@@ -498,8 +503,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args = parser.parse_args(argv)
     runtime = opening.start(args)
     directions = [Direction.read(args.transnet, False)]
-    if found := find_back(args):
-        directions.append(Direction.read(found, True))
+    if back_paths := find_back(args):
+        directions.append(Direction.read(back_paths, True))
     left_out = list[str]()
 
     def check(provenance: Provenance, shapes: Sequence[Shape]) -> None:
@@ -528,10 +533,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
     source = opening.with_decoded(args, source, runtime)
     loader = opening.loader(args, source.data, runtime)
-    known = [open_answers(args, source, one, runtime) for one in directions]
-    measured = measure(directions, source, loader, known, runtime, per_image=args.bootstrap > 0)
+    answers = [open_answers(args, source, one, runtime) for one in directions]
+    measured = measure(directions, source, loader, answers, runtime, per_image=args.bootstrap > 0)
     report, *back = (
-        report_of(args, one, found, source.provenance) for one, found in zip(directions, measured)
+        report_of(args, one, of_direction, source.provenance)
+        for one, of_direction in zip(directions, measured)
     )
     report |= {"doubts": opening.source_doubts(args, source, runtime), "notes": left_out}
     if back:

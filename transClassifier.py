@@ -1,5 +1,6 @@
-"""Refine features: tune a tail on what a Trans-Net keeps,
-with all else frozen (paper Sec. 4.1 and 4.3).
+"""Refine features: tune a tail on what a Trans-Net keeps (paper Sec. 4.1 and 4.3).
+
+Everything but the tail is frozen.
 """
 
 from collections.abc import Sequence
@@ -98,8 +99,9 @@ def build_parser() -> Parser:
 
 
 def check_options(parser: Parser, args: Namespace) -> None:
-    """Refuse options that leave out a file which the input or the tail needs,
-    or that contradict each other.
+    """Refuse options that omit a needed file, or that contradict each other.
+
+    The input or the tail may need files of their own.
     """
     options.check_layers(parser, args)
     raw = RAW.get(args.input)
@@ -215,8 +217,9 @@ def open_feature(
     images: opening.ImageData,
     runtime: opening.Runtime,
 ) -> tuple[nn.Module, tuple[int, ...]]:
-    """Make the frozen network that gives what the tail reads:
-    pixels (N, 3, S, S) → (N, *shape); and that shape.
+    """Make the frozen network that gives what the tail reads, and say its shape.
+
+    The network turns pixels (N, 3, S, S) into (N, *shape).
     """
     pixels = opening.few_pixels(images)  # on which the cut of a net proves itself
     frozen, shape = freeze(args.input, nets, trans_net, args.in_mode or [], args.tail, pixels)
@@ -323,7 +326,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     run = open_run(args, runtime, nets, fitted, source)
     record = tuned.state["model"]
     check_outputs(record["num_classes"], train_images, f"the tail of net {args.tail}")
-    opening.bind(args, runtime, train_images, val_images, own=run.path)
+    opening.bind(args, runtime, train_images, val_images, outputs=run.path)
     if run.resumed:
         fill_tail(tuned.tail, run, source)
     fit = opening.fit(args, tuned.tail, runtime)

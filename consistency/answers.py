@@ -1,5 +1,6 @@
-"""The table "what B still knows": B's answers to x*,
-and to what each sender gives in its place, from one pass.
+"""The table "what B still knows", from one pass over the images.
+
+It has B's answers to x*, and to what each sender gives in its place.
 """
 
 from collections.abc import Mapping

@@ -1,5 +1,6 @@
-"""Confidence intervals by resampling images,
-and fits or pairs of nets with them, from sums per image.
+"""Confidence intervals by resampling images, from sums per image.
+
+Fits, or pairs of nets, are resampled with the images where there are several.
 
 Whatever is a function of sums over images (variances, shares, instability, consistency, accuracies) needs no second
 pass: a resample takes image i w_i times, its sums are Σ w_i s_i, and all resamples together are one product of a
@@ -95,10 +96,10 @@ def bootstrap(
     axes = 2 if crossed else 1
     drawn = ("images", crossed) if crossed else ("images",)
     shape = sums[0].shape[:axes]
-    if any(part.shape[:axes] != shape for part in sums):
+    if any(array.shape[:axes] != shape for array in sums):
         raise InputError(
             "sums must be of the same images, but their shapes are"
-            f" {[part.shape for part in sums]}."
+            f" {[array.shape for array in sums]}."
         )
     if resamples and (len(shape) < axes or min(shape) < 2):
         both = f"images and {crossed}" if crossed else "images"
@@ -108,7 +109,7 @@ def bootstrap(
         )
     with np.errstate(all="ignore"):
         values = statistic(
-            *(part.sum(axes - 1).mean(0) if crossed else part.sum(0) for part in sums)
+            *(array.sum(axes - 1).mean(0) if crossed else array.sum(0) for array in sums)
         )
     if not resamples:
         why = "no resamples were asked for"
@@ -122,13 +123,13 @@ def bootstrap(
 
     def of_resamples(*drawn: Array, axis: int) -> Array:
         weights = [count(indices, size) for indices, size in zip(drawn, factors)]
-        return np.stack(list(statistic(*(weighted(part, *weights) for part in sums)).values()))
+        return np.stack(list(statistic(*(weighted(array, *weights) for array in sums)).values()))
 
-    bytes_each = 24 * sum(shape) + sum(2 * part.nbytes // math.prod(shape) for part in sums)
+    bytes_each = 24 * sum(shape) + sum(2 * array.nbytes // math.prod(shape) for array in sums)
     with np.errstate(all="ignore"), warnings.catch_warnings():
         # A constant gets its interval below
         warnings.simplefilter("ignore", scipy.stats.DegenerateDataWarning)
-        found = scipy.stats.bootstrap(
+        resampled = scipy.stats.bootstrap(
             [np.arange(size) for size in factors],
             of_resamples,
             n_resamples=resamples,
@@ -138,7 +139,7 @@ def bootstrap(
             method=method,
             rng=np.random.default_rng(seed),
         )
-    limits = found.confidence_interval
+    limits = resampled.confidence_interval
 
     def interval(value: Array, draws: Array, low: float, high: float) -> Interval:
         defined = np.isfinite(draws).sum()
@@ -162,7 +163,7 @@ def bootstrap(
             reason,
         )
 
-    rows = zip(values.values(), found.bootstrap_distribution, limits.low, limits.high)
+    rows = zip(values.values(), resampled.bootstrap_distribution, limits.low, limits.high)
     return dict(zip(values, (interval(*row) for row in rows)))
 
 
@@ -171,8 +172,9 @@ def _finite(value: Array) -> float | None:
 
 
 def count(indices: Array, size: int) -> Array:
-    """Count how often each of `size` things was drawn:
-    indices (…, any) → counts (…, size), float64.
+    """Count how often each of `size` things was drawn.
+
+    Indices (…, any) → counts (…, size), float64.
     """
     flat = indices.reshape(-1, indices.shape[-1])
     places = flat + size * np.arange(len(flat))[:, None]
@@ -199,8 +201,8 @@ def weighted(sums: Array, images: Array, fits: Array | None = None) -> Array:
     shares = np.moveaxis(fits / fits.sum(-1, keepdims=True), -1, 0).astype(sums.dtype)
     trailing = (1,) * (sums.ndim - 2)
     parts = (
-        share.reshape(*share.shape, *trailing) * weighted(part, images)
-        for part, share in zip(sums, shares)
+        share.reshape(*share.shape, *trailing) * weighted(array, images)
+        for array, share in zip(sums, shares)
     )
     return np.sum(list(parts), axis=0)
 
@@ -208,8 +210,9 @@ def weighted(sums: Array, images: Array, fits: Array | None = None) -> Array:
 def difference(
     statistic: Statistic, first: Sequence[Array], second: Sequence[Array], **options: Any
 ) -> dict[str, Interval]:
-    """Give intervals of statistic(first) − statistic(second),
-    both of the same images, which are drawn in pairs.
+    """Give intervals of statistic(first) − statistic(second).
+
+    Both are of the same images, which are drawn in pairs.
 
     Args:
         statistic: see `bootstrap`.
@@ -238,7 +241,7 @@ def accuracy(hits: Array, second: Array | None = None, **options: Any) -> Interv
         In percent, or percentage points.
     """
     images = hits.shape[-1]
-    parts = [100.0 / images * part for part in (hits, second) if part is not None]
+    parts = [100.0 / images * array for array in (hits, second) if array is not None]
     if second is None:
         return bootstrap(lambda total: {"accuracy_percent": total}, parts, **options)[
             "accuracy_percent"
@@ -249,8 +252,9 @@ def accuracy(hits: Array, second: Array | None = None, **options: Any) -> Interv
 def mean_over_fits(
     values: Array, draws: Array, *, confidence: float = 0.95, seed: int = 0
 ) -> Interval:
-    """Give the interval of a mean over fits (or nets) of a number
-    that sums averaged over them do not give, as a ratio.
+    """Give the interval of the mean of a number over fits, or over nets.
+
+    It is for numbers that averaged sums do not give, such as ratios.
 
     Fits are drawn beside the images as by `bootstrap`, with too narrow intervals for few. One fit
     is held fixed.
@@ -273,8 +277,10 @@ def mean_over_fits(
         else map(float, np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2]))
     )
     reason = f"{undefined} of {resamples} resamples have no such number" if undefined else ""
-    known = value if np.isfinite(value) else None
-    return Interval(known, low, high, confidence, "percentile", resamples, drawn, fits == 1, reason)
+    finite = value if np.isfinite(value) else None
+    return Interval(
+        finite, low, high, confidence, "percentile", resamples, drawn, fits == 1, reason
+    )
 
 
 def verdict(difference: Interval, margin: float = 0.0) -> Verdict:

@@ -46,13 +46,14 @@ class Budget:
 
     @classmethod
     def of(cls, settings: Mapping[str, Any], **others: Any) -> "Budget":
-        """Read it from the options of a run,
-        or from what a checkpoint records of them; `others` go before.
+        """Read it from the options of a run, or from a checkpoint's record of them.
+
+        `others` go before both.
         """
         absent = {"steps": None, "epochs": None}  # an earlier version's checkpoint knows no steps
-        known = absent | dict(settings) | others
+        values = absent | dict(settings) | others
         return cls(
-            **{field.name: known[field.name] for field in fields(cls) if field.name in known}
+            **{field.name: values[field.name] for field in fields(cls) if field.name in values}
         )
 
     def batches(self, images: int, processes: int = 1) -> int:

@@ -1,5 +1,6 @@
-"""What a score is worth: pairs that share nothing,
-and where between them and a perfect pair a score stands.
+"""What a score is worth: where it stands between a null and a ceiling.
+
+A null is of pairs that share nothing, a ceiling of a perfect pair.
 
 A *pairing* is an order of images: the target of image i stands beside x of image order[i]. Sums per
 image belong to the target's image (of a null over all pairs, to the source's as well), so that the
@@ -132,7 +133,7 @@ def errors_of_untrue_pairs(
     """
     positions, regressions, channels = shape
     _, kinds, counts = (
-        part.to(like.device) for part in labels.unique(return_inverse=True, return_counts=True)
+        tensor.to(like.device) for tensor in labels.unique(return_inverse=True, return_counts=True)
     )
     size = counts[kinds, None]
     target_sums, predicted_sums = (
@@ -143,27 +144,27 @@ def errors_of_untrue_pairs(
         predicted_sums.index_add_(0, kinds[images], predicted)
     all_reduce(target_sums)
     all_reduce(predicted_sums)
-    found, products = (
+    errors, products = (
         like.new_zeros(len(labels), regressions, dtype=torch.float64) for _ in range(2)
     )
     for images, target, predicted in predictions():
-        own = (target * predicted).sum((1, 3))
+        paired = (target * predicted).sum((1, 3))
         both = (target * predicted_sums[kinds[images]], target_sums[kinds[images]] * predicted)
         others = (size[images] - 1).clamp(min=1)
         first, second = (
-            torch.where(size[images] > 1, one.sum((1, 3)) - own, own) / others for one in both
+            torch.where(size[images] > 1, one.sum((1, 3)) - paired, paired) / others for one in both
         )
         squares = target.square().sum((1, 3)) + predicted.square().sum((1, 3))
-        found[images] = (squares - 2 * (first + second)).to(found)
+        errors[images] = (squares - 2 * (first + second)).to(errors)
         products[images] = first.to(products)
-    all_reduce(found)
+    all_reduce(errors)
     all_reduce(products)
     means = (
         products.new_zeros(len(counts), regressions).index_add_(0, kinds, products)
         / counts[:, None]
     )
     shift = (target_sums - predicted_sums).sum((0, 1)).square().sum(1) / (len(labels) * positions)
-    return found + 2 * means[kinds] - shift / len(labels)
+    return errors + 2 * means[kinds] - shift / len(labels)
 
 
 @dataclass(frozen=True)
@@ -180,14 +181,16 @@ class Null:
 
     @property
     def p_value(self) -> float:
-        """(1 + #{null ≤ observed}) / (1 + B):
-        how often a pair without a connection looks as consistent.
+        """(1 + #{null ≤ observed}) / (1 + B), of B permutations.
+
+        It says how often a pair without a connection looks as consistent.
         """
         return (1 + int((self.draws <= self.observed).sum())) / (1 + len(self.draws))
 
     def zero(self, level: float = 0.05) -> float:
-        """Give the instability that the score's zero stands for:
-        an observed one below it has p ≤ level.
+        """Give the instability that the score's zero stands for.
+
+        An observed one below it has p ≤ level.
 
         Raises:
             InputError: Too few permutations for this level.
@@ -202,8 +205,9 @@ class Null:
 
 
 def best_of(nulls: Sequence[Null]) -> Null:
-    """Give the null of the best of several layers or depths,
-    whose draws used the same permutations.
+    """Give the null of the best of several layers or depths.
+
+    Their draws must have used the same permutations.
 
     Layers differ in what a null reaches, so each is first divided by its mean over all B + 1
     pairings; the observed one is among them, so that p stays exact.
@@ -216,8 +220,9 @@ def best_of(nulls: Sequence[Null]) -> Null:
 def normalised_consistency(
     instability: ArrayLike, null: ArrayLike, ceiling: ArrayLike = 0.0
 ) -> Array:
-    """Compute (null − I) / (null − ceiling):
-    0 for pairs that share nothing, 1 for what a perfect pair reaches.
+    """Compute (null − I) / (null − ceiling).
+
+    It is 0 for pairs that share nothing, and 1 for what a perfect pair reaches.
 
     Args:
         instability: I, a number or an array.
@@ -240,8 +245,9 @@ def consistency_interval(
     ceiling: Sequence[Array] | None = None,
     **options: Any,
 ) -> dict[str, Interval]:
-    """Give intervals of an instability, its null,
-    its ceiling and the normalised consistency, resampled together.
+    """Give intervals of an instability, its null, its ceiling and the consistency.
+
+    All four are resampled together.
 
     Args:
         statistic: sums over images → numbers, among them "instability".
@@ -253,8 +259,8 @@ def consistency_interval(
     Returns:
         "instability", "null", "ceiling" (if there is one), "consistency".
     """
-    parts = [list(part) for part in (observed, null, ceiling or ())]
-    ends = np.cumsum([len(part) for part in parts])
+    parts = [list(sums) for sums in (observed, null, ceiling or ())]
+    ends = np.cumsum([len(sums) for sums in parts])
 
     def numbers(*totals: Array) -> dict[str, Array]:
         of = {
@@ -262,10 +268,10 @@ def consistency_interval(
             "null": totals[ends[0] : ends[1]],
             "ceiling": totals[ends[1] :],
         }
-        found = {name: statistic(*some)["instability"] for name, some in of.items() if some}
-        return found | {"consistency": normalised_consistency(**found)}
+        instabilities = {name: statistic(*some)["instability"] for name, some in of.items() if some}
+        return instabilities | {"consistency": normalised_consistency(**instabilities)}
 
-    return bootstrap(numbers, [array for part in parts for array in part], **options)
+    return bootstrap(numbers, [array for sums in parts for array in sums], **options)
 
 
 def instability_of(sums: Array) -> dict[str, Array]:
@@ -281,18 +287,20 @@ def save_sums(
     ceiling: Array,
     back: Sequence[Array] | None = None,
 ) -> None:
-    """Write every image's parts of Var(x*) and Var(x_Δ),
-    (N, 2) each, to an .npz file for `load_sums`; `back`: the same three of the other direction.
+    """Write every image's parts of Var(x*) and Var(x_Δ) for `load_sums`.
+
+    They are (N, 2) each, in one .npz file; `back` is the same three of the other direction.
     """
     sums = dict[str, Array](zip(KINDS, (observed, null, ceiling)))
-    sums |= {f"{BACK}{kind}": part for kind, part in zip(KINDS, back or ())}
+    sums |= {f"{BACK}{kind}": array for kind, array in zip(KINDS, back or ())}
     with replacing(path) as temporary:
         np.savez(temporary, allow_pickle=False, **sums)
 
 
 def load_sums(path: str | Path, *, back: bool = False) -> dict[str, Array]:
-    """Read what `save_sums` wrote: float64 (N, 2) by `KINDS`;
-    sums over images are Var(x*) and Var(x_Δ).
+    """Read what `save_sums` wrote: float64 (N, 2) by `KINDS`.
+
+    Their sums over the images are Var(x*) and Var(x_Δ).
 
     Args:
         path: of the file.

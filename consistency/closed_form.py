@@ -1,5 +1,6 @@
-"""The last layer of Trans-Nets in closed form,
-given everything below it, and the linear layer beside them.
+"""The last layer of Trans-Nets in closed form, given everything below it.
+
+The linear layer beside them is solved in the same way.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -53,8 +54,9 @@ def solve(
         runtime.say(f"the closed form takes {in_words(needed_bytes)} of memory")
 
     def batches(label: str = "") -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Give x, the target and what says an image's fold:
-        its number, or with judges 0 of theirs and 1 of others.
+        """Give x, the target and what says an image's fold.
+
+        That is its number, or with judges 0 of theirs and 1 of others.
         """
         for fold, images in ((0, judges), (1, loader)):
             for batch in (

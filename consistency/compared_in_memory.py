@@ -112,10 +112,12 @@ def compare(
     targets = torch.cat(labels)
     if targets.ndim != 1:
         raise InputError("the loader must give one class an image, integers (n,)")
-    held = _held_out(held_out, targets)
+    is_held_out = _held_out(held_out, targets)
     names = classes or [str(label) for label in range(int(targets.max()) + 1)]
-    of_images = ComparedImages(targets[~held], targets[held], names, notes=[note] if note else [])
-    nets = [one.net(label, held, names) for label, one in zip("AB", passed)]
+    of_images = ComparedImages(
+        targets[~is_held_out], targets[is_held_out], names, notes=[note] if note else []
+    )
+    nets = [one.net(label, is_held_out, names) for label, one in zip("AB", passed)]
     if nets[0].name == nets[1].name:
         nets[0].name, nets[1].name = "A", "B"
     effort = Effort(
@@ -152,12 +154,12 @@ def _images_of(batch: Any) -> Tensor:
 def _held_out(held_out: ArrayLike | None, labels: Tensor) -> Tensor:
     if held_out is None:
         return every_second(labels)
-    held = torch.as_tensor(held_out).cpu()
-    if held.shape != labels.shape or held.dtype != torch.bool or held.all() or not held.any():
+    mask = torch.as_tensor(held_out).cpu()
+    if mask.shape != labels.shape or mask.dtype != torch.bool or mask.all() or not mask.any():
         raise InputError(
             f"held_out must be a bool for each of {len(labels)} images, True for some of them"
         )
-    return held
+    return mask
 
 
 def _open(net: nn.Module | str | Path, arch: str | None, size: int) -> tuple[Survey, nn.Module]:
@@ -203,7 +205,7 @@ class _Passed:
             kept.append(averaged(as_maps(feature).float(), size).cpu())
         self.logits.append(logits.float().cpu())
 
-    def net(self, label: str, held: Tensor, classes: Sequence[str]) -> ComparedNet:
+    def net(self, label: str, is_held_out: Tensor, classes: Sequence[str]) -> ComparedNet:
         layers = []
         for number, (place, kept) in enumerate(zip(self.places, self.maps)):
             maps = torch.cat(kept)
@@ -216,8 +218,8 @@ class _Passed:
                     place.stage,
                     place.depth,
                     place.shape,
-                    maps[~held],
-                    maps[held],
+                    maps[~is_held_out],
+                    maps[is_held_out],
                     name,
                     tail,
                 )
@@ -234,7 +236,7 @@ class _Passed:
             label,
             self.survey.arch.rpartition(":")[2],
             facts,
-            torch.cat(self.logits)[held],
+            torch.cat(self.logits)[is_held_out],
             layers,
             knows_classes=self.survey.outputs == len(classes),
             state=self.model.state_dict,

@@ -261,9 +261,9 @@ def make_record(
 
 def versions() -> dict[str, str]:
     """Give the versions of what computed this."""
-    found = {"python": platform.python_version(), "torch": str(torch.__version__)}
+    installed = {"python": platform.python_version(), "torch": str(torch.__version__)}
     names = {"torchvision": "torchvision", "project": "knowledge-consistency"}
     for name, package in names.items():
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # it is not installed
-            found[name] = importlib.metadata.version(package)
-    return found
+            installed[name] = importlib.metadata.version(package)
+    return installed

@@ -1,5 +1,6 @@
-"""Ridge regression of maps on patches by conjugate gradients:
-many passes over the data in place of much memory.
+"""Ridge regression of maps on patches by conjugate gradients.
+
+Many passes over the data take the place of much memory.
 
 It solves what `ridge.NormalEquations` solves, in the memory of a few arrays as large as the
 weights. Every step reads the data once: (Σ u uᵀ) Wᵀ is a convolution by W, and the gradient of a
@@ -81,14 +82,14 @@ class PassesOverData:
         penalised[-1] = 0
         fitted = torch.ones_like(penalised) if constant else penalised
 
-        def fit(ridge: float, start: Tensor, held: set[bool]) -> Tensor:
-            right = self._sum(self._gradient, held) * fitted
-            diagonal = float(self._sum(self._squares, held)) / (channels * size**2)
+        def fit(ridge: float, start: Tensor, sides: set[bool]) -> Tensor:
+            right = self._sum(self._gradient, sides) * fitted
+            diagonal = float(self._sum(self._squares, sides)) / (channels * size**2)
             penalty = ridge * (diagonal or 1.0) * penalised
 
             def normal(v: Tensor) -> Tensor:
                 return (
-                    self._sum(lambda x, _: self._gradient(x, self._map(x, v)), held) * fitted
+                    self._sum(lambda x, _: self._gradient(x, self._map(x, v)), sides) * fitted
                     + penalty * v
                 )
 
@@ -97,8 +98,8 @@ class PassesOverData:
         def held_out(ridge: float) -> float:
             nonlocal unknowns  # the last λ's are near this one's
             unknowns = fit(ridge, unknowns, {False})
-            left = self._sum(lambda x, y: (y - self._map(x, unknowns)).square().sum(), {True})
-            return float(left) / (whole or 1.0)
+            residual = self._sum(lambda x, y: (y - self._map(x, unknowns)).square().sum(), {True})
+            return float(residual) / (whole or 1.0)
 
         energy = self._sum(
             lambda _, y: torch.cat([y.square().sum((0, 2, 3)), y.sum((0, 2, 3))]), {True}
@@ -128,13 +129,16 @@ class PassesOverData:
         ones = x.new_ones(1, 1, *self.shape[2:])
         return F.conv2d(x.square().sum(1, keepdim=True), ones, padding=self.shape[-1] // 2).sum()
 
-    def _sum(self, term: Callable[[Tensor, Tensor], Tensor], held: set[bool]) -> Tensor:
-        """Add up what `term` makes of inputs and targets,
-        float64, of the images that are held out or not.
+    def _sum(self, term: Callable[[Tensor, Tensor], Tensor], sides: set[bool]) -> Tensor:
+        """Add up what `term` makes of inputs and targets, float64.
+
+        `sides` holds True for the images that are held out, and False for the others.
         """
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for inputs, targets, indices in self.batches():
-            chosen = torch.tensor([(index % self.folds == 0) in held for index in indices.tolist()])
+            chosen = torch.tensor(
+                [(index % self.folds == 0) in sides for index in indices.tolist()]
+            )
             chosen = chosen.to(inputs.device)
             total = total + term(inputs[chosen].double(), targets[chosen].double())
         self.all_reduce(total)

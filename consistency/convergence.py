@@ -1,5 +1,6 @@
-"""Whether a fit is at its end: would more steps,
-or a wider Trans-Net, leave less of images that it has not seen?
+"""Whether a fit is at its end: would more steps, or a wider Trans-Net, explain more?
+
+The question is asked of images that the fit has not seen.
 
 The images are held out from the fitted ones, so that those on which an instability is reported
 choose nothing. Nets A and B were trained on them, which makes them easier than others: they serve

@@ -105,14 +105,14 @@ class Reference:
         self.weight = UNCHOSEN if weight is None else weight
         self._factors: dict[float, Tensor] = {}
         if self.dual:
-            rows = torch.cat([part.to(mean) for _, part in self.patches(x, 0)])
+            rows = torch.cat([patches.to(mean) for _, patches in self.patches(x, 0)])
             self._gram = rows @ rows.mT
             self._solved = torch.cholesky_solve(rows, self._factor(self.weight)).to(self.dtype)
             return
         # Σ u uᵀ of the images that choose λ, if there are any, and of the others: both (p, p)
         aside, others = (mean.new_zeros(self.columns, self.columns) for _ in range(2))
-        for images, part in self.patches(x, 0):
-            for gram, rows in zip((aside, others), self._parted(images, part)):
+        for images, patches in self.patches(x, 0):
+            for gram, rows in zip((aside, others), self._parted(images, patches)):
                 gram.add_(rows.mT @ rows)
         self._gram = aside + others
         if self.chooses:
@@ -131,18 +131,19 @@ class Reference:
         return gram, sums
 
     def patches(self, x: Maps, bytes_beside: int) -> Iterator[tuple[slice, Tensor]]:
-        """Yield images and their rows (n·H·W, p),
-        n so that they and `bytes_beside` an image fit a chunk.
+        """Yield images and their rows (n·H·W, p).
+
+        n is such that they and `bytes_beside` an image fit a chunk.
         """
         size = max(
             1, CHUNK_BYTES // (self.dtype.itemsize * self.positions * self.columns + bytes_beside)
         )
         for start in range(0, len(x), size):
-            part = (
+            centred = (
                 take(x, slice(start, start + size)).to(self.mean) - self.mean[:, None, None]
             ).to(self.dtype)
-            rows = F.unfold(part, self.kernel_size, padding=self.kernel_size // 2)  # (n, p, U)
-            yield slice(start, start + len(part)), rows.mT.flatten(0, 1)
+            rows = F.unfold(centred, self.kernel_size, padding=self.kernel_size // 2)  # (n, p, U)
+            yield slice(start, start + len(centred)), rows.mT.flatten(0, 1)
 
     def solve(self, targets: Targets, inverses: Tensor) -> Solutions:
         """Fit each pairing: x of image j stands beside the target of image inverses[b, j]."""
@@ -151,9 +152,9 @@ class Reference:
         for images, patches in self.patches(self.x, targets.bytes_per_image * len(inverses)):
             places = slice(images.start * self.positions, images.stop * self.positions)
             rows = self._solved[places] if self.dual else patches
-            beside = targets.rows(inverses[:, images]).to(self.dtype)
+            paired = targets.rows(inverses[:, images]).to(self.dtype)
             for total, x_rows, target_rows in zip(
-                (aside, cross), self._parted(images, rows), self._parted(images, beside)
+                (aside, cross), self._parted(images, rows), self._parted(images, paired)
             ):
                 total.addmm_(x_rows.mT, target_rows)
         weights = list[float]()
@@ -225,41 +226,43 @@ class Reference:
         inverses: Tensor,
         watch: Callable[[slice, Tensor, Tensor], None] | None = None,
     ) -> Tensor:
-        """Sum the squared errors of each target's image, (b,
-        N); they add up to those about the channels' means.
+        """Sum the squared errors of each target's image, (b, N).
+
+        Over the images they add up to the errors about the channels' means.
 
         `watch` is shown the images, targets and predictions of the first pairing, (n, U, D) each.
         """
         pairings, images = inverses.shape
-        found = self.mean.new_zeros(pairings, images)
+        sums = self.mean.new_zeros(pairings, images)
         channel_sums = self.mean.new_zeros(pairings, len(targets.mean))
-        for part, target, predicted in self.predictions(solution, x, targets, inverses):
+        for chunk, target, predicted in self.predictions(solution, x, targets, inverses):
             if watch is not None:
-                watch(part, target[:, :, 0], predicted[:, :, 0])
+                watch(chunk, target[:, :, 0], predicted[:, :, 0])
             error = target - predicted
-            found.scatter_(
-                1, inverses[:, part].to(found.device), error.square().sum((1, 3)).mT.to(found)
+            sums.scatter_(
+                1, inverses[:, chunk].to(sums.device), error.square().sum((1, 3)).mT.to(sums)
             )
             channel_sums += error.sum((0, 1))
         return (
-            found - channel_sums.square().sum(1, keepdim=True) / (images * self.positions) / images
+            sums - channel_sums.square().sum(1, keepdim=True) / (images * self.positions) / images
         )
 
     def predictions(
         self, solution: Tensor, x: Maps, targets: Targets, inverses: Tensor
     ) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """Yield images x, the targets beside them and the predictions,
-        (n, U, b, D); one pairing may serve all.
+        """Yield images x, the targets beside them and the predictions, (n, U, b, D).
+
+        One pairing may serve all predictions.
         """
         channels = len(targets.mean)
-        for part, rows in self.patches(
+        for chunk, rows in self.patches(
             x, targets.bytes_per_image * (solution.shape[1] // channels)
         ):
-            both = targets.rows(inverses[:, part]).to(rows), rows @ solution
+            both = targets.rows(inverses[:, chunk]).to(rows), rows @ solution
             target, predicted = (
                 one.unflatten(1, (-1, channels)).unflatten(0, (-1, self.positions)) for one in both
             )
-            yield part, target, predicted
+            yield chunk, target, predicted
 
 
 class CrossProducts:
@@ -314,7 +317,7 @@ class CrossProducts:
         if self.kernel_size == 1:
             return total.sum(0)[:, None, None]
         (both_real, mixed), (turned, both_imaginary) = (
-            part.chunk(2, dim=2) for part in total.chunk(2, dim=1)
+            half.chunk(2, dim=2) for half in total.chunk(2, dim=1)
         )
         spectrum = torch.complex(both_real + both_imaginary, turned - mixed)  # X times Y*
         spectrum = spectrum.permute(1, 2, 0).unflatten(2, (self.height, -1))
@@ -325,17 +328,18 @@ class CrossProducts:
         return maps.permute(0, 2, 3, 1)
 
     def _transformed(self, maps: Maps, mean: Tensor) -> Tensor:
-        """Give every image's values at F frequencies, their real parts and then their imaginary ones,
-        or at F positions, (F, N, 2·C) or (F, N, C).
+        """Give every image's values at F frequencies or positions, (F, N, 2·C) or (F, N, C).
+
+        At frequencies the real parts are first, and the imaginary ones follow.
         """
         parts = []
         for start in range(0, len(maps), self.IMAGES):
-            part = take(maps, slice(start, start + self.IMAGES)).to(mean) - mean[:, None, None]
-            part = part.to(precision(maps))
+            centred = take(maps, slice(start, start + self.IMAGES)).to(mean) - mean[:, None, None]
+            centred = centred.to(precision(maps))
             if self.kernel_size > 1:
-                spectrum = torch.fft.rfft2(part, s=(self.height, self.width))
-                part = torch.cat([spectrum.real, spectrum.imag], dim=1)
-            parts.append(part.flatten(2).permute(2, 0, 1))
+                spectrum = torch.fft.rfft2(centred, s=(self.height, self.width))
+                centred = torch.cat([spectrum.real, spectrum.imag], dim=1)
+            parts.append(centred.flatten(2).permute(2, 0, 1))
         return torch.cat(parts, dim=1)
 
 
@@ -355,5 +359,5 @@ def channel_means(maps: Maps, device: str | torch.device) -> Tensor:
 
 def take(maps: Maps, images: slice | NDArray[np.int64]) -> Tensor:
     """Read some images; those of a memory-mapped file are copied."""
-    part = maps[images]
-    return part if isinstance(part, Tensor) else torch.from_numpy(np.array(part))
+    chosen = maps[images]
+    return chosen if isinstance(chosen, Tensor) else torch.from_numpy(np.array(chosen))

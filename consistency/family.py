@@ -1,5 +1,6 @@
-"""Trans-Nets that are fitted together: they read the same batches,
-and each has its own checkpoint and log.
+"""Trans-Nets that are fitted together: they read the same batches.
+
+Each has its checkpoint and its log.
 """
 
 from collections.abc import Mapping, Sequence
@@ -89,14 +90,15 @@ class Member:
         )
 
     def restore(self, fit: Fit) -> int:
-        """Put its share of the optimiser where its checkpoint left it;
-        give the number of epochs that were trained.
+        """Put its share of the optimiser where its checkpoint has it.
+
+        It gives the number of epochs that were trained.
         """
         if self.resumed is None:
             return 0
-        part = part_of(fit, self.trans_net)
-        epoch = part.restore(self.state, self.resumed)
-        fit.optimizer.state.update(part.optimizer.state)
+        member = part_of(fit, self.trans_net)
+        epoch = member.restore(self.state, self.resumed)
+        fit.optimizer.state.update(member.optimizer.state)
         return epoch
 
     def to_save(self, fit: Fit, epoch: int, **facts: Any) -> checkpoint.State:
@@ -152,16 +154,18 @@ def restore(members: Sequence[Member], fit: Fit) -> int:
 
 
 def of_member(metrics: Mapping[str, float], number: int) -> dict[str, float]:
-    """Give what an epoch measured of one member,
-    under the plain names: "0.MSE" of member 0 is its "MSE".
+    """Give what an epoch measured of one member, under the plain names.
+
+    "0.MSE" of member 0 is its "MSE".
     """
     split = {tuple(name.split(".", 1)): value for name, value in metrics.items() if "." in name}
     return {name: value for (member, name), value in split.items() if member == str(number)}
 
 
 def part_of(fit: Fit, member: nn.Module) -> Fit:
-    """Give a member's share of a family's fit,
-    as a fit of its own with the same weights and optimiser state.
+    """Give a member's share of a family's fit, as a fit by itself.
+
+    It has the same weights and the same optimiser state.
     """
     options = {
         name: value for name, value in fit.optimizer.param_groups[0].items() if name != "params"

@@ -1,5 +1,7 @@
-"""One fit from its first pass to its last: standards,
-linear reference, closed form, epochs, what is left unexplained.
+"""One fit from its first pass to its last.
+
+It goes from standards, linear reference and closed form through the epochs to what stays
+unexplained.
 
 Training_TransNet.py, Calibrate.py and Python fit by it alike.
 """
@@ -36,7 +38,7 @@ class Pairs(NamedTuple):
     """Pairs of features: which images are fitted, which are not, and how they are read.
 
     Attributes:
-        load: `load(part, shuffle=…)`, a loader of the images `part`, int64 (n,); its batches end
+        load: `load(images, shuffle=…)`, a loader of these images, int64 (n,); its batches end
             with their indices.
         read: a batch on the device → x (N, C, H, W) and the target (N, C', H', W') as maps.
         fitted: the images that are fitted, int64 (N,).
@@ -54,8 +56,8 @@ class Pairs(NamedTuple):
 
     def inside(self) -> "Pairs":
         """Give the same with every fifth of the fitted images held out, and nothing else."""
-        kept, held = every_so_many(self.fitted, HELD_OUT)
-        return self._replace(fitted=kept, unseen=self.load(held, shuffle=False))
+        kept, aside = every_so_many(self.fitted, HELD_OUT)
+        return self._replace(fitted=kept, unseen=self.load(aside, shuffle=False))
 
 
 def every_so_many(images: Tensor, number: int) -> tuple[Tensor, Tensor]:
@@ -175,8 +177,9 @@ class Fitting:
         }
 
     def begin(self, *, start_epoch: int = 0) -> None:
-        """Set the standards, fit the linear reference,
-        and solve W(0); a fit that goes on keeps what it has.
+        """Set the standards, fit the linear reference, and solve W(0).
+
+        A fit that goes on keeps what it has.
         """
         for back, numbers in self.directions.items():
             of_direction = [self.trans_nets[i] for i in numbers]
@@ -204,8 +207,9 @@ class Fitting:
         )
 
     def epochs(self, start_epoch: int = 0) -> Iterator[tuple[int, dict[str, float]]]:
-        """Train epoch by epoch, with the closed form where it is due;
-        yield the epoch, from 0, and its metrics.
+        """Train epoch by epoch, with the closed form where it is due.
+
+        It yields the epoch, from 0, and its metrics.
         """
         loader, count = self.pairs.load(self.trained, shuffle=True), len(self.rates)
         every = None if self.throughs else self.budget.solve
@@ -231,8 +235,9 @@ class Fitting:
         return self
 
     def solve(self, *, last: bool, first: bool = False) -> None:
-        """Solve W(0) of every Trans-Net; the last time,
-        take the linear layer alone where it is the better one.
+        """Solve W(0) of every Trans-Net.
+
+        The last time, the linear layer alone is taken where it is the better one.
 
         Args:
             last: no epoch follows.
@@ -244,8 +249,8 @@ class Fitting:
             and self.budget.steps is not None
             and len(self.trained) > FIRST_IMAGES
         )
-        part = self.trained[:: len(self.trained) // FIRST_IMAGES] if few else self.trained
-        loader, judges = self.pairs.load(part, shuffle=False), self.judges if last else None
+        images = self.trained[:: len(self.trained) // FIRST_IMAGES] if few else self.trained
+        loader, judges = self.pairs.load(images, shuffle=False), self.judges if last else None
         for back, numbers in self.directions.items():
             reference, read = self.beside[back].reference, self.pairs.in_direction(back)
             # One standardised layer is the linear reference itself, and its system is solved
@@ -275,24 +280,27 @@ class Fitting:
         return one.standardise and not one.order and not one.hidden
 
     def _choose(self, i: int, error: float, back: bool) -> None:
-        """Take the linear layer alone where it leaves less than a Trans-Net does,
-        and keep both errors.
+        """Take the linear layer alone where it explains more than a Trans-Net does.
+
+        Both errors are kept.
         """
-        beside = self.beside[back]
-        assert beside.reference is not None
-        linear = beside.reference.solution.error
+        reference_layer = self.beside[back]
+        assert reference_layer.reference is not None
+        linear = reference_layer.reference.solution.error
         if self.judges:
-            if beside.judged is None:
+            if reference_layer.judged is None:
                 layer, loader = (
-                    beside.linear.linear_reference(),
+                    reference_layer.linear.linear_reference(),
                     self.pairs.load(self.trained, shuffle=False),
                 )
                 (solution,) = solve(
                     [layer], loader, self.pairs.in_direction(back), self.runtime, self.judges
                 )
-                beside = self.beside[back] = beside._replace(judged=solution.error)
-            assert beside.judged is not None
-            linear = beside.judged
+                reference_layer = self.beside[back] = reference_layer._replace(
+                    judged=solution.error
+                )
+            assert reference_layer.judged is not None
+            linear = reference_layer.judged
         taken = self._fallback and linear < error
         self.compared[i] = {
             "taken": taken,
@@ -301,13 +309,14 @@ class Fitting:
             "unseen": self.judges is not None,
         }
         if taken:
-            reference = beside.reference
+            reference = reference_layer.reference
             assert reference is not None
             self.trans_nets[i].set_linear(reference.solution.weight, reference.solution.constant)
 
     def instabilities(self) -> list[float]:
-        """Measure Var(x_Δ)/Var(x*) of every Trans-Net on the images that are not fitted;
-        nothing without any.
+        """Measure Var(x_Δ)/Var(x*) of every Trans-Net on the images that are not fitted.
+
+        The list is empty where there are none.
         """
         errors = [float("nan")] * len(self.trans_nets)
         if self.pairs.unseen is None:
@@ -337,8 +346,9 @@ class Fitting:
         return " · ".join([f"unexplained of Var(x*): {errors}", *others])
 
     def record(self, i: int, tried: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Give what checkpoints say of how far a Trans-Net was fitted,
-        and whether it is its linear layer.
+        """Give what checkpoints say of how far a Trans-Net was fitted.
+
+        They say besides whether it is its linear layer.
 
         Args:
             i: which.
@@ -361,8 +371,9 @@ def converge(
     alpha: Tensor | None = None,
     tolerance: float | None = None,
 ) -> Convergence:
-    """Find the steps and M of which a doubling changes nothing,
-    by fits to four fifths of the fitted images.
+    """Find the steps and the M of which a doubling changes nothing.
+
+    It fits four fifths of the fitted images, and judges by the others.
 
     Args:
         make: M → an untrained `TransNet`, the same every time.
@@ -374,7 +385,7 @@ def converge(
         alpha: see `Fitting`.
         tolerance: see `search`.
     """
-    inside, beside = pairs.inside(), dict[bool, Beside]()
+    inside, references = pairs.inside(), dict[bool, Beside]()
     unseen = inside.unseen
     assert unseen is not None
 
@@ -387,7 +398,7 @@ def converge(
             runtime,
             backwards=[backwards],
             alphas=None if alpha is None else [alpha],
-            beside=beside,
+            beside=references,
             fallback=False,
         )
         (one,) = fitting.run(label).trans_nets

@@ -41,8 +41,9 @@ class ClassVariances:
 
     @property
     def floor(self) -> float:
-        """I_0 = Var_w / Var(x):
-        the instability of a sender that knows the true class means and no more.
+        """I_0 = Var_w / Var(x): the instability of a sender that knows the class means alone.
+
+        Var_w is the variance within the classes.
         """
         return self.within / self.about_channels if self.about_channels else float("nan")
 
@@ -76,8 +77,8 @@ class ClassMoments:
                 "the variance within classes needs one class an image, not several labels"
             )
         size = max(1, CHUNK_BYTES // (8 * features[0].numel()))
-        for part, kinds in zip(features.split(size), labels.split(size)):
-            maps = part.double().flatten(2) if part.ndim > 2 else part.double()[..., None]
+        for chunk, kinds in zip(features.split(size), labels.split(size)):
+            maps = chunk.double().flatten(2) if chunk.ndim > 2 else chunk.double()[..., None]
             if not self.images:
                 self._origin = maps.mean((0, 2))[:, None]
             if maps.shape[1] != len(self._origin):

@@ -1,5 +1,6 @@
-"""The features that a tail is tuned on: raw ones,
-or what a Trans-Net keeps of them (paper Sec. 4.1 and 4.3).
+"""The features that a tail is tuned on (paper Sec. 4.1 and 4.3).
+
+They are raw ones, or what a Trans-Net keeps of them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,8 +17,9 @@ from utils.errors import InputError
 
 
 class FrozenFeature(nn.Module):
-    """Turn pixels (N, 3, S, S) into a feature (N, *shape),
-    float32, by fixed networks in evaluation mode.
+    """Turn pixels (N, 3, S, S) into a feature (N, *shape), float32.
+
+    The networks that do it are fixed, and in evaluation mode.
 
     What it gives, by `name`:
 

@@ -257,8 +257,9 @@ def decide(
 
 
 def mcnemar(negative: int, positive: int) -> float:
-    """Give the two-sided p of McNemar's exact test: without a difference, each flip is as likely to
-    be negative as positive.
+    """Give the two-sided p of McNemar's exact test.
+
+    Without a difference, each flip is as likely to be negative as positive.
     """
     changed = negative + positive
     return float(scipy.stats.binomtest(negative, changed).pvalue) if changed else 1.0
@@ -296,10 +297,10 @@ def _feature_checks(report: Mapping[str, Any], policy: Policy) -> list[Check]:
     checks = []
     for where in chosen:
         pair = pairs[where]
-        held = pair["back"]["consistency"] if policy.measure == "retained" else pair["shared"]
+        measured = pair["back"]["consistency"] if policy.measure == "retained" else pair["shared"]
         missing = pair["back"]["null"] is None
         reason = "nulls were left out; run without --quick" if missing else ""
-        interval = None if missing or not held else _interval(held)
+        interval = None if missing or not measured else _interval(measured)
         sense = ("at least", policy.features_at_least)
         subject = f"at {where}, of OLD's features, {MEASURES[policy.measure]},"
         checks.append(_check(name, where, interval, *sense, subject, reason))
@@ -357,18 +358,18 @@ def _decision_checks(
             _missing(*(title, ("at most", getattr(policy, name)), name, policy, reason))
             for name, title in asked.items()
         ]
-    right = [part.argmax(1).cpu() == labels.cpu() for part in logits]
+    right = [answers.argmax(1).cpu() == labels.cpu() for answers in logits]
     flips = {"negative": right[0] & ~right[1], "positive": ~right[0] & right[1]}
     checks = []
     if policy.accuracy_loss_at_most is not None:
-        hits = [part.double().numpy() for part in right]
+        hits = [is_right.double().numpy() for is_right in right]
         loss = accuracy(*hits, resamples=resamples, seed=seed)
         title, most = (
             asked["accuracy_loss_at_most"],
             policy.accuracy_loss_at_most,
         )
         checks.append(_check(title, "", loss, "at most", most, "accuracy lost in points"))
-    counts = {name: int(part.sum()) for name, part in flips.items()}
+    counts = {name: int(is_flip.sum()) for name, is_flip in flips.items()}
     if policy.negative_flips_at_most is not None:
         share = exact_share(counts["negative"], len(labels))
         title, most = (
@@ -396,7 +397,7 @@ def _mcnemar_checks(
         str(classes[label] if label < len(classes) else label): labels == label for label in present
     }
     counts = {
-        name: [int((part & members).sum()) for part in flips.values()]
+        name: [int((is_flip & members).sum()) for is_flip in flips.values()]
         for name, members in groups.items()
     }
     tests = {name: mcnemar(*pair) for name, pair in counts.items()}

@@ -118,8 +118,8 @@ def measure_knowledge(
     """
     _check(logits, sent_logits, logits_a, penultimate)
     generator = torch.Generator().manual_seed(seed)
-    z, sent = (part.detach().double().cpu() for part in (logits, sent_logits))
-    log_q, log_r = (log_answers(part, multi_label) for part in (z, sent))
+    z, sent = (tensor.detach().double().cpu() for tensor in (logits, sent_logits))
+    log_q, log_r = (log_answers(tensor, multi_label) for tensor in (z, sent))
     q = log_q.exp()
     answers = _decisions(z, multi_label)
     lost = _divergences(q, log_q - log_r)
@@ -138,7 +138,7 @@ def measure_knowledge(
         if within.sum() > ROUNDING * len(z):
             p = permutation_p(log_q, log_r, answers, permutations, generator)
     if penultimate is not None:
-        v, sent_v = (part.detach().flatten(1).double().cpu() for part in penultimate)
+        v, sent_v = (tensor.detach().flatten(1).double().cpu() for tensor in penultimate)
         columns |= {"error": (v - sent_v).square().sum(1)}
         columns |= {"spread": (v - v.mean(0)).square().sum(1)}
     if logits_a is not None:
@@ -161,8 +161,9 @@ def measure_knowledge(
 
 
 def learned_share(knowledge: Knowledge, untrained: Knowledge) -> float | None:
-    """Compute the share of B's bits that A's training brought:
-    (K − K₀) / (I_B − K₀), K₀ = max(0, K_A0).
+    """Compute the share of B's bits that A's training brought.
+
+    (K − K₀) / (I_B − K₀), with K₀ = max(0, K_A0) of the untrained A.
 
     Args:
         knowledge: of the trained A.
@@ -179,8 +180,9 @@ def learned_share(knowledge: Knowledge, untrained: Knowledge) -> float | None:
 
 
 def log_answers(logits: Tensor, multi_label: bool = False) -> Tensor:
-    """Give the logarithms of B's answers (not yet to base 2),
-    float64 (N, C), or (N, 2 C) of questions.
+    """Give the logarithms of B's answers, to base e and not yet to base 2.
+
+    They are float64 (N, C), or (N, 2 C) where every class is a question of its own.
     """
     logits = logits.double()
     if multi_label:
@@ -291,8 +293,8 @@ def permutation_p(
             for rows in torch.arange(len(members)).split(block):
                 products = -(q[members[rows]] @ log_r[members].mT)
                 drawn[some] += products[torch.arange(len(rows)), orders[:, rows]].sum(1)
-        own = -(q[members] * log_r[members]).sum()
-        observed, size = observed + own.item(), size + own.abs().item()
+        paired = -(q[members] * log_r[members]).sum()
+        observed, size = observed + paired.item(), size + paired.abs().item()
     return (1 + int((drawn <= observed + ROUNDING * size).sum())) / (1 + permutations)
 
 
@@ -317,10 +319,10 @@ def _check(
         penultimate[0].shape != penultimate[1].shape or len(penultimate[0]) != shape[0]
     ):
         raise InputError(
-            f"penultimate features of shapes {[tuple(part.shape) for part in penultimate]} are not "
+            f"penultimate features of shapes {[tuple(tensor.shape) for tensor in penultimate]} are not "
             f"two of the same layer and of the {shape[0]} images."
         )
-    if not all(bool(part.isfinite().all()) for part in (logits, sent_logits)):
+    if not all(bool(tensor.isfinite().all()) for tensor in (logits, sent_logits)):
         raise InputError(
             "B's answers hold NaN or infinity, so no bits can be counted; look at B and the"
             " features."
@@ -333,8 +335,9 @@ def _divergences(q: Tensor, log_ratio: Tensor) -> Tensor:
 
 
 def _decisions(logits: Tensor, multi_label: bool) -> Tensor:
-    """Give what is answered: the class, int64 (N,),
-    or yes and no to every question, bool (N, C).
+    """Give what is answered: the class, int64 (N,), or bool (N, C).
+
+    The second is yes or no to every question.
     """
     return logits > 0 if multi_label else logits.argmax(1)
 
@@ -378,21 +381,26 @@ def _numbers(sums: Mapping[str, Array], answered: Array) -> dict[str, Array]:
 
 def _undefined(numbers: Mapping[str, Interval]) -> tuple[dict[str, Interval], list[str]]:
     """Say why there is no share, or no ρ."""
-    found, notes = dict(numbers), list[str]()
+    defined, notes = dict(numbers), list[str]()
 
     def leave_out(name: str, reason: str) -> None:
-        fields = asdict(found[name]) | {"value": None, "low": None, "high": None, "reason": reason}
-        found[name] = Interval(**fields)
+        fields = asdict(defined[name]) | {
+            "value": None,
+            "low": None,
+            "high": None,
+            "reason": reason,
+        }
+        defined[name] = Interval(**fields)
         notes.append(reason)
 
-    bits = found["I_B"].value or 0.0
+    bits = defined["I_B"].value or 0.0
     if bits < LEAST_BITS:
         leave_out("share", f"B's answers hardly depend on the image ({bits:.3f} bit): no share")
-    if "rho" in found and found["rho"].value is None:
-        alone = found["D_class"].value is None
+    if "rho" in defined and defined["rho"].value is None:
+        alone = defined["D_class"].value is None
         why = "no two images" if alone else "all images of a class"
         leave_out("rho", f"{why} have one answer of B: nothing beyond the class can be measured")
-    return found, notes
+    return defined, notes
 
 
 def bits_by_class(lost: Array, labels: Tensor, resamples: int, seed: int) -> dict[int, Interval]:

@@ -183,8 +183,10 @@ def fit(
         if layers == 1 and epochs is None:
             budget = Budget(steps=0, batch_size=batch_size)  # the closed form is all of it
 
-        def load(part: Tensor, shuffle: bool) -> Any:
-            return make_loader(Subset(pairs, part.tolist()), batch_size, shuffle=shuffle, seed=seed)
+        def load(images: Tensor, shuffle: bool) -> Any:
+            return make_loader(
+                Subset(pairs, images.tolist()), batch_size, shuffle=shuffle, seed=seed
+            )
 
         weights = (
             torch.zeros(layers - 1) if alpha is None else torch.tensor(alpha, dtype=torch.float32)
@@ -296,8 +298,9 @@ def calibrate(
     seed: int = 0,
     device: str | torch.device = "cpu",
 ) -> Calibration:
-    """Hold the linear reference against pairs that share
-    nothing beyond their class, and against A → A.
+    """Compare the linear reference with pairs that share nothing, and with A → A.
+
+    Those pairs share nothing beyond their class.
 
         >>> import consistency
         >>> x, classes = torch.randn(120, 6), torch.arange(120) % 3
@@ -324,9 +327,9 @@ def calibrate(
     """
     pairs = _Pairs(x, target)
     labels = _classes(classes, len(pairs))
-    held = _held_out(held_out, labels)
-    parts = ~held, held
-    of_parts = [labels[part] for part in parts]
+    is_held_out = _held_out(held_out, labels)
+    parts = ~is_held_out, is_held_out
+    of_parts = [labels[chosen] for chosen in parts]
 
     def way(
         of_x: Tensor, of_target: Tensor, shapes: tuple[tuple[int, ...], tuple[int, ...]]
@@ -334,8 +337,8 @@ def calibrate(
         mapping = between(*shapes, layers=1)
         resized = mapping.resize(of_x)
         return calibrate_linear(
-            [resized[part] for part in parts],
-            [of_target[part] for part in parts],
+            [resized[chosen] for chosen in parts],
+            [of_target[chosen] for chosen in parts],
             of_parts,
             torch.Generator().manual_seed(seed),
             draws=permutations,
@@ -349,7 +352,7 @@ def calibrate(
         forth, back = way(maps_a, maps_b, pairs.shapes), way(maps_b, maps_a, pairs.shapes[::-1])
     shared = several.shared(forth.sums, back.sums, resamples=resamples, seed=seed)["shared"]
     try:
-        floor = class_variances([(maps_b[held], of_parts[1])]).floor
+        floor = class_variances([(maps_b[is_held_out], of_parts[1])]).floor
     except InputError:
         floor = float("nan")
     return Calibration(forth, back, shared, floor)
@@ -393,12 +396,12 @@ def similarities(
     features_a, features_b = _tensor(x), _tensor(target)
     _check_images(features_a, features_b)
     labels = _classes(classes, len(features_a))
-    held = _held_out(held_out, labels)
+    is_held_out = _held_out(held_out, labels)
     rows = [image_rows(feature) for feature in (features_a, features_b)]
-    net_a, net_b = (ImageRows(row[held], row[~held]) for row in rows)
+    net_a, net_b = (ImageRows(row[is_held_out], row[~is_held_out]) for row in rows)
     generator = torch.Generator().manual_seed(seed)
     scores = image_similarities(
-        net_a, net_b, [labels[~held], labels[held]], generator, draws=permutations
+        net_a, net_b, [labels[~is_held_out], labels[is_held_out]], generator, draws=permutations
     )
     return {score.name: score for score in scores}
 
@@ -569,19 +572,20 @@ def _classes(classes: ArrayLike | None, images: int) -> Tensor:
 
 
 def _held_out(held_out: ArrayLike | None, labels: Tensor) -> Tensor:
-    """Give the images that are judged, bool (N,);
-    every second one of each class where nobody says it.
+    """Give the images that are judged, bool (N,).
+
+    Where nobody says which, it is every second one of each class.
     """
     if held_out is None:
-        held = torch.zeros(len(labels), dtype=torch.bool)
-        held[labels.argsort(stable=True)[1::2]] = True
-        return held
-    held = torch.as_tensor(held_out).cpu()
-    if held.shape != labels.shape or held.dtype != torch.bool or held.all() or not held.any():
+        mask = torch.zeros(len(labels), dtype=torch.bool)
+        mask[labels.argsort(stable=True)[1::2]] = True
+        return mask
+    mask = torch.as_tensor(held_out).cpu()
+    if mask.shape != labels.shape or mask.dtype != torch.bool or mask.all() or not mask.any():
         raise InputError(
             f"held_out must be a bool for each of {len(labels)} images, True for some of them"
         )
-    return held
+    return mask
 
 
 def _open(net: nn.Module | str | Path, layer: str, image_size: int, arch: str | None) -> CutNet:
@@ -598,8 +602,9 @@ def _open(net: nn.Module | str | Path, layer: str, image_size: int, arch: str | 
 
 @contextlib.contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed everything for a block, and give Python's,
-    NumPy's and torch's random numbers back behind it.
+    """Seed everything for a block, and restore the random state behind it.
+
+    That is the state of Python, of NumPy and of torch.
     """
     python, of_numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):

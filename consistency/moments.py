@@ -1,5 +1,6 @@
-"""Means and variances of features and of their components:
-exact over the whole set, from one pass.
+"""Means and variances of features and of their components, from one pass.
+
+They are exact over the whole set.
 """
 
 import copy
@@ -36,8 +37,8 @@ class FeatureMoments:
 
     def update(self, features: Tensor) -> None:
         """Add a batch (N, C, H, W) of any floating dtype."""
-        for part in features.split(max(1, CHUNK_BYTES // (8 * features[0].numel()))):
-            values = part.double().transpose(0, 1).flatten(1)  # (C, N·H·W)
+        for chunk in features.split(max(1, CHUNK_BYTES // (8 * features[0].numel()))):
+            values = chunk.double().transpose(0, 1).flatten(1)  # (C, N·H·W)
             mean = values.mean(1)
             self._merge(values.shape[1], mean, (values - mean[:, None]).square().sum(1))
 
@@ -60,15 +61,17 @@ class FeatureMoments:
 
     @property
     def std(self) -> float:
-        """√ of the mean of the channels' variances:
-        how far values lie from their channel's mean.
+        """√ of the mean of the channels' variances.
+
+        It says how far values lie from their channel's mean.
         """
         return float((self._squares / max(1, self.count)).mean().sqrt())
 
 
 class ImageMoments:
-    """Keep, for each image, sums and products of x(0) … x(K) and x_Δ:
-    M = K + 2 vectors of C channels.
+    """Keep, for each image, sums and products of x(0) … x(K) and x_Δ.
+
+    They are M = K + 2 vectors of C channels.
 
     All else follows, since g(x) = Σ x(k) + constant and x* = g(x) + x_Δ are linear in them. With U
     = H × W, and about an origin (every channel's mean over the first batch), image i has
@@ -133,8 +136,10 @@ class ImageMoments:
             )
         self.positions = positions
         size = max(1, CHUNK_BYTES // (8 * vectors * residual[0].numel()))
-        for part, rest in zip(components.split(size, dim=1), residual.split(size)):
-            maps = torch.cat([part, rest[None]]).double().flatten(3).transpose(0, 1)  # (n, M, C, U)
+        for chunk, rest in zip(components.split(size, dim=1), residual.split(size)):
+            maps = (
+                torch.cat([chunk, rest[None]]).double().flatten(3).transpose(0, 1)
+            )  # (n, M, C, U)
             if not self.images:
                 self._origin = maps.mean((0, 3)).cpu()
             maps.sub_(self._origin.to(maps.device)[..., None])
@@ -168,19 +173,20 @@ class ImageMoments:
         self._labels += other._labels
 
     def classes(self) -> Iterator[tuple[int, "ImageMoments"]]:
-        """Give each class's label and the moments of its images;
-        nothing where labels are unknown.
+        """Give each class's label and the moments of its images.
+
+        Nothing is given where labels are unknown.
         """
         if not self._labels:
             return
         labels, numbers = torch.cat(self._labels), torch.cat(self._numbers)
         columns = [torch.cat(parts) for parts in self._columns]
         for label in labels.unique().tolist():
-            kept, part = labels == label, copy.copy(self)
-            part.images = int(kept.sum())
-            part._numbers, part._labels = [numbers[kept]], [labels[kept]]
-            part._columns = [[values[kept]] for values in columns]
-            yield label, part
+            kept, of_class = labels == label, copy.copy(self)
+            of_class.images = int(kept.sum())
+            of_class._numbers, of_class._labels = [numbers[kept]], [labels[kept]]
+            of_class._columns = [[values[kept]] for values in columns]
+            yield label, of_class
 
     def names(self, mean: str = "channel") -> list[str]:
         """Name the rows of the tables: target, order0 … orderK, output, residual.
@@ -193,8 +199,9 @@ class ImageMoments:
         return ["target", *orders, "output", "residual", *constant]
 
     def products(self, mean: str = "channel") -> Array:
-        """Give P of every image: their mean is the covariances between all named vectors,
-        the diagonal the variances.
+        """Give P of every image, (R, R) products of the named vectors' deviations.
+
+        The mean over the images is their covariances; its diagonal is the variances.
 
         Args:
             mean: "channel", deviations are from the mean of each channel (released code), or
@@ -205,50 +212,54 @@ class ImageMoments:
         """
         if mean not in ("channel", "global"):
             raise ValueError(f"mean is 'channel' or 'global', not {mean!r}")
-        beside, more = self._means(), 0
+        deviations, more = self._means(), 0
         if mean == "global":
-            means = self._origin + beside
+            means = self._origin + deviations
             if self._constant is not None:  # one vector more, which never leaves its origin
-                means, beside, more = (
+                means, deviations, more = (
                     torch.cat([means, self._constant[None]]),
-                    F.pad(beside, (0, 0, 0, 1)),
+                    F.pad(deviations, (0, 0, 0, 1)),
                     1,
                 )
-            beside = beside + means.mean(1, keepdim=True) - means
-        identity = torch.eye(len(beside), dtype=torch.float64)
+            deviations = deviations + means.mean(1, keepdim=True) - means
+        identity = torch.eye(len(deviations), dtype=torch.float64)
         last = len(self._origin) - 1  # x_Δ; g(x) is all but it, x* is all
         output = identity.sum(0) - identity[last]
         mixing = torch.stack([identity.sum(0), *identity[:last], output, *identity[last:]])
         rows = []
         for products, sums, _ in zip(*self._columns):
-            cross = F.pad(sums.double(), (0, 0, 0, more)) @ beside.mT
+            cross = F.pad(sums.double(), (0, 0, 0, more)) @ deviations.mT
             about = (
                 F.pad(products, (0, more, 0, more))
                 - cross
                 - cross.mT
-                + self._cells * beside @ beside.mT
+                + self._cells * deviations @ deviations.mT
             )
-            rows.append(mixing @ about @ mixing.mT / (self._cells * beside.shape[1]))
+            rows.append(mixing @ about @ mixing.mT / (self._cells * deviations.shape[1]))
         return self._in_order(rows)
 
     def channel_squares(self) -> Array:
-        """Give every image's mean squared deviation of x* and x_Δ in each channel,
-        from the channel's mean.
+        """Give every image's mean squared deviation of x* and x_Δ in each channel.
+
+        Deviations are from the channel's mean.
 
         Returns:
             float64 (N, 2, C), in the order of the images' numbers; of totals (1, 2, C). Their mean
             is the variances.
         """
-        beside = _ends(self._means(), 0)
+        deviations = _ends(self._means(), 0)
         rows = [
-            squares.double() - 2 * beside * _ends(sums.double(), 1) + self._cells * beside.square()
+            squares.double()
+            - 2 * deviations * _ends(sums.double(), 1)
+            + self._cells * deviations.square()
             for _, sums, squares in zip(*self._columns)
         ]
         return self._in_order(rows) / self._cells
 
     def arrays(self, mean: str = "channel") -> list[Array]:
-        """Give what `bootstrap` resamples:
-        of every image its part of the variances, float64 (N, R).
+        """Give what `bootstrap` resamples.
+
+        It is of every image its part of the variances, float64 (N, R).
         """
         squares = np.diagonal(self.products(mean), axis1=1, axis2=2)
         return [squares / len(squares)]
@@ -259,20 +270,21 @@ class ImageMoments:
         return self.arrays(mean)[0][:, [names.index("target"), names.index("residual")]]
 
     def statistic(self, mean: str = "channel") -> Statistic:
-        """Give the function of sums over `arrays` that `bootstrap` resamples:
-        see `component_numbers`.
+        """Give the function of sums over `arrays` that `bootstrap` resamples.
+
+        See `component_numbers`.
         """
         return partial(component_numbers, names=self.names(mean))
 
     def _keep(self, *parts: Tensor) -> None:
-        for column, part, kept_as in zip(
+        for column, values, kept_as in zip(
             self._columns, parts, (torch.float64, torch.float32, torch.float32)
         ):
             if self.per_image:
-                append(column, part.to("cpu", kept_as))
+                append(column, values.to("cpu", kept_as))
             else:
                 column[:] = [
-                    torch.cat([part.cpu().double().sum(0, keepdim=True), *column]).sum(
+                    torch.cat([values.cpu().double().sum(0, keepdim=True), *column]).sum(
                         0, keepdim=True
                     )
                 ]
@@ -294,8 +306,9 @@ class ImageMoments:
 
 
 def append(parts: list[Tensor], rows: Tensor) -> None:
-    """Append rows (n, …) to what came before,
-    joined as a binary counter carries: few tensors remain.
+    """Append rows (n, …) to what came before, and join as a binary counter carries.
+
+    So few tensors remain, and no row is copied often.
     """
     # Many small ones, between the large ones that a forward pass frees, make the heap grow
     parts.append(rows)
@@ -323,9 +336,9 @@ def component_numbers(variances: Array, names: Sequence[str]) -> dict[str, Array
     by_name = {name: variances[..., row] for row, name in enumerate(names)}
     with np.errstate(invalid="ignore", divide="ignore"):
         shares = {
-            f"share_{name}": part / by_name["target"]
-            for name, part in by_name.items()
+            f"share_{name}": variance / by_name["target"]
+            for name, variance in by_name.items()
             if name != "target"
         }
     shares["instability"] = shares.pop("share_residual")
-    return {f"var_{name}": part for name, part in by_name.items()} | shares
+    return {f"var_{name}": variance for name, variance in by_name.items()} | shares

@@ -1,5 +1,6 @@
-"""Sums over two features of the same images, from one pass,
-in float64: what every score of similarity follows from.
+"""Sums over two features of the same images, from one pass, in float64.
+
+Every score of similarity follows from them.
 
 A *row* is one (image, position) where both maps have the same H × W, and one image, its map
 averaged over the positions, where they differ; a vector is a map of one position.
@@ -17,8 +18,9 @@ ROUNDING = 1e-12  # relative: what is smaller beside the whole is the arithmetic
 
 
 class PairSums:
-    """Sums over the rows of two features X (n, p) and Y (n,
-    q), from which every score follows exactly.
+    """Keep sums over the rows of two features X (n, p) and Y (n, q).
+
+    Every score follows from them exactly.
 
     With z = [x − a, y − b, |x − a|², |y − b|², 1] for a row, one matrix Σ z zᵀ holds all of them. The origin
     (a, b) is the mean of the first batch, so that nothing cancels; moving it is a linear map of z. Memory:
@@ -66,18 +68,18 @@ class PairSums:
         self.rows, self.widths = rows, widths
         bytes_per_image = 8 * (x[0].numel() + target[0].numel())
         for parts in zip(
-            *(part.split(max(1, CHUNK_BYTES // bytes_per_image)) for part in (x, target))
+            *(chunk.split(max(1, CHUNK_BYTES // bytes_per_image)) for chunk in (x, target))
         ):
             maps = [
-                part.double() if rows == "positions" else part.double().mean(2, keepdim=True)
-                for part in parts
+                chunk.double() if rows == "positions" else chunk.double().mean(2, keepdim=True)
+                for chunk in parts
             ]
             pairs = torch.cat(maps, dim=1).mT.flatten(0, 1)  # (n, p + q)
             if not self.images:
                 self._origin = pairs.mean(0)
                 self._sums = pairs.new_zeros(len(self._origin) + 3, len(self._origin) + 3)
             pairs -= self._origin
-            squares = [part.square().sum(1, keepdim=True) for part in pairs.split(widths, dim=1)]
+            squares = [chunk.square().sum(1, keepdim=True) for chunk in pairs.split(widths, dim=1)]
             extended = torch.cat([pairs, *squares, torch.ones_like(squares[0])], dim=1)
             self._sums += extended.mT @ extended
             self.images += len(parts[0])
@@ -117,10 +119,10 @@ class PairSums:
         move = torch.eye(len(self._sums), dtype=shift.dtype, device=shift.device)
         start = 0
         for which, width in enumerate(self.widths):
-            part, square = slice(start, start + width), sum(self.widths) + which
-            move[part, -1] = shift[part]
-            move[square, part] = 2 * shift[part]  # |x + d|² = |x|² + 2 d·x + |d|²
-            move[square, -1] = shift[part].square().sum()
+            columns, square = slice(start, start + width), sum(self.widths) + which
+            move[columns, -1] = shift[columns]
+            move[square, columns] = 2 * shift[columns]  # |x + d|² = |x|² + 2 d·x + |d|²
+            move[square, -1] = shift[columns].square().sum()
             start += width
         return move @ self._sums @ move.mT
 

@@ -1,5 +1,6 @@
-"""The linear reference under permutations of the images,
-and beside pairs that share nothing beyond their class.
+"""The linear reference under permutations of the images.
+
+It stands beside pairs that share nothing beyond their class, too.
 
 To pair the targets with other images' x leaves PᵀP as it is, so that one factorisation serves all
 pairings, see `factorised_ridge`.
@@ -58,8 +59,9 @@ class PermutedErrors:
 
 
 class Regression:
-    """The linear reference from A's features to B's:
-    fitted on some images, and judged on others, in any pairing.
+    """The linear reference from A's features to B's, in any pairing.
+
+    It is fitted on some images, and judged on others.
 
     x and x* are shifted by their channels' means over the fitting images; x is padded with zeros,
     as by a convolution. The ridge weight is the same for all pairings, or each chooses its own by
@@ -93,7 +95,7 @@ class Regression:
         device: str | torch.device = "cpu",
         like: "Regression | None" = None,
     ) -> None:
-        sizes = [part.shape[2:] for part in (*x, *target)]
+        sizes = [maps.shape[2:] for maps in (*x, *target)]
         if len(set(map(tuple, sizes))) > 1:
             raise InputError(
                 f"x and x* must have one size, not {sizes[0]} and {sizes[2]}; resize x."
@@ -129,15 +131,18 @@ class Regression:
             float64 (b, N').
         """
         # X of image j stands beside the target of inverse[j]
-        inverses = [part.argsort(1) for part in (fit_orders, held_orders)]
+        inverses = [order.argsort(1) for order in (fit_orders, held_orders)]
         block = max(1, BLOCK_BYTES // (8 * self.reference.columns * len(self.fitted.mean)))
-        found = [
+        errors = [
             self.reference.errors(
-                self.reference.solve(self.fitted, fit).coefficients, self.x[1], self.held_out, held
+                self.reference.solve(self.fitted, fit).coefficients,
+                self.x[1],
+                self.held_out,
+                held_out,
             )
-            for fit, held in zip(inverses[0].split(block), inverses[1].split(block))
+            for fit, held_out in zip(inverses[0].split(block), inverses[1].split(block))
         ]
-        return torch.cat(found).cpu().numpy()
+        return torch.cat(errors).cpu().numpy()
 
     def observed(self, watch: Watch | None = None) -> PermutedErrors:
         """Judge the true pairs.
@@ -145,7 +150,7 @@ class Regression:
         Args:
             watch: is shown what they predict of the held-out images, batch by batch.
         """
-        fitted, held_out = (torch.arange(len(part))[None] for part in self.x)
+        fitted, held_out = (torch.arange(len(maps))[None] for maps in self.x)
         solutions = self.reference.solve(self.fitted, fitted)
         errors = self.reference.errors(
             solutions.coefficients, self.x[1], self.held_out, held_out, watch=watch
@@ -208,7 +213,7 @@ def permuted_sums(
         Sums of the squared errors, (B,), of each direction.
     """
     both = [one for one in (forth, back) if one is not None]
-    sides = [(forth.x[part], forth.target[part]) for part in (0, 1)]
+    sides = [(forth.x[split], forth.target[split]) for split in (0, 1)]
     reference, target_mean = forth.reference, forth.fitted.mean
     means, kernel_size = (reference.mean, target_mean), reference.kernel_size
     # A choice of weights needs the products of the images that choose, apart from the others
@@ -217,17 +222,17 @@ def permuted_sums(
         orders = [(fit_orders, held_orders), (fit_orders.argsort(1), held_orders.argsort(1))]
         return [one.errors(*of).sum(1) for one, of in zip(both, orders)]
     crosses = [CrossProducts(*side, *means, kernel_size) for side in sides]
-    found = np.empty((len(both), len(fit_orders)))
+    sums = np.empty((len(both), len(fit_orders)))
     pairings = Progress(
         list(zip(fit_orders.argsort(1), held_orders.argsort(1))), "permutations", quiet=quiet
     )
     for number, inverses in enumerate(pairings):
         products = [cross.of(inverse) for cross, inverse in zip(crosses, inverses)]
-        found[0, number] = forth.sum_of_errors(*(part.flatten(0, 2) for part in products))
+        sums[0, number] = forth.sum_of_errors(*(product.flatten(0, 2) for product in products))
         if back is not None:
-            turned = (part.flip(1, 2).permute(3, 1, 2, 0).flatten(0, 2) for part in products)
-            found[1, number] = back.sum_of_errors(*turned)
-    return list(found)
+            turned = (product.flip(1, 2).permute(3, 1, 2, 0).flatten(0, 2) for product in products)
+            sums[1, number] = back.sum_of_errors(*turned)
+    return list(sums)
 
 
 def permuted_errors(
@@ -239,8 +244,9 @@ def permuted_errors(
     held_orders: Tensor,
     **options: Any,
 ) -> PermutedErrors:
-    """Fit the linear reference to the true and to permuted pairs of some images,
-    and judge it on such pairs of others.
+    """Fit the linear reference to the true pairs of some images, and to permuted ones.
+
+    It is judged on such pairs of other images.
 
     Args:
         x_fit: A's features of the images that are fitted to, (N, C, H, W).
@@ -262,8 +268,9 @@ def permuted_errors(
 def untrue_errors(
     regression: Regression, fit_orders: Tensor, labels: Tensor
 ) -> NDArray[np.float64]:
-    """Fit the linear reference to shuffled pairs,
-    and judge it on every two held-out images of a class.
+    """Fit the linear reference to shuffled pairs.
+
+    It is judged on every two held-out images of a class.
 
     Memory: sums of each class, 8·D·H·W bytes a class and pairing.
 
@@ -334,8 +341,9 @@ def calibrate_linear(
     generator: torch.Generator,
     **options: Any,
 ) -> LinearCalibration:
-    """Hold the linear reference against pairs that share
-    nothing beyond their class, and against A → A.
+    """Compare the linear reference with pairs that share nothing, and with A → A.
+
+    Those pairs share nothing beyond their class.
 
     Args:
         x: A's features of fitting and of held-out images.
@@ -348,8 +356,8 @@ def calibrate_linear(
     Raises:
         InputError: see `Regression`, `untrue_errors` and `shuffled_within_class`.
     """
-    (found,) = calibrate_linear_ways(x, target, labels, generator, both=False, **options)
-    return found
+    (calibration,) = calibrate_linear_ways(x, target, labels, generator, both=False, **options)
+    return calibration
 
 
 def calibrate_linear_ways(
@@ -380,7 +388,7 @@ def calibrate_linear_ways(
         quiet: show no progress.
         options: of `Regression`.
     """
-    orders = [permutations(part, draws, generator) for part in labels]
+    orders = [permutations(of_images, draws, generator) for of_images in labels]
     ways = [Regression(x, target, **options)]
     ways += [Regression(target, x, **options)] if both else []
     sums = permuted_sums(ways[0], ways[1] if both else None, orders[0], orders[1], quiet=quiet)
@@ -420,7 +428,7 @@ def calibrated(
     )
     intervals = consistency_interval(
         instability_of,
-        *([part] for part in sums),
+        *([array] for array in sums),
         resamples=resamples,
         seed=int(torch.randint(1 << 31, (), generator=generator)),
     )

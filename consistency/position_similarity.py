@@ -1,5 +1,6 @@
-"""Similarities of two features beside which the suite's own numbers stand:
-CKA, SVCCA, Procrustes, ridge R².
+"""Similarities of two features: CKA, SVCCA, Procrustes, ridge R².
+
+The suite's numbers are read beside them.
 
 All follow from the sums of one pass (`PairSums`), so that their memory does not grow with the
 images. Rows of one image are alike, and none of these scores knows that: their own corrections for
@@ -42,8 +43,9 @@ class Score:
 
 
 def linear_cka(sums: PairSums) -> Score:
-    """Compute unbiased linear CKA: HSIC₁(K, L) / √(HSIC₁(K,
-    K) HSIC₁(L, L)), K = XXᵀ, L = YYᵀ (Song et al. 2012).
+    """Compute unbiased linear CKA (Song et al. 2012).
+
+    HSIC₁(K, L) / √(HSIC₁(K, K) · HSIC₁(L, L)), with K = XXᵀ and L = YYᵀ
 
     About the means, where rows of K sum to 0, HSIC₁ needs no n × n matrix; with a = |x|², b = |y|²
     of a row:
@@ -68,8 +70,8 @@ def linear_cka(sums: PairSums) -> Score:
         2, 2
     )
     hsic = unbiased_hsic(norms, of.squares, totals.outer(totals), n)
-    for name, own, total in zip(("x", "x*"), hsic.diagonal(), totals):
-        if own <= ROUNDING * total.square():
+    for name, hsic_of_one, total in zip(("x", "x*"), hsic.diagonal(), totals):
+        if hsic_of_one <= ROUNDING * total.square():
             return score(None, f"{name} differs in one row alone")
     return score((hsic[0, 1] / hsic.diagonal().prod().sqrt()).item())
 
@@ -87,8 +89,9 @@ def unbiased_hsic(norms: Tensor, squares: Tensor, totals: Tensor, n: int) -> Ten
 
 
 def svcca(sums: PairSums, kept: float = 0.99) -> Score:
-    """Compute the mean canonical correlation of the leading
-    principal components of both (Raghu et al. 2017).
+    """Compute the mean canonical correlation of leading principal components.
+
+    They are of both features (Raghu et al. 2017).
 
     Args:
         sums: of the pair.
@@ -105,11 +108,11 @@ def svcca(sums: PairSums, kept: float = 0.99) -> Score:
         return score(None, of.constant())
     whitening = []
     for covariance in (of.xx, of.yy):
-        variances, directions = (part.flip(-1) for part in torch.linalg.eigh(covariance))
+        variances, directions = (tensor.flip(-1) for tensor in torch.linalg.eigh(covariance))
         size = int((variances.cumsum(0) < kept * variances.sum()).sum()) + 1
         size = min(size, int((variances > 1e-10 * variances[0]).sum()))
         whitening.append(directions[:, :size] / variances[:size].sqrt())
-    sizes = [part.shape[1] for part in whitening]
+    sizes = [tensor.shape[1] for tensor in whitening]
     if sum(sizes) >= of.rows:
         return score(
             None,

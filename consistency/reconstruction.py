@@ -72,8 +72,8 @@ def reconstruct(
         zip(members, alphas, family.backwards, net(x, target))
     ):
         through, wanted = throughs.get(back), goals[back]
-        found = output if through is None else through(output)
-        mse, penalty = F.mse_loss(found.float(), wanted), order_penalty(member.p, alpha)
+        compared = output if through is None else through(output)
+        mse, penalty = F.mse_loss(compared.float(), wanted), order_penalty(member.p, alpha)
         loss = mse / (member.target_std.square() if through is None else wanted.var()) + penalty
         total = total + loss
         metrics |= {f"{i}.Loss": loss, f"{i}.MSE": mse, f"{i}.L2_loss": penalty}
@@ -123,16 +123,16 @@ def instabilities(
     """
     if loader is None:
         return []
-    left, whole = [FeatureMoments() for _ in members], FeatureMoments()
+    residuals, whole = [FeatureMoments() for _ in members], FeatureMoments()
     for batch in Progress(loader, "held-out error", quiet=not runtime.is_main):
         x, target = read(*runtime.to_device(batch))
         whole.update(target)
-        for member, moments in zip(members, left):
+        for member, moments in zip(members, residuals):
             moments.update(target - member.eval()(x))
     variance = merged(whole.cpu(), runtime).std ** 2
     return [
         merged(moments.cpu(), runtime).std ** 2 / variance if variance else float("nan")
-        for moments in left
+        for moments in residuals
     ]
 
 
@@ -163,7 +163,7 @@ def image_errors(
 
         def predictions() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
             for indices, *maps in _outputs(member, loader, read, runtime):
-                target, output = (part.float().flatten(2).mT.unsqueeze(2) for part in maps)
+                target, output = (feature.float().flatten(2).mT.unsqueeze(2) for feature in maps)
                 yield indices, target, output
 
         shape, like = (moments.positions, 1, channels), torch.zeros((), device=runtime.device)
@@ -183,8 +183,9 @@ def _outputs(
 
 
 def pair_sums(loader: Loader, read: Read, runtime: Runtime) -> PairSums:
-    """Keep the sums that similarities of x and the target follow from,
-    over one pass; see `image_errors`.
+    """Keep the sums that similarities of x and the target follow from.
+
+    They take one pass; see `image_errors`.
     """
     sums = PairSums()
     for batch in Progress(loader, "similarities", quiet=not runtime.is_main):

@@ -1,5 +1,6 @@
-"""The best convolution in closed form:
-ridge regression of maps on patches, from sums over one pass.
+"""The best convolution in closed form, from sums over one pass.
+
+It is a ridge regression of maps on patches.
 
 A convolution without bias is a linear map of patches. With the patches u(q) of an image around
 every position q, zero beyond the border, and the targets y(q), the weights that minimise Σ ‖y − W
@@ -133,8 +134,8 @@ class NormalEquations:
 
     def merge(self, other: "NormalEquations") -> None:
         """Add what another accumulator of the same shape saw."""
-        for own, more in zip(self.sums(), other.sums()):
-            own.add_(more.to(own.device))
+        for total, more in zip(self.sums(), other.sums()):
+            total.add_(more.to(total.device))
 
     def solve(
         self,
@@ -171,15 +172,15 @@ class NormalEquations:
             )
 
         def held_out(ridge: float) -> float:
-            left = 0.0
-            for held in all_folds.diag()[numbers]:
-                weight = fit(all_folds - held, ridge)
+            error = 0.0
+            for fold in all_folds.diag()[numbers]:
+                weight = fit(all_folds - fold, ridge)
                 change = weight * (
-                    self._gram(held, constant) @ weight - 2 * self._cross(held, constant)
+                    self._gram(fold, constant) @ weight - 2 * self._cross(fold, constant)
                 )
                 # Rounding alone makes it negative
-                left += max(0.0, float(held @ self.energy + change.sum()))
-            return left / (whole or 1.0)
+                error += max(0.0, float(fold @ self.energy + change.sum()))
+            return error / (whole or 1.0)
 
         penalised = self.kernel_size**2 * self.lags.shape[-1]
         ridge, errors = descend(held_out, ridges)
@@ -192,15 +193,17 @@ class NormalEquations:
         return RidgeSolution(weight, rest.sum(1), ridge, errors[ridge], errors)
 
     def _cross(self, folds: Tensor, constant: bool) -> Tensor:
-        """Σ u yᵀ, (k²·C, C') over the folds that are 1 in `folds`;
-        the patch's offsets first, the constant last.
+        """Σ u yᵀ, (k²·C, C'), over the folds that are 1 in `folds`.
+
+        The patch's offsets are first, the constant is last.
         """
         cross, totals = torch.tensordot(folds, self.cross, 1).flatten(0, 1), folds @ self.totals
         return torch.cat([cross, totals[None]])[:, :-1] if constant else cross[:, :-1]
 
     def _gram(self, folds: Tensor, constant: bool) -> Tensor:
-        """Σ u uᵀ, (k²·C, k²·C), over the same folds:
-        every block is a lag's sum less the border's.
+        """Σ u uᵀ, (k²·C, k²·C), over the same folds.
+
+        Every block is a lag's sum less the border's.
         """
         sums = dict(zip(self._strips, torch.tensordot(folds, self.lags, 1)))
         offsets, channels = self.kernel_size**2, self.lags.shape[-1]
@@ -221,8 +224,9 @@ class NormalEquations:
 
 
 def bytes_needed(in_channels: int, out_channels: int, kernel_size: int, folds: int = FOLDS) -> int:
-    """Say how much memory `NormalEquations` and its `solve` take together at most,
-    beside the batches.
+    """Say how much memory `NormalEquations` and its `solve` take together at most.
+
+    The batches are not counted.
 
     The sums are what grows with the folds: for 3×3, 29 C² + 9 C·C' numbers each. Solving takes
     three matrices of (k²·C)² and, for a held-out error, seven of k²·C·C', whatever the folds.
@@ -238,8 +242,9 @@ def bytes_needed(in_channels: int, out_channels: int, kernel_size: int, folds: i
 def descend(
     error_of: Callable[[float], float], ridges: Sequence[float]
 ) -> tuple[float, dict[float, float]]:
-    """Walk downhill over the grid of λ,
-    from its middle to the first one that is no worse than its neighbours.
+    """Walk downhill over the grid of λ, from its middle.
+
+    The walk ends at the first λ that is no worse than its neighbours.
 
     Returns:
         The λ of the smallest error, and the error of every λ that was tried.
@@ -267,8 +272,9 @@ def _solve(gram: Tensor, cross: Tensor, ridge: float, penalised: int) -> Tensor:
 
 
 def _blocks(kernel_size: int) -> dict[tuple[int, int], list[tuple[int, Strip]]]:
-    """Say which sums make the block of offsets i ≤ j (numbered row by row):
-    ± strips, the whole maps first.
+    """Say which sums make the block of offsets i ≤ j, numbered row by row.
+
+    They are ± strips, the whole maps first.
     """
     border = kernel_size // 2
     offsets = list(product(range(-border, border + 1), repeat=2))
@@ -292,8 +298,9 @@ def _strips(kernel_size: int) -> list[Strip]:
 
 
 def _pairs(maps: Tensor, strip: Strip) -> tuple[Tensor, Tensor]:
-    """Give the values at q, (C, M), and at q + lag, (M,
-    C), for all pairs of a strip of maps (N, H, W, C).
+    """Give the values at q, (C, M), and at q + lag, (M, C).
+
+    They are for all pairs of a strip of maps (N, H, W, C).
     """
     (rows, rows_on), (columns, columns_on) = map(_span, maps.shape[1:3], strip)
     return maps[:, rows, columns].flatten(0, 2).T, maps[:, rows_on, columns_on].flatten(0, 2)

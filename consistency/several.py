@@ -39,7 +39,7 @@ def shared(forth: Direction, back: Direction, **options: Any) -> dict[str, Inter
     Raises:
         InputError: the directions are of different images.
     """
-    if len({len(part) for part in (*forth, *back)}) > 1:
+    if len({len(array) for array in (*forth, *back)}) > 1:
         raise InputError(
             f"both directions must be measured on the same images, but {len(forth[0])} and "
             f"{len(back[0])} came; give both the same features"
@@ -54,8 +54,9 @@ def shared(forth: Direction, back: Direction, **options: Any) -> dict[str, Inter
 
 
 def without_null(observed: Array) -> Direction:
-    """Give a direction whose consistency is 1 − its instability:
-    a null of all of the variance, and a ceiling of nothing.
+    """Give a direction whose consistency is 1 − its instability.
+
+    Its null is all of the variance, its ceiling nothing.
     """
     target = observed[:, :1]
     return observed, np.hstack([target, target]), np.hstack([target, np.zeros_like(target)])
@@ -72,8 +73,10 @@ def calibrated(observed: Array, sums: Mapping[str, Array], path: str) -> Directi
     Raises:
         InputError: the calibration's own sums of the true pairs are others.
     """
-    own = sums["observed"]
-    if own.shape != observed.shape or not np.allclose(own, observed, 1e-3, 1e-3 * observed.max()):
+    stored = sums["observed"]
+    if stored.shape != observed.shape or not np.allclose(
+        stored, observed, 1e-3, 1e-3 * observed.max()
+    ):
         raise InputError(
             f"{path} is of other images, another Trans-Net or another --mean; make it anew by"
             " Calibrate.py --sums"
@@ -115,15 +118,15 @@ def over_nets(
         InputError: fewer than two nets or images, or fewer nets than were drawn from.
     """
     nets, images = sums[0].shape[1:3]
-    if min(nets, images) < 2 or any(part.shape[:3] != (nets, nets, images) for part in sums):
+    if min(nets, images) < 2 or any(array.shape[:3] != (nets, nets, images) for array in sums):
         raise InputError(
             "intervals over nets need sums of all pairs of two nets or more on two images or more,"
-            f" but shapes are {[part.shape for part in sums]}"
+            f" but shapes are {[array.shape for array in sums]}"
         )
     if drawn_from is not None and drawn_from < nets:
         raise InputError(f"{nets} nets cannot have been drawn from {drawn_from}")
     rows, columns = np.nonzero(~np.eye(nets, dtype=bool))
-    pairs = [np.moveaxis(part[rows, columns], 0, 1) for part in sums]  # (N, P, …)
+    pairs = [np.moveaxis(array[rows, columns], 0, 1) for array in sums]  # (N, P, …)
     generator = np.random.default_rng(seed)
     with np.errstate(all="ignore"):
         values = _of_pairs(statistic, pairs, np.ones((1, images)))
@@ -133,12 +136,12 @@ def over_nets(
     of_pairs = counts[:, rows] * counts[:, columns]
     of_pairs = of_pairs / of_pairs.sum(1, keepdims=True)
     kept = 1.0 if drawn_from is None else (1 - nets / drawn_from) ** 0.5
-    size = max(1, BATCH_BYTES // sum(part[0].nbytes for part in pairs))
+    size = max(1, BATCH_BYTES // sum(array[0].nbytes for array in pairs))
     draws = dict[str, list[Array]]()
     for block in range(0, resamples, size):
         with np.errstate(all="ignore"):
-            found = _of_pairs(statistic, pairs, weights[block : block + size])
-        for name, of_each in found.items():
+            block_values = _of_pairs(statistic, pairs, weights[block : block + size])
+        for name, of_each in block_values.items():
             all_nets = of_each.mean(1)
             some = (of_each * of_pairs[block : block + size]).sum(1)
             drawn = all_nets if images_only else all_nets + kept * (some - all_nets)
@@ -169,5 +172,5 @@ def _of_pairs(
     statistic: Callable[..., Mapping[str, Array]], pairs: Sequence[Array], weights: Array
 ) -> dict[str, Array]:
     """Give every number of every pair on every resample of the images, (B, P)."""
-    totals = [np.tensordot(weights.astype(part.dtype), part, axes=1) for part in pairs]
+    totals = [np.tensordot(weights.astype(array.dtype), array, axes=1) for array in pairs]
     return {name: np.asarray(value) for name, value in statistic(*totals).items()}

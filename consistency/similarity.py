@@ -64,8 +64,9 @@ def image_rows(feature: Tensor) -> Tensor:
 
 
 class ImageRows:
-    """One net's features of images, a row each,
-    and what every similarity with another net needs of them.
+    """One net's features of images, a row each.
+
+    It holds what every similarity with another net needs of them.
 
     Args:
         held_out: of the images that nets are compared on, (N, p), floating.
@@ -100,24 +101,25 @@ class ImageRows:
     @cached_property
     def components(self) -> tuple[Tensor, Tensor]:
         """U and S of the centred rows = U S Vᵀ: (N, r) and (r,), r the smaller of N and p."""
-        left, sizes, _ = torch.linalg.svd(self.centred, full_matrices=False)
-        return left, sizes
+        vectors, sizes, _ = torch.linalg.svd(self.centred, full_matrices=False)
+        return vectors, sizes
 
     @cached_property
     def coordinates(self) -> Tensor:
-        """U S divided by its norm, (N, r): the rows,
-        turned so that there are no more columns than rows.
+        """U S divided by its norm, (N, r).
+
+        They are the rows, rotated so that there are no more columns than rows.
         """
-        left, sizes = self.components
-        return left * sizes / sizes.norm()
+        vectors, sizes = self.components
+        return vectors * sizes / sizes.norm()
 
     @cached_property
     def leading(self) -> Tensor:
         """The fewest columns of U that hold `KEPT` of the variance, (N, k)."""
-        left, sizes = self.components
+        vectors, sizes = self.components
         variances = sizes.square()
         count = int((variances.cumsum(0) < KEPT * variances.sum()).sum()) + 1
-        return left[:, : min(count, int((variances > 1e-10 * variances[0]).sum()))]
+        return vectors[:, : min(count, int((variances > 1e-10 * variances[0]).sum()))]
 
     @cached_property
     def gram(self) -> Tensor:
@@ -141,8 +143,9 @@ class ImageRows:
 
     @cached_property
     def smoother(self) -> Tensor:
-        """H (N, M): what a ridge regression on the fitted images predicts is H Y,
-        of Y about its mean.
+        """H (N, M): a ridge regression on the fitted images predicts H Y.
+
+        Y is taken about its mean.
         """
         fitted, rows = self.about
         gram = fitted @ fitted.mT
@@ -157,8 +160,9 @@ class ImageRows:
 
     @cached_property
     def products(self) -> tuple[Tensor, Tensor, float]:
-        """Products about the fitted images' mean: of these (M,
-        M), of rows with them (N, M), Σ |row|².
+        """Products about the fitted images' mean.
+
+        Of these (M, M), of rows with them (N, M), and Σ |row|².
         """
         fitted, rows = self.about
         return fitted @ fitted.mT, rows @ fitted.mT, rows.square().sum().item()
@@ -179,8 +183,9 @@ def cka(x: ImageRows, y: ImageRows, order: Tensor | None = None) -> float:
 
 
 def svcca(x: ImageRows, y: ImageRows, order: Tensor | None = None) -> float:
-    """Compute the mean canonical correlation of the leading components;
-    NaN where they fill all rows.
+    """Compute the mean canonical correlation of the leading components.
+
+    It is NaN where they fill all rows.
     """
     one, other = x.leading, y.leading
     if one.shape[1] + other.shape[1] >= len(x):
@@ -190,8 +195,9 @@ def svcca(x: ImageRows, y: ImageRows, order: Tensor | None = None) -> float:
 
 
 def procrustes(x: ImageRows, y: ImageRows, order: Tensor | None = None) -> float:
-    """Compute the nuclear norm of XᵀY of features of norm 1:
-    1 where one is a rotation of the other.
+    """Compute the nuclear norm of XᵀY of features of norm 1.
+
+    It is 1 where one is a rotation of the other.
 
     Rows wider than their number are much alike by chance: read it beside permuted images.
     """
@@ -215,8 +221,9 @@ def mutual_neighbours(x: ImageRows, y: ImageRows, order: Tensor | None = None) -
 def ridge_r2(
     x: ImageRows, y: ImageRows, order: Tensor | None = None, fit_order: Tensor | None = None
 ) -> float:
-    """Compute R² of a ridge regression of y on x:
-    fitted on some images, judged on the held-out ones.
+    """Compute R² of a ridge regression of y on x.
+
+    It is fitted on some images, and judged on the held-out ones.
     """
     of_fitted, across, energy = y.products
     if order is not None and fit_order is not None:

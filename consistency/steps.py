@@ -1,5 +1,6 @@
-"""The command `knowledge-consistency`,
-once the project is installed: it lists the steps and runs them.
+"""The command `knowledge-consistency`: it lists the steps and runs them.
+
+It is there once the project is installed.
 """
 
 import ast
@@ -28,8 +29,9 @@ STEPS = (
 
 
 def summary(step: str) -> str:
-    """Give the first sentence of a step's docstring. The step is read and not imported,
-    which PyTorch would slow.
+    """Give the first sentence of a step's docstring.
+
+    The step is read and not imported, because importing PyTorch takes seconds.
 
     Raises:
         InputError: the step is not installed.

@@ -1,5 +1,6 @@
-"""A Trans-Net and the features that it is fitted to:
-made for them, filled from a file, held against them.
+"""A Trans-Net and the features that it is fitted to.
+
+It is made for them, filled from a file, and compared with them.
 """
 
 from pathlib import Path
@@ -52,15 +53,17 @@ def between(
 
 
 def channels_of(shape: tuple[int, ...]) -> int:
-    """Say how many channels one image's feature has:
-    maps (C, H, W), tokens (T, C) or a vector (C,).
+    """Say how many channels one image's feature has.
+
+    Features are maps (C, H, W), tokens (T, C) or a vector (C,).
     """
     return as_maps(torch.empty(1, *shape, device="meta")).shape[1]
 
 
 def fill_trans_net(trans_net: TransNet, state: dict[str, Any], path: str | Path) -> None:
-    """Give a Trans-Net the weights of a checkpoint that was read from `path`,
-    which must be built alike.
+    """Give a Trans-Net the weights of a checkpoint that was read from `path`.
+
+    Both must be built alike.
 
     Raises:
         InputError: it is not.

@@ -1,5 +1,6 @@
-"""What Variance.py reports of accumulated moments:
-variances and instabilities with their intervals over images.
+"""What Variance.py reports of accumulated moments.
+
+It is variances and instabilities, with their intervals over images.
 
 Every interval holds the Trans-Net as it was fitted, and the means that deviations are from: it says
 what other images would give.
@@ -61,8 +62,8 @@ def variance_report(
         report["spectrum"] = spectrum(by_depth, resamples)
     report["channels"] = channel_report(moments, resamples)
     if resamples:
-        found = bootstrap(moments.statistic(mean), moments.arrays(mean), resamples=resamples)
-        report["intervals"] = {name: asdict(interval) for name, interval in found.items()}
+        intervals = bootstrap(moments.statistic(mean), moments.arrays(mean), resamples=resamples)
+        report["intervals"] = {name: asdict(interval) for name, interval in intervals.items()}
         report["classes"] = class_report(moments, mean, resamples, classes)
         squares = np.diagonal(products, axis1=1, axis2=2).T.tolist()
         report["per_image"] = {
@@ -72,15 +73,16 @@ def variance_report(
 
 
 def channel_report(moments: ImageMoments, resamples: int = 0) -> list[Record]:
-    """Give for each channel of x* its number, Var(x*),
-    and its instability with the interval's ends.
+    """Give for each channel of x* its number, Var(x*) and its instability.
+
+    The instability has its interval's ends.
     """
     squares = moments.channel_squares()
-    found = bootstrap(_ratios, [(squares / len(squares)).astype(np.float32)], resamples=resamples)
+    ratios = bootstrap(_ratios, [(squares / len(squares)).astype(np.float32)], resamples=resamples)
     variances = squares.mean(0)[0].tolist()
     return [
         {"channel": channel, "variance": variance, **_ends(interval)}
-        for channel, (variance, interval) in enumerate(zip(variances, found.values()))
+        for channel, (variance, interval) in enumerate(zip(variances, ratios.values()))
     ]
 
 
@@ -90,8 +92,9 @@ def class_report(
     resamples: int = 0,
     classes: Sequence[str] | None = None,
 ) -> list[Record]:
-    """Give the same for each class,
-    measured as if its images were all there are: from the class's own mean.
+    """Give the same for each class.
+
+    A class is measured as if its images were all there are: from its mean.
 
     Args:
         moments: with labels; see `ImageMoments.update`.
@@ -100,18 +103,23 @@ def class_report(
         classes: names by label; None: the labels are the names.
     """
     rows = []
-    for label, part in moments.classes():
-        found = bootstrap(
-            part.statistic(mean), part.arrays(mean), resamples=resamples if part.images > 1 else 0
+    for label, of_class in moments.classes():
+        intervals = bootstrap(
+            of_class.statistic(mean),
+            of_class.arrays(mean),
+            resamples=resamples if of_class.images > 1 else 0,
         )
-        row = {"class": classes[label] if classes else str(label), "images": part.images}
-        rows.append(row | {"variance": found["var_target"].value, **_ends(found["instability"])})
+        row = {"class": classes[label] if classes else str(label), "images": of_class.images}
+        rows.append(
+            row | {"variance": intervals["var_target"].value, **_ends(intervals["instability"])}
+        )
     return rows
 
 
 def spectrum(by_depth: Sequence[tuple[int, ImageMoments]], resamples: int = 0) -> list[Record]:
-    """Give R² = 1 − instability of every depth,
-    and its gain over the depth before it, which is paired by image.
+    """Give R² = 1 − instability of every depth, and its gain over the depth before.
+
+    Gains are paired by image.
 
     Args:
         by_depth: for each Trans-Net its number of layers and the moments of the same images.
@@ -125,21 +133,21 @@ def spectrum(by_depth: Sequence[tuple[int, ImageMoments]], resamples: int = 0) -
     statistics = [moments.statistic() for _, moments in ordered]
 
     def numbers(*sums: Array) -> dict[str, Array]:
-        r2 = [1 - statistic(part)["instability"] for statistic, part in zip(statistics, sums)]
+        r2 = [1 - statistic(array)["instability"] for statistic, array in zip(statistics, sums)]
         gains = [r2[0], *(after - before for before, after in pairwise(r2))]
         both = {"r2": r2, "gain": gains}
         return {
             f"{name} {i}": value for name, values in both.items() for i, value in enumerate(values)
         }
 
-    found = bootstrap(
+    resampled = bootstrap(
         numbers,
         [array for _, moments in ordered for array in moments.arrays()],
         resamples=resamples,
     )
     rows = []
     for i, (layers, _) in enumerate(ordered):
-        of_depth = {name: found[f"{name} {i}"] for name in ("r2", "gain")}
+        of_depth = {name: resampled[f"{name} {i}"] for name in ("r2", "gain")}
         row: Record = {
             "layers": layers,
             **{name: interval.value for name, interval in of_depth.items()},

@@ -30,8 +30,9 @@ def answer_early(parser: Parser) -> None:
 
 
 def command(main: Callable[[Sequence[str] | None], Result]) -> Callable[..., Result]:
-    """Turn a script's `main(argv)` into a command:
-    bad input is one sentence and exit code 1, no traceback.
+    """Turn a script's `main(argv)` into a command.
+
+    Bad input is one sentence and exit code 1, no traceback.
     """
 
     @functools.wraps(main)

@@ -1,5 +1,6 @@
-"""The options of Training_TransNet.py: which features are read,
-and which Trans-Nets are fitted in one reading.
+"""The options of Training_TransNet.py.
+
+They say which features are read, and which Trans-Nets are fitted in one reading.
 """
 
 import itertools
@@ -173,8 +174,9 @@ def add_budget_options(parser: Parser) -> None:
 
 
 def fill_budget(args: Namespace) -> None:
-    """Fill in what no option says of the budget:
-    in steps where W(0) is solved, else as the released code has it.
+    """Fill in what no option says of the budget.
+
+    It is in steps where W(0) is solved, else as the released code has it.
     """
     solved = args.standardise and args.solve is not None and args.match == "feature"
     free = args.epochs is None and args.lr is None and args.optim is None
@@ -224,8 +226,9 @@ def add_kept_options(parser: Parser) -> None:
 
 
 def has_both(args: Namespace) -> bool:
-    """Say whether both directions are fitted: unless an option asks for one,
-    or --resume names the one checkpoint that goes on.
+    """Say whether both directions are fitted.
+
+    They are, unless an option asks for one, or --resume names the one checkpoint that goes on.
     """
     is_one = args.reverse or args.one_direction or args.resume not in ("", "auto")
     return args.both_directions or not is_one
@@ -301,8 +304,8 @@ def archs(args: Namespace) -> tuple[str | None, str | None]:
 
 def alpha(args: Namespace, layers: int) -> list[float]:
     """Give the weights of p² of a depth, highest order first."""
-    said = args.alpha or [0.5]
-    return said * (layers - 1) if len(said) == 1 else said
+    weights = args.alpha or [0.5]
+    return weights * (layers - 1) if len(weights) == 1 else weights
 
 
 def settings(args: Namespace, kind: Kind, channels: int) -> dict[str, Any]:
@@ -337,13 +340,13 @@ def title(args: Namespace, kind: Kind) -> str:
     return ", ".join([*words, *[f"seed {kind.seed}"] * (len(args.seeds or []) > 1)])
 
 
-def place(args: Namespace, kind: Kind, known: Provenance) -> Path:
+def place(args: Namespace, kind: Kind, provenance: Provenance) -> Path:
     """Say where a Trans-Net is saved.
 
     Args:
         args: the options.
         kind: which.
-        known: of the features, with what the options say where these say nothing.
+        provenance: of the features, with what the options say where these say nothing.
     """
     suffix = runs.join(
         args.suffix,
@@ -352,7 +355,12 @@ def place(args: Namespace, kind: Kind, known: Provenance) -> Path:
         f"seed{kind.seed}" if len(args.seeds or []) > 1 else "",
     )
     return runs.trans_net_path(
-        args.out, known.name or known.dataset, known.arch, known.label, known.sample_num, suffix
+        args.out,
+        provenance.name or provenance.dataset,
+        provenance.arch,
+        provenance.label,
+        provenance.sample_num,
+        suffix,
     )
 
 
@@ -396,8 +404,9 @@ def again(
 
 
 def exchanged(args: Namespace) -> Namespace:
-    """Give the options with what they say of nets A and B exchanged:
-    a fit B → A calls B's features x.
+    """Give the options with what they say of nets A and B exchanged.
+
+    A fit B → A calls B's features x.
     """
     given = Namespace(**vars(args))
     given.arch_A, given.arch_B = args.arch_B, args.arch_A

@@ -1,5 +1,6 @@
-"""What the options of a step mean, opened: the run,
-images and their loaders, the optimiser and its rates.
+"""What the options of a step mean, opened.
+
+That is the run, images and their loaders, the optimiser and its rates.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -73,8 +74,9 @@ def optimizer(args: Namespace, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def fit(args: Namespace, model: nn.Module, runtime: Runtime, *, has_unused: bool = False) -> Fit:
-    """Move a model to its devices and give it its optimiser;
-    `has_unused` as `Runtime.parallel` takes it.
+    """Move a model to its devices, and give it its optimiser.
+
+    `has_unused` is as `Runtime.parallel` takes it.
     """
     net = runtime.parallel(model, has_unused=has_unused)
     return Fit(net, model, optimizer(args, model), runtime.grad_scaler(), runtime, args.print_freq)
@@ -98,8 +100,9 @@ def check_last_batch(
     runtime: Runtime,
     shape: Sequence[int] | None = None,
 ) -> None:
-    """Refuse a last batch of one image,
-    if the model has a BatchNorm that cannot take it; `shape` is of its input.
+    """Refuse a last batch of one image, if a BatchNorm of the model cannot take it.
+
+    `shape` is of the model's input.
     """
     shape = shape or (3, args.image_size, args.image_size)
     engine.check_last_batch(model, len(data), args.batch_size, shape, runtime)
@@ -135,14 +138,14 @@ def run(
 
 
 def images(
-    args: Namespace, split: str, known: Mapping[str, Any] | None = None, *, augment: bool = False
+    args: Namespace, split: str, record: Mapping[str, Any] | None = None, *, augment: bool = False
 ) -> ImageData:
     """List the "train" or "val" images that the data options name; none is decoded yet.
 
     Args:
         args: the options, filled in.
         split: "train" or "val".
-        known: what a network's checkpoint says of its images under "data": its `classes`, which
+        record: what a network's checkpoint says of its images under "data": its `classes`, which
             these must have, and its `normalisation`, which is taken. If it has an `image_size`,
             nothing is said of small files.
         augment: as --augment says, if there is such an option.
@@ -159,16 +162,16 @@ def images(
         sample_num=args.sample_num or None,
         sub_sampler_split=args.sub_sampler_split,
         seed=args.seed,
-        normalisation=_chosen_normalisation(args) or recorded_normalisation(known or {}),
+        normalisation=_chosen_normalisation(args) or recorded_normalisation(record or {}),
         augmentation=AUGMENTATIONS.get(args.augment) if augment else None,
     )
-    if known and known.get("classes"):
+    if record and record.get("classes"):
         check_classes(
-            known["classes"],
+            record["classes"],
             data.classes,
             f"the {'training' if split == 'train' else 'validation'} images",
         )
-    if "image_size" not in (known or {}) and (note := size_note(data)):
+    if "image_size" not in (record or {}) and (note := size_note(data)):
         data.notes.append(note)
     return data
 
@@ -193,8 +196,9 @@ def normalisation(
     net: str = "",
     fitted: NetSource = UNKNOWN,
 ) -> Normalisation:
-    """Choose the constants by which a trained net reads pixels,
-    and say so where nobody recorded them.
+    """Choose the constants by which a trained net reads pixels.
+
+    A line says so where nobody recorded them.
 
     What else of its images is not as in training, their size and resampling, is said too.
 
@@ -242,8 +246,7 @@ def normalisation(
 def with_record(
     args: Namespace, net: NetSource, state: Mapping[str, Any], images: ImageData
 ) -> NetSource:
-    """Add to what a net is the accuracy that its checkpoint
-    says of these very images, if it says one.
+    """Add the accuracy that a net's checkpoint says of these very images, if it says one.
 
     Args:
         args: the options, filled in.
@@ -268,8 +271,9 @@ def with_record(
 
 
 def source_doubts(args: Namespace, source: Source, runtime: Runtime) -> list[str]:
-    """Say what is doubtful about the nets of features;
-    those of computed ones are asked about some of the images.
+    """Say what is doubtful about the nets of features.
+
+    Those of computed features are asked about some of the images.
     """
     if not isinstance(source.data, ImageData):
         return doubts(source.data)
@@ -277,13 +281,14 @@ def source_doubts(args: Namespace, source: Source, runtime: Runtime) -> list[str
     if source.nets is None or data.multi_label:
         return pair_doubts(source.provenance, {}, None)
     chosen = torch.linspace(0, len(data) - 1, min(len(data), IMAGES_ASKED)).long()
-    answers = ask(source.nets, image_loader(args, data, runtime, part=chosen), runtime)
+    answers = ask(source.nets, image_loader(args, data, runtime, numbers=chosen), runtime)
     return pair_doubts(source.provenance, answers, data.targets)
 
 
 def say_doubts(args: Namespace, source: Source, runtime: Runtime) -> dict[str, Any]:
-    """Print what is doubtful about the nets of features;
-    give it as a record, which is empty where nothing is.
+    """Print what is doubtful about the nets of features, and give it as a record.
+
+    The record is empty where nothing is doubtful.
     """
     sentences = source_doubts(args, source, runtime)
     for sentence in sentences:
@@ -292,15 +297,17 @@ def say_doubts(args: Namespace, source: Source, runtime: Runtime) -> dict[str, A
 
 
 def known_images(args: Namespace, state: Mapping[str, Any], runtime: Runtime) -> dict[str, Any]:
-    """Give what a net's checkpoint says of its images,
-    for `images`, with the normalisation that is taken.
+    """Give what a net's checkpoint says of its images, for `images`.
+
+    It has the normalisation that is taken.
     """
     return {**state.get("data", {}), "normalisation": normalisation(args, state, runtime)}
 
 
 def _other_images(args: Namespace, state: Mapping[str, Any]) -> str:
-    """Say how a net's images differ from those here in size and resampling,
-    by its checkpoint or its factory.
+    """Say how a net's images differ from those here in size and resampling.
+
+    The net's checkpoint or its factory knows.
     """
     trained, carried = state.get("data", {}).get("image_size"), state.get("inputs")
     if trained is not None:
@@ -333,12 +340,13 @@ def _chosen_normalisation(args: Namespace, net: str = "") -> Normalisation | Non
 
 
 def both_splits(
-    args: Namespace, known: Mapping[str, Any] | None = None
+    args: Namespace, record: Mapping[str, Any] | None = None
 ) -> tuple[ImageData, ImageData]:
-    """List the training and the validation images,
-    which must have the same classes; see `images`.
+    """List the training and the validation images, which must have the same classes.
+
+    See `images`.
     """
-    train_images = images(args, "train", known, augment=True)
+    train_images = images(args, "train", record, augment=True)
     if len(train_images.classes) < 2:
         raise InputError(
             f"{train_images.root} has one class, {train_images.classes[0]}, and nothing can be"
@@ -354,7 +362,7 @@ def bind(
     args: Namespace,
     runtime: Runtime,
     *splits: ImageData,
-    own: Path | Sequence[Path] = (),
+    outputs: Path | Sequence[Path] = (),
     elsewhere: str = "--suffix",
 ) -> dict[str, Contents]:
     """Hash the images of a run, and refuse to go on with what was made of others.
@@ -363,11 +371,11 @@ def bind(
         args: the options; with `restart` nothing is compared.
         runtime: the main process hashes, the others learn it.
         splits: the images.
-        own: the checkpoint, or the checkpoints, that the run would go on with or replace.
+        outputs: the checkpoint, or the checkpoints, that the run would go on with or replace.
         elsewhere: the option that names another place.
 
     Returns:
-        "train" and "val" → contents; each of `splits` keeps its own as `contents`, too.
+        "train" and "val" → contents; each of `splits` keeps its contents as `contents`, too.
 
     Raises:
         InputError: a checkpoint was made of other images.
@@ -377,7 +385,7 @@ def bind(
             read_contents(data, cache_dir=Path(args.data_root, ".cache"))
         data.contents = runtime.gather(data.contents)[0]
     contents = {data.split: data.contents for data in splits if data.contents is not None}
-    for path in [own] if isinstance(own, Path) else own:
+    for path in [outputs] if isinstance(outputs, Path) else outputs:
         if path.exists() and not getattr(args, "restart", False):
             resume.check_images(path, contents, elsewhere=elsewhere)
     return contents
@@ -389,8 +397,9 @@ def images_record(*splits: ImageData) -> dict[str, Any]:
 
 
 def decoded(args: Namespace, data: ImageData, runtime: Runtime) -> ImageData:
-    """Say what the user should know of images, decode them once,
-    as `--cache_images` says, and keep them.
+    """Say what the user should know of images, decode them once, and keep them.
+
+    `--cache_images` says where.
     """
     for note in data.notes:
         runtime.say(f"{data.split} images: {note}")
@@ -405,8 +414,9 @@ def decoded(args: Namespace, data: ImageData, runtime: Runtime) -> ImageData:
 
 
 def with_decoded(args: Namespace, source: Source, runtime: Runtime) -> Source:
-    """Decode the images that features are computed of,
-    as `decoded` does; stored features are left as they are.
+    """Decode the images that features are computed of, as `decoded` does.
+
+    Stored features stay as they are.
     """
     if not isinstance(source.data, ImageData):
         return source
@@ -422,8 +432,9 @@ def with_features(
     runtime: Runtime,
     folder: Path,
 ) -> ImageData:
-    """Give the data set whose batches hold what a frozen
-    network makes of each image, computed once.
+    """Give the data set whose batches hold a frozen network's feature of each image.
+
+    Each feature is computed once.
 
     Args:
         args: the options.
@@ -503,8 +514,8 @@ def images_of_features(
             "cache_images": "off",
         }
     )
-    known = {"classes": source.classes, "image_size": source.image_size}
-    data = images(named, source.split or "val", known)
+    record = {"classes": source.classes, "image_size": source.image_size}
+    data = images(named, source.split or "val", record)
     if data.paths != stored.paths:
         raise InputError(
             f"{data.root} has other images than those of {stored.folder}; name theirs by"
@@ -520,8 +531,9 @@ def images_of_features(
 
 
 def mixed_pixels(args: Namespace, stored: Features, runtime: Runtime) -> Iterator[Tensor]:
-    """Give the pixels of the images that stored features were made of,
-    in mixed batches on the device.
+    """Give the pixels of the images that stored features were made of.
+
+    They come in mixed batches, on the device.
 
     Every process gets all of them, so that what they set is the same everywhere. A folder lists one
     class behind the other; mixed, each batch has the spread of all images.
@@ -541,10 +553,11 @@ def image_loader(
     runtime: Runtime,
     *,
     shuffle: bool = False,
-    part: Tensor | None = None,
+    numbers: Tensor | None = None,
 ) -> Loader:
-    """Make the loader of images,
-    `--batch_size` of them a step over all processes; `part` chooses some.
+    """Make the loader of images, `--batch_size` of them a step over all processes.
+
+    `numbers` chooses some.
 
     Where nothing is trained on the CPU a step has no more than fit `PIXELS_AT_ONCE`: memory stays
     small, and what comes out does not depend on the batch.
@@ -553,7 +566,7 @@ def image_loader(
     if runtime.device.type == "cpu" and not shuffle:
         batch_size = min(batch_size, max(1, PIXELS_AT_ONCE // data.image_size**2))
     return make_loader(
-        data if part is None else Part(data, part.tolist()),
+        data if numbers is None else Part(data, numbers.tolist()),
         batch_size,
         shuffle=shuffle,
         seed=args.seed,
@@ -565,7 +578,7 @@ def image_loader(
 
 
 def stored_features(
-    args: Namespace, folder: str | Path, split: str, said: Mapping[str, str | None]
+    args: Namespace, folder: str | Path, split: str, record: Mapping[str, str | None]
 ) -> Features:
     """Open features that ConvOutput.py stored.
 
@@ -573,14 +586,14 @@ def stored_features(
         args: the options: data set, and with `reverse` the direction.
         folder: that it wrote, or the one of the split in it.
         split: "train" or "val".
-        said: what other options say of them, by the names of their record; None: nothing.
+        record: what other options say of them, by the names of their record; None: nothing.
 
     Raises:
         InputError: there are none, or they are others than the options say.
     """
     expected = {
         name: value
-        for name, value in {"dataset": args.dataset, **said}.items()
+        for name, value in {"dataset": args.dataset, **record}.items()
         if value is not None
     }
     return open_features(folder, split=split, reverse=args.reverse, expected=expected)
@@ -609,12 +622,12 @@ def loader(
     runtime: Runtime,
     *,
     shuffle: bool = False,
-    part: Tensor | None = None,
+    numbers: Tensor | None = None,
 ) -> Loader:
-    """Make the loader of stored features or of images; `part` chooses some."""
+    """Make the loader of stored features or of images; `numbers` chooses some."""
     if isinstance(data, ImageData):
-        return image_loader(args, data, runtime, shuffle=shuffle, part=part)
-    chosen = data if part is None else Part(data, part.tolist())
+        return image_loader(args, data, runtime, shuffle=shuffle, numbers=numbers)
+    chosen = data if numbers is None else Part(data, numbers.tolist())
     return feature_loader(args, chosen, runtime, shuffle=shuffle)
 
 
@@ -622,7 +635,10 @@ def validation_loaders(args: Namespace, data: ImageData, runtime: Runtime) -> Lo
     """Make one loader for each part of a mixed data set, or one called "" for all of it."""
     if not data.parts:
         return {"": image_loader(args, data, runtime)}
-    return {name: image_loader(args, data, runtime, part=part) for name, part in data.parts.items()}
+    return {
+        name: image_loader(args, data, runtime, numbers=numbers)
+        for name, numbers in data.parts.items()
+    }
 
 
 def data_record(args: Namespace, data: ImageData) -> dict[str, Any]:

@@ -1,5 +1,6 @@
-"""Command-line options that several steps share, declared once:
-names, ranges, defaults. Importing it costs nothing.
+"""Command-line options that several steps share: names, ranges, defaults.
+
+Each is declared once. Importing this module costs nothing.
 """
 
 import argparse
@@ -135,8 +136,9 @@ def add_data_options(
     two_nets: bool = False,
     augment: Literal["shown", "ignored", "refused"] = "shown",
 ) -> None:
-    """Data set, image size, caching, batch size;
-    what no option says comes from the checkpoint (`fill`).
+    """Declare data set, image size, caching and batch size.
+
+    What no option says comes from the checkpoint (`fill`).
 
     Args:
         parser: of the step.
@@ -252,8 +254,9 @@ def add_training_options(
     save_epoch: int = 1,
     val_epoch: int = 5,
 ) -> None:
-    """Optimiser, learning rates, epochs and saving;
-    the defaults are the step's, None is filled in by it.
+    """Declare optimiser, learning rates, epochs and saving.
+
+    The defaults are the step's, which fills in those that are None.
     """
     group = parser.add_argument_group("training")
     group.add_argument(
@@ -549,8 +552,7 @@ def second_layer_hint(args: Namespace) -> str:
 
 
 def fill(args: Namespace, *records: Mapping[str, Any]) -> None:
-    """Take the data set and the image size from
-    classifiers' checkpoints where no option names them.
+    """Take data set and image size from classifiers' checkpoints, where no option names them.
 
     Args:
         args: the parsed options; `dataset`, `name` and `image_size` are filled in.
@@ -561,31 +563,32 @@ def fill(args: Namespace, *records: Mapping[str, Any]) -> None:
         InputError: an image size that no network was trained at, or networks of several sizes and
             none is chosen.
     """
-    known = next((record for record in records if "dataset" in record), {})
+    record = next((record for record in records if "dataset" in record), {})
     if args.dataset is None:
-        args.dataset = known.get("dataset", DATASET)
+        args.dataset = record.get("dataset", DATASET)
     if args.dataset == "folder":
         # What is given goes before what a file remembers
         named = args.name or args.train_path or args.val_path
-        args.name = data_name(args) if named else known.get("name", args.dataset)
+        args.name = data_name(args) if named else record.get("name", args.dataset)
     sizes = sorted({record["image_size"] for record in records if "image_size" in record})
-    said = " and ".join(map(str, sizes))
+    pixels = " and ".join(map(str, sizes))
     if args.image_size is None and len(sizes) > 1:
         raise InputError(
-            f"these networks were trained at {said} pixels, and images have one size: choose by"
+            f"these networks were trained at {pixels} pixels, and images have one size: choose by"
             " --image_size; the other net then sees another size than in training"
         )
     if args.image_size is not None and sizes and args.image_size not in sizes:
         raise InputError(
-            f"the network was trained at {said} pixels, --image_size says {args.image_size}; leave"
+            f"the network was trained at {pixels} pixels, --image_size says {args.image_size}; leave"
             " the option out"
         )
     args.image_size = args.image_size or (sizes[0] if sizes else IMAGE_SIZE)
 
 
 def data_name(args: Namespace) -> str:
-    """Give the data set's part of file names: its name,
-    or of a folder --name, or what the folder is called.
+    """Give the data set's part of file names.
+
+    That is its name, or of a folder --name, or what the folder is called.
     """
     if args.dataset != "folder":
         return args.dataset or DATASET
@@ -599,8 +602,9 @@ def data_name(args: Namespace) -> str:
 
 
 def settings(args: Namespace, **replaced: Any) -> dict[str, Any]:
-    """Give every option that changes the result, as plain values:
-    what a checkpoint records and a resumed run compares.
+    """Give every option that changes the result, as plain values.
+
+    A checkpoint records them, and a resumed run compares them.
 
     Args:
         args: the options, parsed and filled in; `args.neutral` are left out.

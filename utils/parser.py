@@ -1,5 +1,6 @@
-"""The argument parser of every script, and the types of its options:
-what is out of range ends with one line.
+"""The argument parser of every script, and the types of its options.
+
+What is out of range ends with one line.
 """
 
 import argparse
@@ -48,8 +49,9 @@ Check = Callable[["Parser", Namespace], None]
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Show defaults, but not those that say nothing;
-    keep the lines of the description and the example.
+    """Show defaults, but not those that say nothing.
+
+    The lines of the description and of the example stay as they are.
     """
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
@@ -247,8 +249,9 @@ def whole(at_least: int) -> Callable[[str], int]:
 def real(
     at_least: float = 0, *, above: float | None = None, below: float = math.inf
 ) -> Callable[[str], float]:
-    """Make an argparse type for finite numbers of at least `at_least`,
-    or above `above`, and below `below`.
+    """Make an argparse type for finite numbers in a range.
+
+    They are at least `at_least`, or above `above`, and below `below`.
     """
     wanted = f"of at least {at_least:g}" if above is None else f"above {above:g}"
     wanted += f" and below {below:g}" if below < math.inf else ""
@@ -267,8 +270,9 @@ def real(
 
 
 def list_of(kind: Callable[[str], Any], *, empty: bool = False) -> Callable[[str], list[Any]]:
-    """Make an argparse type for `[0.1,0.1]`,
-    with or without brackets, of entries that `kind` reads.
+    """Make an argparse type for `[0.1,0.1]`, with or without brackets.
+
+    `kind` reads the entries.
     """
 
     def parse(text: str) -> list[Any]:

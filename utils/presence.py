@@ -6,8 +6,9 @@ from utils.errors import InputError
 
 
 def check_checkpoint(path: str | Path) -> None:
-    """Refuse a checkpoint that is not there, and name those beside it: the usual mistake is a
-    suffix.
+    """Refuse a checkpoint that is not there, and name those beside it.
+
+    The usual mistake is a suffix.
 
     Raises:
         InputError: there is no such file.

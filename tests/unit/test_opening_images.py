@@ -230,7 +230,7 @@ def test_the_loader_takes_workers_where_something_is_decoded(args, cpu, cache, w
 
 def test_a_part_of_the_images_may_be_loaded(args, cpu):
     images = opening.images(args(), "val")
-    loader = opening.image_loader(args(), images, cpu, part=torch.tensor([3, 1, 22]))
+    loader = opening.image_loader(args(), images, cpu, numbers=torch.tensor([3, 1, 22]))
     assert [indices.tolist() for _, _, indices in loader] == [[3, 1, 22]]
 
 

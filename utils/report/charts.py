@@ -1,5 +1,6 @@
-"""Charts of numbers, as functions that give a matplotlib figure:
-variances by order, spectra, curves.
+"""Charts of numbers, as functions that give a matplotlib figure.
+
+They show variances by order, spectra and curves.
 """
 
 import itertools
@@ -55,8 +56,9 @@ class Point(NamedTuple):
 
 
 def variance_figure(reports: Mapping[str, Mapping[str, Any]], p: Sequence[float] = ()) -> "Figure":
-    """Draw the variances of the components as shares of Var(x*),
-    a panel for each report (paper Table 2).
+    """Draw the variances of the components as shares of Var(x*) (paper Table 2).
+
+    Each report has a panel.
 
     Components are not orthogonal: what is missing from, or exceeds, 100 % is twice the sum of their
     covariances.
@@ -155,8 +157,9 @@ def curve_figure(curves: Mapping[str, Sequence[Point]], x_label: str, y_label: s
 
 
 def interval_figure(panels: Mapping[str, Mapping[str, Sequence[Estimate]]]) -> "Figure":
-    """Draw numbers with their intervals, a line each,
-    in panels below one another that have scales of their own.
+    """Draw numbers with their intervals, a line each.
+
+    They are in panels below one another, each with its scale.
 
     Args:
         panels: by title: by the name of a line what stands on it.
@@ -166,7 +169,7 @@ def interval_figure(panels: Mapping[str, Mapping[str, Sequence[Estimate]]]) -> "
     figure = matplotlib.figure.Figure(figsize=(9.5, 0.2 * sum(heights)), layout="constrained")
     axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
     named = dict.fromkeys(
-        part.series for lines in panels.values() for line in lines.values() for part in line
+        estimate.series for lines in panels.values() for line in lines.values() for estimate in line
     )
     styles = dict(zip(named, itertools.cycle(CURVES)))
     for axis, (title, lines) in zip(axes, panels.items()):
@@ -204,8 +207,9 @@ def interval_figure(panels: Mapping[str, Mapping[str, Sequence[Estimate]]]) -> "
 
 
 def spectrum_figure(spectrum: Sequence[Mapping[str, float]]) -> "Figure":
-    """Draw the fuzziness spectrum:
-    how much more of Var(x*) each depth explains on images that were not fitted.
+    """Draw the fuzziness spectrum.
+
+    It says how much more of Var(x*) each depth explains on images that were not fitted.
 
     Args:
         spectrum: a row a depth, the shallowest first, with `layers`, `r2` = 1 − instability, and

@@ -1,5 +1,6 @@
-"""Charts of a comparison, drawn from its report,
-each with the text that stands for it where it is not seen.
+"""Charts of a comparison, drawn from its report.
+
+Each has the text that stands for it where it is not seen.
 
 They are SVG whose colours are variables, so that they have others in the page's dark mode.
 A chart is as wide as a telephone, so that its letters stay legible there; the page lays two beside
@@ -124,7 +125,9 @@ def shared_chart(result: Result) -> Chart | None:
     rows = range(len(result.get("pairs")))
     series = {
         way: {
-            row: found for row in rows if (found := ends(result, "pairs", row, way, "consistency"))
+            row: interval
+            for row in rows
+            if (interval := ends(result, "pairs", row, way, "consistency"))
         }
         for way in WAYS
     }
@@ -136,7 +139,9 @@ def shared_chart(result: Result) -> Chart | None:
     for way, points in series.items():
         _interval_line(axis, points, way, of[way])
     _at_layers(axis, result)
-    values = [value for points in series.values() for found in points.values() for value in found]
+    values = [
+        value for points in series.values() for interval in points.values() for value in interval
+    ]
     axis.axhline(0, color=INK, linewidth=0.8)
     axis.set_ylim(min(-0.05, *values) - 0.02, max(1.02, *values) + 0.02)
     axis.set_ylabel("consistency (0: null, 1: ceiling)")
@@ -165,14 +170,14 @@ def left_chart(result: Result) -> Chart | None:
         colour, _ = COLOURS[way]
         for kind, style in STYLES.items():
             points = {
-                row: found for row in rows if (found := ends(result, "pairs", row, way, kind))
+                row: interval for row in rows if (interval := ends(result, "pairs", row, way, kind))
             }
             if not points:
                 continue
             drawn.add(kind)
             x = [row + shift for row in points]
-            y = [found.value for found in points.values()]
-            largest = max(largest, *(found.high for found in points.values()))
+            y = [interval.value for interval in points.values()]
+            largest = max(largest, *(interval.high for interval in points.values()))
             axis.errorbar(
                 x, y, yerr=_reach(points.values()), color=colour, linestyle="none", **style
             )
@@ -297,11 +302,11 @@ def spectrum_chart(result: Result) -> Chart | None:
             )
             for depth in depths
         }
-        lowest = min(lowest, *(found.low for found in points.values()))
+        lowest = min(lowest, *(interval.low for interval in points.values()))
         label = f"{_short(pair_label(result, row))}, {of[way]}"
         axis.errorbar(
             list(points),
-            [found.value for found in points.values()],
+            [interval.value for interval in points.values()],
             yerr=_reach(points.values()),
             color=colours[row],
             linestyle="-" if way == "forth" else "--",
@@ -310,7 +315,9 @@ def spectrum_chart(result: Result) -> Chart | None:
             linewidth=1.4,
             label=label,
         )
-        values = ", ".join(f"{layers}: {found.value:.1f} %" for layers, found in points.items())
+        values = ", ".join(
+            f"{layers}: {interval.value:.1f} %" for layers, interval in points.items()
+        )
         words.append(f"{label}, by layers: {values}")
     axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
     axis.set_ylim(lowest, 101)  # a share ends at 100 %
@@ -347,9 +354,9 @@ def class_chart(result: Result) -> Chart | None:
         title, unit = "Unexplained within each class", "share of the variance within the class"
     points: dict[str, dict[int, Ends]] = {
         way: {
-            number: found
+            number: interval
             for number in range(len(result.get(*path) or ()))
-            if (found := ends(result, *path, number, name))
+            if (interval := ends(result, *path, number, name))
         }
         for way, (path, name, _) in series.items()
     }
@@ -364,9 +371,9 @@ def class_chart(result: Result) -> Chart | None:
         colour, marker = COLOURS[way]
         of_way = [(place, points[way][n]) for place, n in enumerate(chosen) if n in points[way]]
         axis.errorbar(
-            [found.value for _, found in of_way],
+            [interval.value for _, interval in of_way],
             [place + shift for place, _ in of_way],
-            xerr=_reach([found for _, found in of_way]),
+            xerr=_reach([interval for _, interval in of_way]),
             color=colour,
             marker=marker,
             markersize=4.5,
@@ -375,7 +382,7 @@ def class_chart(result: Result) -> Chart | None:
         )
     axis.set_yticks(range(len(labels)), [_short(label, 22) for label in labels], fontsize=8)
     axis.set_ylim(len(labels) - 0.5, -0.5)
-    axis.set_xlim(left=min(0, *(found.low for found in points["forth"].values())))
+    axis.set_xlim(left=min(0, *(interval.low for interval in points["forth"].values())))
     axis.set_xlabel(unit)
     axis.grid(axis="x", alpha=0.25)
     axis.spines[["top", "right", "left"]].set_visible(False)
@@ -459,7 +466,7 @@ def _interval_line(axis: "Axes", points: dict[int, Ends], way: str, label: str) 
     colour, marker = COLOURS[way]
     axis.errorbar(
         list(points),
-        [found.value for found in points.values()],
+        [interval.value for interval in points.values()],
         yerr=_reach(points.values()),
         color=colour,
         marker=marker,
@@ -472,8 +479,8 @@ def _interval_line(axis: "Axes", points: dict[int, Ends], way: str, label: str) 
 
 def _reach(points: Any) -> list[list[float]]:
     """Give how far intervals reach below and above their numbers."""
-    below = [max(0.0, found.value - found.low) for found in points]
-    return [below, [max(0.0, found.high - found.value) for found in points]]
+    below = [max(0.0, interval.value - interval.low) for interval in points]
+    return [below, [max(0.0, interval.high - interval.value) for interval in points]]
 
 
 def _at_layers(axis: "Axes", result: Result) -> None:

@@ -1,5 +1,6 @@
-"""The page of a comparison: the answer first,
-then figures, then every number with its place in the report.
+"""The page of a comparison: the answer first, then figures, then every number.
+
+Each number has its place in the report.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

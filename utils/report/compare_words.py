@@ -1,5 +1,6 @@
-"""The answer of a comparison in three to six sentences,
-made from its numbers, each with what it may not be read as.
+"""The answer of a comparison in three to six sentences, made from its numbers.
+
+Each comes with what it may not be read as.
 
 A sentence never claims an order that its intervals do not have: numbers whose intervals overlap
 are "not told apart", and a consistency whose interval reaches 0 is "not told from" what the class
@@ -50,8 +51,9 @@ def ends(result: Result, *path: str | int) -> Ends | None:
 def estimate(
     result: Result, *path: str | int, form: str = ".2f", unit: float = 1, bare: bool = False
 ) -> Cell:
-    """Give a number as it is read, with its interval behind it where it has one: 0.57 [0.55, 0.58];
-    a bare one without.
+    """Give a number as it is read: 0.57 [0.55, 0.58].
+
+    Its interval is behind it where it has one; a bare number has none.
     """
     if not isinstance(result.get(*path), dict):
         return result.value(*path, form=form, unit=unit)
@@ -192,11 +194,11 @@ def _compared(consistent: Sequence[Ends | None], who: tuple[str, str]) -> str:
 def _unnormalised(result: Result, row: int) -> Sentence:
     """Say what is left unexplained where there is no null or it is no use."""
     a, b = names(result)
-    left = [estimate(result, "pairs", row, way, "instability", form=".3f") for way in WAYS]
+    instability = [estimate(result, "pairs", row, way, "instability", form=".3f") for way in WAYS]
     text: list[Any] = [
-        *(f"From {a}'s features, {_map(result, row)} leaves ", left[0]),
+        *(f"From {a}'s features, {_map(result, row)} leaves ", instability[0]),
         *(f" of the variance of {b}'s at ", layer(result, row, "b"), "; the other way "),
-        *(left[1], ". "),
+        *(instability[1], ". "),
     ]
     if ends(result, "pairs", row, "forth", "floor") is not None:
         floor = result.value("pairs", row, "forth", "floor", form=".3f")
@@ -216,9 +218,9 @@ def _by_depth(result: Result, rows: range) -> Iterator[Sentence]:
     """Say where most and where least is shared."""
     # One whose interval is not defined is in no order.
     shared = {
-        row: found
+        row: interval
         for row in rows
-        if (found := ends(result, "pairs", row, "shared"))
+        if (interval := ends(result, "pairs", row, "shared"))
         and result.get("pairs", row, "shared", "low") is not None
     }
     if len(shared) < 2:
@@ -262,9 +264,9 @@ def _bits(result: Result, row: int) -> Sentence | None:
         text += ["; nothing beyond the class is shown (p = ", result.value(*path, "p", form=".2g")]
         text += [")"]
     lost = {
-        number: found
+        number: interval
         for number in range(len(result.get(*path, "per_class") or ()))
-        if (found := ends(result, *path, "per_class", number, "lost_bits"))
+        if (interval := ends(result, *path, "per_class", number, "lost_bits"))
     }
     text += _least_known(result, (*path, "per_class"), lost, "lost_bits", " bits lost")
     limit = (
@@ -277,19 +279,21 @@ def _bits(result: Result, row: int) -> Sentence | None:
 def _classes(result: Result, row: int) -> Sentence | None:
     """Say within which classes least of B is reconstructed."""
     path = ("pairs", row, "per_class")
-    left = {
-        number: found
+    unexplained = {
+        number: interval
         for number in range(len(result.get(*path) or ()))
-        if (found := ends(result, *path, number, "forth_unexplained"))
+        if (interval := ends(result, *path, number, "forth_unexplained"))
     }
     consistency = ends(result, "pairs", row, "forth", "consistency")
-    if len(left) <= LEAST_KNOWN or (consistency and consistency.low <= 0):
+    if len(unexplained) <= LEAST_KNOWN or (consistency and consistency.low <= 0):
         return None
-    most, least = (pick(left.values(), key=lambda found: found.value) for pick in (max, min))
+    most, least = (
+        pick(unexplained.values(), key=lambda interval: interval.value) for pick in (max, min)
+    )
     if most.overlaps(least):
         return None
     a, b = names(result)
-    text = _least_known(result, path, left, "forth_unexplained", " unexplained")
+    text = _least_known(result, path, unexplained, "forth_unexplained", " unexplained")
     limit = (
         "Classes whose intervals overlap are not told apart, and each was measured on few images."
     )
@@ -383,8 +387,8 @@ def _answers(result: Result) -> Sentence | None:
         text += [f"; {b} is wrong where {a} is right on ", negative, " %, and right where "]
         text += [f"{a} is wrong on ", positive, " %. "]
         better = b if flips[1].value > flips[0].value else a
-        told = "Which of them is right more often is not told"
-        text += [f"{better} is right more often" if p < SMALL else told]
+        undecided = "Which of them is right more often is not told"
+        text += [f"{better} is right more often" if p < SMALL else undecided]
         text += [" (McNemar's exact test, p = ", result.value("answers", "mcnemar_p", form=".2g")]
         text += [")"]
     return Sentence(

@@ -1,5 +1,6 @@
-"""Pictures of feature maps, as functions that give a matplotlib figure:
-components, overlays on photos.
+"""Pictures of feature maps, as functions that give a matplotlib figure.
+
+They show components, and overlays on photos.
 """
 
 import functools
@@ -31,16 +32,18 @@ SYMBOLS = {"target": "$x^*$", "output": "$g(x)$", "residual": r"$x_\Delta$"}
 
 @functools.cache
 def heat_colours() -> "ListedColormap":
-    """Give the colours of what lies over a photo and of its bar:
-    weakest transparent, strongest nearly opaque.
+    """Give the colours of what lies over a photo, and of its bar.
+
+    The weakest is transparent, the strongest nearly opaque.
     """
     colours = matplotlib.colormaps["inferno"](np.linspace(0.3, 1, 256))[:, :3]
     return matplotlib.colors.ListedColormap(np.column_stack([colours, np.linspace(0, 0.85, 256)]))
 
 
 def symbol(name: str) -> str:
-    """Give the paper's symbol, as mathtext, of "target",
-    "output", "residual" or "order0", "order1", …
+    """Give the paper's symbol of a component, as mathtext.
+
+    Names are "target", "output", "residual" and "order0", "order1", …
     """
     return SYMBOLS.get(name) or f"$x^{{({name.removeprefix('order')})}}$"
 
@@ -54,8 +57,9 @@ def component_figure(
     channels: Sequence[int],
     notes: Sequence[str] | None = None,
 ) -> "Figure":
-    """Show, for some channels,
-    a target's map and what it splits into (paper Eq. 3): one row a channel.
+    """Show what a target's maps split into, one row a channel (paper Eq. 3).
+
+    The channels are chosen.
 
     All maps of a row share one symmetric colour scale, so that strengths compare; only x is on its
     own.
@@ -75,7 +79,9 @@ def component_figure(
         A figure that belongs to no window.
     """
     maps = {f"target\n{symbol('target')}": target, f"reconstructed\n{symbol('output')}": output}
-    maps |= {f"order {k}\n{symbol(f'order{k}')}": part for k, part in enumerate(components)}
+    maps |= {
+        f"order {k}\n{symbol(f'order{k}')}": component for k, component in enumerate(components)
+    }
     maps[f"not reconstructed\n{symbol('residual')}"] = target - output
     maps, x = {title: as_pictures(values) for title, values in maps.items()}, as_pictures(x)
     if maps and next(iter(maps.values())).shape[0] == 1:
@@ -126,8 +132,9 @@ def best_match(x: Tensor, target: Tensor) -> tuple[int, float]:
 
 
 def decomposition_figure(trans_net: Any, x: Tensor, target: Tensor) -> "Figure":
-    """Show what the first feature of a batch splits into,
-    in the four channels that vary most on it.
+    """Show what the first feature of a batch splits into.
+
+    The channels are the four that vary most on it.
 
     Args:
         trans_net: g, in evaluation mode; its `decompose` gives g(x) and the components.
@@ -160,8 +167,9 @@ def as_pictures(maps: Tensor) -> Tensor:
 
 
 def strength(maps: Tensor, size: int, channel: int | None = None) -> Tensor:
-    """Say where maps are strong: Σ over channels of |value|,
-    or |value| of one channel, at an image's resolution.
+    """Say where maps are strong, at an image's resolution.
+
+    Strength is Σ over channels of |value|, or |value| of one channel.
 
     Args:
         maps: (N, C, H, W).
@@ -183,8 +191,9 @@ def overlay_figure(
     residual: str = "not reconstructed",
     channel: int | None = None,
 ) -> "Figure":
-    """Lay x*, g(x) and x_Δ over the photos that they come from:
-    one row a photo (paper Fig. 3 and 5).
+    """Lay x*, g(x) and x_Δ over the photos that they come from (paper Fig. 3 and 5).
+
+    Each photo has a row.
 
     Features and reconstruction are read against each other, so they share one colour scale, from
     their weakest point to their strongest. What is not reconstructed is weaker: on that scale it

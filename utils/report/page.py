@@ -1,5 +1,6 @@
-"""A run as one page of HTML for people who did not run it,
-and such a page held against its run again.
+"""A run as one page of HTML for people who did not run it.
+
+Such a page is compared with its run again.
 
 Every value on it is a `<data>` element: `data-from` says where in the run's files it comes from,
 `value` has all of its digits, and the text is what is read. The page holds its figures and loads
@@ -80,8 +81,9 @@ def values(page: str) -> list[Value]:
 
 
 def check(page: str, expected: str) -> None:
-    """Hold a page against the one that its run gives now:
-    every value, its digits and its text, then all the rest.
+    """Compare a page with the one that its run gives now.
+
+    Every value, its digits and its text come first, then all the rest.
 
     Args:
         page: what is checked.
@@ -91,10 +93,10 @@ def check(page: str, expected: str) -> None:
         InputError: it is no page of this script, of another run, or something differs; the message
             has the first difference and both sides of it.
     """
-    shown, found = values(page), values(expected)
+    shown, expected_values = values(page), values(expected)
     if not shown:
         raise InputError("it is no page of Report.py; name one that --out wrote")
-    on_page, in_run = _nets(shown), _nets(found)
+    on_page, in_run = _nets(shown), _nets(expected_values)
     for place in in_run:
         if place not in on_page or on_page[place] != in_run[place]:
             there = on_page.get(place, "not there")
@@ -102,7 +104,7 @@ def check(page: str, expected: str) -> None:
                 f"it is of another run: {place} is {there[:12]} there and {in_run[place][:12]} in"
                 " this one"
             )
-    for one, other in zip_longest(shown, found):
+    for one, other in zip_longest(shown, expected_values):
         if one != other:
             raise InputError(_difference(one, other))
     for number, (one_line, other_line) in enumerate(
@@ -120,8 +122,8 @@ def check(page: str, expected: str) -> None:
             )
 
 
-def _nets(found: Sequence[Value]) -> dict[str, str]:
-    return {value.place: value.value for value in found if value.place.endswith(NETS)}
+def _nets(values: Sequence[Value]) -> dict[str, str]:
+    return {value.place: value.value for value in values if value.place.endswith(NETS)}
 
 
 def _difference(one: Value | None, other: Value | None) -> str:

@@ -1,5 +1,6 @@
-"""What a run's folder holds for a report:
-the JSON of Compare.py, Variance.py and Calibrate.py, and pictures.
+"""What a run's folder holds for a report.
+
+That is the JSON of Compare.py, Variance.py and Calibrate.py, and pictures.
 """
 
 import base64
@@ -61,37 +62,38 @@ class Result:
 
     def get(self, *path: str | int) -> Any:
         """Give what lies at a path of keys and indices; None if nothing does."""
-        found: Any = self.content
+        content: Any = self.content
         for key in path:
-            inside = isinstance(found, list) and isinstance(key, int) and key < len(found)
-            if not inside and not (isinstance(found, dict) and key in found):
+            inside = isinstance(content, list) and isinstance(key, int) and key < len(content)
+            if not inside and not (isinstance(content, dict) and key in content):
                 return None
-            found = found[key]
-        return found
+            content = content[key]
+        return content
 
     def value(self, *path: str | int, form: str = "", unit: float = 1) -> str | Value:
-        """Give what lies at a path as it is shown;
-        what is undefined, with its reason where the file has one.
+        """Give what lies at a path, as it is shown.
+
+        What is undefined comes with its reason where the file has one.
 
         Args:
             path: keys and indices.
             form: the format of a number.
             unit: numbers are multiplied by it: 100 for per cent.
         """
-        found, place = self.get(*path), f"{self.name}: {'.'.join(map(str, (*self.place, *path)))}"
-        if found is None:
+        content, place = self.get(*path), f"{self.name}: {'.'.join(map(str, (*self.place, *path)))}"
+        if content is None:
             reason = self.get(*path[:-1], "reason")
             return f"undefined: {reason}" if reason else "undefined"
-        if isinstance(found, int | float) and not isinstance(found, bool):
-            found = unit * found if unit != 1 else found
-            text = format(found, form)
+        if isinstance(content, int | float) and not isinstance(content, bool):
+            content = unit * content if unit != 1 else content
+            text = format(content, form)
             # What rounds to zero has no sign: "-0.00" would be read as less than nothing.
             if text.startswith("-") and not text.strip("-0."):
-                text = format(0 * abs(found), form)
-            return Value(place, repr(found), text)
-        if isinstance(found, list):
-            return Value(place, json.dumps(found), ", ".join(map(str, found)))
-        return Value(place, str(found), str(found))
+                text = format(0 * abs(content), form)
+            return Value(place, repr(content), text)
+        if isinstance(content, list):
+            return Value(place, json.dumps(content), ", ".join(map(str, content)))
+        return Value(place, str(content), str(content))
 
     def interval(self, *path: str | int, form: str = ".4f", unit: float = 1) -> Cell:
         """Give the interval whose ends lie at a path as it is shown; a dash where there is none."""
@@ -101,13 +103,14 @@ class Result:
         return ["[", low, ", ", high, "]"]
 
     def entries(self, *path: str) -> Iterator[list[Cell]]:
-        """Give the settings at a path, those inside of others too,
-        as rows of a name and a value.
+        """Give the settings at a path, as rows of a name and a value.
+
+        Those inside of others are given, too.
         """
-        for name, found in (self.get(*path) or {}).items():
-            if isinstance(found, dict):
+        for name, entry in (self.get(*path) or {}).items():
+            if isinstance(entry, dict):
                 yield from self.entries(*path, name)
-            elif found not in (None, "") and name != "classes":  # which have a table
+            elif entry not in (None, "") and name != "classes":  # which have a table
                 yield [" ".join((*path[1:], name)), self.value(*path, name)]
 
 
@@ -126,7 +129,7 @@ def read_results(folder: str | Path) -> list[Result]:
         InputError: there is no such folder, no result in it, or a JSON file that is no result.
     """
     check_run_folder(folder)
-    found = []
+    results = []
     for path in sorted(Path(folder).glob("*.json")):
         content = read_json(path)
         kinds = [
@@ -139,13 +142,13 @@ def read_results(folder: str | Path) -> list[Result]:
                 f"{path} is of none of Compare.py, Variance.py --json and Calibrate.py --json; move"
                 " it elsewhere"
             )
-        found.append(Result(path.name, kinds[0], content))
-    if not found:
+        results.append(Result(path.name, kinds[0], content))
+    if not results:
         raise InputError(
             f"{folder} has no results; write some there with Compare.py, Variance.py --json or"
             " Calibrate.py --json"
         )
-    return sorted(found, key=lambda result: list(KINDS).index(result.kind))
+    return sorted(results, key=lambda result: list(KINDS).index(result.kind))
 
 
 def holds_results(folder: str | Path) -> bool:
@@ -158,12 +161,12 @@ def holds_results(folder: str | Path) -> bool:
 
 def read_pictures(folder: str | Path) -> list[Picture]:
     """Read the pictures of a run."""
-    found = []
+    pictures = []
     for path in sorted(Path(folder).iterdir()):
         if kind := PICTURES.get(path.suffix.lower()):
             digest = sha256(path)
             encoded = base64.b64encode(path.read_bytes()).decode("ascii")
-            found.append(
+            pictures.append(
                 Picture(Value(path.name, digest, digest[:16]), f"data:{kind};base64,{encoded}")
             )
-    return found
+    return pictures

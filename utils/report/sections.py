@@ -87,14 +87,14 @@ def _lay_out(result: Result) -> Section:
         if result.kind == "variance":
             for name, value, about in variance_headlines(of_way):
                 headlines.append((f"{name}{behind}", value, about))
-            found = variance_tables(of_way)
+            tables_of_way = variance_tables(of_way)
         else:
             consistency = of_way.value("consistency", "value", form=".4f")
             interval = of_way.interval("consistency")
             headlines.append((f"normalised consistency{behind}", consistency, interval))
-            found = calibration_tables(of_way)
-        found = itertools.chain(found, fit_tables(of_way))
-        tables += [table._replace(title=f"{table.title}{behind}") for table in found]
+            tables_of_way = calibration_tables(of_way)
+        tables_of_way = itertools.chain(tables_of_way, fit_tables(of_way))
+        tables += [table._replace(title=f"{table.title}{behind}") for table in tables_of_way]
     if not result.get("shared"):
         headlines.append(("shared", "not measured", ONE_DIRECTION))
     title = TITLES[result.kind]
@@ -105,8 +105,8 @@ def _lay_out(result: Result) -> Section:
 
 def variance_headlines(result: Result) -> Iterator[tuple[str, Cell, Cell]]:
     """Give the instability of one direction, and that of its linear reference."""
-    left = result.value("instability", form=".4f")
-    yield "instability Var(x_Δ)/Var(x*)", left, result.interval("intervals", "instability")
+    instability = result.value("instability", form=".4f")
+    yield "instability Var(x_Δ)/Var(x*)", instability, result.interval("intervals", "instability")
     if result.get("linear_reference"):
         on = result.value("linear_reference", "measured_on")
         yield (
@@ -203,8 +203,9 @@ def knowledge_tables(result: Result) -> Iterator[Table]:
 
 
 def calibration_tables(result: Result) -> Iterator[Table]:
-    """Lay out what Calibrate.py found: nulls and ceilings,
-    the linear reference's test, other similarities.
+    """Lay out what Calibrate.py measured.
+
+    That is nulls and ceilings, the linear reference's test, other similarities.
     """
     rows: list[list[Cell]] = [
         [

@@ -9,8 +9,10 @@ ONE_PAIR = "about these two nets; nets of other seeds may share more or less"
 
 
 def variance_tables(report: Mapping[str, Any], *, backwards: bool = False) -> str:
-    """Lay out all that Variance.py prints: of each direction the variances,
-    what the target's net still knows, and what both share.
+    """Lay out all that Variance.py prints.
+
+    That is, of each direction, the variances and what the target's net still knows; and what both
+    share.
 
     Args:
         report: with "back" and "shared" where both directions were measured.
@@ -51,8 +53,9 @@ def shared_lines(shared: Mapping[str, Any], ways: Sequence[str]) -> list[str]:
 
 
 def variance_table(report: Mapping[str, Any]) -> str:
-    """Lay the variances out for reading, each with its share of the target's,
-    and what they are to be held against.
+    """Lay the variances out for reading, each with its share of the target's.
+
+    What they are to be compared with follows.
     """
     total, intervals = report["var"]["target"], report.get("intervals", {})
     lines = [f"{'component':<18}{'variance':>14}{'share of x*':>14}"]
@@ -99,8 +102,9 @@ WORSE = 1.01  # times the linear reference: more than that is no accident of rou
 
 
 def fit_words(record: Mapping[str, Any] | None) -> list[str]:
-    """Say how far a Trans-Net was fitted: steps, spare channels,
-    what doublings changed, whether it is linear.
+    """Say how far a Trans-Net was fitted.
+
+    That is steps, spare channels, what doublings changed, and whether it is linear.
     """
     if record is None:
         return ["how far it was fitted is not recorded"]
@@ -166,8 +170,9 @@ def closing_words(
 
 
 def variance_rows(report: Mapping[str, Any]) -> list[list[Any]]:
-    """Give the same as rows of a CSV file, the head first,
-    and x_Δ of every class and channel: share is instability.
+    """Give the same as rows of a CSV file, the head first.
+
+    They have x_Δ of every class and channel, too; there the share is the instability.
     """
     intervals = report.get("intervals", {})
     ends = ("low", "high")
@@ -183,9 +188,9 @@ def variance_rows(report: Mapping[str, Any]) -> list[list[Any]]:
         rows.append([name, "all", value, *variance_ends, share, *share_ends])
     for kind in ("class", "channel"):
         for row in report.get("classes" if kind == "class" else "channels", ()):
-            left = None if row["instability"] is None else row["variance"] * row["instability"]
+            residual = None if row["instability"] is None else row["variance"] * row["instability"]
             share = [row["instability"], *(row[end] for end in ends)]
-            rows.append(["residual", f"{kind} {row[kind]}", left, None, None, *share])
+            rows.append(["residual", f"{kind} {row[kind]}", residual, None, None, *share])
     return rows
 
 
@@ -206,8 +211,9 @@ def share_of(name: str) -> str:
 
 
 def compression_table(report: Mapping[str, Any]) -> str:
-    """Lay out one compressed net: a line for each layer,
-    one for all of its parameters, and the accuracies.
+    """Lay out one compressed net.
+
+    It has a line for each layer, one for all parameters, and the accuracies.
     """
     width = max(len(row["layer"]) for row in report["layers"]) + 2
     whole = {
@@ -250,8 +256,10 @@ def sweep_table(reports: Sequence[Mapping[str, Any]]) -> str:
 
 
 def calibration_table(report: Mapping[str, Any], *, backwards: bool = False) -> str:
-    """Lay out a calibration: of each direction every kind of pairs with its interval and the consistency;
-    what both share; other similarities.
+    """Lay out a calibration.
+
+    Of each direction it has every kind of pairs with its interval, and the consistency. What both
+    share, and other similarities, follow.
 
     Args:
         report: with "back" and "shared" where both directions were calibrated.
@@ -302,14 +310,15 @@ def direction_lines(report: Mapping[str, Any], way: str) -> list[str]:
     if test := report.get("linear"):
         lines += linear_lines(test)
     lines += [f"note: {note}" for note in report.get("notes", ())]
-    if known := report.get("still_known"):
-        lines.append(knowledge_table(known, way[-1]))
+    if knowledge := report.get("still_known"):
+        lines.append(knowledge_table(knowledge, way[-1]))
     return lines
 
 
 def similarity_lines(scores: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Lay out similarities with an image as a row: the value,
-    what permuted images reach, and the value above it.
+    """Lay out similarities with an image as a row.
+
+    A line has the value, what permuted images reach, and the value above it.
     """
     if not scores:
         return []
@@ -324,15 +333,16 @@ def similarity_lines(scores: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def knowledge_table(known: Mapping[str, Any], net: str = "B") -> str:
-    """Lay out what B still knows: of every sender the bits,
-    the share, what is beyond the class, and decisions.
+def knowledge_table(knowledge: Mapping[str, Any], net: str = "B") -> str:
+    """Lay out what B still knows.
+
+    Of every sender it has the bits, the share, what is beyond the class, and decisions.
 
     Args:
-        known: of `knowledge_record`.
+        knowledge: of `knowledge_record`.
         net: the net whose answers these are: of the direction B → A it is A.
     """
-    rows, notes = known["rows"], [f"note: {note}" for note in known["notes"]]
+    rows, notes = knowledge["rows"], [f"note: {note}" for note in knowledge["notes"]]
     if not rows:
         return "\n".join(["", *notes])
 
@@ -362,22 +372,22 @@ def knowledge_table(known: Mapping[str, Any], net: str = "B") -> str:
         f"beyond: of what images that {net} answers alike differ in; shown where p is small, never by"
         " agreement"
     )
-    if "learned_share" in known:
-        share = known["learned_share"]
-        said = "undefined" if share is None else f"{share:.3f}"
-        lines.append(f"learned share, above what an untrained net's g gives: {said}")
+    if "learned_share" in knowledge:
+        share = knowledge["learned_share"]
+        share_text = "undefined" if share is None else f"{share:.3f}"
+        lines.append(f"learned share, above what an untrained net's g gives: {share_text}")
     return "\n".join([*lines, *notes])
 
 
 def linear_lines(test: Mapping[str, Any]) -> list[str]:
     """Lay out the linear reference's own calibration and its test."""
-    own, left = test["consistency"], test["instability"]["value"]
-    value = "undefined" if own["value"] is None else f"{own['value']:.4f}"
+    consistency, instability = test["consistency"], test["instability"]["value"]
+    value = "undefined" if consistency["value"] is None else f"{consistency['value']:.4f}"
     return [
-        f"the same of the linear reference, at one ridge weight:    {value}  {interval_text(own)}",
+        f"the same of the linear reference, at one ridge weight:    {value}  {interval_text(consistency)}",
         (
             f"    under {test['permutations']} permutations within the class: p = {test['p']:.4f};"
-            f" it leaves {left:.4f}, 95 % of them more than {test['zero']:.4f}"
+            f" it leaves {instability:.4f}, 95 % of them more than {test['zero']:.4f}"
         ),
         f"    consistency from that zero on: {test['above_zero']:.4f}",
     ]
@@ -393,8 +403,9 @@ def interval_text(
 
 
 def held_fixed(interval: Mapping[str, Any]) -> str:
-    """Say what an interval means: "95 %,
-    1,000 resamples of the images, Trans-Net held as it was fitted".
+    """Say what an interval means, and what it holds fixed.
+
+    "95 %, 1,000 resamples of the images, Trans-Net held as it was fitted"
     """
     fixed = ", the Trans-Net held as it was fitted" if interval["fits_fixed"] else ""
     drawn = " and the ".join(interval["resampled"])
@@ -405,8 +416,9 @@ def held_fixed(interval: Mapping[str, Any]) -> str:
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], texts: int = 1) -> str:
-    """Lay out a table as Markdown: the first `texts` columns are words,
-    the others numbers, to the right.
+    """Lay out a table as Markdown.
+
+    The first `texts` columns are words; the others are numbers, to the right.
     """
     rule = "|".join(["---"] * texts + ["---:"] * (len(head) - texts))
     first, *others = (f"| {' | '.join(cells)} |" for cells in (head, *rows))
@@ -416,8 +428,9 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], texts: in
 def save_table(
     text: str, rows: Iterable[Sequence[Any]], markdown_file: str | None, csv_file: str | None
 ) -> None:
-    """Write a table's Markdown and its rows, the head first,
-    as CSV, where files are named, and say so.
+    """Write a table as Markdown and as CSV where files are named, and say so.
+
+    `rows` has the head first.
     """
     if markdown_file:
         write_text(markdown_file, text)
@@ -432,8 +445,9 @@ def save_report(
     csv_file: str | None,
     rows: Iterable[Sequence[Any]],
 ) -> None:
-    """Write a report as JSON and its rows, the head first,
-    as CSV, where files are named, and say so.
+    """Write a report as JSON and its rows as CSV where files are named, and say so.
+
+    `rows` has the head first.
     """
     if json_file:
         write_json(json_file, report)

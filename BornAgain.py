@@ -154,10 +154,12 @@ def open_run(
 
     Its settings hold its teacher's hash, as far as that is known.
     """
+    # Every generation begins from other random weights.
     seed = args.seed + 10 * (generation - args.start_gen + 1)
     described = {"arch": arch, "generation": generation, "seed": seed, **teacher}
     settings = options.settings(args, **described)
     path = generation_path(args, arch, generation)
+    # A schedule that spans all epochs, of the rate or of λ, changes if the epochs do.
     extendable = not args.logspace and args.lambd == args.lambd_end
     choices = {"resume": "auto", "extendable": extendable, "again": "the same command"}
     return opening.run(args, runtime, path, settings, **choices)
@@ -170,6 +172,8 @@ def check_series(args: Namespace, runtime: Runtime, arch: str, teacher: Path | N
     """
     settings = {"teacher": sha256(teacher) if teacher else None}
     for generation in range(args.start_gen, args.generations):
+        # `open_run` raises where a file is another run's; what it finds is read when its turn
+        # comes.
         run = open_run(args, runtime, arch, generation, **settings)
         settings = {"teacher": sha256(run.path)} if run.is_finished else {}
 
@@ -190,6 +194,7 @@ def distil(
 
     CE + λ·τ² · the mean over samples of −Σ softmax(teacher/τ) · log_softmax(student/τ)
     """
+    # The teacher sees the same crop and flip as the student, before either normalises it.
     augmented = preprocess.augmented(pixels, indices, epoch)
     logits = net(preprocess(augmented))
     task = classification_loss(logits, targets)
@@ -261,11 +266,13 @@ def train_generation(
     fit = opening.fit(args, model, runtime, has_unused=unused)
     run.restore(fit)
 
+    # The data, the rates, and λ, which falls or rises geometrically over the epochs.
     loader = opening.image_loader(args, images, runtime, shuffle=True)
     val_loaders = opening.validation_loaders(args, val_images, runtime)
     hits = known_hits(run.state, val_images)  # uint8 (N,): which images the net gets right
     preprocess, rates = images.preprocessing(args.seed), opening.rates(args)
     lambdas = geometric(args.lambd, args.lambd_end, args.epochs)
+    # What every checkpoint of this generation says besides weights and epochs.
     facts = {
         "arch": record["arch"],
         "model": record,
@@ -304,6 +311,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = build_parser()
     args = parser.parse_args(argv)
     runtime = opening.start(args)
+    # The first teacher, and what its checkpoint says of images and classes.
     teacher = first_teacher(args)
     model, state = read_classifier(teacher, args.arch) if teacher else (None, {})
     options.fill(args, state.get("data", {}))
@@ -312,18 +320,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     record = state.get("model") or classifier_record(args.arch or options.ARCH, len(images.classes))
     check_outputs(record["num_classes"], images, teacher)
+    # Students of another architecture are built anew; otherwise they are built as the teacher was.
     if args.student_arch:
         model, record = None, classifier_record(args.student_arch, len(images.classes))
+    # What the generations go on from: refuse another run's files, and files of other images.
     check_series(args, runtime, record["arch"], teacher)
     paths = [
         generation_path(args, record["arch"], g) for g in range(args.start_gen, args.generations)
     ]
     opening.bind(args, runtime, images, val_images, outputs=paths)
+    # Prove now that such a net can be read again, and that a batch can be trained on.
     model = model or build(**record, image_size=args.image_size)
     check_reloads(model, record, args.image_size)
     check_logits(model, record["arch"], len(images.classes), args.image_size)
     opening.check_last_batch(args, model, images, runtime)
+    # Nothing is left to refuse: decode the images.
     images, val_images = (opening.decoded(args, data, runtime) for data in (images, val_images))
+    # Train one generation after the other; each is the next one's teacher.
     first = teacher or generation_path(args, record["arch"], args.start_gen)
     lines = [f"{'generation':>10}{'accuracy, %':>13}  checkpoint"]
     for generation in range(args.start_gen, args.generations):
@@ -334,6 +347,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     runtime.say(
         "\n".join([*lines, f"saved these, and the log of each in {runs.log_folder(args.out)}"])
     )
+    # The command that follows compares the first net of the series with its last one.
     named = options.arch_words(("--arch1", "--arch2"), args.arch, args.student_arch or args.arch)
     layer = ["--layers", "stages"] if args.student_arch else usual_layer(model)
     nets = ("--resume1", first, "--resume2", teacher, *named, *layer)

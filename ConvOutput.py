@@ -149,10 +149,12 @@ def store(nets: Mapping[str, nn.Module], split: Split, args: Namespace, runtime:
     """
     loader = opening.image_loader(args, split.images, runtime)
     label = f"{split.images.split} features of {' and '.join(nets).upper()}"
+    # Images in order, not shuffled: row i of a file is image i.
     for batch in Progress(loader, label, quiet=not runtime.is_main):
         pixels, targets, indices = runtime.to_device(batch)
         with runtime.autocast():
             answers = {name: net(pixels) for name, net in nets.items()}
+        # The logits give the accuracy that later steps hold the checkpoint's against.
         for name, (*features, logits) in answers.items():
             rows, hits = indices.tolist(), topk_hits(logits, targets, args.topk)
             for i, writer in split.writers.items():
@@ -221,6 +223,7 @@ def list_layers(args: Namespace, runtime: Runtime) -> None:
         width = max(map(len, (*surveyed.shapes, *surveyed.others))) + 2
         runtime.say(f"{'--layer':<{width}}{'feature: C, H, W':>18}{stored:>20}")
         for name, shape in surveyed.shapes.items():
+            # One line for each cut: its name, the shape of an image's feature, and the space.
             size, mark = megabytes(args, shape, images), ""
             if name in surveyed.stages:
                 stage = list(surveyed.stages).index(name) + 1
@@ -252,6 +255,7 @@ def chosen_layers(args: Namespace, runtime: Runtime) -> list[tuple[Layer, Layer]
             )
     else:
         pairs = list(zip(args.layers, args.layers2 or args.layers))
+    # Stages and cuts are called by their modules' names, even where those are digits.
     numbered = args.layers not in (["stages"], ["all"])
     chosen = [
         tuple(one_of_several(name, of_net, numbered) for name, of_net in zip(pair, (first, second)))
@@ -321,6 +325,7 @@ def plan(
             args.out, name, args.sample_num, arch, labels[i], args.suffix, images.split
         )
         split.folders.append(folder)
+        # Features of other images under this name are refused, not overwritten.
         if not args.restart:
             check_images(folder, contents)
         facts = {"dtype": args.dtype, "count": len(images), "top_k": args.topk}
@@ -332,6 +337,7 @@ def plan(
             f"{arch} at {labels[i]}: features {shape_a} and {shape_b} of {len(images):,} images to"
             f" {folder}"
         )
+        # The main process makes the files, the others open them.
         with runtime.main_first():
             writer = FeatureWriter(
                 folder,
@@ -433,12 +439,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     runtime = opening.start(args)
     words = sys.argv[1:] if argv is None else argv
+    # Only print where the nets can be cut.
     if args.list_layers:
         list_layers(args, runtime)
         if args.resume1 and args.resume2:
             again = (word for word in words if word not in ("--list_layers", "--list-layers"))
             runtime.say_next("ConvOutput.py", *again, "--layers", "stages", "--t_or_v", "both")
         return
+    # The layers, both nets cut there, and the images of every split.
     layers = chosen_layers(args, runtime)
     nets = open_nets(args, layers, runtime)
     listed = open_images(parser, args, nets, runtime)
@@ -446,10 +454,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     pixels = opening.few_pixels(listed[0])
     for net in nets.values():
         net.prove_fast(pixels)
+    # One pass through each net gives all layers; what is stored already is left out.
     labels = [runs.pair(of_a.label, of_b.label) for of_a, of_b in layers]
     with contextlib.ExitStack() as stack:
         planned = [plan(args, nets, images, labels, runtime, stack) for images in listed]
         store_missing(args, nets, planned, runtime)
+    # The command that follows: fit Trans-Nets, or store the training images first.
     folders = planned[0].folders
     folder = folders[len(folders) // 2].parent  # of several layers one in the middle
     fit = ("--convOut_path", folder, "--standardise", "--solve", "--out", args.out)

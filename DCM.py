@@ -206,6 +206,7 @@ def find_images(
     The authors' --dataroot was the official archive, which PrepareData.py makes images of.
     """
     root = Path(args.data_root)
+    # The names that the official archives of CIFAR-10 and CIFAR-100 unpack to.
     archives = [
         place for pattern in ("cifar-10*", "meta", "batches.meta") for place in root.glob(pattern)
     ]
@@ -236,6 +237,7 @@ def teach(
 
     DCM's loss has 24 terms, all of weight 1.
     """
+    # Each network gives its final logits (N, C) and those of its heads.
     first, second = net(preprocess(pixels, indices))
     terms = mutual_terms(first, second, targets, method)
     metrics = {"CE": terms.ce.sum(), "KL": terms.kl.sum()}
@@ -303,6 +305,7 @@ def save_nets(
         states.append({**facts, "epoch": epoch, **described})
         weights = net.backbone.state_dict()
         checkpoint.save(folder / f"net{number}.pth.tar", {**states[-1], "state_dict": weights})
+    # The authors' model.pt7 holds network 1 alone, under their names of its layers.
     authors = authors_state(couple.net1)
     theirs = {"params": authors, "epoch": epoch, "optimizer": fit.optimizer.state_dict()}
     checkpoint.save(folder / "model.pt7", theirs)
@@ -333,6 +336,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     run = opening.run(
         args, runtime, folder / CHECKPOINT, settings, log_folder=folder, elsewhere="--save"
     )
+    # The images, hashed and not yet decoded.
     images, test_images = find_images(args, run.state)
     opening.bind(args, runtime, images, test_images, outputs=run.path, elsewhere="--save")
 
@@ -344,6 +348,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         in_training=args.batch_statistics,
         state=run.state.get("state_dict", {}) if run.resumed else None,
     )
+    # One optimiser for both networks.
     fit = opening.fit(args, couple, runtime)
     run.restore(fit)
     if run.is_finished:
@@ -357,6 +362,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     loader = opening.image_loader(args, images, runtime, shuffle=True)
     test_loaders = opening.validation_loaders(args, test_images, runtime)
     preprocess, rates = images.preprocessing(args.seed), rates_of_epochs(args)
+    # What every checkpoint says besides weights and epochs.
     facts = {
         "data": opening.data_record(args, images),
         "images": opening.images_record(images, test_images),
@@ -390,6 +396,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             if runtime.is_main and run.is_due_to_save(epoch):
                 run.save_last(epoch + 1, save_nets(folder, fit, couple, epoch + 1, metrics, facts))
 
+    # Say what was saved, and how both networks are compared.
     tested = [f"{metrics[f'val_{net}_top1_prec']:.2f} %" for net in ("net1", "net2")]
     runtime.say(
         f"saved {run.path}, net1.pth.tar, net2.pth.tar, model.pt7, log.txt, metrics.jsonl; "

@@ -141,6 +141,7 @@ def open_loaders(
     kept, aside = map(
         torch.from_numpy, hsakd.split_training(train_images.paths, labels, ratio, share)
     )
+    # Held-out images are never augmented: where decoding augments, they are decoded in another way.
     unseen = train_images = opening.decoded(args, train_images, runtime)
     if train_images.augments_while_decoding:
         in_order = Namespace(**vars(args) | {"val_path": str(train_images.root)})
@@ -173,6 +174,7 @@ def evaluate_files(args: Namespace, method: Method, path: Path, runtime: Runtime
     test_images = opening.decoded(args, test_images, runtime)
     loaders = {"test": opening.image_loader(args, test_images, runtime)}
     measure = partial(method.measure, preprocess=train_images.preprocessing(args.seed))
+    # The last epoch's weights first, then those of the best one.
     for file in filter(Path.exists, (path, best_path(path))):
         fill_from_file(model, file)
         runtime.say(f"{file}: {runs.describe(evaluate(net, loaders, runtime, measure))}")
@@ -229,6 +231,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the step."""
     parser = build_parser()
     args = parser.parse_args(argv)
+    # The authors pad CIFAR by 4 zeros before they crop; larger images are cropped at random.
     args.augment = "none" if dataset_spec(args.dataset).train_view == "random_crop" else "zero4"
     check_writable(args.checkpoint_dir)
     runtime = opening.start(args)
@@ -236,6 +239,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         runtime.say(
             "several processes are started by torchrun: torchrun --nproc_per_node GPUS HSAKD.py …"
         )
+    # Where the authors' scripts write, and the files that the options name.
     method, name = METHODS[args.command], hsakd_options.run_name(args)
     path = Path(args.checkpoint_dir, name, f"{args.arch}.pth.tar")
     hsakd_options.fill_files(args)
@@ -277,6 +281,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"{name}: {trained_on:,} training and {len(test_images):,} test images, {classes} classes"
     )
 
+    # The rows of the last epoch and of the best one, which the authors' text log ends with.
     text_path = Path(args.out, "result", f"{name}.txt")
     last = run.state.get("last", {})
     best = run.state.get("best", {}) if run.has_best else {}
@@ -307,6 +312,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             percent = hsakd_log.decided(last, args.select, method.decides)
             run.save(epoch, facts | authors_state(fit, last, best, percent))
 
+    # Say what came out, and which of the authors' commands follows.
     runtime.say(hsakd_log.closing_words(last, best, probe=args.command == "probe"))
     runtime.say(
         f"saved {path}, {best_path(path).name} beside it, and {text_path}; the log is"

@@ -147,6 +147,7 @@ READERS = {
 def main(argv: Sequence[str] | None = None) -> None:
     """Prepare one data set, or the two of mix320, and print what there is."""
     args = build_parser().parse_args(argv)
+    # What is to be made; mix320 is both CUB200 and DOG120.
     lists = lists_of(args)
     check_writable(args.out)
     datasets = ["CUB200", "DOG120"] if args.dataset == "mix320" else [args.dataset]
@@ -158,12 +159,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise InputError(
             f"{args.dataset} needs --src: the official {official}, or folders with their content"
         )
+    # Unpack the archives beside the images, make the images, and drop what was unpacked.
     problems: dict[str, list[Problem]] = {name: [] for name in datasets}
     with unpacked(args.src, PARTS[args.dataset], args.out / f".{args.dataset}.unpacked") as folders:
         for name in [] if there and not args.src else datasets:
             problems[name] = prepare(
                 read(name, folders, lists, args.classes), args.out / name, args.workers
             )
+    # Name what could not be used; a data set with holes is an error unless --skip_bad allows it.
     print_problems([problem for of_source in problems.values() for problem in of_source])
     print_table(problems, args.out)
     skipped = sum(map(len, problems.values()))
@@ -183,6 +186,7 @@ def read(dataset: str, folders: list[Path], lists: list[Path], limit: int | None
         return arrays.read_digits(limit)
     if dataset in READERS:
         return READERS[dataset](folders, limit)
+    # VOC has no crops of its own: boxes of its annotations, or the objects of the authors' lists.
     names = VOC_ANIMALS if dataset == "VOC2012_animal" else VOC_CLASSES
     return (
         read_voc_lists(folders, lists, names, limit) if lists else read_voc(folders, names, limit)
@@ -198,6 +202,7 @@ def prepare(listing: Listing, target: Path, workers: int) -> list[Problem]:
         print(note)
     if not listing.crops and not listing.files:
         raise InputError(f"there are no images for {target}; is --src the right folder?")
+    # Images of another preparation in these folders would count as this data set's.
     clear_target(target, {crop.output for crop in listing.crops} | set(listing.files))
     if listing.files:
         made = write_all(listing.files, target, workers)
@@ -233,6 +238,7 @@ def print_table(problems: dict[str, list[Problem]], out: Path) -> None:
     """Print what lies in each data set's folder, and how many source entries were skipped."""
     print(f"{'data set':<16}{'classes':>8}{'train':>8}{'test':>8}{'skipped':>8}")
     for name, skipped in problems.items():
+        # Count what lies there now, also from runs before; hidden files are no images.
         images = {split: list((out / name / split).glob("*/[!.]*")) for split in ("train", "test")}
         classes = {path.parent.name for paths in images.values() for path in paths}
         counts = (len(classes), len(images["train"]), len(images["test"]), len(skipped))

@@ -133,6 +133,7 @@ def share(args: Namespace, fit: Fit, layers: Sequence[PrunedWeight]) -> Fit:
 def open_run(args: Namespace, runtime: Runtime, arch: str, factor: float) -> Run:
     """Find what the net of a factor on --s_conv and --s_fc goes on from."""
     s_conv, s_fc = factor * args.s_conv, factor * args.s_fc
+    # Each factor has a file name of its thresholds, so a sweep never overwrites.
     label = f"pruned{s_conv:g}-{s_fc:g}" + (f"-{args.share_bits}bit" if args.share_bits else "")
     name = runs.join(args.suffix, label)
     path = runs.classifier_path(args.out, options.data_name(args), arch, name)
@@ -175,6 +176,7 @@ def compress(
     layers = prune(model, s_conv, s_fc)
     keep_removed(fit, layers)
     if run.resumed:
+        # After `prune`, whose thresholds are of the original weights, as in the first run.
         model.load_state_dict(run.state["state_dict"])
         fit = share(args, fit, layers) if run.start_epoch > args.epochs else fit
         run.restore(fit)
@@ -218,6 +220,7 @@ def compress(
             acc1 = list(accuracy.values())[-1]
             run.save(epoch, fit.state(epoch + 1, **facts, acc1=acc1, best_acc1=acc1))
 
+    # The promise of the method, checked on the weights that were saved.
     if any(layer.weight[layer.removed].any() for layer in layers):
         raise RuntimeError(f"a removed weight of {run.path} is no longer zero")
     report = {
@@ -269,6 +272,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     reports = [compress(run, before, *data, args, runtime) for run in factors]
     if len(reports) > 1:
         runtime.say(sweep_table(reports))
+    # The command that follows compares the smallest net with the original.
     named = options.arch_words(("--arch1", "--arch2"), args.arch, args.arch)
     nets = ("--resume1", factors[-1].path, "--resume2", args.resume, *named, *layer)
     same = parser.again(args, (*options.IMAGES, *options.MACHINE, "out"))

@@ -47,8 +47,10 @@ from utils.report import page
 def main(argv: Sequence[str] | None = None) -> str:
     """Run the step; returns the page that the run gives."""
     args = build_parser().parse_args(argv)
+    # The page, made from the run's JSON and pictures alone.
     made = page.render(args.run)
     size, count = in_words(len(made.encode())), len(page.values(made))
+    # Compare an older page with it, value by value, and write nothing.
     if args.check:
         if not Path(args.check).is_file():
             raise InputError(f"there is no page {args.check}; make it by --out")
@@ -58,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> str:
             raise InputError(f"{args.check} is not the page of {args.run}: {error}") from None
         print(f"{args.check}: all {count:,} values are those of {args.run}")
         return made
+    # Or write it.
     out = Path(args.out or Path(args.run, "page.html"))
     write_text(out, made)
     print(f"saved {out} ({size}, {count:,} values)")

@@ -103,6 +103,7 @@ def fill(args: Namespace) -> None:
     path = runs.classifier_path(
         args.out, options.data_name(args), args.arch or options.ARCH, args.suffix
     )
+    # Only the head of the file is read here: its tensors stay on the disk.
     if args.resume not in ("", "auto"):
         state = checkpoint.load(args.resume, mmap=True)
     elif args.resume and path.exists() and not args.restart:
@@ -121,6 +122,7 @@ def new_model(args: Namespace, record: Mapping[str, Any]) -> nn.Module:
         "image_size": args.image_size,
     }
     model = build(**record, **sources)
+    # A net that could not be read again would be found out only after its training.
     check_reloads(model, record, args.image_size)
     return model
 
@@ -209,6 +211,7 @@ def next_words(
         cut = (*arch, *usual_layer(model))
         same = parser.again(args, (*options.IMAGES, *options.MACHINE, "out"))
         return ["ConvOutput.py", *nets, *cut, "--t_or_v", "both", *same]
+    # No such twin yet: propose the same training from the next seed.
     suffix = runs.join(args.suffix.removesuffix(f"sd{args.seed}").rstrip("_"), f"sd{args.seed + 1}")
     one_run = ("--resume", "--start_epoch", "--seed", "--suffix", "--export")
     again = [word for word in parser.without(words, one_run) if word != "--restart"]
@@ -222,6 +225,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     runtime = opening.start(args)
     fill(args)
+    # Where the checkpoint of the last epoch lies, and that of the best one.
     classifier_path = partial(
         runs.classifier_path, args.out, options.data_name(args), args.arch, args.suffix
     )
@@ -240,6 +244,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     model, record, train_images, val_images = open_model_and_images(args, runtime, run.resumed)
     opening.bind(args, runtime, train_images, val_images, outputs=path)
     unused = runtime.world_size > 1 and has_unused_parameters(model, args.image_size)
+    # The optimiser; processes must know of parameters without a gradient.
     fit = opening.fit(args, model, runtime, has_unused=unused)
     run.restore(fit)
     if run.is_finished:
@@ -257,6 +262,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     val_loaders = opening.validation_loaders(args, val_images, runtime)
     hits = known_hits(run.state, val_images)  # uint8 (N,): which images the net gets right
     preprocess, rates = train_images.preprocessing(args.seed), opening.rates(args)
+    # What every checkpoint says besides weights and epochs.
     facts = {
         "arch": args.arch,
         "model": record,
@@ -283,6 +289,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             run.write(epoch, metrics | {"lr": rates[epoch]})
             run.save(epoch, fit.state(epoch + 1, **facts, **run.accuracies, hits=hits))
 
+    # Say what was saved, and which command follows.
     kept = f" and {best_path}" if best_path.exists() else ""
     runtime.say(
         f"saved {path}{kept}, best accuracy {run.best_acc1:.2f} %; the log is {run.log_path}"

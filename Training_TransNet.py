@@ -115,6 +115,7 @@ def open_stored(args: Namespace, split: str) -> Source:
     folder = args.convOut_path or runs.features_folder(args.out, *names)
     layer = label if first.is_named or second.is_named else None
     expected = {"arch": args.arch, "sample_num": args.sample_num or None, "layer": layer}
+    # Features lie there as A → B; `Source.reversed` exchanges them where a fit needs it.
     data = opening.stored_features(
         Namespace(**vars(args) | {"reverse": False}), folder, split, expected
     )
@@ -162,9 +163,11 @@ def open_sources(args: Namespace, runtime: Runtime) -> tuple[Source, Source | No
     if args.net_A:
         nets = open_nets(args, runtime)
         listed = opening.images(args, "train", nets[0].state.get("data", {}))
+        # Both heads, frozen once for both splits, and proved on a few pixels.
         heads = freeze_heads(*nets, opening.few_pixels(listed), runtime.device)
         of_split = partial(open_live, args, nets, heads, runtime=runtime)
     fitted = of_split("train")
+    # Held-out images are welcome, and an error only where --validate asks for them.
     with contextlib.nullcontext() if args.validate else contextlib.suppress(InputError):
         unseen = of_split("val")
     same = unseen and unseen.folder and unseen.folder == fitted.folder  # the authors' say no split
@@ -192,6 +195,7 @@ def open_member(args: Namespace, kind: Kind, source: Source) -> Member:
     provenance = source.provenance.completed(**facts, label=layers_of(args)[-1])
     path = fit_options.place(args, kind, provenance)
     settings = fit_options.settings(args, kind, channels_of(source.shapes[0]))
+    # What it goes on from; another fit's checkpoint in its place is refused.
     resumed = resume.find(
         args.resume,
         path,
@@ -268,6 +272,7 @@ def group_by_budget(args: Namespace, members: Sequence[Member]) -> list[Group]:
     budget = Budget.of(vars(args))
     if budget.steps is None:
         return [Group([*members], budget, [None] * len(members))]
+    # No step for those that the closed form makes whole.
     solved = [one for one in members if is_solved(args, one)]
     deep = [one for one in members if one not in solved]
     groups = [Group(solved, replace(budget, steps=0), [None] * len(solved))] if solved else []
@@ -336,6 +341,7 @@ def fit_group(
         beside=references,
         reference=not args.no_reference,
     )
+    # From where the checkpoints are; --start_epoch, an option of the released code, overrules them.
     start_epoch = restore(members, fitting.fit) if args.start_epoch is None else args.start_epoch
     count = len(fitting.rates)
     fitting.begin(start_epoch=start_epoch)
@@ -359,10 +365,12 @@ def fit_group(
             for one in members
         ]
         held_out = list[float]()
+        # Without epochs the closed form is all, and it is saved here.
         if not count:
             held_out = fitting.instabilities()
             save_all(0, held_out)
         for epoch, metrics in fitting.epochs(start_epoch):
+            # Measure: Var(x_Δ)/Var(x*) on images that are not fitted.
             measured = due(epoch, args.val_epoch, count)
             held_out = fitting.instabilities() if measured else []
             errors = [of_member(metrics, i)["MSE"] for i in range(len(members))]
@@ -378,6 +386,7 @@ def fit_group(
                     log.figure(
                         epoch, "components", decomposition_figure(member.trans_net.eval(), *pair)
                     )
+            # Save all of them together, so that they can go on together.
             if due(epoch, args.save_epoch, count) or any(log.overdue for log in logs):
                 save_all(epoch + 1, held_out, errors)
                 for member, log in zip(members, logs):
@@ -397,12 +406,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = build_parser()
     args = parser.parse_args(argv)
     runtime = opening.start(args)
+    # The features, stored or computed from images as they are read.
     features, val_features = open_sources(args, runtime)
+    # The Trans-Nets: every direction, depth and seed that the options ask for.
     kinds = fit_options.kinds(args)
     sources = {reverse: features.reversed() if reverse else features for reverse, *_ in kinds}
     members = [open_member(args, kind, sources[kind.reverse]) for kind in kinds]
     kind_of = {member.path: kind for member, kind in zip(members, kinds)}
+    # Some fitted images are held out where no validation features are there to measure on.
     fitted, held_out = hold_out(len(features.data), 0 if val_features else args.hold_out)
+    # Those that are fitted for all of their epochs already are left out.
     groups = list[Group]()
     for one in group(args, members):
         first = one.members[0]
@@ -415,11 +428,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not groups:
         return
 
+    # Say what a pass costs where features are computed, not read.
     archs = fit_options.archs(args)
     if features.folder is None:
         runtime.say(
             costs(features.shapes, len(features.data), head_flops(features.provenance, archs))
         )
+    # Nothing is left to refuse: decode the images, if there are some.
     features = opening.with_decoded(args, features, runtime)
     val_features = val_features and opening.with_decoded(args, val_features, runtime)
     sources = {reverse: source._replace(data=features.data) for reverse, source in sources.items()}
@@ -432,14 +447,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         fitted,
         unseen,
     )
+    # Say what is fitted, and what is doubtful about its nets.
     shapes = " → ".join(map(str, sources[kinds[0].reverse].shapes))
     runtime.say(f"{shapes}, layers {args.layers}, {len(fitted):,} images: {members[0].path}")
     doubts = opening.say_doubts(args, val_features or features, runtime)
+    # With --match penultimate the loss is taken behind the target net's frozen layers.
     throughs = {
         reverse: open_penultimate(source, archs[1 - reverse]).to(runtime.device)
         for reverse, source in sources.items()
         if args.match == "penultimate"
     }
+    # Fit group by group; the linear reference of a direction is solved once for all of them.
     references = dict[bool, Beside]()
     for one in groups:
         if seeks_its_end(args, one):
@@ -450,6 +468,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         fit_group(args, at_end, pairs, sources, references, throughs, doubts, runtime)
     # Variance.py finds the other direction beside the first one
     reverse, seed = kinds[0].reverse, kinds[0].seed
+    # The command that follows measures the Trans-Nets of one direction, which differ in depth
+    # alone.
     alike = {"reverse": reverse, "initial_seed": seed}
     trans_nets = [member.path for member in members if member.settings | alike == member.settings]
     where = [

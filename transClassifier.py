@@ -106,6 +106,7 @@ def check_options(parser: Parser, args: Namespace) -> None:
     options.check_layers(parser, args)
     raw = RAW.get(args.input)
     args.tail = args.tail or usual_tail(args.input)
+    # A raw input needs its net, any other both nets and the Trans-Net; the tail needs its net.
     needed = [f"net_{raw}", f"net_{args.tail}"] if raw else ["net_A", "net_B", "resume_Ys"]
     if missing := [f"--{name}" for name in dict.fromkeys(needed) if getattr(args, name) is None]:
         parser.error(
@@ -199,8 +200,10 @@ def open_nets(
         nets["A"] = open_net(args.net_A, args.arch_A or args.arch, first.or_source(fitted.a))
     if args.net_B:
         nets["B"] = open_net(args.net_B, args.arch_B or args.arch, second.or_source(fitted.b), hint)
+    # What the tail's net says of the images goes before what the other one says.
     options.fill(args, *(net.state.get("data", {}) for net in (nets[args.tail], *nets.values())))
     for name, net in nets.items():
+        # Features must be what the Trans-Net was fitted to: its record of the normalisation counts.
         recorded = getattr(fitted, name.lower())
         constants = opening.normalisation(args, net.state, runtime, name, recorded)
         nets[name] = net.normalised_by(constants)
@@ -274,6 +277,7 @@ def open_run(
 def fill_tail(tail: nn.Module, run: Run, source: Provenance) -> None:
     """Load the tail that a run goes on from, which must have been tuned on the same feature."""
     recorded, names = run.state.get("settings", {}), ("input", "in_mode", "tail", "transnet")
+    # The hash of the Trans-Net is among these: another fit gives another feature.
     same = all(recorded.get(name) == run.settings[name] for name in names)
     if not same or Provenance.from_record(run.state.get("source", {})).differs(source):
         raise InputError(
@@ -299,6 +303,7 @@ def baseline_words(args: Namespace, parser: Parser, net: CutNet) -> list[str]:
     if not given and source.normalisation and not recorded_normalisation(net.state.get("data", {})):
         # Only the Trans-Net says it
         words += ["--normalisation", normalisation_words(source.normalisation)]
+    # The same images, budget and optimiser: the tuning alone differs.
     same = (*options.IMAGES, *options.PIXELS, *AS_LONG, *options.MACHINE, "out")
     return [*words, *parser.again(args, same)]
 
@@ -360,6 +365,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     loader = opening.image_loader(args, training_data, runtime, shuffle=True)
     augment, rates = train_images.preprocessing(args.seed).augmented, opening.rates(args)
     hits = known_hits(run.state, val_images)  # uint8 (N,): which images the tail gets right
+    # What every checkpoint says besides weights and epochs.
     facts = {
         "arch": record["arch"],
         "model": record,

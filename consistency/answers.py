@@ -96,6 +96,7 @@ class Answers:
             InputError: see `measure_knowledge`.
         """
         columns = {name: torch.cat(parts) for name, parts in self._columns.items()}
+        # Processes saw different images: put all columns into the data set's order.
         order = columns.pop("numbers").argsort()
         columns = {name: values[order] for name, values in columns.items()}
         labels, itself = columns.pop("labels"), columns[f"logits {ITSELF}"]

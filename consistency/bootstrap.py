@@ -72,8 +72,7 @@ def bootstrap(
     than about five give too narrow an interval.
 
     Memory: the sums, and `BATCH_BYTES` (or one resample) for all that is drawn. Time: resamples ×
-        the sums' size; BCa
-    leaves out every image in turn besides, images × the sums' size.
+    the sums' size; BCa leaves out every image in turn besides, images × the sums' size.
 
     Args:
         statistic: called with one array of sums over images for each of `sums`, without its axis of
@@ -119,12 +118,14 @@ def bootstrap(
             )
             for name, value in values.items()
         }
+    # SciPy resamples indices; each factor has its axis, and the fits are the outer one of the sums.
     factors = shape[::-1]  # images, then fits
 
     def of_resamples(*drawn: Array, axis: int) -> Array:
         weights = [count(indices, size) for indices, size in zip(drawn, factors)]
         return np.stack(list(statistic(*(weighted(array, *weights) for array in sums)).values()))
 
+    # A resample takes its indices, its counts and weights, and its share of the products.
     bytes_each = 24 * sum(shape) + sum(2 * array.nbytes // math.prod(shape) for array in sums)
     with np.errstate(all="ignore"), warnings.catch_warnings():
         # A constant gets its interval below
@@ -176,6 +177,7 @@ def count(indices: Array, size: int) -> Array:
 
     Indices (…, any) → counts (…, size), float64.
     """
+    # One `bincount` for all resamples: each has its range of numbers.
     flat = indices.reshape(-1, indices.shape[-1])
     places = flat + size * np.arange(len(flat))[:, None]
     return (
@@ -198,6 +200,7 @@ def weighted(sums: Array, images: Array, fits: Array | None = None) -> Array:
     """
     if fits is None:
         return np.tensordot(images.astype(sums.dtype), sums, axes=1)
+    # (F, B): each fit's share of the mean, by how often it was drawn.
     shares = np.moveaxis(fits / fits.sum(-1, keepdims=True), -1, 0).astype(sums.dtype)
     trailing = (1,) * (sums.ndim - 2)
     parts = (
@@ -241,6 +244,7 @@ def accuracy(hits: Array, second: Array | None = None, **options: Any) -> Interv
         In percent, or percentage points.
     """
     images = hits.shape[-1]
+    # A sum over images is then the accuracy itself.
     parts = [100.0 / images * array for array in (hits, second) if array is not None]
     if second is None:
         return bootstrap(lambda total: {"accuracy_percent": total}, parts, **options)[

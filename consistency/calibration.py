@@ -61,6 +61,7 @@ def shuffled_within_class(labels: Tensor, generator: torch.Generator) -> Tensor:
     order = torch.arange(len(labels))
     for label in labels.unique():
         members = (labels == label).nonzero().flatten()
+        # A cycle has no fixed point, so nobody keeps its partner.
         cycle = members[torch.randperm(len(members), generator=generator)]
         order[cycle] = cycle.roll(1)
     if bool((order == torch.arange(len(labels))).all()):
@@ -80,6 +81,7 @@ def permutations(labels: Tensor, draws: int, generator: torch.Generator) -> Tens
         generator: of the CPU.
     """
     by_class = labels.argsort(stable=True)
+    # Sorting random keys is a permutation of which each is as likely.
     keys = torch.rand(draws, len(labels), generator=generator, dtype=torch.float64)
     mixed = keys.argsort(1)
     # Random within each class, classes in order
@@ -132,6 +134,7 @@ def errors_of_untrue_pairs(
         float64 (N, b); columns add up to the squared errors about the channels' means.
     """
     positions, regressions, channels = shape
+    # The class of each image, (N,), and the number of images of each class.
     _, kinds, counts = (
         tensor.to(like.device) for tensor in labels.unique(return_inverse=True, return_counts=True)
     )
@@ -144,6 +147,7 @@ def errors_of_untrue_pairs(
         predicted_sums.index_add_(0, kinds[images], predicted)
     all_reduce(target_sums)
     all_reduce(predicted_sums)
+    # The second pass: y_i·ŷ_j over the others j is y_i·Σ ŷ less the image's true pair.
     errors, products = (
         like.new_zeros(len(labels), regressions, dtype=torch.float64) for _ in range(2)
     )
@@ -159,10 +163,12 @@ def errors_of_untrue_pairs(
         products[images] = first.to(products)
     all_reduce(errors)
     all_reduce(products)
+    # The mean of y_j·ŷ_k over pairs of a class.
     means = (
         products.new_zeros(len(counts), regressions).index_add_(0, kinds, products)
         / counts[:, None]
     )
+    # What the channels' means explain, which errors about them do not count.
     shift = (target_sums - predicted_sums).sum((0, 1)).square().sum(1) / (len(labels) * positions)
     return errors + 2 * means[kinds] - shift / len(labels)
 

@@ -48,6 +48,7 @@ def solve(
         The solutions, one a member; their errors are cross-validated over images, or those of the
         judges.
     """
+    # (C', C, k, k) of each member's last convolution, whose inputs have C channels.
     shapes = [tuple(member.eval().linear[0].weight.shape) for member in members]
     needed_bytes = sum(bytes_needed(shape[1], shape[0], shape[2]) for shape in shapes)
     if needed_bytes > NOTEWORTHY_BYTES:
@@ -58,6 +59,7 @@ def solve(
 
         That is its number, or with judges 0 of theirs and 1 of others.
         """
+        # Judges come first, as fold 0 of two; without them the images' numbers make the folds.
         for fold, images in ((0, judges), (1, loader)):
             for batch in (
                 Progress(images, label, quiet=not label or not runtime.is_main) if images else ()
@@ -95,12 +97,15 @@ def _solve_by_sums(
         out_channels, in_channels, size, _ = member.linear[0].weight.shape
         folds = 2 if judged else FOLDS
         systems.append(NormalEquations(in_channels, out_channels, size, folds, runtime.device))
+    # One pass over the features serves every member: their sums differ, the batches do not.
     for x, target, numbers in batches:
         for member, system in zip(members, systems):
             system.add(member.last_input(x), member.standard_target(target), numbers)
+    # Sums of several processes add up to those of all images.
     for system in systems:
         for total in system.sums():
             runtime.sum(total)
+    # With judges only their fold is held out; otherwise each fold in turn.
     judges = (0,) if judged else None
     return [
         system.solve(constant=member.standardise, judges=judges)
@@ -121,6 +126,7 @@ def _solve_by_passes(
         for x, target, numbers in batches():
             yield member.last_input(x), member.standard_target(target), numbers
 
+    # Folds of 2: number 0, the judges, is held out, and number 1 is not.
     shape, folds = tuple(member.linear[0].weight.shape), 2 if judged else FOLDS
     passes = PassesOverData(
         of_member, shape, folds=folds, device=runtime.device, all_reduce=runtime.sum

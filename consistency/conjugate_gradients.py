@@ -78,6 +78,7 @@ class PassesOverData:
         unknowns = torch.zeros(
             out_channels, channels * size**2 + 1, dtype=torch.float64, device=self.device
         )
+        # The last unknown is the constant: λ does not shrink it, and without one it stays 0.
         penalised = torch.ones_like(unknowns[0])
         penalised[-1] = 0
         fitted = torch.ones_like(penalised) if constant else penalised
@@ -101,12 +102,14 @@ class PassesOverData:
             residual = self._sum(lambda x, y: (y - self._map(x, unknowns)).square().sum(), {True})
             return float(residual) / (whole or 1.0)
 
+        # Σ y² and Σ y of each channel over the held-out images: what W = 0 would leave of them.
         energy = self._sum(
             lambda _, y: torch.cat([y.square().sum((0, 2, 3)), y.sum((0, 2, 3))]), {True}
         )
         squares, totals = energy.view(2, out_channels)
         count = self._sum(lambda _, y: y.new_tensor(y[:, 0].numel()), {True}).clamp(min=1)
         whole = float((squares - totals.square() / count * constant).sum())
+        # The chosen λ once more, now on all images.
         ridge, errors = descend(held_out, ridges)
         unknowns = fit(ridge, unknowns, {True, False})
         return RidgeSolution(
@@ -126,6 +129,7 @@ class PassesOverData:
 
     def _squares(self, x: Tensor, _: Tensor) -> Tensor:
         """Σ ‖u‖², the sum of the diagonal of Σ u uᵀ."""
+        # A box filter adds the squares of each patch up, zeros beyond the border.
         ones = x.new_ones(1, 1, *self.shape[2:])
         return F.conv2d(x.square().sum(1, keepdim=True), ones, padding=self.shape[-1] // 2).sum()
 
@@ -140,6 +144,7 @@ class PassesOverData:
                 [(index % self.folds == 0) in sides for index in indices.tolist()]
             )
             chosen = chosen.to(inputs.device)
+            # float64: the residual is to fall to 1e-10 of the right-hand side.
             total = total + term(inputs[chosen].double(), targets[chosen].double())
         self.all_reduce(total)
         if not total.isfinite().all():
@@ -164,6 +169,7 @@ def conjugate_gradients(
 
     solution, residual = start, right - normal(start)
     direction, square = residual, dot(residual, residual)
+    # Hestenes and Stiefel (1952); every step costs one pass over the data.
     for _ in range(max_steps):
         if (square <= tolerance**2 * dot(right, right)).all():
             break

@@ -108,6 +108,7 @@ def search(
     def allowed(trial: Trial) -> float:
         return SHARE * (trial.high - trial.low) if tolerance is None else tolerance
 
+    # The steps first, at the given width.
     kept, state, change = tried(steps, hidden), NOT_AT_END, None
     for _ in range(doublings):
         doubled = tried(2 * kept.steps, hidden)
@@ -116,6 +117,7 @@ def search(
             state = AT_END
             break
         kept = doubled
+    # Then the width, once: it counts only if it explains more, not if it changes at all.
     limit, of_width = allowed(kept), None
     if hidden:
         wide = tried(kept.steps, 2 * hidden)

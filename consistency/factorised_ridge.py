@@ -98,12 +98,14 @@ class Reference:
 
     def __init__(self, x: Maps, mean: Tensor, weight: float | None, kernel_size: int) -> None:
         self.x, self.mean, self.kernel_size, self.dtype = x, mean, kernel_size, precision(x)
+        # p = C·k² columns; the rows are images × positions.
         self.columns = x.shape[1] * kernel_size**2
         self.positions = int(np.prod(x.shape[2:]))
         self.dual = len(x) * self.positions < self.columns
         self.chooses = weight is None and not self.dual and len(x) >= 2 * JUDGES
         self.weight = UNCHOSEN if weight is None else weight
         self._factors: dict[float, Tensor] = {}
+        # Fewer rows than columns: Pᵀ(PPᵀ + λ)⁻¹ Y, with (PPᵀ + λ)⁻¹ P computed once.
         if self.dual:
             rows = torch.cat([patches.to(mean) for _, patches in self.patches(x, 0)])
             self._gram = rows @ rows.mT
@@ -116,6 +118,8 @@ class Reference:
                 gram.add_(rows.mT @ rows)
         self._gram = aside + others
         if self.chooses:
+            # Σ u uᵀ = V Λ Vᵀ of the other images: each λ of the grid is then a division, see
+            # `_choice`.
             self._scale = float(others.trace()) / self.columns or 1.0
             self._values, self._vectors = torch.linalg.eigh(others)
             # Rounding makes a dead direction's value as negative as this
@@ -158,6 +162,7 @@ class Reference:
             ):
                 total.addmm_(x_rows.mT, target_rows)
         weights = list[float]()
+        # Each pairing has D columns of the products; its W takes their place.
         for one, of_judges in zip(
             cross.split(len(targets.mean), dim=1), aside.split(len(targets.mean), dim=1)
         ):
@@ -198,6 +203,7 @@ class Reference:
     def _factor(self, weight: float) -> Tensor:
         """Give the Cholesky factor of PᵀP + λ, or in the dual form of PPᵀ + λ."""
         if weight not in self._factors:
+            # The oldest goes: pairings choose few different λ.
             while len(self._factors) >= FACTORS:
                 self._factors.pop(next(iter(self._factors)))
             # A dead feature counts as ones
@@ -239,6 +245,8 @@ class Reference:
             if watch is not None:
                 watch(chunk, target[:, :, 0], predicted[:, :, 0])
             error = target - predicted
+            # Row j of x was beside the target of image inverses[b, j]: the error belongs to that
+            # image.
             sums.scatter_(
                 1, inverses[:, chunk].to(sums.device), error.square().sum((1, 3)).mT.to(sums)
             )
@@ -303,6 +311,7 @@ class CrossProducts:
         border, values = kernel_size // 2, 0
         for maps in (one for side in sides for one in side):
             height, width = (max(size + border, kernel_size) for size in maps.shape[2:])
+            # Real inputs have width // 2 + 1 frequencies along rows, two numbers each.
             numbers = height * (2 * (width // 2 + 1) if border else width)
             values += maps.shape[0] * maps.shape[1] * numbers * precision(maps).itemsize
         return values <= cls.BYTES
@@ -316,11 +325,13 @@ class CrossProducts:
             total += x @ self.target.index_select(1, images)
         if self.kernel_size == 1:
             return total.sum(0)[:, None, None]
+        # Blocks of the real product: Re·Re and Re·Im above, Im·Re and Im·Im below.
         (both_real, mixed), (turned, both_imaginary) = (
             half.chunk(2, dim=2) for half in total.chunk(2, dim=1)
         )
         spectrum = torch.complex(both_real + both_imaginary, turned - mixed)  # X times Y*
         spectrum = spectrum.permute(1, 2, 0).unflatten(2, (self.height, -1))
+        # Back from frequencies to lags, of which the kernel has k × k.
         maps = torch.fft.irfft2(spectrum, s=(self.height, self.width))
         # Lag −b … b lie at the ends
         border = self.kernel_size // 2

@@ -150,6 +150,7 @@ class Fitting:
             read=pairs.read,
             throughs=throughs,
         )
+        # Judges need a closed form that is compared, and images enough to spare.
         judged = (
             budget.steps
             and budget.solve is not None
@@ -186,6 +187,8 @@ class Fitting:
             if back not in self.beside:
                 self.beside[back] = self._make_beside(of_direction[0].linear_reference(), back)
             linear = self.beside[back].linear
+            # All Trans-Nets of a direction read the same features, and share the linear layer's
+            # standards.
             for one in of_direction if start_epoch == 0 else ():
                 if one.standardise:
                     one.set_standards(
@@ -212,10 +215,13 @@ class Fitting:
         It yields the epoch, from 0, and its metrics.
         """
         loader, count = self.pairs.load(self.trained, shuffle=True), len(self.rates)
+        # Behind frozen layers the loss is no longer quadratic in W(0): no closed form between
+        # epochs.
         every = None if self.throughs else self.budget.solve
         for epoch in range(start_epoch, count):
             rates = self.rates[epoch]
             set_learning_rate(self.fit.optimizer, rates[0])
+            # A budget in steps has a rate for every step, one in epochs a rate for all of them.
             of_steps = rates if self.budget.steps is not None else []
             with each_step(self.fit.optimizer, of_steps):
                 metrics = train_one_epoch(
@@ -287,6 +293,7 @@ class Fitting:
         reference_layer = self.beside[back]
         assert reference_layer.reference is not None
         linear = reference_layer.reference.solution.error
+        # A fair comparison: the linear layer, too, is fitted without the judges.
         if self.judges:
             if reference_layer.judged is None:
                 layer, loader = (
@@ -391,6 +398,7 @@ def converge(
 
     def measure(steps: int, hidden: int) -> Interval:
         label = f"{steps} steps, {hidden} spare channels, four fifths of the images"
+        # `fallback` is off: a linear layer in its place would change by no doubling.
         fitting = Fitting(
             [make(hidden)],
             inside,

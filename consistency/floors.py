@@ -79,6 +79,7 @@ class ClassMoments:
         size = max(1, CHUNK_BYTES // (8 * features[0].numel()))
         for chunk, kinds in zip(features.split(size), labels.split(size)):
             maps = chunk.double().flatten(2) if chunk.ndim > 2 else chunk.double()[..., None]
+            # The first batch's channel means are the origin of all sums.
             if not self.images:
                 self._origin = maps.mean((0, 2))[:, None]
             if maps.shape[1] != len(self._origin):
@@ -106,6 +107,8 @@ class ClassMoments:
             raise InputError(
                 "variances within classes need two images of a class, but no class has them"
             )
+        # The symbols are those of the module's docstring: m_c are `means`, m is maps.sum(0) /
+        # total.
         counts = torch.tensor([self._counts[label] for label in labels], dtype=torch.float64)
         maps = torch.stack([self._maps[label] for label in labels]).cpu()  # Σ x, (K, C, U)
         units, total = maps[0].numel(), counts.sum()

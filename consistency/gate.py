@@ -269,6 +269,8 @@ def holm(p: Sequence[float]) -> list[float]:
     """Correct p-values of several tests (Holm 1979), in their order."""
     corrected, largest = [1.0] * len(p), 0.0
     for rank, place in enumerate(sorted(range(len(p)), key=lambda number: p[number])):
+        # The smallest p counts n times, the next n − 1 times; no corrected p is below an earlier
+        # one.
         largest = max(largest, min(1.0, (len(p) - rank) * p[place]))
         corrected[place] = largest
     return corrected

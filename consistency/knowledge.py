@@ -122,6 +122,7 @@ def measure_knowledge(
     log_q, log_r = (log_answers(tensor, multi_label) for tensor in (z, sent))
     q = log_q.exp()
     answers = _decisions(z, multi_label)
+    # KL(q_i ‖ r_i), and below the same after scale and prior of r were fitted on the other half.
     lost = _divergences(q, log_q - log_r)
     halves = _halves(answers if not multi_label else torch.zeros(len(z)), generator)
     lost_calibrated = _divergences(q, log_q - calibrate(sent, log_q, halves, multi_label))
@@ -223,6 +224,7 @@ def calibrate(
         rows = halves != half
         x, offset, answer = sent_logits[rows] / scale, prior[rows], q[rows]
 
+        # Cross-entropy, which is KL(q ‖ r) but for a constant; L-BFGS needs its gradient, too.
         def loss(values: Array) -> tuple[float, Array]:
             weights = torch.from_numpy(values.copy()).requires_grad_()
             mixed = weights[0] * x + weights[1] * offset  # noqa: B023 — used before the loop goes on
@@ -263,6 +265,7 @@ def class_divergences(log_q: Tensor, log_r: Tensor, answers: Tensor) -> tuple[Te
     totals = torch.zeros(len(counts), log_r.shape[1], dtype=log_r.dtype).index_add_(0, kinds, log_r)
     others = counts[kinds] - 1
     alone = others == 0
+    # The mean of log r_j over the other images of the class: each image leaves itself out.
     mean = (totals[kinds] - log_r) / others.clamp(min=1)[:, None]
     return alone, torch.where(alone, 0, _divergences(log_q.exp(), log_q - mean))
 
@@ -291,6 +294,7 @@ def permutation_p(
             keys = torch.rand(len(some), len(members), generator=generator, dtype=torch.float64)
             orders = keys.argsort(1)
             for rows in torch.arange(len(members)).split(block):
+                # Cross-entropies of row i and column j; a permutation takes one of each row.
                 products = -(q[members[rows]] @ log_r[members].mT)
                 drawn[some] += products[torch.arange(len(rows)), orders[:, rows]].sum(1)
         paired = -(q[members] * log_r[members]).sum()
@@ -351,6 +355,7 @@ def _matches(first: Tensor, second: Tensor) -> Tensor:
 def _halves(classes: Tensor, generator: torch.Generator) -> Tensor:
     """Give 0 or 1 for each image, int64 (N,), half of every class each, drawn at random."""
     order = torch.randperm(len(classes), generator=generator)
+    # Images of a class lie together, in random order: every second one is of the other half.
     order = order[classes[order].argsort(stable=True)]
     halves = torch.empty(len(classes), dtype=torch.int64)
     halves[order] = torch.arange(len(classes)) % 2
@@ -361,6 +366,7 @@ def _numbers(sums: Mapping[str, Array], answered: Array) -> dict[str, Array]:
     """Compute every number from sums over images (…,) and the sum of B's answers q, (…, C)."""
     count = sums["count"]
     log_mean = np.log(np.maximum(answered, np.finfo(float).tiny) / count[..., None])
+    # I_B = H(mean q) − mean H(q): the mutual information of B's answer and the image, in bits.
     i_b = (-(answered * log_mean).sum(-1) / count - sums["entropy"] / count) / math.log(2)
     lost, calibrated = sums["D"] / count, sums["D_calibrated"] / count
     kept = i_b - lost

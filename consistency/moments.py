@@ -31,6 +31,7 @@ class FeatureMoments:
     """
 
     def __init__(self) -> None:
+        # Values, not images: each position of a map counts.
         self.count = 0
         self.mean = torch.zeros(())
         self._squares = torch.zeros(())  # (C,): Σ (v − mean)²
@@ -53,6 +54,8 @@ class FeatureMoments:
 
     def _merge(self, count: int, mean: Tensor, squares: Tensor) -> None:
         """Chan's update; it begins with the weight of this set in the whole."""
+        # Σ (v − mean)² of two sets is that of each, and the means' distance squared times n m / (n
+        # + m).
         self.count += count
         share = count / max(1, self.count)
         shift = mean - self.mean
@@ -143,8 +146,10 @@ class ImageMoments:
             if not self.images:
                 self._origin = maps.mean((0, 3)).cpu()
             maps.sub_(self._origin.to(maps.device)[..., None])
+            # Σ_u v² of x*, the sum of all vectors, and of x_Δ, the last one: (n, C) each.
             norms = [torch.linalg.vector_norm(ends, dim=2) for ends in (maps.sum(1), maps[:, -1])]
             squares = torch.stack(norms, dim=1).square()
+            # q (n, M, M), s (n, M, C) and t (n, 2, C).
             self._keep(maps.flatten(2) @ maps.flatten(2).mT, maps.sum(3), squares)
             self.images += len(rest)
         if self.per_image:
@@ -158,6 +163,7 @@ class ImageMoments:
             return
         if not self.images:
             self._origin, self.positions = other._origin, other.positions
+        # Move the other's sums to this origin: Σ (v + d)(w + d) = q + s dᵀ + d sᵀ + U d dᵀ.
         shift = other._origin - self._origin
         for products, sums, squares in zip(*other._columns):
             cross = sums.double() @ shift.mT  # (n, M, M)
@@ -221,13 +227,17 @@ class ImageMoments:
                     F.pad(deviations, (0, 0, 0, 1)),
                     1,
                 )
+            # The distance of one mean over all channels from the origin, in place of each
+            # channel's.
             deviations = deviations + means.mean(1, keepdim=True) - means
         identity = torch.eye(len(deviations), dtype=torch.float64)
         last = len(self._origin) - 1  # x_Δ; g(x) is all but it, x* is all
         output = identity.sum(0) - identity[last]
+        # Rows: x*, x(0) … x(K), g(x), x_Δ (and the constant), each a sum of the M vectors.
         mixing = torch.stack([identity.sum(0), *identity[:last], output, *identity[last:]])
         rows = []
         for products, sums, _ in zip(*self._columns):
+            # P_i of the class's docstring: s dᵀ, its transpose, and U d dᵀ.
             cross = F.pad(sums.double(), (0, 0, 0, more)) @ deviations.mT
             about = (
                 F.pad(products, (0, more, 0, more))
@@ -283,6 +293,7 @@ class ImageMoments:
             if self.per_image:
                 append(column, values.to("cpu", kept_as))
             else:
+                # Without images one row of totals takes in every batch.
                 column[:] = [
                     torch.cat([values.cpu().double().sum(0, keepdim=True), *column]).sum(
                         0, keepdim=True
@@ -292,6 +303,7 @@ class ImageMoments:
     @property
     def _cells(self) -> int:
         """How many positions a row sums over."""
+        # A row of totals sums over the positions of all images.
         return self.positions * (1 if self.per_image else self.images)
 
     def _means(self) -> Tensor:
@@ -301,6 +313,7 @@ class ImageMoments:
         )
 
     def _in_order(self, rows: Sequence[Tensor]) -> Array:
+        # Loaders may shuffle, and processes interleave: rows are sorted by the images' numbers.
         joined = torch.cat(list(rows))
         return (joined[torch.cat(self._numbers).argsort()] if self.per_image else joined).numpy()
 

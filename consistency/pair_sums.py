@@ -80,6 +80,8 @@ class PairSums:
                 self._sums = pairs.new_zeros(len(self._origin) + 3, len(self._origin) + 3)
             pairs -= self._origin
             squares = [chunk.square().sum(1, keepdim=True) for chunk in pairs.split(widths, dim=1)]
+            # z of the class's docstring, (n, p + q + 3); the ones make sums and the count part of Σ
+            # z zᵀ.
             extended = torch.cat([pairs, *squares, torch.ones_like(squares[0])], dim=1)
             self._sums += extended.mT @ extended
             self.images += len(parts[0])
@@ -116,6 +118,7 @@ class PairSums:
     def _about(self, origin: Tensor) -> Tensor:
         """Give Σ z zᵀ about another origin."""
         shift = self._origin - origin
+        # z about the new origin is `move` z: the last entry of z, 1, adds the constants.
         move = torch.eye(len(self._sums), dtype=shift.dtype, device=shift.device)
         start = 0
         for which, width in enumerate(self.widths):
@@ -136,6 +139,7 @@ class PairSums:
             raise InputError("two features are compared on images, but none came.")
         p, q = self.widths
         count = self._sums[-1, -1]
+        # The last row of Σ z zᵀ is Σ z: the means, and the count at its end.
         mean = self._origin + self._sums[-1, : p + q] / count
         sums = self._about(mean).cpu()
         blocks = sums[:p, :p], sums[:p, p : p + q], sums[p : p + q, p : p + q]

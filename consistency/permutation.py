@@ -132,6 +132,7 @@ class Regression:
         """
         # X of image j stands beside the target of inverse[j]
         inverses = [order.argsort(1) for order in (fit_orders, held_orders)]
+        # So many pairings at one time as have room for their W.
         block = max(1, BLOCK_BYTES // (8 * self.reference.columns * len(self.fitted.mean)))
         errors = [
             self.reference.errors(
@@ -230,6 +231,7 @@ def permuted_sums(
         products = [cross.of(inverse) for cross, inverse in zip(crosses, inverses)]
         sums[0, number] = forth.sum_of_errors(*(product.flatten(0, 2) for product in products))
         if back is not None:
+            # B → A has the transpose: lags the other way round, and C and D exchanged.
             turned = (product.flip(1, 2).permute(3, 1, 2, 0).flatten(0, 2) for product in products)
             sums[1, number] = back.sum_of_errors(*turned)
     return list(sums)
@@ -289,6 +291,7 @@ def untrue_errors(
     reference, channels = regression.reference, len(regression.fitted.mean)
     rows = max(reference.columns, len(labels.unique()) * reference.positions)
     block = max(1, BLOCK_BYTES // (8 * rows * channels))
+    # Held-out images keep their order: every two of a class are paired in the sums.
     identity, errors = torch.arange(len(labels))[None], []
     for inverses in fit_orders.argsort(1).split(block):
         solution = reference.solve(regression.fitted, inverses).coefficients
@@ -421,6 +424,7 @@ def calibrated(
     shuffled = torch.stack([shuffled_within_class(labels[0], generator) for _ in range(shuffles)])
     null = untrue_errors(way, shuffled, labels[1])
     least = ceiling or Regression(way.x, way.x, like=way).observed()
+    # Of each image its part of Var(x*) and Var(x_Δ): true pairs, null, ceiling.
     sums = (
         np.stack([errors.target, errors.observed], axis=1),
         np.stack([errors.target, null.mean(0)], axis=1),

@@ -66,6 +66,7 @@ def linear_cka(sums: PairSums) -> Score:
     if of.constant():
         return score(None, of.constant())
     totals = torch.stack([of.xx.trace(), of.yy.trace()])  # Σ a, Σ b
+    # ‖XᵀX‖², ‖XᵀY‖² and ‖YᵀY‖² as a 2 × 2 matrix: all three HSIC at one time.
     norms = torch.stack([block.square().sum() for block in (of.xx, of.xy, of.xy, of.yy)]).reshape(
         2, 2
     )
@@ -109,6 +110,7 @@ def svcca(sums: PairSums, kept: float = 0.99) -> Score:
     whitening = []
     for covariance in (of.xx, of.yy):
         variances, directions = (tensor.flip(-1) for tensor in torch.linalg.eigh(covariance))
+        # The fewest components that hold the share, less those that are rounding alone.
         size = int((variances.cumsum(0) < kept * variances.sum()).sum()) + 1
         size = min(size, int((variances > 1e-10 * variances[0]).sum()))
         whitening.append(directions[:, :size] / variances[:size].sqrt())
@@ -119,6 +121,7 @@ def svcca(sums: PairSums, kept: float = 0.99) -> Score:
             f"{sizes[0]} and {sizes[1]} components of only {of.rows} rows correlate perfectly"
             " anyhow",
         )
+    # Singular values of the whitened cross-covariance are the canonical correlations.
     correlations = torch.linalg.svdvals(whitening[0].mT @ of.xy @ whitening[1]).clamp(max=1)
     return score(correlations.mean().item())
 
@@ -181,6 +184,7 @@ def ridge_r2(fit: PairSums, held_out: PairSums) -> Score:
     of, on = fit.centred(), held_out.centred()
     if of.constant() or on.constant():
         return score(None, of.constant() or on.constant())
+    # In the eigenbasis of XᵀX the regression of every weight is a division.
     variances, directions = torch.linalg.eigh(of.xx)
     cross = directions.mT @ of.xy
     power = cross.square().sum(1)
@@ -188,12 +192,14 @@ def ridge_r2(fit: PairSums, held_out: PairSums) -> Score:
     def validation_error(weight: float) -> float:
         damped = variances + weight * variances.mean()
         error = of.yy.trace() - (power * (2 * damped - variances) / damped.square()).sum()
+        # The trace of the hat matrix, and 1 for the mean, are the degrees of freedom used.
         freedom = of.rows - 1 - (variances / damped).sum()
         return (error / freedom.square()).item()
 
     weight = min(WEIGHTS, key=validation_error)
     regression = directions @ (cross / (variances + weight * variances.mean())[:, None])
     p = fit.widths[0]
+    # The regression's constant is of the fitting images' means: held-out means differ from it.
     bias = (on.mean - of.mean)[p:] - (on.mean - of.mean)[:p] @ regression
     error = (
         on.yy.trace() - 2 * (regression * on.xy).sum() + (regression * (on.xx @ regression)).sum()

@@ -74,6 +74,7 @@ def reconstruct(
         through, wanted = throughs.get(back), goals[back]
         compared = output if through is None else through(output)
         mse, penalty = F.mse_loss(compared.float(), wanted), order_penalty(member.p, alpha)
+        # A standardising member's loss is a share of Var(x*), whatever the units of the layer.
         loss = mse / (member.target_std.square() if through is None else wanted.var()) + penalty
         total = total + loss
         metrics |= {f"{i}.Loss": loss, f"{i}.MSE": mse, f"{i}.L2_loss": penalty}
@@ -97,6 +98,7 @@ def set_standards(members: Sequence[Any], loader: Loader, read: Read, runtime: R
     x_moments, target_moments = FeatureMoments(), FeatureMoments()
     for batch in Progress(loader, "means", quiet=not runtime.is_main):
         x, target = read(*runtime.to_device(batch))
+        # x is measured as the member reads it: resized to the target's H' × W'.
         x_moments.update(standardising[0].resize(x))
         target_moments.update(target)
     x_moments, target_moments = (

@@ -106,6 +106,7 @@ class NormalEquations:
             indices: the images' numbers in the data set, int64 (N,), which say their folds.
         """
         folds = indices.to(inputs.device) % self.folds
+        # Channels last, (n, H, W, C): a strip's values are then rows of one product.
         for fold in folds.unique().tolist():
             x, y = (
                 maps[folds == fold].double().permute(0, 2, 3, 1).contiguous()
@@ -120,6 +121,7 @@ class NormalEquations:
                 F.pad(x, (0, 0, border, border, border, border)),
                 F.pad(y.flatten(0, 2), (0, 1), value=1.0),
             )
+            # Σ u yᵀ, one offset of the patch at a time; the column of ones gives Σ u.
             for total, (row, column) in zip(
                 self.cross[fold], product(range(self.kernel_size), repeat=2)
             ):
@@ -159,6 +161,7 @@ class NormalEquations:
                 "the features hold values that are not finite: train the nets again, or store them"
                 " anew"
             )
+        # Folds are chosen by a vector of ones and zeros, which weighs their sums.
         all_folds = torch.ones_like(self.energy)
         numbers = list(range(self.folds) if judges is None else judges)
         whole = float(self.energy[numbers].sum())
@@ -174,6 +177,8 @@ class NormalEquations:
         def held_out(ridge: float) -> float:
             error = 0.0
             for fold in all_folds.diag()[numbers]:
+                # Σ ‖y − Wᵀ u‖² = Σ ‖y‖² + tr Wᵀ (G W − 2 Σ u yᵀ), all from the held-out fold's
+                # sums; here W has a row for each unknown.
                 weight = fit(all_folds - fold, ridge)
                 change = weight * (
                     self._gram(fold, constant) @ weight - 2 * self._cross(fold, constant)
@@ -185,6 +190,7 @@ class NormalEquations:
         penalised = self.kernel_size**2 * self.lags.shape[-1]
         ridge, errors = descend(held_out, ridges)
         weight, rest = fit(all_folds, ridge).T.tensor_split([penalised], dim=1)
+        # From rows (offset, channel) to a convolution's (C', C, k, k).
         weight = (
             weight.unflatten(1, (self.kernel_size, self.kernel_size, -1))
             .permute(0, 3, 1, 2)
@@ -209,6 +215,7 @@ class NormalEquations:
         offsets, channels = self.kernel_size**2, self.lags.shape[-1]
         size = offsets * channels
         gram = self.lags.new_empty(size + constant, size + constant)
+        # A view (offset, channel, offset, channel) of the matrix: blocks are written in place.
         blocks = (
             gram[:size, :size].unflatten(1, (offsets, channels)).unflatten(0, (offsets, channels))
         )
@@ -252,6 +259,7 @@ def descend(
     grid, errors = sorted(ridges), dict[float, float]()
     middle = len(grid) // 2
     while True:
+        # Errors are smooth in log λ, so a few of the grid's fits are enough.
         near = grid[max(0, middle - 1) : middle + 2]
         errors |= {ridge: error_of(ridge) for ridge in near if ridge not in errors}
         best = grid.index(min(near, key=errors.__getitem__))
@@ -280,6 +288,7 @@ def _blocks(kernel_size: int) -> dict[tuple[int, int], list[tuple[int, Strip]]]:
     offsets = list(product(range(-border, border + 1), repeat=2))
 
     def along(first: int, second: int) -> list[tuple[int, Shift]]:
+        # Both offsets down or right: the first rows drop out; both up or left: the last ones.
         cut = max(0, min(first, second)) + min(0, max(first, second))
         return [(1, (second - first, 0))] + ([(-1, (second - first, cut))] if cut else [])
 

@@ -125,6 +125,7 @@ def over_nets(
         )
     if drawn_from is not None and drawn_from < nets:
         raise InputError(f"{nets} nets cannot have been drawn from {drawn_from}")
+    # The P = M (M − 1) ordered pairs of two different nets.
     rows, columns = np.nonzero(~np.eye(nets, dtype=bool))
     pairs = [np.moveaxis(array[rows, columns], 0, 1) for array in sums]  # (N, P, …)
     generator = np.random.default_rng(seed)
@@ -133,8 +134,10 @@ def over_nets(
     mean = {name: value.mean() for name, value in values.items()}
     weights = count(generator.integers(images, size=(resamples, images)), images)
     counts = _draw_nets(nets, resamples, generator)
+    # How often both nets of a pair were drawn, as shares of a resample's pairs.
     of_pairs = counts[:, rows] * counts[:, columns]
     of_pairs = of_pairs / of_pairs.sum(1, keepdims=True)
+    # The finite population's factor: all of its nets leave nothing to draw.
     kept = 1.0 if drawn_from is None else (1 - nets / drawn_from) ** 0.5
     size = max(1, BATCH_BYTES // sum(array[0].nbytes for array in pairs))
     draws = dict[str, list[Array]]()

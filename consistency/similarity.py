@@ -118,18 +118,21 @@ class ImageRows:
         """The fewest columns of U that hold `KEPT` of the variance, (N, k)."""
         vectors, sizes = self.components
         variances = sizes.square()
+        # As SVCCA has it; components of rounding alone are left out.
         count = int((variances.cumsum(0) < KEPT * variances.sum()).sum()) + 1
         return vectors[:, : min(count, int((variances > 1e-10 * variances[0]).sum()))]
 
     @cached_property
     def gram(self) -> Tensor:
         """Products of the centred rows, (N, N)."""
+        # N × N, not p × p: images are usually fewer than the numbers of a row.
         return self.centred @ self.centred.mT
 
     @cached_property
     def neighbours(self) -> Tensor:
         """The nearest other images of each by the cosine of their rows, int64 (N, NEIGHBOURS)."""
         unit = F.normalize(self.rows, dim=1)
+        # No image is its own neighbour.
         cosines = (unit @ unit.mT).fill_diagonal_(-torch.inf)
         return cosines.topk(min(NEIGHBOURS, len(unit) - 1), dim=1).indices
 
@@ -213,6 +216,7 @@ def procrustes(x: ImageRows, y: ImageRows, order: Tensor | None = None) -> float
 
 def mutual_neighbours(x: ImageRows, y: ImageRows, order: Tensor | None = None) -> float:
     """Compute the mean share of nearest neighbours that an image has in common in both nets."""
+    # near[i, j]: j is among the nearest of i in net B.
     near = torch.zeros(len(y), len(y), dtype=torch.bool).scatter_(1, y.neighbours, True)
     order = torch.arange(len(x)) if order is None else order
     return float(near[order[:, None], order[x.neighbours]].double().mean())
@@ -316,6 +320,7 @@ def _calibrated(name: str, observed: float, drawn: Sequence[float] | Array) -> C
         return Calibrated(name, None, reason="the components are as many as the images: take more")
     if len(drawn) < 19:
         return Calibrated(name, observed, reason="a level needs 19 permutations")
+    # `Null` is of numbers that are better when smaller.
     null = Null(1 - observed, 1 - np.array(drawn))
     level = 1 - null.zero()
     scale = 1 - level

@@ -212,12 +212,14 @@ def open_direction(
     if is_back:
         exchanged = {"arch_A": args.arch_B, "arch_B": args.arch_A, "reverse": not args.reverse}
         args = Namespace(**vars(args) | exchanged)
+    # --reverse reads the stored features the other way round: A's place is then taken by B.
     train, val = (
         opening.stored_features(args, args.convOut_path, split, {}) for split in ("train", "val")
     )
     options.fill_image_folders(args, parser, val.provenance.folders)
     net = build_from_state(state, path).to(runtime.device)
     named, budget = budget_of(args, state, path)
+    # The same nets and layers; the held-out images are others than the fitted ones.
     fitted = Provenance.from_record(state.get("source", {}))
     fitted.check(val.provenance, path, but=("split", "sample_num"))
     check_fit(net, val.shape_a, val.shape_b)
@@ -234,6 +236,7 @@ def open_directions(
     other = args.transnet_back or find_reverse(args.transnet, alike=True)
     if other is None:
         return [first], []
+    # A Trans-Net that was found, not named, may be of another fit: the calibration goes on without.
     try:
         return [first, open_direction(parser, args, str(other), True, runtime)], []
     except InputError as error:
@@ -268,6 +271,7 @@ def budget_of(args: Namespace, state: checkpoint.State, path: str) -> tuple[Name
             " null says something only of a fit with its own budget; fit that Trans-Net anew, or"
             " leave --epochs out"
         )
+    # What a fit here takes from the Trans-Net's settings besides the budget.
     repeated = {name: settings[name] for name in ("batch_size", "alpha", "L2")}
     return Namespace(**vars(args) | repeated), budget
 
@@ -289,6 +293,7 @@ def fit(
     """
     seed_everything(seed)
     train, val, classes = parts
+    # A → A: as many channels come out as go in, and nothing is resized.
     net = TransNet(
         **config
         | ({"out_channels": config["in_channels"], "out_size": None} if train.itself else {})
@@ -299,6 +304,7 @@ def fit(
             args, Subset(train, images.tolist()), runtime, shuffle=shuffle
         )
 
+    # Options have the highest order first, p(1) … p(K) the lowest.
     alpha = torch.zeros(net.order) if args.L2 else torch.tensor(args.alpha).flip(0)
     pairs = Pairs(load, read_stored, torch.arange(len(train)))
     fitting = Fitting([net], pairs, budget, runtime, alphas=[alpha])
@@ -310,6 +316,7 @@ def fit(
         runtime=runtime,
         classes=classes,
     )
+    # Only standards are set, so what it leaves is what its random weights leave.
     if not trained:
         reconstruction.set_standards([net], load(pairs.fitted, False), read_stored, runtime)
         return Fitted(errors(net), None, 0, False)
@@ -406,10 +413,12 @@ def pairings(
     generator, kinds = torch.Generator().manual_seed(seed % 2**64), dict[str, Parts]()
     labels = [classes_of(features) for features in (train, val)]
     calibration.check_pairs(labels[1])
+    # Without classes (all zeros) the second null is over all images.
     for name, (fitted, unseen) in ((NULL, labels), (NULL_OF_ALL, map(torch.zeros_like, labels))):
         order = calibration.shuffled_within_class(fitted, generator)
         kinds[name] = Parts(Pairing(train, order), Pairing(val), unseen)
     kinds |= untrained
+    # The true pairs twice: a Trans-Net that is not trained, and one from another seed.
     kinds[UNFITTED] = kinds[SEED] = Parts(Pairing(train), Pairing(val))
     kinds[CEILING] = Parts(Pairing(train, itself=True), Pairing(val, itself=True))
     return kinds
@@ -428,6 +437,7 @@ def linear_tests(
         return [None] * len(directions)
     sides = [linear_sides(direction) for direction in directions]
     first, *others = directions
+    # Products of a pairing serve B → A transposed, where neither map is resized and kernels agree.
     same = first.train.shape_a[1:] == first.train.shape_b[1:]
     kernels = {direction.net.config["kernel_size"] for direction in directions}
     both = bool(others) and same and len(kernels) == 1
@@ -450,6 +460,7 @@ def linear_tests(
 
 def linear_sides(direction: Direction) -> tuple[list[Side], list[Side]]:
     """Give x and the target of the fitted and of the held-out images as maps of one size."""
+    # x is resized as the Trans-Net reads it; the target stays.
     views = (lambda feature: direction.net.resize(as_maps(feature)), as_maps)
     x, target = (
         [Side(features, which, view) for features in (direction.train, direction.val)]
@@ -485,6 +496,7 @@ def similarities(args: Namespace, parts: Sequence[opening.Features]) -> list[dic
         [classes_of(features) for features in parts],
         torch.Generator().manual_seed(args.seed),
     )
+    # Held-out rows are compared; the fitted ones serve the regression alone.
     x, y = (ImageRows(held_out, fitted) for fitted, held_out in rows)
     draws = min(args.permutations, PERMUTED_SIMILARITIES)
     return [asdict(score) for score in image_similarities(x, y, labels, generator, draws=draws)]
@@ -519,6 +531,7 @@ def calibrate(args: Namespace, direction: Direction, kept: Kept, runtime: Runtim
             )
         except InputError as error:
             notes.append(f"the null of an untrained {which} is left out: {error}")
+    # The Trans-Net itself, as it is on disk: nothing of it is fitted again.
     errors = reconstruction.image_errors(
         net, opening.feature_loader(named, val, runtime), read_stored, runtime
     )
@@ -528,6 +541,7 @@ def calibrate(args: Namespace, direction: Direction, kept: Kept, runtime: Runtim
         (state.get("linear_reference") or {}),
     )
     fits = {THIS: Fitted(errors, linear.get("instability"), fitted.get("steps"), replaced)}
+    # The other fits: nulls, another seed and the ceiling, all by the same budget.
     kinds = pairings(train, val, untrained, args.seed)
     kinds = {
         name: parts for name, parts in kinds.items() if not args.brief or name in (NULL, CEILING)
@@ -546,11 +560,13 @@ def calibrate(args: Namespace, direction: Direction, kept: Kept, runtime: Runtim
             label=label,
         )
         kept.put(name, fits[name])
+    # A line of the table for each fit, with its interval over the held-out images.
     rows = []
     for name, one in fits.items():
         interval = bootstrap(instability_of, [one.errors], resamples=args.bootstrap)["instability"]
         how = {"steps": one.steps, "hidden": net.hidden, "is_linear": one.is_linear}
         rows.append({"pairs": name, "linear_reference": one.linear, **asdict(interval), **how})
+    # One resample draws the same images for all three.
     three = (fits[THIS].errors, fits[NULL].errors, fits[CEILING].errors)
     consistency = calibration.consistency_interval(
         instability_of, *([one] for one in three), resamples=args.bootstrap
@@ -592,6 +608,7 @@ def still_known(
     """
     named, val = direction.args, direction.val
     tails, notes = list[FrozenTail | None](), list[str]()
+    # B's tail is needed; without A's only the comparison with A's answers is omitted.
     nets = ((val.provenance.a, named.arch_A), (val.provenance.b, named.arch_B))
     losses = ("the decision recovery", "what B still knows")
     for (net, arch), shape, loss in zip(nets, (val.shape_a, val.shape_b), losses):
@@ -608,6 +625,7 @@ def still_known(
         notes.append(f"{losses[0]} is left out: A and B do not tell the same classes apart")
     senders = {SENT: direction.net, WITHIN: fits[NULL].net}
     senders |= {LINEAR: fits[SEED].linear_net} if SEED in fits else {}
+    # One pass answers for all senders that read A's stored features.
     answers = Answers(tail_b, tail_a)
     with torch.no_grad():
         for batch in opening.feature_loader(named, val, runtime):
@@ -615,6 +633,7 @@ def still_known(
             x, target = read_stored(*on_device)
             sent = {name: net.eval()(x) for name, net in senders.items() if net is not None}
             answers.update(x, target, sent, labels, numbers)
+        # An untrained A has features of its own, so its sender needs another pass.
         untrained = fits[A_UNTRAINED].net if A_UNTRAINED in fits else None
         if untrained is not None:
             for batch in opening.feature_loader(named, kinds[A_UNTRAINED].val, runtime):
@@ -636,6 +655,7 @@ def direction_name(is_reverse: bool) -> str:
 
 def exchanged_names(report: dict[str, Any]) -> dict[str, Any]:
     """Call the nets of the other direction's rows and notes by --transnet's direction."""
+    # The other direction calls its x A's feature: "A untrained" there is B here.
     letters = str.maketrans("AB", "BA")
     knowledge = report["still_known"]
 
@@ -654,8 +674,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser = build_parser()
     args = parser.parse_args(argv)
     runtime = opening.start(args)
+    # The Trans-Net of one direction or of both, and the stored features that they read.
     directions, left_out = open_directions(parser, args, runtime)
     parts = (directions[0].train, directions[0].val)
+    # Fit the others, direction by direction; an interrupted run goes on with those that are kept.
     calibrated, kept = list[Calibrated](), list[Kept]()
     for direction in directions:
         identity = {
@@ -666,21 +688,25 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         file = f"{args.json}.back" if args.json and direction.is_back else args.json
         kept.append(Kept(file, identity, runtime))
         calibrated.append(calibrate(args, direction, kept[-1], runtime))
+    # The permutation tests of the linear reference, of both directions at one time.
     for one, test in zip(calibrated, linear_tests(args, directions, runtime)):
         one.report["linear"] = test
     (report, sums), *others = calibrated
+    # Numbers that are of the pair, and not of a direction.
     report |= {
         "similarities": similarities(args, parts),
         "baselines": baselines(parts, directions[0].args, runtime),
         "doubts": doubts(parts[1]),
         "notes": report["notes"] + left_out,
     }
+    # What both share: the smaller consistency, image by image in the same resamples.
     back = others[0].sums if others else None
     if back:
         intervals = several.shared(sums, back, resamples=args.bootstrap)
         shared = {name: asdict(interval) for name, interval in intervals.items()}
         report["back"] = exchanged_names(others[0].report)
         report["shared"] = {"scale": SCALE, **shared}
+    # Print, write, and drop the kept fits: all is in the files now.
     runtime.say(calibration_table(report, backwards=args.reverse))
     if runtime.is_main:
         rows = report["rows"]

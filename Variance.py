@@ -253,6 +253,7 @@ def find_back(args: Namespace) -> list[str]:
     if args.transnet_back or args.one_direction or args.reverse:
         return args.transnet_back or []
     back = [find_reverse(path, alike=True) for path in args.transnet]
+    # The first Trans-Net decides: without its counterpart there is no other direction.
     return [str(path) for path in back if path] if back[0] else []
 
 
@@ -283,6 +284,7 @@ def open_live(
     )
     data_in = net_in.state.get("data", {})
     options.fill(args, data_in, net_tar.state.get("data", {}))
+    # Where the Trans-Net's record has the classes, `check` compares those, and not net A's.
     images = opening.images(
         args, args.t_or_v, data_in if fitted.classes is None else data_in | {"classes": None}
     )
@@ -295,6 +297,7 @@ def open_live(
         opening.with_record(args, net.source, net.state, images) for net in (net_in, net_tar)
     )
     facts = {"dataset": args.dataset, "name": args.name, "sample_num": args.sample_num}
+    # From here on both nets are cut and the images listed, but nothing is decoded yet.
     check(
         live_provenance(images, (in_, tar), **facts),
         [net.shapes(images.image_size)[0] for net in (net_in, net_tar)],
@@ -335,6 +338,7 @@ def measure(
 
     With answers in `answers_of`, the target's tail answers to each g(x) besides.
     """
+    # The first of a direction gives its components x(k), the others just g(x).
     nets = [
         [
             runtime.parallel(net.requires_grad_(False)).eval()
@@ -348,12 +352,14 @@ def measure(
     ]
     for batch in Progress(loader, "variances", quiet=not runtime.is_main):
         *_, labels, numbers = on_device = runtime.to_device(batch)
+        # Stored rows, or both nets' heads on a batch of images: x and x*, as maps.
         features = source.read(*on_device)
         for direction, of_nets, (moments, answers, _) in zip(directions, nets, all_measured):
             x, target = features[::-1] if direction.is_back else features
             (decomposition, *others), names = of_nets, map(sender_name, direction.nets)
             components, residual = decomposition(x, target)
             moments[0].update(components.transpose(0, 1), residual, numbers, labels)
+            # g(x) is x* less what is not reconstructed.
             sent = {next(names): target - residual}
             for net, name, of_net in zip(others, names, moments[1:]):
                 sent[name] = output = net(x)
@@ -417,6 +423,7 @@ def draw(
     runtime: Runtime,
 ) -> None:
     """Draw the two most and the two least consistent channels of one image."""
+    # A batch of one, as the loader would give it.
     batch = source.data.__getitems__([index])
     x, target = source.read(*runtime.to_device(batch))
     output, components = net.decompose(x)
@@ -461,6 +468,7 @@ def report_of(
         provenance: of the features, as --transnet's direction calls them.
     """
     provenance = provenance.reversed() if direction.is_back else provenance
+    # Long, or of this machine: they identify no result.
     without = ("classes", "transform", "folders")
     made_of = {key: value for key, value in provenance.to_record().items() if key not in without}
     made_of |= {
@@ -502,11 +510,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser = build_parser()
     args = parser.parse_args(argv)
     runtime = opening.start(args)
+    # The Trans-Nets of one direction, and those of the other where there are some.
     directions = [Direction.read(args.transnet, False)]
     if back_paths := find_back(args):
         directions.append(Direction.read(back_paths, True))
     left_out = list[str]()
 
+    # Called by whoever opens the features, before anything costs time; what does not fit is
+    # omitted.
     def check(provenance: Provenance, shapes: Sequence[Shape]) -> None:
         directions[0].check(provenance, shapes)
         try:
@@ -518,6 +529,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             del directions[1:]
             left_out.append(f"the other direction is left out: {error}")
 
+    # The features: stored, or computed from images while they are read.
     if args.convOut_path:
         source = open_stored(args)
         check(source.provenance, source.shapes)
@@ -531,10 +543,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         why = left_out[0] if left_out else "there is no Trans-Net of the other direction"
         raise InputError(f"--sums is for what both directions share, but {why}")
 
+    # Nothing is left to refuse: decode the images, and open the nets' tails.
     source = opening.with_decoded(args, source, runtime)
     loader = opening.loader(args, source.data, runtime)
     answers = [open_answers(args, source, one, runtime) for one in directions]
+    # One pass over the images measures both directions.
     measured = measure(directions, source, loader, answers, runtime, per_image=args.bootstrap > 0)
+    # The report: of --transnet's direction, with the other one and what both share inside.
     report, *back = (
         report_of(args, one, of_direction, source.provenance)
         for one, of_direction in zip(directions, measured)
@@ -542,6 +557,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     report |= {"doubts": opening.source_doubts(args, source, runtime), "notes": left_out}
     if back:
         report |= {"back": back[0], "shared": report_shared(args, measured)}
+    # Print, write, draw.
     if runtime.is_main:
         print(f"{report['images']:,} {args.t_or_v} images, mean per {args.mean}")
         print(variance_tables(report, backwards=args.reverse))

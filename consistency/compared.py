@@ -227,6 +227,7 @@ def equality(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> str:
         if torch.equal(value, other):
             continue
         one, two = value.double(), other.double()
+        # Relative, as bfloat16 rounds; absolute, as float16 rounds tiny numbers.
         allowed = ROUNDING * torch.maximum(one.abs(), two.abs()) + TINY
         if not bool(((one - two).abs() <= allowed).all()):
             return "different"

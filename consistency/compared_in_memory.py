@@ -90,6 +90,7 @@ def compare(
         InputError: there are no such layers, too few images, or values that are not finite.
     """
     device = torch.device(device)
+    # The first batch says the size of the images, at which both nets are cut.
     batches = iter(loader)
     first = next(batches, None)
     if first is None:
@@ -100,6 +101,7 @@ def compare(
     passed = [
         _Passed(model, of, of_net, side, device) for (of, model), of_net in zip(opened, places)
     ]
+    # One pass over the loader: every batch goes through both nets.
     labels = list[Tensor]()
     for batch in (first, *batches):
         images = _images_of(batch)
@@ -112,11 +114,13 @@ def compare(
     targets = torch.cat(labels)
     if targets.ndim != 1:
         raise InputError("the loader must give one class an image, integers (n,)")
+    # Some images are fitted, the others are judged.
     is_held_out = _held_out(held_out, targets)
     names = classes or [str(label) for label in range(int(targets.max()) + 1)]
     of_images = ComparedImages(
         targets[~is_held_out], targets[is_held_out], names, notes=[note] if note else []
     )
+    # Two nets of one architecture get letters for names.
     nets = [one.net(label, is_held_out, names) for label, one in zip("AB", passed)]
     if nets[0].name == nets[1].name:
         nets[0].name, nets[1].name = "A", "B"
@@ -127,6 +131,7 @@ def compare(
         seed=seed,
         similar_permutations=0 if quick else Effort.similar_permutations,
     )
+    # Measure, and write down what was compared with which effort.
     work = Work()
     record = make_record(
         nets,
@@ -171,6 +176,7 @@ def _open(net: nn.Module | str | Path, arch: str | None, size: int) -> tuple[Sur
         model, state = read_classifier(net, arch)
         path, name = str(net), state["model"]["arch"]
     layout = layout_of(model, size)
+    # Two blank images: their logits (2, C) say how many classes the net tells apart.
     with torch.no_grad():
         outputs = model(torch.zeros(2, 3, size, size)).shape[1]
     return Survey.of(path, arch, name, "", "", outputs, parameters_of(model), layout, state), model

@@ -131,6 +131,7 @@ class Survey:
                 )
             name = ends[number - 1 if number > 0 else number]
         names = list(self.shapes)
+        # A module's cuts begin with its name; the last one is where the module ends.
         inside = [i for i, cut in enumerate(names) if cut == name or cut.startswith(f"{name}.")]
         if not inside:
             raise InputError(
@@ -170,6 +171,7 @@ def survey(
     model, state = model_and_state
     arch = state["model"]["arch"]
     source = Path(arch.rpartition(":")[0])
+    # A user's own net is its weights and its code: both are in its identity.
     code = sha256(source) if is_own(arch) and source.is_file() else ""
     file = sha256(path)
 
@@ -229,6 +231,7 @@ def matched_places(
     for of, ends in zip(surveys, places):
         if not ends:
             raise InputError(f"{of.path} has no stages; name its layers by --at")
+    # The net with the fewest stages keeps all; of the others those of the nearest depth stay.
     fewest = min(range(len(places)), key=lambda number: len(places[number]))
     if len({len(ends) for ends in places}) == 1:
         return places, ""
@@ -326,6 +329,7 @@ class NetFeatures:
         Raises:
             InputError: the net is no longer the one that was surveyed, or cannot be cut there.
         """
+        # Hours may lie between the survey and this pass.
         net = self.open()
         if net.source.sha256 != self.survey.sha256:
             raise InputError(f"{self.survey.path} was changed while it was read; start again")

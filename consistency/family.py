@@ -96,6 +96,7 @@ class Member:
         """
         if self.resumed is None:
             return 0
+        # Both optimisers have these parameters: the state moves into the family's by parameter.
         member = part_of(fit, self.trans_net)
         epoch = member.restore(self.state, self.resumed)
         fit.optimizer.state.update(member.optimizer.state)
@@ -143,6 +144,7 @@ def save(
         member.path: member.to_save(fit, epoch, **of_member)
         for member, of_member in zip(members, facts)
     }
+    # The same state under two names: the copy of this epoch, and the one to go on from.
     copies = {member.copy_of(epoch): states[member.path] for member in members if keep}
     checkpoint.save_together(copies | states)
 
@@ -170,6 +172,7 @@ def part_of(fit: Fit, member: nn.Module) -> Fit:
     options = {
         name: value for name, value in fit.optimizer.param_groups[0].items() if name != "params"
     }
+    # State is kept by parameter, so a member's is a selection of the family's.
     trained = [parameter for parameter in member.parameters() if parameter.requires_grad]
     optimizer = type(fit.optimizer)([{**options, "params": trained}])  # type: ignore[call-arg]
     optimizer.state.update({p: fit.optimizer.state[p] for p in trained if p in fit.optimizer.state})

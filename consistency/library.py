@@ -162,6 +162,7 @@ def fit(
     pairs = _Pairs(x, target)
     runtime = Runtime(torch.device(device), (), 0, 1, None, False, seed)
     with _seeded(seed, runtime.device), torch.enable_grad():
+        # The defaults of Training_TransNet.py --standardise --solve.
         if hidden is None:
             hidden = min(channels_of(pairs.shapes[0]), HIDDEN) if layers > 1 else 0
         trans_net = between(
@@ -242,6 +243,7 @@ def variances(
     """
     pairs, device = _Pairs(x, target), trans_net.x_mean.device
     check_fit(trans_net.eval(), *pairs.shapes)
+    # x(0) … x(K) and x_Δ of every image, in one pass.
     moments = ImageMoments(trans_net.constant)
     for batch in make_loader(pairs, BATCH):
         inputs, wanted = (maps.to(device) for maps in read_stored(*batch))
@@ -328,6 +330,7 @@ def calibrate(
     pairs = _Pairs(x, target)
     labels = _classes(classes, len(pairs))
     is_held_out = _held_out(held_out, labels)
+    # Fitted images first, held-out ones second.
     parts = ~is_held_out, is_held_out
     of_parts = [labels[chosen] for chosen in parts]
 

@@ -45,6 +45,7 @@ def variance_report(
         over the images is its variance.
     """
     moments = by_depth[0][1]
+    # (N, R, R): the mean over images is the covariance of all named vectors.
     names, products = moments.names(mean), moments.products(mean)
     matrix = products.mean(0)
     variance = dict(zip(names, matrix.diagonal().tolist()))
@@ -65,6 +66,7 @@ def variance_report(
         intervals = bootstrap(moments.statistic(mean), moments.arrays(mean), resamples=resamples)
         report["intervals"] = {name: asdict(interval) for name, interval in intervals.items()}
         report["classes"] = class_report(moments, mean, resamples, classes)
+        # (R, N): each image's part, so that others can resample without the features.
         squares = np.diagonal(products, axis1=1, axis2=2).T.tolist()
         report["per_image"] = {
             name: [_rounded(value) for value in row] for name, row in zip(names, squares)
@@ -77,6 +79,7 @@ def channel_report(moments: ImageMoments, resamples: int = 0) -> list[Record]:
 
     The instability has its interval's ends.
     """
+    # (N, 2, C), of x* and x_Δ.
     squares = moments.channel_squares()
     ratios = bootstrap(_ratios, [(squares / len(squares)).astype(np.float32)], resamples=resamples)
     variances = squares.mean(0)[0].tolist()
@@ -134,6 +137,7 @@ def spectrum(by_depth: Sequence[tuple[int, ImageMoments]], resamples: int = 0) -
 
     def numbers(*sums: Array) -> dict[str, Array]:
         r2 = [1 - statistic(array)["instability"] for statistic, array in zip(statistics, sums)]
+        # The first depth gains over predicting the mean, whose R² is 0.
         gains = [r2[0], *(after - before for before, after in pairwise(r2))]
         both = {"r2": r2, "gain": gains}
         return {

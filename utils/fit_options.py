@@ -185,6 +185,7 @@ def fill_budget(args: Namespace) -> None:
     in_steps = args.steps is not None
     args.optim = args.optim or ("Muon" if in_steps else "Adam")
     if args.lr is None:
+        # Rates for a warm-up and a cosine over steps; 1e-4 is the released code's for Adam.
         args.lr = (
             {"Muon": 0.04, "Adam": 3e-3, "SGD": 0.01}[args.optim]
             if in_steps or args.optim == "Muon"
@@ -237,6 +238,7 @@ def has_both(args: Namespace) -> bool:
 def kinds(args: Namespace) -> list[Kind]:
     """Give every Trans-Net that the options ask for, those of one direction together."""
     directions = [False, True] if has_both(args) else [args.reverse]
+    # One pass over the features serves all of a direction, so these stay together.
     return [
         Kind(*kind)
         for kind in itertools.product(directions, args.layers, args.seeds or [args.seed])
@@ -348,6 +350,7 @@ def place(args: Namespace, kind: Kind, provenance: Provenance) -> Path:
         kind: which.
         provenance: of the features, with what the options say where these say nothing.
     """
+    # A name says only what differs within this run, so that a single fit has a short one.
     suffix = runs.join(
         args.suffix,
         f"layers{kind.layers}" if len(args.layers) > 1 else "",

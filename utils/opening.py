@@ -184,6 +184,7 @@ def few_pixels(data: ImageData) -> Tensor:
     Returns:
         uint8 (n, 3, S, S) on the CPU, n at most `PROOF_IMAGES`.
     """
+    # First and last: of two classes, so that they differ.
     chosen = torch.linspace(0, len(data) - 1, min(PROOF_IMAGES, len(data))).long().tolist()
     with torch.random.fork_rng(devices=[]):
         return data.decode(chosen)
@@ -227,8 +228,10 @@ def normalisation(
             )
             runtime.say(f"note: the normalisation of {called} is {words}, which is taken")
         return chosen
+    # What was made of the features counts before the checkpoint.
     if before := fitted.normalisation or recorded:
         return before
+    # Nobody recorded it: take the best guess, and say so.
     carried = recorded_normalisation(state["inputs"]._asdict()) if "inputs" in state else None
     named = dataset_spec(args.dataset).normalisation
     origin = (
@@ -263,6 +266,7 @@ def with_record(
         args.dataset,
         args.name if args.dataset == "folder" else None,
     )
+    # As many images as were measured: a subset has another accuracy.
     same &= hits is None or len(hits) == len(images)
     epochs = state.get("settings", {}).get("epochs") or 1
     if not same or accuracy is None or state.get("epoch", 0) % epochs:
@@ -280,6 +284,7 @@ def source_doubts(args: Namespace, source: Source, runtime: Runtime) -> list[str
     data = source.data
     if source.nets is None or data.multi_label:
         return pair_doubts(source.provenance, {}, None)
+    # Evenly over the folder, which lists one class behind the other.
     chosen = torch.linspace(0, len(data) - 1, min(len(data), IMAGES_ASKED)).long()
     answers = ask(source.nets, image_loader(args, data, runtime, numbers=chosen), runtime)
     return pair_doubts(source.provenance, answers, data.targets)
@@ -320,6 +325,7 @@ def _other_images(args: Namespace, state: Mapping[str, Any]) -> str:
     if carried is None:
         return ""
     cropped = dataset_spec(args.dataset).val_view == "center_crop"
+    # A "center_crop" view shows the middle 0.875 of a side: 224 of 256 pixels.
     here = (args.image_size, "bilinear", 0.875 if cropped else 1.0)
     stated = (carried.image_size, carried.interpolation, carried.crop_share)
     theirs = tuple(value or ours for value, ours in zip(stated, here))
@@ -352,6 +358,7 @@ def both_splits(
             f"{train_images.root} has one class, {train_images.classes[0]}, and nothing can be"
             " learned from one; name the folder above the class folders"
         )
+    # The validation images must have these classes, and are read by the same normalisation.
     record = {"classes": train_images.classes, "normalisation": train_images.normalisation}
     val_images = images(args, "val", record | {"image_size": args.image_size})
     val_images.notes = [note for note in val_images.notes if note not in train_images.notes]
@@ -380,6 +387,7 @@ def bind(
     Raises:
         InputError: a checkpoint was made of other images.
     """
+    # Hashes are kept in .cache by size and time of each file, so a second run costs nothing.
     for data in splits:
         if runtime.is_main:
             read_contents(data, cache_dir=Path(args.data_root, ".cache"))
@@ -503,6 +511,7 @@ def images_of_features(
         raise InputError(
             f"{stored.folder} does not say which images it was made of; store the features anew"
         )
+    # The options as they were when the features were stored; only the folders may be others now.
     named = Namespace(
         **vars(args)
         | {
@@ -562,6 +571,7 @@ def image_loader(
     Where nothing is trained on the CPU a step has no more than fit `PIXELS_AT_ONCE`: memory stays
     small, and what comes out does not depend on the batch.
     """
+    # An option counts the images of all processes together.
     batch_size = max(1, args.batch_size // runtime.world_size)
     if runtime.device.type == "cpu" and not shuffle:
         batch_size = min(batch_size, max(1, PIXELS_AT_ONCE // data.image_size**2))

@@ -611,6 +611,7 @@ def settings(args: Namespace, **replaced: Any) -> dict[str, Any]:
         replaced: values that say more than an option's own, such as a file's SHA-256 in place of
             its path.
     """
+    # Neutral options may differ when a run goes on: they change nothing of what comes out.
     recorded = {name: value for name, value in vars(args).items() if name not in args.neutral}
     if recorded.get("sub_sampler_split") == "first":
         recorded["sub_sampler_split"] = None  # what is done where no option says it

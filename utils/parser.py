@@ -155,6 +155,7 @@ class Parser(_Declaring, argparse.ArgumentParser):
         Raises:
             InputError: the sentence of whoever would read the file.
         """
+        # Sub-commands have parsers, and files, of their own.
         for action in self._actions:
             if isinstance(action, argparse._SubParsersAction):
                 action.choices[getattr(args, action.dest)].check_files(args)
@@ -170,6 +171,7 @@ class Parser(_Declaring, argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """End with the one line that helps; the usage of fifty options would hide it."""
+        # argparse quotes each choice; plain words read better.
         message = re.sub(
             r"\(choose from .*\)", lambda choices: choices[0].replace("'", ""), message
         )
@@ -212,6 +214,7 @@ class Parser(_Declaring, argparse.ArgumentParser):
             words: the command line, which can be parsed.
             names: the options, "--resume", in each of their spellings.
         """
+        # "--name value" is two words, "--name=value" one.
         kept, is_value = list[str](), False
         for word in map(_with_underscores, map(str, words)):
             is_option = word.partition("=")[0] in names

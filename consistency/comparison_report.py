@@ -115,14 +115,17 @@ class Comparison:
             with replacing(folder / ANSWERS) as temporary:
                 np.savez(temporary, allow_pickle=False, **arrays)
             files.append(folder / ANSWERS)
-        # An atlas has no pairs, of which the page speaks
-        if self.record["pairs"] and (render := page_renderer()) is not None:
+        if (render := page_renderer()) is not None:
             write_text(folder / PAGE, render(self.record, folder))
             files.append(folder / PAGE)
         return files
 
     def __str__(self) -> str:
         lines = []
+        atlas = self.record["atlas"] or {"layers": [], "intervals": []}
+        for layer, intervals in zip(atlas["layers"], atlas["intervals"]):
+            shared = _words(intervals["images_and_nets"]["shared"])
+            lines.append(f"{layer}: shared by two nets {shared}, on average over all pairs")
         for pair in self.record["pairs"]:
             ways = " ".join(
                 f"{name} {_words(pair[way]['instability'])}"

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from utils.errors import InputError
 from utils.later import matplotlib
+from utils.report.atlas import atlas_answer, atlas_chart, atlas_closing, atlas_tables
 from utils.report.compare_charts import charts
 from utils.report.compare_words import (
     WAYS,
@@ -86,15 +87,16 @@ def _lay_out(result: Result, folder: str | Path) -> dict[str, Any]:
     for row, net in enumerate(result.get("nets")):
         for number in range(len(net.get("remarks") or ())):
             doubts.append([f"{net['name']}: ", result.value("nets", row, "remarks", number)])
-    tables = [_bounded(table, result) for table in _tables(result) if table.rows]
+    of_all = _atlas_tables(result) if several else _tables(result)
+    tables = [_bounded(table, result) for table in of_all if table.rows]
     return {
         "title": title,
         "of": of,
         "doubts": doubts,
         "gate": _gate(result),
-        "sentences": [] if several else answer(result),
-        "closing": closing(result),
-        "charts": charts(result),
+        "sentences": atlas_answer(result) if several else answer(result),
+        "closing": atlas_closing(result) if several else closing(result),
+        "charts": [atlas_chart(result)] if several else charts(result),
         "pictures": list(_pictures(result, folder)),
         "tables": tables,
         "drawn_by": f"matplotlib {matplotlib.__version__}",
@@ -119,6 +121,14 @@ def _tables(result: Result) -> Iterator[Table]:
     yield _matrix_table(result)
     yield _net_table(result)
     yield Table("Answers", ("on the held-out images", "number"), list(_answer_rows(result)))
+    yield _image_table(result)
+    yield _cost_table(result)
+    yield _settings_table(result)
+
+
+def _atlas_tables(result: Result) -> Iterator[Table]:
+    yield from atlas_tables(result)
+    yield _net_table(result)
     yield _image_table(result)
     yield _cost_table(result)
     yield _settings_table(result)

@@ -140,6 +140,16 @@ def build_parser() -> Parser:
     return parser
 
 
+def is_atlas(args: Namespace) -> bool:
+    """Whether more than two nets are compared, all pairs of them."""
+    return len(args.nets) > 2
+
+
+def has_matrix(args: Namespace) -> bool:
+    """Whether all layers of two nets are compared with each other."""
+    return bool(args.at == [ALL])
+
+
 def is_gated(args: Namespace) -> bool:
     """Whether the command decides."""
     return any(value is not None for value in (args.gate, args.fail_below, args.fail_above_flips))
@@ -156,9 +166,9 @@ def check_options(parser: Parser, args: Namespace) -> None:
     if args.at and ALL in args.at and (len(args.at) > 1 or args.at2 or len(args.nets) > 2):
         parser.error("--at all compares all layers of two nets, and stands alone")
     if len(args.nets) > 2:
-        own = ["at2", "arch_A", "arch_B", "normalisation1", "normalisation2", "permutations"]
+        of_two = ["at2", "arch_A", "arch_B", "normalisation1", "normalisation2", "permutations"]
         gate = ["gate", "fail_below", "fail_above_flips"]
-        parser.refuse_without_effect(args, [*own, *gate], "beside more than two nets")
+        parser.refuse_without_effect(args, [*of_two, *gate], "beside more than two nets")
     if args.quick:
         parser.refuse_without_effect(args, ["shuffles", "permutations"], "beside --quick")
     if args.device_ids and len(args.device_ids) > 1:
@@ -172,7 +182,7 @@ if __name__ == "__main__":
 import torch
 
 from consistency.compared import ComparedImages, ComparedNet
-from consistency.compared_nets import NetFeatures, Survey, matched_places, survey
+from consistency.compared_nets import NetFeatures, Place, Survey, matched_places, survey
 from consistency.comparison import Comparing, Effort, Work
 from consistency.comparison_report import Comparison, make_record, weights_of
 from consistency.comparison_tables import measure_atlas, measure_matrix
@@ -197,6 +207,7 @@ def image_size(args: Namespace, states: Sequence[Mapping[str, Any]], data: Image
     """Choose the pixels to a side: an option's, the nets', their factories', or the files'."""
     records = [state.get("data", {}) for state in states]
     carried = {state["inputs"].image_size for state in states if "inputs" in state}
+    # No checkpoint says it: the factories' size if they agree, or else that of the files.
     if args.image_size is None and not any("image_size" in record for record in records):
         side = carried.pop() if len(carried) == 1 else files_side(data)
         if side and side >= options.SMALLEST_IMAGE:
@@ -213,6 +224,7 @@ def architectures(args: Namespace) -> list[str | None]:
 
 def short_names(surveys: Sequence[Survey], labels: Sequence[str]) -> list[str]:
     """Name nets for sentences: by their architecture, or their file, or their label."""
+    # The first kind of names that tells all nets apart.
     for names in (
         [of.arch.rpartition(":")[2] for of in surveys],
         [runs.stem(Path(of.path)).partition(".")[0] for of in surveys],
@@ -240,6 +252,7 @@ def keep_features(
 ) -> None:
     """Let every net see every image once, unless its features are there."""
     total = sum(map(len, splits))
+    # The meter counts FLOPs; one of an unknown count stands for 1 an image.
     costs = [OF_CONVOLUTIONS * of.survey.flops or 1.0 for of in nets]
     for cost in costs:
         work.meter.expect(total * cost)
@@ -294,6 +307,7 @@ def notes_of(images: ComparedImages, nets: Sequence[ComparedNet], side: int) -> 
             )
         for layer in net.layers:
             channels, *size = layer.held_out.shape[1:]
+            # A 3 × 3 convolution between maps, a matrix elsewhere.
             columns = channels * (9 if len(layer.shape) == 3 else 1)
             rows = len(images.fitted) * size[0] * size[1]
             if rows < columns:
@@ -339,6 +353,193 @@ def write_verdict(args: Namespace, verdict: Verdict) -> None:
             print(f"saved {file}")
 
 
+def open_nets(args: Namespace, work: Work) -> list[Survey]:
+    """Read what the checkpoints are, and choose the size of the images that all nets see.
+
+    Where no option names it, `args.image_size` is filled in.
+    """
+    with work.part("reading nets"):
+        asked = architectures(args)
+        models_and_states = [read_classifier(*named) for named in zip(args.nets, asked)]
+        states = [state for _, state in models_and_states]
+        # Only file names and sizes are read here, so any size serves to list the folder.
+        size = image_size(args, states, load_folder(args.images, options.IMAGE_SIZE)[1])
+        return [
+            survey(path, arch, model_and_state, size, work.kept)
+            for path, arch, model_and_state in zip(args.nets, asked, models_and_states)
+        ]
+
+
+def open_images(
+    args: Namespace, runtime: Runtime, work: Work
+) -> tuple[Sequence[ImageData], ComparedImages]:
+    """List and hash the images, which are not decoded yet.
+
+    Returns:
+        Those that regressions are fitted to and the held-out ones; and what is compared of both.
+    """
+    with work.part("reading images"):
+        fitted, held_out = load_folder(args.images, args.image_size)
+        opening.bind(args, runtime, fitted, held_out)
+    images = ComparedImages(
+        fitted.targets,
+        held_out.targets,
+        held_out.classes,
+        str(args.images),
+        held_out.paths,
+        notes=[*dict.fromkeys([*fitted.notes, *held_out.notes])],
+    )
+    runtime.say(
+        f"{len(fitted):,} images to fit to, {len(held_out):,} held out,"
+        f" {len(images.classes)} classes, {args.image_size} pixels"
+    )
+    return (fitted, held_out), images
+
+
+def choose_places(
+    args: Namespace, surveys: Sequence[Survey], images: ComparedImages, runtime: Runtime
+) -> list[list[Place]]:
+    """Choose the layers of each net that are compared; a note says where stages were matched."""
+    named = None if has_matrix(args) else args.at
+    places, note = matched_places(surveys, named, args.at2)
+    if note:
+        images.notes.append(note)
+    for label, of_net in zip(labels_of(args), places):
+        runtime.say(f"net {label} at {', '.join(place.name for place in of_net)}")
+    return places
+
+
+def open_features(
+    args: Namespace, surveys: Sequence[Survey], places: Sequence[Sequence[Place]], runtime: Runtime
+) -> list[NetFeatures]:
+    """Say which features of each net are needed, and where they are kept."""
+    normalisations = [
+        opening.normalisation(args, of.state, runtime, label)
+        for label, of in zip(labels_of(args), surveys)
+    ]
+    return [
+        NetFeatures(
+            of,
+            constants,
+            [
+                *((place, args.side) for place in of_net),
+                # Of the matrix, all layers, with fewer positions of each
+                *((place, ATLAS_SIDE) for place in of.all_places() if has_matrix(args)),
+            ],
+            args.image_size,
+            Path(args.out, "cache"),
+            f"{args.amp} {runtime.device.type}",
+        )
+        for of, constants, of_net in zip(surveys, normalisations, places)
+    ]
+
+
+def compared_net(
+    args: Namespace,
+    label: str,
+    name: str,
+    features: NetFeatures,
+    places: Sequence[Place],
+    splits: Sequence[ImageData],
+    pixels: torch.Tensor,
+) -> ComparedNet:
+    """Open the features of one net, which are there, as what is compared.
+
+    Args:
+        args: the options, filled in.
+        label: of the net, "A".
+        name: for sentences.
+        features: of the net.
+        places: the layers that are compared.
+        splits: the fitted and the held-out images.
+        pixels: of a few images, by which tails prove themselves.
+    """
+    of, (fitted, held_out) = features.survey, map(identity_of, splits)
+    reason = knows_classes(of, splits[1].classes)
+    facts = {
+        "checkpoint": of.path,
+        "sha256": of.sha256,
+        "arch": of.arch,
+        "parameters": of.parameters,
+        "normalisation": normalisation_words(features.normalisation),
+        "remarks": [],
+    } | ({"why_no_accuracy": reason} if reason else {})
+    # The matrix needs no tails: nobody answers to its features.
+    of_matrix = of.all_places() if has_matrix(args) else ()
+    return ComparedNet(
+        label,
+        name,
+        facts,
+        features.logits(held_out),
+        features.layers(places, args.side, fitted, held_out, pixels),
+        features.layers(of_matrix, ATLAS_SIDE, fitted, held_out, None),
+        knows_classes=not reason,
+        state=features.weights,
+    )
+
+
+def compare(
+    args: Namespace, nets: Sequence[ComparedNet], images: ComparedImages, work: Work, typed: str
+) -> Comparison:
+    """Compare both directions at each pair of layers, or all pairs of more than two nets.
+
+    Args:
+        args: the options.
+        nets: with their features.
+        images: that all of them saw.
+        work: keeps results, and says how far all is.
+        typed: the command line, for the report.
+    """
+    effort = Effort(
+        shuffles=0 if args.quick else args.shuffles,
+        permutations=args.permutations,
+        resamples=args.bootstrap,
+        seed=args.seed,
+        similar_permutations=0 if args.quick else Effort.similar_permutations,
+    )
+    pairs, matrix, atlas, weights = list[dict[str, Any]](), None, None, "different"
+    if is_atlas(args):
+        atlas = measure_atlas(nets, images, effort, work)
+    else:
+        with work.part("comparing weights"):
+            weights = weights_of(nets[0], nets[1])
+        pairs = Comparing(nets[0], nets[1], images, effort, work).pairs()
+    if has_matrix(args):
+        matrix = measure_matrix(nets[0], nets[1], images, effort, work)
+    record = make_record(
+        nets,
+        images,
+        pairs=pairs,
+        weights=weights,
+        parts=work.parts,
+        command=typed,
+        resamples=args.bootstrap,
+        seed=args.seed,
+        matrix=matrix,
+        atlas=atlas,
+    )
+    logits = {net.label: net.logits for net in nets}
+    return Comparison(record, logits, images.held_out, images.paths)
+
+
+def write(
+    args: Namespace, report: Comparison, images: ComparedImages, runtime: Runtime
+) -> Verdict | None:
+    """Print and save the report, and what the gate decided, if there is one."""
+    for net in report.record["nets"]:
+        for remark in net["remarks"]:
+            runtime.say(f"doubt: {remark}")
+    for note in images.notes:
+        runtime.say(f"note: {note}")
+    runtime.say(str(report))
+    verdict = decide_by(args, report)  # before saving: the report says it, too
+    for file in report.save(Path(args.out)):
+        runtime.say(f"saved {file} ({in_words(file.stat().st_size)})")
+    if verdict is not None and runtime.is_main:
+        write_verdict(args, verdict)
+    return verdict
+
+
 @command
 def main(argv: Sequence[str] | None = None) -> Comparison:
     """Run the step; returns the report."""
@@ -346,148 +547,38 @@ def main(argv: Sequence[str] | None = None) -> Comparison:
     args = parser.parse_args(argv)
     parser.check_files(args)
     open_policy(args)  # a wrong one is refused before anything is computed
+    words = sys.argv[1:] if argv is None else argv
     runtime = opening.start(args)
     if runtime.world_size > 1:
         raise InputError("Compare.py runs in one process; start it without torchrun")
-    out, labels = Path(args.out), labels_of(args)
-    is_atlas, with_matrix = len(args.nets) > 2, args.at == [ALL]
     if args.side is None:
-        args.side = ATLAS_SIDE if is_atlas else SIDE
-    with claim(out, elsewhere="--out"):
-        args.data_root = str(out / "cache")
-        work = Work(Kept(out / "cache"), Meter("compare", quiet=not runtime.is_main))
+        args.side = ATLAS_SIDE if is_atlas(args) else SIDE
 
-        # What the checkpoints are, and the images at the size that they were made for
-        with work.part("reading nets"):
-            read = [read_classifier(*named) for named in zip(args.nets, architectures(args))]
-            states = [state for _, state in read]
-            size = image_size(args, states, load_folder(args.images, options.IMAGE_SIZE)[1])
-            surveys = [
-                survey(path, arch, both, size, work.kept)
-                for path, arch, both in zip(args.nets, architectures(args), read)
-            ]
-            del read
-        with work.part("reading images"):
-            splits = load_folder(args.images, size)
-            opening.bind(args, runtime, *splits)
-        fitted, held_out = splits
-        images = ComparedImages(
-            fitted.targets,
-            held_out.targets,
-            held_out.classes,
-            str(args.images),
-            held_out.paths,
-            notes=[*dict.fromkeys([*fitted.notes, *held_out.notes])],
-        )
-        runtime.say(
-            f"{len(fitted):,} images to fit to, {len(held_out):,} held out,"
-            f" {len(images.classes)} classes, {size} pixels"
-        )
+    with claim(Path(args.out), elsewhere="--out"):
+        cache = Path(args.out, "cache")
+        args.data_root = str(cache)  # where hashes of images are kept, too
+        work = Work(Kept(cache), Meter("compare", quiet=not runtime.is_main))
 
-        # The layers, and every net's features there, from one pass each
-        named = None if with_matrix else args.at
-        places, said = matched_places(surveys, named, args.at2)
-        if said:
-            images.notes.append(said)
-        for label, of_net in zip(labels, places):
-            runtime.say(f"net {label} at {', '.join(place.name for place in of_net)}")
-        normalisations = [
-            opening.normalisation(args, state, runtime, label)
-            for label, state in zip(labels, states)
-        ]
-        precision = f"{args.amp} {runtime.device.type}"
-        pixels = opening.few_pixels(held_out)
-        features = [
-            NetFeatures(
-                of,
-                constants,
-                [
-                    *((place, args.side) for place in of_net),
-                    *((place, ATLAS_SIDE) for place in of.all_places() if with_matrix),
-                ],
-                size,
-                out / "cache",
-                precision,
-            )
-            for of, constants, of_net in zip(surveys, normalisations, places)
-        ]
+        # What the checkpoints are, and the images at the size that they were made for.
+        surveys = open_nets(args, work)
+        splits, images = open_images(args, runtime, work)
+
+        # The layers, and every net's features there, from one pass each.
+        places = choose_places(args, surveys, images, runtime)
+        features = open_features(args, surveys, places, runtime)
+        pixels = opening.few_pixels(splits[1])
         keep_features(args, features, splits, pixels, runtime, work)
-        names = short_names(surveys, labels)
-        nets = []
-        both = identity_of(fitted), identity_of(held_out)
-        for label, name, of, of_net in zip(labels, names, features, places):
-            reason = knows_classes(of.survey, images.classes)
-            facts = {
-                "checkpoint": of.survey.path,
-                "sha256": of.survey.sha256,
-                "arch": of.survey.arch,
-                "parameters": of.survey.parameters,
-                "normalisation": normalisation_words(of.normalisation),
-                "remarks": [],
-            } | ({"why_no_accuracy": reason} if reason else {})
-            layers = of.layers(of_net, args.side, *both, pixels)
-            nets.append(
-                ComparedNet(
-                    label,
-                    name,
-                    facts,
-                    of.logits(both[1]),
-                    layers,
-                    of.layers(of.survey.all_places(), ATLAS_SIDE, *both, None)
-                    if with_matrix
-                    else (),
-                    knows_classes=not reason,
-                    state=of.weights,
-                )
+        nets = [
+            compared_net(args, *of_net, splits, pixels)
+            for of_net in zip(
+                labels_of(args), short_names(surveys, labels_of(args)), features, places
             )
+        ]
         images.notes += notes_of(images, nets, args.side)
 
-        # Both directions at each pair of layers
-        effort = Effort(
-            shuffles=0 if args.quick else args.shuffles,
-            permutations=args.permutations,
-            resamples=args.bootstrap,
-            seed=args.seed,
-            similar_permutations=0 if args.quick else Effort.similar_permutations,
-        )
-        pairs, matrix, atlas, weights = list[dict[str, Any]](), None, None, "different"
-        if is_atlas:
-            atlas = measure_atlas(nets, images, effort, work)
-        else:
-            with work.part("comparing weights"):
-                weights = weights_of(nets[0], nets[1])
-            pairs = Comparing(nets[0], nets[1], images, effort, work).pairs()
-        if with_matrix:
-            matrix = measure_matrix(nets[0], nets[1], images, effort, work)
-        words = sys.argv[1:] if argv is None else argv
-        report = Comparison(
-            make_record(
-                nets,
-                images,
-                pairs=pairs,
-                weights=weights,
-                parts=work.parts,
-                command=command_line("Compare.py", *words),
-                resamples=args.bootstrap,
-                seed=args.seed,
-                matrix=matrix,
-                atlas=atlas,
-            ),
-            {net.label: net.logits for net in nets},
-            images.held_out,
-            images.paths,
-        )
-        for net in report.record["nets"]:
-            for remark in net["remarks"]:
-                runtime.say(f"doubt: {remark}")
-        for note in images.notes:
-            runtime.say(f"note: {note}")
-        runtime.say(str(report))
-        verdict = decide_by(args, report)
-        for file in report.save(out):
-            runtime.say(f"saved {file} ({in_words(file.stat().st_size)})")
-        if verdict is not None and runtime.is_main:
-            write_verdict(args, verdict)
+        # Both directions at each pair of layers, then the report and the gate.
+        report = compare(args, nets, images, work, command_line("Compare.py", *words))
+        verdict = write(args, report, images, runtime)
     if verdict is not None and verdict.exit_code:
         raise SystemExit(verdict.exit_code)
     return report

@@ -120,10 +120,11 @@ def linear_flops(
     """Estimate what one direction takes, in FLOPs: products of all rows, for each pairing."""
     size, kernel = common_size(x, target), kernel_of(x, target)
     columns = x.held_out.shape[1] * kernel**2
-    fitted, held_out = (len(part) * size[0] * size[1] for part in images.labels)
+    fitted, held_out = (len(labels) * size[0] * size[1] for labels in images.labels)
     unknowns = min(columns, fitted)  # in the dual form rows take the place of columns
     factor = 4.0 * max(columns, fitted) * unknowns**2 + 20.0 * unknowns**3  # in float64
     once = 2.0 * columns * (fitted + held_out)
+    # The true pairs, the permuted ones, and shuffled ones, which are judged in two passes.
     pairings = (
         1 + effort.permutations + effort.shuffles * (fitted + 2 * held_out) / (fitted + held_out)
     )
@@ -175,6 +176,7 @@ class Watched:
         if self.tail is None:
             return
         for name, rows in (("B", target), ("g", predicted)):
+            # Regressions are about the channels' means: B's tail takes the features themselves.
             maps = (rows.mT + self.mean[:, None]).unflatten(2, self.size)  # (n, D, h, w)
             penultimate, logits = self.tail(maps)
             self.answers.setdefault(f"logits of {name}", []).append(logits.float())
@@ -270,8 +272,11 @@ def measure_direction(
     """
     by_class = by_class and images.has_classes
     labels = (
-        images.labels if images.has_classes else [torch.zeros_like(part) for part in images.labels]
+        images.labels
+        if images.has_classes
+        else [torch.zeros_like(of_images) for of_images in images.labels]
     )
+    # The true pairs first: their predictions pass by once, for classes and for B's tail.
     regression = source.to(target)
     mean = regression.fitted.mean
     watched = Watched(images.held_out, mean, source.size, by_class=by_class, tail=tail)
@@ -279,11 +284,15 @@ def measure_direction(
     sums, p = [np.stack([errors.target, errors.observed], axis=1)], None
     if effort.shuffles:
         generator = torch.Generator().manual_seed(effort.seed % 2**64)
+        # The p-value, which takes nearly all of the time where it is asked for.
         if effort.permutations:
-            orders = [permutations(part, effort.permutations, generator) for part in labels]
+            orders = [
+                permutations(of_images, effort.permutations, generator) for of_images in labels
+            ]
             (draws,) = permuted_sums(regression, None, orders[0], orders[1])
             errors = replace(errors, draws=draws)
             p = errors.null().p_value
+        # The null and the ceiling beside it, with intervals of all three.
         linear = calibrated(
             regression,
             errors,
@@ -395,6 +404,7 @@ def unexplained_by_class(forth: State, back: State, images: ComparedImages) -> l
         members = images.held_out == label
         row: dict[str, Any] = {"class": images.classes[label], "images": int(members.sum())}
         for name, sums in ways.items():
+            # Var(x*) and Var(x_Δ) of the class's images, about the means over all images.
             total, rest = sums[members].sum(0).tolist()
             row[f"{name}_unexplained"] = rest / total if total > 0 else None
         rows.append(row)
@@ -410,9 +420,11 @@ def some_images(labels: Tensor, most: int) -> Tensor:
 
 def rows_of(layer: ComparedLayer, images: ComparedImages, most: int) -> ImageRows:
     """Read rows of some images: those that are compared, and those that are fitted to."""
+    # Files are read at these numbers alone.
     chosen = [some_images(labels, most).numpy() for labels in images.labels]
     fitted, held_out = (
-        image_rows(take(maps, part)) for maps, part in zip((layer.fitted, layer.held_out), chosen)
+        image_rows(take(maps, numbers))
+        for maps, numbers in zip((layer.fitted, layer.held_out), chosen)
     )
     return ImageRows(held_out, fitted)
 
@@ -422,9 +434,9 @@ def measure_similarities(
 ) -> dict[str, Any]:
     """Compute CKA and others of a pair of layers, each beside permutations within the class."""
     most = effort.similar_images
-    labels = [part[some_images(part, most)] for part in images.labels]
+    labels = [of_images[some_images(of_images, most)] for of_images in images.labels]
     if not images.has_classes:
-        labels = [torch.zeros_like(part) for part in labels]
+        labels = [torch.zeros_like(of_images) for of_images in labels]
     x, y = (rows_of(layer, images, most) for layer in (first, second))
     generator = torch.Generator().manual_seed(effort.seed % 2**64)
     scores = image_similarities(x, y, labels, generator, draws=effort.similar_permutations)
@@ -484,6 +496,7 @@ class Comparing:
                     identity,
                     lambda: measure_similarities(a, b, self.images, self.effort),  # noqa: B023
                 )
+            # Each direction is kept as soon as it is there.
             forth, back = self.direction(0, a, b), self.direction(1, b, a)
             notes = [*dict.fromkeys([*forth["notes"], *back["notes"]])]
             beyond = "null within the class" if self.effort.shuffles else "class means"
@@ -521,6 +534,7 @@ class Comparing:
         identity = direction_identity(
             x, target, self.effort, answers=answers, classes=list(self.images.classes), **more
         )
+        # The meter counts what is computed, and skips what is kept.
         cost = linear_flops(x, target, self.images, self.effort)
         cached = self.work.kept.holds("linear", identity)
 

@@ -56,7 +56,7 @@ if __name__ == "__main__":
     answer_early(build_parser())
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from consistency.budget import Budget
 from consistency.family import Member, of_member, restore, save
@@ -400,6 +400,91 @@ def fit_group(
         runtime.say(f"saved {member.path}{copies}; {words}; the log is {log.path}")
 
 
+def unfinished_groups(
+    args: Namespace, members: Sequence[Member], images: int, runtime: Runtime
+) -> list[Group]:
+    """Give the groups of Trans-Nets that have epochs to train; say which have none.
+
+    Args:
+        args: the options, filled in.
+        members: all Trans-Nets of this run.
+        images: how many are fitted, which says how many epochs a budget in steps has.
+        runtime: says a line once.
+    """
+    groups = list[Group]()
+    for one in group(args, members):
+        first = one.members[0]
+        count = len(one.budget.rates(one.budget.batches(images, runtime.world_size)))
+        done = first.state.get("epoch", 0) if args.start_epoch is None else args.start_epoch
+        if first.resumed and not seeks_its_end(args, one) and done >= count:
+            runtime.say(f"{first.path} is fitted for {done} epochs already")
+        else:
+            groups.append(one)
+    return groups
+
+
+def open_pairs(
+    args: Namespace,
+    features: Source,
+    val_features: Source | None,
+    parts: tuple[Tensor, Tensor],
+    runtime: Runtime,
+) -> Pairs:
+    """Make the loaders of what is fitted, and of what instabilities are measured on.
+
+    Args:
+        args: the options, filled in.
+        features: of the training images.
+        val_features: of the validation images; None: there are none.
+        parts: the numbers of the training images that are fitted, int64 (N,), and of those that
+            are held out in place of validation images.
+        runtime: device and processes.
+    """
+    fitted, held_out = parts
+    load = partial(opening.loader, args, runtime=runtime)
+    unseen = load(val_features.data) if val_features else None
+    unseen = load(features.data, numbers=held_out) if len(held_out) else unseen
+    return Pairs(
+        lambda numbers, shuffle: load(features.data, numbers=numbers, shuffle=shuffle),
+        features.read,
+        fitted,
+        unseen,
+    )
+
+
+def next_words(
+    parser: Parser,
+    args: Namespace,
+    members: Sequence[Member],
+    kind: Kind,
+    features: Source,
+    *,
+    has_val: bool,
+) -> list[object]:
+    """Give the words by which Variance.py measures Trans-Nets of one direction.
+
+    They differ in depth alone.
+
+    Args:
+        parser: of the options.
+        args: the options, filled in.
+        members: all Trans-Nets of this run.
+        kind: whose direction and seed they have.
+        features: of the training images, as A → B.
+        has_val: there are features of validation images.
+    """
+    alike = {"reverse": kind.reverse, "initial_seed": kind.seed}
+    trans_nets = [member.path for member in members if member.settings | alike == member.settings]
+    source = (features.reversed() if kind.reverse else features).provenance
+    return [
+        *fit_options.again(parser, args, source, features.folder, kind.reverse, has_val),
+        "--json",
+        runs.report_folder(args.out, trans_nets[0]) / "variance.json",
+        "--transnet",
+        *trans_nets,
+    ]
+
+
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the step."""
@@ -415,16 +500,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     kind_of = {member.path: kind for member, kind in zip(members, kinds)}
     # Some fitted images are held out where no validation features are there to measure on.
     fitted, held_out = hold_out(len(features.data), 0 if val_features else args.hold_out)
-    # Those that are fitted for all of their epochs already are left out.
-    groups = list[Group]()
-    for one in group(args, members):
-        first = one.members[0]
-        count = len(one.budget.rates(one.budget.batches(len(fitted), runtime.world_size)))
-        done = first.state.get("epoch", 0) if args.start_epoch is None else args.start_epoch
-        if first.resumed and not seeks_its_end(args, one) and done >= count:
-            runtime.say(f"{first.path} is fitted for {done} epochs already")
-        else:
-            groups.append(one)
+    groups = unfinished_groups(args, members, len(fitted), runtime)
     if not groups:
         return
 
@@ -438,15 +514,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     features = opening.with_decoded(args, features, runtime)
     val_features = val_features and opening.with_decoded(args, val_features, runtime)
     sources = {reverse: source._replace(data=features.data) for reverse, source in sources.items()}
-    load = partial(opening.loader, args, runtime=runtime)
-    unseen = load(val_features.data) if val_features else None
-    unseen = load(features.data, numbers=held_out) if len(held_out) else unseen
-    pairs = Pairs(
-        lambda numbers, shuffle: load(features.data, numbers=numbers, shuffle=shuffle),
-        features.read,
-        fitted,
-        unseen,
-    )
+    pairs = open_pairs(args, features, val_features, (fitted, held_out), runtime)
     # Say what is fitted, and what is doubtful about its nets.
     shapes = " → ".join(map(str, sources[kinds[0].reverse].shapes))
     runtime.say(f"{shapes}, layers {args.layers}, {len(fitted):,} images: {members[0].path}")
@@ -466,20 +534,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         else:
             at_end = one
         fit_group(args, at_end, pairs, sources, references, throughs, doubts, runtime)
-    # Variance.py finds the other direction beside the first one
-    reverse, seed = kinds[0].reverse, kinds[0].seed
-    # The command that follows measures the Trans-Nets of one direction, which differ in depth
-    # alone.
-    alike = {"reverse": reverse, "initial_seed": seed}
-    trans_nets = [member.path for member in members if member.settings | alike == member.settings]
-    where = [
-        *fit_options.again(
-            parser, args, sources[reverse].provenance, features.folder, reverse, bool(val_features)
-        ),
-        "--json",
-        runs.report_folder(args.out, trans_nets[0]) / "variance.json",
-    ]
-    runtime.say_next("Variance.py", *where, "--transnet", *trans_nets)
+    # Variance.py finds the other direction beside the first one.
+    where = next_words(parser, args, members, kinds[0], features, has_val=bool(val_features))
+    runtime.say_next("Variance.py", *where)
 
 
 if __name__ == "__main__":

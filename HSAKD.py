@@ -226,11 +226,42 @@ def rates_of_epochs(args: Namespace) -> list[float]:
     return schedules.multistep(args.lr, args.epochs, args.milestones)
 
 
+def decided(args: Namespace, method: Method, row: hsakd_log.Row) -> float:
+    """Give the accuracy of an epoch that decides which one is best, in percent."""
+    return hsakd_log.decided(row, args.select, method.decides)
+
+
+def check_whole(args: Namespace) -> None:
+    """Refuse damaged files that options name, before images are hashed."""
+    for file in hsakd_options.files(args).values():
+        checkpoint.load(file, mmap=True)
+
+
+def text_log(args: Namespace, run: Run) -> Path:
+    """Say where the text log is, as the authors' scripts write it; the run's folder names it."""
+    return Path(args.out, "result", f"{run.path.parent.name}.txt")
+
+
+def write_text_log(args: Namespace, run: Run, device: str, taught: dict[str, float]) -> None:
+    """Write the authors' text log anew, from all epochs so far; `taught` is of the teacher."""
+    epochs = runs.read_metrics(run.log_path)
+    hsakd_log.write(text_log(args, run), run.settings, device, epochs, taught)
+
+
+def say_saved(args: Namespace, run: Run, model: nn.Module, runtime: Runtime) -> None:
+    """Say what was saved, and which of the authors' commands follows, if one does."""
+    runtime.say(
+        f"saved {run.path}, {best_path(run.path).name} beside it, and {text_log(args, run)}; the"
+        f" log is {run.log_path}"
+    )
+    if following := hsakd_options.following(args, run.path, hsakd_nets.bare_arch(model)):
+        runtime.say_next("HSAKD.py", *following)
+
+
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the step."""
-    parser = build_parser()
-    args = parser.parse_args(argv)
+    args = build_parser().parse_args(argv)
     # The authors pad CIFAR by 4 zeros before they crop; larger images are cropped at random.
     args.augment = "none" if dataset_spec(args.dataset).train_view == "random_crop" else "zero4"
     check_writable(args.checkpoint_dir)
@@ -243,8 +274,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     method, name = METHODS[args.command], hsakd_options.run_name(args)
     path = Path(args.checkpoint_dir, name, f"{args.arch}.pth.tar")
     hsakd_options.fill_files(args)
-    for file in hsakd_options.files(args).values():
-        checkpoint.load(file, mmap=True)  # refuses a damaged one before images are hashed
+    check_whole(args)
     if args.evaluate:
         evaluate_files(args, method, path, runtime)
         return
@@ -276,22 +306,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         "images": opening.images_record(train_images, test_images),
         "teacher": taught,
     }
-    trained_on = len(loader.dataset)  # type: ignore[arg-type]
     runtime.say(
-        f"{name}: {trained_on:,} training and {len(test_images):,} test images, {classes} classes"
+        f"{name}: {len(loader.dataset):,} training and"  # type: ignore[arg-type]
+        f" {len(test_images):,} test images, {classes} classes"
     )
 
-    # The rows of the last epoch and of the best one, which the authors' text log ends with.
-    text_path = Path(args.out, "result", f"{name}.txt")
+    # The rows of the last epoch and of the best one, which the closing words say.
     last = run.state.get("last", {})
     best = run.state.get("best", {}) if run.has_best else {}
     with run:
         for epoch in run.epochs():
             # Train: in a warm-up every step has a rate of its own.
             schedules.set_learning_rate(fit.optimizer, rates[epoch])
-            warm_up = schedules.warm_up(args.lr, epoch, args.warmup_epoch, len(loader))
             step = partial(method.step, preprocess=partial(preprocess, epoch=epoch), **by_name)
-            with schedules.each_step(fit.optimizer, warm_up):
+            with schedules.each_step(
+                fit.optimizer, schedules.warm_up(args.lr, epoch, args.warmup_epoch, len(loader))
+            ):
                 metrics = train_one_epoch(fit, loader, step, epoch)
             # Evaluate.
             measured = evaluate(fit.net, evaluated, runtime, measure)
@@ -302,24 +332,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             # of the epoch is written.
             run.write(epoch, metrics | measured | {"lr": fit.optimizer.param_groups[0]["lr"]})
             if runtime.is_main:
-                hsakd_log.write(
-                    text_path,
-                    run.settings,
-                    str(runtime.device),
-                    runs.read_metrics(run.log_path),
-                    taught,
-                )
-            percent = hsakd_log.decided(last, args.select, method.decides)
-            run.save(epoch, facts | authors_state(fit, last, best, percent))
+                write_text_log(args, run, str(runtime.device), taught)
+            run.save(epoch, facts | authors_state(fit, last, best, decided(args, method, last)))
 
-    # Say what came out, and which of the authors' commands follows.
     runtime.say(hsakd_log.closing_words(last, best, probe=args.command == "probe"))
-    runtime.say(
-        f"saved {path}, {best_path(path).name} beside it, and {text_path}; the log is"
-        f" {run.log_path}"
-    )
-    if following := hsakd_options.following(args, path, hsakd_nets.bare_arch(model)):
-        runtime.say_next("HSAKD.py", *following)
+    say_saved(args, run, model, runtime)
 
 
 if __name__ == "__main__":

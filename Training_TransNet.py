@@ -535,8 +535,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             at_end = one
         fit_group(args, at_end, pairs, sources, references, throughs, doubts, runtime)
     # Variance.py finds the other direction beside the first one.
-    where = next_words(parser, args, members, kinds[0], features, has_val=bool(val_features))
-    runtime.say_next("Variance.py", *where)
+    runtime.say_next(
+        "Variance.py",
+        *next_words(parser, args, members, kinds[0], features, has_val=bool(val_features)),
+    )
 
 
 if __name__ == "__main__":

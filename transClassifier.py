@@ -357,12 +357,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
 
     # That of an augmented image is computed in every epoch.
-    training_data = (
+    loader = opening.image_loader(
+        args,
         opening.decoded(args, train_images, runtime)
         if train_images.augments
-        else stored(train_images)
+        else stored(train_images),
+        runtime,
+        shuffle=True,
     )
-    loader = opening.image_loader(args, training_data, runtime, shuffle=True)
     augment, rates = train_images.preprocessing(args.seed).augmented, opening.rates(args)
     hits = known_hits(run.state, val_images)  # uint8 (N,): which images the tail gets right
     # What every checkpoint says besides weights and epochs.

@@ -49,6 +49,7 @@ class Comparison:
         labels = [net["label"] for net in self.record["nets"]]
         rows = []
         for pair in self.record["pairs"]:
+            # Of B → A, x is B's layer: the same pair, read the other way.
             for way, order in (("forth", (0, 1)), ("back", (1, 0))):
                 layers = [pair[("a", "b")[place]]["layer"] for place in order]
                 row: dict[str, Any] = {
@@ -112,6 +113,7 @@ class Comparison:
                 "labels": self.labels.numpy(),
                 "paths": np.array(list(self.paths), dtype=str),
             }
+            # Logits beside the report: other questions about the answers need no net.
             with replacing(folder / ANSWERS) as temporary:
                 np.savez(temporary, allow_pickle=False, **arrays)
             files.append(folder / ANSWERS)
@@ -170,6 +172,7 @@ def net_entry(
     hits = net.logits.argmax(1) == images.held_out
     top1 = accuracy(hits.double().numpy(), resamples=resamples, seed=seed)
     answers = Answers(int(hits.sum()), len(hits))
+    # A net at chance was not trained, or on other classes: then all its numbers mean little.
     remarks += at_chance(f"net {net.label}", answers, images.held_out)
     return entry | {"top1_percent": asdict(top1), "remarks": remarks}
 
@@ -190,6 +193,7 @@ def answers_entry(
     columns = {"agreement": answers[0] == answers[1]}
     if net_a.knows_classes and net_b.knows_classes:
         right = [answer == images.held_out for answer in answers]
+        # Right before and wrong now, and the other way round: bool (N',).
         columns |= {"negative_flips": right[0] & ~right[1], "positive_flips": ~right[0] & right[1]}
     count = len(images.held_out)
     sums = [column.double().numpy() for column in columns.values()]
@@ -221,6 +225,7 @@ def answers_entry(
 
 def weights_of(net_a: ComparedNet, net_b: ComparedNet) -> str:
     """Say whether the weights of two nets are "equal", "equal but for rounding" or "different"."""
+    # Equal files need no look at their tensors.
     digests = [net.facts.get("sha256") for net in (net_a, net_b)]
     if digests[0] is not None and digests[0] == digests[1]:
         return "equal"

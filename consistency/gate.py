@@ -78,6 +78,7 @@ class Policy:
         most = {"accuracy_loss_at_most": 100.0}
         for name in THRESHOLDS:
             value = getattr(self, name)
+            # A consistency may be below 0, so any number serves as its threshold.
             low, high = least.get(name, 0.0), most.get(name, 1.0)
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
             if value is not None and not (is_number and low <= value <= high):
@@ -113,6 +114,7 @@ def read_policy(file: str | Path | None = None, **overrides: float | None) -> Po
             f"{file} must be a JSON object with some of {', '.join(allowed)}, but it has"
             f" {', '.join(sorted(unknown))}"
         )
+    # The command line goes before the file; what neither names is the default's.
     content = {**content, **{name: of for name, of in overrides.items() if of is not None}}
     try:
         return Policy(**content, named=frozenset(content))
@@ -203,6 +205,7 @@ class Verdict:
 
     def junit(self) -> str:
         """Give it as JUnit's XML: a test case a check; what is lost fails, what cannot be said errs."""
+        # JUnit tells a test that failed from one that could not run: lost knowledge is the first.
         tags = {"knowledge lost": "failure", "cannot say": "error", "left out": "skipped"}
         suite = ElementTree.Element("testsuite", name="gate", tests=str(len(self.checks)))
         for verdict, counted in zip(tags, ("failures", "errors", "skipped")):
@@ -242,6 +245,7 @@ def decide(
     """
     if len(report["nets"]) != 2:
         raise InputError(f"a gate takes an old net and a new one, not {len(report['nets'])} nets")
+    # One check for each question; what cannot be measured says so in its place.
     checks = [*_feature_checks(report, policy)]
     lost_answers = None
     if policy.answers_at_least is not None:
@@ -249,6 +253,7 @@ def decide(
         checks.append(check)
     classes = report["images"].get("classes") or ()
     checks += _decision_checks(policy, logits, labels, classes, resamples, seed)
+    # Layers that give each other as well as themselves: nothing changed up to them.
     untouched = [name for name, pair in _named(report).items() if _is_untouched(pair)]
     same = lost_answers is not None and lost_answers < SAME_ANSWERS
     alike = bool(untouched) and len(untouched) == len(report["pairs"]) and same
@@ -278,6 +283,7 @@ def holm(p: Sequence[float]) -> list[float]:
 
 def exact_share(count: int, images: int) -> Interval:
     """Give a share of the images with Clopper and Pearson's interval, which a count of 0 has too."""
+    # No bootstrap: of no flip at all every resample has none, and its interval would be 0 to 0.
     limits = scipy.stats.binomtest(count, images).proportion_ci(CONFIDENCE, method="exact")
     low, high = float(limits.low), float(limits.high)
     return Interval(count / images, low, high, CONFIDENCE, "exact", 0, ("images",), True)
@@ -404,6 +410,7 @@ def _mcnemar_checks(
     }
     tests = {name: mcnemar(*pair) for name, pair in counts.items()}
     names = list(groups)[1:]
+    # Many classes are many tests: without correction one of them fails by chance.
     tests |= dict(zip(names, holm([tests[name] for name in names])))
 
     def check(where: str, name: str) -> Check:

@@ -286,6 +286,7 @@ def check(parser: Parser, args: Namespace) -> None:
     parser.refuse_without_effect(
         args, ["augment"], "here: features are those of the images as they are"
     )
+    # All contradictions are refused: fill in what follows from the options.
     fill_budget(args)
     wanted = kinds(args)
     if len(set(wanted)) < len(wanted):
@@ -386,6 +387,7 @@ def again(
         has_val: there are features of val images.
     """
     images = [] if has_val else ["--t_or_v", "train"]
+    # Features that are computed: name both nets, their layers, and the images.
     if folder is None:
         given = exchanged(args) if reverse else args
         nets = ["--net_in", source.a.path, "--net_tar", source.b.path]

@@ -519,6 +519,7 @@ def arch_words(
     """
     if first is not None and first == second and common:
         return [common, first]
+    # A checkpoint of ours says its architecture: an option is repeated only where it was given.
     named = zip(options_, (first, second))
     return [word for option, arch in named if arch is not None for word in (option, arch)]
 
@@ -570,6 +571,7 @@ def fill(args: Namespace, *records: Mapping[str, Any]) -> None:
         # What is given goes before what a file remembers
         named = args.name or args.train_path or args.val_path
         args.name = data_name(args) if named else record.get("name", args.dataset)
+    # Images have one size, which must be that of some net.
     sizes = sorted({record["image_size"] for record in records if "image_size" in record})
     pixels = " and ".join(map(str, sizes))
     if args.image_size is None and len(sizes) > 1:

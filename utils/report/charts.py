@@ -76,9 +76,11 @@ def variance_figure(reports: Mapping[str, Mapping[str, Any]], p: Sequence[float]
         parts = {
             name: value for name, value in report["var"].items() if name not in ("target", "output")
         }
+        # Var(x*) = Σ Var(parts) + 2 Σ Cov: the last bar is the covariances.
         values = [*parts.values(), total - sum(parts.values())]
         shares = [100 * value / total if total > 0 else 0.0 for value in values]
         names = [*map(symbol, parts), "2 Σ covariances"]
+        # Orders from dark to light, then the residual and the covariances.
         blues = matplotlib.colormaps["Blues"](np.linspace(0.9, 0.45, len(parts) - 1))
         texts = [f"{value:.3g}  ({share:.3g} %)" for value, share in zip(values, shares)]
         _bars(
@@ -142,6 +144,7 @@ def curve_figure(curves: Mapping[str, Sequence[Point]], x_label: str, y_label: s
                 [matplotlib.patheffects.withStroke(linewidth=2, foreground="white")]
             )
     axis.margins(x=0.08)
+    # Whole numbers, such as depths, get no fractions between them.
     if all(float(point.x).is_integer() for points in curves.values() for point in points):
         axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
     axis.set_xlabel(x_label, fontsize=9)
@@ -171,6 +174,7 @@ def interval_figure(panels: Mapping[str, Mapping[str, Sequence[Estimate]]]) -> "
     named = dict.fromkeys(
         estimate.series for lines in panels.values() for line in lines.values() for estimate in line
     )
+    # A series has one colour and marker in all panels.
     styles = dict(zip(named, itertools.cycle(CURVES)))
     for axis, (title, lines) in zip(axes, panels.items()):
         handles = {}

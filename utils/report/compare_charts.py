@@ -105,6 +105,7 @@ def as_uri(figure: "Figure") -> str:
     figure.savefig(
         buffer := io.BytesIO(), format="svg", dpi=150, metadata={"Date": None, "Creator": None}
     )
+    # Colours become CSS variables, which the reader's dark mode sets anew.
     text = buffer.getvalue().decode()
     light, dark = [], []
     for number, (colour, in_the_dark) in enumerate(DARK.items()):
@@ -115,6 +116,7 @@ def as_uri(figure: "Figure") -> str:
         f"<style>:root{{{';'.join(light)}}}"
         f"@media (prefers-color-scheme:dark){{:root{{{';'.join(dark)}}}}}</style>"
     )
+    # The style goes behind the opening tag, and the XML declaration in front of it goes.
     start = text.index("<defs>")
     text = text[text.index("<svg") : start] + style + text[start:]
     return "data:image/svg+xml;base64," + base64.b64encode(text.encode()).decode("ascii")
@@ -142,6 +144,7 @@ def shared_chart(result: Result) -> Chart | None:
     values = [
         value for points in series.values() for interval in points.values() for value in interval
     ]
+    # The null; the axis always shows it and the ceiling, and what lies beyond.
     axis.axhline(0, color=INK, linewidth=0.8)
     axis.set_ylim(min(-0.05, *values) - 0.02, max(1.02, *values) + 0.02)
     axis.set_ylabel("consistency (0: null, 1: ceiling)")
@@ -166,6 +169,7 @@ def left_chart(result: Result) -> Chart | None:
     words = []
     drawn = set[str]()
     largest = 1.0
+    # Both ways of a pair stand beside one another at its tick.
     for way, shift in zip(WAYS, (-0.14, 0.14)):
         colour, _ = COLOURS[way]
         for kind, style in STYLES.items():
@@ -187,6 +191,7 @@ def left_chart(result: Result) -> Chart | None:
     axis.set_xlim(-0.5, len(rows) - 0.5)
     axis.set_ylim(0, 1.05 * largest)
     axis.set_ylabel("share of Var(x*) left unexplained")
+    # One legend for two things: marks say what a number is, colours say the way.
     names_of = {"instability": "left", "floor": "class alone"}
     marks = {names_of.get(kind, kind): STYLES[kind]["marker"] for kind in STYLES if kind in drawn}
     keys: list[Any] = [
@@ -229,6 +234,7 @@ def matrix_chart(result: Result) -> Chart | None:
     wide = max(len(rows), len(columns)) > MOST_NUMBERS
     size = 2 * WIDTH if wide else WIDTH
     figure, axis = _canvas(size * min(1.2, max(0.5, len(rows) / len(columns))) * 0.85, size)
+    # Large maps are pixels inside of the SVG: thousands of cells would be megabytes.
     drawn = axis.pcolormesh(
         values, cmap="viridis", vmin=min(0, np.nanmin(values)), vmax=1, rasterized=wide
     )
@@ -292,6 +298,7 @@ def spectrum_chart(result: Result) -> Chart | None:
     colours = dict.fromkeys(row for row, _ in lines)
     colours = dict(zip(colours, [CURVES[n % len(CURVES)][0] for n in range(len(colours))]))
     for (row, way), depths in lines.items():
+        # By the number of layers, in percent of Var(x*).
         points = {
             depth["layers"]: Ends(
                 100 * depth["r2"],
@@ -340,6 +347,7 @@ def class_chart(result: Result) -> Chart | None:
         return None
     a, b = _names(result)
     lost: Place = ("pairs", rows - 1, "forth", "knowledge", "per_class")
+    # Bits where B's tail was at hand, else what is unexplained within the classes.
     if result.get(*lost):
         series: dict[str, tuple[tuple[str | int, ...], str, str]] = {
             "forth": (lost, "lost_bits", f"lost from {a} to {b}")
@@ -362,6 +370,7 @@ def class_chart(result: Result) -> Chart | None:
     }
     if not points["forth"]:
         return None
+    # The worst class of A → B on top.
     order = sorted(points["forth"], key=lambda number: -points["forth"][number].value)
     chosen = order[:MOST_CLASSES]
     path = series["forth"][0]
@@ -404,8 +413,8 @@ def class_chart(result: Result) -> Chart | None:
 
 def distinction_chart(result: Result) -> Chart | None:
     """Draw how much of the gap between every two classes is lost, one map for each way."""
-    places = {way: found for way in WAYS if (found := distinction_place(result, way))}
-    places = {way: found for way, found in places.items() if result.get(*found, "matrix")}
+    places = {way: place for way in WAYS if (place := distinction_place(result, way))}
+    places = {way: place for way, place in places.items() if result.get(*place, "matrix")}
     if not places:
         return None
     a, b = _names(result)
@@ -479,6 +488,7 @@ def _interval_line(axis: "Axes", points: dict[int, Ends], way: str, label: str) 
 
 def _reach(points: Any) -> list[list[float]]:
     """Give how far intervals reach below and above their numbers."""
+    # matplotlib takes lengths, of which rounding must not make a negative one.
     below = [max(0.0, interval.value - interval.low) for interval in points]
     return [below, [max(0.0, interval.high - interval.value) for interval in points]]
 

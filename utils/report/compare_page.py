@@ -84,6 +84,7 @@ def _lay_out(result: Result, folder: str | Path) -> dict[str, Any]:
     doubts: list[Cell] = [
         result.value("doubts", row) for row in range(len(result.get("doubts") or ()))
     ]
+    # What is doubtful about a net, with its name in front.
     for row, net in enumerate(result.get("nets")):
         for number in range(len(net.get("remarks") or ())):
             doubts.append([f"{net['name']}: ", result.value("nets", row, "remarks", number)])
@@ -234,6 +235,7 @@ def _distinction_tables(result: Result) -> Iterator[Table]:
         notes += result.get(*place, "notes")
         for number, pair in enumerate(result.get(*place, "pairs")[:MOST_DISTINCTIONS]):
             path = (*place, "pairs", number)
+            # Called: beyond what reference nets of the same recipe lose.
             rows.append(
                 [
                     *(name, f"{pair['first']} and {pair['second']}"),
@@ -481,6 +483,7 @@ def _pictures(result: Result, folder: str | Path) -> Iterator[tuple[Picture, str
     named = result.get("pictures") or ()
     if not named:
         return
+    # The report names files; only those in its folder are shown.
     there = {picture.name.place: picture for picture in read_pictures(folder)}
     for entry in named:
         if entry["file"] not in there:

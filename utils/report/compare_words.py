@@ -39,6 +39,7 @@ class Ends(NamedTuple):
 def ends(result: Result, *path: str | int) -> Ends | None:
     """Read a number, which is an interval's record or a plain number; None where it is undefined."""
     record = result.get(*path)
+    # An interval's record, or a plain number whose ends are itself.
     if isinstance(record, dict):
         value, low, high = (record.get(name) for name in ("value", "low", "high"))
     else:
@@ -76,6 +77,7 @@ def answer(result: Result) -> list[Sentence]:
     """
     rows = range(len(result.get("pairs")))
     sentences: list[Sentence | None] = [*_exceptions(result)]
+    # The deepest pair first: it is nearest to their decisions.
     if rows:
         sentences += [_deepest(result, rows[-1]), *_by_depth(result, rows)]
         sentences += [_bits(result, rows[-1]) or _classes(result, rows[-1])]
@@ -136,6 +138,7 @@ def _exceptions(result: Result) -> Iterator[Sentence]:
             " more than the nets.",
             "Equal weights do not mean equal preparation of images: normalisation is no weight.",
         )
+    # A net that seems untrained was remarked when its answers were counted.
     remarks = [result.get("nets", row, "remarks") or () for row in (0, 1)]
     untrained = [
         name for name, of in zip((a, b), remarks) if any("untrained" in remark for remark in of)
@@ -182,6 +185,7 @@ def _deepest(result: Result, row: int) -> Sentence:
 def _compared(consistent: Sequence[Ends | None], who: tuple[str, str]) -> str:
     """Say which way is the larger, or that these images cannot tell."""
     forth, back = (way or Ends(0, 0, 0) for way in consistent)
+    # An interval that reaches 0 claims nothing, so it is in no order either.
     zero = [name for way, name in zip((forth, back), who) if way.low <= 0]
     if zero:
         return f"What {' and what '.join(zero)} has of the other is not told from 0."
@@ -225,6 +229,7 @@ def _by_depth(result: Result, rows: range) -> Iterator[Sentence]:
     }
     if len(shared) < 2:
         return
+    # Their order is claimed only where their intervals do not overlap.
     most, least = (pick(shared, key=lambda row: shared[row].value) for pick in (max, min))
     limit = "Shared is the smaller of both ways. "
     if result.get("pairs", rows[-1], "forth", "null") is None:
@@ -260,6 +265,7 @@ def _bits(result: Result, row: int) -> Sentence | None:
         f" of an image, through what {a} has at {layer(result, row, 'a')}",
     ]
     p = result.get(*path, "p")
+    # A test that does not reject: agreement in the class is all that is shown.
     if p is not None and p > SMALL:
         text += ["; nothing beyond the class is shown (p = ", result.value(*path, "p", form=".2g")]
         text += [")"]
@@ -328,6 +334,7 @@ def _distinctions(result: Result) -> Sentence | None:
         if has_references and not chosen:
             texts.append([f"no pair of classes is shown that {receiver} alone tells apart"])
             continue
+        # Without reference nets nothing is called, and the order alone is said.
         shown = (chosen or range(len(pairs)))[:LEAST_KNOWN]
         listed: list[Any] = []
         for number in shown:

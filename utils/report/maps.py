@@ -90,10 +90,12 @@ def component_figure(
     figure = tight_figure(1.32 * columns + 0.5, 1.32 * len(channels) + 0.45)
     axes = figure.subplots(len(channels), columns, squeeze=False)
     for row, channel in enumerate(channels):
+        # One symmetric scale for all maps of a row, so that zero is white.
         limit = max(float(values[channel].abs().max()) for values in maps.values()) or 1.0
         cells = list(axes[row])
         if image is not None:
             _show(cells.pop(0), image.permute(1, 2, 0), "photo")
+        # x has other channels than x*: show the one that goes with this one.
         match, r = best_match(x, maps[next(iter(maps))][channel])
         axis = cells.pop(0)
         _show(axis, x[match].float(), "best match in $x$\n(own scale)", cmap=UNSIGNED)
@@ -125,6 +127,7 @@ def best_match(x: Tensor, target: Tensor) -> tuple[int, float]:
     if x.shape[1:] != target.shape:
         x = F.interpolate(x.float()[None], tuple(target.shape), mode="bilinear")[0]
     rows = torch.cat([target.double()[None], x.double()]).flatten(1)
+    # Pearson's r is the product of centred rows of norm 1; a constant row has norm 0 and r = 0.
     rows = F.normalize(rows - rows.mean(1, keepdim=True), dim=1)
     r = rows[1:] @ rows[0]
     match = int(r.abs().argmax())
@@ -159,6 +162,7 @@ def as_pictures(maps: Tensor) -> Tensor:
     if maps.shape[-1] != 1 or maps.shape[-2] == 1:
         return maps
     tokens = maps.shape[-2]
+    # Without a class token, then with one in front.
     for others in (0, 1):
         side = math.isqrt(tokens - others)
         if side**2 == tokens - others:
@@ -223,6 +227,7 @@ def overlay_figure(
         for title, values in maps.items()
     }
     *shared, last = strengths
+    # One scale for x* and g(x), another for what is not reconstructed.
     scales = dict.fromkeys(shared, _limits(torch.stack([strengths[title] for title in shared])))
     scales[last] = _limits(strengths[last])
     quantity = (

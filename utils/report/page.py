@@ -36,6 +36,7 @@ def render(folder: str | Path) -> str:
         InputError: see `read_results`; a comparison beside other results; or the page would be too large.
     """
     results = read_results(folder)
+    # A comparison has a page of its own kind.
     comparisons = [result for result in results if result.kind == "compare"]
     if comparisons and len(results) > 1:
         others = ", ".join(result.name for result in results if result is not comparisons[0])
@@ -104,9 +105,11 @@ def check(page: str, expected: str) -> None:
                 f"it is of another run: {place} is {there[:12]} there and {in_run[place][:12]} in"
                 " this one"
             )
+    # Numbers first: their difference says more than a line's.
     for one, other in zip_longest(shown, expected_values):
         if one != other:
             raise InputError(_difference(one, other))
+    # Then the text around them, and the figures.
     for number, (one_line, other_line) in enumerate(
         zip_longest(page.splitlines(), expected.splitlines()), 1
     ):

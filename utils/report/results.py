@@ -132,6 +132,7 @@ def read_results(folder: str | Path) -> list[Result]:
     results = []
     for path in sorted(Path(folder).glob("*.json")):
         content = read_json(path)
+        # A file is of the kind whose keys it has.
         kinds = [
             kind
             for kind, keys in KINDS.items()

@@ -118,6 +118,7 @@ def variance_headlines(result: Result) -> Iterator[tuple[str, Cell, Cell]]:
 
 def variance_tables(result: Result) -> Iterator[Table]:
     """Lay out what Variance.py found: components, depths, classes, channels."""
+    # A constant target has no shares.
     total, rows = result.get("var", "target"), []
     for name in result.get("var"):
         share = result.value("var", name, form=".2f", unit=100 / total) if total else "–"

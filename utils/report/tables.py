@@ -109,6 +109,7 @@ def fit_words(record: Mapping[str, Any] | None) -> list[str]:
     if record is None:
         return ["how far it was fitted is not recorded"]
     words = [f"{record['steps']:,} steps, {record['hidden']} spare channels"]
+    # What doubling changed of the error, on fitted images that were held out.
     changes = {"the steps": record.get("of_steps"), "the channels": record.get("of_width")}
     tried = [
         f"twice {what} {change:+.4f}" for what, change in changes.items() if change is not None
@@ -186,6 +187,7 @@ def variance_rows(report: Mapping[str, Any]) -> list[list[Any]]:
             for key in (f"var_{name}", share_of(name))
         )
         rows.append([name, "all", value, *variance_ends, share, *share_ends])
+    # Then a row for each class and for each channel, of the residual alone.
     for kind in ("class", "channel"):
         for row in report.get("classes" if kind == "class" else "channels", ()):
             residual = None if row["instability"] is None else row["variance"] * row["instability"]
@@ -216,6 +218,7 @@ def compression_table(report: Mapping[str, Any]) -> str:
     It has a line for each layer, one for all parameters, and the accuracies.
     """
     width = max(len(row["layer"]) for row in report["layers"]) + 2
+    # The last line counts biases and BatchNorms, too, of which nothing is removed.
     whole = {
         "layer": "all parameters",
         "weights": report["parameters"],
@@ -268,6 +271,7 @@ def calibration_table(report: Mapping[str, Any], *, backwards: bool = False) -> 
     ways = ("B → A", "A → B")[:: 1 if backwards else -1]
     lines = [f"{report['images']:,} held-out images"]
     lines += [f"doubt: {sentence}" for sentence in report.get("doubts") or ()]
+    # The direction of --transnet first.
     for way, of in zip(ways, [report, *([report["back"]] if "back" in report else [])]):
         lines += ["", *direction_lines(of, way)]
     if "shared" in report:

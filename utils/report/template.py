@@ -32,6 +32,7 @@ def fill(template: str, folder: str | Path, **content: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    # The page allows this one script, by its hash, and nothing else.
     script = environment.get_template("sorting.js.jinja").render()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     page = environment.get_template(template).render(

@@ -195,7 +195,6 @@ def open_run(args: Namespace, runtime: Runtime, path: Path, name: str) -> Run:
         "log_folder": runs.log_folder(args.out, name),
         "best_path": best_path(path),
         "extendable": args.lr_type == "multistep",
-        "elsewhere": "--checkpoint_dir and --out",
         "first_epoch": 0,  # the authors' files hold an epoch's number, counted from 0
     }
     return opening.run(args, runtime, path, settings, **choices)

@@ -2,6 +2,7 @@
 
 import BornAgain
 import Calibrate
+import Compare
 import ConvOutput
 import DCM
 import HSAKD
@@ -555,6 +556,12 @@ MISTAKES = [
     (DCM, "--save {tmp}/dcm --dataroot {tmp}/nowhere", "nowhere", 1),
     (HSAKD, "teacher --freezed", "--freezed and --pretrained_backbone FILE belong together", 2),
     (HSAKD, "online", "online needs --arch, a pair such as", 2),
+    (Compare, "{a} {b}", "--images", 2),
+    (Compare, "{a} --images {tmp}/meadow", "name two checkpoints", 2),
+    (Compare, "{a} {b} --images {tmp}/meadow --at2 layer1", "--at2 .* --at", 2),
+    (Compare, "{a} {b} {a} --images {tmp}/meadow --at all", "--at all", 2),
+    (Compare, "{a} {b} --images {tmp}/nowhere", "nowhere", 1),
+    (Compare, "{a} {tmp}/none.pth.tar --images {tmp}/meadow", "no checkpoint at .*none", 1),
     (HSAKD, "{taken}", "with lr 0.5 instead of 0.05; choose another --suffix, or --restart", 1),
     (HSAKD, "{taken} --evaluate", "holds neither|holds no network", 1),
     (HSAKD, "teacher --data {tmp}/nowhere", "nowhere", 1),

@@ -253,9 +253,8 @@ def measure_distinctions(
 
     gaps, errors = class_gaps(z, kinds, classes)
     first, second = np.triu_indices(len(classes), 1)
-    is_told = (
-        gaps > np.maximum(STANDARD_ERRORS * errors, ROUNDING * float(z.abs().max()))
-    )[first, second]  # fmt: skip
+    least = np.maximum(STANDARD_ERRORS * errors, ROUNDING * float(z.abs().max()))
+    is_told = (gaps > least)[first, second]
     if not is_told.all():
         notes.append(
             f"{int((~is_told).sum())} pairs of classes are not defined, because B itself does not"
@@ -284,10 +283,8 @@ def measure_distinctions(
     order = order[:MOST_PAIRS]
     if len(order) < len(gap):
         notes.append(f"the {MOST_PAIRS:,} most lost of {len(gap):,} pairs are described")
-    intervals = _intervals(
-        z, sent, kinds, classes, np.stack([first, second])[:, order[:MOST_INTERVALS]],
-        resamples, seed,
-    )  # fmt: skip
+    described = np.stack([first, second])[:, order[:MOST_INTERVALS]]
+    intervals = _intervals(z, sent, kinds, classes, described, resamples, seed)
     numbers = classes.numpy()
     pairs = []
     for place, row in enumerate(order):

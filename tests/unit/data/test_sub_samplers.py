@@ -127,10 +127,10 @@ def test_halves_that_were_made_in_another_way_are_refused(tmp_path, ten, made, a
     read(tmp_path, "50par_A", ten, **made)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     for half in "AB":
-        with refused("50par_", half, "json", difference, "--split"):
+        with refused(f"sub_sampler_birds_50par_{half}.json", difference, "--split"):
             read(tmp_path, f"50par_{half}", ten, **asked)
     (tmp_path / "sub_sampler_birds_50par_B.json").unlink()  # of the two, A alone can tell
-    with refused("50par_A.json", difference):
+    with refused("sub_sampler_birds_50par_A.json", difference):
         read(tmp_path, "50par_B", ten, **asked)
     kept = tmp_path / "sub_sampler_birds_50par_A.json"
     assert {kept.name: before[kept.name]} == {
@@ -168,7 +168,7 @@ def test_images_with_several_labels_are_split_as_one_class():
 
 def test_a_half_that_was_made_for_other_images_is_refused(tmp_path, ten):
     read(tmp_path, "50par_A", ten)
-    with refused("50par_A.json"):
+    with refused("sub_sampler_birds_50par_A.json"):
         read(tmp_path, "50par_A", image_list(6, 5))
 
 
@@ -180,7 +180,7 @@ def test_halves_without_images_are_refused_and_not_saved(tmp_path):
 
 @pytest.mark.parametrize("name", ["few", "50par_C", "00par_A", "par_A", "100par_A"])
 def test_names_that_are_neither_a_file_nor_a_half(tmp_path, ten, name):
-    with refused("sub_sampler_birds_", name, "pt", "50par_A"):
+    with refused(f"sub_sampler_birds_{name}.pt", "50par_A"):
         read(tmp_path, name, ten)
 
 

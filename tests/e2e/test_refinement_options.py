@@ -115,7 +115,8 @@ def test_the_documented_command_line_is_understood():
     )
     args = transClassifier.build_parser().parse_args(words.split())
     assert (args.conv_layer, args.epochs, args.lr, args.logspace) == (30, 100, 1e-5, 2)
-    defaults = transClassifier.build_parser().parse_args([])
+    files = "--net_A a --net_B b --resume_Ys y"
+    defaults = transClassifier.build_parser().parse_args(files.split())
     names = (
         "conv_layer",
         "epochs",

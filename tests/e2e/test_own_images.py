@@ -72,6 +72,13 @@ def make_net(path, photos, seed, constants, **facts):
     checkpoint.save(path, state | {"state_dict": model.state_dict()})
 
 
+def forth(folder):
+    """Give the Trans-Net A → B that was fitted; the other direction lies beside it."""
+    files = folder.glob("model_checkpoints/*/*.pth.tar")
+    (path,) = (file for file in files if not file.name.endswith("_reverse.pth.tar"))
+    return path
+
+
 @pytest.fixture(scope="module")
 def nets(photos, tmp_path_factory):
     """Net A says its constants itself, net B's are named by an option;
@@ -85,7 +92,7 @@ def nets(photos, tmp_path_factory):
     run(ConvOutput, words, "--resume1", a, "--resume2", b, *data(photos), "--out", folder)
     features = next(folder.glob("convOuts/*/*"))
     run(Training_TransNet, FIT, "--convOut_path", features, "--out", folder)
-    trans_net = next(folder.glob("model_checkpoints/*/*.pth.tar"))
+    trans_net = forth(folder)
     return SimpleNamespace(folder=folder, a=a, b=b, features=features, trans_net=trans_net)
 
 
@@ -156,7 +163,7 @@ def test_a_live_fit_is_the_stored_one(nets, photos, tmp_path):
     )
     live, stored = (
         checkpoint.load(path)
-        for path in (next(tmp_path.glob("model_checkpoints/*/*")), nets.trans_net)
+        for path in (forth(tmp_path), nets.trans_net)
     )
     assert live["source"] == stored["source"]
     assert live["held_out"] == pytest.approx(stored["held_out"], rel=1e-5)
@@ -265,7 +272,7 @@ def test_a_net_at_chance_is_called_out_by_every_step_that_shows_a_number(
         f"doubt: {AT_CHANCE}" in printed and f"DOUBTFUL: {AT_CHANCE}" in printed.split("saved ")[1]
     )
     (line_of_log,) = next(tmp_path.glob("logs/**/metrics.jsonl")).read_text().splitlines()
-    trans_net = next(tmp_path.glob("model_checkpoints/*/*.pth.tar"))
+    trans_net = forth(tmp_path)
     assert all(are_said(json.loads(line_of_log)["doubts"])) and all(
         are_said(checkpoint.load(trans_net)["doubts"])
     )

@@ -68,7 +68,7 @@ def test_the_experiments_are_the_papers():
     lines = only(found, "DCM")
     assert len(lines) == 2 * 3 * 5
     for args in lines:
-        DCM.fill(args, DCM.build_parser())
+        DCM.fill(args)
     assert {(args.net1, args.net2, args.method, args.seed) for args in lines} == {
         ("wrn_28_10", second, method, seed)
         for second in ("wrn_28_10", "mobilenet")

@@ -152,7 +152,7 @@ def test_pretrained_nets_begin_with_the_weights_of_a_folder():
 def test_refinement_tunes_five_inputs_as_long():
     tails = only(commands("refinement"), "transClassifier")
     expected = [("raw_A", "A", None), ("raw_B", "B", None)]
-    expected += [("components", None, orders) for orders in ([1, 0, 0], [1, 1, 0], [1, 1, 1])]
+    expected += [("components", "B", orders) for orders in ([1, 0, 0], [1, 1, 0], [1, 1, 1])]
     for arch, layer in (
         ("vgg16_bn", 30),
         ("vgg16_bn", 37),
@@ -177,7 +177,7 @@ def test_diagnosis_adds_blind_spots_to_the_weak_net_and_removes_unreliable_featu
         assert (control.net_A, control.net_B) == (added.net_A, added.net_B)
     assert (removed.input, removed.tail, removed.conv_layer, removed.conv_layer2) == (
         "components",
-        None,
+        "B",
         3,
         10,
     )

@@ -161,10 +161,7 @@ def test_a_live_fit_is_the_stored_one(nets, photos, tmp_path):
         "--out",
         tmp_path,
     )
-    live, stored = (
-        checkpoint.load(path)
-        for path in (forth(tmp_path), nets.trans_net)
-    )
+    live, stored = (checkpoint.load(path) for path in (forth(tmp_path), nets.trans_net))
     assert live["source"] == stored["source"]
     assert live["held_out"] == pytest.approx(stored["held_out"], rel=1e-5)
     assert live["source"]["normalisation_b"] == PER_IMAGE

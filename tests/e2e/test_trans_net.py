@@ -216,7 +216,7 @@ def test_features_that_the_authors_stored(road, old_features, tmp_path):
 def test_old_features_are_called_by_the_layer_that_is_named(old_features, tmp_path, line, label):
     run(
         Training_TransNet,
-        f"{line} --epochs 1 --layers 1",
+        f"{line} --one_direction --epochs 1 --layers 1",
         "--convOut_path",
         old_features,
         "--out",

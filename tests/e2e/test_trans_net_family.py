@@ -55,7 +55,7 @@ def test_each_of_a_family_has_its_own_files(family):
     ("name", "words"),
     [
         ("layers2_reverse_seed4", "--layers 2 --reverse --seeds 4"),
-        ("layers2_seed3", "--layers 2 --seeds 3"),
+        ("layers2_seed3", "--layers 2 --one_direction --seeds 3"),
         ("layers1_reverse_seed3", "--layers 1 --alpha [] --reverse --seeds 3"),
     ],
 )

@@ -81,9 +81,8 @@ def test_it_shows_vectors_of_named_nets_and_one_direction(fitted, photos, tmp_pa
     ]
     ConvOutput.main([*words, "--train_path", str(photos / "train"), "--out", str(tmp_path)])
     features = tmp_path / "convOuts/digits_resnet18/digits_Lflatten"
-    Training_TransNet.main(
-        ["--convOut_path", str(features), "--epochs", "1", "--layers", "2", "--out", str(tmp_path)]
-    )
+    words = ["--convOut_path", str(features), "--one_direction", "--epochs", "1", "--layers", "2"]
+    Training_TransNet.main([*words, "--out", str(tmp_path)])
     trans_net = tmp_path / "model_checkpoints/digits_resnet18/checkpoint_Lflatten.pth.tar"
     notebook = execute(
         monkeypatch,

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from consistency.bootstrap import Interval, accuracy, bootstrap
 from consistency.compared import ComparedImages, ComparedNet, equality
+from consistency.gate import mcnemar
 from utils.features.nets import Answers, at_chance
 from utils.files import replacing, write_csv, write_json, write_text
-from utils.later import matplotlib, scipy
+from utils.later import matplotlib
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -210,9 +211,7 @@ def answers_entry(
     if "negative_flips" not in columns:
         return entry
     negative, positive = (int(columns[name].sum()) for name in ("negative_flips", "positive_flips"))
-    changed = negative + positive
-    # The exact test: without a difference each flip is as likely to be negative as positive
-    entry["mcnemar_p"] = float(scipy.stats.binomtest(negative, changed).pvalue) if changed else 1.0
+    entry["mcnemar_p"] = mcnemar(negative, positive)
     for label in images.held_out.unique().tolist():
         members = images.held_out == label
         flips = {

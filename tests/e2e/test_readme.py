@@ -34,6 +34,22 @@ def folder(tmp_path):
     return tmp_path
 
 
+def test_the_one_command_that_the_readme_begins_with(folder):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = re.search(r"```sh\n(python Compare\.py resnet20.*?)```", text, re.DOTALL)[1]
+    script = block.replace("python Compare.py", f"{sys.executable} {ROOT}/Compare.py")
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "The answer" in (folder / "comparison" / "page.html").read_text(encoding="utf-8")
+
+
 def test_five_commands_of_a_newcomer(folder):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     block = re.search(r"```sh\n(python ConvOutput\.py --arch1.*?)```", text, re.DOTALL)[1]

@@ -10,7 +10,6 @@ null, the score and the ceiling are resampled together. Two kinds:
 - *Permutations*, for a test: all orders are as likely as each other, the true one included, which makes p exact.
 """
 
-import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from consistency.bootstrap import Interval, Statistic, bootstrap
+from utils.arrays import read_arrays
 from utils.errors import InputError
 from utils.files import replacing
 
@@ -315,14 +315,15 @@ def load_sums(path: str | Path, *, back: bool = False) -> dict[str, Array]:
     Raises:
         InputError: there is no such file, it is another one, or it has one direction alone.
     """
-    try:
-        with np.load(path) as stored:
-            if back and f"{BACK}{KINDS[0]}" not in stored and KINDS[0] in stored:
-                raise InputError(
-                    f"{path} holds one direction alone; make it by Calibrate.py --sums with both"
-                )
-            return {kind: stored[f"{BACK * back}{kind}"] for kind in KINDS}
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise InputError(
-            f"{path} holds no sums per image ({error}); make it by Calibrate.py --sums"
-        ) from None
+    remedy = "make it by Calibrate.py --sums"
+    stored = read_arrays(path, remedy)
+    if back and f"{BACK}{KINDS[0]}" not in stored and KINDS[0] in stored:
+        raise InputError(f"{path} holds one direction alone; {remedy} with both")
+    sums = {kind: stored.get(f"{BACK * back}{kind}") for kind in KINDS}
+    shapes = {None if array is None else array.shape for array in sums.values()}
+    for kind, array in sums.items():
+        if array is None or array.shape[1:] != (2,) or len(shapes) > 1 or array.dtype != np.float64:
+            raise InputError(f"{path} has no sums per image as {kind}; {remedy}")
+        if not np.isfinite(array).all():
+            raise InputError(f"{path} has sums that are not finite as {kind}; {remedy}")
+    return {kind: array for kind, array in sums.items() if array is not None}

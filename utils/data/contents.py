@@ -21,6 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from utils.arrays import read_arrays
+from utils.errors import InputError
 from utils.files import replacing
 from utils.progress import Progress
 
@@ -234,13 +236,13 @@ Kept = dict[str, tuple[np.ndarray, np.ndarray]]  # stamps (4,) and hash (16,) by
 def _read_kept(path: Path) -> Kept:
     """Read the hashes that `_keep` wrote; none where the file is missing or damaged."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            names = zlib.decompress(arrays["names"].tobytes()).decode().split("\0")
-            return dict(
-                zip(names, zip(arrays["stamps"], arrays["hashes"], strict=True), strict=True)
-            )
-    except Exception:
-        # A cut-off archive may raise nearly anything; the hashes are then computed again.
+        arrays = read_arrays(path, "it is made anew")
+        stamps, hashes = arrays["stamps"], arrays["hashes"]
+        names = zlib.decompress(arrays["names"].tobytes()).decode().split("\0")
+        if (stamps.shape, hashes.shape) != ((len(names), 4), (len(names), HASH_BYTES)):
+            return {}
+        return dict(zip(names, zip(stamps, hashes)))
+    except (InputError, KeyError, ValueError, zlib.error):  # the hashes are then computed again
         return {}
 
 

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from utils.arrays import map_array
+
 # Shares of the free room that may be taken. The rest is for the model, its activations, and
 # everybody else on the machine.
 GPU_SHARE, RAM_SHARE, DISK_SHARE = 0.4, 0.5, 0.9
@@ -36,10 +38,9 @@ class TensorStore:
         """Map a .npy file read-only; all processes share the pages that are read.
 
         Raises:
-            OSError, ValueError, EOFError, TypeError: there is no such file, or it is no whole array
-                of numbers.
+            InputError: there is no such file, or it is no whole array of numbers.
         """
-        array = np.asarray(np.load(path, mmap_mode="r"))
+        array = np.asarray(map_array(path, "remove it, and it is made anew"))
         with warnings.catch_warnings():
             # Torch warns of read-only memory, into which nothing here writes.
             warnings.simplefilter("ignore", UserWarning)

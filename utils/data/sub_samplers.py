@@ -4,7 +4,6 @@ import hashlib
 import json
 import pickle
 import re
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from utils.arrays import map_array
 from utils.data.datasets import ImageList, printable
 from utils.errors import InputError
 from utils.files import read_json, write_json
@@ -216,13 +216,7 @@ def _read_pt(path: Path) -> Any:
 
 def _read_npy(path: Path) -> Any:
     """Read a NumPy array of numbers."""
-    try:
-        return np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile):
-        raise InputError(
-            f"{printable(path)} is truncated or holds Python objects; save the indices as an"
-            " integer array"
-        ) from None
+    return np.array(map_array(path, "save the indices as an integer array"))
 
 
 _READERS = {".pt": _read_pt, ".npy": _read_npy, ".json": read_json}

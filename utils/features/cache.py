@@ -36,6 +36,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from utils.arrays import map_array
 from utils.data.contents import HASH_BYTES, Contents
 from utils.errors import InputError
 from utils.features.old_folder import OldFeatureFolder
@@ -310,24 +311,10 @@ def _load(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.memmap:
     Raises:
         InputError: the file is missing, damaged, or not as `index.json` says.
     """
-    try:
-        array = np.lib.format.open_memmap(path, mode="r")
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing; run ConvOutput.py again") from None
-    except (ValueError, EOFError, OSError) as error:
-        raise InputError(
-            f"{path} is truncated or damaged ({error}); run ConvOutput.py again"
-        ) from None
+    array = map_array(path, "run ConvOutput.py again")
     if array.dtype != dtype or array.shape != shape:
         raise InputError(
             f"{path} holds {array.dtype} {array.shape}, {INDEX} promises {dtype} {shape}; run"
             " ConvOutput.py again"
-        )
-    # A file that grew, as by a second writer, maps without an error.
-    expected_bytes = array.offset + array.nbytes
-    if path.stat().st_size != expected_bytes:
-        raise InputError(
-            f"{path} has {path.stat().st_size} bytes instead of {expected_bytes}; run ConvOutput.py"
-            " again"
         )
     return array

@@ -17,12 +17,15 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from utils.arrays import map_array
 from utils.errors import InputError
 from utils.files import read_json, write_json
 from utils.runtime import Runtime
 
 SECONDS_BETWEEN_MARKS = 20.0
 LOGITS, DONE = "logits", "done.json"
+REMEDY = "remove its folder and start again"
+REMEDY = "remove its folder and start again"
 
 
 @dataclass(frozen=True)
@@ -118,12 +121,7 @@ class LayerFile:
         return torch.from_numpy(np.array(self._mapped()[images]))
 
     def _mapped(self) -> NDArray[np.float32]:
-        try:
-            return np.load(self.path, mmap_mode="r")
-        except (OSError, ValueError, EOFError) as error:
-            raise InputError(
-                f"{self.path} cannot be read ({error}); remove its folder and start again"
-            ) from None
+        return map_array(self.path, REMEDY)
 
 
 def _done(folder: Path) -> int:
@@ -141,9 +139,16 @@ def _mark(folder: Path, arrays: dict[str, np.memmap], done: int) -> None:
 
 
 def _mapped(path: Path, shape: tuple[int, ...]) -> np.memmap:
-    """Map a file for features; it has its room on the disk before the first is written."""
+    """Map a file for features; it has its room on the disk before the first is written.
+
+    Raises:
+        InputError: the file that is there is damaged, or of other images or layers.
+    """
     if path.is_file():
-        return np.lib.format.open_memmap(path, mode="r+")
+        array = map_array(path, REMEDY, writable=True)
+        if array.shape != shape or array.dtype != np.float32:
+            raise InputError(f"{path} holds {array.dtype} {array.shape}, not {shape}; {REMEDY}")
+        return array
     path.parent.mkdir(parents=True, exist_ok=True)
     array = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
     if hasattr(os, "posix_fallocate"):  # a mapped file that meets a full disk kills the process

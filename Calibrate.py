@@ -27,6 +27,8 @@ from typing import Any, NamedTuple
 from utils import options
 from utils.command import answer_early, command
 from utils.parser import (
+    FEWEST_PERMUTATIONS,
+    MOST_RESAMPLES,
     Namespace,
     Parser,
     architecture,
@@ -79,10 +81,18 @@ def build_parser() -> Parser:
         help="fit only what the consistency needs: a null, a ceiling",
     )
     group.add_argument(
-        "--bootstrap", type=whole(100), default=1000, metavar="N", help="resamples of the images"
+        "--bootstrap",
+        type=whole(100, MOST_RESAMPLES),
+        default=1000,
+        metavar="N",
+        help="resamples of the images",
     )
     group.add_argument(
-        "--permutations", type=whole(0), default=200, metavar="N", help="of the test; 0: no test"
+        "--permutations",
+        type=whole(FEWEST_PERMUTATIONS, MOST_RESAMPLES, or_zero=True),
+        default=200,
+        metavar="N",
+        help=f"of the test, {FEWEST_PERMUTATIONS} or more; 0: no test",
     )
     group = parser.add_argument_group("images, for untrained nets")
     options.add_image_folders(group)
@@ -96,7 +106,10 @@ def build_parser() -> Parser:
     group.add_argument("--arch_B", type=architecture, help="architecture of B; overrides --arch")
     group = parser.add_argument_group("results")
     group.add_argument(
-        "--json", type=result_file(), metavar="FILE", help="write everything as JSON"
+        "--json",
+        type=result_file(),
+        metavar="FILE",
+        help="write everything as JSON; -: to standard output, and other lines to standard error",
     )
     group.add_argument("--csv", type=result_file(), metavar="FILE", help="write the table as CSV")
     group.add_argument(
@@ -141,7 +154,7 @@ from utils import checkpoint, opening
 from utils.errors import InputError
 from utils.features.nets import doubts
 from utils.features.pairing import Pairing, Parts, Side, classes_of
-from utils.files import sha256
+from utils.files import is_stream, sha256
 from utils.provenance import Provenance
 from utils.report.results import holds_results
 from utils.report.tables import calibration_table, save_report
@@ -678,6 +691,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     directions, left_out = open_directions(parser, args, runtime)
     parts = (directions[0].train, directions[0].val)
     # Fit the others, direction by direction; an interrupted run goes on with those that are kept.
+    beside = None if args.json is None or is_stream(args.json) else args.json
     calibrated, kept = list[Calibrated](), list[Kept]()
     for direction in directions:
         identity = {
@@ -685,7 +699,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             "seed": args.seed,
             "features": direction.train.provenance.to_record(),
         }
-        file = f"{args.json}.back" if args.json and direction.is_back else args.json
+        file = f"{beside}.back" if beside and direction.is_back else beside
         kept.append(Kept(file, identity, runtime))
         calibrated.append(calibrate(args, direction, kept[-1], runtime))
     # The permutation tests of the linear reference, of both directions at one time.
@@ -717,8 +731,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         calibration.save_sums(args.sums, *sums, back=back)
     for fits in kept:
         fits.remove()
-    if args.json and holds_results(Path(args.json).parent):
-        runtime.say_next("Report.py", Path(args.json).parent)
+    if beside and holds_results(Path(beside).parent):
+        runtime.say_next("Report.py", Path(beside).parent)
     return report
 
 

@@ -17,6 +17,8 @@ from typing import Any
 from utils import options
 from utils.command import answer_early, command
 from utils.parser import (
+    LARGEST_IMAGE,
+    MOST_RESAMPLES,
     Checked,
     Namespace,
     Parser,
@@ -89,15 +91,23 @@ def build_parser() -> Parser:
         "--shuffles", type=whole(1), default=3, help="pairings within the class, for the null"
     )
     group.add_argument(
-        "--permutations", type=whole(0), default=0, metavar="N", help="for p-values; 0: none"
+        "--permutations",
+        type=whole(0, MOST_RESAMPLES),
+        default=0,
+        metavar="N",
+        help="for p-values; 0: none",
     )
     group.add_argument(
-        "--bootstrap", type=whole(100), default=1000, metavar="N", help="resamples of the images"
+        "--bootstrap",
+        type=whole(100, MOST_RESAMPLES),
+        default=1000,
+        metavar="N",
+        help="resamples of the images",
     )
     group = parser.add_argument_group("images")
     group.add_argument(
         "--image_size",
-        type=whole(options.SMALLEST_IMAGE),
+        type=whole(options.SMALLEST_IMAGE, LARGEST_IMAGE),
         help="pixels to a side; default: the nets', or the files', if all are one square",
     )
     options.add_normalisation_options(group, two_nets=True)

@@ -18,6 +18,7 @@ from distillation.choices import METHODS, NETS
 from utils import options
 from utils.command import answer_early, command
 from utils.parser import (
+    MOST_PROCESSES,
     Namespace,
     Parser,
     list_of,
@@ -120,7 +121,11 @@ def build_parser() -> Parser:
         "--dataroot", dest="data_root", type=some_path, default=SUPPRESS, help="--data_root"
     )
     group.add_argument(
-        "--nthread", dest="workers", type=whole(0), default=SUPPRESS, help="--workers"
+        "--nthread",
+        dest="workers",
+        type=whole(0, MOST_PROCESSES),
+        default=SUPPRESS,
+        help="--workers",
     )
     group.add_argument(
         "--gpu_id", dest="device_ids", type=list_of(whole(0)), default=SUPPRESS, help="--device_ids"
@@ -181,7 +186,7 @@ from utils.training.engine import Fit, train_one_epoch
 from utils.training.metrics import accuracies_percent
 from utils.training.schedules import set_learning_rate
 
-CHECKPOINT = "checkpoint.pth.tar"
+CHECKPOINT, AUTHORS_LOG = "checkpoint.pth.tar", "log.txt"
 # net1 and net2 say what the first two mean
 AUTHORS_NAMES = {
     "save": "out",
@@ -273,7 +278,7 @@ def write_authors_log(
     named = vars(args) | {theirs: getattr(args, ours) for theirs, ours in AUTHORS_NAMES.items()}
     n_parameters = sum(parameter.numel() for parameter in couple.parameters())
     stats = dcm_log.stats(named, metrics, n_parameters=n_parameters, **facts)
-    dcm_log.write(folder / "log.txt", stats)
+    dcm_log.write(folder / AUTHORS_LOG, stats)
 
 
 def save_nets(
@@ -336,6 +341,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     run = opening.run(
         args, runtime, folder / CHECKPOINT, settings, log_folder=folder, elsewhere="--save"
     )
+    if runtime.is_main:
+        dcm_log.read(folder / AUTHORS_LOG)  # a damaged one is refused before an epoch is trained
     # The images, hashed and not yet decoded.
     images, test_images = find_images(args, run.state)
     opening.bind(args, runtime, images, test_images, outputs=run.path, elsewhere="--save")

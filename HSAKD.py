@@ -243,7 +243,7 @@ def text_log(args: Namespace, run: Run) -> Path:
 
 def write_text_log(args: Namespace, run: Run, device: str, taught: dict[str, float]) -> None:
     """Write the authors' text log anew, from all epochs so far; `taught` is of the teacher."""
-    epochs = runs.read_metrics(run.log_path)
+    epochs = runs.read_metrics(run.log_path, ("Loss", "lr", "seconds"))
     hsakd_log.write(text_log(args, run), run.settings, device, epochs, taught)
 
 

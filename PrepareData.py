@@ -16,7 +16,16 @@ from pathlib import Path
 
 from utils.command import answer_early, command
 from utils.files import check_writable
-from utils.parser import Checked, Namespace, Parser, command_line, some_path, source_path, whole
+from utils.parser import (
+    MOST_PROCESSES,
+    Checked,
+    Namespace,
+    Parser,
+    command_line,
+    some_path,
+    source_path,
+    whole,
+)
 
 DATASETS = (
     "CUB200",
@@ -68,7 +77,7 @@ def build_parser() -> Parser:
     group.add_argument(
         "-j",
         "--workers",
-        type=whole(1),
+        type=whole(1, MOST_PROCESSES),
         default=os.cpu_count() or 1,
         help="processes that crop or threads that write",
     )

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from utils import options
 from utils.command import answer_early, command
 from utils.parser import (
+    MOST_RESAMPLES,
     PICTURES,
     Namespace,
     Parser,
@@ -116,7 +117,7 @@ def build_parser() -> Parser:
     )
     group.add_argument(
         "--bootstrap",
-        type=whole(0),
+        type=whole(0, MOST_RESAMPLES),
         default=1000,
         metavar="N",
         help="resamples for intervals, or 0",
@@ -125,7 +126,10 @@ def build_parser() -> Parser:
     options.add_second_layer_options(parser)
     group = parser.add_argument_group("results")
     group.add_argument(
-        "--json", type=result_file(), metavar="FILE", help="write everything as JSON"
+        "--json",
+        type=result_file(),
+        metavar="FILE",
+        help="write everything as JSON; -: to standard output, and other lines to standard error",
     )
     group.add_argument(
         "--csv", type=result_file(), metavar="FILE", help="write the variances as CSV"
@@ -196,7 +200,7 @@ from utils.data.images import ImageData
 from utils.errors import InputError
 from utils.features.live import live_provenance, live_source
 from utils.features.source import Shape, Source
-from utils.files import sha256
+from utils.files import is_stream, sha256
 from utils.progress import Progress
 from utils.provenance import Provenance
 from utils.report.charts import spectrum_figure
@@ -446,7 +450,8 @@ def say_next(args: Namespace, parser: Parser, source: Provenance, runtime: Runti
         words += [
             *options.arch_words(("--arch_A", "--arch_B"), *archs),
         ]
-        words += ["--json", str(Path(args.json).parent / "calibration.json")] if args.json else []
+        if args.json and not is_stream(args.json):
+            words += ["--json", str(Path(args.json).parent / "calibration.json")]
         runtime.say_next("Calibrate.py", *words, *machine)
     elif not args.convOut_path:
         nets = ("--net_A", args.net_in, "--net_B", args.net_tar, "--resume_Ys", args.transnet[0])

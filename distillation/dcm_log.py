@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.files import replacing
+from utils.runs import read_epochs
 
 BEGIN = "json_stats: "
 # Ends of the authors' names, and this suite's name of the same head; a network without heads has no
@@ -39,11 +40,19 @@ def stats(
     return numbers
 
 
+def read(path: Path) -> list[dict[str, Any]]:
+    """Read the epochs; see `utils.runs.read_epochs`.
+
+    Raises:
+        InputError: a line is damaged.
+    """
+    return read_epochs(path, begin=BEGIN)
+
+
 def write(path: Path, line: Mapping[str, Any]) -> None:
     """Add an epoch's `stats`; lines of this epoch and later ones, of an interrupted run, go."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    kept = [old for old in lines if json.loads(old.removeprefix(BEGIN))["epoch"] < line["epoch"]]
+    kept = [old for old in read(path) if old["epoch"] < line["epoch"]]
     with replacing(path) as temporary:
         temporary.write_text(
-            "".join(f"{text}\n" for text in [*kept, BEGIN + json.dumps(line)]), encoding="utf-8"
+            "".join(f"{BEGIN}{json.dumps(one)}\n" for one in [*kept, line]), encoding="utf-8"
         )

@@ -9,6 +9,9 @@ from typing import Any
 from distillation.choices import NETS, PAIRS
 from utils import options
 from utils.parser import (
+    LARGEST_IMAGE,
+    LARGEST_SEED,
+    MOST_PROCESSES,
     Checked,
     Ignored,
     Namespace,
@@ -149,7 +152,7 @@ def add_options(parser: Parser, command: str) -> None:
         "--manual_seed",
         "--manual",
         dest="seed",
-        type=whole(0),
+        type=whole(0, LARGEST_SEED),
         default=0,
         help="of everything random",
     )
@@ -235,7 +238,7 @@ def _add_data_options(parser: Parser, command: str, recipe: Recipe) -> None:
         "-j",
         neutral=True,
         dest="workers",
-        type=whole(0),
+        type=whole(0, MOST_PROCESSES),
         help="processes that decode images",
     )
     group.add_argument(
@@ -247,7 +250,7 @@ def _add_data_options(parser: Parser, command: str, recipe: Recipe) -> None:
     )
     group.add_argument(
         "--image_size",
-        type=whole(options.SMALLEST_IMAGE),
+        type=whole(options.SMALLEST_IMAGE, LARGEST_IMAGE),
         help="pixels to a side; default: 32, ImageNet 224",
     )
     group.add_argument(

@@ -25,7 +25,7 @@ from utils.command import command
 from utils.errors import InputError
 from utils.files import replacing
 from utils.options import add_data_root
-from utils.parser import Parser, result_file, some_path, whole
+from utils.parser import MOST_RESAMPLES, Parser, result_file, some_path, whole
 from utils.report.charts import CURVES
 from utils.report.tables import markdown_table, save_table
 
@@ -213,7 +213,13 @@ def build_parser() -> Parser:
     group = parser.add_argument_group("what is shared")
     group.add_argument("run", type=some_path, help="what OUT was when the script ran")
     add_data_root(group)
-    group.add_argument("--bootstrap", type=whole(100), default=1000, metavar="N", help="resamples")
+    group.add_argument(
+        "--bootstrap",
+        type=whole(100, MOST_RESAMPLES),
+        default=1000,
+        metavar="N",
+        help="resamples",
+    )
     group.add_argument(
         "--markdown", type=result_file(), metavar="FILE", help="write the table as Markdown"
     )

@@ -180,6 +180,11 @@ def load(path: str | Path, *, mmap: bool = False) -> State:
         if error.errno != errno.EINVAL:
             raise
         raise damaged from None
+    except RecursionError:
+        raise InputError(
+            f"{path} holds lists within lists without end and is refused; save its state_dict alone"
+            " and use that"
+        ) from None
     except (
         EOFError,
         RuntimeError,

@@ -8,15 +8,25 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
 from utils.errors import InputError
+from utils.files import STANDARD_OUTPUT, results_alone
 from utils.parser import Parser
 
 Result = TypeVar("Result")
-# A full disk, a quota, a limit on a file's size; a place that may not be written to
-FULL_OR_FORBIDDEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
+# A full disk, a quota, a limit on a file's size; a place that may not be written to; a pipe whose
+# reader is gone
+NOT_WRITABLE = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EACCES,
+    errno.EROFS,
+    errno.EPIPE,
+)
 
 
 def answer_early(parser: Parser) -> None:
@@ -41,8 +51,10 @@ def command(main: Callable[[Sequence[str] | None], Result]) -> Callable[..., Res
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, _interrupt)  # a cluster's way to say Ctrl-C
         several = False
+        words = map(str, sys.argv[1:] if argv is None else argv)
+        to_output = any(word == STANDARD_OUTPUT or word.endswith("=-") for word in words)
         try:
-            with _ended_in_one_line(name):
+            with _ended_in_one_line(name), results_alone() if to_output else nullcontext():
                 result = main(argv)
                 if several := _is_one_of_several():
                     # Leave together: a process that ends while another still talks to it breaks
@@ -68,7 +80,7 @@ def _ended_in_one_line(name: str) -> Iterator[None]:
         sentence = str(error).splitlines()[-1].removeprefix("utils.errors.InputError: ")
         sys.exit(f"{name}: {sentence}")
     except OSError as error:
-        if error.errno not in FULL_OR_FORBIDDEN:
+        if error.errno not in NOT_WRITABLE:
             raise
         sys.exit(
             f"{name}: cannot write or read {error.filename or 'a file'}: {error.strerror}; files"

@@ -8,19 +8,25 @@ import os
 import re
 import shutil
 import socket
+import sys
 import tempfile
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TextIO
 
 from filelock import BaseFileLock, FileLock, Timeout
 
 from utils.errors import InputError
 from utils.presence import check_file
 
+STANDARD_OUTPUT = "-"
 JOURNAL = ".journal"
+MOST_TEXT_BYTES = 1 << 30  # the names of 10 million images
+# Where results go that are named "-", while `results_alone` keeps other lines away
+_output: ContextVar[TextIO | None] = ContextVar("output", default=None)
 _OWNER = re.compile(r"\.(?P<host>\w+)-(?P<pid>\d+)-[0-9a-f]{8}\.part")
 
 
@@ -30,16 +36,16 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
     On any failure it is removed. So a reader sees the old file or the whole new one, also after a
     crash or on a full disk. A link stays, and its target is replaced. A device or a pipe, such as
-    /dev/stdout, stays too: the whole new file is written into it.
+    /dev/stdout, stays too: the whole new file is written into it. The text "-" is standard output.
 
     Raises:
         OSError: it cannot be written; the error names `path`.
     """
-    path = Path(path).resolve() if Path(path).is_symlink() else Path(path)
-    if path.exists() and not path.is_file() and not path.is_dir():
-        with _into_device(path) as temporary:
+    if is_stream(path):
+        with _into_stream(path) as temporary:
             yield temporary
         return
+    path = Path(path).resolve() if Path(path).is_symlink() else Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _beside(path)
     try:
@@ -149,14 +155,42 @@ def _flush(path: Path) -> None:
         os.fsync(written.fileno())
 
 
+def is_stream(path: str | Path) -> bool:
+    """Whether a result goes into standard output, a device or a pipe, beside which nothing lies.
+
+    A file that is called "-" is the path `Path("-")`, or the text "./-".
+    """
+    if path == STANDARD_OUTPUT:
+        return True
+    return Path(path).exists() and not Path(path).is_file() and not Path(path).is_dir()
+
+
 @contextlib.contextmanager
-def _into_device(path: Path) -> Iterator[Path]:
-    """Yield a temporary path elsewhere, and then write what stands there into a device or a pipe."""
+def results_alone() -> Iterator[None]:
+    """Leave standard output to results that are named "-": other lines go to standard error."""
+    token = _output.set(sys.stdout)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _output.reset(token)
+
+
+@contextlib.contextmanager
+def _into_stream(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path elsewhere, and then write what stands there into a stream."""
     with tempfile.TemporaryDirectory() as folder:
-        temporary = Path(folder, f"part{path.suffix}")
+        temporary = Path(folder, f"part{Path(path).suffix}")
         yield temporary
-        with temporary.open("rb") as written, path.open("wb") as device:
-            shutil.copyfileobj(written, device)
+        with temporary.open("rb") as written, contextlib.ExitStack() as opened:
+            if path == STANDARD_OUTPUT:
+                output = _output.get() or sys.stdout
+                output.flush()  # what was printed before stands before
+                stream: BinaryIO = output.buffer
+            else:
+                stream = opened.enter_context(Path(path).open("wb"))
+            shutil.copyfileobj(written, stream)
+            stream.flush()
 
 
 def normalised_folder(path: str | Path) -> Path:
@@ -257,16 +291,37 @@ def read_json(path: str | Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        InputError: the file is missing or is not JSON.
+        InputError: the file is missing, is not JSON, or is larger or deeper than any of this
+            project.
     """
+    text = read_text(path)
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # also of a number of thousands of digits
         raise InputError(
             f"{path} is not valid JSON ({error}); delete it and make it again"
         ) from None
+
+
+def read_text(path: str | Path) -> str:
+    """Read a text file in UTF-8.
+
+    Raises:
+        InputError: it is no regular file, is too large to be one of this project, or no text.
+    """
+    path = Path(path)
+    if not path.is_file():
+        kind = "is no regular file" if path.exists() else "does not exist"
+        raise InputError(f"{path} {kind}")
+    if path.stat().st_size > MOST_TEXT_BYTES:
+        raise InputError(
+            f"{path} has {in_words(path.stat().st_size)}, and no text of this project has more than"
+            f" {in_words(MOST_TEXT_BYTES)}; remove it and make it again"
+        )
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is no text ({error}); remove it and make it again") from None
 
 
 def in_words(count: int) -> str:

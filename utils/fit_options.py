@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from utils import options, runs
 from utils.parser import (
+    LARGEST_SEED,
     Namespace,
     Parser,
     architecture,
@@ -133,7 +134,7 @@ def add_family_options(parser: Parser) -> None:
     group.add_argument(
         "--seeds",
         neutral=True,
-        type=list_of(whole(0)),
+        type=list_of(whole(0, LARGEST_SEED)),
         metavar="0,1,2",
         help=(
             "initialise a Trans-Net by each of these; the order of the images is --seed's; default:"

@@ -5,8 +5,10 @@ So a pickle builds the stand-ins of this module in their place. They understand 
 Those of arrays are classes with `__setstate__`: a pickle can change nothing but their instances.
 """
 
+import itertools
 import pickle
 import re
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +17,9 @@ from utils.later import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+DEEPEST, MOST_ENTRIES = 100, 5_000_000  # of the containers in a file
 
 
 class NoPlainNumbersError(pickle.UnpicklingError):
@@ -89,16 +94,28 @@ NUMBERS: list[tuple[Any, str]] = [
 
 
 def tensors_for_arrays(value: Any) -> Any:
-    """Replace every array in dictionaries, lists and tuples by a tensor, in place."""
+    """Replace every array in dictionaries, lists and tuples by a tensor, in place.
+
+    Raises:
+        RecursionError: they are nested more than `DEEPEST` times, as a list that contains itself,
+            or hold more than `MOST_ENTRIES`, as a few lists that hold each other many times.
+    """
+    return _replaced(value, itertools.count(), 0)
+
+
+def _replaced(value: Any, visited: Iterator[int], depth: int) -> Any:
+    """Replace arrays; `visited` counts the entries, `depth` the containers around this one."""
+    if next(visited) > MOST_ENTRIES or depth > DEEPEST:
+        raise RecursionError("it holds lists within lists without end")
     if isinstance(value, Array):
         return value.tensor()
     if isinstance(value, dict):
         for key in value:
-            value[key] = tensors_for_arrays(value[key])
+            value[key] = _replaced(value[key], visited, depth + 1)
     elif isinstance(value, list):
-        value[:] = [tensors_for_arrays(entry) for entry in value]
+        value[:] = [_replaced(entry, visited, depth + 1) for entry in value]
     elif type(value) is tuple:
-        return tuple(tensors_for_arrays(entry) for entry in value)
+        return tuple(_replaced(entry, visited, depth + 1) for entry in value)
     return value
 
 

@@ -12,6 +12,9 @@ from utils.errors import InputError
 from utils.files import normalised_folder
 from utils.normalisation import NORMALISATIONS, normalisation_words, read_normalisation
 from utils.parser import (
+    LARGEST_IMAGE,
+    LARGEST_SEED,
+    MOST_PROCESSES,
     Ignored,
     Namespace,
     Parser,
@@ -58,7 +61,10 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--gpu", neutral=True, type=whole(0), help="one GPU; overrides --device_ids")
     group.add_argument(
-        "--seed", type=whole(0), default=0, help="for Python, NumPy and torch; any whole number"
+        "--seed",
+        type=whole(0, LARGEST_SEED),
+        default=0,
+        help="for Python, NumPy and torch; any whole number",
     )
     group.add_argument(
         "--amp", choices=["off", "bf16", "fp16"], default="off", help="mixed precision"
@@ -75,7 +81,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         "-j",
         "--workers",
         neutral=True,
-        type=whole(0),
+        type=whole(0, MOST_PROCESSES),
         default=min(4, os.cpu_count() or 1),
         help="processes that decode images",
     )
@@ -160,7 +166,7 @@ def add_data_options(
     add_image_folders(group)
     group.add_argument(
         "--image_size",
-        type=whole(SMALLEST_IMAGE),
+        type=whole(SMALLEST_IMAGE, LARGEST_IMAGE),
         help=f"pixels to a side; default: the checkpoint's, or {IMAGE_SIZE}",
     )
     group.add_argument(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from utils.errors import InputError
-from utils.files import check_writable
+from utils.files import STANDARD_OUTPUT, check_writable
 from utils.presence import (
     check_architecture,
     check_checkpoint,
@@ -28,6 +28,15 @@ from utils.presence import (
 from utils.remarks import remark
 
 PICTURES = (".png", ".svg", ".pdf")
+# The bounds of numbers that have no closer one: what is above is a slip, and would fill the memory
+# or never end. `whole` and `real` refuse it before anything is read.
+MOST = 1_000_000  # epochs, steps, images of a batch
+MOST_RESAMPLES = 100_000  # of a bootstrap or a permutation test
+MOST_PROCESSES = 1024
+LARGEST_IMAGE = 8192  # pixels to a side: such an image takes 0.8 GB as float32
+LARGEST_SEED = 2**64 - 1
+FEWEST_PERMUTATIONS = 19  # for a level of 0.05, which is 1 of 20
+DIGITS = 40  # of a number that is read at all
 
 
 PlainNamespace = argparse.Namespace  # as checkpoints of other programs hold it
@@ -236,14 +245,20 @@ def _with_underscores(word: str) -> str:
     return "--" + name[2:].replace("-", "_") + equals + value
 
 
-def whole(at_least: int) -> Callable[[str], int]:
-    """Make an argparse type for whole numbers."""
+def whole(at_least: int, at_most: int = MOST, *, or_zero: bool = False) -> Callable[[str], int]:
+    """Make an argparse type for whole numbers from `at_least` to `at_most`.
+
+    `or_zero` takes 0 besides, where it means none.
+    """
+    wanted = f"{'0, or ' if or_zero else ''}a whole number of at"
 
     def parse(text: str) -> int:
-        if not re.fullmatch(r"[+-]?\d+", text.strip()) or int(text) < at_least:
-            raise argparse.ArgumentTypeError(
-                f"expected a whole number of at least {at_least}, got {text!r}"
-            )
+        shown = text if len(text) <= DIGITS else f"{text[:DIGITS]}…"
+        is_whole = re.fullmatch(r"[+-]?\d+", text.strip())
+        if (is_whole and len(text) > DIGITS) or (is_whole and int(text) > at_most):
+            raise argparse.ArgumentTypeError(f"expected {wanted} most {at_most}, got {shown!r}")
+        if not is_whole or not (int(text) >= at_least or (or_zero and int(text) == 0)):
+            raise argparse.ArgumentTypeError(f"expected {wanted} least {at_least}, got {shown!r}")
         return int(text)
 
     return parse
@@ -347,9 +362,14 @@ source_path = Checked(check_source, lambda text: Path(some_path(text)))
 
 
 def result_file(*endings: str) -> Callable[[str], str]:
-    """Make an argparse type for files to be written, with one of these endings if there are any."""
+    """Make an argparse type for files to be written, with one of these endings if there are any.
+
+    Without endings "-" is standard output.
+    """
 
     def parse(text: str) -> str:
+        if text == STANDARD_OUTPUT and not endings:
+            return text
         if Path(some_path(text)).is_dir():
             raise argparse.ArgumentTypeError(f"expected a file, and {text} is a folder")
         try:

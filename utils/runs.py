@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
-from utils.files import check_unclaimed, claim, replacing
+from utils.errors import InputError
+from utils.files import check_unclaimed, claim, read_text, replacing
 from utils.later import tensorboard
+from utils.remarks import remark
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -215,23 +217,55 @@ def board_tag(name: str) -> str:
     return f"{split}/{rest}" if split in ("val", "test") and rest else f"train/{name}"
 
 
-def read_metrics(path: str | Path) -> list[dict[str, float]]:
-    """Read a `metrics.jsonl`, without a last line that a crash tore; a missing file is empty.
+def read_metrics(path: str | Path, numbers: Sequence[str] = ()) -> list[dict[str, float]]:
+    """Read a `metrics.jsonl`; see `read_epochs`.
 
     Returns:
         A dictionary an epoch, "epoch" counted from 1. Lines of earlier versions, which counted
         from 0, are counted anew.
     """
-    path = Path(path)
-    lines = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    if lines and lines[0].get("epoch") == 0:
+    lines = read_epochs(path, numbers=numbers)
+    if lines and lines[0]["epoch"] == 0:
         lines = [{**line, "epoch": line["epoch"] + 1} for line in lines]
     return lines
+
+
+def read_epochs(
+    path: str | Path, *, begin: str = "", numbers: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """Read a log of a JSON object a line, without a last line that a crash tore, which is said.
+
+    Args:
+        path: of the log; a missing one is empty.
+        begin: stands before each object.
+        numbers: names that each object must have, with numbers.
+
+    Raises:
+        InputError: another line is damaged, or has no number of its epoch; the message names it.
+    """
+    path = Path(path)
+    if not path.exists():
+        return []
+    epochs = list[dict[str, Any]]()
+    text = read_text(path)
+    lines = text.removesuffix("\n").split("\n") if text else []
+    for number, line in enumerate(lines, start=1):
+        where = f"{path}, line {number}"
+        remedy = "remove the line, or the file if its numbers are of no use"
+        try:
+            epoch = json.loads(line.removeprefix(begin))
+        except (ValueError, RecursionError):
+            if number == len(lines) and not text.endswith("\n"):
+                remark(f"the last line of {path} was not written to its end, and is left out")
+                break
+            raise InputError(f"{where} is damaged; {remedy}") from None
+        for name in ("epoch", *numbers):
+            value = epoch.get(name) if isinstance(epoch, dict) else None
+            kinds = (int,) if name == "epoch" else (int, float)
+            if not isinstance(value, kinds) or isinstance(value, bool) or value < 0:
+                raise InputError(f"{where} has no number {name}; {remedy}")
+        epochs.append(epoch)
+    return epochs
 
 
 def describe(metrics: dict[str, float]) -> str:

@@ -21,6 +21,15 @@ MISTAKES = [
     # Numbers out of range.
     (Training, "{new} --epochs -2", "--epochs: expected a whole number of at least 1, got '-2'", 2),
     (Training, "{new} --epochs 0", "--epochs: expected a whole number of at least 1, got '0'", 2),
+    (Training, "{new} --epochs 1000000000000", "--epochs: .*, got '1000000000000'", 2),
+    (Training, "{new} --workers 100000", "--workers: .*, got '100000'", 2),
+    (Training, "{new} --image_size 100000", "--image_size: .*, got '100000'", 2),
+    (Training_TransNet, "{fit} --steps 1000000000", "--steps: .*, got '1000000000'", 2),
+    (Compare, "{a} {b} --bootstrap 1000000000", "--bootstrap: .*, got '1000000000'", 2),
+    (Compare, "{a} {b} --permutations 1000000000", "--permutations: .*, got '1000000000'", 2),
+    (Calibrate, "{measure} --bootstrap 1000000000", "--bootstrap: .*, got '1000000000'", 2),
+    # Too few for the level that the report tests at
+    (Calibrate, "{measure} --permutations 10", "--permutations: .* 19, got '10'", 2),
     (Training, "{new} --epochs 1.5", "--epochs: expected a whole number", 2),
     (
         Training,

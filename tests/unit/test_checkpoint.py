@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from utils import checkpoint
+from tests.mistakes import refused
+from utils import checkpoint, numpy_values
 from utils.errors import InputError
 
 
@@ -220,3 +221,21 @@ def test_numpys_numbers_are_read_and_its_objects_refused(tmp_path):
         with pytest.raises(InputError, match=r"net\.pth\.tar .*numpy\.dtype") as refused:
             checkpoint.load(path)
         assert "\n" not in str(refused.value)
+
+
+def endless(kind):
+    """Lists that contain themselves, lie deep in each other, or hold each other many times."""
+    inner = []
+    if kind == "itself":
+        inner.append(inner)
+    for _ in range({"deep": 150, "doubled": 60}.get(kind, 0)):
+        inner = [inner, inner] if kind == "doubled" else [inner]
+    return inner
+
+
+@pytest.mark.parametrize("kind", ["itself", "deep", "doubled"])
+def test_lists_without_end_are_refused(tmp_path, kind, monkeypatch):
+    monkeypatch.setattr(numpy_values, "MOST_ENTRIES", 1000)
+    torch.save({"settings": endless(kind)}, tmp_path / "net.pth")
+    with refused(tmp_path / "net.pth"):
+        checkpoint.load(tmp_path / "net.pth")

@@ -11,13 +11,17 @@ from pathlib import Path
 
 import pytest
 
+from tests.mistakes import refused
+from utils import files
 from utils.errors import InputError
 from utils.files import (
     check_unclaimed,
     claim,
     in_words,
+    is_stream,
     read_json,
     replacing,
+    results_alone,
     settle,
     sha256,
     write_csv,
@@ -139,9 +143,7 @@ def test_json_that_cannot_be_read(tmp_path):
         read_json(tmp_path / "v.json")
     for content in (b'{"var": 1', b"\xff\xfe", b""):
         (tmp_path / "v.json").write_bytes(content)
-        with pytest.raises(
-            InputError, match=r"v\.json is not valid JSON .*; delete it and make it again"
-        ):
+        with refused(tmp_path / "v.json"):
             read_json(tmp_path / "v.json")
 
 
@@ -286,3 +288,47 @@ def test_a_lock_that_a_crash_left_behind_holds_nobody_up(tmp_path):
 )
 def test_bytes_are_said_in_the_unit_that_leaves_digits(count, said):
     assert in_words(count) == said
+
+
+def test_json_that_is_too_deep_too_large_or_no_file_is_refused(tmp_path, monkeypatch):
+    texts = {
+        "deep.json": "[" * 100_000,
+        "digits.json": "9" * 5000,
+        "bytes.json": "\udcff",
+        "cut.json": '{"a": ',
+    }
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text, encoding="utf-8", errors="surrogateescape")
+    os.mkfifo(tmp_path / "pipe.json")
+    for name in (*texts, "pipe.json", "nowhere.json", "."):
+        with refused(tmp_path / name):
+            read_json(tmp_path / name)
+    (tmp_path / "large.json").write_text("[1, 2, 3]")
+    monkeypatch.setattr(files, "MOST_TEXT_BYTES", 8)
+    with refused(tmp_path / "large.json", "9 bytes", "8 bytes"):
+        read_json(tmp_path / "large.json")
+
+
+def test_a_dash_is_standard_output_and_other_lines_go_elsewhere(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with results_alone():
+        print("a line")
+        write_json("-", {"a": 1})
+        write_csv("-", [["x"], [2]])
+    print("after")
+    printed = capsys.readouterr()
+    assert printed.out.split() == ["{", '"a":', "1", "}", "x", "2", "after"]
+    assert printed.err == "a line\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_may_be_called_a_dash(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_json("./-", 1)
+    assert read_json(tmp_path / "-") == 1
+    assert [is_stream(path) for path in ("-", "./-", "/dev/null", "new")] == [
+        True,
+        False,
+        True,
+        False,
+    ]

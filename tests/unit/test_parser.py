@@ -3,8 +3,19 @@ import math
 
 import pytest
 
+from tests import mistakes
 from utils import remarks
-from utils.parser import Ignored, Parser, list_of, plain_name, real, some_path, whole
+from utils.parser import (
+    MOST,
+    Ignored,
+    Parser,
+    list_of,
+    plain_name,
+    real,
+    result_file,
+    some_path,
+    whole,
+)
 
 
 @pytest.fixture
@@ -171,6 +182,28 @@ def test_what_is_no_whole_number_of_the_range(text):
     assert str(error.value) == f"expected a whole number of at least 3, got {text!r}"
 
 
+@pytest.mark.parametrize("text", ["8", "+9", "1" + "0" * 50, "9" * 5000])
+def test_a_whole_number_above_the_range_is_named_and_cut_short(text):
+    with mistakes.refused(7, text[:40], kind=argparse.ArgumentTypeError) as error:
+        whole(3, 7)(text)
+    assert len(str(error.value)) < 120
+    assert whole(3, 7)("7") == 7
+
+
+def test_every_whole_number_has_a_bound():
+    assert whole(0)(str(MOST)) == MOST
+    with mistakes.refused(MOST, MOST + 1, kind=argparse.ArgumentTypeError):
+        whole(0)(str(MOST + 1))
+
+
+def test_none_may_be_the_one_number_below_the_range():
+    some = whole(19, or_zero=True)
+    assert [some(text) for text in ("0", "19")] == [0, 19]
+    for text in ("1", "18", "-1"):
+        with mistakes.refused("0", 19, text, kind=argparse.ArgumentTypeError):
+            some(text)
+
+
 @pytest.mark.parametrize(("text", "value"), [("0", 0.0), ("1e-3", 1e-3), ("2", 2.0), (" .5 ", 0.5)])
 def test_real_numbers(text, value):
     assert real()(text) == value
@@ -280,3 +313,9 @@ def test_neutral_options_of_a_command_are_the_steps():
     commands.add_parser("fit", description="Fit.").add_argument("--gpu", neutral=True)
     commands.add_parser("draw", description="Draw.").add_argument("--size", neutral=True)
     assert step.parse_args(["fit"]).neutral == {"gpu"}
+
+
+def test_results_without_an_ending_go_to_standard_output():
+    assert result_file()("-") == "-"
+    with mistakes.refused(".png", "-", kind=argparse.ArgumentTypeError):
+        result_file(".png")("-")

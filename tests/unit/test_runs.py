@@ -7,7 +7,8 @@ import pytest
 from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from utils import runs
+from tests.mistakes import refused
+from utils import remarks, runs
 from utils.errors import InputError
 from utils.runs import RunLog, board_tag, read_metrics
 
@@ -217,3 +218,42 @@ def test_a_run_is_saved_by_time_too(tmp_path, monkeypatch):
     assert log.overdue
     log.saved(Path("net.pth.tar"), 1)
     assert not log.overdue
+
+
+WHOLE = '{"epoch": 1, "Loss": 3.0}\n{"epoch": 2, "Loss": 2.0}\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "name"),
+    [
+        ('{"epoch": 1, "Lo\n' + WHOLE, 1, ""),
+        (WHOLE + "[1]\n", 3, "epoch"),
+        (WHOLE + '{"Loss": 1.0}\n', 3, "epoch"),
+        (WHOLE + '{"epoch": "3"}\n', 3, "epoch"),
+        (WHOLE + '{"epoch": true}\n', 3, "epoch"),
+        (WHOLE + '{"epoch": -1}\n', 3, "epoch"),
+        (WHOLE + "[" * 100_000 + "\n", 3, ""),
+        (WHOLE + '{"epoch": 3, "Loss": null}\n', 3, "Loss"),
+    ],
+)
+def test_a_damaged_line_of_a_log_is_named(tmp_path, text, line, name):
+    (tmp_path / "metrics.jsonl").write_text(text)
+    with refused(tmp_path / "metrics.jsonl", f"line {line}", name):
+        read_metrics(tmp_path / "metrics.jsonl", ["Loss"])
+
+
+def test_a_log_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "metrics.jsonl").write_bytes(b"\xff\xfe")
+    with refused(tmp_path / "metrics.jsonl"):
+        read_metrics(tmp_path / "metrics.jsonl")
+
+
+def test_a_torn_last_line_is_left_out_and_said(tmp_path, capsys):
+    remarks.forget()
+    for length in range(len(WHOLE) // 2 + 1, len(WHOLE) - 2):
+        (tmp_path / "metrics.jsonl").write_text(WHOLE[:length])
+        assert [line["epoch"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [1]
+    assert str(tmp_path / "metrics.jsonl") in capsys.readouterr().out
+    # A line that is whole but for its end is whole.
+    (tmp_path / "metrics.jsonl").write_text(WHOLE[:-1])
+    assert [line["epoch"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2]

@@ -15,6 +15,7 @@ Other grey is scaled; Pillow would cut it at 255:
   Other values, and NaN, are refused.
 """
 
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,8 @@ def open_rgb(path: Path) -> Image.Image:
             message has its path.
     """
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ValueError("it is a pipe, a device or a folder")
         with path.open("rb") as file, Image.open(file) as image:
             return to_rgb(image)
     except Exception as error:  # decoders raise nearly anything on broken bytes

@@ -52,6 +52,7 @@ ENDINGS = (
 )
 NAMED = 3  # left-out files of each kind that a message names
 AGAIN, LOOSE = "links to folders listed already", "images in no class folder"
+NO_FILES = "pipes, devices or sockets"
 
 Identity = tuple[int, int]  # device and inode: two paths to one folder have the same
 
@@ -168,6 +169,9 @@ def _walk(
                 left_out.add("hidden", name)
             elif entry.name.lower() in JUNK_FILES:
                 left_out.add("of the system", name)
+            # To open a pipe waits for ever. A link that leads nowhere is named when it is read.
+            elif not entry.is_file() and Path(entry.path).exists():
+                left_out.add(NO_FILES, name)
             elif (ending := _ending(entry.name)) in endings:
                 files.append(entry.name)
             else:

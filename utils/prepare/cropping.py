@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import signal
+import stat
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -121,12 +122,15 @@ def crop_one(crop: Crop, target: Path) -> Outcome:
     destination = target / crop.output
     where = printable(crop.source)
     try:
-        source_bytes = crop.source.stat().st_size
+        status = crop.source.stat()
+        source_bytes = status.st_size
         record = json.dumps(
             {"photo": printable(crop.source.name), "bytes": source_bytes, "box": crop.box}
         ).encode()
         if _is_current(destination, record):
             return Outcome()
+        if not stat.S_ISREG(status.st_mode):  # to open a pipe waits for ever
+            return Outcome(Problem("unreadable photo", f"{where}: no regular file"))
         with Image.open(crop.source) as photo:
             box = clamp(crop.box, photo.size)
             if box[0] >= box[2] or box[1] >= box[3]:

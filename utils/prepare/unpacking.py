@@ -2,6 +2,7 @@
 
 import contextlib
 import gzip
+import lzma
 import shutil
 import tarfile
 import zipfile
@@ -11,7 +12,13 @@ from pathlib import Path
 
 from utils.data.datasets import printable
 from utils.errors import InputError
+from utils.files import in_words
 from utils.presence import check_source
+
+MOST_FREE = 0.9  # of the free room of the disk
+# Photos and arrays of pixels unpack to about their own size, lists of boxes to 20 times of it.
+MOST_RATIO, SMALL = 100, 100_000_000  # times the archive; so many bytes are always allowed
+MOST_FILES = 5_000_000
 
 
 @contextlib.contextmanager
@@ -51,17 +58,55 @@ def unpacked(sources: list[Path], parts: dict[str, str], scratch: Path) -> Itera
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+class _Measure:
+    """Count what an archive would write, and refuse it before it is written.
+
+    Args:
+        archive: the file.
+        folder: where it is unpacked.
+    """
+
+    def __init__(self, archive: Path, folder: Path) -> None:
+        self._archive, self._files, self._bytes = archive, 0, 0
+        packed = archive.stat().st_size
+        self._most = min(
+            MOST_FREE * shutil.disk_usage(folder).free, max(SMALL, MOST_RATIO * packed)
+        )
+
+    def add(self, size: int) -> None:
+        """Count one more file of `size` bytes.
+
+        Raises:
+            InputError: there are too many, or no room for them, or more than photos unpack to.
+        """
+        self._files, self._bytes = self._files + 1, self._bytes + size
+        if self._files > MOST_FILES:
+            raise InputError(
+                f"{self._archive} is refused, because it holds more than {MOST_FILES:,} files"
+            )
+        if self._bytes > self._most:
+            raise InputError(
+                f"{self._archive} is refused, because it unpacks to {in_words(self._bytes)} or more,"
+                f" and {in_words(int(self._most))} is the most that this disk and an archive of"
+                f" {in_words(self._archive.stat().st_size)} allow; make room, or unpack it yourself"
+                " and give --src the folder"
+            )
+
+
 def _unpack(archive: Path, folder: Path) -> None:
     """Unpack a tar or zip archive into a folder.
 
     Raises:
-        InputError: it is damaged, or would write outside of the folder.
+        InputError: it is damaged, would write outside of the folder, or is far larger unpacked.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    measure = _Measure(archive, folder)
     try:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as members:
-                for name in members.namelist():
+                for member in members.infolist():
+                    measure.add(member.file_size)
+                    name = member.filename
                     if not (folder / name).resolve().is_relative_to(folder.resolve()):
                         raise InputError(
                             f"{archive} is refused, because it would write outside its folder:"
@@ -70,7 +115,8 @@ def _unpack(archive: Path, folder: Path) -> None:
                 members.extractall(folder)
         else:
             with tarfile.open(archive) as tar:
-                tar.extractall(folder, filter="data")  # refuses paths and links out of the folder
+                # "data" refuses paths and links out of the folder
+                tar.extractall(folder, _measured(tar, measure), filter="data")
     except tarfile.FilterError as error:
         raise InputError(
             f"{archive} is refused, because it would write outside its folder: {error}"
@@ -81,12 +127,26 @@ def _unpack(archive: Path, folder: Path) -> None:
         EOFError,
         gzip.BadGzipFile,
         zlib.error,
+        lzma.LZMAError,
         RuntimeError,
+        OSError,
     ) as error:
+        if getattr(error, "errno", None) is not None:  # of the disk; a decompressor names none
+            raise
         reason = str(error).partition(":\n")[0]
         raise InputError(
             f"{archive} is no whole tar or zip archive ({reason}); download it again"
         ) from None
+
+
+def _measured(tar: tarfile.TarFile, measure: _Measure) -> Iterator[tarfile.TarInfo]:
+    """Give the members of a tar archive, each measured before it is written.
+
+    A list of all would take a pass of its own over a compressed archive.
+    """
+    for member in tar:
+        measure.add(member.size)
+        yield member
 
 
 def _places(folder: Path, name: str) -> list[Path]:

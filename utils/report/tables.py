@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from utils.files import write_csv, write_json, write_text
+from utils.files import is_stream, write_csv, write_json, write_text
 
 ONE_PAIR = "about these two nets; nets of other seeds may share more or less"
 
@@ -461,5 +461,6 @@ def save_report(
 
 
 def _say_saved(*files: str | None) -> None:
-    for file in filter(None, files):
-        print(f"saved {file}")
+    for file in files:
+        if file and not is_stream(file):
+            print(f"saved {file}")

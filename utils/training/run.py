@@ -22,7 +22,7 @@ from utils import checkpoint
 from utils.errors import InputError
 from utils.files import check_unclaimed
 from utils.provenance import Provenance
-from utils.runs import RunLog
+from utils.runs import RunLog, read_metrics
 from utils.runtime import Runtime
 from utils.training import resume as resuming
 from utils.training.engine import Fit
@@ -126,6 +126,8 @@ class Run:
         self.best_acc1 = float(self.state.get("best_acc1") or 0) if self.has_best else 0.0
         self.is_best = False
         self.log_path = log_folder / "metrics.jsonl"
+        if runtime.is_main:
+            read_metrics(self.log_path)  # a damaged one is refused before an epoch is trained
         self._stage_epochs, self._epochs = epochs, epochs * stages
         self._val_epoch, self._save_epoch = val_epoch, save_epoch
         self._elsewhere, self._again = elsewhere, again

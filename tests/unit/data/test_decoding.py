@@ -1,5 +1,6 @@
 """Every kind of numbers in an image file becomes the right 8 bits."""
 
+import os
 import struct
 import zlib
 
@@ -206,3 +207,11 @@ def test_the_orientation_of_a_camera_is_not_applied(tmp_path):
     exif[0x0112] = 6  # turn by 90 degrees
     Image.fromarray(COLOURS[:8]).save(tmp_path / "x.png", exif=exif)
     assert np.array_equal(read(tmp_path / "x.png"), COLOURS[:8])
+
+
+def test_a_pipe_and_a_device_are_no_images(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    for name in ("pipe.png", "zero.png"):
+        with refused(tmp_path / name):
+            read(tmp_path / name)

@@ -1,8 +1,10 @@
 """What is an image and what is left out, in the folders that people have."""
 
+import os
+
 import pytest
 
-from tests.mistakes import refused
+from tests.mistakes import check_line, refused
 from tests.unit.photos import make_folder, make_photo
 from utils.data.images import ImageData, load_images
 from utils.data.listing import order_note
@@ -40,6 +42,14 @@ def test_hidden_and_junk_files_and_folders_are_neither_images_nor_classes(photos
     assert data.paths == ["a/00.jpg", "a/01.jpg", "b/00.jpg"] and data.classes == ["a", "b"]
     kind = "hidden" if name in HIDDEN else "of the system"
     assert len(data.notes) == 1 and data.notes[0].startswith(f"left out: 1 {kind} (")
+
+
+def test_what_would_wait_for_ever_when_it_is_opened_is_no_image(photos):
+    os.mkfifo(photos / "a" / "pipe.png")
+    (photos / "b" / "link.png").symlink_to("/dev/zero")
+    data = load(photos)
+    assert data.paths == ["a/00.jpg", "a/01.jpg", "b/00.jpg"]
+    check_line(data.notes[0], 2, "a/pipe.png", "b/link.png")
 
 
 def test_what_is_left_out_is_counted_by_kind_and_named(photos):

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from distillation import dcm_log
+from tests.mistakes import refused
 
 METRICS = {
     "Loss": 9.0,
@@ -64,3 +65,17 @@ def test_a_failed_write_leaves_the_file_as_it_was(tmp_path):
         dcm_log.write(path, {"epoch": 2, "broken": object()})
     assert path.read_text() == 'json_stats: {"epoch": 1}\n'
     assert [entry.name for entry in tmp_path.iterdir()] == ["log.txt"]
+
+
+def test_a_damaged_line_is_named_and_a_torn_one_left_out(tmp_path):
+    path = tmp_path / "log.txt"
+    dcm_log.write(path, {"epoch": 1, "train_loss": 10})
+    whole = path.read_text()
+    path.write_text(whole + whole[:20])
+    dcm_log.write(path, {"epoch": 2, "train_loss": 20})
+    assert [line["epoch"] for line in dcm_log.read(path)] == [1, 2]
+    path.write_text("epoch 1: 3\n" + whole)
+    with refused(path, "line 1"):
+        dcm_log.read(path)
+    with refused(path, "line 1"):
+        dcm_log.write(path, {"epoch": 2, "train_loss": 20})

@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -215,3 +217,9 @@ def test_images_of_other_options_are_not_mixed_in(tmp_path):
     ):
         clear_target(tmp_path, {"train/a/1.jpg"})
     assert (tmp_path / "test/b/old.jpg").exists()
+
+
+def test_a_pipe_is_no_photo(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    outcome = crop_one(Crop(tmp_path / "pipe.png", BOX, "train/a/1.jpg"), tmp_path)
+    assert not outcome.made and "pipe.png" in outcome.problem.where

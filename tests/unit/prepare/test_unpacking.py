@@ -1,10 +1,13 @@
 import io
 import tarfile
 import zipfile
+from types import SimpleNamespace
 
 import pytest
 
+from tests.mistakes import refused
 from utils.errors import InputError
+from utils.prepare import unpacking
 from utils.prepare.unpacking import find, unpacked
 
 
@@ -120,3 +123,48 @@ def test_find_takes_the_nearest_and_refuses_none_or_two(tmp_path):
         find([tmp_path], "Annotation", "annotation.tar")
     with pytest.raises(InputError, match=r"Images is at .* and at .*; point --src at one of them"):
         find([tmp_path / "a", tmp_path], "Images", "images.tar")
+
+
+def make_bomb(path, size):
+    """Make an archive of one file of zeros."""
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("zeros", bytes(size))
+    else:
+        with tarfile.open(path, "w:gz") as tar:
+            member = tarfile.TarInfo("zeros")
+            member.size = size
+            tar.addfile(member, io.BytesIO(bytes(size)))
+    return path
+
+
+@pytest.mark.parametrize("name", ["bomb.zip", "bomb.tgz"])
+def test_what_unpacks_to_many_times_its_size_is_refused_before_it_is_written(
+    tmp_path, name, monkeypatch
+):
+    monkeypatch.setattr(unpacking, "SMALL", 1000)
+    bomb = make_bomb(tmp_path / name, 1_000_000)
+    with refused(name), unpacked([bomb], {}, tmp_path / "scratch"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    # As much from an archive that is not so small is no bomb.
+    monkeypatch.setattr(unpacking, "MOST_RATIO", 10_000)
+    with unpacked([bomb], {}, tmp_path / "scratch") as folders:
+        assert (folders[0] / "zeros").stat().st_size == 1_000_000
+
+
+@pytest.mark.parametrize("name", ["photos.zip", "photos.tar"])
+def test_what_the_disk_has_no_room_for_is_refused_before_it_is_written(tmp_path, name, monkeypatch):
+    archive = make_archive(tmp_path / name, ["1.jpg", "2.jpg", "3.jpg"])
+    monkeypatch.setattr(unpacking.shutil, "disk_usage", lambda _: SimpleNamespace(free=20))
+    with refused(name, "21 bytes"), unpacked([archive], {}, tmp_path / "scratch"):
+        pass
+    assert not (tmp_path / "scratch").exists()
+
+
+@pytest.mark.parametrize("name", ["photos.zip", "photos.tar"])
+def test_more_files_than_any_data_set_has_are_refused(tmp_path, name, monkeypatch):
+    archive = make_archive(tmp_path / name, ["1.jpg", "2.jpg", "3.jpg"])
+    monkeypatch.setattr(unpacking, "MOST_FILES", 2)
+    with refused(name, 2), unpacked([archive], {}, tmp_path / "scratch"):
+        pass

@@ -39,6 +39,7 @@ DEFAULT = "default"  # names the gate's own policy
 policy_file = Checked(check_file, but=(DEFAULT,))
 
 ALL = "all"  # of --at
+LEAST_REFERENCES = 2  # of `consistency.class_gaps`
 SIDE, ATLAS_SIDE = 8, 4  # positions to a side of the maps of a pair, of an atlas and of a matrix
 
 
@@ -76,6 +77,20 @@ def build_parser() -> Parser:
     )
     group.add_argument(
         "--at2", type=list_of(some_path), metavar="A,B,C", help="those of B, where they differ"
+    )
+    group = parser.add_argument_group("which distinctions B makes and A does not")
+    group.add_argument(
+        "--references",
+        nargs="+",
+        type=checkpoint_file,
+        metavar="NET",
+        help=(
+            "nets of B's recipe from other seeds, two or more: a pair of classes is called where A"
+            " loses more of it than they do"
+        ),
+    )
+    group.add_argument(
+        "--arch_references", type=architecture, metavar="ARCH", help="of these; default: B's"
     )
     group = parser.add_argument_group("how much is computed")
     group.add_argument(
@@ -160,6 +175,11 @@ def has_matrix(args: Namespace) -> bool:
     return bool(args.at == [ALL])
 
 
+def references_of(args: Namespace) -> Sequence[str]:
+    """Name the checkpoints of B's recipe."""
+    return args.references or ()
+
+
 def is_gated(args: Namespace) -> bool:
     """Whether the command decides."""
     return any(value is not None for value in (args.gate, args.fail_below, args.fail_above_flips))
@@ -178,7 +198,17 @@ def check_options(parser: Parser, args: Namespace) -> None:
     if len(args.nets) > 2:
         of_two = ["at2", "arch_A", "arch_B", "normalisation1", "normalisation2", "permutations"]
         gate = ["gate", "fail_below", "fail_above_flips"]
-        parser.refuse_without_effect(args, [*of_two, *gate], "beside more than two nets")
+        references = ["references", "arch_references"]
+        parser.refuse_without_effect(
+            args, [*of_two, *references, *gate], "beside more than two nets"
+        )
+    if not args.references:
+        parser.refuse_without_effect(args, ["arch_references"], "without --references")
+    elif len(args.references) < LEAST_REFERENCES:
+        parser.error(
+            f"--references {args.references[0]} does not say what differs between seeds; name"
+            f" {LEAST_REFERENCES} nets or more"
+        )
     if args.quick:
         parser.refuse_without_effect(args, ["shuffles", "permutations"], "beside --quick")
     if args.device_ids and len(args.device_ids) > 1:
@@ -192,7 +222,14 @@ if __name__ == "__main__":
 import torch
 
 from consistency.compared import ComparedImages, ComparedNet
-from consistency.compared_nets import NetFeatures, Place, Survey, matched_places, survey
+from consistency.compared_nets import (
+    NetFeatures,
+    Place,
+    Survey,
+    matched_places,
+    same_places,
+    survey,
+)
 from consistency.comparison import Comparing, Effort, Work
 from consistency.comparison_report import Comparison, make_record, weights_of
 from consistency.comparison_tables import measure_atlas, measure_matrix
@@ -227,9 +264,10 @@ def image_size(args: Namespace, states: Sequence[Mapping[str, Any]], data: Image
 
 
 def architectures(args: Namespace) -> list[str | None]:
-    """Give the architectures that options name, of each net."""
-    named = [args.arch_A, args.arch_B, *[None] * len(args.nets)]
-    return [of_net or args.arch for of_net in named[: len(args.nets)]]
+    """Give the architectures that options name, of each net and of each reference."""
+    named = [args.arch_A, args.arch_B, *[None] * len(args.nets)][: len(args.nets)]
+    named += [args.arch_references or args.arch_B] * len(references_of(args))
+    return [of_net or args.arch for of_net in named]
 
 
 def short_names(surveys: Sequence[Survey], labels: Sequence[str]) -> list[str]:
@@ -241,7 +279,7 @@ def short_names(surveys: Sequence[Survey], labels: Sequence[str]) -> list[str]:
     ):
         if len(set(names)) == len(names):
             return names
-    return list(labels)
+    return list(labels[: len(surveys)])
 
 
 def knows_classes(of: Survey, classes: Sequence[str]) -> str:
@@ -297,8 +335,10 @@ def identity_of(data: ImageData) -> str:
 
 
 def labels_of(args: Namespace) -> Sequence[str]:
-    """Label the nets."""
-    return LABELS if len(args.nets) == 2 else [f"N{number + 1}" for number in range(len(args.nets))]
+    """Label the nets, and B's references behind them."""
+    if is_atlas(args):
+        return [f"N{number + 1}" for number in range(len(args.nets))]
+    return [*LABELS, *(f"B{number + 1}" for number in range(len(references_of(args))))]
 
 
 def notes_of(images: ComparedImages, nets: Sequence[ComparedNet], side: int) -> list[str]:
@@ -367,17 +407,32 @@ def open_nets(args: Namespace, work: Work) -> list[Survey]:
     """Read what the checkpoints are, and choose the size of the images that all nets see.
 
     Where no option names it, `args.image_size` is filled in.
+
+    Returns:
+        Of the nets, then of B's references.
+
+    Raises:
+        InputError: a reference is A, B or another reference.
     """
     with work.part("reading nets"):
-        asked = architectures(args)
-        models_and_states = [read_classifier(*named) for named in zip(args.nets, asked)]
+        asked, files = architectures(args), [*args.nets, *references_of(args)]
+        models_and_states = [read_classifier(*named) for named in zip(files, asked)]
         states = [state for _, state in models_and_states]
         # Only file names and sizes are read here, so any size serves to list the folder.
         size = image_size(args, states, load_folder(args.images, options.IMAGE_SIZE)[1])
-        return [
+        surveys = [
             survey(path, arch, model_and_state, size, work.kept)
-            for path, arch, model_and_state in zip(args.nets, asked, models_and_states)
+            for path, arch, model_and_state in zip(files, asked, models_and_states)
         ]
+    count = len(args.nets)
+    for place, reference in enumerate(surveys[count:], count):
+        for other in surveys[:place]:
+            if reference.sha256 == other.sha256:
+                raise InputError(
+                    f"--references {reference.path} holds the net of {other.path}; name nets of"
+                    " other seeds"
+                )
+    return surveys
 
 
 def open_images(
@@ -409,9 +464,14 @@ def open_images(
 def choose_places(
     args: Namespace, surveys: Sequence[Survey], images: ComparedImages, runtime: Runtime
 ) -> list[list[Place]]:
-    """Choose the layers of each net that are compared; a note says where stages were matched."""
+    """Choose the layers of each net that are compared; a note says where stages were matched.
+
+    References are cut where B is.
+    """
     named = None if has_matrix(args) else args.at
-    places, note = matched_places(surveys, named, args.at2)
+    count = len(args.nets)
+    places, note = matched_places(surveys[:count], named, args.at2)
+    places += [same_places(of, places[-1]) for of in surveys[count:]]
     if note:
         images.notes.append(note)
     for label, of_net in zip(labels_of(args), places):
@@ -489,13 +549,19 @@ def compared_net(
 
 
 def compare(
-    args: Namespace, nets: Sequence[ComparedNet], images: ComparedImages, work: Work, typed: str
+    args: Namespace,
+    nets: Sequence[ComparedNet],
+    references: Sequence[ComparedNet],
+    images: ComparedImages,
+    work: Work,
+    typed: str,
 ) -> Comparison:
     """Compare both directions at each pair of layers, or all pairs of more than two nets.
 
     Args:
         args: the options.
         nets: with their features.
+        references: of B's recipe, with their features.
         images: that all of them saw.
         work: keeps results, and says how far all is.
         typed: the command line, for the report.
@@ -513,7 +579,7 @@ def compare(
     else:
         with work.part("comparing weights"):
             weights = weights_of(nets[0], nets[1])
-        pairs = Comparing(nets[0], nets[1], images, effort, work).pairs()
+        pairs = Comparing(nets[0], nets[1], images, effort, work, references).pairs()
     if has_matrix(args):
         matrix = measure_matrix(nets[0], nets[1], images, effort, work)
     record = make_record(
@@ -527,6 +593,7 @@ def compare(
         seed=args.seed,
         matrix=matrix,
         atlas=atlas,
+        references=references,
     )
     logits = {net.label: net.logits for net in nets}
     return Comparison(record, logits, images.held_out, images.paths)
@@ -578,16 +645,18 @@ def main(argv: Sequence[str] | None = None) -> Comparison:
         features = open_features(args, surveys, places, runtime)
         pixels = opening.few_pixels(splits[1])
         keep_features(args, features, splits, pixels, runtime, work)
-        nets = [
+        count, labels = len(args.nets), labels_of(args)
+        names = [*short_names(surveys[:count], labels), *labels[count:]]
+        opened = [
             compared_net(args, *of_net, splits, pixels)
-            for of_net in zip(
-                labels_of(args), short_names(surveys, labels_of(args)), features, places
-            )
+            for of_net in zip(labels, names, features, places)
         ]
+        nets, references = opened[:count], opened[count:]
         images.notes += notes_of(images, nets, args.side)
 
         # Both directions at each pair of layers, then the report and the gate.
-        report = compare(args, nets, images, work, command_line("Compare.py", *words))
+        typed = command_line("Compare.py", *words)
+        report = compare(args, nets, references, images, work, typed)
         verdict = write(args, report, images, runtime)
     if verdict is not None and verdict.exit_code:
         raise SystemExit(verdict.exit_code)

@@ -108,6 +108,11 @@ def build_parser() -> Parser:
             " between its null within the class and its ceiling"
         ),
     )
+    group.add_argument(
+        "--distinctions",
+        action="store_true",
+        help="say which classes B tells apart by x*, but not by g(x): a rank without reference nets",
+    )
     group.add_argument("--t_or_v", choices=["train", "val"], default="val", help="which images")
     group.add_argument(
         "--mean",
@@ -462,7 +467,11 @@ def say_next(args: Namespace, parser: Parser, source: Provenance, runtime: Runti
 
 
 def report_of(
-    args: Namespace, direction: Direction, measured: Measured, provenance: Provenance
+    args: Namespace,
+    direction: Direction,
+    measured: Measured,
+    provenance: Provenance,
+    paths: Sequence[str],
 ) -> dict[str, Any]:
     """Give all that is reported of one direction, as plain values.
 
@@ -471,6 +480,7 @@ def report_of(
         direction: which.
         measured: of it.
         provenance: of the features, as --transnet's direction calls them.
+        paths: of the images; none: they are named by their numbers.
     """
     provenance = provenance.reversed() if direction.is_back else provenance
     # Long, or of this machine: they identify no result.
@@ -488,7 +498,14 @@ def report_of(
     report |= {key: state.get(key) for key in ("settings", "linear_reference", "fitted")}
     answers = measured.answers
     rows = {} if answers is None else answers.table(resamples=args.bootstrap, seed=args.seed)
-    return report | {"still_known": knowledge_record(rows, measured.notes)}
+    report["distinctions"], notes = None, list(measured.notes)
+    if args.distinctions and answers is not None:
+        try:
+            distinctions = answers.distinctions(resamples=args.bootstrap, seed=args.seed)
+            report["distinctions"] = distinctions.record(provenance.classes or (), paths)
+        except InputError as error:
+            notes.append(f"distinctions are left out: {error}")
+    return report | {"still_known": knowledge_record(rows, notes)}
 
 
 def report_shared(args: Namespace, measured: Sequence[Measured]) -> dict[str, Any]:
@@ -555,8 +572,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     # One pass over the images measures both directions.
     measured = measure(directions, source, loader, answers, runtime, per_image=args.bootstrap > 0)
     # The report: of --transnet's direction, with the other one and what both share inside.
+    paths = source.data.paths if isinstance(source.data, ImageData) else ()
     report, *back = (
-        report_of(args, one, of_direction, source.provenance)
+        report_of(args, one, of_direction, source.provenance, paths)
         for one, of_direction in zip(directions, measured)
     )
     report |= {"doubts": opening.source_doubts(args, source, runtime), "notes": left_out}

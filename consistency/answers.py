@@ -1,4 +1,4 @@
-"""The table "what B still knows", from one pass over the images.
+"""What B still knows, and which classes it tells apart, from one pass over the images.
 
 It has B's answers to x*, and to what each sender gives in its place.
 """
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from consistency.calibration import shuffled_within_class
+from consistency.class_gaps import Distinctions, measure_distinctions
 from consistency.knowledge import Knowledge, measure_knowledge
 from utils.errors import InputError
 
@@ -95,14 +96,10 @@ class Answers:
         Raises:
             InputError: see `measure_knowledge`.
         """
-        columns = {name: torch.cat(parts) for name, parts in self._columns.items()}
-        # Processes saw different images: put all columns into the data set's order.
-        order = columns.pop("numbers").argsort()
-        columns = {name: values[order] for name, values in columns.items()}
+        columns = self._in_order()
         labels, itself = columns.pop("labels"), columns[f"logits {ITSELF}"]
         multi_label = labels.ndim > 1
-        senders = [name.removeprefix("logits ") for name in columns if name.startswith("logits ")]
-        senders = [name for name in senders if name != "of A"]
+        senders = _senders(columns)
 
         def measured(name: str, images: Tensor | slice) -> Knowledge:
             pair = [columns.get(f"penultimate {one}") for one in (ITSELF, name)]
@@ -129,8 +126,43 @@ class Answers:
             rows[UNTRUE] = measured(senders[1], mixed)
         return rows
 
+    def distinctions(self, *, resamples: int = 1000, seed: int = 0) -> Distinctions:
+        """Measure which classes B tells apart, and the first sender does not carry.
+
+        Args:
+            resamples: of the images.
+            seed: of these.
+
+        Raises:
+            InputError: images have several labels; see `measure_distinctions`.
+        """
+        columns = self._in_order()
+        labels = columns["labels"]
+        if labels.ndim > 1:
+            raise InputError("images of several labels have no pairs of classes")
+        sender = _senders(columns)[1]
+        return measure_distinctions(
+            columns[f"logits {ITSELF}"],
+            columns[f"logits {sender}"],
+            labels,
+            resamples=resamples,
+            seed=seed,
+        )
+
+    def _in_order(self) -> dict[str, Tensor]:
+        """Give all columns but the numbers in the data set's order: processes saw other images."""
+        columns = {name: torch.cat(parts) for name, parts in self._columns.items()}
+        order = columns.pop("numbers").argsort()
+        return {name: values[order] for name, values in columns.items()}
+
     def _keep(self, name: str, values: Tensor) -> None:
         self._columns.setdefault(name, []).append(values.cpu())
+
+
+def _senders(columns: Mapping[str, Tensor]) -> list[str]:
+    """Name the senders: B itself, then those that g stands for, in order."""
+    names = [name.removeprefix("logits ") for name in columns if name.startswith("logits ")]
+    return [name for name in names if name != "of A"]
 
 
 def knowledge_record(rows: Mapping[str, Knowledge], notes: list[str]) -> dict[str, Any]:

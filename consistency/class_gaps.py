@@ -39,6 +39,7 @@ from utils.later import scipy
 
 LEAST_IMAGES = 5  # of a class
 LEAST_REFERENCES = 2  # whose differences say what is usual
+LEAST_PAIRS = 3  # whose median is none of them alone
 LEVEL = 0.05  # of calling any pair of nets that lack nothing
 STANDARD_ERRORS = 3.0  # by which a gap of B must exceed 0
 ROUNDING = 1e-9  # relative to the logits: smaller gaps are the arithmetic's
@@ -148,12 +149,12 @@ class Distinctions:
         defined.
 
         Args:
-            names: of the classes, by the logit's number; none: the numbers.
+            names: of the classes, by the logit's number; a number stands for one without a name.
             paths: of the images, in their order; none: their numbers alone.
         """
 
         def name(label: int) -> str:
-            return names[label] if names else str(label)
+            return names[label] if label < len(names) else str(label)
 
         def image(number: int) -> dict[str, Any]:
             return {
@@ -180,7 +181,7 @@ class Distinctions:
             "images": self.images,
             "references": self.references,
             "compared_pairs": self.compared_pairs,
-            "called": None if not self.references else len(self.called),
+            "called": len(self.called) if self.pairs and self.pairs[0].called is not None else None,
             "pairs": pairs,
             "matrix": matrix,
             "classes": [
@@ -273,7 +274,12 @@ def measure_distinctions(
     )
     losses = 1 - sent_gaps / gap
     relative = losses - np.median(losses, axis=1, keepdims=True)
-    tests = _tests(relative)
+    tests = hold_against_references(relative) if len(gap) >= LEAST_PAIRS else {}
+    if others and not tests:
+        notes.append(
+            f"nothing is called of fewer than {LEAST_PAIRS} pairs of classes, since each is held"
+            " against the others"
+        )
     if not others:
         notes.append(
             "without reference nets the order of the pairs is a rank and no finding: every pair of"
@@ -401,8 +407,18 @@ def _check(logits: Tensor, sent: Sequence[Tensor], labels: Tensor | None) -> Non
         )
 
 
-def _tests(relative: Array) -> Mapping[str, Array]:
-    """Hold A's ℓ (row 0) against the references' (the other rows); nothing without references."""
+def hold_against_references(relative: Array) -> Mapping[str, Array]:
+    """Hold A's ℓ against that of reference nets, pair by pair.
+
+    Args:
+        relative: ℓ, float64 (1 + m, P): A's, then of each reference.
+
+    Returns:
+        "beyond_references", "t", "p" and "called" of each pair, (P,); nothing without references.
+
+    Raises:
+        InputError: the references send the same.
+    """
     senders, pairs = relative.shape
     count = senders - 1
     if not count:

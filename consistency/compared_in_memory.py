@@ -11,13 +11,21 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
+from consistency.class_gaps import LEAST_REFERENCES
 from consistency.compared import (
     ComparedImages,
     ComparedLayer,
     ComparedNet,
     parameters_of,
 )
-from consistency.compared_nets import Place, Survey, kept_size, layout_of, matched_places
+from consistency.compared_nets import (
+    Place,
+    Survey,
+    kept_size,
+    layout_of,
+    matched_places,
+    same_places,
+)
 from consistency.comparison import Comparing, Effort, Work
 from consistency.comparison_report import Comparison, make_record, weights_of
 from models.classifiers import last_layer, read_classifier
@@ -42,6 +50,8 @@ def compare(
     classes: Sequence[str] | None = None,
     arch_a: str | None = None,
     arch_b: str | None = None,
+    references: Sequence[nn.Module | str | Path] = (),
+    arch_references: str | None = None,
     quick: bool = False,
     permutations: int = 0,
     resamples: int = 1000,
@@ -76,6 +86,9 @@ def compare(
         classes: their names.
         arch_a: A's architecture, where a checkpoint does not say it.
         arch_b: B's.
+        references: nets of B's recipe from other seeds, none or two or more: a pair of classes is
+            called where A loses more of it than they do.
+        arch_references: theirs; None: B's.
         quick: leave the nulls out; class means take their place.
         permutations: for the p-values; 0: none.
         resamples: of the held-out images.
@@ -87,8 +100,14 @@ def compare(
         The report: `.table()`, `.figure()`, `.save(folder)`, and all numbers in `.record`.
 
     Raises:
-        InputError: there are no such layers, too few images, or values that are not finite.
+        InputError: there are no such layers, too few images, one reference, or values that are not
+            finite.
     """
+    if 0 < len(references) < LEAST_REFERENCES:
+        raise InputError(
+            f"{len(references)} reference net does not say what differs between seeds; give"
+            f" {LEAST_REFERENCES} or more, or none"
+        )
     device = torch.device(device)
     # The first batch says the size of the images, at which both nets are cut.
     batches = iter(loader)
@@ -96,12 +115,15 @@ def compare(
     if first is None:
         raise InputError("the loader gave no batch; give batches of images (n, 3, S, S)")
     size = _images_of(first).shape[-1]
-    opened = [_open(net, arch, size) for net, arch in ((net_a, arch_a), (net_b, arch_b))]
-    places, note = matched_places([of for of, _ in opened], layers, layers_b)
+    archs = [arch_a, arch_b, *[arch_references or arch_b] * len(references)]
+    opened = [_open(net, arch, size) for net, arch in zip((net_a, net_b, *references), archs)]
+    surveys = [of for of, _ in opened]
+    places, note = matched_places(surveys[:2], layers, layers_b)
+    places += [same_places(of, places[1]) for of in surveys[2:]]
     passed = [
         _Passed(model, of, of_net, side, device) for (of, model), of_net in zip(opened, places)
     ]
-    # One pass over the loader: every batch goes through both nets.
+    # One pass over the loader: every batch goes through all nets.
     labels = list[Tensor]()
     for batch in (first, *batches):
         images = _images_of(batch)
@@ -122,6 +144,9 @@ def compare(
     )
     # Two nets of one architecture get letters for names.
     nets = [one.net(label, is_held_out, names) for label, one in zip("AB", passed)]
+    of_references = [
+        one.net(f"B{number}", is_held_out, names) for number, one in enumerate(passed[2:], 1)
+    ]
     if nets[0].name == nets[1].name:
         nets[0].name, nets[1].name = "A", "B"
     effort = Effort(
@@ -136,12 +161,13 @@ def compare(
     record = make_record(
         nets,
         of_images,
-        pairs=Comparing(nets[0], nets[1], of_images, effort, work).pairs(),
+        pairs=Comparing(nets[0], nets[1], of_images, effort, work, of_references).pairs(),
         weights=weights_of(*nets),
         parts=work.parts,
         command="consistency.compare",
         resamples=resamples,
         seed=seed,
+        references=of_references,
     )
     return Comparison(record, {net.label: net.logits for net in nets}, of_images.held_out)
 

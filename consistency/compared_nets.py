@@ -244,6 +244,15 @@ def matched_places(
     return matched, f"the nets have {counts} stages, which were matched by their depth"
 
 
+def same_places(of: Survey, places: Sequence[Place]) -> list[Place]:
+    """Find another net's places in a net of its recipe: by stage, or else by name.
+
+    Raises:
+        InputError: there are none.
+    """
+    return [of.place(one.name if one.stage is None else f"stage:{one.stage}") for one in places]
+
+
 def kept_size(shape: tuple[int, ...], side: int) -> tuple[int, int, int]:
     """Say how maps of a feature are kept: averaged to at most S × S positions; 0: as they are."""
     channels, height, width = as_maps(torch.empty(1, *shape, device="meta")).shape[1:]

@@ -218,9 +218,19 @@ class Watched:
         )
 
     def distinctions(
-        self, images: ComparedImages, effort: Effort, kinds: Kinds
+        self,
+        images: ComparedImages,
+        effort: Effort,
+        kinds: Kinds,
+        references: Sequence[Tensor] = (),
     ) -> dict[str, Any] | None:
         """Give what a report says of the classes that B tells apart, and g(x) does not carry.
+
+        Args:
+            images: that both nets saw.
+            effort: how much is computed.
+            kinds: what serves as classes.
+            references: what `send` gives of each reference net, (N', K).
 
         Raises:
             InputError: see `measure_distinctions`.
@@ -233,10 +243,21 @@ class Watched:
             logits,
             sent,
             self.labels if is_labelled else None,
+            references=references,
             resamples=effort.resamples,
             seed=effort.seed,
         )
         return measured.record(images.classes if is_labelled else (), images.paths)
+
+
+def send(source: LinearSource, target: ComparedLayer, tail: FrozenTail) -> Tensor:
+    """Let B's tail answer to the held-out images as a linear reference gives them, (N', K)."""
+    regression = source.to(target)
+    # Nothing but the answers is gathered, so that classes play no part
+    labels = torch.zeros(target.held_out.shape[0], dtype=torch.int64)
+    watched = Watched(labels, regression.fitted.mean, source.size, by_class=False, tail=tail)
+    regression.observed(watched)
+    return torch.cat(watched.answers["logits of g"])
 
 
 def measure_direction(
@@ -249,6 +270,7 @@ def measure_direction(
     tail: FrozenTail | None = None,
     by_class: bool = True,
     distinctions_of: Kinds | None = None,
+    references: Sequence[Tensor] = (),
 ) -> dict[str, Any]:
     """Fit one direction, x → target, and measure what it leaves.
 
@@ -262,6 +284,7 @@ def measure_direction(
         by_class: measure the floor and what is within classes.
         distinctions_of: measure which of the images' classes, or of B's answers, B alone tells
             apart, by its tail; None: it is left out.
+        references: what `send` gives of each net of B's recipe, against which pairs are called.
 
     Returns:
         "sums" per image of `KINDS`, (N', 2) each; "intervals", "p", "ridge"; "floor", "between",
@@ -314,7 +337,7 @@ def measure_direction(
     distinctions = None
     if tail is not None and distinctions_of is not None:
         try:
-            distinctions = watched.distinctions(images, effort, distinctions_of)
+            distinctions = watched.distinctions(images, effort, distinctions_of, references)
         except InputError as error:
             notes.append(f"distinctions are left out: {error}")
     return {
@@ -462,6 +485,7 @@ class Comparing:
         images: that both saw.
         effort: how much is computed.
         work: what is kept, and how far all is.
+        references: nets of B's recipe from other seeds, with as many layers.
     """
 
     def __init__(
@@ -471,6 +495,7 @@ class Comparing:
         images: ComparedImages,
         effort: Effort,
         work: Work,
+        references: Sequence[ComparedNet] = (),
     ) -> None:
         self.nets, self.images, self.effort, self.work = (net_a, net_b), images, effort, work
         self.matched = matching(net_a.layers, net_b.layers)
@@ -480,6 +505,13 @@ class Comparing:
             for number, (x, target) in enumerate(((a, b), (b, a))):
                 if self.can_answer(x, target):
                     self.last[number] = target
+        # References send to B where distinctions are: each has its label and its layer there
+        self.senders = [
+            (reference.label, layer)
+            for reference in references
+            for (_, b), layer in zip(self.matched, reference.layers)
+            if b is self.last[0]
+        ]
         for a, b in self.matched:
             for x, target in ((a, b), (b, a)):
                 work.meter.expect(linear_flops(x, target, images, effort))
@@ -522,6 +554,19 @@ class Comparing:
         whole = common_size(x, target) == target.size and not target.is_averaged
         return self.effort.knowledge is not None and target.tail is not None and whole
 
+    def sent(self, label: str, x: ComparedLayer, target: ComparedLayer) -> Tensor:
+        """Give B's answers to what one reference net sends, (N', K), or take what is kept."""
+        size, kernel = common_size(x, target), kernel_of(x, target)
+        identity = [VERSION, x.identity, target.identity, size, kernel]
+
+        def compute() -> dict[str, Tensor]:
+            assert target.tail is not None
+            return {"sent": send(LinearSource(x, size, kernel), target, target.tail())}
+
+        cached = self.work.kept.holds("sent", identity)
+        with self.work.part(f"reference {label} → B at {target.name}", cached=cached):
+            return self.work.kept.get("sent", identity, compute)["sent"]
+
     def direction(self, number: int, x: ComparedLayer, target: ComparedLayer) -> State:
         """Measure one direction, or take what is kept of it; 0 is A → B, 1 is B → A."""
         sender, receiver = self.nets[number], self.nets[1 - number]
@@ -530,7 +575,10 @@ class Comparing:
         if target is self.last[number]:
             kinds = "classes" if receiver.knows_classes else "answers"
         # Only where they are measured, so that what was kept of other layers stays valid
-        more = {"distinctions_of": kinds} if kinds else {}
+        more: dict[str, Any] = {"distinctions_of": kinds} if kinds else {}
+        senders = self.senders if kinds and number == 0 else []
+        if senders:
+            more["references"] = [layer.identity for _, layer in senders]
         identity = direction_identity(
             x, target, self.effort, answers=answers, classes=list(self.images.classes), **more
         )
@@ -549,6 +597,7 @@ class Comparing:
                 logits_a=sender.logits,
                 tail=tail,
                 distinctions_of=kinds,
+                references=[self.sent(*of_sender, target) for of_sender in senders],
             )
             if target.tail is not None and not answers and self.effort.knowledge is not None:
                 state["notes"].append(

@@ -245,6 +245,7 @@ def make_record(
     seed: int,
     matrix: dict[str, Any] | None = None,
     atlas: dict[str, Any] | None = None,
+    references: Sequence[ComparedNet] = (),
 ) -> dict[str, Any]:
     """Put together what `compare.json` holds."""
     answers = answers_entry(nets[0], nets[1], images, resamples, seed) if len(nets) == 2 else None
@@ -254,6 +255,7 @@ def make_record(
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "versions": versions(),
         "nets": [net_entry(net, images, resamples, seed) for net in nets],
+        "references": [net_entry(net, images, resamples, seed) for net in references],
         "images": images.record(),
         "weights": weights,
         "pairs": pairs,

@@ -339,8 +339,11 @@ def _other_images(args: Namespace, state: Mapping[str, Any]) -> str:
 
 
 def _chosen_normalisation(args: Namespace, net: str = "") -> Normalisation | None:
-    """Give the constants that an option names, of net "A" or "B" its own option first."""
-    of_net = getattr(args, {"A": "normalisation1", "B": "normalisation2"}.get(net, ""), None)
+    """Give the constants that an option names, of net "A" or "B" its own option first.
+
+    "B1", "B2" and so on are references of B's recipe, which take B's.
+    """
+    of_net = getattr(args, {"A": "normalisation1", "B": "normalisation2"}.get(net[:1], ""), None)
     text = of_net or args.normalisation
     return read_normalisation(text) if text else None
 

@@ -8,6 +8,7 @@ import Compare
 from consistency import compared_nets, comparison
 from tests.e2e.refined import ARCH, make_classifier
 from tests.e2e.road import run
+from utils import checkpoint
 
 LINE = "-j 0 --bootstrap 100 --side 4 --normalisation imagenet"
 
@@ -163,6 +164,27 @@ def test_all_layers_make_a_matrix(nets, photos, tmp_path, monkeypatch):
         assert np.array(matrix[name], dtype=float).shape == (len(matrix["rows"]),) * 2
 
 
+def test_references_are_seen_once_and_kept(nets, photos, tmp_path, monkeypatch):
+    for name, seed in (("B1", 8), ("B2", 9), ("C", 12)):
+        make_classifier(nets / f"{name}.pth", seed)
+    # Nobody trained it: what it answers serves as classes where it knows others than these
+    state = checkpoint.load(nets / "C.pth")
+    checkpoint.save(nets / "C.pth", state | {"data": state["data"] | {"classes": list("xyz")}})
+    pair = "AC"
+    line = f"--references {nets}/B1.pth {nets}/B2.pth --quick --side 0 --at stage:-1"
+    compare(nets, photos, tmp_path, line, pair)
+    report = record(tmp_path)
+    assert [net["label"] for net in report["references"]] == ["B1", "B2"]
+    forth, back = (report["pairs"][-1][way]["distinctions"] for way in ("forth", "back"))
+    assert forth["references"] == 2 and not (back and back["references"])
+    assert forth["called"] is not None and all(pair["t"] is not None for pair in forth["pairs"])
+    assert "features of B2" in parts(report, False)
+    for module, name in ((compared_nets, "keep_layers"), (comparison, "measure_direction")):
+        monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("computed again"))
+    compare(nets, photos, tmp_path, line, pair)
+    assert numbers(record(tmp_path)) == numbers(report)
+
+
 def test_more_than_two_nets_make_an_atlas(nets, photos, tmp_path):
     make_classifier(nets / "C.pth", 7)
     compare(nets, photos, tmp_path, "--at stage:2,stage:3 --shuffles 1", pair="ABC")
@@ -201,11 +223,14 @@ def test_one_class(nets, photos, tmp_path):
         ("--at stage:1,stage:2 --at2 stage:1", 1, ["--at2"]),
         ("--quick --permutations 19", 2, ["--permutations"]),
         ("--at all,stage:1", 2, ["--at", "all"]),
+        ("--references {nets}/other.pth --quick", 2, ["--references", "other.pth"]),
+        ("--references {nets}/other.pth {nets}/B.pth --quick", 1, ["--references", "B.pth"]),
+        ("--arch_references vgg11", 2, ["--arch_references"]),
     ],
 )
 def test_bad_options(line, code, words, nets, photos, tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
-        compare(nets, photos, tmp_path, line)
+        compare(nets, photos, tmp_path, line.format(nets=nets))
     message = end.value.code if isinstance(end.value.code, str) else capsys.readouterr().err
     assert code == (1 if isinstance(end.value.code, str) else end.value.code)
     assert len(message.strip().splitlines()) == 1 and all(word in message for word in words)

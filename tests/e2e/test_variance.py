@@ -385,6 +385,20 @@ def test_what_b_still_knows_stands_beside_each_depth(road, photos, tmp_path, cap
     assert "what B still knows: of" in printed and "another image of the class" in printed
 
 
+def test_distinctions_are_measured_where_they_are_asked_for(road, photos, tmp_path, capsys):
+    nets = ("--net_in", road.a, "--net_tar", road.b, *data(photos))
+    words = ("--distinctions", "--transnet", road.trans_net)
+    live = run(Variance, "--conv_layer 1 --bootstrap 50", *nets, *words)
+    stored = run(Variance, "--bootstrap 50", "--convOut_path", road.features, *words)
+    one, other = (report["distinctions"] for report in (live, stored))
+    assert [of["class"] for of in one["classes"]] == ["blue", "green", "red"]
+    assert one["most_lost"][0]["path"].startswith(("blue/", "green/", "red/"))
+    assert other["most_lost"][0]["path"] is None
+    assert one["margins"] == pytest.approx(other["margins"], abs=1e-3)
+    worst = one["pairs"][0]
+    assert f"{worst['first']} and {worst['second']}" in capsys.readouterr().out
+
+
 def test_without_bs_checkpoint_the_rest_is_printed(road, tmp_path, capsys):
     moved = road.b.rename(tmp_path / "moved.pth.tar")
     try:
@@ -394,6 +408,7 @@ def test_without_bs_checkpoint_the_rest_is_printed(road, tmp_path, capsys):
     finally:
         moved.rename(road.b)
     assert report["still_known"]["rows"] == [] and report["instability"] > 0
+    assert report["distinctions"] is None
     (note,) = report["still_known"]["notes"]
     assert note.startswith("what B still knows is left out:") and str(road.b) in note
     assert f"note: {note}" in capsys.readouterr().out

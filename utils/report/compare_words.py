@@ -323,44 +323,48 @@ def distinction_place(result: Result, way: str) -> tuple[str | int, ...] | None:
 def _distinctions(result: Result) -> Sentence | None:
     """Say which classes a net does not tell apart as the other does, or which are least shared."""
     a, b = names(result)
-    texts, has_references = list[Any](), False
+    found, ranked = list[Any](), list[Any]()
     for way, sender, receiver in zip(WAYS, (a, b), (b, a)):
         place = distinction_place(result, way)
         if place is None or not result.get(*place, "pairs"):
             continue
         pairs = result.get(*place, "pairs")
-        has_references = bool(result.get(*place, "references"))
-        chosen = [number for number, pair in enumerate(pairs) if pair.get("called")]
-        if has_references and not chosen:
-            texts.append([f"no pair of classes is shown that {receiver} alone tells apart"])
-            continue
-        # Without reference nets nothing is called, and the order alone is said.
-        shown = (chosen or range(len(pairs)))[:LEAST_KNOWN]
+        called = [number for number, pair in enumerate(pairs) if pair.get("called")]
+        # Without reference nets nothing is called, and the order alone is said
         listed: list[Any] = []
-        for number in shown:
+        for number in (called or range(len(pairs)))[:LEAST_KNOWN]:
             loss = estimate(result, *place, "pairs", number, "loss")
             first, second = (pairs[number][key] for key in ("first", "second"))
             listed += [" and " if listed else "", f"{first} from {second} (", loss, ")"]
-        if chosen:
-            texts.append([f"{receiver} tells ", *listed, f" apart in a way that {sender} does not"])
+        if called:
+            found.append([f"{receiver} tells ", *listed, f" apart in a way that {sender} does not"])
+        elif result.get(*place, "references"):
+            found.append([f"no pair of classes is shown that {receiver} alone tells apart"])
         else:
-            texts.append([*listed, f" on the way from {sender} to {receiver}"])
+            ranked.append([*listed, f" on the way from {sender} to {receiver}"])
+    texts: list[Any] = []
+    if found:
+        texts += [*_joined(found), "."]
+    if ranked:
+        texts += [" "] if found else []
+        texts += ["Least shared distinctions: ", *_joined(ranked)]
+        texts += ["; a rank, no finding without reference nets."]
     if not texts:
         return None
-    joined = [
-        cell for number, text in enumerate(texts) for cell in ([*("; ",)] * bool(number) + text)
-    ]
-    if has_references:
-        return Sentence(
-            [*joined, "."],
-            "In brackets the share of the gap between the two classes that is lost, held against"
-            " reference nets. A linear map was asked: another map may carry more.",
+    limit = "In brackets the share of the gap between the two classes that is lost."
+    if found:
+        limit += (
+            " Calls are held against reference nets. A linear map was asked: another map may carry"
+            " more."
         )
-    return Sentence(
-        ["Least shared distinctions: ", *joined, "; a rank, no finding without reference nets."],
-        "In brackets the share of the gap between the two classes that is lost. Any two nets lose"
-        " most on difficult classes.",
-    )
+    if ranked:
+        limit += " Any two nets lose most on difficult classes."
+    return Sentence(texts, limit)
+
+
+def _joined(texts: Sequence[Sequence[Any]]) -> list[Any]:
+    """Put semicolons between clauses."""
+    return [cell for number, text in enumerate(texts) for cell in [*["; "] * bool(number), *text]]
 
 
 def _least_known(

@@ -5,6 +5,7 @@ from typing import Any
 
 from utils.files import is_stream, write_csv, write_json, write_text
 
+LEAST_SHARED = 10  # pairs of classes that are printed
 ONE_PAIR = "about these two nets; nets of other seeds may share more or less"
 
 
@@ -24,12 +25,28 @@ def variance_tables(report: Mapping[str, Any], *, backwards: bool = False) -> st
     for number, (of, way, target) in enumerate(zip(reports, ways, targets)):
         lines += [""] * bool(number) + [way] * (len(reports) > 1)
         lines += [variance_table(of), knowledge_table(of["still_known"], target)]
+        if of.get("distinctions"):
+            lines += distinction_lines(of["distinctions"], target)
     lines += [f"note: {note}" for note in report.get("notes", ())]
     if "shared" in report:
         lines += ["", *shared_lines(report["shared"], ways)]
     else:
         lines += ["", f"one direction alone: what both share is the smaller one; {ONE_PAIR}"]
     return "\n".join(lines)
+
+
+def distinction_lines(distinctions: Mapping[str, Any], net: str) -> list[str]:
+    """Lay out the pairs of classes whose gap in a net's logits arrives least.
+
+    Args:
+        distinctions: the record of them.
+        net: "A" or "B", whose tail answers.
+    """
+    lines = ["", f"{f'classes that {net} tells apart':<40}{'gap lost':>10}{'95 % interval':>20}"]
+    for pair in distinctions["pairs"][:LEAST_SHARED]:
+        classes, loss = f"{pair['first']} and {pair['second']}", pair["loss"]
+        lines.append(f"{classes:<40}{loss['value']:>10.3f}{interval_text(loss):>20}")
+    return lines + [f"note: {note}" for note in distinctions["notes"]]
 
 
 def shared_lines(shared: Mapping[str, Any], ways: Sequence[str]) -> list[str]:

@@ -3,7 +3,9 @@ import torch
 from torch import nn
 
 from consistency.answers import ITSELF, UNTRUE, Answers, knowledge_record
+from consistency.class_gaps import measure_distinctions
 from consistency.knowledge import measure_knowledge
+from utils.errors import InputError
 
 IMAGES = 90
 
@@ -71,6 +73,29 @@ def test_multi_label_images_have_neither_classes_nor_untrue_pairs():
 def test_classes_of_one_image_have_no_untrue_pairs():
     rows = filled(Tail(), labels=torch.arange(IMAGES))[0].table(permutations=0, resamples=0)
     assert UNTRUE not in rows
+
+
+def test_distinctions_are_of_the_first_sender_in_the_order_of_the_images():
+    _, target, sent = filled(Tail())
+    (_, z), (_, sent_z) = (Tail()(maps) for maps in (target, sent))
+    kinds = z.argmax(1)  # B tells its own answers apart
+    first, _, _ = filled(Tail(), labels=kinds, images=range(1, IMAGES, 2))
+    second, _, _ = filled(Tail(), labels=kinds, batch=7, images=range(0, IMAGES, 2))
+    first.cpu().merge(second.cpu())
+    found, expected = (
+        first.distinctions(resamples=0),
+        measure_distinctions(z, sent_z, kinds, resamples=0),
+    )
+    assert [(of.first, of.second) for of in found.pairs] == [
+        (of.first, of.second) for of in expected.pairs
+    ]
+    assert found.margin == pytest.approx(expected.margin, abs=1e-5)
+
+
+def test_images_of_several_labels_have_no_distinctions():
+    labels = (torch.rand(IMAGES, 3) > 0.5).float()
+    with pytest.raises(InputError, match="several labels"):
+        filled(Tail(), labels=labels)[0].distinctions(resamples=0)
 
 
 def test_a_tail_without_a_penultimate_feature_has_no_such_number():

@@ -36,6 +36,17 @@ def by_classes(found):
     return {(pair.first, pair.second): pair for pair in found.pairs}
 
 
+def test_two_classes_have_no_pair_to_be_held_against():
+    z, labels = answers()
+    keep = labels < 2
+    senders = [arriving(z, seed)[keep] for seed in (1, 2, 3)]
+    found = measure_distinctions(
+        z[keep], senders[0], labels[keep], references=senders[1:], resamples=0
+    )
+    assert found.pairs[0].called is None and found.record()["called"] is None
+    assert any("fewer than 3 pairs" in note for note in found.notes)
+
+
 def test_gaps_are_the_equation_s():
     z, labels = answers()
     gaps, errors = class_gaps(z, labels, torch.arange(CLASSES))

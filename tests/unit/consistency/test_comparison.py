@@ -231,6 +231,49 @@ def test_classes_that_a_does_not_tell_apart_are_the_least_shared_distinction(bat
     assert any("not defined" in note for note in back["notes"])
 
 
+def seeded(seed: int) -> nn.Module:
+    """A net of `Told`'s recipe, whose features another seed mixed and cut off."""
+    net = Told()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        net.conv.weight += 0.3 * torch.randn(3, 3, 1, 1, generator=generator)
+        net.conv.bias.fill_(0.5)
+    return net
+
+
+def test_references_call_what_a_alone_does_not_tell_apart(batches):
+    report = consistency.compare(
+        Told(merged=True),
+        Told(),
+        batches,
+        layers=["relu"],
+        classes=list("rgb"),
+        references=[seeded(seed) for seed in (1, 2, 3)],
+        resamples=100,
+    )
+    assert [of["label"] for of in report.record["references"]] == ["B1", "B2", "B3"]
+    (pair,) = report.record["pairs"]
+    forth, back = (pair[way]["distinctions"] for way in ("forth", "back"))
+    called = [of for of in forth["pairs"] if of["called"]]
+    assert [(of["first"], of["second"]) for of in called] == [("g", "b")]
+    # References are of B: nothing is called the other way
+    assert (forth["references"], back["references"], back["called"]) == (3, 0, None)
+    control = consistency.compare(
+        seeded(4),
+        Told(),
+        batches,
+        layers=["relu"],
+        references=[seeded(seed) for seed in (1, 2, 3)],
+        resamples=100,
+    )
+    assert control.record["pairs"][0]["forth"]["distinctions"]["called"] == 0
+
+
+def test_one_reference_is_refused(batches):
+    with pytest.raises(InputError, match="1 reference"):
+        compare(make_net(0), make_net(1), batches, references=[make_net(2)])
+
+
 def test_distinctions_are_of_the_last_pair_whose_tail_can_answer(batches):
     other = Told()
     other.fc = nn.Linear(3, CLASSES + 1)  # B has another class

@@ -255,3 +255,13 @@ def test_references_turn_a_rank_into_a_finding_or_into_none(tmp_path):
     *_, told, _ = sentences(with_distinctions(references=3, merged=()))
     assert told.startswith("no pair of classes is shown")
     assert "not called" in render_compare(with_distinctions(references=3, merged=()), tmp_path)
+
+
+def test_a_direction_without_references_stays_a_rank_beside_calls(tmp_path):
+    report = with_distinctions(references=3)
+    back = with_distinctions()["pairs"][-1]["forth"]["distinctions"]
+    report["pairs"][-1]["back"]["distinctions"] = back
+    *_, told, _ = sentences(report)
+    called, rank = told.split(". Least shared")
+    assert "ResNet-56 tells cat from dog" in called and "ResNet-56 to ResNet-20" in rank
+    assert "no finding without reference nets" in rank

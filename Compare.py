@@ -103,7 +103,9 @@ def build_parser() -> Parser:
         help="average maps to S × S positions if they have more; 0: never; default: 8, of an atlas 4",
     )
     group.add_argument(
-        "--shuffles", type=whole(1), default=3, help="pairings within the class, for the null"
+        "--shuffles",
+        type=whole(1),
+        help="pairings within the class, for the null; default: 3, of an atlas 1",
     )
     group.add_argument(
         "--permutations",
@@ -630,6 +632,8 @@ def main(argv: Sequence[str] | None = None) -> Comparison:
         raise InputError("Compare.py runs in one process; start it without torchrun")
     if args.side is None:
         args.side = ATLAS_SIDE if is_atlas(args) else SIDE
+    if args.shuffles is None:
+        args.shuffles = 1 if is_atlas(args) else Effort.shuffles
 
     with claim(Path(args.out), elsewhere="--out"):
         cache = Path(args.out, "cache")

@@ -29,6 +29,8 @@ WEIGHTS = tuple(10.0**exponent for exponent in range(-6, 4))
 JUDGES = 5
 UNCHOSEN = 0.1  # the share where there are too few rows or images to choose by
 FACTORS = 3  # that are kept, each of 8·p² bytes
+# Of patches that are kept: to unfold maps takes as long as to multiply them
+PATCH_BYTES = 1 << 29
 
 
 class Rows(Protocol):
@@ -105,6 +107,7 @@ class Reference:
         self.chooses = weight is None and not self.dual and len(x) >= 2 * JUDGES
         self.weight = UNCHOSEN if weight is None else weight
         self._factors: dict[float, Tensor] = {}
+        self._kept: list[tuple[Maps, Tensor]] = []
         # Fewer rows than columns: Pᵀ(PPᵀ + λ)⁻¹ Y, with (PPᵀ + λ)⁻¹ P computed once.
         if self.dual:
             rows = torch.cat([patches.to(mean) for _, patches in self.patches(x, 0)])
@@ -139,15 +142,37 @@ class Reference:
 
         n is such that they and `bytes_beside` an image fit a chunk.
         """
-        size = max(
-            1, CHUNK_BYTES // (self.dtype.itemsize * self.positions * self.columns + bytes_beside)
-        )
+        bytes_per_image = self.dtype.itemsize * self.positions * self.columns
+        size = max(1, CHUNK_BYTES // (bytes_per_image + bytes_beside))
+        kept = self._kept_patches(x, bytes_per_image)
         for start in range(0, len(x), size):
-            centred = (
-                take(x, slice(start, start + size)).to(self.mean) - self.mean[:, None, None]
-            ).to(self.dtype)
-            rows = F.unfold(centred, self.kernel_size, padding=self.kernel_size // 2)  # (n, p, U)
-            yield slice(start, start + len(centred)), rows.mT.flatten(0, 1)
+            images = slice(start, min(start + size, len(x)))
+            if kept is None:
+                yield images, self._unfolded(x, images)
+            else:
+                yield images, kept[start * self.positions : images.stop * self.positions]
+
+    def _kept_patches(self, x: Maps, bytes_per_image: int) -> Tensor | None:
+        """Give the patches of all images (N·H·W, p); None where `PATCH_BYTES` have no room."""
+        for maps, rows in self._kept:
+            if maps is x:
+                return rows
+        room = PATCH_BYTES - sum(rows.nbytes for _, rows in self._kept)
+        if bytes_per_image * len(x) > room:
+            return None
+        rows = self.mean.new_empty(len(x) * self.positions, self.columns, dtype=self.dtype)
+        size = max(1, CHUNK_BYTES // bytes_per_image)
+        for start in range(0, len(x), size):
+            images = slice(start, min(start + size, len(x)))
+            rows[start * self.positions : images.stop * self.positions] = self._unfolded(x, images)
+        self._kept.append((x, rows))
+        return rows
+
+    def _unfolded(self, x: Maps, images: slice) -> Tensor:
+        """Give the patches of some images, (n·H·W, p)."""
+        centred = (take(x, images).to(self.mean) - self.mean[:, None, None]).to(self.dtype)
+        rows = F.unfold(centred, self.kernel_size, padding=self.kernel_size // 2)  # (n, p, U)
+        return rows.mT.flatten(0, 1)
 
     def solve(self, targets: Targets, inverses: Tensor) -> Solutions:
         """Fit each pairing: x of image j stands beside the target of image inverses[b, j]."""
@@ -184,14 +209,17 @@ class Reference:
     def _choice(self, cross: Tensor, of_judges: Tensor) -> float:
         """Give the λ whose W, of the other images, leaves least of those that choose.
 
-        In the basis V of Σ u uᵀ = V Λ Vᵀ, W = V (Λ + λ)⁻¹ Vᵀ Σ u yᵀ, and what is left is up to a
-        constant tr Wᵀ G W − 2 tr Wᵀ C, with G and C the same sums of those that choose.
+        In the basis V of Σ u uᵀ = V Λ Vᵀ, W = V (Λ + λ)⁻¹ T with T = Vᵀ Σ u yᵀ. What is left is up
+        to a constant tr Wᵀ G W − 2 tr Wᵀ C, G and C the same sums of those that choose. With
+        d = diag (Λ + λ)⁻¹ it is dᵀ (VᵀGV ∘ T Tᵀ) d − 2 dᵀ diag(VᵀC Tᵀ): one product for all λ.
         """
         turned, judged = (self._vectors.mT @ one.to(self._vectors) for one in (cross, of_judges))
+        quadratic = self._aside * (turned @ turned.mT)
+        linear = (judged * turned).sum(1)
 
         def rest(weight: float) -> float:
-            inner = turned / (self._values + weight * self._scale)[:, None]
-            return float((inner * (self._aside @ inner - 2 * judged)).sum())
+            inverse = 1 / (self._values + weight * self._scale)
+            return float(inverse @ (quadratic @ inverse - 2 * linear))
 
         return min(WEIGHTS, key=rest)
 

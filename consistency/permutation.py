@@ -68,8 +68,9 @@ class Regression:
     images that it is not fitted to. It must not have been chosen by the true pairing for all: then a
     permutation would have a handicap, and p would be too small.
 
-    Memory: the features, 16·p² bytes (p = C·kernel_size²; dual: 16·rows·p), `BLOCK_BYTES` and
-    `factorised_ridge.CHUNK_BYTES` (at least one W of 8·p·D bytes and one image).
+    Memory: the features, 16·p² bytes (p = C·kernel_size²; dual: 16·rows·p), `BLOCK_BYTES`,
+    `factorised_ridge.PATCH_BYTES` if all patches of x fit in, and `factorised_ridge.CHUNK_BYTES` (at
+    least one W of 8·p·D bytes and one image).
 
     Args:
         x: A's features of the images that are fitted to, (N, C, H, W), and of those that it is

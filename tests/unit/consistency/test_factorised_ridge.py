@@ -66,3 +66,40 @@ def test_channels_that_rounding_makes_negative_directions_are_fitted_all_the_sam
     # A chosen weight is as large as the rounding asks for
     bound = 1e-6 if weight is None else 1e-2
     assert float(errors.sum() / targets.squares().sum()) < bound
+
+
+@pytest.mark.parametrize("room", [0, 8 * 30 * 4 * 27, 1 << 29])  # of none, of x alone, of both
+def test_patches_that_are_kept_give_what_unfolded_ones_give(room, monkeypatch):
+    monkeypatch.setattr(factorised_ridge, "PATCH_BYTES", room)
+    monkeypatch.setattr(factorised_ridge, "CHUNK_BYTES", 8 * 4 * 27 * 4)  # a few images
+    x, held_out, target = maps(30, 3, 0), maps(20, 3, 1), maps(30, 2, 2)
+    reference = Reference(x, channel_means(x, "cpu"), None, 3)
+    targets = Targets(target, channel_means(target, "cpu"))
+    for _ in range(2):
+        solution = reference.solve(targets, torch.arange(30)[None]).coefficients
+        blocks = [rows for _, rows in reference.patches(held_out, 0)]
+    # By hand: columns of 3 × 3 neighbours, zeros around.
+    unfolded = [
+        torch.nn.functional.unfold(part - channel_means(x, "cpu")[:, None, None], 3, padding=1)
+        for part in (x, held_out)
+    ]
+    columns, held_columns = (part.mT.flatten(0, 1) for part in unfolded)
+    assert torch.equal(torch.cat(blocks), held_columns)
+    # The weight leaves least of every fifth image, by a solution of the others.
+    judges = torch.arange(30).repeat_interleave(4) % 5 == 4
+    wanted = rows(target, targets.mean)
+
+    def solve(chosen, weight, scale):
+        gram = columns[chosen].T @ columns[chosen]
+        return torch.linalg.solve(
+            gram + weight * scale * torch.eye(27), columns[chosen].T @ wanted[chosen]
+        )
+
+    scale = float(columns[~judges].square().sum()) / 27
+    left = {
+        weight: float((wanted - columns @ solve(~judges, weight, scale))[judges].square().sum())
+        for weight in factorised_ridge.WEIGHTS
+    }
+    chosen = min(left, key=left.get)
+    whole = solve(torch.ones(120, dtype=bool), chosen, float(columns.square().sum()) / 27)
+    torch.testing.assert_close(solution, whole)

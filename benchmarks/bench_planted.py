@@ -43,6 +43,7 @@ from consistency.reconstruction import image_errors
 from models.pair import read_stored
 from models.trans_net import TransNet
 from utils.data.loaders import make_loader
+from utils.fit_options import spare_channels
 from utils.runtime import Runtime
 
 CLASSES, LATENT, CHANNELS, WIDENED, SIDE = 10, 6, 12, 36, 2
@@ -344,7 +345,7 @@ def map_row(kind: str, seed: int, pairs: Pairs, cpu: Runtime, name: str) -> str:
             torch.manual_seed(seed)
             return TransNet(MAP_CHANNELS, MAP_CHANNELS, layers, 1, standardise=True, hidden=hidden)
 
-        budget, hidden = Budget(), MAP_CHANNELS
+        budget, hidden = Budget(), spare_channels(MAP_CHANNELS)
         if name == BUDGETS[1]:
             budget, hidden = Budget(steps=800), 2 * MAP_CHANNELS
         elif name == BUDGETS[2]:

@@ -48,7 +48,7 @@ from models.split import as_maps, from_maps
 from models.trans_net import TransNet
 from utils.data.loaders import make_loader
 from utils.errors import InputError
-from utils.fit_options import HIDDEN, STEPS
+from utils.fit_options import STEPS, spare_channels
 from utils.provenance import NetSource
 from utils.runtime import Runtime, seed_everything
 
@@ -141,8 +141,8 @@ def fit(
         x: A's feature, (N, C, H, W), (N, T, C) or (N, C).
         target: B's, of the same images and as many axes; its maps may have another size.
         layers: K + 1, linear layers. 1: the linear reference alone.
-        hidden: M, spare channels behind x's own; None: 0 for one layer, else 64, or as many as x
-            has if that is fewer.
+        hidden: M, spare channels behind x's own; None: 0 for one layer, else twice those of x, at
+            most 64.
         steps: of the optimiser; None: 400, unless `epochs` are given.
         epochs: passes over the images by Adam, in place of steps; 0: the closed form alone.
         lr: the highest learning rate; None: 0.04 for steps, 0.0003 for epochs.
@@ -164,7 +164,7 @@ def fit(
     with _seeded(seed, runtime.device), torch.enable_grad():
         # The defaults of Training_TransNet.py --standardise --solve.
         if hidden is None:
-            hidden = min(channels_of(pairs.shapes[0]), HIDDEN) if layers > 1 else 0
+            hidden = spare_channels(channels_of(pairs.shapes[0])) if layers > 1 else 0
         trans_net = between(
             *pairs.shapes, layers=layers, hidden=hidden, **{"standardise": True} | config
         )

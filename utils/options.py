@@ -413,7 +413,7 @@ def add_trans_net_options(parser: argparse.ArgumentParser) -> None:
         metavar="M",
         help=(
             "spare channels behind x's own, in which W(k) have room; default: 0, and with"
-            " --standardise --solve and two layers or more 64, or as many as x has if that is fewer"
+            " --standardise --solve and two layers or more twice as many as x has, at most 64"
         ),
     )
     normalised = group.add_mutually_exclusive_group()

@@ -252,7 +252,8 @@ def test_the_budget_is_that_of_the_released_code_or_in_steps(parser, words, expe
     ("words", "layers", "channels", "expected"),
     [
         ([], 3, 32, 0),
-        (SOLVED, 3, 32, 32),
+        (SOLVED, 3, 8, 16),
+        (SOLVED, 3, 32, 64),
         (SOLVED, 2, 512, 64),
         (SOLVED, 1, 32, 0),
         ([*SOLVED, "--hidden", "0"], 3, 32, 0),

@@ -90,6 +90,7 @@ def trans_net_from_authors(
             weights[f"{scale}.running_std"] = state[_SCALES][i]
             weights[f"{scale}.batches"] = state[_BATCHES][i]
 
+    # Their first layer is W(K), which reads x; their last is W(0), which writes g(x).
     first, last = state[convolutions[0]], state[convolutions[-1]]
     config = {
         "in_channels": first.shape[1],

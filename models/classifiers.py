@@ -196,10 +196,13 @@ def read_classifier(
     # The random numbers of an initialisation are all replaced: the caller's stay as they are.
     with torch.random.fork_rng(devices=[]):
         # Build with a guess, read the classes off the tensors that do not fit, and build again.
+        # A net of this project is built with one class, so that the file's number shows as a
+        # misfit.
         guess = (record.get("num_classes") or num_classes or _USUAL_CLASSES) if foreign else 1
         model, count = _uninitialised(name, guess, train_layer, image_size)
         key, state, reading = _choose(model, stored, path, house_arch)
         classes = set(of_other_classes(model, reading, count).values())
+        # Misfits of several lengths are not about the number of classes: `fill` refuses them.
         if len(classes) == 1:
             model, count = _uninitialised(name, classes.pop(), train_layer, image_size)
         fill(model, candidates(state, house_arch), str(path))

@@ -25,6 +25,7 @@ class InstanceScale(nn.Module):
             return torch.ones_like(h)
         # `Tensor.std` over two axes takes 12 times as long as this.
         deviations = h - h.mean((2, 3), keepdim=True)
+        # Unbiased: √(Σ (h − mean)² / (HW − 1)) is the norm of the deviations over √(HW − 1).
         norms = torch.linalg.vector_norm(deviations, dim=(2, 3), keepdim=True)
         return norms / math.sqrt(count - 1) + EPS
 
@@ -57,6 +58,8 @@ class BatchScale(nn.Module):
         # A last batch may be one vector, which has no deviation: it takes the running one.
         if self.training and h.numel() > h.shape[1]:
             std = h.float().std((0, 2, 3))
+            # running += weight · (std − running): weight 1 takes the first batch whole. `where`
+            # decides on the device, so the host does not wait to read `batches`.
             # In place: a DataParallel replica shares this buffer with the saved module.
             self.running_std.lerp_(std.detach(), torch.where(self.batches == 0, 1.0, self.momentum))
             self.batches += 1

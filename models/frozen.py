@@ -94,6 +94,7 @@ def _fold_batch_norms(net: fx.GraphModule) -> None:
             net.set_submodule(str(source.target), fuse_conv_bn_eval(conv, norm))
             node.replace_all_uses_with(source)
             net.graph.erase_node(node)
+    # The folded BatchNorms have no caller any more.
     net.delete_all_unused_submodules()
     net.recompile()
 

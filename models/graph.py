@@ -274,6 +274,7 @@ def _compute_batch(
     )
     counted, comparison = calls(first.graph), _Comparison(first, second)
     differences = comparison.differences
+    # Without differences there is nothing to confirm, and a third pass would only cost time.
     check = (
         _Comparison(first, again(_BATCHES[2]))
         if differences and comparison.apart is None
@@ -443,6 +444,7 @@ def _last_uses(graph: fx.Graph) -> dict[fx.Node, int]:
         for place, node in enumerate(graph.nodes)
         if node in needed and "of_images" in node.meta
     }
+    # Only the output node reads the result, and that is no value.
     end = len(graph.nodes)
     return {
         node: end if node is result else max(places[user] for user in node.users if user in places)

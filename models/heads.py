@@ -77,6 +77,7 @@ def head_flops(
         None where the record is incomplete (the authors' features), or no option names a user's
         own architecture.
     """
+    # Tensors on "meta" have shapes alone: the operations are counted, and none is computed.
     image = torch.empty(1, 3, features.image_size, features.image_size, device="meta")
     classes = len(features.classes or ())
     sources = zip((features.a, features.b), named)

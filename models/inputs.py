@@ -56,4 +56,5 @@ def _inputs(config: Mapping[str, Any]) -> Inputs | None:
     size, interpolation, share = (
         config.get(key) for key in ("input_size", "interpolation", "crop_pct")
     )
+    # timm's `input_size` is (3, S, S).
     return Inputs(mean, std, size[-1] if size else None, interpolation or None, share or None)

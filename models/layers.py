@@ -110,6 +110,8 @@ def matched_by_depth(first: Sequence[float], second: Sequence[float]) -> list[tu
     """
     if len(first) > len(second):
         return [(a, b) for b, a in matched_by_depth(second, first)]
+    # The longer net may leave out `spare` stages in all: so stage `number` of the shorter one finds
+    # its own at `number + spare` at the latest. Each takes the nearest; none is revised.
     spare, pairs, begin = len(second) - len(first), list[tuple[int, int]](), 0
     for number, depth in enumerate(first):
         # What follows needs a stage each
@@ -154,6 +156,7 @@ def note_of_depths(models: Sequence[nn.Module], layer: str, image_size: int) -> 
     if stage_a == stage_b and abs(share_a - share_b) < TOLERANCE:
         return None
     where = [
+        # `place_of` counts stages from the last, as 0; the message counts from the first, as 1.
         f"{share:.0%} through stage {len(names) - stage} of {len(names)} in net {net}"
         for net, (stage, share), names in zip("AB", places, ends)
     ]

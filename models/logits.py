@@ -128,6 +128,7 @@ def look_for_logits(
             has_weight = isinstance(getattr(module, "weight", None), Tensor)
             # A ScriptModule takes no hooks.
             if has_weight and not isinstance(module, torch.jit.ScriptModule):
+                # `name=name` keeps the name of this turn of the loop; the hook runs long after it.
                 hook = module.register_forward_hook(
                     lambda _m, _i, output, name=name: of_layers.append((name, output))
                 )
@@ -203,6 +204,8 @@ def has_unused_parameters(model: nn.Module, image_size: int) -> bool:
     trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
     try:
         with torch.enable_grad():
+            # Blank leaves in the place of the trained parameters: where the gradient is None, the
+            # logits do not depend on one.
             blank = {
                 name: value.detach().to("meta").requires_grad_() for name, value in trained.items()
             }
@@ -355,6 +358,7 @@ def _return_logits_alone(model: nn.Module, outputs: Mapping[bool, Output]) -> No
     kind = type(model)
 
     def forward(self: nn.Module, images: Tensor) -> Tensor:
+        # `self.forward` is this very function: the author's is reached through its class.
         returned = kind.forward(self, images)
         output = outputs[self.training]
         for step in output.path:

@@ -174,6 +174,7 @@ def _call(make: Callable[..., Any], arch: str, num_classes: int) -> Any:
         for entry in parameters
         if entry.kind in (entry.POSITIONAL_OR_KEYWORD, entry.KEYWORD_ONLY)
     ]
+    # The order of `_CLASSES` decides, not that of the factory's arguments.
     spelt = next(
         (entry.name for word in _CLASSES for entry in by_name if entry.name.lower() == word), None
     )

@@ -77,6 +77,7 @@ class Decomposition(nn.Module):
             The components, (N, K+1, C, H, W), and x_Δ, (N, C, H, W).
         """
         output, components = self.trans_net.decompose(x)
+        # (K+1, N, C, H, W) → (N, K+1, C, H, W)
         return components.transpose(0, 1), target - output
 
 
@@ -125,6 +126,7 @@ def open_pair(
         net.prove(pixels)
     opened = Provenance(nets["a"].source, nets["b"].source)
     fitted.check(opened, trans_net)
+    # The images stay those of the fit; the nets are the files that were opened now.
     provenance = replace(fitted, a=opened.a, b=opened.b)
     head_a, head_b = (net.from_pixels(net.head) for net in nets.values())
     pair = Pair(head_a, head_b, build_from_state(state, trans_net), provenance)

@@ -135,6 +135,7 @@ def train_centroids(
     if optimizer.state:
         raise ValueError("the optimiser has taken steps; shared weights need a new one")
     (group,) = optimizer.param_groups
+    # Frozen weights stay in the first group: without a gradient no step moves them.
     shared = [layer.weight for layer in layers if layer.weight.requires_grad]
     shared_ids = {id(weight) for weight in shared}
     group["params"] = [
@@ -200,6 +201,7 @@ def _cluster_sums(values: Tensor, label: Tensor) -> Tensor:
 def _cluster_layer(layer: PrunedWeight, clusters: int) -> Tensor:
     """Label one layer's weights; see `cluster`."""
     kept = layer.weight[~layer.removed]
+    # `unique` sorts: its first value is the smallest weight, its last the largest.
     values, groups = kept.unique(return_inverse=True)
     if len(values) > clusters:
         centroids = _centroids(kept, values[0].item(), values[-1].item(), clusters)

@@ -122,9 +122,11 @@ def _tail_graph(traced: Traced, cut: fx.Node, moved: bool) -> fx.Graph:
     )
     if traced.is_fixed() or depends_on_size:
         shape = cut.meta["shape"][1:]
+        # The recorded shape is (H, W, C), the tail is given (C, H, W).
         shape = (shape[-1], *shape[:-1]) if moved else shape
         checked = graph.call_function(of_size, (feature, shape))
     if moved:
+        # (N, C, H, W) → (N, H, W, C)
         checked = graph.call_method("permute", (checked, 0, 2, 3, 1))
     # VGG's and AlexNet's ReLUs work in place: a copy keeps the caller's feature as it is.
     layout: dict[str, Any] = {"memory_format": torch.contiguous_format} if moved else {}

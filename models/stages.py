@@ -54,6 +54,7 @@ def blocks_of(model: nn.Module, shapes: Shapes) -> list[str]:
     for name, module in layout.modules.items():
         if name in layout.matrices and next(module.children(), None) is not None:
             inside = [cut for cut, held in enumerate(layout.names) if held.startswith(f"{name}.")]
+            # Inside some modules, such as a layer of torch.nn, no cut lies.
             ends.update(inside[-1:])
     return [layout.names[end] for end in sorted(ends) if end < len(layout.names) - 1]
 
@@ -71,11 +72,13 @@ def place_of(model: nn.Module, shapes: Shapes, layer: str) -> tuple[int, float] 
     """
     names = list(shapes)
     ends = _Layout(model, shapes).stage_ends()
+    # The dots let "layer1" match itself and "layer1.0", but not "layer10".
     inside = [index for index, name in enumerate(names) if f"{name}.".startswith(f"{layer}.")]
     later = [end for end in ends if inside and end >= inside[-1]]
     if not later:
         return None
     begin = max((end for end in ends if end < later[0]), default=-1)
+    # In (0, 1]: 1 at the stage's own end.
     return len(later) - 1, (inside[-1] - begin) / (later[0] - begin)
 
 
@@ -104,6 +107,7 @@ class _Layout:
         ends = list[int]()
         shrinking = self._shrinking()
         for first in shrinking:
+            # At (C,) the last map ends. No block shrinks it: the stage ends right before.
             begin = self._block_begin(first, shrinking) if len(self.shapes[first]) == 3 else first
             last, before = begin - 1, ends[-1] if ends else -1
             # Skip pooling and flattening before the block: the stage ends at a layer with a name.
@@ -114,6 +118,7 @@ class _Layout:
         blocks = self.block_ends()
         if len(ends) > 1 or not blocks:
             return ends
+        # The last block of each quarter. With fewer than four blocks, quarters share an end.
         quarters = [math.ceil(len(blocks) * quarter / 4) - 1 for quarter in range(1, 5)]
         return [blocks[index] for index in dict.fromkeys(quarters)]
 
@@ -121,6 +126,7 @@ class _Layout:
         """Name each cut by the largest module that ends there and contains no earlier one."""
         chosen, before = list[str](), -1
         for cut in cuts_:
+            # A name must not hold the cut before, or two stages had one name, nor any later cut.
             others = (*self.names[: before + 1][-1:], *self.names[cut + 1 :])
             modules = [module for module in self._around(cut) if not _holds(module, others)]
             chosen.append(modules[0] if modules else self.names[cut])
@@ -137,6 +143,7 @@ class _Layout:
                 return [*indices, index] if index else indices
             # Images are square: other shapes are windows or heads of attention.
             if len(shape) == 3 and shape[1] == shape[2]:
+                # Half the side, rounded up: a stride of 2 takes 7 to 4.
                 if before > shape[1] and shape[1] <= (before + 1) // 2:
                     indices.append(index)
                 before = shape[1]
@@ -155,6 +162,7 @@ class _Layout:
                 is_block = not self._has_weights(inside[0], first - 1)
             else:
                 is_block = len(set(inside) & set(shrinking)) == 1
+            # A module that begins at the net's first cut holds the stem, too: it is no block.
             if inside[0] and is_block:
                 return inside[0]
         return first
@@ -196,9 +204,12 @@ class _Layout:
                 start = f"{name}." if name else ""
                 child = start + self.names[cut].removeprefix(start).partition(".")[0]
                 if self.names[cut].startswith(start) and child in self.matrices:
+                    # Later cuts overwrite earlier ones: the last cut inside each child stays.
                     last[child] = cut
             if len(last) > len(ends):
                 parent, ends = name, last
+        # The parent and the modules around it hold matrices, and all that follows is inside them:
+        # they must not count below.
         above = {*_prefixes(f"{parent}.")}
 
         def follows(cut: int) -> bool:

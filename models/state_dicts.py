@@ -74,6 +74,7 @@ def state_dicts(stored: Mapping[str, Any], depth: int = 2) -> dict[tuple[str, ..
         return {(): stored}
     inside: dict[tuple[str, ...], State] = {}
     rank = {name: place for place, name in enumerate(_NAMES)}
+    # The sort is stable: unknown keys come last, in the file's order.
     for key in sorted(stored, key=lambda key: rank.get(key, len(rank))):
         value = stored[key]
         if (
@@ -104,6 +105,8 @@ def candidates(state: State, arch: str | None = None) -> Iterator[dict[str, Tens
         for plain in _different(unwrapped, strip_module(unwrapped)):
             readings = [plain]
             if arch is not None:
+                # Each translation repeats `plain` as its first, which is among the readings
+                # already.
                 readings += _different(plain, official_names(plain), bare_state(arch, plain))[1:]
             for reading in readings:
                 yield from _different(reading, fold_masks(reading))
@@ -220,6 +223,7 @@ def _load(model: nn.Module, reading: Mapping[str, Tensor], *, assign: bool) -> l
         missing, unexpected = model.load_state_dict(versioned, strict=False, assign=assign)
     except RuntimeError as error:  # a net may have its own way to load
         return [" ".join(str(error).split())]
+    # Counters that the file lacks are still on "meta" after an assignment: begin them at 0.
     for module in model.modules():
         if isinstance(counter := getattr(module, _COUNTER, None), Tensor) and counter.is_meta:
             setattr(module, _COUNTER, torch.tensor(0))

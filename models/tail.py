@@ -28,6 +28,7 @@ class FrozenTail(nn.Module):
         last_calls = [
             node for node in tail.graph.nodes if node.op == "call_module" and node.target == last
         ]
+        # One graph with two results: the layers up to the last one run once for both.
         graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
         logits = copy_inputs(graph, result_of(tail.graph), copies)
         penultimate = [copies[node.all_input_nodes[0]] for node in last_calls[:1]]

@@ -245,7 +245,9 @@ class TransNet(nn.Module):
             weight: (C_out, C_in, k, k).
             shift: (C_out,).
         """
+        # The linear map reads the channels of x alone: its axis of inputs gets M zeros behind.
         self.set_last_weight(F.pad(weight, (0, 0, 0, 0, 0, self.hidden)), shift)
+        # A slice, since a Trans-Net of one layer has no p(1).
         self.logit_p[:1] = -1e4  # in float32 the sigmoid of −10⁴ is exactly 0
 
     def linear_reference(self) -> "TransNet":
@@ -296,6 +298,7 @@ class TransNet(nn.Module):
         components = _apply_stacked(self.linear[0], contributions)
         if not self.standardise:
             return components.sum(0), components
+        # Only the factor goes to each order; the constant belongs to none.
         components = components * self.target_std
         return components.sum(0) + self.constant[:, None, None], components
 

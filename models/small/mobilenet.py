@@ -62,6 +62,7 @@ def describe_mobilenet(divisor: int = 1) -> Description:
     def stage(name: str, widths: tuple[int, ...], stride: int) -> Stage:
         return Stage(name, SeparableBlock, tuple(width // divisor for width in widths), stride)
 
+    # Maps of 32×32 images have 32×32, 16×16 and 8×8 positions in these three.
     layer1 = stage("layer1", (64, 128, 128, 256, 256), 1)
     layer2 = stage("layer2", (512,) * 6, 2)
     layer3 = stage("layer3", (1024,) * 2, 2)

@@ -45,6 +45,7 @@ def describe_wrn(depth: int, factor: float) -> Description:
         raise InputError(
             f"the width factor of a WRN is at least 1/16 (one channel), not {factor:g}"
         )
+    # Each group is wider than the one before: stride 2 never meets a plain shortcut.
     group0, group1, group2 = groups = (
         Stage("group0", WideBlock, (first,) * blocks),
         Stage("group1", WideBlock, (second,) * blocks, stride=2),

@@ -102,6 +102,7 @@ class Answers:
         senders = _senders(columns)
 
         def measured(name: str, images: Tensor | slice) -> Knowledge:
+            # What B's last layer reads of x*, and of what the sender gives; None behind that layer
             pair = [columns.get(f"penultimate {one}") for one in (ITSELF, name)]
             both = None if pair[0] is None or pair[1] is None else (pair[0], pair[1][images])
             return measure_knowledge(
@@ -116,6 +117,7 @@ class Answers:
                 seed=seed,
             )
 
+        # B itself loses nothing: its row shows what can arrive.
         rows = {ITSELF: measured(ITSELF, slice(None))}
         rows |= {name: measured(name, slice(None)) for name in senders if name != ITSELF}
         if not multi_label and len(senders) > 1:
@@ -140,6 +142,7 @@ class Answers:
         labels = columns["labels"]
         if labels.ndim > 1:
             raise InputError("images of several labels have no pairs of classes")
+        # The first name is B itself.
         sender = _senders(columns)[1]
         return measure_distinctions(
             columns[f"logits {ITSELF}"],

@@ -123,6 +123,7 @@ def bootstrap(
 
     def of_resamples(*drawn: Array, axis: int) -> Array:
         weights = [count(indices, size) for indices, size in zip(drawn, factors)]
+        # (numbers, B): SciPy reduces and joins along the last axis.
         return np.stack(list(statistic(*(weighted(array, *weights) for array in sums)).values()))
 
     # A resample takes its indices, its counts and weights, and its share of the products.
@@ -144,11 +145,13 @@ def bootstrap(
 
     def interval(value: Array, draws: Array, low: float, high: float) -> Interval:
         defined = np.isfinite(draws).sum()
+        # Percentiles need every resample: one undefined ratio leaves the interval out.
         reason = (
             ""
             if defined == resamples
             else f"{resamples - defined} of {resamples} resamples have no such number"
         )
+        # Where all draws are equal BCa gives NaN: the interval is that point.
         if not reason and np.ptp(draws) == 0:
             low = high = draws[0]
         ends = (None, None) if reason else (float(low), float(high))
@@ -179,6 +182,7 @@ def count(indices: Array, size: int) -> Array:
     """
     # One `bincount` for all resamples: each has its range of numbers.
     flat = indices.reshape(-1, indices.shape[-1])
+    # Draw j counts in places j·size … (j + 1)·size − 1.
     places = flat + size * np.arange(len(flat))[:, None]
     return (
         np.bincount(places.ravel(), minlength=size * len(flat))
@@ -199,6 +203,7 @@ def weighted(sums: Array, images: Array, fits: Array | None = None) -> Array:
         (…) or (B, …), of the dtype of `sums`.
     """
     if fits is None:
+        # (B, N) times (N, …) → (B, …): all resamples in one product.
         return np.tensordot(images.astype(sums.dtype), sums, axes=1)
     # (F, B): each fit's share of the mean, by how often it was drawn.
     shares = np.moveaxis(fits / fits.sum(-1, keepdims=True), -1, 0).astype(sums.dtype)
@@ -271,6 +276,7 @@ def mean_over_fits(
     """
     fits, resamples = draws.shape
     chosen = np.random.default_rng(seed).integers(fits, size=draws.shape)
+    # Resample j draws F of the fits, each as it is on resample j's images: (F, B).
     means = np.take_along_axis(draws, chosen, 0).mean(0)
     drawn = ("images", "fits") if fits > 1 else ("images",)
     value = float(np.mean(values))

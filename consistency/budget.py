@@ -58,6 +58,7 @@ class Budget:
 
     def batches(self, images: int, processes: int = 1) -> int:
         """Say how many steps an epoch of so many images has."""
+        # Each process has its share of the images, and of every batch.
         return math.ceil(math.ceil(images / processes) / max(1, self.batch_size // processes))
 
     def rates(self, batches: int) -> list[list[float]]:
@@ -76,6 +77,7 @@ class Budget:
             )
             return [[rate] for rate in of_epochs]
         rates = warm_up_and_cosine(self.lr, self.steps)
+        # A step's rate does not know epochs: slices of the whole schedule.
         return [rates[start : start + batches] for start in range(0, self.steps, batches)]
 
     def steps_of(self, images: int, processes: int = 1) -> int:

@@ -87,6 +87,7 @@ def permutations(labels: Tensor, draws: int, generator: torch.Generator) -> Tens
     # Random within each class, classes in order
     mixed = mixed.gather(1, labels[mixed].argsort(dim=1, stable=True))
     orders = torch.empty_like(mixed)
+    # Place k in the order of classes gets image k of the mixed ones, which is of the same class.
     orders[:, by_class] = mixed
     return orders
 
@@ -138,6 +139,7 @@ def errors_of_untrue_pairs(
     _, kinds, counts = (
         tensor.to(like.device) for tensor in labels.unique(return_inverse=True, return_counts=True)
     )
+    # n_c of each image, (N, 1)
     size = counts[kinds, None]
     target_sums, predicted_sums = (
         like.new_zeros(len(counts), positions, columns, channels) for columns in (1, regressions)
@@ -152,9 +154,12 @@ def errors_of_untrue_pairs(
         like.new_zeros(len(labels), regressions, dtype=torch.float64) for _ in range(2)
     )
     for images, target, predicted in predictions():
+        # y_i·ŷ_i, (n, b)
         paired = (target * predicted).sum((1, 3))
+        # y_i·Σ ŷ_j and ŷ_i·Σ y_j over i's class, with i itself
         both = (target * predicted_sums[kinds[images]], target_sums[kinds[images]] * predicted)
         others = (size[images] - 1).clamp(min=1)
+        # An image alone in its class stays with its true pair.
         first, second = (
             torch.where(size[images] > 1, one.sum((1, 3)) - paired, paired) / others for one in both
         )
@@ -163,12 +168,14 @@ def errors_of_untrue_pairs(
         products[images] = first.to(products)
     all_reduce(errors)
     all_reduce(products)
+    # `products` has the mean of y_i·ŷ_j over j; its mean over i is that over all pairs.
     # The mean of y_j·ŷ_k over pairs of a class.
     means = (
         products.new_zeros(len(counts), regressions).index_add_(0, kinds, products)
         / counts[:, None]
     )
     # What the channels' means explain, which errors about them do not count.
+    # |Σ (y − ŷ)|² / (N·U) of all channels, (b,)
     shift = (target_sums - predicted_sums).sum((0, 1)).square().sum(1) / (len(labels) * positions)
     return errors + 2 * means[kinds] - shift / len(labels)
 
@@ -207,6 +214,7 @@ class Null:
             raise InputError(
                 f"a level of {level} needs at least {needed} permutations, not {len(self.draws)}."
             )
+        # Below the rank-th smallest draw lie rank − 1 at most: p ≤ rank / (1 + B) ≤ level.
         return float(np.sort(self.draws)[rank - 1])
 
 
@@ -219,6 +227,7 @@ def best_of(nulls: Sequence[Null]) -> Null:
     pairings; the observed one is among them, so that p stays exact.
     """
     values = np.stack([np.append(null.draws, null.observed) for null in nulls])
+    # The smallest of the layers counts, of the true pairs as of the permuted ones.
     best = (values / values.mean(1, keepdims=True)).min(0)
     return Null(float(best[-1]), best[:-1])
 
@@ -239,6 +248,7 @@ def normalised_consistency(
         NaN where the null is not above the ceiling: there is no scale between them.
     """
     scale = np.subtract(null, ceiling)
+    # The inner `where` divides by 1 what the outer one leaves out.
     return np.where(
         scale > 0, np.subtract(null, instability) / np.where(scale > 0, scale, 1), np.nan
     )
@@ -266,6 +276,7 @@ def consistency_interval(
         "instability", "null", "ceiling" (if there is one), "consistency".
     """
     parts = [list(sums) for sums in (observed, null, ceiling or ())]
+    # Where each of the three ends among all sums
     ends = np.cumsum([len(sums) for sums in parts])
 
     def numbers(*totals: Array) -> dict[str, Array]:

@@ -253,7 +253,9 @@ def measure_distinctions(
         )
 
     gaps, errors = class_gaps(z, kinds, classes)
+    # Each pair once: places of classes with first < second, (P,)
     first, second = np.triu_indices(len(classes), 1)
+    # A gap within its error of 0 would make L = 1 − ĝap / gap arbitrary.
     least = np.maximum(STANDARD_ERRORS * errors, ROUNDING * float(z.abs().max()))
     is_told = (gaps > least)[first, second]
     if not is_told.all():
@@ -312,6 +314,7 @@ def measure_distinctions(
         )
         pairs.append(pair)
     by_class = _by_class(z, sent, others, kinds, classes, losses, (first, second), resamples, seed)
+    # The largest logit beside b's own
     others_best = sent.scatter(1, answers[:, None], -torch.inf).amax(1)
     margin = others_best - sent.gather(1, answers[:, None]).squeeze(1)
     return Distinctions(
@@ -343,6 +346,7 @@ def class_gaps(logits: Tensor, kinds: Tensor, classes: Tensor) -> tuple[Array, A
     means, variances = [], []
     for label in classes:
         members = logits[kinds == label]
+        # (n_c, n)
         lead = members[:, [label]] - members[:, classes]  # z_c − z_d of each image of class c
         means.append(lead.mean(0))
         variances.append(lead.var(0) / len(members))
@@ -424,6 +428,7 @@ def hold_against_references(relative: Array) -> Mapping[str, Array]:
     if not count:
         return {}
     beyond = relative[0] - relative[1:].mean(0)
+    # A's ℓ and the mean of m others differ by s √(1 + 1/m) by chance.
     scale = np.sqrt(relative[1:].var(0, ddof=1).mean() * (1 + 1 / count))
     if scale <= ROUNDING:
         raise InputError(
@@ -431,6 +436,7 @@ def hold_against_references(relative: Array) -> Mapping[str, Array]:
             " nets of other seeds."
         )
     t = beyond / scale
+    # Student's survival function: one-sided, P(T ≥ t)
     p = scipy.stats.t.sf(t, max(1.0, pairs * (count - 1) / 2))
     return {"beyond_references": beyond, "t": t, "p": p, "called": p <= LEVEL / pairs}
 
@@ -449,6 +455,7 @@ def _intervals(
     values, columns = [], classes.numpy()[pairs]
     for of in (z, sent):
         lead = of[:, columns[0]] - of[:, columns[1]]  # z_c − z_d, (N, P)
+        # Σ over images of (z_c − z_d) of class c, and of (z_d − z_c) of class d
         values += [member[:, pairs[0]] * lead.numpy(), -member[:, pairs[1]] * lead.numpy()]
 
     def statistic(counts: Array, leads: Array) -> dict[str, Array]:

@@ -131,6 +131,7 @@ def _solve_by_passes(
     passes = PassesOverData(
         of_member, shape, folds=folds, device=runtime.device, all_reduce=runtime.sum
     )
+    # One split, where the sums above hold out each fold in turn: every split costs many passes.
     return passes.solve(constant=member.standardise)
 
 

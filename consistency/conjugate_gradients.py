@@ -84,10 +84,13 @@ class PassesOverData:
         fitted = torch.ones_like(penalised) if constant else penalised
 
         def fit(ridge: float, start: Tensor, sides: set[bool]) -> Tensor:
+            # Σ y uᵀ, and Σ y for the constant. The mask keeps what is not fitted at 0.
             right = self._sum(self._gradient, sides) * fitted
             diagonal = float(self._sum(self._squares, sides)) / (channels * size**2)
             penalty = ridge * (diagonal or 1.0) * penalised
 
+            # (Σ u uᵀ + λ) v without the matrix: map the patches by v, and multiply the results with
+            # the patches again.
             def normal(v: Tensor) -> Tensor:
                 return (
                     self._sum(lambda x, _: self._gradient(x, self._map(x, v)), sides) * fitted
@@ -108,6 +111,7 @@ class PassesOverData:
         )
         squares, totals = energy.view(2, out_channels)
         count = self._sum(lambda _, y: y.new_tensor(y[:, 0].numel()), {True}).clamp(min=1)
+        # Without a constant the factor `constant`, False, leaves Σ y².
         whole = float((squares - totals.square() / count * constant).sum())
         # The chosen λ once more, now on all images.
         ridge, errors = descend(held_out, ridges)
@@ -124,6 +128,7 @@ class PassesOverData:
 
     def _gradient(self, x: Tensor, y: Tensor) -> Tensor:
         """Σ y uᵀ and Σ y, (C', C·k² + 1)."""
+        # The gradient of Σ y ∘ (W ∗ x) with respect to W is Σ_q y(q) u(q)ᵀ.
         weight = conv2d_weight(x, self.shape, y, padding=self.shape[-1] // 2)
         return torch.cat([weight.flatten(1), y.sum((0, 2, 3))[:, None]], dim=1)
 
@@ -165,6 +170,7 @@ def conjugate_gradients(
     """Solve normal(v) = right for every row of v, (C', M), at once, each with steps of its own."""
 
     def dot(a: Tensor, b: Tensor) -> Tensor:
+        # Each output channel is a system of its own, with the same matrix: (C', 1).
         return (a * b).sum(1, keepdim=True)
 
     solution, residual = start, right - normal(start)

@@ -57,6 +57,7 @@ class Targets:
         """Give images (b, n) as rows (n·H·W, b·D)."""
         # (b, n, D, U)
         maps = take(self.maps, images.flatten().numpy()).flatten(2).unflatten(0, images.shape)
+        # (n, U, b, D): the targets of all pairings at one position are one row of a product.
         rows = self.mean.new_empty([maps.shape[axis] for axis in (1, 3, 0, 2)], dtype=self.dtype)
         rows.copy_(maps.permute(1, 3, 0, 2))  # to the device, into place
         return rows.sub_(self.mean).flatten(2).flatten(0, 1)
@@ -110,6 +111,7 @@ class Reference:
         self._kept: list[tuple[Maps, Tensor]] = []
         # Fewer rows than columns: Pᵀ(PPᵀ + λ)⁻¹ Y, with (PPᵀ + λ)⁻¹ P computed once.
         if self.dual:
+            # All patches at one time: here their rows are fewer than columns.
             rows = torch.cat([patches.to(mean) for _, patches in self.patches(x, 0)])
             self._gram = rows @ rows.mT
             self._solved = torch.cholesky_solve(rows, self._factor(self.weight)).to(self.dtype)
@@ -127,6 +129,7 @@ class Reference:
             self._values, self._vectors = torch.linalg.eigh(others)
             # Rounding makes a dead direction's value as negative as this
             self._values.clamp_(min=0)
+            # VᵀGV, G being Σ u uᵀ of the images that choose.
             self._aside = self._vectors.mT @ aside @ self._vectors
 
     def moments(self, x: Maps) -> tuple[Tensor, Tensor]:
@@ -176,10 +179,12 @@ class Reference:
 
     def solve(self, targets: Targets, inverses: Tensor) -> Solutions:
         """Fit each pairing: x of image j stands beside the target of image inverses[b, j]."""
+        # (p, b·D): of the images that choose λ, and of the others
         shape = (self.columns, len(inverses) * len(targets.mean))
         aside, cross = (self.mean.new_zeros(shape, dtype=self.dtype) for _ in range(2))
         for images, patches in self.patches(self.x, targets.bytes_per_image * len(inverses)):
             places = slice(images.start * self.positions, images.stop * self.positions)
+            # With (PPᵀ + λ)⁻¹ P in the place of P, the product is W already.
             rows = self._solved[places] if self.dual else patches
             paired = targets.rows(inverses[:, images]).to(self.dtype)
             for total, x_rows, target_rows in zip(
@@ -192,6 +197,7 @@ class Reference:
             cross.split(len(targets.mean), dim=1), aside.split(len(targets.mean), dim=1)
         ):
             weights.append(self._choice(one, of_judges) if self.chooses else self.weight)
+            # The chosen λ serves a fit to all images, those that chose included.
             one.add_(of_judges)
             if not self.dual:
                 factor = self._factor(weights[-1])
@@ -203,6 +209,7 @@ class Reference:
         if not self.chooses:
             return rows[:0], rows
         is_judge = torch.arange(images.start, images.stop) % JUDGES == JUDGES - 1
+        # (n·U, …) → (n, U, …): whole images choose, not single positions.
         by_image = rows.unflatten(0, (-1, self.positions))
         return by_image[is_judge].flatten(0, 1), by_image[~is_judge].flatten(0, 1)
 
@@ -213,6 +220,7 @@ class Reference:
         to a constant tr Wᵀ G W − 2 tr Wᵀ C, G and C the same sums of those that choose. With
         d = diag (Λ + λ)⁻¹ it is dᵀ (VᵀGV ∘ T Tᵀ) d − 2 dᵀ diag(VᵀC Tᵀ): one product for all λ.
         """
+        # T and VᵀC, (p, D) each; below, nothing but d depends on λ.
         turned, judged = (self._vectors.mT @ one.to(self._vectors) for one in (cross, of_judges))
         quadratic = self._aside * (turned @ turned.mT)
         linear = (judged * turned).sum(1)
@@ -235,6 +243,7 @@ class Reference:
             while len(self._factors) >= FACTORS:
                 self._factors.pop(next(iter(self._factors)))
             # A dead feature counts as ones
+            # PᵀP and PPᵀ have one trace, so that λ is the same in both forms.
             ridge = weight * (float(self._gram.trace()) / self.columns or 1.0)
             gram = self._gram.clone()
             gram.diagonal().add_(ridge)
@@ -250,6 +259,8 @@ class Reference:
         """
         values, vectors = torch.linalg.eigh(self._gram)
         root = (values.clamp(min=0) + ridge).sqrt()[:, None] * vectors.mT
+        # QR of B does not form BᵀB, in which small values would be rounded away. Rᵀ is lower
+        # triangular, as Cholesky's factor is, up to signs that cancel.
         return torch.linalg.qr(root, mode="r").R.mT
 
     def errors(
@@ -272,6 +283,7 @@ class Reference:
         for chunk, target, predicted in self.predictions(solution, x, targets, inverses):
             if watch is not None:
                 watch(chunk, target[:, :, 0], predicted[:, :, 0])
+            # (n, U, b, D); of each image and pairing (n, b), turned to (b, n) below
             error = target - predicted
             # Row j of x was beside the target of image inverses[b, j]: the error belongs to that
             # image.
@@ -279,6 +291,7 @@ class Reference:
                 1, inverses[:, chunk].to(sums.device), error.square().sum((1, 3)).mT.to(sums)
             )
             channel_sums += error.sum((0, 1))
+        # Σ (e − ē)² = Σ e² − (Σ e)² / (N·U), taken off every image in equal parts
         return (
             sums - channel_sums.square().sum(1, keepdim=True) / (images * self.positions) / images
         )
@@ -295,6 +308,7 @@ class Reference:
             x, targets.bytes_per_image * (solution.shape[1] // channels)
         ):
             both = targets.rows(inverses[:, chunk]).to(rows), rows @ solution
+            # (n·U, b·D) → (n·U, b, D) → (n, U, b, D)
             target, predicted = (
                 one.unflatten(1, (-1, channels)).unflatten(0, (-1, self.positions)) for one in both
             )
@@ -350,7 +364,9 @@ class CrossProducts:
         total = self.x.new_zeros(shape, dtype=torch.float64)
         inverse = inverse.to(self.target.device)
         for x, images in zip(self.x.split(self.IMAGES, dim=2), inverse.split(self.IMAGES)):
+            # (F, C', n) times (F, n, D'): one product for each frequency
             total += x @ self.target.index_select(1, images)
+        # Positions in the place of frequencies: their sum is the only lag, (C, 1, 1, D).
         if self.kernel_size == 1:
             return total.sum(0)[:, None, None]
         # Blocks of the real product: Re·Re and Re·Im above, Im·Re and Im·Im below.
@@ -358,12 +374,15 @@ class CrossProducts:
             half.chunk(2, dim=2) for half in total.chunk(2, dim=1)
         )
         spectrum = torch.complex(both_real + both_imaginary, turned - mixed)  # X times Y*
+        # (F, C, D) → (C, D, H, W // 2 + 1)
         spectrum = spectrum.permute(1, 2, 0).unflatten(2, (self.height, -1))
         # Back from frequencies to lags, of which the kernel has k × k.
         maps = torch.fft.irfft2(spectrum, s=(self.height, self.width))
         # Lag −b … b lie at the ends
         border = self.kernel_size // 2
+        # A roll by b brings them to the front, in the order of the patch's offsets.
         maps = maps.roll((border, border), (2, 3))[..., : self.kernel_size, : self.kernel_size]
+        # (C, D, k, k) → (C, k, k, D): the first three axes are the columns of P.
         return maps.permute(0, 2, 3, 1)
 
     def _transformed(self, maps: Maps, mean: Tensor) -> Tensor:
@@ -378,6 +397,7 @@ class CrossProducts:
             if self.kernel_size > 1:
                 spectrum = torch.fft.rfft2(centred, s=(self.height, self.width))
                 centred = torch.cat([spectrum.real, spectrum.imag], dim=1)
+            # (n, C', H, W) → (n, C', F) → (F, n, C')
             parts.append(centred.flatten(2).permute(2, 0, 1))
         return torch.cat(parts, dim=1)
 
@@ -392,6 +412,7 @@ def channel_means(maps: Maps, device: str | torch.device) -> Tensor:
     size = max(1, CHUNK_BYTES // (8 * int(np.prod(maps.shape[1:]))))
     total = torch.zeros(maps.shape[1], dtype=torch.float64, device=device)
     for start in range(0, len(maps), size):
+        # Every image has as many positions, so the mean of their means is that of all.
         total += take(maps, slice(start, start + size)).to(total).mean((2, 3)).sum(0)
     return total / len(maps)
 

@@ -151,6 +151,7 @@ def save(
 
 def restore(members: Sequence[Member], fit: Fit) -> int:
     """Put every member where its checkpoint left it, all at one epoch; give how many were trained."""
+    # All at one epoch: a second one in the set could not be unpacked.
     (epoch,) = {member.restore(fit) for member in members}
     return epoch
 

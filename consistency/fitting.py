@@ -142,6 +142,7 @@ class Fitting:
         self.fit = Fit(
             net, family, budget.optimizer(family), runtime.grad_scaler(), runtime, budget.print_freq
         )
+        # Eq. 2 without its penalty
         weights = alphas or [torch.zeros(one.order) for one in self.trans_nets]
         self.step = partial(
             reconstruction.reconstruct,
@@ -194,6 +195,7 @@ class Fitting:
                     one.set_standards(
                         linear.x_mean, linear.x_std, linear.target_mean, linear.target_std
                     )
+        # A fit without epochs is solved once, for the first and the last time.
         if self.budget.solve is not None and start_epoch == 0:
             self.solve(last=not self.rates, first=True)
 
@@ -227,6 +229,7 @@ class Fitting:
                 metrics = train_one_epoch(
                     self.fit, loader, self.step, epoch, steps=len(of_steps) or None
                 )
+            # `solve` 0 means after the last epoch alone.
             if every is not None and due(epoch, every or count, count):
                 self.solve(last=epoch + 1 == count)
             yield epoch, metrics
@@ -255,6 +258,7 @@ class Fitting:
             and self.budget.steps is not None
             and len(self.trained) > FIRST_IMAGES
         )
+        # Every n-th image, 500 to 999 of them, from all of the data set
         images = self.trained[:: len(self.trained) // FIRST_IMAGES] if few else self.trained
         loader, judges = self.pairs.load(images, shuffle=False), self.judges if last else None
         for back, numbers in self.directions.items():
@@ -340,6 +344,7 @@ class Fitting:
     def words(self, i: int, metrics: Mapping[str, float]) -> str:
         """Say what an epoch measured of a Trans-Net, all errors in one unit: shares of Var(x*)."""
         one, linear = self.trans_nets[i], self.beside[self.backwards[i]].linear
+        # A member that does not standardise has its loss in the features' units.
         unit = 1.0 if one.standardise or self.throughs else float(linear.target_std) ** 2
         shares = {"fitted images": (metrics["Loss"] - metrics["L2_loss"]) / unit}
         shares |= {"held-out": metrics["val_instability"]} if "val_instability" in metrics else {}

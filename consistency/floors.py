@@ -78,6 +78,7 @@ class ClassMoments:
             )
         size = max(1, CHUNK_BYTES // (8 * features[0].numel()))
         for chunk, kinds in zip(features.split(size), labels.split(size)):
+            # (n, C, U); a vector has one position
             maps = chunk.double().flatten(2) if chunk.ndim > 2 else chunk.double()[..., None]
             # The first batch's channel means are the origin of all sums.
             if not self.images:
@@ -116,6 +117,7 @@ class ClassMoments:
         means = maps / counts[:, None, None]
         spread = squares - counts * means.square().sum((1, 2))  # Σ_i |x_i − m_c|²
         of_one = spread / (counts - 1)  # s_c²
+        # n_c |m_c − m|²
         apart = counts * (means - maps.sum(0) / total).square().sum((1, 2))
         chance = of_one * (1 - counts / total)
         return ClassVariances(
@@ -128,6 +130,7 @@ class ClassMoments:
 
     def _about_channels(self, units: int) -> float:
         """Give Var(x) about the means of the channels, of all images."""
+        # (K, C, U) → (C,)
         mean = torch.stack(list(self._maps.values())).sum((0, 2)) / (self.images * units)
         mean = mean * len(self._origin)  # units are U·C, a channel's mean is over U
         squares = sum(self._squares.values()) / (self.images * units)
@@ -158,6 +161,7 @@ def class_shares(target: ClassVariances, residual: ClassVariances) -> ClassShare
         return 1 - rest / whole if whole > 0 else float("nan")
 
     floor = target.floor
+    # Here 1 − I, the share that is explained
     instability = explained(residual.about_channels, target.about_channels)
     return ClassShares(
         explained(residual.within, target.within),

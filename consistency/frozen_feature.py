@@ -84,6 +84,8 @@ class FrozenFeature(nn.Module):
             elif self.name == NOISE:
                 residual = features["B"] - output
                 noise = torch.randn(residual.shape, generator=self.generator).to(residual)
+                # Its standard deviation is √ of the mean square of x_Δ, one for each image and
+                # channel.
                 maps = features["B"] + noise * residual.square().mean((2, 3), keepdim=True).sqrt()
         return from_maps(maps, self.tail_shape).float()
 

@@ -124,16 +124,19 @@ def measure_knowledge(
     answers = _decisions(z, multi_label)
     # KL(q_i ‖ r_i), and below the same after scale and prior of r were fitted on the other half.
     lost = _divergences(q, log_q - log_r)
+    # Halves of every class that B answers; multi-label images have no class to keep.
     halves = _halves(answers if not multi_label else torch.zeros(len(z)), generator)
     lost_calibrated = _divergences(q, log_q - calibrate(sent, log_q, halves, multi_label))
     agree = _matches(_decisions(sent, multi_label), answers)
 
     # Sums over images, each image one row: what the bootstrap resamples.
+    # Entropies are in nats: `_numbers` divides by log 2. "D" and its kin are in bits already.
     columns = {"count": torch.ones_like(lost), "entropy": -(q * log_q).sum(1), "D": lost}
     columns |= {"D_calibrated": lost_calibrated, "agreement": agree}
     p = None
     if not multi_label:
         alone, within = class_divergences(log_q, log_r, answers)
+        # Images alone in their class have nobody to be compared with: they count in neither sum.
         columns |= {"D_beside": torch.where(alone, 0, lost), "D_class": within}
         columns |= {"together": (~alone).double()}
         if within.sum() > ROUNDING * len(z):
@@ -214,7 +217,9 @@ def calibrate(
     Returns:
         As `log_answers`.
     """
+    # log q̄ from logarithms, so that small answers are not rounded to 0
     log_mean = log_q.logsumexp(0) - math.log(len(log_q))
+    # The prior of a softmax is log q̄, that of a sigmoid log q̄(yes) − log q̄(no).
     yes, no = log_mean.chunk(2) if multi_label else (log_mean, torch.zeros(()))
     # Both directions have the size of 1, so that one step length serves both.
     scale = float((sent_logits - sent_logits.mean(1, keepdim=True)).square().mean().sqrt()) or 1.0
@@ -233,6 +238,7 @@ def calibrate(
             assert weights.grad is not None
             return error.item(), weights.grad.numpy()
 
+        # From a = 1, c = 0: the first one counts in the scaled logits' units.
         fit = scipy.optimize.minimize(
             loss,
             np.array([scale, 0.0]),
@@ -291,6 +297,7 @@ def permutation_p(
         members = (answers == answer).nonzero().flatten()
         block = max(1, BLOCK_BYTES // (8 * len(members)))
         for some in torch.arange(permutations).split(block):
+            # To sort random keys is to draw each permutation with one probability.
             keys = torch.rand(len(some), len(members), generator=generator, dtype=torch.float64)
             orders = keys.argsort(1)
             for rows in torch.arange(len(members)).split(block):
@@ -298,6 +305,8 @@ def permutation_p(
                 products = -(q[members[rows]] @ log_r[members].mT)
                 drawn[some] += products[torch.arange(len(rows)), orders[:, rows]].sum(1)
         paired = -(q[members] * log_r[members]).sum()
+        # `size` is the scale of these sums: what differs by its rounding alone is a tie, and a tie
+        # speaks for the null.
         observed, size = observed + paired.item(), size + paired.abs().item()
     return (1 + int((drawn <= observed + ROUNDING * size).sum())) / (1 + permutations)
 
@@ -365,6 +374,7 @@ def _halves(classes: Tensor, generator: torch.Generator) -> Tensor:
 def _numbers(sums: Mapping[str, Array], answered: Array) -> dict[str, Array]:
     """Compute every number from sums over images (…,) and the sum of B's answers q, (…, C)."""
     count = sums["count"]
+    # Where all q of a class underflow: 0 · log(tiny) is 0, and 0 · log 0 would be NaN.
     log_mean = np.log(np.maximum(answered, np.finfo(float).tiny) / count[..., None])
     # I_B = H(mean q) − mean H(q): the mutual information of B's answer and the image, in bits.
     i_b = (-(answered * log_mean).sum(-1) / count - sums["entropy"] / count) / math.log(2)
@@ -374,6 +384,7 @@ def _numbers(sums: Mapping[str, Array], answered: Array) -> dict[str, Array]:
     if "D_class" in sums:
         numbers["D_class"] = sums["D_class"] / sums["together"]
         defined = sums["D_class"] > ROUNDING * count
+        # Both are sums over the images that are not alone in their class.
         rho = 1 - sums["D_beside"] / np.where(defined, sums["D_class"], 1)
         numbers["rho"] = np.where(defined, rho, np.nan)
     if "error" in sums:

@@ -38,6 +38,7 @@ class FeatureMoments:
 
     def update(self, features: Tensor) -> None:
         """Add a batch (N, C, H, W) of any floating dtype."""
+        # An image takes 8 bytes a number in float64; a slice has at least one image.
         for chunk in features.split(max(1, CHUNK_BYTES // (8 * features[0].numel()))):
             values = chunk.double().transpose(0, 1).flatten(1)  # (C, N·H·W)
             mean = values.mean(1)
@@ -68,6 +69,7 @@ class FeatureMoments:
 
         It says how far values lie from their channel's mean.
         """
+        # Every channel has as many values, so the mean of their variances is the layer's.
         return float((self._squares / max(1, self.count)).mean().sqrt())
 
 
@@ -141,6 +143,7 @@ class ImageMoments:
         size = max(1, CHUNK_BYTES // (8 * vectors * residual[0].numel()))
         for chunk, rest in zip(components.split(size, dim=1), residual.split(size)):
             maps = (
+                # (K+1, n, C, H, W) and x_Δ → (M, n, C, U) → (n, M, C, U)
                 torch.cat([chunk, rest[None]]).double().flatten(3).transpose(0, 1)
             )  # (n, M, C, U)
             if not self.images:
@@ -150,6 +153,7 @@ class ImageMoments:
             norms = [torch.linalg.vector_norm(ends, dim=2) for ends in (maps.sum(1), maps[:, -1])]
             squares = torch.stack(norms, dim=1).square()
             # q (n, M, M), s (n, M, C) and t (n, 2, C).
+            # For q, channels and positions are one axis: (n, M, C·U) times (n, C·U, M).
             self._keep(maps.flatten(2) @ maps.flatten(2).mT, maps.sum(3), squares)
             self.images += len(rest)
         if self.per_image:
@@ -171,6 +175,7 @@ class ImageMoments:
                 products + cross + cross.mT + other._cells * shift @ shift.mT,
                 sums + other._cells * shift,
                 squares
+                # Σ (v + d)² = t + 2 d s + U d², for x* and for x_Δ.
                 + 2 * _ends(shift, 0) * _ends(sums.double(), 1)
                 + other._cells * _ends(shift, 0).square(),
             )
@@ -187,6 +192,7 @@ class ImageMoments:
             return
         labels, numbers = torch.cat(self._labels), torch.cat(self._numbers)
         columns = [torch.cat(parts) for parts in self._columns]
+        # The origin is that of all images; `_means` takes a class's own means from its sums.
         for label in labels.unique().tolist():
             kept, of_class = labels == label, copy.copy(self)
             of_class.images = int(kept.sum())
@@ -218,6 +224,7 @@ class ImageMoments:
         """
         if mean not in ("channel", "global"):
             raise ValueError(f"mean is 'channel' or 'global', not {mean!r}")
+        # d, (M, C): how far the means of the channels lie from the origin.
         deviations, more = self._means(), 0
         if mean == "global":
             means = self._origin + deviations
@@ -232,6 +239,7 @@ class ImageMoments:
             deviations = deviations + means.mean(1, keepdim=True) - means
         identity = torch.eye(len(deviations), dtype=torch.float64)
         last = len(self._origin) - 1  # x_Δ; g(x) is all but it, x* is all
+        # Ones add all vectors up: Σ x(k) + x_Δ = x*. With a 0 for x_Δ they give g(x).
         output = identity.sum(0) - identity[last]
         # Rows: x*, x(0) … x(K), g(x), x_Δ (and the constant), each a sum of the M vectors.
         mixing = torch.stack([identity.sum(0), *identity[:last], output, *identity[last:]])
@@ -245,6 +253,7 @@ class ImageMoments:
                 - cross.mT
                 + self._cells * deviations @ deviations.mT
             )
+            # Sums of vectors, T v, have the products T P Tᵀ. A unit is one of U·C values.
             rows.append(mixing @ about @ mixing.mT / (self._cells * deviations.shape[1]))
         return self._in_order(rows)
 
@@ -272,6 +281,7 @@ class ImageMoments:
         It is of every image its part of the variances, float64 (N, R).
         """
         squares = np.diagonal(self.products(mean), axis1=1, axis2=2)
+        # `bootstrap` takes sums over images: these sum to the variances.
         return [squares / len(squares)]
 
     def target_and_residual(self, mean: str = "channel") -> Array:

@@ -54,6 +54,7 @@ class PairSums:
                 f"both features must be of the same images, but there are {len(x)} and"
                 f" {len(target)}."
             )
+        # (N, p, H, W) → (N, p, U); a vector (N, p) → (N, p, 1)
         x, target = (
             feature.flatten(2) if feature.ndim > 2 else feature[..., None]
             for feature in (x, target)
@@ -70,6 +71,7 @@ class PairSums:
         for parts in zip(
             *(chunk.split(max(1, CHUNK_BYTES // bytes_per_image)) for chunk in (x, target))
         ):
+            # Pooled: (n, p, U) → (n, p, 1), so that an image is one row
             maps = [
                 chunk.double() if rows == "positions" else chunk.double().mean(2, keepdim=True)
                 for chunk in parts
@@ -122,6 +124,7 @@ class PairSums:
         move = torch.eye(len(self._sums), dtype=shift.dtype, device=shift.device)
         start = 0
         for which, width in enumerate(self.widths):
+            # |x|² (`which` 0) and |y|² (1) stand behind the p + q channels.
             columns, square = slice(start, start + width), sum(self.widths) + which
             move[columns, -1] = shift[columns]
             move[square, columns] = 2 * shift[columns]  # |x + d|² = |x|² + 2 d·x + |d|²
@@ -142,6 +145,7 @@ class PairSums:
         # The last row of Σ z zᵀ is Σ z: the means, and the count at its end.
         mean = self._origin + self._sums[-1, : p + q] / count
         sums = self._about(mean).cpu()
+        # Blocks of Σ z zᵀ: its rows are p of x, q of y, the two squares, the ones.
         blocks = sums[:p, :p], sums[:p, p : p + q], sums[p : p + q, p : p + q]
         return Centred(
             round(count.item()), mean.cpu(), *blocks, sums[p + q : p + q + 2, p + q : p + q + 2]
@@ -172,6 +176,7 @@ class Centred:
             ("x", self.xx, self.mean[: len(self.xx)]),
             ("x*", self.yy, self.mean[len(self.xx) :]),
         ):
+            # Rounding alone leaves so much of a constant feature.
             if total.trace() <= self.rows * (ROUNDING * mean).square().sum():
                 return f"{name} is constant"
         return ""

@@ -152,6 +152,7 @@ class Regression:
         Args:
             watch: is shown what they predict of the held-out images, batch by batch.
         """
+        # The identity: every image stands beside itself.
         fitted, held_out = (torch.arange(len(maps))[None] for maps in self.x)
         solutions = self.reference.solve(self.fitted, fitted)
         errors = self.reference.errors(
@@ -176,7 +177,9 @@ class Regression:
         """
         gram, sums, energy, total = self._judges
         solution = torch.cholesky_solve(fitted, self.reference.factor)
+        # Σ (y − ŷ) of each channel, (D,), since Σ ŷ = Wᵀ Σ u
         means = total - solution.mT @ sums
+        # tr Wᵀ (G W − 2 PᵀY), entry by entry
         error = energy + (solution * (gram @ solution - 2 * held_out)).sum()
         rows = len(self.x[1]) * self.reference.positions
         return float(error - means.square().sum() / rows)
@@ -188,6 +191,7 @@ class Regression:
         mean, rows = self.held_out.mean, len(self.x[1]) * self.reference.positions
         # Of each channel, whose mean over the held-out images differs from that of the fitted ones
         total = rows * (channel_means(self.target[1], mean.device) - mean)
+        # About the fitted images' means m: Σ |y − m|² = Σ |y − ȳ|² + |Σ (y − m)|² / rows
         return gram, sums, self.total.sum() + total.square().sum() / rows, total
 
 
@@ -221,6 +225,7 @@ def permuted_sums(
     # A choice of weights needs the products of the images that choose, apart from the others
     by_rows = any(one.reference.dual or one.reference.chooses for one in both)
     if by_rows or not CrossProducts.fit(sides, kernel_size):
+        # B → A pairs the same images the other way round, by the inverse orders.
         orders = [(fit_orders, held_orders), (fit_orders.argsort(1), held_orders.argsort(1))]
         return [one.errors(*of).sum(1) for one, of in zip(both, orders)]
     crosses = [CrossProducts(*side, *means, kernel_size) for side in sides]
@@ -230,6 +235,7 @@ def permuted_sums(
     )
     for number, inverses in enumerate(pairings):
         products = [cross.of(inverse) for cross, inverse in zip(crosses, inverses)]
+        # (C, k, k, D) → (p, D)
         sums[0, number] = forth.sum_of_errors(*(product.flatten(0, 2) for product in products))
         if back is not None:
             # B → A has the transpose: lags the other way round, and C and D exchanged.
@@ -290,6 +296,7 @@ def untrue_errors(
     """
     check_pairs(labels)
     reference, channels = regression.reference, len(regression.fitted.mean)
+    # W of a pairing is (p, D), its sums of the classes (classes·U, D): the larger decides.
     rows = max(reference.columns, len(labels.unique()) * reference.positions)
     block = max(1, BLOCK_BYTES // (8 * rows * channels))
     # Held-out images keep their order: every two of a class are paired in the sums.
@@ -424,6 +431,7 @@ def calibrated(
     """
     shuffled = torch.stack([shuffled_within_class(labels[0], generator) for _ in range(shuffles)])
     null = untrue_errors(way, shuffled, labels[1])
+    # A → A regresses on the same x, whose factor is at hand.
     least = ceiling or Regression(way.x, way.x, like=way).observed()
     # Of each image its part of Var(x*) and Var(x_Δ): true pairs, null, ceiling.
     sums = (

@@ -109,10 +109,12 @@ def svcca(sums: PairSums, kept: float = 0.99) -> Score:
         return score(None, of.constant())
     whitening = []
     for covariance in (of.xx, of.yy):
+        # `eigh` sorts upwards; flipped, the largest variance is the first.
         variances, directions = (tensor.flip(-1) for tensor in torch.linalg.eigh(covariance))
         # The fewest components that hold the share, less those that are rounding alone.
         size = int((variances.cumsum(0) < kept * variances.sum()).sum()) + 1
         size = min(size, int((variances > 1e-10 * variances[0]).sum()))
+        # XᵀX = V Λ Vᵀ: the columns of X V Λ^(-1/2) are orthonormal.
         whitening.append(directions[:, :size] / variances[:size].sqrt())
     sizes = [tensor.shape[1] for tensor in whitening]
     if sum(sizes) >= of.rows:
@@ -150,6 +152,7 @@ def procrustes(sums: PairSums) -> Score:
         return score(
             None, f"{max(sums.widths)} channels of only {of.rows} rows can be rotated onto anything"
         )
+    # tr XᵀX = ‖X‖²: features of norm 1 have a nuclear norm of at most 1.
     overlap = (
         scipy.linalg.svdvals(of.xy.numpy()).sum() / (of.xx.trace() * of.yy.trace()).sqrt().item()
     )
@@ -186,11 +189,13 @@ def ridge_r2(fit: PairSums, held_out: PairSums) -> Score:
         return score(None, of.constant() or on.constant())
     # In the eigenbasis of XᵀX the regression of every weight is a division.
     variances, directions = torch.linalg.eigh(of.xx)
+    # T = Vᵀ XᵀY, (p, q): W = V (Λ + weight)⁻¹ T
     cross = directions.mT @ of.xy
     power = cross.square().sum(1)
 
     def validation_error(weight: float) -> float:
         damped = variances + weight * variances.mean()
+        # With d = λ + weight, Σ |y − ŷ|² = Σ |y|² − Σ |t|² (2 d − λ) / d², t the rows of T.
         error = of.yy.trace() - (power * (2 * damped - variances) / damped.square()).sum()
         # The trace of the hat matrix, and 1 for the mean, are the degrees of freedom used.
         freedom = of.rows - 1 - (variances / damped).sum()
@@ -201,6 +206,7 @@ def ridge_r2(fit: PairSums, held_out: PairSums) -> Score:
     p = fit.widths[0]
     # The regression's constant is of the fitting images' means: held-out means differ from it.
     bias = (on.mean - of.mean)[p:] - (on.mean - of.mean)[:p] @ regression
+    # Σ |y|² − 2 tr WᵀXᵀY + tr WᵀXᵀX W about the held-out means
     error = (
         on.yy.trace() - 2 * (regression * on.xy).sum() + (regression * (on.xx @ regression)).sum()
     )

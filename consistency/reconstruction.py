@@ -131,6 +131,7 @@ def instabilities(
         whole.update(target)
         for member, moments in zip(members, residuals):
             moments.update(target - member.eval()(x))
+    # All members share the target, whose variance is measured once.
     variance = merged(whole.cpu(), runtime).std ** 2
     return [
         merged(moments.cpu(), runtime).std ** 2 / variance if variance else float("nan")
@@ -158,6 +159,7 @@ def image_errors(
     member.eval()
     moments = ImageMoments()
     for indices, target, output in _outputs(member, loader, read, runtime):
+        # x* = g(x) + x_Δ: with g(x) as the only component, both variances follow.
         moments.update(output[None], target - output, indices)
         channels = target.shape[1]
     errors = merged(moments, runtime).target_and_residual()
@@ -165,11 +167,13 @@ def image_errors(
 
         def predictions() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
             for indices, *maps in _outputs(member, loader, read, runtime):
+                # (N, D, H, W) → (N, D, U) → (N, U, D) → (N, U, 1, D): one regression
                 target, output = (feature.float().flatten(2).mT.unsqueeze(2) for feature in maps)
                 yield indices, target, output
 
         shape, like = (moments.positions, 1, channels), torch.zeros((), device=runtime.device)
         untrue = errors_of_untrue_pairs(predictions, classes, shape, like, runtime.sum)
+        # A variance is a mean over N·U·D values.
         errors[:, 1] = untrue[:, 0].cpu() / (len(classes) * moments.positions * channels)
     return errors
 

@@ -105,6 +105,7 @@ class NormalEquations:
             targets: (N, C', H, W), the same.
             indices: the images' numbers in the data set, int64 (N,), which say their folds.
         """
+        # The fold depends on the image's number alone, not on batches or processes.
         folds = indices.to(inputs.device) % self.folds
         # Channels last, (n, H, W, C): a strip's values are then rows of one product.
         for fold in folds.unique().tolist():
@@ -117,6 +118,8 @@ class NormalEquations:
             self.energy[fold] += y.square().sum()
             height, width = x.shape[1:3]
             border = self.kernel_size // 2
+            # Zeros beyond the border, as the convolution pads, (n, H + 2b, W + 2b, C); targets and
+            # ones become rows, (n·H·W, C' + 1).
             padded, y = (
                 F.pad(x, (0, 0, border, border, border, border)),
                 F.pad(y.flatten(0, 2), (0, 1), value=1.0),
@@ -125,6 +128,7 @@ class NormalEquations:
             for total, (row, column) in zip(
                 self.cross[fold], product(range(self.kernel_size), repeat=2)
             ):
+                # u at one offset is the map shifted by it: one copy at a time, never k² of them.
                 total.addmm_(
                     padded[:, row : row + height, column : column + width].flatten(0, 2).T, y
                 )
@@ -165,6 +169,7 @@ class NormalEquations:
         all_folds = torch.ones_like(self.energy)
         numbers = list(range(self.folds) if judges is None else judges)
         whole = float(self.energy[numbers].sum())
+        # Σ ‖y − ȳ‖² = Σ ‖y‖² − ‖Σ y‖² / n: with a constant the error is 1 − R².
         if constant:
             *totals, count = self.totals[numbers].sum(0).tolist()
             whole -= sum(total**2 for total in totals) / (count or 1.0)
@@ -176,6 +181,7 @@ class NormalEquations:
 
         def held_out(ridge: float) -> float:
             error = 0.0
+            # Rows of the identity: each chooses one fold alone.
             for fold in all_folds.diag()[numbers]:
                 # Σ ‖y − Wᵀ u‖² = Σ ‖y‖² + tr Wᵀ (G W − 2 Σ u yᵀ), all from the held-out fold's
                 # sums; here W has a row for each unknown.
@@ -203,6 +209,7 @@ class NormalEquations:
 
         The patch's offsets are first, the constant is last.
         """
+        # k² offsets of C channels each → (k²·C, C' + 1), the last column Σ u.
         cross, totals = torch.tensordot(folds, self.cross, 1).flatten(0, 1), folds @ self.totals
         return torch.cat([cross, totals[None]])[:, :-1] if constant else cross[:, :-1]
 
@@ -219,9 +226,12 @@ class NormalEquations:
         blocks = (
             gram[:size, :size].unflatten(1, (offsets, channels)).unflatten(0, (offsets, channels))
         )
+        # Inclusion and exclusion: the whole map, less rows, less columns, plus the corner that was
+        # taken off twice.
         for (i, j), terms in self._blocks.items():
             block = torch.stack([sign * sums[strip] for sign, strip in terms]).sum(0)
             blocks[i, :, j], blocks[j, :, i] = block, block.T
+        # Σ u is the column of ones of Σ u yᵀ, and Σ 1 the number of positions.
         if constant:
             gram[size, :size] = gram[:size, size] = torch.tensordot(
                 folds, self.cross[..., -1], 1
@@ -273,6 +283,7 @@ def _solve(gram: Tensor, cross: Tensor, ridge: float, penalised: int) -> Tensor:
 
     A diagonal of zeros counts as ones, so features that are all 0 get weights of 0.
     """
+    # A view: what is added to it changes the matrix.
     diagonal = gram.diagonal()
     diagonal[:penalised] += ridge * (float(diagonal[:penalised].mean()) or 1.0)
     diagonal[penalised:].clamp_(min=1.0)  # how many positions there were
@@ -318,6 +329,8 @@ def _pairs(maps: Tensor, strip: Strip) -> tuple[Tensor, Tensor]:
 def _span(size: int, shift: Shift) -> tuple[slice, slice]:
     """Say where, along an axis of `size` values, the first and the second ones of the pairs lie."""
     lag, cut = shift
+    # size − |lag| pairs lie along the axis; `cut` keeps the first or the last of them. The first
+    # value of a pair lies |lag| further on where the lag is negative, else the second does.
     start, stop, _ = slice(min(cut, 0) or None, max(cut, 0) or None).indices(
         max(0, size - abs(lag))
     )

@@ -47,6 +47,7 @@ def shared(forth: Direction, back: Direction, **options: Any) -> dict[str, Inter
 
     def numbers(*totals: Array) -> dict[str, Array]:
         of = [instability_of(total)["instability"] for total in totals]
+        # Of each direction: observed, null, ceiling
         ways = {"forth": normalised_consistency(*of[:3]), "back": normalised_consistency(*of[3:])}
         return ways | {"shared": np.minimum(*ways.values())}
 
@@ -59,6 +60,7 @@ def without_null(observed: Array) -> Direction:
     Its null is all of the variance, its ceiling nothing.
     """
     target = observed[:, :1]
+    # Var(x_Δ) is Var(x*) for the null, and 0 for the ceiling.
     return observed, np.hstack([target, target]), np.hstack([target, np.zeros_like(target)])
 
 
@@ -146,6 +148,7 @@ def over_nets(
             block_values = _of_pairs(statistic, pairs, weights[block : block + size])
         for name, of_each in block_values.items():
             all_nets = of_each.mean(1)
+            # A resample's deviation is the images' part and the nets'; only the second one shrinks.
             some = (of_each * of_pairs[block : block + size]).sum(1)
             drawn = all_nets if images_only else all_nets + kept * (some - all_nets)
             draws.setdefault(name, []).append(drawn)
@@ -175,5 +178,6 @@ def _of_pairs(
     statistic: Callable[..., Mapping[str, Array]], pairs: Sequence[Array], weights: Array
 ) -> dict[str, Array]:
     """Give every number of every pair on every resample of the images, (B, P)."""
+    # (B, N) times (N, P, …) → (B, P, …)
     totals = [np.tensordot(weights.astype(array.dtype), array, axes=1) for array in pairs]
     return {name: np.asarray(value) for name, value in statistic(*totals).items()}

@@ -55,6 +55,7 @@ def image_rows(feature: Tensor) -> Tensor:
         float64 (N, C·positions).
     """
     feature = feature.double()
+    # (N, T, C) → (N, C, T), pooled along T to 16 of them at most
     if feature.ndim == 3:
         feature = F.adaptive_avg_pool1d(feature.mT, min(SIDE**2, feature.shape[1]))
     elif feature.ndim == 4:
@@ -94,6 +95,7 @@ class ImageRows:
         return self.rows - self.rows.mean(0)
 
     @property
+    # Rounding leaves so much of equal rows less their mean.
     def constant(self) -> bool:
         """Whether the rows do not vary."""
         return bool(self.centred.norm() <= ROUNDING * self.rows.norm())
@@ -151,7 +153,9 @@ class ImageRows:
         Y is taken about its mean.
         """
         fitted, rows = self.about
+        # H Y = X_h X_fᵀ (X_f X_fᵀ + λ)⁻¹ Y, the dual form: a matrix of images, since rows are wide.
         gram = fitted @ fitted.mT
+        # The mean over columns of Σ x², as `gram` sums over the fitted images
         penalty = WEIGHT * gram.trace() / fitted.shape[1]
         gram.diagonal().add_(penalty if penalty > 0 else 1.0)
         return torch.cholesky_solve(fitted @ rows.mT, torch.linalg.cholesky(gram)).mT
@@ -181,6 +185,7 @@ def cka(x: ImageRows, y: ImageRows, order: Tensor | None = None) -> float:
         a, b = one.diagonal(), other.diagonal()
         return unbiased_hsic((one * other).sum(), (a * b).sum(), a.sum() * b.sum(), len(one))
 
+    # An order moves rows and columns of the products together.
     permuted = y.gram if order is None else y.gram[order][:, order]
     return float(hsic(x.gram, permuted) / (hsic(x.gram, x.gram) * hsic(y.gram, y.gram)).sqrt())
 
@@ -194,6 +199,7 @@ def svcca(x: ImageRows, y: ImageRows, order: Tensor | None = None) -> float:
     if one.shape[1] + other.shape[1] >= len(x):
         return float("nan")  # as many columns as rows correlate perfectly anyhow
     other = other if order is None else other[order]
+    # Columns of U are orthonormal in any order of rows: no whitening is needed.
     return float(torch.linalg.svdvals(one.mT @ other).clamp(max=1).mean())
 
 
@@ -207,6 +213,7 @@ def procrustes(x: ImageRows, y: ImageRows, order: Tensor | None = None) -> float
     product = x.coordinates.mT @ (y.coordinates if order is None else y.coordinates[order])
     if order is None:
         return float(scipy.linalg.svdvals(product.numpy()).sum())
+    # Of P Pᵀ and Pᵀ P take the smaller one; both have the squares of P's singular values.
     if product.shape[0] > product.shape[1]:
         product = product.mT
     # Twice as fast, and exact to 1e-8: enough for a level that 95 % of the permuted pairs stay
@@ -218,6 +225,7 @@ def mutual_neighbours(x: ImageRows, y: ImageRows, order: Tensor | None = None) -
     """Compute the mean share of nearest neighbours that an image has in common in both nets."""
     # near[i, j]: j is among the nearest of i in net B.
     near = torch.zeros(len(y), len(y), dtype=torch.bool).scatter_(1, y.neighbours, True)
+    # Beside x of image i stands y of image order[i].
     order = torch.arange(len(x)) if order is None else order
     return float(near[order[:, None], order[x.neighbours]].double().mean())
 
@@ -231,6 +239,7 @@ def ridge_r2(
     """
     of_fitted, across, energy = y.products
     if order is not None and fit_order is not None:
+        # Held-out rows move by one order, fitted columns by the other; Σ |y|² stays.
         of_fitted, across = of_fitted[fit_order][:, fit_order], across[order][:, fit_order]
     # Σ |y − H Y|² = Σ |y|² − 2 Σ H ∘ (y Yᵀ) + Σ HᵀH ∘ (Y Yᵀ)
     error = energy - 2 * (x.smoother * across).sum() + (x.smoother_gram * of_fitted).sum()
@@ -298,6 +307,7 @@ def image_similarities(
         names = (*SCORES, *(WAYS if regressed else ()))
         return [Calibrated(name, None, reason=reason) for name in names]
     orders = permutations(labels[1], draws, generator)
+    # The same orders for all scores
     similarities = [
         _calibrated(name, score(x, y, None), [score(x, y, order) for order in orders])
         for name, score in SCORES.items()
@@ -311,6 +321,7 @@ def image_similarities(
         return np.array([ridge_r2(one, other), *drawn])
 
     ways = [way(x, y), way(y, x)]
+    # The smaller way inside each permutation, too: the level is of the same statistic.
     ways.append(np.minimum(*ways))
     return similarities + [_calibrated(name, of[0], of[1:]) for name, of in zip(WAYS, ways)]
 

@@ -38,6 +38,7 @@ def between(
             f"A's features have shape {shape_a} and B's {shape_b}: "
             "a Trans-Net maps feature maps to feature maps, vectors to vectors, tokens to tokens"
         )
+    # (1, C, H, W) of maps, tokens or vectors; "meta" takes no memory.
     x, target = (
         as_maps(torch.empty(1, *shape, device="meta")).shape for shape in (shape_a, shape_b)
     )
@@ -47,6 +48,7 @@ def between(
             " batch"
         )
     size = (target[2], target[3])
+    # Vectors and tokens have no neighbours to convolve over.
     return TransNet(
         x[1], target[1], layers, 1 if fc or len(shape_a) < 3 else 3, out_size=size, **config
     )

@@ -81,6 +81,7 @@ def channel_report(moments: ImageMoments, resamples: int = 0) -> list[Record]:
     """
     # (N, 2, C), of x* and x_Δ.
     squares = moments.channel_squares()
+    # float32: of N × 2 × C numbers, which are resampled `resamples` times
     ratios = bootstrap(_ratios, [(squares / len(squares)).astype(np.float32)], resamples=resamples)
     variances = squares.mean(0)[0].tolist()
     return [
@@ -185,6 +186,7 @@ def rank_channels(
 def _ratios(squares: Array) -> dict[str, Array]:
     """Give the instability of every channel from variances of x* and x_Δ (…, 2, C)."""
     with np.errstate(invalid="ignore", divide="ignore"):
+        # (…, 2, C): x_Δ over x*
         ratios = squares[..., 1, :] / squares[..., 0, :]
     return {str(channel): ratios[..., channel] for channel in range(ratios.shape[-1])}
 

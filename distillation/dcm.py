@@ -84,6 +84,7 @@ def _log_softmax(outputs: Outputs, *, with_heads: bool) -> Tensor:
 
 def _smoothed(log_p: Tensor) -> Tensor:
     """p̃ of log-probabilities, (H, B, C); ε keeps the logarithm of a teacher's 0 finite."""
+    # C times ε more: the divisor makes the sum 1 again.
     return (log_p.exp() + EPS) / (1 + log_p.shape[2] * EPS)
 
 
@@ -99,4 +100,5 @@ def _divergences(learners: Tensor, teachers: Tensor) -> Tensor:
     """
     targets = teachers.detach()
     # (L, 1, B, C) against (T, B, C): every learner with every teacher
+    # (L, T, B, C) → (L, T, B) → (L, T)
     return (targets * (targets.log() - learners.log()[:, None])).sum(3).mean(2)

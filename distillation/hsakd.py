@@ -38,16 +38,19 @@ def rotate(images: Tensor) -> Tensor:
     Returns:
         (4B, C, S, S); image b rotated k times is row 4b + k.
     """
+    # Stacked behind the batch axis, (B, 4, C, S, S), so that an image's rotations are neighbours.
     return torch.stack([images.rot90(k, (2, 3)) for k in range(ROTATIONS)], 1).flatten(0, 1)
 
 
 def joint_labels(labels: Tensor) -> Tensor:
     """Give the joint labels 4y + k of rotated images of classes y, int64 (B,) → (4B,)."""
+    # (B, 1) + (4,) → (B, 4) → (4B,), in the order of `rotate`
     return (ROTATIONS * labels[:, None] + torch.arange(ROTATIONS, device=labels.device)).flatten()
 
 
 def class_logits(joint: Tensor) -> Tensor:
     """Sum a branch's logits over the rotations, (M, 4N) → (M, N)."""
+    # Joint logits 4c + r: (M, 4N) → (M, N, 4)
     return joint.unflatten(1, (-1, ROTATIONS)).sum(2)
 
 
@@ -55,6 +58,7 @@ def distillation(student: Tensor, teacher: Tensor, tau: float = TAU) -> Tensor:
     """KD(teacher → student) of logits (M, C) at temperature τ > 0."""
     log_teacher = (teacher.detach().float() / tau).log_softmax(1)
     log_student = (student.float() / tau).log_softmax(1)
+    # "batchmean" divides the sum by the rows, 4B of rotated images, and not by the classes too.
     return tau**2 * F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
 
 
@@ -181,6 +185,8 @@ def few_shot_indices(labels: np.ndarray, ratio: float) -> np.ndarray:
         n_splits=1, test_size=1 - ratio, random_state=0
     )
     try:
+        # The split's first half, its training part; it needs labels alone, so zeros stand for
+        # images.
         return next(splitter.split(np.zeros(len(labels)), labels))[0]
     except ValueError as error:
         raise InputError(
@@ -213,6 +219,7 @@ def split_training(
     order = np.array(
         sorted(range(len(paths)), key=lambda i: (PurePosixPath(paths[i]).name, paths[i]))
     )
+    # `few_shot_indices` counts along `order`; the result are places in `paths`.
     few = order[few_shot_indices(labels[order], ratio)]
     if not hold_out:
         return few, few[:0]

@@ -118,6 +118,7 @@ def _sum(metrics: Mapping[str, float], begin: str) -> float | None:
 
 def _accuracies(metrics: Mapping[str, float], begin: str, title: str) -> list[str]:
     """Write a line for each kind of accuracy: of all branches, then of the network for classes."""
+    # A pair's metrics begin with net1_ and net2_, a single network's with neither.
     nets = [net for net in _BY_NET if f"{begin}{net}top1_prec" in metrics] or [""]
     lines = []
     for kind in ("ss", "class"):

@@ -39,6 +39,7 @@ def student(classes: int, arch: str, tarch: str, tcheckpoint: str | Path) -> Net
 
 def online(classes: int, arch: str) -> Networks:
     """Build the two networks of a pair's name."""
+    # Teacher None: each of the two is the other's.
     return Couple(*(build_with_heads(name, classes, "hsakd") for name in online_pair(arch))), None
 
 

@@ -201,6 +201,7 @@ def add_options(parser: Parser, command: str) -> None:
         help="folder of the runs' folders",
     )
     options.add_output_options(parser)
+    # What functions of all steps read, and HSAKD.py has no option for
     parser.set_defaults(
         command=command,
         gpu=None,
@@ -346,6 +347,7 @@ def fill(parser: Parser, args: Namespace) -> None:
     for name, value in recipe.items():
         if getattr(args, name, None) is None:
             setattr(args, name, value)
+    # The recipes' 8 and 16 workers are more than small machines have cores.
     args.workers = min(args.workers, os.cpu_count() or 1)
     args.name, args.dataset = args.dataset, DATASETS.get(args.dataset, args.dataset)
     # --data may name one data set's folder instead of the folder of all data sets.
@@ -356,6 +358,7 @@ def fill(parser: Parser, args: Namespace) -> None:
             str(folder / "train"),
             str(folder / ("val" if (folder / "val").is_dir() else "test")),
         )
+    # False is CIFAR's place in the pair, True is ImageNet's.
     args.arch = args.arch or ARCHS[args.command][on_imagenet]
     if args.arch is None:
         parser.error("online needs --arch, a pair such as WRN_40_2_WRN_40_2")

@@ -117,6 +117,7 @@ def _summed(terms: Terms, measured: dict[str, Tensor]) -> StepResult:
 def _measured(outputs: Outputs, targets: Tensor, accuracies: Accuracies) -> dict[str, Tensor]:
     """Give accuracies on the upright images, and those of the branches on all rotations."""
     logits, branches = outputs
+    # Rows 4b are the upright images.
     upright = accuracies(logits[::ROTATIONS], targets)
     return upright | branch_accuracies_percent(branches, targets)
 

@@ -62,6 +62,7 @@ def teacher_logits(
     stored = compute_once(
         net, loader, (classes,), runtime, folder=folder, label="logits of the teacher"
     )
+    # One row an image of the data set: a batch's indices choose its rows.
     return lambda _pixels, indices: stored.gather(indices).to(indices.device)
 
 

@@ -128,12 +128,14 @@ def augment(
         )
     bits = _random_bits(indices.to(images.device, non_blocking=True), epoch, seed)
     # Bits 0–19 give the first row of the crop, bits 20–39 its first column, bit 40 the flip.
+    # 2²⁰ is no multiple of 2p + 1: the places' probabilities differ by less than 1e-5 for p = 4.
     first_row, first_column = (((bits >> shift) & 0xFFFFF) % (2 * padding + 1) for shift in (0, 20))
     flipped = ((bits >> 40) & 1).bool()
     steps = torch.arange(size, device=images.device)
     # (n, S): the row or column of the unpadded image that each output pixel is read from. Numbers
     # below 0 and from S on lie in the padding.
     rows = steps + first_row[:, None] - padding
+    # To flip an image is to read its columns backwards.
     across = torch.where(flipped[:, None], steps.flip(0), steps)
     columns = across + first_column[:, None] - padding
     if mode == "reflect":
@@ -169,6 +171,7 @@ def _random_bits(indices: Tensor, epoch: int, seed: int) -> Tensor:
         int64 (n,).
     """
     digest = hashlib.blake2b(f"{seed} {epoch}".encode(), digest_size=8).digest()
+    # Entry i of the stream is a hash of origin + i · step.
     bits = indices * _STEP + int.from_bytes(digest, "little", signed=True)
     bits = (bits ^ _shifted(bits, 30)) * _MIX_1
     bits = (bits ^ _shifted(bits, 27)) * _MIX_2

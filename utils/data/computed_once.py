@@ -57,6 +57,7 @@ def compute_once(
     for images, *_, indices in Progress(loader, label, quiet=not runtime.is_main):
         with runtime.autocast():
             rows = function(images.to(runtime.device, non_blocking=True))
+        # Rows stand at the images' numbers, whichever process computes them.
         values[indices.to(values.device)] = rows.to(values.device, torch.float32)
     runtime.barrier()  # the other processes' rows are read from here on
     runtime.say(
@@ -103,8 +104,10 @@ def _mapped_file(
                 # process by SIGBUS.
                 if hasattr(os, "posix_fallocate"):
                     os.posix_fallocate(handle, 0, needed_bytes)
+        # The main process made the file; the others get its name.
         shared = runtime.gather(name)[0]
         array = np.memmap(shared, np.float32, "r+", shape=shape)
+        # Everybody has mapped the file before its name goes, below.
         runtime.barrier()
     except OSError as error:
         raise InputError(

@@ -141,6 +141,8 @@ def _moves(
     for names in new_by_content.values():
         names.sort(reverse=True)  # `pop` takes the first in the alphabet
     for name in [name for name in before if name not in after]:
+        # By the old order: of several files of one content, the first old one takes the first new
+        # name.
         content, label = before[name]
         if not (candidates := new_by_content.get(content)):
             moves["removed"].append(name)

@@ -68,6 +68,7 @@ def _grey_levels(image: Image.Image) -> np.ndarray:
     values = np.asarray(image)
     if image.mode.startswith("I;16"):
         bits = (tags.get(_TIFF_BITS) or (16,))[0]
+        # The upper 8 bits of 16, or of a TIFF's 12
         levels = values >> (bits - 8)
     elif image.mode == "I" and image.format in ("PNG", "PPM"):  # 16 bits by definition
         levels = values >> 8

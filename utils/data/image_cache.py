@@ -116,6 +116,7 @@ def _fill(pixels: np.ndarray | Tensor, data: ImageData, workers: int, quiet: boo
         try:
             pixels[chunk.start : chunk.stop] = data.decode(chunk)
         except InputError:
+            # One broken image fails the chunk: try each of them alone.
             return [index for index in chunk if not _is_readable(data, index)]
         return []
 

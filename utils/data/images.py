@@ -184,6 +184,7 @@ class ImageData(Dataset):
         seed, epoch = getattr(indices, "seed", 0), getattr(indices, "epoch", 0)
         batch = np.empty((len(indices), 3, size, size), dtype=np.uint8)
         for row, index in enumerate(indices):
+            # A generator of its own for each image: neither batch nor worker matters.
             generator = np.random.default_rng((seed, epoch, index))
             square = view(open_rgb(self.file(index)), size, generator)
             # (S, S, 3) → (3, S, S). NumPy copies in this thread; torch would start a pool of
@@ -314,6 +315,7 @@ def files_side(data: ImageData) -> int | None:
     for index in range(0, len(data), max(1, len(data) // SAMPLED)):
         with contextlib.suppress(Exception), Image.open(data.file(index)) as image:
             sizes.add(image.size)
+    # Without a readable file: no side
     (width, height), *others = sizes or {(0, 0)}
     return width if width == height and width and not others else None
 

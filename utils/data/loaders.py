@@ -77,8 +77,10 @@ class EpochSampler(Sampler[list[int]]):
         """Give the indices that this process visits, in order."""
         if not self.shuffle:
             return list(range(self.rank, self.length, self.world_size))
+        # A prime above any number of epochs: no two (seed, epoch) share a generator's seed.
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % 2**64)
         order = torch.randperm(self.length, generator=generator)
+        # Every process gets as many samples: the first ones come again.
         padded_length = math.ceil(self.length / self.world_size) * self.world_size
         order = order.repeat(self.world_size)[:padded_length]
         return order[self.rank :: self.world_size].tolist()

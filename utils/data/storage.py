@@ -92,6 +92,7 @@ def choose_place(needed_bytes: int, path: Path, device: torch.device | None) -> 
         return "gpu"
     if needed_bytes < RAM_SHARE * available_memory_bytes():
         return "ram"
+    # The folder may be yet to be made: ask the nearest one above that exists.
     existing = next(folder for folder in path.absolute().parents if folder.is_dir())
     has_space = path.is_file() or needed_bytes < DISK_SHARE * shutil.disk_usage(existing).free
     if has_space and os.access(existing, os.W_OK):

@@ -94,6 +94,7 @@ def _make_halves(
             raise InputError(
                 f"{percent}par_{key} of {dataset} would have no images; its classes are too small"
             )
+    # With the names' hash a list that was made of other images is noticed.
     record = {"images": len(images.files), "files_sha256": _fingerprint(images), **origin}
     for key, indices in halves.items():
         path = data_root / f"sub_sampler_{dataset}_{percent}par_{key}.json"

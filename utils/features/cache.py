@@ -246,6 +246,7 @@ class _MappedRows:
         everything = np.frombuffer(
             self._map, self.stored_type, int(np.prod(self.shape)), self.offset
         )
+        # The first axis counts the images.
         row_bytes = everything.nbytes // self.shape[0]
         # Announce whole rows: otherwise random access to a cold map reads the disk page by page.
         for row in np.sort(rows).tolist():

@@ -91,12 +91,14 @@ def keep_layers(
                 maps = averaged(features[one.place].float(), one.shape[1:])
                 arrays[one.file][rows] = maps.cpu().numpy()
             arrays[LOGITS][rows] = logits.float().cpu().numpy()
+            # Numbers come in order: all images up to here are whole.
             done = int(rows[-1]) + 1
             advance(len(rows))
             if time.monotonic() - marked > SECONDS_BETWEEN_MARKS:
                 _mark(folder, arrays, done)
                 marked = time.monotonic()
     finally:
+        # Also after an interrupt: the next pass goes on behind these.
         _mark(folder, arrays, done)
 
 

@@ -113,6 +113,7 @@ def at_chance(name: str, answers: Answers, targets: Tensor) -> list[str]:
     Returns:
         One sentence, or none.
     """
+    # The most frequent class's share of the images
     chance = targets.unique(return_counts=True)[1].max().item() / len(targets)
     excess = answers.right / answers.asked - chance
     # Hoeffding: P(X/n ≥ chance + excess) ≤ exp(−2 n excess²). Below the level this decides
@@ -161,6 +162,7 @@ def ask(nets: Sequence[nn.Module], loader: DataLoader[Any], runtime: Runtime) ->
         The counts of "A" and "B", over all processes.
     """
     nets = [net.to(runtime.device).eval() for net in nets]
+    # The last entry counts the images that were asked about.
     counts = torch.zeros(len(nets) + 1, dtype=torch.int64, device=runtime.device)
     for batch in Progress(loader, "accuracies", quiet=not runtime.is_main):
         pixels, targets, _ = runtime.to_device(batch)

@@ -48,6 +48,7 @@ class Pairing(Dataset[Any]):
         if self.x is not None:
             x = self.x.gather(rows)
         if self.order is not None:
+            # The pair's numbers and labels are those of the target's image.
             rows = self.order[rows]
             _, target, labels, _ = self.features.__getitems__(rows.tolist())
         if self.target is not None:
@@ -78,6 +79,7 @@ class Side:
 
     def __init__(self, features: Features, which: int, view: Callable[[Tensor], Tensor]) -> None:
         self.features, self.which, self.view = features, which, view
+        # One image is read for the shape.
         self.shape = (len(features), *self[:1].shape[1:])
 
     def __len__(self) -> int:

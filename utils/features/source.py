@@ -83,6 +83,7 @@ def hold_out(count: int, share: float) -> tuple[Tensor, Tensor]:
     Returns:
         The numbers of the fitted and of the held-out images, int64, in order.
     """
+    # count + 1 is reached by no number: nothing is held out.
     every = max(2, round(1 / share)) if share else count + 1
     is_held_out = torch.arange(count) % every == every - 1
     return (~is_held_out).nonzero()[:, 0], is_held_out.nonzero()[:, 0]

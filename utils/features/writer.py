@@ -153,6 +153,7 @@ class FeatureWriter:
         }
         self._has = {net: np.zeros(len(paths), dtype=bool) for net in "ab"}
         self._offsets = {
+            # Where the numbers begin, behind the .npy header
             name: np.lib.format.open_memmap(self._path(name), "r").offset for name in self._layout
         }
 
@@ -279,6 +280,7 @@ class FeatureWriter:
         if hashes is not None:
             np.save(self.folder / HASHES, hashes.numpy())
         for name, (dtype, shape) in self._layout.items():
+            # Sparse files: rows take room when they are written.
             np.lib.format.open_memmap(self._path(name), mode="w+", dtype=dtype, shape=shape)
 
     def _encode(self, features: Tensor, net: str) -> Tensor:

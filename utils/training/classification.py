@@ -77,10 +77,12 @@ def validate(
         step = partial(_note_hits, step=step, right=right)
     parts = {name: evaluate(net, loader, step, runtime) for name, loader in loaders.items()}
     if hits is not None and len(hits):
+        # Each image is in one process alone, so that the sum joins the parts.
         hits.copy_(runtime.sum(right))
     sizes = {name: len(loader.dataset) for name, loader in loaders.items()}  # type: ignore[arg-type]
     metrics = {}
     for metric in next(iter(parts.values())):
+        # Parts of several sizes: weigh each mean by its images.
         total = sum(parts[name][metric] * sizes[name] for name in parts)
         metrics[f"val_{metric}"] = total / sum(sizes.values())
         metrics |= {f"val_{name}_{metric}": parts[name][metric] for name in parts if name}
@@ -118,5 +120,6 @@ def _note_hits(
         right: (N,), filled in place.
     """
     loss, metrics = step(net, *batch)
+    # 0 or 100 for each sample
     right[batch[-1]] = (metrics["top1_prec"] > 0).to(right.dtype)
     return loss, metrics

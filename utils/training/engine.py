@@ -43,6 +43,7 @@ class Averages:
     def read(self, runtime: Runtime | None = None) -> dict[str, float]:
         """Give the means so far, over all processes where `runtime` is given."""
         values = torch.stack([*self._sums.values()])
+        # One tensor, so that processes add it up as they do the sums.
         count = torch.full_like(values[:1], self.samples)
         if runtime is not None:
             values, count = runtime.sum(values), runtime.sum(count)
@@ -171,6 +172,7 @@ def train_one_epoch(
     runtime.seed_epoch(epoch)
     loader.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
     averages = Averages()
+    # The last epoch of a budget in steps may end before the loader does.
     total = len(loader) if steps is None else min(steps, len(loader))
     batches = itertools.islice(loader, total)
     progress = Progress(batches, f"epoch {epoch + 1}", total=total, quiet=not runtime.is_main)
@@ -187,6 +189,7 @@ def train_one_epoch(
         if (index + 1) % fit.print_freq == 0:
             running = averages.read()
             _check_finite(running, epoch)
+            # The mean since the epoch began, of this process
             progress.note = f"loss {running['Loss']:.4g}"
     means = averages.read(runtime)
     _check_finite(means, epoch)
@@ -215,12 +218,14 @@ def check_last_batch(
     # Of one process
     share = math.ceil(samples / runtime.world_size)
     size = max(1, batch_size // runtime.world_size)
+    # A remainder of 0 is a full last batch.
     last = share % size or size
     if last > 1:
         return
     model.train()
     parameter = next(model.parameters())
     sample = torch.zeros(1, *shape, dtype=parameter.dtype, device=parameter.device)
+    # BatchNorm would move its statistics: it moves copies.
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     try:
         with torch.random.fork_rng([parameter.device] if parameter.is_cuda else []):

@@ -40,6 +40,7 @@ def accuracies_percent(logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
     """
     if targets.ndim == 2:
         return {"Acc@0": 100.0 * ((logits > 0) == (targets > 0.5)).float().mean(1)}
+    # (N, 2) → two of (N,)
     top1, top5 = 100.0 * topk_hits(logits, targets, (1, 5)).float().T
     return {"top1_prec": top1, "top5_prec": top5}
 

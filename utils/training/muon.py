@@ -87,6 +87,7 @@ def _step_of_matrix(
     # Nesterov: (1 − β) ∇ + β M, as a matrix (out, all the rest)
     update = orthogonalised(gradient.lerp(buffer, beta).flatten(1))
     weight.mul_(1 - lr * group["weight_decay"])
+    # An orthogonal m × n matrix has the root mean square 1 / √max(m, n).
     weight.add_(update.view_as(weight), alpha=-lr * 0.2 * math.sqrt(max(update.shape)))
 
 

@@ -50,6 +50,7 @@ def find(
         InputError: `path` is of another run or cannot be read; or the checkpoint that `resume`
             names is missing or of other features.
     """
+    # A run that was killed between two files of one state leaves them to be put right first.
     settle(path.parent)
     other = None if resume in ("", "auto") else Path(resume)
     # A run that would overwrite another run's file is refused, resumed or not.
@@ -158,6 +159,7 @@ def history(state: checkpoint.State, settings: Mapping[str, Any]) -> list[dict[s
     Returns:
         The earlier stretches of epochs, each with its `settings` and its last `epoch`.
     """
+    # An empty state has no settings: it stands for this run's own.
     before = list(state.get("history", []))
     if state.get("settings", settings) != settings:
         before.append({"epoch": state["epoch"], "settings": state["settings"]})

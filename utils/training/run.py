@@ -120,12 +120,14 @@ class Run:
             )
         # Weights alone, as the authors' files, are a beginning; their epochs do not count.
         has_training_state = {"epoch", "optimizer"} <= self.state.keys()
+        # In a checkpoint after one epoch "epoch" is `first_epoch`.
         trained = int(self.state["epoch"]) + 1 - first_epoch if has_training_state else 0
         self.start_epoch = trained if start_epoch is None else start_epoch
         self.acc1 = float(self.state.get("acc1") or 0)
         self.best_acc1 = float(self.state.get("best_acc1") or 0) if self.has_best else 0.0
         self.is_best = False
         self.log_path = log_folder / "metrics.jsonl"
+        # Metrics of an earlier run are read again, before they are added to.
         if runtime.is_main:
             read_metrics(self.log_path)  # a damaged one is refused before an epoch is trained
         self._stage_epochs, self._epochs = epochs, epochs * stages
@@ -152,6 +154,7 @@ class Run:
             return
         fit.restore(self.state, self.resumed)
         if not self.is_finished:
+            # A run that is extended differs in `epochs` alone.
             planned = self.state.get("settings", {}).get("epochs", self._stage_epochs)
             longer = "" if planned == self._stage_epochs else f", which was to end after {planned}"
             self.runtime.say(
@@ -182,6 +185,7 @@ class Run:
 
     def is_due_to_validate(self, epoch: int) -> bool:
         """Whether a validation follows this epoch; it always follows the last one."""
+        # Counted within the stage, so that each stage's last epoch is validated.
         return due(epoch % self._stage_epochs, self._val_epoch, self._stage_epochs)
 
     def is_due_to_save(self, epoch: int) -> bool:

@@ -66,6 +66,7 @@ def warm_up_and_cosine(lr: float, steps: int, share: float = 0.05) -> list[float
     rising = max(1, int(share * steps))
     falling = max(1, steps - rising)
     up = [lr * (step + 1) / rising for step in range(rising)]
+    # Step 0 has the highest rate; the 0 at the cosine's end is never reached.
     down = [lr / 2 * (1 + math.cos(math.pi * step / falling)) for step in range(steps - rising)]
     return (up + down)[:steps]
 
@@ -92,6 +93,7 @@ def each_step(optimizer: Optimizer, rates: Sequence[float]) -> Iterator[None]:
     """Give each step that an optimiser takes meanwhile the next rate; without rates, do nothing."""
     waiting = iter(rates)
     hook = (
+        # A hook, since the loop over batches knows no schedule.
         optimizer.register_step_pre_hook(lambda *_: set_learning_rate(optimizer, next(waiting)))
         if rates
         else None

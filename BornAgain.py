@@ -7,14 +7,15 @@ takes the net before it from model_checkpoints. The same command again keeps the
 are whole and goes on where the series stopped.
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from utils import options
 from utils.command import answer_early, command
+from utils.option_groups import DataOptions, Group, OutputOptions, RunOptions, TrainingOptions
 from utils.parser import Namespace, Parser, architecture, checkpoint_or_auto, real, whole
 
 
@@ -86,6 +87,35 @@ def build_parser() -> Parser:
     return parser
 
 
+@dataclass(frozen=True)
+class SeriesOptions(Group):
+    """The generations, and how each is taught by the one before.
+
+    Attributes:
+        arch: the architecture; None: the teacher's.
+        student_arch: of the series, where it is not the teacher's.
+        generations: nets of the series, with number 0.
+        start_gen: the first generation to train.
+        gpu_teacher: GPU of a teacher that sees augmented images.
+        tau: temperature of both softmaxes.
+        lambd, lambd_end: weight of the teacher in the loss, in the first and in the last epoch.
+    """
+
+    arch: str | None
+    student_arch: str | None
+    generations: int
+    start_gen: int
+    gpu_teacher: int | None
+    tau: float
+    lambd: float
+    lambd_end: float
+
+    @property
+    def numbers(self) -> range:
+        """The generations to train."""
+        return range(self.start_gen, self.generations)
+
+
 def check_options(parser: Parser, args: Namespace) -> None:
     """Refuse values that make no series."""
     if args.start_gen >= args.generations:
@@ -127,54 +157,70 @@ from utils.training.metrics import accuracies_percent, main_accuracy
 from utils.training.run import Run
 from utils.training.schedules import geometric, set_learning_rate
 
-# `arch` is each generation's own
+
+class Series(NamedTuple):
+    """What all generations have in common.
+
+    Attributes:
+        options: how many there are, and how each is taught.
+        data: their images.
+        training: their optimiser and epochs.
+        output: where they are saved.
+        settings: what is recorded of these, but each generation's own: its architecture, its seed,
+            its teacher.
+    """
+
+    options: SeriesOptions
+    data: DataOptions
+    training: TrainingOptions
+    output: OutputOptions
+    settings: Mapping[str, Any]
+
+    def path(self, arch: str, generation: int) -> Path:
+        """Say where a generation is saved."""
+        return generation_path(self.output, self.data.label, arch, generation)
 
 
-def generation_path(args: Namespace, arch: str, generation: int) -> Path:
+def generation_path(output: OutputOptions, label: str, arch: str, generation: int) -> Path:
     """`model_checkpoints/checkpoint_{dataset}_{arch}_{suffix}_gen{g}.pth.tar`."""
     return runs.classifier_path(
-        args.out, options.data_name(args), arch, runs.join(args.suffix, f"gen{generation}")
+        output.out, label, arch, runs.join(output.suffix, f"gen{generation}")
     )
-
-
-def first_teacher(args: Namespace) -> Path | None:
-    """Find the teacher of the first generation to train, if it has one."""
-    before = (
-        generation_path(args, args.arch or options.ARCH, args.start_gen - 1)
-        if args.start_gen
-        else None
-    )
-    return before if args.resume in ("", "auto") else Path(args.resume)
 
 
 def open_run(
-    args: Namespace, runtime: Runtime, arch: str, generation: int, **teacher: str | None
+    series: Series, arch: str, generation: int, runtime: Runtime, **teacher: str | None
 ) -> Run:
     """Find what a generation goes on from.
 
     Its settings hold its teacher's hash, as far as that is known.
     """
     # Every generation begins from other random weights.
-    seed = args.seed + 10 * (generation - args.start_gen + 1)
+    seed = runtime.seed + 10 * (generation - series.options.start_gen + 1)
     described = {"arch": arch, "generation": generation, "seed": seed, **teacher}
-    settings = options.settings(args, **described)
-    path = generation_path(args, arch, generation)
     # A schedule that spans all epochs, of the rate or of λ, changes if the epochs do.
-    extendable = not args.logspace and args.lambd == args.lambd_end
-    choices = {"resume": "auto", "extendable": extendable, "again": "the same command"}
-    return opening.run(args, runtime, path, settings, **choices)
+    has_one_weight = series.options.lambd == series.options.lambd_end
+    return opening.run(
+        series.output,
+        series.training,
+        runtime,
+        series.path(arch, generation),
+        {**series.settings, **described},
+        extendable=not series.training.logspace and has_one_weight,
+        again="the same command",
+    )
 
 
-def check_series(args: Namespace, runtime: Runtime, arch: str, teacher: Path | None) -> None:
+def check_series(series: Series, arch: str, teacher: Path | None, runtime: Runtime) -> None:
     """Refuse what another run left under the name of any generation.
 
     A teacher counts once it is trained.
     """
     settings = {"teacher": sha256(teacher) if teacher else None}
-    for generation in range(args.start_gen, args.generations):
+    for generation in series.options.numbers:
         # `open_run` raises where a file is another run's; what it finds is read when its turn
         # comes.
-        run = open_run(args, runtime, arch, generation, **settings)
+        run = open_run(series, arch, generation, runtime, **settings)
         settings = {"teacher": sha256(run.path)} if run.is_finished else {}
 
 
@@ -208,7 +254,7 @@ def distil(
 
 
 def open_teacher(
-    generation: int, path: Path, arch: str, images: ImageData, args: Namespace, runtime: Runtime
+    generation: int, path: Path, arch: str, images: ImageData, series: Series, runtime: Runtime
 ) -> Teacher:
     """Open a generation's teacher, and give its logits (N, C) for the images.
 
@@ -219,16 +265,17 @@ def open_teacher(
         path: of the teacher.
         arch: of the series; the first teacher may have another one.
         images: to learn from.
-        args: the options, with the generation's seed.
-        runtime: device, processes, precision.
+        series: the options.
+        runtime: device, processes, precision, and the generation's seed.
     """
-    first = generation == args.start_gen
+    first = generation == series.options.start_gen
     classes = len(images.classes)
-    model, state = read_classifier(path, args.arch if first else arch, classes)
+    model, state = read_classifier(path, series.options.arch if first else arch, classes)
     constants = recorded_normalisation(state.get("data", {})) or images.normalisation
     net = FromPixels(freeze_for_inference(model, runtime.device), constants)
-    loader = opening.image_loader(args, images, runtime)
-    return teacher_logits(net, loader, classes, runtime, folder=args.out, gpu=args.gpu_teacher)
+    loader = opening.image_loader(series.data, images, runtime)
+    folder, gpu = series.output.out, series.options.gpu_teacher
+    return teacher_logits(net, loader, classes, runtime, folder=folder, gpu=gpu)
 
 
 def train_generation(
@@ -237,7 +284,7 @@ def train_generation(
     record: dict[str, Any],
     images: ImageData,
     val_images: ImageData,
-    args: Namespace,
+    series: Series,
     runtime: Runtime,
 ) -> tuple[Path, float]:
     """Train one network of the series, or what remains of its epochs.
@@ -246,41 +293,41 @@ def train_generation(
     """
     # What the generation goes on from; it has a seed of its own.
     hashed = sha256(teacher_path) if teacher_path else None
-    run = open_run(args, runtime, record["arch"], generation, teacher=hashed)
+    run = open_run(series, record["arch"], generation, runtime, teacher=hashed)
     if run.is_finished:
         runtime.say(f"generation {generation} is trained already: {run.path}")
         return run.path, run.acc1
-    args = Namespace(**vars(args) | {"seed": run.settings["seed"]})
-    runtime = replace(runtime, seed=args.seed)
+    runtime = replace(runtime, seed=run.settings["seed"])
+    _, data, training, *_ = series
 
     # The teacher, then the student.
     teacher = None
     if teacher_path:
-        teacher = open_teacher(generation, teacher_path, record["arch"], images, args, runtime)
-    seed_everything(args.seed)
+        teacher = open_teacher(generation, teacher_path, record["arch"], images, series, runtime)
+    seed_everything(runtime.seed)
     if run.resumed:
         model, _ = read_classifier(run.resumed, record["arch"])
     else:
-        model = build(**record, image_size=args.image_size)
-    unused = runtime.world_size > 1 and has_unused_parameters(model, args.image_size)
-    fit = opening.fit(args, model, runtime, has_unused=unused)
+        model = build(**record, image_size=data.image_size)
+    unused = runtime.world_size > 1 and has_unused_parameters(model, data.image_size)
+    fit = opening.fit(training, model, runtime, has_unused=unused)
     run.restore(fit)
 
     # The data, the rates, and λ, which falls or rises geometrically over the epochs.
-    loader = opening.image_loader(args, images, runtime, shuffle=True)
-    val_loaders = opening.validation_loaders(args, val_images, runtime)
+    loader = opening.image_loader(data, images, runtime, shuffle=True)
+    val_loaders = opening.validation_loaders(data, val_images, runtime)
     hits = known_hits(run.state, val_images)  # uint8 (N,): which images the net gets right
-    preprocess, rates = images.preprocessing(args.seed), opening.rates(args)
-    lambdas = geometric(args.lambd, args.lambd_end, args.epochs)
+    preprocess, rates = images.preprocessing(runtime.seed), opening.rates(training)
+    lambdas = geometric(series.options.lambd, series.options.lambd_end, training.epochs)
     # What every checkpoint of this generation says besides weights and epochs.
     facts = {
         "arch": record["arch"],
         "model": record,
-        "data": opening.data_record(args, images),
+        "data": opening.data_record(data, images),
         "images": opening.images_record(images, val_images),
     }
     taught_by = teacher_path or "the labels alone"
-    runtime.say(f"generation {generation}, seed {args.seed}, taught by {taught_by}")
+    runtime.say(f"generation {generation}, seed {runtime.seed}, taught by {taught_by}")
 
     with run:
         for epoch in run.epochs():
@@ -289,8 +336,14 @@ def train_generation(
             set_learning_rate(fit.optimizer, rates[epoch])
             step = partial(classify, preprocess=partial(preprocess, epoch=epoch))
             if teacher:
-                of_teacher = {"teacher": teacher, "lambd": lambdas[epoch], "tau": args.tau}
-                step = partial(distil, preprocess=preprocess, epoch=epoch, **of_teacher)
+                step = partial(
+                    distil,
+                    preprocess=preprocess,
+                    epoch=epoch,
+                    teacher=teacher,
+                    lambd=lambdas[epoch],
+                    tau=series.options.tau,
+                )
             metrics = train_one_epoch(fit, loader, step, epoch)
             # Evaluate.
             if run.is_due_to_validate(epoch):
@@ -310,13 +363,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the step."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    runtime = opening.start(args)
+    output = OutputOptions.of(args, resume="auto")  # --resume names a teacher in this step
+    runtime = opening.start(RunOptions.of(args), output)
     # The first teacher, and what its checkpoint says of images and classes.
-    teacher = first_teacher(args)
+    teacher: Path | None = Path(args.resume)
+    if args.resume in ("", "auto"):
+        place = (output, DataOptions.of(args).label, args.arch or options.ARCH)
+        teacher = generation_path(*place, args.start_gen - 1) if args.start_gen else None
     model, state = read_classifier(teacher, args.arch) if teacher else (None, {})
-    options.fill(args, state.get("data", {}))
+    data = DataOptions.of(args, state.get("data", {}))
     images, val_images = opening.both_splits(
-        args, opening.known_images(args, state, runtime) if teacher else None
+        data, opening.known_images(data, state, runtime) if teacher else None
     )
     record = state.get("model") or classifier_record(args.arch or options.ARCH, len(images.classes))
     check_outputs(record["num_classes"], images, teacher)
@@ -324,34 +381,34 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.student_arch:
         model, record = None, classifier_record(args.student_arch, len(images.classes))
     # What the generations go on from: refuse another run's files, and files of other images.
-    check_series(args, runtime, record["arch"], teacher)
-    paths = [
-        generation_path(args, record["arch"], g) for g in range(args.start_gen, args.generations)
-    ]
-    opening.bind(args, runtime, images, val_images, outputs=paths)
+    settings = options.settings(args, data)
+    series = Series(SeriesOptions.of(args), data, TrainingOptions.of(args), output, settings)
+    check_series(series, record["arch"], teacher, runtime)
+    paths = [series.path(record["arch"], generation) for generation in series.options.numbers]
+    opening.bind(data, runtime, images, val_images, outputs=paths, restart=output.restart)
     # Prove now that such a net can be read again, and that a batch can be trained on.
-    model = model or build(**record, image_size=args.image_size)
-    check_reloads(model, record, args.image_size)
-    check_logits(model, record["arch"], len(images.classes), args.image_size)
-    opening.check_last_batch(args, model, images, runtime)
+    model = model or build(**record, image_size=data.image_size)
+    check_reloads(model, record, data.image_size)
+    check_logits(model, record["arch"], len(images.classes), data.image_size)
+    opening.check_last_batch(data, model, images, runtime)
     # Nothing is left to refuse: decode the images.
-    images, val_images = (opening.decoded(args, data, runtime) for data in (images, val_images))
+    images, val_images = (opening.decoded(data, split, runtime) for split in (images, val_images))
     # Train one generation after the other; each is the next one's teacher.
-    first = teacher or generation_path(args, record["arch"], args.start_gen)
+    first = teacher or paths[0]
     lines = [f"{'generation':>10}{'accuracy, %':>13}  checkpoint"]
-    for generation in range(args.start_gen, args.generations):
+    for generation in series.options.numbers:
         teacher, acc1 = train_generation(
-            generation, teacher, record, images, val_images, args, runtime
+            generation, teacher, record, images, val_images, series, runtime
         )
         lines.append(f"{generation:>10}{acc1:>13.2f}  {teacher}")
     runtime.say(
-        "\n".join([*lines, f"saved these, and the log of each in {runs.log_folder(args.out)}"])
+        "\n".join([*lines, f"saved these, and the log of each in {runs.log_folder(output.out)}"])
     )
     # The command that follows compares the first net of the series with its last one.
     named = options.arch_words(("--arch1", "--arch2"), args.arch, args.student_arch or args.arch)
     layer = ["--layers", "stages"] if args.student_arch else usual_layer(model)
     nets = ("--resume1", first, "--resume2", teacher, *named, *layer)
-    same = parser.again(args, (*options.IMAGES, *options.MACHINE, "out"))
+    same = parser.again((*options.IMAGES, *options.MACHINE, "out"), args, data)
     runtime.say_next("ConvOutput.py", *nets, "--t_or_v", "both", *same)
 
 

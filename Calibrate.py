@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 from utils import options
 from utils.command import answer_early, command
+from utils.option_groups import DataOptions
 from utils.parser import (
     FEWEST_PERMUTATIONS,
     MOST_RESAMPLES,
@@ -227,7 +228,8 @@ def open_direction(
         args = Namespace(**vars(args) | exchanged)
     # --reverse reads the stored features the other way round: A's place is then taken by B.
     train, val = (
-        opening.stored_features(args, args.convOut_path, split, {}) for split in ("train", "val")
+        opening.stored_features(args.convOut_path, split, {}, reverse=args.reverse)
+        for split in ("train", "val")
     )
     options.fill_image_folders(args, parser, val.provenance.folders)
     net = build_from_state(state, path).to(runtime.device)
@@ -403,17 +405,17 @@ def beside_untrained(
 
     Its BatchNorms have the statistics of one pass over the fitting images (`set_statistics`).
     """
-    of_a, source = which == "A", train.provenance
+    of_a, source, data = which == "A", train.provenance, DataOptions.of(args)
     seed_everything(args.seed + 1)  # the seed itself may be the one that the net began with
     of_net, named = (source.a, args.arch_A) if of_a else (source.b, args.arch_B)
     net = untrained_net(of_net, len(source.classes or ()), named or args.arch)
-    net.prove(opening.few_pixels(opening.images_of_features(args, train, runtime)[1]))
+    net.prove(opening.few_pixels(opening.images_of_features(data, train, runtime)[1]))
     head = net.from_pixels(net.head).to(runtime.device)
-    set_statistics(head, opening.mixed_pixels(args, train, runtime))
+    set_statistics(head, opening.mixed_pixels(data, train, runtime))
     shape = train.shape_a if of_a else train.shape_b
 
     def paired(features: opening.Features) -> Pairing:
-        rows = opening.features_anew(args, features, head, runtime, shape)
+        rows = opening.features_anew(data, features, head, runtime, shape)
         return Pairing(features, x=rows) if of_a else Pairing(features, target=rows)
 
     return Parts(paired(train), paired(val))

@@ -627,7 +627,7 @@ def main(argv: Sequence[str] | None = None) -> Comparison:
     parser.check_files(args)
     open_policy(args)  # a wrong one is refused before anything is computed
     words = sys.argv[1:] if argv is None else argv
-    runtime = opening.start(args)
+    runtime = opening.start(args, args)
     if runtime.world_size > 1:
         raise InputError("Compare.py runs in one process; start it without torchrun")
     if args.side is None:

@@ -4,13 +4,15 @@ import contextlib
 import gc
 import math
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from utils import options
 from utils.command import answer_early, command
+from utils.option_groups import DataOptions, Group, LayerOptions, OutputOptions, RunOptions
 from utils.parser import (
     Namespace,
     Parser,
@@ -87,6 +89,44 @@ def build_parser() -> Parser:
     return parser
 
 
+@dataclass(frozen=True)
+class NetOptions(Group):
+    """Both nets: their checkpoints, and their architectures where options name them."""
+
+    resume1: str | None
+    resume2: str | None
+    arch: str | None
+    arch1: str | None
+    arch2: str | None
+
+    def of_net(self, number: int) -> tuple[str | None, str | None]:
+        """Give the checkpoint and the architecture of net 1 or 2."""
+        if number == 1:
+            return self.resume1, self.arch1 or self.arch
+        return self.resume2, self.arch2 or self.arch
+
+
+@dataclass(frozen=True)
+class FeatureOptions(Group):
+    """Which features are stored.
+
+    Attributes:
+        layers: several of net A by name; ["stages"] or ["all"]; None: one, as `LayerOptions` say.
+        layers2: those of net B, where they differ.
+        below: of ["all"], layers whose features take less, in MB.
+        t_or_v: of which images, "train", "val" or "both".
+        topk: the k of the hits that are recorded; None: (1, 3), as far as there are classes.
+        dtype: as stored, "float32".
+    """
+
+    layers: list[str] | None
+    layers2: list[str] | None
+    below: float
+    t_or_v: str
+    topk: list[int] | None
+    dtype: str
+
+
 def check_options(parser: Parser, args: Namespace) -> None:
     """Refuse options that contradict each other, or have no effect."""
     if not (args.resume1 and args.resume2) and not (
@@ -142,12 +182,18 @@ class Split(NamedTuple):
 
 
 @torch.no_grad()
-def store(nets: Mapping[str, nn.Module], split: Split, args: Namespace, runtime: Runtime) -> None:
+def store(
+    nets: Mapping[str, nn.Module],
+    split: Split,
+    data: DataOptions,
+    topk: Sequence[int],
+    runtime: Runtime,
+) -> None:
     """Pass every image once through the nets, and write what they give.
 
     Net "a", "b" or both: pixels → (feature, …, logits).
     """
-    loader = opening.image_loader(args, split.images, runtime)
+    loader = opening.image_loader(data, split.images, runtime)
     label = f"{split.images.split} features of {' and '.join(nets).upper()}"
     # Images in order, not shuffled: row i of a file is image i.
     for batch in Progress(loader, label, quiet=not runtime.is_main):
@@ -156,7 +202,7 @@ def store(nets: Mapping[str, nn.Module], split: Split, args: Namespace, runtime:
             answers = {name: net(pixels) for name, net in nets.items()}
         # The logits give the accuracy that later steps hold the checkpoint's against.
         for name, (*features, logits) in answers.items():
-            rows, hits = indices.tolist(), topk_hits(logits, targets, args.topk)
+            rows, hits = indices.tolist(), topk_hits(logits, targets, topk)
             for i, writer in split.writers.items():
                 writer.write(name, rows, features[i], targets, hits)
 
@@ -165,66 +211,74 @@ class Surveyed(NamedTuple):
     """A net that was read to see where it can be cut.
 
     Attributes:
+        path: its checkpoint.
         shapes: of one image's feature at every cut, in order, (C, H, W), (T, C) or (C,).
         stages: the cuts at which stages end, and how they are best named.
-        data: what its checkpoint says of its images.
-        image_size: pixels to a side.
+        data: its images, as options and its checkpoint say.
         others: the modules that are no cuts, and why.
     """
 
+    path: str
     shapes: Mapping[str, tuple[int, ...]]
     stages: Mapping[str, str]
-    data: Mapping[str, Any]
-    image_size: int
+    data: DataOptions
     others: Mapping[str, str]
 
 
-def survey(args: Namespace, number: int) -> Surveyed:
-    """Read net 1 or 2, and see where it can be cut at the size of its images."""
-    path, arch = getattr(args, f"resume{number}"), getattr(args, f"arch{number}") or args.arch
+SurveyNet = Callable[[int], Surveyed | None]
+
+
+def survey(
+    number: int, nets: NetOptions, layers: LayerOptions, data_of: Callable[..., DataOptions]
+) -> Surveyed | None:
+    """Read net 1 or 2, and see where it can be cut at the size of its images.
+
+    Args:
+        number: of the net.
+        nets: their checkpoints.
+        layers: say whose maps are (N, H, W, C).
+        data_of: a checkpoint's record of its images → the options with it.
+
+    Returns:
+        None where no option names the net.
+    """
+    path, arch = nets.of_net(number)
+    if path is None:
+        return None
     model, state = read_classifier(path, arch)
-    data = state.get("data", {})
-    size = filled(args, data).image_size
-    last = options.channels_last(args, "AB"[number - 1])
-    shapes, others = cuts_and_others(model, size, channels_last=last)
-    return Surveyed(shapes, stages_of(model, shapes), data, size, others)
+    data = data_of(state.get("data", {}))
+    last = layers.channels_last_of("AB"[number - 1])
+    shapes, others = cuts_and_others(model, data.image_size, channels_last=last)
+    return Surveyed(path, shapes, stages_of(model, shapes), data, others)
 
 
-def filled(args: Namespace, data: Mapping[str, Any]) -> Namespace:
-    """Give the options with what one checkpoint says of its images."""
-    one = Namespace(**vars(args))
-    options.fill(one, data)
-    return one
-
-
-def megabytes(args: Namespace, shape: Sequence[int], images: int) -> float:
+def megabytes(dtype: str, shape: Sequence[int], images: int) -> float:
     """Say what storing a feature of one net takes."""
-    return images * math.prod(shape) * getattr(torch, args.dtype).itemsize / 1e6
+    return images * math.prod(shape) * getattr(torch, dtype).itemsize / 1e6
 
 
-def count_images(args: Namespace, data: Mapping[str, Any]) -> int:
+def count_images(data: DataOptions, t_or_v: str) -> int:
     """Count the images whose features will be stored, of one split."""
-    return len(opening.images(filled(args, data), "val" if args.t_or_v == "val" else "train"))
+    return len(opening.images(data, "val" if t_or_v == "val" else "train"))
 
 
-def list_layers(args: Namespace, runtime: Runtime) -> None:
+def list_layers(survey_net: SurveyNet, features: FeatureOptions, runtime: Runtime) -> None:
     """Print where each net can be cut, what storing it takes, and where its stages end."""
     for number, net in enumerate("AB", start=1):
-        if (path := getattr(args, f"resume{number}")) is None:
+        if (surveyed := survey_net(number)) is None:
             continue
-        surveyed = survey(args, number)
         try:
-            images = count_images(args, surveyed.data)
+            images = count_images(surveyed.data, features.t_or_v)
             stored = f"{images:,} images"
         except InputError as error:
             runtime.say(f"note: sizes are those of one image, because {error}")
             images, stored = 1, "one image"
-        runtime.say(f"net {net}, {path}, images of {surveyed.image_size} pixels")
+        runtime.say(f"net {net}, {surveyed.path}, images of {surveyed.data.image_size} pixels")
         width = max(map(len, (*surveyed.shapes, *surveyed.others))) + 2
         runtime.say(f"{'--layer':<{width}}{'feature: C, H, W':>18}{stored:>20}")
         for name, shape in surveyed.shapes.items():
             # One line for each cut: its name, the shape of an image's feature, and the space.
-            size, mark = megabytes(args, shape, images), ""
+            size, mark = megabytes(features.dtype, shape, images), ""
             if name in surveyed.stages:
                 stage = list(surveyed.stages).index(name) + 1
                 mark = f"  end of stage {stage}: {surveyed.stages[name]}"
@@ -233,36 +287,47 @@ def list_layers(args: Namespace, runtime: Runtime) -> None:
             runtime.say(f"{name:<{width}}no cut: {reason}")
 
 
-def chosen_layers(args: Namespace, runtime: Runtime) -> list[tuple[Layer, Layer]]:
+def chosen_layers(
+    features: FeatureOptions, layers: LayerOptions, survey_net: SurveyNet, runtime: Runtime
+) -> list[tuple[Layer, Layer]]:
     """Give the layers of net A and net B that are stored.
 
     Net B's are net A's, unless an option names another one.
     """
-    first, second = (Layer(*layer, default=40) for layer in options.both_layers(args))
-    if args.layers is None:
+    first, second = (Layer(**layers.of_net(net), default=40) for net in "AB")
+    if features.layers is None:
         return [(first, second)]
-    if args.layers == ["stages"]:
-        pairs = stage_pairs(args, runtime)
-    elif args.layers == ["all"]:
-        surveyed = survey(args, 1)
-        images = count_images(args, surveyed.data)
-        sizes = {name: megabytes(args, shape, images) for name, shape in surveyed.shapes.items()}
-        pairs = [(name, name) for name, size in sizes.items() if size <= args.below]
-        if not pairs:
-            raise InputError(
-                f"no layer's features take less than --below {args.below:g} MB; --list_layers"
-                " prints them all"
-            )
+    if features.layers == ["stages"]:
+        pairs = stage_pairs(survey_net, runtime)
+    elif features.layers == ["all"]:
+        pairs = [(name, name) for name in layers_below(features, survey_net)]
     else:
-        pairs = list(zip(args.layers, args.layers2 or args.layers))
+        pairs = list(zip(features.layers, features.layers2 or features.layers))
     # Stages and cuts are called by their modules' names, even where those are digits.
-    numbered = args.layers not in (["stages"], ["all"])
+    numbered = features.layers not in (["stages"], ["all"])
     chosen = [
         tuple(one_of_several(name, of_net, numbered) for name, of_net in zip(pair, (first, second)))
         for pair in pairs
     ]
-    of_b = args.layer2 is not None or args.conv_layer2 is not None
-    return [(layer, second if of_b else other) for layer, other in chosen]
+    return [(layer, second if layers.names_second else other) for layer, other in chosen]
+
+
+def layers_below(features: FeatureOptions, survey_net: SurveyNet) -> list[str]:
+    """Name the layers of net A whose features take less space than --below says."""
+    surveyed = survey_net(1)
+    assert surveyed is not None
+    images = count_images(surveyed.data, features.t_or_v)
+    names = [
+        name
+        for name, shape in surveyed.shapes.items()
+        if megabytes(features.dtype, shape, images) <= features.below
+    ]
+    if not names:
+        raise InputError(
+            f"no layer's features take less than --below {features.below:g} MB; --list_layers"
+            " prints them all"
+        )
+    return names
 
 
 def one_of_several(name: str, of_net: Layer, numbered: bool) -> Layer:
@@ -275,9 +340,10 @@ def one_of_several(name: str, of_net: Layer, numbered: bool) -> Layer:
     return replace(of_net, name=name)
 
 
-def stage_pairs(args: Namespace, runtime: Runtime) -> list[tuple[str, str]]:
+def stage_pairs(survey_net: SurveyNet, runtime: Runtime) -> list[tuple[str, str]]:
     """Match the stages of net A and net B, from the last one back."""
-    ends_a, ends_b = (list(survey(args, number).stages.values()) for number in (1, 2))
+    surveys = [surveyed for number in (1, 2) if (surveyed := survey_net(number))]
+    ends_a, ends_b = (list(surveyed.stages.values()) for surveyed in surveys)
     pairs = paired_stages(ends_a, ends_b)
     if len(ends_a) != len(ends_b):
         counts = f"net A has {len(ends_a)} stages and net B {len(ends_b)}"
@@ -287,48 +353,64 @@ def stage_pairs(args: Namespace, runtime: Runtime) -> list[tuple[str, str]]:
 
 
 def plan(
-    args: Namespace,
-    nets: Mapping[str, CutNet],
     images: ImageData,
+    nets: Mapping[str, CutNet],
     labels: Sequence[str],
+    data: DataOptions,
+    features: FeatureOptions,
+    output: OutputOptions,
     runtime: Runtime,
     stack: contextlib.ExitStack,
 ) -> Split:
     """Open writers for the layers of a split that are not stored yet.
 
-    `labels` are the layers' names in file names; the writers close with the stack.
+    Args:
+        images: of the split.
+        nets: "a" and "b", cut at the layers.
+        labels: the layers' names in file names.
+        data: the images, for the features' records and names.
+        features: their type, and the hits beside them.
+        output: where they are written.
+        runtime: the main process makes the files.
+        stack: with it the writers close.
     """
     a, b = nets["a"], nets["b"]
-    arch, name = runs.pair(a.sources[0].arch, b.sources[0].arch), options.data_name(args)
-    split, contents = Split(images, [], {}), opening.bind(args, runtime, images)[images.split]
-    shapes = (net.shapes(args.image_size) for net in nets.values())
+    arch = runs.pair(a.sources[0].arch, b.sources[0].arch)
+    split, contents = Split(images, [], {}), opening.bind(data, runtime, images)[images.split]
+    shapes = (net.shapes(data.image_size) for net in nets.values())
     for i, (source_a, source_b, shape_a, shape_b) in enumerate(zip(a.sources, b.sources, *shapes)):
         recorded_a, recorded_b = (
-            opening.with_record(args, source, net.state, images)
+            opening.with_record(data, source, net.state, images)
             for source, net in ((source_a, a), (source_b, b))
         )
         provenance = Provenance(
             recorded_a,
             recorded_b,
-            dataset=args.dataset,
-            name=args.name,
+            dataset=data.dataset,
+            name=data.name,
             split=images.split,
-            sample_num=args.sample_num,
+            sample_num=data.sample_num,
             classes=images.classes,
             transform=images.decoding_record,
             arch=arch,
             label=labels[i],
             files_sha256=contents.sha256,
-            folders=options.image_folders(args),
+            folders=data.folders,
         )
         folder = runs.features_folder(
-            args.out, name, args.sample_num, arch, labels[i], args.suffix, images.split
+            output.out,
+            data.label,
+            data.sample_num,
+            arch,
+            labels[i],
+            output.suffix,
+            images.split,
         )
         split.folders.append(folder)
         # Features of other images under this name are refused, not overwritten.
-        if not args.restart:
+        if not output.restart:
             check_images(folder, contents)
-        facts = {"dtype": args.dtype, "count": len(images), "top_k": args.topk}
+        facts = {"dtype": features.dtype, "count": len(images), "top_k": features.topk}
         facts |= {"shape_a": list(shape_a), "shape_b": list(shape_b)}
         if is_stored(folder, provenance, facts, images.paths, contents):
             runtime.say(f"{folder} has these features already")
@@ -345,8 +427,8 @@ def plan(
                 paths=images.paths,
                 shape_a=shape_a,
                 shape_b=shape_b,
-                top_k=args.topk,
-                dtype=getattr(torch, args.dtype),
+                top_k=features.topk or [],
+                dtype=getattr(torch, features.dtype),
                 target_shape=images.targets.shape[1:],
                 create=runtime.is_main,
                 hashes=contents.hashes,
@@ -371,51 +453,64 @@ def finish(split: Split, runtime: Runtime) -> None:
 
 
 def open_nets(
-    args: Namespace, layers: Sequence[tuple[Layer, Layer]], runtime: Runtime
+    options: NetOptions, layers: Sequence[tuple[Layer, Layer]], hint: str
 ) -> dict[str, CutNet]:
-    """Open net "a" and net "b", cut at their layers, with the constants that they read pixels by."""
+    """Open net "a" and net "b", cut at their layers; `hint` ends a message on net B's."""
+    (path_a, arch_a), (path_b, arch_b) = (options.of_net(number) for number in (1, 2))
+    assert path_a and path_b
     of_a, of_b = zip(*layers)
+    return {"a": open_net(path_a, arch_a, of_a), "b": open_net(path_b, arch_b, of_b, hint)}
+
+
+def normalised(
+    nets: Mapping[str, CutNet], data: DataOptions, runtime: Runtime
+) -> dict[str, CutNet]:
+    """Give the nets the constants by which they read pixels, and say what is odd about the pair."""
     nets = {
-        "a": open_net(args.resume1, args.arch1 or args.arch, of_a),
-        "b": open_net(args.resume2, args.arch2 or args.arch, of_b, options.second_layer_hint(args)),
-    }
-    options.fill(args, *(net.state.get("data", {}) for net in nets.values()))
-    nets = {
-        name: net.normalised_by(opening.normalisation(args, net.state, runtime, name.upper()))
+        name: net.normalised_by(opening.normalisation(data, net.state, runtime, name.upper()))
         for name, net in nets.items()
     }
     models = [net.model for net in nets.values()]
     for sources in zip(*(net.sources for net in nets.values())):
-        if note := note_of_sources(sources, models, args.image_size):
+        if note := note_of_sources(sources, models, data.image_size):
             runtime.say(note)
     return nets
 
 
 def open_images(
-    parser: Parser, args: Namespace, nets: Mapping[str, CutNet], runtime: Runtime
+    nets: Mapping[str, CutNet], data: DataOptions, t_or_v: str, runtime: Runtime
 ) -> list[ImageData]:
-    """List the images of every split that is asked for, and fill in --topk by their classes."""
-    data_a, data_b = (net.state.get("data", {}) for net in nets.values())
-    splits = ["train", "val"] if args.t_or_v == "both" else [args.t_or_v]
-    listed = [opening.images(args, split, data_a) for split in splits]
+    """List the images of every split that is asked for."""
+    data_a, data_b = (net.data for net in nets.values())
+    splits = ["train", "val"] if t_or_v == "both" else [t_or_v]
+    listed = [opening.images(data, split, data_a) for split in splits]
     classes = listed[0].classes
     if data_b.get("classes", classes) != classes:  # nets of different tasks (paper Sec. 4.6)
         runtime.say(
-            f"note: {args.resume2} was trained on other classes than net A, so its accuracy here"
-            " means nothing"
+            f"note: {nets['b'].source.path} was trained on other classes than net A, so its accuracy"
+            " here means nothing"
         )
-    args.topk = args.topk or [k for k in (1, 3) if k <= len(classes)]
-    if max(args.topk) > len(classes):
-        parser.error(f"--topk {args.topk} asks for more answers than the {len(classes)} classes")
     return listed
 
 
+def fill_topk(parser: Parser, features: FeatureOptions, classes: int) -> FeatureOptions:
+    """Choose k by the number of classes, where no option names it."""
+    topk = features.topk or [k for k in (1, 3) if k <= classes]
+    if max(topk) > classes:
+        parser.error(f"--topk {topk} asks for more answers than the {classes} classes")
+    return replace(features, topk=topk)
+
+
 def store_missing(
-    args: Namespace, nets: dict[str, CutNet], planned: Sequence[Split], runtime: Runtime
+    nets: dict[str, CutNet],
+    planned: Sequence[Split],
+    data: DataOptions,
+    topk: Sequence[int],
+    runtime: Runtime,
 ) -> None:
     """Compute and write what is not stored yet. Each net is dropped once it has passed."""
     missing = [
-        split._replace(images=opening.decoded(args, split.images, runtime))
+        split._replace(images=opening.decoded(data, split.images, runtime))
         for split in planned
         if split.writers
     ]
@@ -427,7 +522,7 @@ def store_missing(
         # Graphs and their modules refer to each other: the net before goes only now
         gc.collect()
         for split in missing:
-            store(frozen, split, args, runtime)
+            store(frozen, split, data, topk, runtime)
             if not nets:
                 finish(split, runtime)
 
@@ -437,34 +532,44 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the step."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    runtime = opening.start(args)
+    layers, features = LayerOptions.of(args), FeatureOptions.of(args)
+    output = OutputOptions.of(args)
+    runtime = opening.start(RunOptions.of(args), output)
     words = sys.argv[1:] if argv is None else argv
+    survey_net = partial(
+        survey, nets=NetOptions.of(args), layers=layers, data_of=partial(DataOptions.of, args)
+    )
     # Only print where the nets can be cut.
     if args.list_layers:
-        list_layers(args, runtime)
+        list_layers(survey_net, features, runtime)
         if args.resume1 and args.resume2:
             again = (word for word in words if word not in ("--list_layers", "--list-layers"))
             runtime.say_next("ConvOutput.py", *again, "--layers", "stages", "--t_or_v", "both")
         return
     # The layers, both nets cut there, and the images of every split.
-    layers = chosen_layers(args, runtime)
-    nets = open_nets(args, layers, runtime)
-    listed = open_images(parser, args, nets, runtime)
+    pairs = chosen_layers(features, layers, survey_net, runtime)
+    nets = open_nets(NetOptions.of(args), pairs, layers.second_hint)
+    data = DataOptions.of(args, *(net.data for net in nets.values()))
+    nets = normalised(nets, data, runtime)
+    listed = open_images(nets, data, features.t_or_v, runtime)
+    features = fill_topk(parser, features, len(listed[0].classes))
     # What computes the features must equal the nets on these images
     pixels = opening.few_pixels(listed[0])
     for net in nets.values():
         net.prove_fast(pixels)
     # One pass through each net gives all layers; what is stored already is left out.
-    labels = [runs.pair(of_a.label, of_b.label) for of_a, of_b in layers]
+    labels = [runs.pair(of_a.label, of_b.label) for of_a, of_b in pairs]
     with contextlib.ExitStack() as stack:
-        planned = [plan(args, nets, images, labels, runtime, stack) for images in listed]
-        store_missing(args, nets, planned, runtime)
+        planned = [
+            plan(images, nets, labels, data, features, output, runtime, stack) for images in listed
+        ]
+        store_missing(nets, planned, data, features.topk or [], runtime)
     # The command that follows: fit Trans-Nets, or store the training images first.
     folders = planned[0].folders
     folder = folders[len(folders) // 2].parent  # of several layers one in the middle
-    fit = ("--convOut_path", folder, "--standardise", "--solve", "--out", args.out)
+    fit = ("--convOut_path", folder, "--standardise", "--solve", "--out", output.out)
     if (folder / "train").is_dir():
-        runtime.say_next("Training_TransNet.py", *fit, *parser.again(args, options.MACHINE))
+        runtime.say_next("Training_TransNet.py", *fit, *parser.again(options.MACHINE, args))
     else:
         runtime.say_next("ConvOutput.py", *words, "--t_or_v", "train")
 

@@ -9,7 +9,8 @@ authors' script writes, model.pt7 (network 1) and log.txt.
 
 import time
 from argparse import SUPPRESS
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 from distillation.choices import METHODS, NETS
 from utils import options
 from utils.command import answer_early, command
+from utils.option_groups import DataOptions, Group, OutputOptions, RunOptions, TrainingOptions
 from utils.parser import (
     MOST_PROCESSES,
     Namespace,
@@ -154,6 +156,35 @@ def build_parser() -> Parser:
     return parser
 
 
+@dataclass(frozen=True)
+class CoupleOptions(Group):
+    """Both networks, how they teach each other, and how the rate falls.
+
+    Attributes:
+        net1, net2: their architectures.
+        method: who learns from whom.
+        batch_statistics: the networks, 1 and 2, that are tested in training mode.
+        lr: the first learning rate.
+        epoch_step: epochs, counted from 1, before which the rate falls.
+        lr_decay_ratio: of such a fall.
+        keep_momentum: let only the rate fall there; else the optimiser begins anew, too.
+    """
+
+    net1: str
+    net2: str
+    method: str
+    batch_statistics: list[int]
+    lr: float
+    epoch_step: list[int]
+    lr_decay_ratio: float
+    keep_momentum: bool
+
+    def rates(self, epochs: int) -> list[float]:
+        """Give the learning rate of every epoch."""
+        falls = [sum(first <= epoch for first in self.epoch_step) for epoch in range(1, epochs + 1)]
+        return [self.lr * self.lr_decay_ratio**count for count in falls]
+
+
 def check_options(parser: Parser, args: Namespace) -> None:
     """Refuse options that contradict each other, and fill in the GPUs that the authors' mean."""
     if args.net1 and args.net2:
@@ -181,9 +212,11 @@ from models.small.couple import Couple, build_couple
 from models.small.names import bare_name
 from utils import checkpoint, opening
 from utils.errors import InputError
+from utils.runtime import Runtime
 from utils.training.classification import validate
 from utils.training.engine import Fit, train_one_epoch
 from utils.training.metrics import accuracies_percent
+from utils.training.run import Run
 from utils.training.schedules import set_learning_rate
 
 CHECKPOINT, AUTHORS_LOG = "checkpoint.pth.tar", "log.txt"
@@ -204,26 +237,26 @@ def fill(args: Namespace) -> None:
 
 
 def find_images(
-    args: Namespace, state: checkpoint.State
+    data: DataOptions, recorded: Mapping[str, Any] | None
 ) -> tuple[opening.ImageData, opening.ImageData]:
-    """List the images of both splits.
+    """List the images of both splits; `recorded` says which ones a resumed run saw.
 
     The authors' --dataroot was the official archive, which PrepareData.py makes images of.
     """
-    root = Path(args.data_root)
+    root = Path(data.data_root)
     # The names that the official archives of CIFAR-10 and CIFAR-100 unpack to.
     archives = [
         place for pattern in ("cifar-10*", "meta", "batches.meta") for place in root.glob(pattern)
     ]
-    if archives and not args.train_path and not (root / args.dataset).exists():
+    if archives and not data.train_path and not (root / data.dataset).exists():
         raise InputError(
             f"{root} holds the official archive; make its images first: python PrepareData.py"
-            f" {args.dataset} --src {root} --out {root}"
+            f" {data.dataset} --src {root} --out {root}"
         )
-    images, test_images = opening.both_splits(args, state.get("data"))
+    images, test_images = opening.both_splits(data, recorded)
     if images.targets.ndim == 2:
         raise InputError(
-            f"{args.dataset} has several labels an image, and DCM's losses are for one; take"
+            f"{data.dataset} has several labels an image, and DCM's losses are for one; take"
             " another one"
         )
     return images, test_images
@@ -257,25 +290,18 @@ def teach(
     return terms.total, metrics
 
 
-def rates_of_epochs(args: Namespace) -> list[float]:
-    """Give the learning rate of every epoch.
-
-    It falls before each epoch of --epoch_step, counted from 1.
-    """
-    epochs = range(1, args.epochs + 1)
-    falls = [sum(first <= epoch for first in args.epoch_step) for epoch in epochs]
-    return [args.lr * args.lr_decay_ratio**count for count in falls]
-
-
 def write_authors_log(
-    args: Namespace,
     folder: Path,
+    parsed: Mapping[str, Any],
     couple: Couple,
     metrics: dict[str, float],
     **facts: float,
 ) -> None:
-    """Add an epoch to log.txt, with the options and the numbers by the authors' names."""
-    named = vars(args) | {theirs: getattr(args, ours) for theirs, ours in AUTHORS_NAMES.items()}
+    """Add an epoch to log.txt: all options as they were parsed, and the numbers.
+
+    Options and numbers have the authors' names there.
+    """
+    named = {**parsed, **{theirs: parsed[ours] for theirs, ours in AUTHORS_NAMES.items()}}
     n_parameters = sum(parameter.numel() for parameter in couple.parameters())
     stats = dcm_log.stats(named, metrics, n_parameters=n_parameters, **facts)
     dcm_log.write(folder / AUTHORS_LOG, stats)
@@ -318,12 +344,26 @@ def save_nets(
     return states[0] | fit.state(epoch, test_error=errors)
 
 
-def features_words(args: Namespace, parser: Parser, folder: Path) -> list[Any]:
-    """Give the words that store both networks' features."""
+def say_saved(
+    run: Run, metrics: Mapping[str, float], again: Sequence[str], runtime: Runtime
+) -> None:
+    """Say what was saved, and how both networks are compared.
+
+    Args:
+        run: that trained them.
+        metrics: of the last epoch.
+        again: the words by which the next step reads the same images.
+        runtime: says a line once.
+    """
+    folder = run.path.parent
+    tested = [f"{metrics[f'val_{net}_top1_prec']:.2f} %" for net in ("net1", "net2")]
+    runtime.say(
+        f"saved {run.path}, net1.pth.tar, net2.pth.tar, model.pt7, log.txt, metrics.jsonl; "
+        f"test accuracy {' and '.join(tested)}"
+    )
     nets = ("--resume1", folder / "net1.pth.tar", "--resume2", folder / "net2.pth.tar")
     layers = ("--layers", "stages", "--t_or_v", "both")
-    same = parser.again(args, (*options.IMAGES, *options.MACHINE))
-    return [*nets, *layers, "--out", folder, *same]
+    runtime.say_next("ConvOutput.py", *nets, *layers, "--out", folder, *again)
 
 
 @command
@@ -332,84 +372,104 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = build_parser()
     args = parser.parse_args(argv)
     fill(args)
-    runtime = opening.start(args)
+    teaching = CoupleOptions.of(args)
+    training = TrainingOptions.of(args, epoch_step=0)  # the rates are those of `teaching`
+    data, output = DataOptions.of(args), OutputOptions.of(args)
+    runtime = opening.start(RunOptions.of(args), output)
 
     # What the run goes on from; another run's checkpoint in its place is refused before an image is
     # read.
-    folder = Path(args.out)
-    settings = options.settings(args)
+    folder = Path(output.out)
     run = opening.run(
-        args, runtime, folder / CHECKPOINT, settings, log_folder=folder, elsewhere="--save"
+        output,
+        training,
+        runtime,
+        folder / CHECKPOINT,
+        options.settings(args),
+        log_folder=folder,
+        elsewhere="--save",
     )
     if runtime.is_main:
         dcm_log.read(folder / AUTHORS_LOG)  # a damaged one is refused before an epoch is trained
     # The images, hashed and not yet decoded.
-    images, test_images = find_images(args, run.state)
-    opening.bind(args, runtime, images, test_images, outputs=run.path, elsewhere="--save")
+    images, test_images = find_images(data, run.state.get("data"))
+    opening.bind(
+        data,
+        runtime,
+        images,
+        test_images,
+        outputs=run.path,
+        restart=output.restart,
+        elsewhere="--save",
+    )
 
     # Both networks, with two heads each where those teach.
     couple = build_couple(
-        (args.net1, args.net2),
+        (teaching.net1, teaching.net2),
         len(images.classes),
-        heads=args.method == "dcm",
-        in_training=args.batch_statistics,
+        heads=teaching.method == "dcm",
+        in_training=teaching.batch_statistics,
         state=run.state.get("state_dict", {}) if run.resumed else None,
     )
     # One optimiser for both networks.
-    fit = opening.fit(args, couple, runtime)
+    fit = opening.fit(training, couple, runtime)
     run.restore(fit)
     if run.is_finished:
         runtime.say(f"{run.resumed} is trained for {run.start_epoch} epochs already")
         return
-    opening.check_last_batch(args, couple, images, runtime)
+    opening.check_last_batch(data, couple, images, runtime)
 
     # Nothing is left to refuse: decode the images.
-    images = opening.decoded(args, images, runtime)
-    test_images = opening.decoded(args, test_images, runtime)
-    loader = opening.image_loader(args, images, runtime, shuffle=True)
-    test_loaders = opening.validation_loaders(args, test_images, runtime)
-    preprocess, rates = images.preprocessing(args.seed), rates_of_epochs(args)
+    images = opening.decoded(data, images, runtime)
+    test_images = opening.decoded(data, test_images, runtime)
+    loader = opening.image_loader(data, images, runtime, shuffle=True)
+    test_loaders = opening.validation_loaders(data, test_images, runtime)
+    preprocess = images.preprocessing(runtime.seed)
+    rates = teaching.rates(training.epochs)
     # What every checkpoint says besides weights and epochs.
     facts = {
-        "data": opening.data_record(args, images),
+        "data": opening.data_record(data, images),
         "images": opening.images_record(images, test_images),
         **run.record,
     }
     runtime.say(
-        f"{args.method}: {args.net1} and {args.net2}, {len(images):,} training images of"
-        f" {len(images.classes)} classes"
+        f"{teaching.method}: {teaching.net1} and {teaching.net2},"
+        f" {len(images):,} training images of {len(images.classes)} classes"
     )
 
     with run:
         for epoch in run.epochs():
             # Train: a fall of the rate begins the optimiser anew, as the authors make a new one.
             set_learning_rate(fit.optimizer, rates[epoch])
-            if epoch + 1 in args.epoch_step and not args.keep_momentum:
+            if epoch + 1 in teaching.epoch_step and not teaching.keep_momentum:
                 fit.optimizer.state.clear()
             began = time.perf_counter()
+            step = partial(teach, method=teaching.method)
             augment = partial(preprocess, epoch=epoch)
-            step = partial(teach, method=args.method, preprocess=augment)
-            metrics = train_one_epoch(fit, loader, step, epoch)
+            metrics = train_one_epoch(fit, loader, partial(step, preprocess=augment), epoch)
             # Test.
             trained = time.perf_counter()
-            step = partial(teach, method=args.method, preprocess=preprocess)
-            metrics |= validate(fit.net, test_loaders, runtime, step)
-            seconds = {"train_time": trained - began, "test_time": time.perf_counter() - trained}
+            metrics |= validate(
+                fit.net, test_loaders, runtime, partial(step, preprocess=preprocess)
+            )
             # Write our log and the authors', and save.
             run.write(epoch, metrics | {"lr": rates[epoch]})
             if runtime.is_main:
-                counts = {"epoch": epoch + 1, "num_classes": len(images.classes)}
-                write_authors_log(args, folder, couple, metrics, **counts, **seconds)
+                write_authors_log(
+                    folder,
+                    vars(args),
+                    couple,
+                    metrics,
+                    epoch=epoch + 1,
+                    num_classes=len(images.classes),
+                    train_time=trained - began,
+                    test_time=time.perf_counter() - trained,
+                )
             if runtime.is_main and run.is_due_to_save(epoch):
                 run.save_last(epoch + 1, save_nets(folder, fit, couple, epoch + 1, metrics, facts))
 
-    # Say what was saved, and how both networks are compared.
-    tested = [f"{metrics[f'val_{net}_top1_prec']:.2f} %" for net in ("net1", "net2")]
-    runtime.say(
-        f"saved {run.path}, net1.pth.tar, net2.pth.tar, model.pt7, log.txt, metrics.jsonl; "
-        f"test accuracy {' and '.join(tested)}"
-    )
-    runtime.say_next("ConvOutput.py", *features_words(args, parser, folder))
+    again = parser.again((*options.IMAGES, *options.MACHINE), args)
+    say_saved(run, metrics, again, runtime)
 
 
 if __name__ == "__main__":

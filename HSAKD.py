@@ -9,14 +9,16 @@ run writes {checkpoint_dir}/{run}/{arch}.pth.tar and …_best.pth.tar, {out}/res
 {out}/logs/{run}. Its last epoch is its result; the best one stands beside it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from distillation import hsakd_options
 from utils.command import answer_early, command
-from utils.parser import Namespace, Parser
+from utils.option_groups import DataOptions, Group, OutputOptions, RunOptions, TrainingOptions
+from utils.parser import Parser
 
 
 def build_parser() -> Parser:
@@ -52,6 +54,39 @@ from utils.training.classification import classify, validate
 from utils.training.engine import Fit, Step, train_one_epoch
 from utils.training.metrics import accuracies_percent
 from utils.training.run import Run
+
+
+@dataclass(frozen=True)
+class RecipeOptions(Group):
+    """How a command trains beyond `TrainingOptions`, and which epoch it calls best.
+
+    Attributes:
+        lr: the learning rate.
+        nesterov: of SGD.
+        lr_type: "multistep" or "SGDR".
+        milestones: of "multistep", epochs at which the rate falls to a tenth.
+        sgdr_t: of "SGDR", epochs of the first cycle.
+        warmup_epoch: epochs of a linear warm-up.
+        select: what the best epoch is chosen on, "test" or "val".
+        hold_out: of "val", the share of the training images that is held out.
+        few_ratio: the share of each class that is trained on; None: all.
+    """
+
+    lr: float
+    nesterov: bool
+    lr_type: str
+    milestones: list[int]
+    warmup_epoch: int
+    select: str
+    hold_out: float
+    sgdr_t: int = 300
+    few_ratio: float | None = None
+
+    def rates(self, epochs: int) -> list[float]:
+        """Give the learning rate of every epoch after the warm-up."""
+        if self.lr_type == "SGDR":
+            return schedules.warm_restarts(self.lr, epochs, self.sgdr_t)
+        return schedules.multistep(self.lr, epochs, self.milestones)
 
 
 class Method(NamedTuple):
@@ -99,34 +134,42 @@ METHODS = {
 
 
 def open_networks(
-    args: Namespace, method: Method, classes: int, runtime: Runtime
+    method: Method, parsed: Mapping[str, Any], classes: int, runtime: Runtime
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Make what is trained, and what its steps take by name.
 
-    The names are `teacher`, a network, and `tau`, a temperature.
+    The names are `teacher`, a network, and `tau`, a temperature; `parsed` has all options, of
+    which each method needs others.
     """
-    model, teacher = method.networks(
-        classes, **{option: getattr(args, option) for option in method.options}
-    )
-    by_name: dict[str, Any] = {"tau": args.kd_T} if "kd_T" in args else {}
+    model, teacher = method.networks(classes, **{name: parsed[name] for name in method.options})
+    by_name: dict[str, Any] = {"tau": parsed["kd_T"]} if "kd_T" in parsed else {}
     if teacher is not None:
         hsakd.check_branches(len(model.heads), len(teacher.heads))  # type: ignore[arg-type]
         by_name["teacher"] = runtime.parallel(teacher)
     return model, by_name
 
 
-def open_fit(args: Namespace, model: nn.Module, runtime: Runtime) -> Fit:
+def open_fit(
+    training: TrainingOptions, model: nn.Module, runtime: Runtime, *, nesterov: bool
+) -> Fit:
     """Move a model to its devices and give it the authors' optimiser over what is trained of it."""
     net = runtime.parallel(model)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(
-        trained, args.lr, 0.9, weight_decay=args.weight_decay, nesterov=args.nesterov
+        [parameter for parameter in model.parameters() if parameter.requires_grad],
+        training.lr,
+        training.momentum,
+        weight_decay=training.weight_decay,
+        nesterov=nesterov,
     )
-    return Fit(net, model, optimizer, runtime.grad_scaler(), runtime, args.print_freq)
+    return Fit(net, model, optimizer, runtime.grad_scaler(), runtime, training.print_freq)
 
 
 def open_loaders(
-    args: Namespace, train_images: ImageData, test_images: ImageData, runtime: Runtime
+    data: DataOptions,
+    recipe: RecipeOptions,
+    train_images: ImageData,
+    test_images: ImageData,
+    runtime: Runtime,
 ) -> tuple[opening.Loader, opening.Loaders]:
     """Decode the images and make their loaders.
 
@@ -134,21 +177,36 @@ def open_loaders(
         That of the images that are trained on; and by "test" that of the test images and, with
         --select val, by "val" that of training images that are held out.
     """
-    tested = opening.image_loader(args, opening.decoded(args, test_images, runtime), runtime)
-    share = args.hold_out if args.select == "val" else 0
-    ratio = getattr(args, "few_ratio", None) or 1
+    tested = opening.image_loader(data, opening.decoded(data, test_images, runtime), runtime)
+    share = recipe.hold_out if recipe.select == "val" else 0
     labels = train_images.targets.numpy()
     kept, aside = map(
-        torch.from_numpy, hsakd.split_training(train_images.paths, labels, ratio, share)
+        torch.from_numpy,
+        hsakd.split_training(train_images.paths, labels, recipe.few_ratio or 1, share),
     )
     # Held-out images are never augmented: where decoding augments, they are decoded in another way.
-    unseen = train_images = opening.decoded(args, train_images, runtime)
+    unseen = train_images = opening.decoded(data, train_images, runtime)
     if train_images.augments_while_decoding:
-        in_order = Namespace(**vars(args) | {"val_path": str(train_images.root)})
+        in_order = replace(data, val_path=str(train_images.root))
         unseen = opening.images(in_order, "val", {"normalisation": train_images.normalisation})
-    loader = opening.image_loader(args, train_images, runtime, shuffle=True, numbers=kept)
-    held_out = {"val": opening.image_loader(args, unseen, runtime, numbers=aside)} if share else {}
+    loader = opening.image_loader(data, train_images, runtime, shuffle=True, numbers=kept)
+    held_out = {"val": opening.image_loader(data, unseen, runtime, numbers=aside)} if share else {}
     return loader, {"test": tested} | held_out
+
+
+def train(
+    fit: Fit,
+    loader: opening.Loader,
+    step: Step,
+    epoch: int,
+    recipe: RecipeOptions,
+    epochs: int,
+) -> dict[str, float]:
+    """Train one epoch of `epochs`; in a warm-up every step has a rate of its own."""
+    schedules.set_learning_rate(fit.optimizer, recipe.rates(epochs)[epoch])
+    rising = schedules.warm_up(recipe.lr, epoch, recipe.warmup_epoch, len(loader))
+    with schedules.each_step(fit.optimizer, rising):
+        return train_one_epoch(fit, loader, step, epoch)
 
 
 def evaluate(
@@ -165,15 +223,17 @@ def evaluate(
     return metrics
 
 
-def evaluate_files(args: Namespace, method: Method, path: Path, runtime: Runtime) -> None:
+def evaluate_files(
+    method: Method, parsed: Mapping[str, Any], data: DataOptions, path: Path, runtime: Runtime
+) -> None:
     """Measure what a run saved, its last epoch and its best one, on the test images."""
-    train_images, test_images = opening.both_splits(args)
-    model, _ = open_networks(args, method, len(train_images.classes), runtime)
+    train_images, test_images = opening.both_splits(data)
+    model, _ = open_networks(method, parsed, len(train_images.classes), runtime)
     fill_from_file(model, path)  # which may be refused, before images are decoded
     net = runtime.parallel(model)
-    test_images = opening.decoded(args, test_images, runtime)
-    loaders = {"test": opening.image_loader(args, test_images, runtime)}
-    measure = partial(method.measure, preprocess=train_images.preprocessing(args.seed))
+    test_images = opening.decoded(data, test_images, runtime)
+    loaders = {"test": opening.image_loader(data, test_images, runtime)}
+    measure = partial(method.measure, preprocess=train_images.preprocessing(runtime.seed))
     # The last epoch's weights first, then those of the best one.
     for file in filter(Path.exists, (path, best_path(path))):
         fill_from_file(model, file)
@@ -185,19 +245,31 @@ def best_path(path: Path) -> Path:
     return path.with_name(path.name.replace(".pth.tar", "_best.pth.tar"))
 
 
-def open_run(args: Namespace, runtime: Runtime, path: Path, name: str) -> Run:
-    """Find what the run goes on from; a file of the authors' is left alone."""
-    if not args.restart:
+def open_run(
+    path: Path,
+    settings: Mapping[str, Any],
+    files: Mapping[str, str],
+    output: OutputOptions,
+    training: TrainingOptions,
+    runtime: Runtime,
+) -> Run:
+    """Find what the run goes on from; a file of the authors' is left alone.
+
+    `files`, by option, are recorded by their contents.
+    """
+    if not output.restart:
         check_own(path)
-    hashes = {option: sha256(file) for option, file in hsakd_options.files(args).items()}
-    settings = options.settings(args, **hashes)
-    choices = {
-        "log_folder": runs.log_folder(args.out, name),
-        "best_path": best_path(path),
-        "extendable": args.lr_type == "multistep",
-        "first_epoch": 0,  # the authors' files hold an epoch's number, counted from 0
-    }
-    return opening.run(args, runtime, path, settings, **choices)
+    return opening.run(
+        output,
+        training,
+        runtime,
+        path,
+        {**settings, **{option: sha256(file) for option, file in files.items()}},
+        log_folder=runs.log_folder(output.out, path.parent.name),
+        best_path=best_path(path),
+        extendable=settings["lr_type"] == "multistep",
+        first_epoch=0,  # the authors' files hold an epoch's number, counted from 0
+    )
 
 
 def authors_state(
@@ -218,42 +290,30 @@ def authors_state(
     }
 
 
-def rates_of_epochs(args: Namespace) -> list[float]:
-    """Give the learning rate of every epoch after the warm-up."""
-    if args.lr_type == "SGDR":
-        return schedules.warm_restarts(args.lr, args.epochs, args.sgdr_t)
-    return schedules.multistep(args.lr, args.epochs, args.milestones)
-
-
-def decided(args: Namespace, method: Method, row: hsakd_log.Row) -> float:
-    """Give the accuracy of an epoch that decides which one is best, in percent."""
-    return hsakd_log.decided(row, args.select, method.decides)
-
-
-def check_whole(args: Namespace) -> None:
+def check_files(files: Mapping[str, str]) -> None:
     """Refuse damaged files that options name, before images are hashed."""
-    for file in hsakd_options.files(args).values():
+    for file in files.values():
         checkpoint.load(file, mmap=True)
 
 
-def text_log(args: Namespace, run: Run) -> Path:
+def text_log(out: str, run: Run) -> Path:
     """Say where the text log is, as the authors' scripts write it; the run's folder names it."""
-    return Path(args.out, "result", f"{run.path.parent.name}.txt")
+    return Path(out, "result", f"{run.path.parent.name}.txt")
 
 
-def write_text_log(args: Namespace, run: Run, device: str, taught: dict[str, float]) -> None:
+def write_text_log(out: str, run: Run, device: str, taught: dict[str, float]) -> None:
     """Write the authors' text log anew, from all epochs so far; `taught` is of the teacher."""
     epochs = runs.read_metrics(run.log_path, ("Loss", "lr", "seconds"))
-    hsakd_log.write(text_log(args, run), run.settings, device, epochs, taught)
+    hsakd_log.write(text_log(out, run), run.settings, device, epochs, taught)
 
 
-def say_saved(args: Namespace, run: Run, model: nn.Module, runtime: Runtime) -> None:
+def say_saved(out: str, run: Run, following: Sequence[str], runtime: Runtime) -> None:
     """Say what was saved, and which of the authors' commands follows, if one does."""
     runtime.say(
-        f"saved {run.path}, {best_path(run.path).name} beside it, and {text_log(args, run)}; the"
+        f"saved {run.path}, {best_path(run.path).name} beside it, and {text_log(out, run)}; the"
         f" log is {run.log_path}"
     )
-    if following := hsakd_options.following(args, run.path, hsakd_nets.bare_arch(model)):
+    if following:
         runtime.say_next("HSAKD.py", *following)
 
 
@@ -264,78 +324,92 @@ def main(argv: Sequence[str] | None = None) -> None:
     # The authors pad CIFAR by 4 zeros before they crop; larger images are cropped at random.
     args.augment = "none" if dataset_spec(args.dataset).train_view == "random_crop" else "zero4"
     check_writable(args.checkpoint_dir)
-    runtime = opening.start(args)
+    output, recipe = OutputOptions.of(args), RecipeOptions.of(args)
+    training = TrainingOptions.of(args, optim="SGD", momentum=0.9)
+    runtime = opening.start(RunOptions.of(args), output)
     if args.launcher:
         runtime.say(
             "several processes are started by torchrun: torchrun --nproc_per_node GPUS HSAKD.py …"
         )
     # Where the authors' scripts write, and the files that the options name.
-    method, name = METHODS[args.command], hsakd_options.run_name(args)
-    path = Path(args.checkpoint_dir, name, f"{args.arch}.pth.tar")
+    method = METHODS[args.command]
+    path = Path(args.checkpoint_dir, hsakd_options.run_name(args), f"{args.arch}.pth.tar")
     hsakd_options.fill_files(args)
-    check_whole(args)
+    check_files(hsakd_options.files(args))
+    data = DataOptions.of(args)
     if args.evaluate:
-        evaluate_files(args, method, path, runtime)
+        evaluate_files(method, vars(args), data, path, runtime)
         return
 
     # What the run goes on from; another run's checkpoint in its place is refused before an image is
     # read.
-    run = open_run(args, runtime, path, name)
-    train_images, test_images = opening.both_splits(args, run.state.get("data"))
-    opening.bind(args, runtime, train_images, test_images, outputs=path)
+    run = open_run(
+        path, options.settings(args), hsakd_options.files(args), output, training, runtime
+    )
+    train_images, test_images = opening.both_splits(data, run.state.get("data"))
+    opening.bind(data, runtime, train_images, test_images, outputs=path, restart=output.restart)
 
     # The network, and its teacher if it has one.
-    classes = len(train_images.classes)
-    model, by_name = open_networks(args, method, classes, runtime)
+    model, by_name = open_networks(method, vars(args), len(train_images.classes), runtime)
     if run.resumed:
         fill_from_file(model, run.resumed)
-    fit = open_fit(args, model, runtime)
+    fit = open_fit(training, model, runtime, nesterov=recipe.nesterov)
     run.restore(fit)
 
     # The images, and how well the teacher does on those of the test.
-    loader, evaluated = open_loaders(args, train_images, test_images, runtime)
-    preprocess, rates = train_images.preprocessing(args.seed), rates_of_epochs(args)
+    loader, evaluated = open_loaders(data, recipe, train_images, test_images, runtime)
+    preprocess = train_images.preprocessing(runtime.seed)
     measure = partial(method.measure, preprocess=preprocess)
-    taught = run.state.get("teacher", {})
-    if "teacher" in by_name and not run.resumed:
-        taught = evaluate(by_name["teacher"], {"test": evaluated["test"]}, runtime, measure)
     facts = {
-        "model": classifier_record(hsakd_nets.bare_arch(model), classes),
-        "data": opening.data_record(args, train_images),
+        "model": classifier_record(hsakd_nets.bare_arch(model), len(train_images.classes)),
+        "data": opening.data_record(data, train_images),
         "images": opening.images_record(train_images, test_images),
-        "teacher": taught,
+        "teacher": run.state.get("teacher", {}),
     }
+    if "teacher" in by_name and not run.resumed:
+        facts["teacher"] = evaluate(
+            by_name["teacher"], {"test": evaluated["test"]}, runtime, measure
+        )
     runtime.say(
-        f"{name}: {len(loader.dataset):,} training and"  # type: ignore[arg-type]
-        f" {len(test_images):,} test images, {classes} classes"
+        f"{path.parent.name}: {len(loader.dataset):,} training and"  # type: ignore[arg-type]
+        f" {len(test_images):,} test images, {len(train_images.classes)} classes"
     )
 
+    # The accuracy that decides which epoch is best, in percent.
+    decided = partial(hsakd_log.decided, split=recipe.select, decides=method.decides)
     # The rows of the last epoch and of the best one, which the closing words say.
     last = run.state.get("last", {})
     best = run.state.get("best", {}) if run.has_best else {}
     with run:
         for epoch in run.epochs():
-            # Train: in a warm-up every step has a rate of its own.
-            schedules.set_learning_rate(fit.optimizer, rates[epoch])
-            step = partial(method.step, preprocess=partial(preprocess, epoch=epoch), **by_name)
-            with schedules.each_step(
-                fit.optimizer, schedules.warm_up(args.lr, epoch, args.warmup_epoch, len(loader))
-            ):
-                metrics = train_one_epoch(fit, loader, step, epoch)
+            # Train.
+            metrics = train(
+                fit,
+                loader,
+                partial(method.step, preprocess=partial(preprocess, epoch=epoch), **by_name),
+                epoch,
+                recipe,
+                training.epochs,
+            )
             # Evaluate.
             measured = evaluate(fit.net, evaluated, runtime, measure)
             last = {"epoch": epoch, **measured}
             best = hsakd_log.best_of(best, last, method.decides)
-            run.is_best = best[args.select] is last
+            run.is_best = best[recipe.select] is last
             # Write and save, as the authors' scripts do; the checkpoint last, which says that all
             # of the epoch is written.
             run.write(epoch, metrics | measured | {"lr": fit.optimizer.param_groups[0]["lr"]})
             if runtime.is_main:
-                write_text_log(args, run, str(runtime.device), taught)
-            run.save(epoch, facts | authors_state(fit, last, best, decided(args, method, last)))
+                write_text_log(output.out, run, str(runtime.device), facts["teacher"])
+            run.save(epoch, facts | authors_state(fit, last, best, decided(last)))
 
     runtime.say(hsakd_log.closing_words(last, best, probe=args.command == "probe"))
-    say_saved(args, run, model, runtime)
+    say_saved(
+        output.out,
+        run,
+        hsakd_options.following(args, run.path, hsakd_nets.bare_arch(model)),
+        runtime,
+    )
 
 
 if __name__ == "__main__":

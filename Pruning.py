@@ -9,12 +9,13 @@ ordinary checkpoint with zeros, named by the thresholds (checkpoint_…_pruned0.
 beside it. The same command again goes on where it stopped.
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 from utils import options
 from utils.command import answer_early, command
+from utils.option_groups import DataOptions, Group, OutputOptions, RunOptions, TrainingOptions
 from utils.parser import Namespace, Parser, architecture, checkpoint_file, list_of, real
 
 
@@ -77,6 +78,26 @@ def build_parser() -> Parser:
     return parser
 
 
+@dataclass(frozen=True)
+class CompressionOptions(Group):
+    """The classifier, and what is removed of it or shared.
+
+    Attributes:
+        resume: its checkpoint.
+        arch: its architecture, if an option names it.
+        s_conv, s_fc: thresholds of a convolution and of a linear layer, in std of its weights.
+        share_bits: at most 2^N values in each layer; 0: none are shared.
+        share_lr: the first learning rate of the shared values.
+    """
+
+    resume: str
+    arch: str | None
+    s_conv: float
+    s_fc: float
+    share_bits: int
+    share_lr: float
+
+
 def check_options(parser: Parser, args: Namespace) -> None:
     """Refuse options that contradict each other."""
     if args.share_bits and not args.epochs:
@@ -110,6 +131,24 @@ from utils.training.run import Run
 from utils.training.schedules import set_learning_rate
 
 
+class Compression(NamedTuple):
+    """What all factors of a sweep have in common.
+
+    Attributes:
+        options: the classifier, and what is removed of it.
+        data: the images.
+        training: optimiser and epochs of the retraining.
+        output: where the nets are saved.
+        settings: what is recorded of these, but the factor's thresholds.
+    """
+
+    options: CompressionOptions
+    data: DataOptions
+    training: TrainingOptions
+    output: OutputOptions
+    settings: Mapping[str, Any]
+
+
 def measure(fit: Fit, val_loaders: opening.Loaders) -> float:
     """Give the accuracy in percent."""
     return main_accuracy(validate(fit.net, val_loaders, fit.runtime), "val_")
@@ -120,28 +159,34 @@ def keep_removed(fit: Fit, layers: Sequence[PrunedWeight]) -> None:
     fit.optimizer.register_step_post_hook(lambda *_: zero_removed(layers))
 
 
-def share(args: Namespace, fit: Fit, layers: Sequence[PrunedWeight]) -> Fit:
+def share(
+    fit: Fit, layers: Sequence[PrunedWeight], bits: int, lr: float, training: TrainingOptions
+) -> Fit:
     """Cluster the weights, and give the centroids their optimiser.
 
     That optimiser remembers nothing of the weights.
     """
-    fit = replace(fit, optimizer=opening.optimizer(args, fit.model))
-    train_centroids(fit.optimizer, layers, cluster(layers, args.share_bits), args.share_lr)
+    fit = replace(fit, optimizer=opening.optimizer(training, fit.model))
+    train_centroids(fit.optimizer, layers, cluster(layers, bits), lr)
     return fit
 
 
-def open_run(args: Namespace, runtime: Runtime, arch: str, factor: float) -> Run:
+def open_run(compression: Compression, arch: str, factor: float, runtime: Runtime) -> Run:
     """Find what the net of a factor on --s_conv and --s_fc goes on from."""
-    s_conv, s_fc = factor * args.s_conv, factor * args.s_fc
+    choice, data, training, output, settings = compression
+    s_conv, s_fc, bits = factor * choice.s_conv, factor * choice.s_fc, choice.share_bits
     # Each factor has a file name of its thresholds, so a sweep never overwrites.
-    label = f"pruned{s_conv:g}-{s_fc:g}" + (f"-{args.share_bits}bit" if args.share_bits else "")
-    name = runs.join(args.suffix, label)
-    path = runs.classifier_path(args.out, options.data_name(args), arch, name)
-    described = {"arch": arch, "s_conv": s_conv, "s_fc": s_fc, "compressed": sha256(args.resume)}
-    settings = options.settings(args, **described)
-    stages = 2 if args.share_bits else 1  # retrained, then the shared weights trained
-    choices = {"resume": "auto", "extendable": False, "stages": stages, "again": "the same command"}
-    return opening.run(args, runtime, path, settings, **choices)
+    label = f"pruned{s_conv:g}-{s_fc:g}" + (f"-{bits}bit" if bits else "")
+    return opening.run(
+        output,
+        training,
+        runtime,
+        runs.classifier_path(output.out, data.label, arch, runs.join(output.suffix, label)),
+        {**settings, "arch": arch, "s_conv": s_conv, "s_fc": s_fc},
+        extendable=False,
+        stages=2 if bits else 1,  # retrained, then the shared weights trained
+        again="the same command",
+    )
 
 
 def compress(
@@ -150,7 +195,7 @@ def compress(
     images: ImageData,
     val_images: ImageData,
     val_loaders: opening.Loaders,
-    args: Namespace,
+    compression: Compression,
     runtime: Runtime,
 ) -> dict[str, Any]:
     """Make one compressed net, or what is left of its epochs.
@@ -161,15 +206,17 @@ def compress(
         images: to retrain on.
         val_images: what accuracies are measured on.
         val_loaders: of these.
-        args: the options.
+        compression: the options.
         runtime: device, processes, precision.
 
     Returns:
         The report, which is also written beside the checkpoint.
     """
-    model, original = read_classifier(args.resume, args.arch)
-    unused = runtime.world_size > 1 and has_unused_parameters(model, args.image_size)
-    fit = opening.fit(args, model, runtime, has_unused=unused)
+    choice, data, training, *_ = compression
+    model, original = read_classifier(choice.resume, choice.arch)
+    unused = runtime.world_size > 1 and has_unused_parameters(model, data.image_size)
+    fit = opening.fit(training, model, runtime, has_unused=unused)
+    bits, share_lr = choice.share_bits, choice.share_lr
 
     # Remove small weights, and keep them at zero through every step of the optimiser.
     s_conv, s_fc = run.settings["s_conv"], run.settings["s_fc"]
@@ -178,7 +225,8 @@ def compress(
     if run.resumed:
         # After `prune`, whose thresholds are of the original weights, as in the first run.
         model.load_state_dict(run.state["state_dict"])
-        fit = share(args, fit, layers) if run.start_epoch > args.epochs else fit
+        if run.start_epoch > training.epochs:
+            fit = share(fit, layers, bits, share_lr, training)
         run.restore(fit)
         accuracy = run.state["accuracy_percent"]
     else:
@@ -187,12 +235,12 @@ def compress(
         f"thresholds {s_conv:g} std of convolutions and {s_fc:g} std of linear layers: {run.path}"
     )
 
-    loader = opening.image_loader(args, images, runtime, shuffle=True)
-    rates, share_rates = opening.rates(args), opening.rates(args, args.share_lr)
+    loader = opening.image_loader(data, images, runtime, shuffle=True)
+    rates, share_rates = opening.rates(training), opening.rates(training, share_lr)
     facts = {
         "arch": original["model"]["arch"],
         "model": original["model"],
-        "data": opening.data_record(args, images),
+        "data": opening.data_record(data, images),
         "images": opening.images_record(images, val_images),
         "accuracy_percent": accuracy,
     }
@@ -203,9 +251,9 @@ def compress(
         for epoch in run.epochs():
             # The second stage: weights of a layer share values, the centroids, which are a second
             # group of parameters.
-            sharing, stage_epoch = epoch >= args.epochs, epoch % args.epochs
-            if epoch == args.epochs:
-                fit = share(args, fit, layers)
+            sharing, stage_epoch = epoch >= training.epochs, epoch % training.epochs
+            if epoch == training.epochs:
+                fit = share(fit, layers, bits, share_lr, training)
                 accuracy["shared"] = measure(fit, val_loaders)
             # Train.
             lr = rates[stage_epoch]
@@ -225,9 +273,9 @@ def compress(
         raise RuntimeError(f"a removed weight of {run.path} is no longer zero")
     report = {
         "checkpoint": run.path.name,
-        "source": {"path": args.resume, "sha256": run.settings["compressed"]},
+        "source": {"path": choice.resume, "sha256": run.settings["compressed"]},
         "arch": original["model"]["arch"],
-        "dataset": options.data_name(args),
+        "dataset": data.label,
         "accuracy_percent": accuracy,
         "options": run.settings,
         **count_removed(model, layers),
@@ -245,37 +293,48 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Run the step; returns the reports that are written beside the checkpoints."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    runtime = opening.start(args)
+    output = OutputOptions.of(args, resume="auto")  # --resume names the net in this step
+    runtime = opening.start(RunOptions.of(args), output)
 
     # The net to compress, and what each compressed one goes on from.
     model, state = read_classifier(args.resume, args.arch)
     arch = state["model"]["arch"]
-    options.fill(args, state.get("data", {}))
-    factors = [open_run(args, runtime, arch, factor) for factor in args.sweep]
+    data = DataOptions.of(args, state.get("data", {}))
+    compression = Compression(
+        CompressionOptions.of(args),
+        data,
+        TrainingOptions.of(args),
+        output,
+        options.settings(args, data) | {"compressed": sha256(args.resume)},
+    )
+    factors = [open_run(compression, arch, factor, runtime) for factor in args.sweep]
 
     # The images, hashed and not yet decoded.
-    known_images = opening.known_images(args, state, runtime)
-    images, val_images = opening.both_splits(args, known_images)
+    known_images = opening.known_images(data, state, runtime)
+    images, val_images = opening.both_splits(data, known_images)
     check_outputs(state["model"]["num_classes"], images, args.resume)
-    check_logits(model, arch, len(images.classes), args.image_size)
-    opening.bind(args, runtime, images, val_images, outputs=[run.path for run in factors])
+    check_logits(model, arch, len(images.classes), data.image_size)
+    paths = [run.path for run in factors]
+    opening.bind(data, runtime, images, val_images, outputs=paths, restart=output.restart)
     if args.epochs:
-        opening.check_last_batch(args, model, images, runtime)
+        opening.check_last_batch(data, model, images, runtime)
     layer = usual_layer(model)
 
     # Nothing is left to refuse: decode the images, measure the net, compress it.
-    images, val_images = (opening.decoded(args, data, runtime) for data in (images, val_images))
-    val_loaders = opening.validation_loaders(args, val_images, runtime)
+    images, val_images = (opening.decoded(data, split, runtime) for split in (images, val_images))
+    val_loaders = opening.validation_loaders(data, val_images, runtime)
     before = main_accuracy(validate(runtime.parallel(model), val_loaders, runtime), "val_")
     del model
-    data = (images, val_images, val_loaders)
-    reports = [compress(run, before, *data, args, runtime) for run in factors]
+    reports = [
+        compress(run, before, images, val_images, val_loaders, compression, runtime)
+        for run in factors
+    ]
     if len(reports) > 1:
         runtime.say(sweep_table(reports))
     # The command that follows compares the smallest net with the original.
     named = options.arch_words(("--arch1", "--arch2"), args.arch, args.arch)
-    nets = ("--resume1", factors[-1].path, "--resume2", args.resume, *named, *layer)
-    same = parser.again(args, (*options.IMAGES, *options.MACHINE, "out"))
+    nets = ("--resume1", paths[-1], "--resume2", args.resume, *named, *layer)
+    same = parser.again((*options.IMAGES, *options.MACHINE, "out"), args, data)
     runtime.say_next("ConvOutput.py", *nets, "--t_or_v", "both", *same)
     return reports
 

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from utils import options
 from utils.command import answer_early, command
 from utils.errors import InputError
+from utils.option_groups import DataOptions, Group, OutputOptions, RunOptions, TrainingOptions
 from utils.parser import Namespace, Parser, architecture, some_path, weights_file, whole
 
 
@@ -61,6 +63,25 @@ def build_parser() -> Parser:
     return parser
 
 
+@dataclass(frozen=True)
+class NetOptions(Group):
+    """The network, and what its training begins from.
+
+    Attributes:
+        arch: its architecture.
+        pretrained: torchvision's ImageNet weights.
+        weights: a file of weights.
+        train_layer: of *_ft networks, the first layer that is trained.
+        fix_bn: BatchNorm's running statistics stay as loaded.
+    """
+
+    arch: str
+    pretrained: bool
+    weights: str | None
+    train_layer: int
+    fix_bn: bool
+
+
 def check_options(parser: Parser, args: Namespace) -> None:
     """Refuse to measure a network that no option names."""
     if args.evaluate and not (args.resume or args.pretrained or args.weights):
@@ -94,83 +115,92 @@ from utils.training.run import Run
 from utils.training.schedules import set_learning_rate
 
 
-def fill(args: Namespace) -> None:
-    """Take architecture, data set and image size from the checkpoint that --resume means.
+def read_resumed(output: OutputOptions, arch: str | None, label: str) -> checkpoint.State:
+    """Read the head of the checkpoint that --resume means, {} if there is none.
 
-    Options go before it.
+    Its architecture, data set and image size are taken where no option names others.
+
+    Args:
+        output: where the run saves, and what it goes on from.
+        arch: the architecture, if an option names it.
+        label: the data set's part of file names.
     """
+    path = runs.classifier_path(output.out, label, arch or options.ARCH, output.suffix)
     state: checkpoint.State = {}
-    path = runs.classifier_path(
-        args.out, options.data_name(args), args.arch or options.ARCH, args.suffix
-    )
     # Only the head of the file is read here: its tensors stay on the disk.
-    if args.resume not in ("", "auto"):
-        state = checkpoint.load(args.resume, mmap=True)
-    elif args.resume and path.exists() and not args.restart:
+    if output.resume not in ("", "auto"):
+        state = checkpoint.load(output.resume, mmap=True)
+    elif output.resume and path.exists() and not output.restart:
         state = resume.read_own(path)
-    if isinstance(arch := state.get("arch"), str):
-        named_arch(arch, args.arch, path if args.resume == "auto" else args.resume)
-    args.arch = args.arch or state.get("arch") or options.ARCH
-    options.fill(args, state.get("data", {}))
+    if isinstance(recorded := state.get("arch"), str):
+        named_arch(recorded, arch, path if output.resume == "auto" else output.resume)
+    return state
 
 
-def new_model(args: Namespace, record: Mapping[str, Any]) -> nn.Module:
+def new_model(net: NetOptions, record: Mapping[str, Any], image_size: int) -> nn.Module:
     """Build the network that a record describes, as the options begin it."""
-    sources = {
-        "pretrained": args.pretrained,
-        "weights": args.weights,
-        "image_size": args.image_size,
-    }
-    model = build(**record, **sources)
+    model = build(**record, pretrained=net.pretrained, weights=net.weights, image_size=image_size)
     # A net that could not be read again would be found out only after its training.
-    check_reloads(model, record, args.image_size)
+    check_reloads(model, record, image_size)
     return model
 
 
-def evaluate(args: Namespace, runtime: opening.Runtime) -> None:
-    """Measure a network's accuracy on the validation images."""
-    if args.resume:
-        model, state = read_classifier(args.resume, args.arch)
-        val_images = opening.images(args, "val", opening.known_images(args, state, runtime))
-        args.arch = state["model"]["arch"]
-        check_outputs(state["model"]["num_classes"], val_images, args.resume)
+def evaluate(
+    net: NetOptions,
+    data: DataOptions,
+    output: OutputOptions,
+    exported: str | None,
+    runtime: opening.Runtime,
+) -> None:
+    """Measure the accuracy of --resume, or of what training begins from, on validation images."""
+    resumed: str | Path = output.resume
+    if resumed == "auto":
+        resumed = runs.classifier_path(output.out, data.label, net.arch, output.suffix)
+    if resumed:
+        model, state = read_classifier(resumed, net.arch)
+        val_images = opening.images(data, "val", opening.known_images(data, state, runtime))
+        arch = state["model"]["arch"]
+        check_outputs(state["model"]["num_classes"], val_images, resumed)
     else:
-        val_images = opening.images(args, "val")
-        model = new_model(args, classifier_record(args.arch, len(val_images.classes)))
+        arch = net.arch
+        val_images = opening.images(data, "val")
+        model = new_model(net, classifier_record(arch, len(val_images.classes)), data.image_size)
     # Before images are decoded
-    check_logits(model, args.arch, len(val_images.classes), args.image_size)
-    loaders = opening.validation_loaders(args, opening.decoded(args, val_images, runtime), runtime)
+    check_logits(model, arch, len(val_images.classes), data.image_size)
+    loaders = opening.validation_loaders(data, opening.decoded(data, val_images, runtime), runtime)
     step = partial(classify, preprocess=val_images.preprocessing())
     runtime.say(runs.describe(validate(runtime.parallel(model), loaders, runtime, step)))
-    export(args, model, classifier_record(args.arch, len(val_images.classes)), val_images, runtime)
+    record = classifier_record(arch, len(val_images.classes))
+    export(exported, model, record, opening.data_record(data, val_images), runtime)
 
 
 def export(
-    args: Namespace,
+    file: str | None,
     model: nn.Module,
     record: Mapping[str, Any],
-    images: ImageData,
+    data_record: Mapping[str, Any],
     runtime: opening.Runtime,
 ) -> None:
-    """Write the weights as --export says.
+    """Write the weights to the file that --export names, if it names one.
 
     They come with what a checkpoint says of the network and of its images.
     """
-    if args.export and runtime.is_main:
-        facts = {"arch": record["arch"], "model": record, "data": opening.data_record(args, images)}
-        checkpoint.save_safetensors(args.export, model.state_dict(), facts)
-        runtime.say(f"saved {args.export}")
+    if file and runtime.is_main:
+        facts = {"arch": record["arch"], "model": record, "data": data_record}
+        checkpoint.save_safetensors(file, model.state_dict(), facts)
+        runtime.say(f"saved {file}")
 
 
 def open_model_and_images(
-    args: Namespace, runtime: opening.Runtime, resumed: Path | None
+    net: NetOptions, data: DataOptions, resumed: Path | None, runtime: opening.Runtime
 ) -> tuple[nn.Module, dict[str, Any], ImageData, ImageData]:
     """List the images, and build the network that is trained on them or read it from a checkpoint.
 
     Args:
-        args: the options, filled in.
-        runtime: says a line once.
+        net: the network.
+        data: the images.
         resumed: the checkpoint that the run goes on from, or None.
+        runtime: says a line once.
 
     Returns:
         The model, its record (`classifier_record`), the training and the validation images.
@@ -178,44 +208,75 @@ def open_model_and_images(
     Raises:
         InputError: the network and the images do not fit each other.
     """
-    model, state = read_classifier(resumed, args.arch) if resumed else (None, {})
-    in_training = opening.known_images(args, state, runtime) if resumed else None
-    train_images, val_images = opening.both_splits(args, in_training)
+    model, state = read_classifier(resumed, net.arch) if resumed else (None, {})
+    in_training = opening.known_images(data, state, runtime) if resumed else None
+    train_images, val_images = opening.both_splits(data, in_training)
     classes = len(train_images.classes)
-    record = state.get("model") or classifier_record(
-        args.arch, classes, train_layer=args.train_layer
-    )
+    record = state.get("model") or classifier_record(net.arch, classes, train_layer=net.train_layer)
     check_outputs(record["num_classes"], train_images, resumed)
-    model = model or new_model(args, record)
-    if args.fix_bn:
+    model = model or new_model(net, record, data.image_size)
+    if net.fix_bn:
         fix_batch_norm(model)
-    check_logits(model, args.arch, classes, args.image_size)
+    check_logits(model, net.arch, classes, data.image_size)
     return model, record, train_images, val_images
 
 
-def next_words(
-    args: Namespace, parser: Parser, words: Sequence[str], model: nn.Module, run: Run
-) -> list[Any]:
-    """Give the command that follows: both nets' features, or this command again with another seed.
+def open_run(
+    net: NetOptions,
+    data: DataOptions,
+    output: OutputOptions,
+    training: TrainingOptions,
+    settings: Mapping[str, Any],
+    runtime: opening.Runtime,
+) -> Run:
+    """Find what the run goes on from; it keeps the checkpoints of the last epoch and the best."""
+    path, best_path = (
+        runs.classifier_path(output.out, data.label, net.arch, output.suffix, best=best)
+        for best in (False, True)
+    )
+    # The weights that it begins from are recorded by their contents.
+    settings = {**settings, "weights": sha256(net.weights) if net.weights else None}
+    return opening.run(output, training, runtime, path, settings, best_path=best_path)
+
+
+def say_saved(
+    run: Run,
+    model: nn.Module,
+    suffix: str,
+    parser: Parser,
+    words: Sequence[str],
+    again: Sequence[str],
+    runtime: opening.Runtime,
+) -> None:
+    """Say what was saved, and which command follows.
+
+    That is to store both nets' features, or this command again with another seed.
 
     Args:
-        args: the options, filled in.
+        run: that trained the model.
+        model: what was trained.
+        suffix: of this run's files.
         parser: of the options.
         words: the command line.
-        model: what was trained.
-        run: that trained it.
+        again: the words by which the next step reads the same images.
+        runtime: says a line once.
     """
+    kept = f" and {run.best_path}" if run.best_path and run.best_path.exists() else ""
+    runtime.say(
+        f"saved {run.path}{kept}, best accuracy {run.best_acc1:.2f} %; the log is {run.log_path}"
+    )
+    arch, seed = run.settings["arch"], run.settings["seed"]
     if twin := resume.twin(run.path, run.settings):  # the same settings, another seed
         nets = ("--resume1", twin, "--resume2", run.path)
-        arch = ("--arch", args.arch) if is_own(args.arch) else ()
-        cut = (*arch, *usual_layer(model))
-        same = parser.again(args, (*options.IMAGES, *options.MACHINE, "out"))
-        return ["ConvOutput.py", *nets, *cut, "--t_or_v", "both", *same]
+        named = ("--arch", arch) if is_own(arch) else ()
+        cut = (*named, *usual_layer(model))
+        runtime.say_next("ConvOutput.py", *nets, *cut, "--t_or_v", "both", *again)
+        return
     # No such twin yet: propose the same training from the next seed.
-    suffix = runs.join(args.suffix.removesuffix(f"sd{args.seed}").rstrip("_"), f"sd{args.seed + 1}")
+    suffix = runs.join(suffix.removesuffix(f"sd{seed}").rstrip("_"), f"sd{seed + 1}")
     one_run = ("--resume", "--start_epoch", "--seed", "--suffix", "--export")
-    again = [word for word in parser.without(words, one_run) if word != "--restart"]
-    return ["Training.py", *again, "--seed", args.seed + 1, "--suffix", suffix]
+    same = [word for word in parser.without(words, one_run) if word != "--restart"]
+    runtime.say_next("Training.py", *same, "--seed", seed + 1, "--suffix", suffix)
 
 
 @command
@@ -223,29 +284,30 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the step."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    runtime = opening.start(args)
-    fill(args)
-    # Where the checkpoint of the last epoch lies, and that of the best one.
-    classifier_path = partial(
-        runs.classifier_path, args.out, options.data_name(args), args.arch, args.suffix
-    )
-    path, best_path = classifier_path(), classifier_path(best=True)
+    output, training = OutputOptions.of(args), TrainingOptions.of(args)
+    runtime = opening.start(RunOptions.of(args), output)
+    # What no option names, the checkpoint says that the run goes on from.
+    state = read_resumed(output, args.arch, DataOptions.of(args).label)
+    data = DataOptions.of(args, state.get("data", {}))
+    net = NetOptions.of(args, arch=args.arch or state.get("arch") or options.ARCH)
     if args.evaluate:
-        args.resume = str(path) if args.resume == "auto" else args.resume
-        evaluate(args, runtime)
+        evaluate(net, data, output, args.export, runtime)
         return
 
     # What the run goes on from; another run's checkpoint in its place is refused before an image is
     # read.
-    settings = options.settings(args, weights=sha256(args.weights) if args.weights else None)
-    run = opening.run(args, runtime, path, settings, best_path=best_path)
+    run = open_run(net, data, output, training, options.settings(args, data, net), runtime)
 
     # The images, hashed and not yet decoded, and a network for their classes.
-    model, record, train_images, val_images = open_model_and_images(args, runtime, run.resumed)
-    opening.bind(args, runtime, train_images, val_images, outputs=path)
-    unused = runtime.world_size > 1 and has_unused_parameters(model, args.image_size)
+    model, record, train_images, val_images = open_model_and_images(net, data, run.resumed, runtime)
+    opening.bind(data, runtime, train_images, val_images, outputs=run.path, restart=output.restart)
     # The optimiser; processes must know of parameters without a gradient.
-    fit = opening.fit(args, model, runtime, has_unused=unused)
+    fit = opening.fit(
+        training,
+        model,
+        runtime,
+        has_unused=runtime.world_size > 1 and has_unused_parameters(model, data.image_size),
+    )
     run.restore(fit)
     if run.is_finished:
         runtime.say(
@@ -253,24 +315,24 @@ def main(argv: Sequence[str] | None = None) -> None:
             f" {run.acc1:.2f} %"
         )
         return
-    opening.check_last_batch(args, model, train_images, runtime)
+    opening.check_last_batch(data, model, train_images, runtime)
 
     # Nothing is left to refuse: decode the images.
-    train_images = opening.decoded(args, train_images, runtime)
-    val_images = opening.decoded(args, val_images, runtime)
-    loader = opening.image_loader(args, train_images, runtime, shuffle=True)
-    val_loaders = opening.validation_loaders(args, val_images, runtime)
+    train_images = opening.decoded(data, train_images, runtime)
+    val_images = opening.decoded(data, val_images, runtime)
+    loader = opening.image_loader(data, train_images, runtime, shuffle=True)
+    val_loaders = opening.validation_loaders(data, val_images, runtime)
     hits = known_hits(run.state, val_images)  # uint8 (N,): which images the net gets right
-    preprocess, rates = train_images.preprocessing(args.seed), opening.rates(args)
+    preprocess, rates = train_images.preprocessing(runtime.seed), opening.rates(training)
     # What every checkpoint says besides weights and epochs.
-    facts = {
-        "arch": args.arch,
+    facts: dict[str, Any] = {
+        "arch": net.arch,
         "model": record,
-        "data": opening.data_record(args, train_images),
+        "data": opening.data_record(data, train_images),
         "images": opening.images_record(train_images, val_images),
     }
     runtime.say(
-        f"{args.arch}: {len(train_images):,} training and {len(val_images):,} validation images, "
+        f"{net.arch}: {len(train_images):,} training and {len(val_images):,} validation images, "
         f"{len(train_images.classes)} classes"
     )
 
@@ -289,14 +351,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             run.write(epoch, metrics | {"lr": rates[epoch]})
             run.save(epoch, fit.state(epoch + 1, **facts, **run.accuracies, hits=hits))
 
-    # Say what was saved, and which command follows.
-    kept = f" and {best_path}" if best_path.exists() else ""
-    runtime.say(
-        f"saved {path}{kept}, best accuracy {run.best_acc1:.2f} %; the log is {run.log_path}"
-    )
-    export(args, model, record, train_images, runtime)
+    again = parser.again((*options.IMAGES, *options.MACHINE, "out"), args, data)
+    export(args.export, model, record, facts["data"], runtime)
     words = sys.argv[1:] if argv is None else argv
-    runtime.say_next(*next_words(args, parser, words, model, run))
+    say_saved(run, model, output.suffix, parser, words, again, runtime)
 
 
 if __name__ == "__main__":

@@ -8,14 +8,16 @@ What leaves more than that unexplained was not fitted to its end.
 """
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
 from utils import fit_options, options
 from utils.command import answer_early, command
-from utils.parser import Namespace, Parser
+from utils.fit_options import FitOptions, KeptOptions, Kind, ReadOptions
+from utils.option_groups import DataOptions, LayerOptions, OutputOptions, RunOptions
+from utils.parser import Parser
 
 
 def build_parser() -> Parser:
@@ -71,7 +73,6 @@ from utils import checkpoint, opening, runs
 from utils.errors import InputError
 from utils.features.live import live_source
 from utils.features.source import Source, costs, hold_out
-from utils.fit_options import Kind
 from utils.report.maps import decomposition_figure
 from utils.report.tables import closing_words
 from utils.runtime import Runtime, seed_everything
@@ -93,82 +94,115 @@ class Group(NamedTuple):
     records: list[dict[str, Any] | None]
 
 
-def layers_of(args: Namespace) -> tuple[Layer, Layer, str]:
+def layers_of(options: LayerOptions) -> tuple[Layer, Layer, str]:
     """Give the layers of net A and net B, and what file names call them."""
     first, second = (
-        Layer(*layer, default=fit_options.DEFAULT_LAYER) for layer in options.both_layers(args)
+        Layer(**options.of_net(net), default=fit_options.DEFAULT_LAYER) for net in "AB"
     )
     return first, second, runs.pair(first.label, second.label)
 
 
-def open_stored(args: Namespace, split: str) -> Source:
-    """Open the stored features that the options mean, and check what the options say of them."""
-    first, second, label = layers_of(args)
-    names = (
-        options.data_name(args),
-        args.sample_num,
-        args.arch or options.ARCH,
-        label,
-        args.suffix,
-        split,
-    )
-    folder = args.convOut_path or runs.features_folder(args.out, *names)
-    layer = label if first.is_named or second.is_named else None
-    expected = {"arch": args.arch, "sample_num": args.sample_num or None, "layer": layer}
+def open_stored(
+    split: str, reading: ReadOptions, layers: LayerOptions, label: str, output: OutputOptions
+) -> Source:
+    """Open the stored features that the options mean, and check what the options say of them.
+
+    Args:
+        split: "train" or "val".
+        reading: the folder, or what is in the names of the usual one.
+        layers: of nets A and B.
+        label: the data set's part of file names.
+        output: where the usual folder is.
+    """
+    first, second, layer = layers_of(layers)
+    arch, sample_num = reading.arch or options.ARCH, reading.sample_num
+    names = (label, sample_num, arch, layer, output.suffix, split)
+    expected = {
+        "dataset": reading.dataset,
+        "arch": reading.arch,
+        "sample_num": sample_num or None,
+        "layer": layer if first.is_named or second.is_named else None,
+    }
     # Features lie there as A → B; `Source.reversed` exchanges them where a fit needs it.
-    data = opening.stored_features(
-        Namespace(**vars(args) | {"reverse": False}), folder, split, expected
-    )
+    folder = reading.convOut_path or runs.features_folder(output.out, *names)
+    data = opening.stored_features(folder, split, expected)
     return Source(data, read_stored, (data.shape_a, data.shape_b), data.provenance)
 
 
-def open_nets(args: Namespace, runtime: Runtime) -> tuple[CutNet, CutNet]:
-    """Open both nets, cut where the options say.
-
-    Each comes with the normalisation by which it reads pixels.
-    """
-    (first, second, _), (arch_a, arch_b) = layers_of(args), fit_options.archs(args)
-    a = open_net(args.net_A, arch_a, first)
-    b = open_net(args.net_B, arch_b, second, options.second_layer_hint(args))
-    options.fill(args, *(net.state.get("data", {}) for net in (a, b)))
-    a, b = (
-        net.normalised_by(opening.normalisation(args, net.state, runtime, name))
-        for name, net in (("A", a), ("B", b))
-    )
-    if note := note_of_sources((a.source, b.source), (a.model, b.model), args.image_size):
-        runtime.say(note)
-    return a, b
+def open_nets(reading: ReadOptions, layers: LayerOptions) -> list[CutNet]:
+    """Open net A and net B, cut where the options say; none where features are stored."""
+    if not (reading.net_A and reading.net_B):
+        return []
+    (first, second, _), (arch_a, arch_b) = layers_of(layers), reading.archs
+    a = open_net(reading.net_A, arch_a, first)
+    return [a, open_net(reading.net_B, arch_b, second, layers.second_hint)]
 
 
 def open_live(
-    args: Namespace, nets: tuple[CutNet, CutNet], heads: Heads, split: str, runtime: Runtime
+    split: str,
+    nets: Sequence[CutNet],
+    heads: Heads,
+    label: str,
+    data: DataOptions,
+    runtime: Runtime,
 ) -> Source:
     """Open images whose features are computed whenever they are read.
 
     They are recorded as ConvOutput.py records stored ones.
+
+    Args:
+        split: "train" or "val".
+        nets: A and B, with the normalisation by which they read pixels.
+        heads: of both.
+        label: of the layers, in file names.
+        data: the images.
+        runtime: device, processes, precision.
     """
-    images = opening.images(args, split, nets[0].state.get("data", {}))
-    a, b = (opening.with_record(args, net.source, net.state, images) for net in nets)
-    facts = {"dataset": args.dataset, "name": args.name, "sample_num": args.sample_num}
-    facts |= {"arch": runs.pair(a.arch, b.arch), "label": layers_of(args)[-1]}
-    facts |= {"folders": options.image_folders(args)}
-    opening.bind(args, runtime, images)
-    whole = (nets[0].whole(), nets[1].whole())
-    return live_source(images, (a, b), heads.modules, heads.shapes, runtime, whole, **facts)
+    images = opening.images(data, split, nets[0].data)
+    a, b = (opening.with_record(data, net.source, net.state, images) for net in nets)
+    opening.bind(data, runtime, images)
+    return live_source(
+        images,
+        (a, b),
+        heads.modules,
+        heads.shapes,
+        runtime,
+        (nets[0].whole(), nets[1].whole()),
+        dataset=data.dataset,
+        name=data.name,
+        sample_num=data.sample_num,
+        arch=runs.pair(a.arch, b.arch),
+        label=label,
+        folders=data.folders,
+    )
 
 
-def open_sources(args: Namespace, runtime: Runtime) -> tuple[Source, Source | None]:
-    """Open what is fitted, and what it is measured on if that lies there."""
-    of_split, unseen = partial(open_stored, args), None
-    if args.net_A:
-        nets = open_nets(args, runtime)
-        listed = opening.images(args, "train", nets[0].state.get("data", {}))
-        # Both heads, frozen once for both splits, and proved on a few pixels.
-        heads = freeze_heads(*nets, opening.few_pixels(listed), runtime.device)
-        of_split = partial(open_live, args, nets, heads, runtime=runtime)
-    fitted = of_split("train")
+def live_opener(
+    nets: Sequence[CutNet], label: str, data: DataOptions, runtime: Runtime
+) -> Callable[[str], Source]:
+    """Give what opens the images of a split for both nets' features; see `open_live`."""
+    a, b = (
+        net.normalised_by(opening.normalisation(data, net.state, runtime, name))
+        for name, net in zip("AB", nets)
+    )
+    if note := note_of_sources((a.source, b.source), (a.model, b.model), data.image_size):
+        runtime.say(note)
+    listed = opening.images(data, "train", a.data)
+    # Both heads, frozen once for both splits, and proved on a few pixels.
+    heads = freeze_heads(a, b, opening.few_pixels(listed), runtime.device)
+    return partial(open_live, nets=(a, b), heads=heads, label=label, data=data, runtime=runtime)
+
+
+def open_sources(
+    of_split: Callable[[str], Source], *, validate: bool
+) -> tuple[Source, Source | None]:
+    """Open what is fitted, and what it is measured on if that lies there.
+
+    `of_split` opens "train" or "val"; with `validate` a missing "val" is an error.
+    """
+    fitted, unseen = of_split("train"), None
     # Held-out images are welcome, and an error only where --validate asks for them.
-    with contextlib.nullcontext() if args.validate else contextlib.suppress(InputError):
+    with contextlib.nullcontext() if validate else contextlib.suppress(InputError):
         unseen = of_split("val")
     same = unseen and unseen.folder and unseen.folder == fitted.folder  # the authors' say no split
     return fitted, None if same else unseen
@@ -184,43 +218,52 @@ def open_penultimate(source: Source, arch: str | None) -> Penultimate:
     return net.penultimate(source.shapes[1])
 
 
-def open_member(args: Namespace, kind: Kind, source: Source) -> Member:
-    """Make one Trans-Net, as its seed initialises it, or find it where an earlier run left it."""
-    facts = {
-        "dataset": options.data_name(args),
-        "arch": args.arch or options.ARCH,
-        "sample_num": args.sample_num,
-    }
-    # The authors' features say nothing
-    provenance = source.provenance.completed(**facts, label=layers_of(args)[-1])
-    path = fit_options.place(args, kind, provenance)
-    settings = fit_options.settings(args, kind, channels_of(source.shapes[0]))
+def open_member(
+    kind: Kind,
+    source: Source,
+    fit: FitOptions,
+    output: OutputOptions,
+    recorded: Mapping[str, Any],
+    unsaid: Mapping[str, Any],
+) -> Member:
+    """Make one Trans-Net, as its seed initialises it, or find it where an earlier run left it.
+
+    Args:
+        kind: which.
+        source: its features, as its direction calls them.
+        fit: what it is made of.
+        output: where it is saved, and whether it goes on from a checkpoint.
+        recorded: `options.settings` of the step.
+        unsaid: fields of the features' provenance, where that says nothing (the authors').
+    """
+    path = fit.place(output, kind, source.provenance.completed(**unsaid))
+    settings = fit.settings(recorded, kind, channels_of(source.shapes[0]))
     # What it goes on from; another fit's checkpoint in its place is refused.
     resumed = resume.find(
-        args.resume,
+        output.resume,
         path,
         settings,
         source=source.provenance,
-        restart=args.restart,
-        extendable=args.steps is None and not args.logspace,
+        restart=output.restart,
+        # --logspace spreads its decades over all epochs
+        extendable="steps" not in settings and not settings["logspace"],
     )
     contents = (
         {source.provenance.split or "train": source.data.contents} if source.data.contents else {}
     )
-    if path.exists() and not args.restart:
+    if path.exists() and not output.restart:
         resume.check_images(path, contents)
     state = checkpoint.load(resumed) if resumed else {}
     hidden = settings["hidden"]
     # It may be of a version without them, or have been doubled
-    if resumed and (args.hidden is None or args.until):
+    if resumed and (fit.hidden is None or fit.until):
         hidden = state.get("trans_net", {}).get("hidden", 0)
-    trans_net = make_trans_net(args, kind, source, hidden)
+    trans_net = make_trans_net(fit, kind, source, hidden)
     if resumed:
         fill_trans_net(trans_net, state, resumed)
-    images = {split: recorded.to_record() for split, recorded in contents.items()}
+    images = {split: of_split.to_record() for split, of_split in contents.items()}
     weights = settings["alpha"]
-    by_order = torch.zeros(len(weights)) if args.L2 else torch.tensor(weights).flip(0)  # as p is
-    title = fit_options.title(args, kind)
+    by_order = torch.zeros(len(weights)) if fit.L2 else torch.tensor(weights).flip(0)  # as p is
     return Member(
         trans_net,
         path,
@@ -231,27 +274,27 @@ def open_member(args: Namespace, kind: Kind, source: Source) -> Member:
         kind.reverse,
         source.provenance,
         images,
-        title,
+        fit.title(kind),
     )
 
 
-def make_trans_net(args: Namespace, kind: Kind, source: Source, hidden: int) -> TransNet:
+def make_trans_net(fit: FitOptions, kind: Kind, source: Source, hidden: int) -> TransNet:
     """Make a Trans-Net with M = `hidden` spare channels, as its seed initialises it."""
     seed_everything(kind.seed)
     return between(
         *source.shapes,
         layers=kind.layers,
-        fc=args.fc,
-        norm=args.norm,
-        bn=args.bn,
-        affine=args.affine,
-        fix_p=args.fix_p,
-        standardise=args.standardise,
+        fc=fit.fc,
+        norm=fit.norm,
+        bn=fit.bn,
+        affine=fit.affine,
+        fix_p=fit.fix_p,
+        standardise=fit.standardise,
         hidden=hidden,
     )
 
 
-def group(args: Namespace, members: Sequence[Member]) -> list[Group]:
+def group(fit: FitOptions, budget: Budget, members: Sequence[Member]) -> list[Group]:
     """Part Trans-Nets by the epoch that they were left at, and by their budgets.
 
     A run that was interrupted between two savings leaves its Trans-Nets at different epochs; parted,
@@ -260,23 +303,22 @@ def group(args: Namespace, members: Sequence[Member]) -> list[Group]:
     by_epoch = dict[int, list[Member]]()
     for member in members:
         by_epoch.setdefault(member.state.get("epoch", 0), []).append(member)
-    return [one for alike in by_epoch.values() for one in group_by_budget(args, alike)]
+    return [one for alike in by_epoch.values() for one in group_by_budget(fit, budget, alike)]
 
 
-def group_by_budget(args: Namespace, members: Sequence[Member]) -> list[Group]:
+def group_by_budget(fit: FitOptions, budget: Budget, members: Sequence[Member]) -> list[Group]:
     """Part Trans-Nets by their budgets.
 
     One standardised layer that is solved needs no step: it is the linear reference. With --until
     converged each has steps of its own, which its checkpoint knows where it goes on from one.
     """
-    budget = Budget.of(vars(args))
     if budget.steps is None:
         return [Group([*members], budget, [None] * len(members))]
     # No step for those that the closed form makes whole.
-    solved = [one for one in members if is_solved(args, one)]
+    solved = [one for one in members if fit.is_solved and one.trans_net.order == 0]
     deep = [one for one in members if one not in solved]
     groups = [Group(solved, replace(budget, steps=0), [None] * len(solved))] if solved else []
-    if not args.until:
+    if not fit.until:
         return groups + [Group(deep, budget, [None] * len(deep))] * bool(deep)
     for member in deep:
         record = member.state.get("fitted")
@@ -285,42 +327,39 @@ def group_by_budget(args: Namespace, members: Sequence[Member]) -> list[Group]:
     return groups
 
 
-def seeks_its_end(args: Namespace, group: Group) -> bool:
+def seeks_its_end(fit: FitOptions, group: Group) -> bool:
     """Say whether the steps and spare channels of a group are still to be found."""
-    return bool(args.until) and bool(group.budget.steps) and group.records == [None]
-
-
-def is_solved(args: Namespace, member: Member) -> bool:
-    """Say whether the closed form alone makes a Trans-Net: it has one standardised layer."""
-    return args.standardise and args.solve is not None and member.trans_net.order == 0
+    return bool(fit.until) and bool(group.budget.steps) and group.records == [None]
 
 
 def find_end(
-    args: Namespace, group: Group, kind: Kind, source: Source, pairs: Pairs, runtime: Runtime
+    fit: FitOptions, group: Group, kind: Kind, source: Source, pairs: Pairs, runtime: Runtime
 ) -> Group:
     """Find the steps and spare channels that a Trans-Net needs; see `converge`."""
     (member,) = group.members
+    make = partial(make_trans_net, fit, kind, source)
     convergence = converge(
-        partial(make_trans_net, args, kind, source),
+        make,
         pairs,
         group.budget,
         runtime,
         hidden=member.trans_net.hidden,
         backwards=kind.reverse,
         alpha=member.alpha,
-        tolerance=args.tolerance,
-    )
-    member_at_end = replace(
-        member, trans_net=make_trans_net(args, kind, source, convergence.hidden)
+        tolerance=fit.tolerance,
     )
     return Group(
-        [member_at_end], replace(group.budget, steps=convergence.steps), [convergence.record()]
+        [replace(member, trans_net=make(convergence.hidden))],
+        replace(group.budget, steps=convergence.steps),
+        [convergence.record()],
     )
 
 
 def fit_group(
-    args: Namespace,
     group: Group,
+    fit: FitOptions,
+    kept: KeptOptions,
+    output: OutputOptions,
     pairs: Pairs,
     sources: Mapping[bool, Source],
     references: dict[bool, Beside],
@@ -339,10 +378,12 @@ def fit_group(
         alphas=[member.alpha for member in members],
         throughs=throughs,
         beside=references,
-        reference=not args.no_reference,
+        reference=not fit.no_reference,
     )
     # From where the checkpoints are; --start_epoch, an option of the released code, overrules them.
-    start_epoch = restore(members, fitting.fit) if args.start_epoch is None else args.start_epoch
+    start_epoch = (
+        restore(members, fitting.fit) if output.start_epoch is None else output.start_epoch
+    )
     count = len(fitting.rates)
     fitting.begin(start_epoch=start_epoch)
 
@@ -357,11 +398,11 @@ def fit_group(
             }
             for i, member in enumerate(members)
         ]
-        save(members, fitting.fit, epoch, facts, keep=bool(epoch) and args.save_per_epoch)
+        save(members, fitting.fit, epoch, facts, keep=bool(epoch) and kept.save_per_epoch)
 
     with contextlib.ExitStack() as stack:
         logs = [
-            stack.enter_context(one.log(args.out, count, start_epoch, runtime, **doubts))
+            stack.enter_context(one.log(output.out, count, start_epoch, runtime, **doubts))
             for one in members
         ]
         held_out = list[float]()
@@ -371,7 +412,7 @@ def fit_group(
             save_all(0, held_out)
         for epoch, metrics in fitting.epochs(start_epoch):
             # Measure: Var(x_Δ)/Var(x*) on images that are not fitted.
-            measured = due(epoch, args.val_epoch, count)
+            measured = due(epoch, kept.val_epoch, count)
             held_out = fitting.instabilities() if measured else []
             errors = [of_member(metrics, i)["MSE"] for i in range(len(members))]
             for i, (member, log) in enumerate(zip(members, logs)):
@@ -380,14 +421,14 @@ def fit_group(
                 of_this |= {"linear_reference": reference["instability"]} if reference else {}
                 of_this |= {"val_instability": held_out[i]} if held_out else {}
                 log.write(epoch, of_this, fitting.words(i, of_this))
-                if args.draw and measured:
+                if kept.draw and measured:
                     data = sources[member.reverse].data
                     pair = sources[member.reverse].read(*runtime.to_device(data.__getitems__([0])))
                     log.figure(
                         epoch, "components", decomposition_figure(member.trans_net.eval(), *pair)
                     )
             # Save all of them together, so that they can go on together.
-            if due(epoch, args.save_epoch, count) or any(log.overdue for log in logs):
+            if due(epoch, kept.save_epoch, count) or any(log.overdue for log in logs):
                 save_all(epoch + 1, held_out, errors)
                 for member, log in zip(members, logs):
                     log.saved(member.path, epoch + 1)
@@ -396,27 +437,34 @@ def fit_group(
         words = closing_words(
             fitting.record(i, records[i]), held_out[i] if held_out else None, reference, **doubts
         )
-        copies = f", every saved epoch in {member.copy_of('…').name}" if args.save_per_epoch else ""
+        copies = f", every saved epoch in {member.copy_of('…').name}" if kept.save_per_epoch else ""
         runtime.say(f"saved {member.path}{copies}; {words}; the log is {log.path}")
 
 
 def unfinished_groups(
-    args: Namespace, members: Sequence[Member], images: int, runtime: Runtime
+    fit: FitOptions,
+    budget: Budget,
+    members: Sequence[Member],
+    images: int,
+    start_epoch: int | None,
+    runtime: Runtime,
 ) -> list[Group]:
     """Give the groups of Trans-Nets that have epochs to train; say which have none.
 
     Args:
-        args: the options, filled in.
+        fit: the options of the fit.
+        budget: of each.
         members: all Trans-Nets of this run.
         images: how many are fitted, which says how many epochs a budget in steps has.
+        start_epoch: in place of the checkpoints' epoch.
         runtime: says a line once.
     """
     groups = list[Group]()
-    for one in group(args, members):
+    for one in group(fit, budget, members):
         first = one.members[0]
         count = len(one.budget.rates(one.budget.batches(images, runtime.world_size)))
-        done = first.state.get("epoch", 0) if args.start_epoch is None else args.start_epoch
-        if first.resumed and not seeks_its_end(args, one) and done >= count:
+        done = first.state.get("epoch", 0) if start_epoch is None else start_epoch
+        if first.resumed and not seeks_its_end(fit, one) and done >= count:
             runtime.say(f"{first.path} is fitted for {done} epochs already")
         else:
             groups.append(one)
@@ -424,7 +472,7 @@ def unfinished_groups(
 
 
 def open_pairs(
-    args: Namespace,
+    data: DataOptions,
     features: Source,
     val_features: Source | None,
     parts: tuple[Tensor, Tensor],
@@ -433,7 +481,7 @@ def open_pairs(
     """Make the loaders of what is fitted, and of what instabilities are measured on.
 
     Args:
-        args: the options, filled in.
+        data: the batch size.
         features: of the training images.
         val_features: of the validation images; None: there are none.
         parts: the numbers of the training images that are fitted, int64 (N,), and of those that
@@ -441,7 +489,7 @@ def open_pairs(
         runtime: device and processes.
     """
     fitted, held_out = parts
-    load = partial(opening.loader, args, runtime=runtime)
+    load = partial(opening.loader, data, runtime=runtime)
     unseen = load(val_features.data) if val_features else None
     unseen = load(features.data, numbers=held_out) if len(held_out) else unseen
     return Pairs(
@@ -452,37 +500,46 @@ def open_pairs(
     )
 
 
-def next_words(
-    parser: Parser,
-    args: Namespace,
+def fit_groups(
+    groups: Sequence[Group],
     members: Sequence[Member],
-    kind: Kind,
-    features: Source,
-    *,
-    has_val: bool,
-) -> list[object]:
-    """Give the words by which Variance.py measures Trans-Nets of one direction.
-
-    They differ in depth alone.
+    fit: FitOptions,
+    kept: KeptOptions,
+    output: OutputOptions,
+    pairs: Pairs,
+    sources: Mapping[bool, Source],
+    throughs: Mapping[bool, nn.Module],
+    doubts: Mapping[str, Any],
+    runtime: Runtime,
+) -> None:
+    """Fit group by group; the linear reference of a direction is solved once for all of them.
 
     Args:
-        parser: of the options.
-        args: the options, filled in.
-        members: all Trans-Nets of this run.
-        kind: whose direction and seed they have.
-        features: of the training images, as A → B.
-        has_val: there are features of validation images.
+        groups: of Trans-Nets.
+        members: all Trans-Nets of this run, in the order of `fit.kinds`.
+        fit: what they are made of.
+        kept: what is kept, and how often.
+        output: where.
+        pairs: what is fitted, and measured on.
+        sources: the features, by whether the direction is B → A.
+        throughs: of --match penultimate, the frozen layers behind the target, by direction.
+        doubts: about the nets, for logs and checkpoints.
+        runtime: device, processes, precision.
     """
+    kind_of = {member.path: kind for member, kind in zip(members, fit.kinds)}
+    references = dict[bool, Beside]()
+    for one in groups:
+        at_end = one
+        if seeks_its_end(fit, one):
+            kind = kind_of[one.members[0].path]
+            at_end = find_end(fit, one, kind, sources[kind.reverse], pairs, runtime)
+        fit_group(at_end, fit, kept, output, pairs, sources, references, throughs, doubts, runtime)
+
+
+def alike_in(kind: Kind, members: Sequence[Member]) -> list[Any]:
+    """Give the files of the Trans-Nets that differ in depth alone from those of a kind."""
     alike = {"reverse": kind.reverse, "initial_seed": kind.seed}
-    trans_nets = [member.path for member in members if member.settings | alike == member.settings]
-    source = (features.reversed() if kind.reverse else features).provenance
-    return [
-        *fit_options.again(parser, args, source, features.folder, kind.reverse, has_val),
-        "--json",
-        runs.report_folder(args.out, trans_nets[0]) / "variance.json",
-        "--transnet",
-        *trans_nets,
-    ]
+    return [member.path for member in members if member.settings | alike == member.settings]
 
 
 @command
@@ -490,54 +547,97 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the step."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    runtime = opening.start(args)
+    reading, layers = ReadOptions.of(args), LayerOptions.of(args)
+    fit, output = FitOptions.of(args), OutputOptions.of(args)
+    runtime = opening.start(RunOptions.of(args), output)
     # The features, stored or computed from images as they are read.
-    features, val_features = open_sources(args, runtime)
+    nets = open_nets(reading, layers)
+    data = DataOptions.of(args, *(net.data for net in nets))
+    label = layers_of(layers)[-1]
+    features, val_features = open_sources(
+        live_opener(nets, label, data, runtime)
+        if nets
+        else partial(open_stored, reading=reading, layers=layers, label=data.label, output=output),
+        validate=reading.validate,
+    )
     # The Trans-Nets: every direction, depth and seed that the options ask for.
-    kinds = fit_options.kinds(args)
-    sources = {reverse: features.reversed() if reverse else features for reverse, *_ in kinds}
-    members = [open_member(args, kind, sources[kind.reverse]) for kind in kinds]
-    kind_of = {member.path: kind for member, kind in zip(members, kinds)}
+    sources = {reverse: features.reversed() if reverse else features for reverse in fit.directions}
+    unsaid = {
+        "dataset": data.label,
+        "arch": reading.arch or options.ARCH,
+        "sample_num": data.sample_num,
+        "label": label,
+    }
+    members = [
+        open_member(kind, sources[kind.reverse], fit, output, options.settings(args), unsaid)
+        for kind in fit.kinds
+    ]
     # Some fitted images are held out where no validation features are there to measure on.
-    fitted, held_out = hold_out(len(features.data), 0 if val_features else args.hold_out)
-    groups = unfinished_groups(args, members, len(fitted), runtime)
+    parts = hold_out(len(features.data), 0 if val_features else reading.hold_out)
+    groups = unfinished_groups(
+        fit, Budget.of(vars(args)), members, len(parts[0]), output.start_epoch, runtime
+    )
     if not groups:
         return
 
     # Say what a pass costs where features are computed, not read.
-    archs = fit_options.archs(args)
-    if features.folder is None:
+    if nets:
         runtime.say(
-            costs(features.shapes, len(features.data), head_flops(features.provenance, archs))
+            costs(
+                features.shapes,
+                len(features.data),
+                head_flops(features.provenance, reading.archs),
+            )
         )
     # Nothing is left to refuse: decode the images, if there are some.
-    features = opening.with_decoded(args, features, runtime)
-    val_features = val_features and opening.with_decoded(args, val_features, runtime)
+    features = opening.with_decoded(data, features, runtime)
+    val_features = val_features and opening.with_decoded(data, val_features, runtime)
     sources = {reverse: source._replace(data=features.data) for reverse, source in sources.items()}
-    pairs = open_pairs(args, features, val_features, (fitted, held_out), runtime)
+    pairs = open_pairs(data, features, val_features, parts, runtime)
     # Say what is fitted, and what is doubtful about its nets.
-    shapes = " → ".join(map(str, sources[kinds[0].reverse].shapes))
-    runtime.say(f"{shapes}, layers {args.layers}, {len(fitted):,} images: {members[0].path}")
-    doubts = opening.say_doubts(args, val_features or features, runtime)
+    runtime.say(
+        f"{' → '.join(map(str, sources[fit.directions[0]].shapes))}, layers {fit.layers},"
+        f" {len(parts[0]):,} images: {members[0].path}"
+    )
+    doubts = opening.say_doubts(data, val_features or features, runtime)
     # With --match penultimate the loss is taken behind the target net's frozen layers.
     throughs = {
-        reverse: open_penultimate(source, archs[1 - reverse]).to(runtime.device)
+        reverse: open_penultimate(source, reading.archs[1 - reverse]).to(runtime.device)
         for reverse, source in sources.items()
-        if args.match == "penultimate"
+        if fit.match == "penultimate"
     }
-    # Fit group by group; the linear reference of a direction is solved once for all of them.
-    references = dict[bool, Beside]()
-    for one in groups:
-        if seeks_its_end(args, one):
-            kind = kind_of[one.members[0].path]
-            at_end = find_end(args, one, kind, sources[kind.reverse], pairs, runtime)
-        else:
-            at_end = one
-        fit_group(args, at_end, pairs, sources, references, throughs, doubts, runtime)
+    fit_groups(
+        groups,
+        members,
+        fit,
+        KeptOptions.of(args),
+        output,
+        pairs,
+        sources,
+        throughs,
+        doubts,
+        runtime,
+    )
     # Variance.py finds the other direction beside the first one.
+    kind = fit.kinds[0]
+    trans_nets = alike_in(kind, members)
     runtime.say_next(
         "Variance.py",
-        *next_words(parser, args, members, kinds[0], features, has_val=bool(val_features)),
+        *fit_options.again(
+            parser,
+            reading,
+            layers,
+            data,
+            sources[kind.reverse].provenance,
+            features.folder,
+            reverse=kind.reverse,
+            has_val=bool(val_features),
+        ),
+        *parser.again(options.MACHINE, args),
+        "--json",
+        runs.report_folder(output.out, trans_nets[0]) / "variance.json",
+        "--transnet",
+        *trans_nets,
     )
 
 

@@ -7,12 +7,13 @@ the smaller of both: one direction alone is high where one net's features are si
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from utils import options
 from utils.command import answer_early, command
+from utils.option_groups import DataOptions, Group, LayerOptions, RunOptions
 from utils.parser import (
     MOST_RESAMPLES,
     PICTURES,
@@ -160,6 +161,59 @@ def build_parser() -> Parser:
     return parser
 
 
+@dataclass(frozen=True)
+class PairOptions(Group):
+    """The pair of nets, or their stored features, as --transnet's direction calls them.
+
+    Attributes:
+        net_in, net_tar: checkpoints of the nets of x and of the target.
+        arch_in, arch_tar: their architectures, where options name them.
+        convOut_path: stored features in place of the nets.
+        reverse: of these x is B's, and the target A's.
+        t_or_v: of which images, "train" or "val".
+        dataset: what stored features must be of; None: anything.
+    """
+
+    net_in: str | None
+    net_tar: str | None
+    arch_in: str | None
+    arch_tar: str | None
+    convOut_path: str | None
+    reverse: bool
+    t_or_v: str
+    dataset: str | None
+
+    @property
+    def archs(self) -> tuple[str | None, str | None]:
+        """The architectures that options name."""
+        return self.arch_in, self.arch_tar
+
+
+@dataclass(frozen=True)
+class MeasureOptions(Group):
+    """Which Trans-Nets are measured, and how.
+
+    Attributes:
+        transnet: their files; the first is measured in full.
+        transnet_back: those of the other direction; None: those beside them.
+        one_direction: without these.
+        sums: a file of Calibrate.py's, for the scale of what is shared.
+        mean: "channel" or "global".
+        bootstrap: resamples of the images; 0: no intervals.
+        distinctions: say which classes B tells apart by x*, but not by g(x).
+        seed: of the resamples.
+    """
+
+    transnet: list[str]
+    transnet_back: list[str] | None
+    one_direction: bool
+    sums: str | None
+    mean: str
+    bootstrap: int
+    distinctions: bool
+    seed: int
+
+
 def check_options(parser: Parser, args: Namespace) -> None:
     """Refuse options that contradict each other or have no effect."""
     if bool(args.convOut_path) == bool(args.net_in and args.net_tar):
@@ -193,7 +247,7 @@ from consistency.reconstruction import merged
 from consistency.several import calibrated, shared, without_null
 from consistency.trans_nets import check_fit
 from consistency.variance_report import rank_channels, variance_report
-from models.cut_net import open_net
+from models.cut_net import CutNet, open_net
 from models.heads import freeze_heads
 from models.layers import Layer
 from models.own import is_own
@@ -257,55 +311,62 @@ class Direction(NamedTuple):
             check_fit(net, *shapes)
 
 
-def find_back(args: Namespace) -> list[str]:
+def find_back(options: MeasureOptions, *, reverse: bool) -> list[str]:
     """Name the Trans-Nets of the other direction: those of the option, or beside --transnet."""
-    if args.transnet_back or args.one_direction or args.reverse:
-        return args.transnet_back or []
-    back = [find_reverse(path, alike=True) for path in args.transnet]
+    if options.transnet_back or options.one_direction or reverse:
+        return options.transnet_back or []
+    back = [find_reverse(path, alike=True) for path in options.transnet]
     # The first Trans-Net decides: without its counterpart there is no other direction.
     return [str(path) for path in back if path] if back[0] else []
 
 
-def open_stored(args: Namespace) -> Source:
+def open_stored(folder: str, pair: PairOptions, layers: LayerOptions) -> Source:
     """Open stored features and compare them with what the options say of them."""
-    first, second = (Layer(*layer) for layer in options.both_layers(args))
+    first, second = (Layer(**layers.of_net(net)) for net in "AB")
     label = runs.pair(first.label, second.label) if first.is_named or second.is_named else None
-    data = opening.stored_features(args, args.convOut_path, args.t_or_v, {"layer": label})
+    expected = {"dataset": pair.dataset, "layer": label}
+    data = opening.stored_features(folder, pair.t_or_v, expected, reverse=pair.reverse)
     return Source(data, read_stored, (data.shape_a, data.shape_b), data.provenance)
 
 
+def open_nets(pair: PairOptions, layers: LayerOptions, fitted: Provenance) -> list[CutNet]:
+    """Open both nets, cut where the options say, or else where the Trans-Net was `fitted`.
+
+    Empty where features are stored.
+    """
+    if not (pair.net_in and pair.net_tar):
+        return []
+    first, second = (Layer(**layers.of_net(net)) for net in "AB")
+    place_in, place_tar = first.or_source(fitted.a), second.or_source(fitted.b)
+    net_in = open_net(pair.net_in, pair.arch_in, place_in)
+    return [net_in, open_net(pair.net_tar, pair.arch_tar, place_tar, layers.second_hint)]
+
+
 def open_live(
-    args: Namespace,
+    nets: Sequence[CutNet],
+    data: DataOptions,
+    split: str,
     fitted: Provenance,
     check: Callable[[Provenance, Sequence[Shape]], None],
     runtime: Runtime,
 ) -> Source:
-    """Open both nets and the images, for features that are computed while they are read.
+    """Open the images, for features that are computed while they are read.
 
-    The nets are cut where the options say, or else where the Trans-Net was fitted.
-
-    `check` holds them against the Trans-Nets, before the first image is decoded.
+    `check` holds the nets against the Trans-Nets, before the first image is decoded.
     """
-    first, second = (Layer(*layer) for layer in options.both_layers(args))
-    net_in = open_net(args.net_in, args.arch_in, first.or_source(fitted.a))
-    net_tar = open_net(
-        args.net_tar, args.arch_tar, second.or_source(fitted.b), options.second_layer_hint(args)
-    )
-    data_in = net_in.state.get("data", {})
-    options.fill(args, data_in, net_tar.state.get("data", {}))
     # Where the Trans-Net's record has the classes, `check` compares those, and not net A's.
+    record = nets[0].data
     images = opening.images(
-        args, args.t_or_v, data_in if fitted.classes is None else data_in | {"classes": None}
+        data, split, record if fitted.classes is None else record | {"classes": None}
     )
-    nets = (("A", net_in, fitted.a), ("B", net_tar, fitted.b))
     net_in, net_tar = (
-        net.normalised_by(opening.normalisation(args, net.state, runtime, name, fit))
-        for name, net, fit in nets
+        net.normalised_by(opening.normalisation(data, net.state, runtime, name, fit))
+        for name, net, fit in zip("AB", nets, (fitted.a, fitted.b))
     )
     in_, tar = (
-        opening.with_record(args, net.source, net.state, images) for net in (net_in, net_tar)
+        opening.with_record(data, net.source, net.state, images) for net in (net_in, net_tar)
     )
-    facts = {"dataset": args.dataset, "name": args.name, "sample_num": args.sample_num}
+    facts = {"dataset": data.dataset, "name": data.name, "sample_num": data.sample_num}
     # From here on both nets are cut and the images listed, but nothing is decoded yet.
     check(
         live_provenance(images, (in_, tar), **facts),
@@ -392,18 +453,19 @@ def sender_name(net: TransNet) -> str:
 
 
 def open_answers(
-    args: Namespace, source: Source, direction: Direction, runtime: Runtime
+    archs: tuple[str | None, str | None], source: Source, direction: Direction, runtime: Runtime
 ) -> tuple[Answers | None, list[str]]:
     """Read the tails behind the features.
 
-    Where there is none, its numbers are omitted, and a note says why.
+    Where there is none, its numbers are omitted, and a note says why. `archs` are the architectures
+    that options name.
     """
     tails: list[FrozenTail | None] = []
     notes = []
     for state, path in zip(direction.states, direction.paths):
         if (match := state.get("settings", {}).get("match", "feature")) != "feature":
             return None, [f"{path} {REFUSED_MATCH.format(match)}"]
-    nets = [(source.provenance.a, args.arch_in), (source.provenance.b, args.arch_tar)]
+    nets = [*zip((source.provenance.a, source.provenance.b), archs)]
     shapes = source.shapes
     if direction.is_back:
         nets, shapes = nets[::-1], shapes[::-1]
@@ -443,31 +505,30 @@ def draw(
     save_figure(file, component_figure(photo, *maps, [row["channel"] for row in ranked], notes))
 
 
-def say_next(args: Namespace, parser: Parser, source: Provenance, runtime: Runtime) -> None:
-    """Print the step that follows: calibrate on stored features, or refine the nets."""
-    machine = parser.again(args, options.MACHINE)
-    if args.convOut_path and args.t_or_v == "val":
-        archs = [arch if arch and is_own(arch) else None for arch in (source.a.arch, source.b.arch)]
-        words = ["--convOut_path", args.convOut_path, *["--reverse"] * args.reverse]
-        words += ["--one_direction"] * args.one_direction
-        words += ["--transnet", args.transnet[0]]
-        words += ["--transnet_back", *(args.transnet_back or [])[:1]] * bool(args.transnet_back)
-        words += [
-            *options.arch_words(("--arch_A", "--arch_B"), *archs),
-        ]
-        if args.json and not is_stream(args.json):
-            words += ["--json", str(Path(args.json).parent / "calibration.json")]
-        runtime.say_next("Calibrate.py", *words, *machine)
-    elif not args.convOut_path:
-        nets = ("--net_A", args.net_in, "--net_B", args.net_tar, "--resume_Ys", args.transnet[0])
-        named = options.arch_words(("--arch_A", "--arch_B"), args.arch_in, args.arch_tar)
-        layers = ("--layer", source.a.layer, "--layer2", source.b.layer)
-        same = parser.again(args, (*options.IMAGES, *options.PIXELS))
-        runtime.say_next("transClassifier.py", *nets, *named, *layers, *same, *machine)
+def calibrate_words(
+    measuring: MeasureOptions, pair: PairOptions, source: Provenance, json_file: str | None
+) -> list[Any]:
+    """Give the words by which Calibrate.py says what the numbers of stored features are worth."""
+    archs = [arch if arch and is_own(arch) else None for arch in (source.a.arch, source.b.arch)]
+    words: list[Any] = ["--convOut_path", pair.convOut_path, *["--reverse"] * pair.reverse]
+    words += ["--one_direction"] * measuring.one_direction
+    words += ["--transnet", measuring.transnet[0]]
+    words += ["--transnet_back", measuring.transnet_back[0]] if measuring.transnet_back else []
+    words += options.arch_words(("--arch_A", "--arch_B"), *archs)
+    if json_file and not is_stream(json_file):
+        words += ["--json", Path(json_file).parent / "calibration.json"]
+    return words
+
+
+def refine_words(measuring: MeasureOptions, pair: PairOptions, source: Provenance) -> list[Any]:
+    """Give the words by which transClassifier.py refines the nets' features."""
+    nets = ("--net_A", pair.net_in, "--net_B", pair.net_tar, "--resume_Ys", measuring.transnet[0])
+    named = options.arch_words(("--arch_A", "--arch_B"), *pair.archs)
+    return [*nets, *named, "--layer", source.a.layer, "--layer2", source.b.layer]
 
 
 def report_of(
-    args: Namespace,
+    options: MeasureOptions,
     direction: Direction,
     measured: Measured,
     provenance: Provenance,
@@ -476,7 +537,7 @@ def report_of(
     """Give all that is reported of one direction, as plain values.
 
     Args:
-        args: the options.
+        options: how it was measured.
         direction: which.
         measured: of it.
         provenance: of the features, as --transnet's direction calls them.
@@ -492,37 +553,37 @@ def report_of(
         "p": direction.nets[0].p.tolist(),
     }
     depths = [(net.order + 1, of_net) for net, of_net in zip(direction.nets, measured.moments)]
-    report = variance_report(depths, args.mean, args.bootstrap, provenance.classes)
+    report = variance_report(depths, options.mean, options.bootstrap, provenance.classes)
     state = direction.states[0]
     report |= {"source": made_of}
     report |= {key: state.get(key) for key in ("settings", "linear_reference", "fitted")}
     answers = measured.answers
-    rows = {} if answers is None else answers.table(resamples=args.bootstrap, seed=args.seed)
+    rows = {} if answers is None else answers.table(resamples=options.bootstrap, seed=options.seed)
     report["distinctions"], notes = None, list(measured.notes)
-    if args.distinctions and answers is not None:
+    if options.distinctions and answers is not None:
         try:
-            distinctions = answers.distinctions(resamples=args.bootstrap, seed=args.seed)
+            distinctions = answers.distinctions(resamples=options.bootstrap, seed=options.seed)
             report["distinctions"] = distinctions.record(provenance.classes or (), paths)
         except InputError as error:
             notes.append(f"distinctions are left out: {error}")
     return report | {"still_known": knowledge_record(rows, notes)}
 
 
-def report_shared(args: Namespace, measured: Sequence[Measured]) -> dict[str, Any]:
+def report_shared(options: MeasureOptions, measured: Sequence[Measured]) -> dict[str, Any]:
     """Give what both directions explain, and the smaller one: what the nets share.
 
     Without --sums there is no null: of each direction 1 − instability stands for its consistency.
     """
-    parts = [of.moments[0].target_and_residual(args.mean) for of in measured]
-    if args.sums:
+    parts = [of.moments[0].target_and_residual(options.mean) for of in measured]
+    if options.sums:
         forth, back = (
-            calibrated(sums, load_sums(args.sums, back=is_back), args.sums)
+            calibrated(sums, load_sums(options.sums, back=is_back), options.sums)
             for sums, is_back in zip(parts, (False, True))
         )
     else:
         forth, back = map(without_null, parts)
-    intervals = shared(forth, back, resamples=args.bootstrap)
-    scale = "null within the class → ceiling" if args.sums else "1 − instability: no null"
+    intervals = shared(forth, back, resamples=options.bootstrap)
+    scale = "null within the class → ceiling" if options.sums else "1 − instability: no null"
     return {"scale": scale, **{name: asdict(interval) for name, interval in intervals.items()}}
 
 
@@ -531,10 +592,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Run the step; returns the report that --json writes."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    runtime = opening.start(args)
+    measuring, pair = MeasureOptions.of(args), PairOptions.of(args)
+    layers, runtime = LayerOptions.of(args), opening.start(RunOptions.of(args))
     # The Trans-Nets of one direction, and those of the other where there are some.
     directions = [Direction.read(args.transnet, False)]
-    if back_paths := find_back(args):
+    if back_paths := find_back(measuring, reverse=pair.reverse):
         directions.append(Direction.read(back_paths, True))
     left_out = list[str]()
 
@@ -552,11 +614,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             left_out.append(f"the other direction is left out: {error}")
 
     # The features: stored, or computed from images while they are read.
-    if args.convOut_path:
-        source = open_stored(args)
-        check(source.provenance, source.shapes)
+    fitted = directions[0].fits[0]
+    nets = open_nets(pair, layers, fitted)
+    data = DataOptions.of(args, *(net.data for net in nets))
+    if nets:
+        source = open_live(nets, data, pair.t_or_v, fitted, check, runtime)
     else:
-        source = open_live(args, directions[0].fits[0], check, runtime)
+        source = open_stored(args.convOut_path, pair, layers)
+        check(source.provenance, source.shapes)
     if args.figure and args.figure_image >= len(source.data):
         parser.error(
             f"--figure_image {args.figure_image} is not among the {len(source.data)} images"
@@ -566,20 +631,20 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         raise InputError(f"--sums is for what both directions share, but {why}")
 
     # Nothing is left to refuse: decode the images, and open the nets' tails.
-    source = opening.with_decoded(args, source, runtime)
-    loader = opening.loader(args, source.data, runtime)
-    answers = [open_answers(args, source, one, runtime) for one in directions]
+    source = opening.with_decoded(data, source, runtime)
+    loader = opening.loader(data, source.data, runtime)
+    answers = [open_answers(pair.archs, source, one, runtime) for one in directions]
     # One pass over the images measures both directions.
     measured = measure(directions, source, loader, answers, runtime, per_image=args.bootstrap > 0)
     # The report: of --transnet's direction, with the other one and what both share inside.
     paths = source.data.paths if isinstance(source.data, ImageData) else ()
     report, *back = (
-        report_of(args, one, of_direction, source.provenance, paths)
+        report_of(measuring, one, of_direction, source.provenance, paths)
         for one, of_direction in zip(directions, measured)
     )
-    report |= {"doubts": opening.source_doubts(args, source, runtime), "notes": left_out}
+    report |= {"doubts": opening.source_doubts(data, source, runtime), "notes": left_out}
     if back:
-        report |= {"back": back[0], "shared": report_shared(args, measured)}
+        report |= {"back": back[0], "shared": report_shared(measuring, measured)}
     # Print, write, draw.
     if runtime.is_main:
         print(f"{report['images']:,} {args.t_or_v} images, mean per {args.mean}")
@@ -590,7 +655,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         if args.figure:
             net = directions[0].nets[0]
             draw(args.figure, net, report["channels"], source, args.figure_image, runtime)
-    say_next(args, parser, source.provenance, runtime)
+    # The step that follows: calibrate on stored features, or refine the nets.
+    machine = parser.again(options.MACHINE, args)
+    if nets:
+        words = refine_words(measuring, pair, source.provenance)
+        same = parser.again((*options.IMAGES, *options.PIXELS), layers, data)
+        runtime.say_next("transClassifier.py", *words, *same, *machine)
+    elif pair.t_or_v == "val":
+        words = calibrate_words(measuring, pair, source.provenance, args.json)
+        runtime.say_next("Calibrate.py", *words, *machine)
     return report
 
 

@@ -3,13 +3,23 @@
 Everything but the tail is frozen.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from consistency.tail_inputs import INPUTS, NOISE, RAW
 from utils import options
 from utils.command import answer_early, command
+from utils.option_groups import (
+    DataOptions,
+    Group,
+    LayerOptions,
+    OutputOptions,
+    RunOptions,
+    TrainingOptions,
+)
 from utils.parser import Namespace, Parser, architecture, checkpoint_file, list_of, whole
 
 
@@ -98,6 +108,46 @@ def build_parser() -> Parser:
     return parser
 
 
+@dataclass(frozen=True)
+class NetOptions(Group):
+    """Both nets and the Trans-Net: their checkpoints, and architectures where options name them."""
+
+    net_A: str | None
+    net_B: str | None
+    resume_Ys: str | None
+    arch: str | None
+    arch_A: str | None
+    arch_B: str | None
+
+    def named_arch(self, net: str) -> str | None:
+        """Give the architecture of net "A" or "B", if an option names it."""
+        return (self.arch_A if net == "A" else self.arch_B) or self.arch
+
+
+@dataclass(frozen=True)
+class TailOptions(Group):
+    """What is tuned, and on what.
+
+    Attributes:
+        input: what the tail reads, one of `INPUTS`.
+        in_mode: 0 or 1 for each component, x(0) first; None: all, or the input has none.
+        tail: whose layers are tuned, "A" or "B".
+    """
+
+    input: str
+    in_mode: list[int] | None
+    tail: str
+
+    @property
+    def label(self) -> str:
+        """The feature's part of file names: what differs from the usual."""
+        return runs.join(
+            "" if self.input == "components" else self.input,
+            "".join(map(str, self.in_mode or [])),
+            "" if self.tail == usual_tail(self.input) else f"tail{self.tail}",
+        )
+
+
 def check_options(parser: Parser, args: Namespace) -> None:
     """Refuse options that omit a needed file, or that contradict each other.
 
@@ -140,7 +190,7 @@ from utils.files import sha256
 from utils.normalisation import normalisation_words, recorded_normalisation
 from utils.provenance import NetSource, Provenance
 from utils.training.classification import classify, classify_features, known_hits, validate
-from utils.training.engine import train_one_epoch
+from utils.training.engine import Step, train_one_epoch
 from utils.training.metrics import main_accuracy
 from utils.training.run import Run
 from utils.training.schedules import set_learning_rate
@@ -166,71 +216,108 @@ AS_LONG = (
 )
 
 
-def open_trans_net(parser: Parser, args: Namespace) -> tuple[TransNet | None, Provenance]:
+class Feature(NamedTuple):
+    """What the tail reads.
+
+    Attributes:
+        frozen: the frozen network that computes it, pixels (N, 3, S, S) → (N, *shape).
+        shape: of one image.
+    """
+
+    frozen: nn.Module
+    shape: tuple[int, ...]
+
+    def stored(
+        self, images: opening.ImageData, data: DataOptions, folder: Path, runtime: opening.Runtime
+    ) -> opening.ImageData:
+        """Compute it once for each image, which is not augmented."""
+        return opening.with_features(
+            data, images, frozen=self.frozen, shape=self.shape, runtime=runtime, folder=folder
+        )
+
+    def step(self, images: opening.ImageData, epoch: int, seed: int) -> Step:
+        """Give the step of training in an epoch: augmented images pass through the frozen nets."""
+        if not images.augments:
+            return classify_features
+        # Which normalise by constants of their own, so the images are augmented alone.
+        augment = partial(images.preprocessing(seed).augmented, epoch=epoch)
+        return partial(classify, preprocess=augment, frozen=self.frozen)
+
+
+def open_trans_net(
+    parser: Parser, tail: TailOptions, path: str | None
+) -> tuple[TransNet | None, Provenance, TailOptions]:
     """Read the Trans-Net, if the input needs one, and what it was fitted to; fill in --in_mode."""
-    if args.input in RAW:
-        return None, Provenance()
-    state = checkpoint.load(args.resume_Ys)
-    trans_net = build_from_state(state, args.resume_Ys)
-    args.in_mode = select(parser, args.in_mode, trans_net)
-    return trans_net, Provenance.from_record(state.get("source", {}))
+    if tail.input in RAW or path is None:
+        return None, Provenance(), tail
+    state = checkpoint.load(path)
+    trans_net = build_from_state(state, path)
+    tail = replace(tail, in_mode=select(parser, tail.in_mode, trans_net))
+    return trans_net, Provenance.from_record(state.get("source", {})), tail
 
 
-def open_nets(
-    args: Namespace, fitted: Provenance, runtime: opening.Runtime
+def open_nets(options: NetOptions, layers: LayerOptions, fitted: Provenance) -> dict[str, CutNet]:
+    """Read the nets that are named, "A" and "B", cut where options say.
+
+    Where they do not, a net is cut where the Trans-Net was `fitted`.
+    """
+    first, second = (Layer(**layers.of_net(net)) for net in "AB")
+    arch_a, arch_b = map(options.named_arch, "AB")
+    nets = {}
+    if options.net_A:
+        nets["A"] = open_net(options.net_A, arch_a, first.or_source(fitted.a))
+    if options.net_B:
+        place = second.or_source(fitted.b)
+        nets["B"] = open_net(options.net_B, arch_b, place, layers.second_hint)
+    return nets
+
+
+def normalised(
+    nets: Mapping[str, CutNet],
+    data: DataOptions,
+    fitted: Provenance,
+    path: str | None,
+    runtime: opening.Runtime,
 ) -> tuple[dict[str, CutNet], Provenance]:
-    """Read the nets that are named, and fill in the data options that none of the user's says.
+    """Give the nets the constants by which they read pixels, and say what they are.
 
     Args:
-        args: the options; a net is cut where they say.
-        fitted: what the Trans-Net says of the nets: the cut, if no option says it, and the
-            normalisation.
+        nets: "A" and "B", as far as they are named.
+        data: the images.
+        fitted: what the Trans-Net says of the nets: its record of the constants counts first.
+        path: of the Trans-Net.
         runtime: says a line once.
-
-    Returns:
-        "A" and "B", as far as they are named, each with the constants by which it reads pixels; and
-        what they are.
 
     Raises:
         InputError: the Trans-Net was fitted to other nets.
     """
-    first, second = (Layer(*layer) for layer in options.both_layers(args))
-    nets, hint = {}, options.second_layer_hint(args)
-    if args.net_A:
-        nets["A"] = open_net(args.net_A, args.arch_A or args.arch, first.or_source(fitted.a))
-    if args.net_B:
-        nets["B"] = open_net(args.net_B, args.arch_B or args.arch, second.or_source(fitted.b), hint)
-    # What the tail's net says of the images goes before what the other one says.
-    options.fill(args, *(net.state.get("data", {}) for net in (nets[args.tail], *nets.values())))
+    nets = dict(nets)
     for name, net in nets.items():
         # Features must be what the Trans-Net was fitted to: its record of the normalisation counts.
         recorded = getattr(fitted, name.lower())
-        constants = opening.normalisation(args, net.state, runtime, name, recorded)
+        constants = opening.normalisation(data, net.state, runtime, name, recorded)
         nets[name] = net.normalised_by(constants)
     source_a, source_b = (nets[name].source if name in nets else NetSource() for name in "AB")
     source = Provenance(source_a, source_b)
-    fitted.check(source, args.resume_Ys)
+    fitted.check(source, str(path))
     return nets, source
 
 
 def open_feature(
-    args: Namespace,
+    tail: TailOptions,
     nets: dict[str, CutNet],
     trans_net: TransNet | None,
     images: opening.ImageData,
     runtime: opening.Runtime,
-) -> tuple[nn.Module, tuple[int, ...]]:
-    """Make the frozen network that gives what the tail reads, and say its shape.
-
-    The network turns pixels (N, 3, S, S) into (N, *shape).
-    """
+) -> Feature:
+    """Make the frozen network that gives what the tail reads, and say its shape."""
     pixels = opening.few_pixels(images)  # on which the cut of a net proves itself
-    frozen, shape = freeze(args.input, nets, trans_net, args.in_mode or [], args.tail, pixels)
-    if args.input == "residual_added" and all(args.in_mode or []):
+    frozen, shape = freeze(tail.input, nets, trans_net, tail.in_mode or [], tail.tail, pixels)
+    if tail.input == "residual_added" and all(tail.in_mode or []):
         runtime.say(
             "note: all components and x_Δ add up to x_B, so this is the feature of --input raw_B"
         )
-    return runtime.parallel(frozen), shape
+    return Feature(runtime.parallel(frozen), shape)
 
 
 def select(parser: Parser, in_mode: list[int] | None, trans_net: TransNet) -> list[int]:
@@ -243,35 +330,41 @@ def select(parser: Parser, in_mode: list[int] | None, trans_net: TransNet) -> li
     return in_mode
 
 
-def result_path(args: Namespace, nets: dict[str, CutNet], fitted: Provenance) -> Path:
+def result_path(
+    tail: TailOptions,
+    data: DataOptions,
+    layers: LayerOptions,
+    output: OutputOptions,
+    nets: Mapping[str, CutNet],
+    fitted: Provenance,
+) -> Path:
     """Say where the tail is saved."""
     archs = [str(net.source.arch) for net in nets.values()]
-    first, second = (Layer(*layer) for layer in options.both_layers(args))
-    label = runs.pair(first.label, second.label) if first.is_named else fitted.label or first.label
-    feature = runs.join(
-        "" if args.input == "components" else args.input,
-        "".join(map(str, args.in_mode or [])),
-        "" if args.tail == usual_tail(args.input) else f"tail{args.tail}",
-    )
-    arch = runs.pair(archs[0], archs[-1])
+    first, second = (Layer(**layers.of_net(net)) for net in "AB")
     return runs.refined_path(
-        args.out, options.data_name(args), args.sample_num, arch, feature, args.suffix, label
+        output.out,
+        data.label,
+        data.sample_num,
+        runs.pair(archs[0], archs[-1]),
+        tail.label,
+        output.suffix,
+        runs.pair(first.label, second.label) if first.is_named else fitted.label or first.label,
     )
 
 
 def open_run(
-    args: Namespace,
-    runtime: opening.Runtime,
-    nets: dict[str, CutNet],
-    fitted: Provenance,
+    path: Path,
+    settings: Mapping[str, Any],
+    output: OutputOptions,
+    training: TrainingOptions,
     source: Provenance,
+    runtime: opening.Runtime,
 ) -> Run:
-    """Find what a tail goes on from."""
-    path = result_path(args, nets, fitted)
-    hashed = None if args.input in RAW else sha256(args.resume_Ys)
-    settings = options.settings(args, transnet=hashed)
-    log_folder = runs.log_folder(args.out, path.parent.name, runs.stem(path))
-    return opening.run(args, runtime, path, settings, source=source, log_folder=log_folder)
+    """Find what a tail goes on from; `source` is what the nets are."""
+    log_folder = runs.log_folder(output.out, path.parent.name, runs.stem(path))
+    return opening.run(
+        output, training, runtime, path, settings, source=source, log_folder=log_folder
+    )
 
 
 def fill_tail(tail: nn.Module, run: Run, source: Provenance) -> None:
@@ -287,25 +380,16 @@ def fill_tail(tail: nn.Module, run: Run, source: Provenance) -> None:
     tail.load_state_dict(run.state["state_dict"])
 
 
-def baseline_words(args: Namespace, parser: Parser, net: CutNet) -> list[str]:
-    """Give the words that tune a net's tail as long on its own feature."""
-    source, named = net.source, getattr(args, f"arch_{args.tail}") or args.arch
-    words = [
-        "--input",
-        f"raw_{args.tail}",
-        f"--net_{args.tail}",
-        str(source.path),
-        "--layer",
-        str(source.layer),
-    ]
-    words += ["--arch", named] if named else []
-    given = parser.again(args, ("normalisation", "normalisation1", "normalisation2"))
-    if not given and source.normalisation and not recorded_normalisation(net.state.get("data", {})):
+def baseline_words(tail: str, options: NetOptions, data: DataOptions, net: CutNet) -> list[str]:
+    """Give the words that tune a net's tail on its own feature; `tail` is "A" or "B"."""
+    source, named = net.source, options.named_arch(tail)
+    words = ["--input", f"raw_{tail}", f"--net_{tail}", str(source.path)]
+    words += ["--layer", str(source.layer), *(["--arch", named] if named else [])]
+    recorded = recorded_normalisation(net.data)
+    if not (data.names_normalisation or recorded) and source.normalisation:
         # Only the Trans-Net says it
         words += ["--normalisation", normalisation_words(source.normalisation)]
-    # The same images, budget and optimiser: the tuning alone differs.
-    same = (*options.IMAGES, *options.PIXELS, *AS_LONG, *options.MACHINE, "out")
-    return [*words, *parser.again(args, same)]
+    return words
 
 
 @command
@@ -313,42 +397,45 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the step."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    runtime = opening.start(args)
+    tail = TailOptions.of(args)
+    output, training = OutputOptions.of(args), TrainingOptions.of(args)
+    runtime = opening.start(RunOptions.of(args), output)
 
     # The Trans-Net and both nets, cut where it was fitted; each net reads images by its own
-    # constants.
-    trans_net, fitted = open_trans_net(parser, args)
-    nets, source = open_nets(args, fitted, runtime)
-    tuned = nets[args.tail]
+    # constants. What the tail's net says of the images goes before what the other one says.
+    trans_net, fitted, tail = open_trans_net(parser, tail, args.resume_Ys)
+    nets = open_nets(NetOptions.of(args), LayerOptions.of(args), fitted)
+    data = DataOptions.of(args, nets[tail.tail].data, *(net.data for net in nets.values()))
+    nets, source = normalised(nets, data, fitted, args.resume_Ys, runtime)
+    tuned = nets[tail.tail]
 
-    # The images, and what makes features of them: image (3, S, S) → feature of `shape`, which the
-    # tail reads.
-    train_images, val_images = opening.both_splits(args, tuned.state.get("data"))
-    frozen, shape = open_feature(args, nets, trans_net, train_images, runtime)
+    # The images, and what makes features of them, which the tail reads.
+    train_images, val_images = opening.both_splits(data, tuned.data)
+    feature = open_feature(tail, nets, trans_net, train_images, runtime)
 
     # What the run goes on from; another run's checkpoint in its place is refused before images are
     # decoded.
-    run = open_run(args, runtime, nets, fitted, source)
-    record = tuned.state["model"]
-    check_outputs(record["num_classes"], train_images, f"the tail of net {args.tail}")
-    opening.bind(args, runtime, train_images, val_images, outputs=run.path)
+    run = open_run(
+        result_path(tail, data, LayerOptions.of(args), output, nets, fitted),
+        options.settings(args, data, tail, transnet=sha256(args.resume_Ys) if trans_net else None),
+        output,
+        training,
+        source,
+        runtime,
+    )
+    check_outputs(tuned.state["model"]["num_classes"], train_images, f"the tail of net {tail.tail}")
+    opening.bind(data, runtime, train_images, val_images, outputs=run.path, restart=output.restart)
     if run.resumed:
         fill_tail(tuned.tail, run, source)
-    fit = opening.fit(args, tuned.tail, runtime)
+    fit = opening.fit(training, tuned.tail, runtime)
     run.restore(fit)
     if not run.is_finished:
-        opening.check_last_batch(args, tuned.tail, train_images, runtime, shape)
+        opening.check_last_batch(data, tuned.tail, train_images, runtime, feature.shape)
 
     # The feature of an image that is not augmented never changes: it is computed once.
-    stored = partial(
-        opening.with_features,
-        args,
-        frozen=frozen,
-        shape=shape,
-        runtime=runtime,
-        folder=run.path.parent,
+    val_loaders = opening.validation_loaders(
+        data, feature.stored(val_images, data, run.path.parent, runtime), runtime
     )
-    val_loaders = opening.validation_loaders(args, stored(val_images), runtime)
     metrics = validate(fit.net, val_loaders, runtime, classify_features)
     runtime.say(
         f"{runs.stem(run.path)} after {run.start_epoch} epochs of tuning: {runs.describe(metrics)}"
@@ -358,35 +445,33 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # That of an augmented image is computed in every epoch.
     loader = opening.image_loader(
-        args,
-        opening.decoded(args, train_images, runtime)
+        data,
+        opening.decoded(data, train_images, runtime)
         if train_images.augments
-        else stored(train_images),
+        else feature.stored(train_images, data, run.path.parent, runtime),
         runtime,
         shuffle=True,
     )
-    augment, rates = train_images.preprocessing(args.seed).augmented, opening.rates(args)
+    rates = opening.rates(training)
     hits = known_hits(run.state, val_images)  # uint8 (N,): which images the tail gets right
     # What every checkpoint says besides weights and epochs.
     facts = {
-        "arch": record["arch"],
-        "model": record,
+        "arch": tuned.state["model"]["arch"],
+        "model": tuned.state["model"],
         "source": source.to_record(),
         "data": (
-            opening.data_record(args, train_images) | {"normalisation": tuned.source.normalisation}
+            opening.data_record(data, train_images) | {"normalisation": tuned.source.normalisation}
         ),
         "images": opening.images_record(train_images, val_images),
     }
 
     with run:
         for epoch in run.epochs():
-            # Train: the frozen nets, through which augmented images pass, normalise by constants of
-            # their own.
+            # Train.
             set_learning_rate(fit.optimizer, rates[epoch])
-            step = classify_features
-            if train_images.augments:
-                step = partial(classify, preprocess=partial(augment, epoch=epoch), frozen=frozen)
-            metrics = train_one_epoch(fit, loader, step, epoch)
+            metrics = train_one_epoch(
+                fit, loader, feature.step(train_images, epoch, runtime.seed), epoch
+            )
             # Evaluate.
             if run.is_due_to_validate(epoch):
                 metrics |= validate(fit.net, val_loaders, runtime, classify_features, hits)
@@ -399,8 +484,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"saved {run.path}, accuracy {run.acc1:.2f} %, best {run.best_acc1:.2f} %; the log is"
         f" {run.log_path}"
     )
-    if args.input not in RAW:  # a fair baseline: the net's own feature, tuned as long
-        runtime.say_next("transClassifier.py", *baseline_words(args, parser, tuned))
+    if trans_net:  # a fair baseline: the net's own feature, tuned as long
+        # The same images, budget and optimiser: the tuning alone differs.
+        runtime.say_next(
+            "transClassifier.py",
+            *baseline_words(tail.tail, NetOptions.of(args), data, tuned),
+            *parser.again(
+                (*options.IMAGES, *options.PIXELS, *AS_LONG, *options.MACHINE, "out"), args, data
+            ),
+        )
 
 
 if __name__ == "__main__":

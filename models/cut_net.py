@@ -74,6 +74,11 @@ class CutNet:
         return self.sources[0]
 
     @property
+    def data(self) -> dict[str, Any]:
+        """What its checkpoint says of the images that it was trained on."""
+        return self.state.get("data", {})
+
+    @property
     def head(self) -> fx.GraphModule:
         """Images (N, 3, S, S) → feature (N, *shape) of the first layer."""
         return self._halves[0]

@@ -4,10 +4,13 @@ They say which features are read, and which Trans-Nets are fitted in one reading
 """
 
 import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from utils import options, runs
+from utils.option_groups import DataOptions, Group, LayerOptions, OutputOptions
 from utils.parser import (
     LARGEST_SEED,
     Namespace,
@@ -47,6 +50,201 @@ class Kind(NamedTuple):
     reverse: bool
     layers: int
     seed: int
+
+
+@dataclass(frozen=True)
+class ReadOptions(Group):
+    """What is read: stored features, or images through both nets.
+
+    Attributes:
+        convOut_path: folder of stored features; None: by the usual names.
+        net_A, net_B: checkpoints of the nets, where no features are stored.
+        arch, arch_A, arch_B: architectures, where options name them: of both nets and of each.
+        dataset, sample_num: what stored features must be of; None and "": anything.
+        validate: val features must be there.
+        hold_out: where they are not, the share of the images that is held out.
+    """
+
+    convOut_path: str | None
+    net_A: str | None
+    net_B: str | None
+    arch: str | None
+    arch_A: str | None
+    arch_B: str | None
+    dataset: str | None
+    sample_num: str
+    validate: bool
+    hold_out: float
+
+    @property
+    def archs(self) -> tuple[str | None, str | None]:
+        """The architectures of net A and net B, if options name them."""
+        return self.arch_A or self.arch, self.arch_B or self.arch
+
+    def exchanged(self) -> "ReadOptions":
+        """Exchange the architectures of nets A and B."""
+        return replace(self, arch_A=self.arch_B, arch_B=self.arch_A)
+
+
+@dataclass(frozen=True)
+class FitOptions(Group):
+    """Which Trans-Nets are fitted in one reading, what they are made of, and their loss.
+
+    Attributes:
+        layers: the depths, K + 1 of each.
+        seeds: an initialisation by each; None: by `seed`.
+        seed: of the order of the images.
+        reverse: B → A alone.
+        both_directions: both in spite of --resume.
+        one_direction: one direction alone.
+        resume: the checkpoint that a fit goes on from; see `OutputOptions`.
+        hidden: M, spare channels; None: see `hidden_channels`.
+        standardise: x and x* about their means, in units of the layer's deviation.
+        solve: see `Budget`.
+        match: "feature" or "penultimate", what of B's is matched.
+        no_reference: without the linear reference.
+        alpha: weights of p² in the loss, highest order first; None: 0.5 for each.
+        L2: no penalty on p.
+        fix_p: every p stays at 0.5.
+        norm: Σ of each map ("instance"), or over images ("batch").
+        bn: x through a norm instead of scaling alone.
+        affine: with learned weights in it.
+        fc: of fully-connected features.
+        until: "converged": the steps are doubled until that changes nothing.
+        tolerance: a smaller change of the instability is none; None: by its interval.
+    """
+
+    layers: list[int]
+    seeds: list[int] | None
+    seed: int
+    reverse: bool
+    both_directions: bool
+    one_direction: bool
+    resume: str
+    hidden: int | None
+    standardise: bool
+    solve: int | None
+    match: str
+    no_reference: bool
+    alpha: list[float] | None
+    L2: bool
+    fix_p: bool
+    norm: str
+    bn: bool
+    affine: bool
+    fc: bool
+    until: str | None
+    tolerance: float | None
+
+    @property
+    def has_both(self) -> bool:
+        """Whether both directions are fitted.
+
+        They are, unless an option asks for one, or --resume names the one checkpoint that goes on.
+        """
+        is_one = self.reverse or self.one_direction or self.resume not in ("", "auto")
+        return self.both_directions or not is_one
+
+    @property
+    def directions(self) -> list[bool]:
+        """The directions that are fitted, B → A as True."""
+        return [False, True] if self.has_both else [self.reverse]
+
+    @property
+    def kinds(self) -> list[Kind]:
+        """Every Trans-Net that the options ask for, those of one direction together."""
+        # One pass over the features serves all of a direction, so these stay together.
+        asked = (self.directions, self.layers, self.seeds or [self.seed])
+        return [Kind(*kind) for kind in itertools.product(*asked)]
+
+    @property
+    def is_solved(self) -> bool:
+        """Whether W(0) is solved in closed form, of standardised features."""
+        return self.standardise and self.solve is not None
+
+    def hidden_channels(self, layers: int, channels: int) -> int:
+        """Give M, the spare channels of a depth whose x has so many channels."""
+        if layers == 1:
+            return 0
+        if self.hidden is not None:
+            return self.hidden
+        return spare_channels(channels) if self.is_solved else 0
+
+    def weights(self, layers: int) -> list[float]:
+        """Give the weights of p² of a depth, highest order first."""
+        weights = self.alpha or [0.5]
+        return weights * (layers - 1) if len(weights) == 1 else weights
+
+    def settings(self, recorded: Mapping[str, Any], kind: Kind, channels: int) -> dict[str, Any]:
+        """Give what is recorded of how a Trans-Net is fitted: the same alone and among others.
+
+        Args:
+            recorded: `options.settings` of the whole step.
+            kind: which.
+            channels: of its x.
+        """
+        of_kind = {
+            **recorded,
+            "layers": kind.layers,
+            "alpha": self.weights(kind.layers),
+            "reverse": kind.reverse,
+            "initial_seed": kind.seed,
+            "hidden": self.hidden_channels(kind.layers, channels),
+        }
+        # A budget in epochs is recorded as before there was one in steps.
+        of_steps = ("steps", "until", "tolerance")
+        return {
+            key: value for key, value in of_kind.items() if key not in of_steps or value is not None
+        }
+
+    def title(self, kind: Kind) -> str:
+        """Name a Trans-Net on a line of the terminal: "3 layers, B → A, seed 1"."""
+        words = [
+            "1 layer" if kind.layers == 1 else f"{kind.layers} layers",
+            "B → A" if kind.reverse else "A → B",
+        ]
+        return ", ".join([*words, *[f"seed {kind.seed}"] * (len(self.seeds or []) > 1)])
+
+    def place(self, output: OutputOptions, kind: Kind, provenance: Provenance) -> Path:
+        """Say where a Trans-Net is saved.
+
+        Args:
+            output: the root, and the end of all names.
+            kind: which.
+            provenance: of the features, with what the options say where these say nothing.
+        """
+        # A name says only what differs within this run, so that a single fit has a short one.
+        suffix = runs.join(
+            output.suffix,
+            f"layers{kind.layers}" if len(self.layers) > 1 else "",
+            "reverse" if self.has_both and kind.reverse else "",
+            f"seed{kind.seed}" if len(self.seeds or []) > 1 else "",
+        )
+        return runs.trans_net_path(
+            output.out,
+            provenance.name or provenance.dataset,
+            provenance.arch,
+            provenance.label,
+            provenance.sample_num,
+            suffix,
+        )
+
+
+@dataclass(frozen=True)
+class KeptOptions(Group):
+    """What is kept of a fit, and how often.
+
+    Attributes:
+        save_epoch: epochs between checkpoints.
+        val_epoch: epochs between measurements on held-out images.
+        save_per_epoch: every saved epoch in a file of its own.
+        draw: an image's components, in TensorBoard.
+    """
+
+    save_epoch: int
+    val_epoch: int
+    save_per_epoch: bool
+    draw: bool
 
 
 def add_source_options(parser: Parser) -> None:
@@ -200,15 +398,6 @@ def fill_budget(args: Namespace) -> None:
         args.epochs = 800
 
 
-def hidden(args: Namespace, layers: int, channels: int) -> int:
-    """Give M, the spare channels of a depth whose x has so many channels."""
-    if layers == 1:
-        return 0
-    if args.hidden is not None:
-        return args.hidden
-    return spare_channels(channels) if args.standardise and args.solve is not None else 0
-
-
 def spare_channels(channels: int) -> int:
     """Give M of a solved deep fit where nothing says another: twice x's channels, at most 64.
 
@@ -234,25 +423,6 @@ def add_kept_options(parser: Parser) -> None:
         action="store_true",
         help="an image's components, in TensorBoard",
     )
-
-
-def has_both(args: Namespace) -> bool:
-    """Say whether both directions are fitted.
-
-    They are, unless an option asks for one, or --resume names the one checkpoint that goes on.
-    """
-    is_one = args.reverse or args.one_direction or args.resume not in ("", "auto")
-    return args.both_directions or not is_one
-
-
-def kinds(args: Namespace) -> list[Kind]:
-    """Give every Trans-Net that the options ask for, those of one direction together."""
-    directions = [False, True] if has_both(args) else [args.reverse]
-    # One pass over the features serves all of a direction, so these stay together.
-    return [
-        Kind(*kind)
-        for kind in itertools.product(directions, args.layers, args.seeds or [args.seed])
-    ]
 
 
 def check(parser: Parser, args: Namespace) -> None:
@@ -298,7 +468,7 @@ def check(parser: Parser, args: Namespace) -> None:
     )
     # All contradictions are refused: fill in what follows from the options.
     fill_budget(args)
-    wanted = kinds(args)
+    wanted = FitOptions.of(args).kinds
     if len(set(wanted)) < len(wanted):
         parser.error(
             "--layers and --seeds name no number twice: that would be one Trans-Net in one file"
@@ -310,79 +480,14 @@ def check(parser: Parser, args: Namespace) -> None:
         )
 
 
-def archs(args: Namespace) -> tuple[str | None, str | None]:
-    """Give the architectures of net A and net B, if options name them."""
-    return args.arch_A or args.arch, args.arch_B or args.arch
-
-
-def alpha(args: Namespace, layers: int) -> list[float]:
-    """Give the weights of p² of a depth, highest order first."""
-    weights = args.alpha or [0.5]
-    return weights * (layers - 1) if len(weights) == 1 else weights
-
-
-def settings(args: Namespace, kind: Kind, channels: int) -> dict[str, Any]:
-    """Give what is recorded of how a Trans-Net is fitted: the same alone and among others.
-
-    Args:
-        args: the options, filled in.
-        kind: which.
-        channels: of its x.
-    """
-    recorded = options.settings(
-        args,
-        layers=kind.layers,
-        alpha=alpha(args, kind.layers),
-        reverse=kind.reverse,
-        initial_seed=kind.seed,
-        hidden=hidden(args, kind.layers, channels),
-    )
-    # A budget in epochs is recorded as before there was one in steps.
-    of_steps = ("steps", "until", "tolerance")
-    return {
-        key: value for key, value in recorded.items() if key not in of_steps or value is not None
-    }
-
-
-def title(args: Namespace, kind: Kind) -> str:
-    """Name a Trans-Net on a line of the terminal: "3 layers, B → A, seed 1"."""
-    words = [
-        "1 layer" if kind.layers == 1 else f"{kind.layers} layers",
-        "B → A" if kind.reverse else "A → B",
-    ]
-    return ", ".join([*words, *[f"seed {kind.seed}"] * (len(args.seeds or []) > 1)])
-
-
-def place(args: Namespace, kind: Kind, provenance: Provenance) -> Path:
-    """Say where a Trans-Net is saved.
-
-    Args:
-        args: the options.
-        kind: which.
-        provenance: of the features, with what the options say where these say nothing.
-    """
-    # A name says only what differs within this run, so that a single fit has a short one.
-    suffix = runs.join(
-        args.suffix,
-        f"layers{kind.layers}" if len(args.layers) > 1 else "",
-        "reverse" if has_both(args) and kind.reverse else "",
-        f"seed{kind.seed}" if len(args.seeds or []) > 1 else "",
-    )
-    return runs.trans_net_path(
-        args.out,
-        provenance.name or provenance.dataset,
-        provenance.arch,
-        provenance.label,
-        provenance.sample_num,
-        suffix,
-    )
-
-
 def again(
     parser: Parser,
-    args: Namespace,
+    reading: ReadOptions,
+    layers: LayerOptions,
+    data: DataOptions,
     source: Provenance,
     folder: Path | None,
+    *,
     reverse: bool,
     has_val: bool,
 ) -> list[object]:
@@ -390,41 +495,24 @@ def again(
 
     Args:
         parser: of the options.
-        args: the options, filled in.
+        reading: what was read.
+        layers: of the nets.
+        data: the images of nets that compute features.
         source: the features, as the direction of the fit calls them.
         folder: where they are stored; None: both nets compute them.
-        reverse: of the fit.
+        reverse: of the fit: it calls B's features x.
         has_val: there are features of val images.
     """
     images = [] if has_val else ["--t_or_v", "train"]
+    if folder is not None:
+        stored = folder.parent if has_val else folder
+        return ["--convOut_path", stored, *images, *["--reverse"] * reverse]
     # Features that are computed: name both nets, their layers, and the images.
-    if folder is None:
-        given = exchanged(args) if reverse else args
-        nets = ["--net_in", source.a.path, "--net_tar", source.b.path]
-        nets += options.arch_words(("--arch_in", "--arch_tar"), *archs(given), common=None)
-        layers = ["--layer", source.a.layer, "--layer2", source.b.layer]
-        same = (
-            *options.IMAGES,
-            *options.PIXELS,
-            *([] if has_val else ["sample_num", "sub_sampler_split"]),
-        )
-        return [*nets, *layers, *parser.again(given, (*same, *options.MACHINE)), *images]
-    stored = [
-        "--convOut_path",
-        folder.parent if has_val else folder,
-        *images,
-        *["--reverse"] * reverse,
-    ]
-    return [*stored, *parser.again(args, options.MACHINE)]
-
-
-def exchanged(args: Namespace) -> Namespace:
-    """Give the options with what they say of nets A and B exchanged.
-
-    A fit B → A calls B's features x.
-    """
-    given = Namespace(**vars(args))
-    given.arch_A, given.arch_B = args.arch_B, args.arch_A
-    given.normalisation1, given.normalisation2 = args.normalisation2, args.normalisation1
-    given.channels_last = {"A": "B", "B": "A"}.get(args.channels_last, args.channels_last)
-    return given
+    if reverse:
+        reading, layers, data = reading.exchanged(), layers.exchanged(), data.exchanged()
+    nets = ["--net_in", source.a.path, "--net_tar", source.b.path]
+    nets += options.arch_words(("--arch_in", "--arch_tar"), *reading.archs, common=None)
+    places = ["--layer", source.a.layer, "--layer2", source.b.layer]
+    halves = () if has_val else ("sample_num", "sub_sampler_split")
+    same = parser.again((*options.IMAGES, *options.PIXELS, *halves), layers, data)
+    return [*nets, *places, *same, *images]

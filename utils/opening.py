@@ -1,7 +1,4 @@
-"""What the options of a step mean, opened.
-
-That is the run, images and their loaders, the optimiser and its rates.
-"""
+"""What groups of options name, opened: the run, images, their loaders, the optimiser, its rates."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -33,7 +30,8 @@ from utils.normalisation import (
     read_normalisation,
     recorded_normalisation,
 )
-from utils.options import Namespace
+from utils.option_groups import DataOptions, OutputOptions, RunOptions, TrainingOptions
+from utils.parser import Namespace
 from utils.provenance import NetSource
 from utils.runtime import Runtime
 from utils.runtime import start as start_runtime
@@ -42,6 +40,7 @@ from utils.training.engine import Fit, make_optimizer
 from utils.training.run import Run
 from utils.training.schedules import learning_rates
 
+Data = DataOptions | Namespace
 Loader = DataLoader[tuple[Tensor, ...]]
 Loaders = dict[str, Loader]
 Features = FeatureCache | OldFeatureFolder
@@ -55,46 +54,63 @@ PIXELS_AT_ONCE = 4 * 224**2
 PROOF_IMAGES = 2
 
 
-def start(args: Namespace) -> Runtime:
+def start(
+    options: RunOptions | Namespace, output: OutputOptions | Namespace | None = None
+) -> Runtime:
     """Choose devices, join other processes, seed; refuse an --out that cannot be written to."""
-    if "out" in args:
-        check_writable(args.out)
-    return start_runtime(args.device_ids, args.gpu, args.seed, args.amp, args.compile, args.tf32)
-
-
-def optimizer(args: Namespace, model: nn.Module) -> torch.optim.Optimizer:
-    """Make the optimiser that the options name, over the parameters that are trained."""
-    return make_optimizer(
-        args.optim,
-        model.parameters(),
-        lr=args.lr,
-        momentum=args.momentum,
-        weight_decay=args.weight_decay,
+    if output is not None:
+        check_writable(output.out)
+    return start_runtime(
+        options.device_ids,
+        options.gpu,
+        options.seed,
+        options.amp,
+        compiled=options.compile,
+        tf32=options.tf32,
+        workers=options.workers,
     )
 
 
-def fit(args: Namespace, model: nn.Module, runtime: Runtime, *, has_unused: bool = False) -> Fit:
+def optimizer(options: TrainingOptions | Namespace, model: nn.Module) -> torch.optim.Optimizer:
+    """Make the optimiser that the options name, over the parameters that are trained."""
+    return make_optimizer(
+        options.optim,
+        model.parameters(),
+        lr=options.lr,
+        momentum=options.momentum,
+        weight_decay=options.weight_decay,
+    )
+
+
+def fit(
+    options: TrainingOptions | Namespace,
+    model: nn.Module,
+    runtime: Runtime,
+    *,
+    has_unused: bool = False,
+) -> Fit:
     """Move a model to its devices, and give it its optimiser.
 
     `has_unused` is as `Runtime.parallel` takes it.
     """
     net = runtime.parallel(model, has_unused=has_unused)
-    return Fit(net, model, optimizer(args, model), runtime.grad_scaler(), runtime, args.print_freq)
+    moved_by = optimizer(options, model)
+    return Fit(net, model, moved_by, runtime.grad_scaler(), runtime, options.print_freq)
 
 
-def rates(args: Namespace, lr: float | None = None) -> list[float]:
+def rates(options: TrainingOptions | Namespace, lr: float | None = None) -> list[float]:
     """Give the learning rate of every epoch, from --lr or from another first one."""
     return learning_rates(
-        args.lr if lr is None else lr,
-        args.epochs,
-        logspace=args.logspace,
-        epoch_step=args.epoch_step,
-        decay_factor=args.decay_factor,
+        options.lr if lr is None else lr,
+        options.epochs,
+        logspace=options.logspace,
+        epoch_step=options.epoch_step,
+        decay_factor=options.decay_factor,
     )
 
 
 def check_last_batch(
-    args: Namespace,
+    options: Data,
     model: nn.Module,
     data: ImageData,
     runtime: Runtime,
@@ -104,17 +120,23 @@ def check_last_batch(
 
     `shape` is of the model's input.
     """
-    shape = shape or (3, args.image_size, args.image_size)
-    engine.check_last_batch(model, len(data), args.batch_size, shape, runtime)
+    shape = shape or (3, options.image_size, options.image_size)
+    engine.check_last_batch(model, len(data), options.batch_size, shape, runtime)
 
 
 def run(
-    args: Namespace, runtime: Runtime, path: Path, settings: Mapping[str, Any], **choices: Any
+    output: OutputOptions,
+    training: TrainingOptions,
+    runtime: Runtime,
+    path: Path,
+    settings: Mapping[str, Any],
+    **choices: Any,
 ) -> Run:
     """Find what a run of training goes on from, as the options say; see `Run`.
 
     Args:
-        args: the options; one that a step does not have changes nothing.
+        output: where it writes, and which checkpoint it goes on from.
+        training: its epochs, and how often it validates and saves.
         runtime: which process this is.
         path: where the last epoch is saved; the log is named after it.
         settings: every option that changes the result.
@@ -124,26 +146,26 @@ def run(
         InputError: another run is writing there, or its checkpoint is there; or no epoch is left to
             train.
     """
-    usual = {
-        "log_folder": runs.log_folder(args.out, runs.stem(path)),
-        "resume": getattr(args, "resume", "auto"),
-        "restart": args.restart,
+    usual: dict[str, Any] = {
+        "log_folder": runs.log_folder(output.out, runs.stem(path)),
+        "resume": output.resume,
+        "restart": output.restart,
         # --logspace spreads its decades over all epochs
-        "extendable": not getattr(args, "logspace", 0),
-        "start_epoch": getattr(args, "start_epoch", None),
-        "val_epoch": getattr(args, "val_epoch", 1),
-        "save_epoch": getattr(args, "save_epoch", 1),
+        "extendable": not training.logspace,
+        "start_epoch": output.start_epoch,
+        "val_epoch": training.val_epoch,
+        "save_epoch": training.save_epoch,
     }
-    return Run(path, settings, args.epochs, runtime, **usual | choices)
+    return Run(path, settings, training.epochs, runtime, **usual | choices)
 
 
 def images(
-    args: Namespace, split: str, record: Mapping[str, Any] | None = None, *, augment: bool = False
+    options: Data, split: str, record: Mapping[str, Any] | None = None, *, augment: bool = False
 ) -> ImageData:
     """List the "train" or "val" images that the data options name; none is decoded yet.
 
     Args:
-        args: the options, filled in.
+        options: which images.
         split: "train" or "val".
         record: what a network's checkpoint says of its images under "data": its `classes`, which
             these must have, and its `normalisation`, which is taken. If it has an `image_size`,
@@ -154,16 +176,16 @@ def images(
         InputError: a folder is missing, or its classes are others.
     """
     data = load_images(
-        args.dataset,
+        options.dataset,
         split,
-        data_root=args.data_root,
-        image_size=args.image_size,
-        path=args.train_path if split == "train" else args.val_path,
-        sample_num=args.sample_num or None,
-        sub_sampler_split=args.sub_sampler_split,
-        seed=args.seed,
-        normalisation=_chosen_normalisation(args) or recorded_normalisation(record or {}),
-        augmentation=AUGMENTATIONS.get(args.augment) if augment else None,
+        data_root=options.data_root,
+        image_size=options.image_size,
+        path=options.train_path if split == "train" else options.val_path,
+        sample_num=options.sample_num or None,
+        sub_sampler_split=options.sub_sampler_split,
+        seed=options.seed,
+        normalisation=_chosen_normalisation(options) or recorded_normalisation(record or {}),
+        augmentation=AUGMENTATIONS.get(options.augment) if augment else None,
     )
     if record and record.get("classes"):
         check_classes(
@@ -191,7 +213,7 @@ def few_pixels(data: ImageData) -> Tensor:
 
 
 def normalisation(
-    args: Namespace,
+    options: Data,
     state: Mapping[str, Any],
     runtime: Runtime,
     net: str = "",
@@ -207,17 +229,17 @@ def normalisation(
     was made of its features before, its checkpoint, what its factory carries, the data set.
 
     Args:
-        args: the options, filled in.
+        options: which images.
         state: the net's checkpoint without the weights.
         runtime: says a line once.
         net: "A" or "B" of two.
         fitted: what a Trans-Net or stored features say of the net.
     """
     called = f"net {net}" if net else "the net"
-    if difference := _other_images(args, state):
+    if difference := _other_images(options, state):
         runtime.say(f"note: {called} {difference}")
     chosen, recorded = (
-        _chosen_normalisation(args, net),
+        _chosen_normalisation(options, net),
         recorded_normalisation(state.get("data", {})),
     )
     if chosen is not None:
@@ -233,9 +255,11 @@ def normalisation(
         return before
     # Nobody recorded it: take the best guess, and say so.
     carried = recorded_normalisation(state["inputs"]._asdict()) if "inputs" in state else None
-    named = dataset_spec(args.dataset).normalisation
+    named = dataset_spec(options.dataset).normalisation
     origin = (
-        f"that of the data set {args.dataset}" if carried is None else "which its factory carries"
+        f"that of the data set {options.dataset}"
+        if carried is None
+        else "which its factory carries"
     )
     constants = NORMALISATIONS[named] if carried is None else carried
     runtime.say(
@@ -247,12 +271,12 @@ def normalisation(
 
 
 def with_record(
-    args: Namespace, net: NetSource, state: Mapping[str, Any], images: ImageData
+    options: Data, net: NetSource, state: Mapping[str, Any], images: ImageData
 ) -> NetSource:
     """Add the accuracy that a net's checkpoint says of these very images, if it says one.
 
     Args:
-        args: the options, filled in.
+        options: which images.
         net: what it is.
         state: its checkpoint without the weights.
         images: of one split. Training images are not recorded; of a run that was left between two
@@ -263,8 +287,8 @@ def with_record(
         images.split == "val" and not images.multi_label and data.get("classes") == images.classes
     )
     same &= (data.get("dataset"), data.get("name")) == (
-        args.dataset,
-        args.name if args.dataset == "folder" else None,
+        options.dataset,
+        options.name if options.dataset == "folder" else None,
     )
     # As many images as were measured: a subset has another accuracy.
     same &= hits is None or len(hits) == len(images)
@@ -274,7 +298,7 @@ def with_record(
     return replace(net, top1_percent=float(accuracy))
 
 
-def source_doubts(args: Namespace, source: Source, runtime: Runtime) -> list[str]:
+def source_doubts(options: Data, source: Source, runtime: Runtime) -> list[str]:
     """Say what is doubtful about the nets of features.
 
     Those of computed features are asked about some of the images.
@@ -286,47 +310,47 @@ def source_doubts(args: Namespace, source: Source, runtime: Runtime) -> list[str
         return pair_doubts(source.provenance, {}, None)
     # Evenly over the folder, which lists one class behind the other.
     chosen = torch.linspace(0, len(data) - 1, min(len(data), IMAGES_ASKED)).long()
-    answers = ask(source.nets, image_loader(args, data, runtime, numbers=chosen), runtime)
+    answers = ask(source.nets, image_loader(options, data, runtime, numbers=chosen), runtime)
     return pair_doubts(source.provenance, answers, data.targets)
 
 
-def say_doubts(args: Namespace, source: Source, runtime: Runtime) -> dict[str, Any]:
+def say_doubts(options: Data, source: Source, runtime: Runtime) -> dict[str, Any]:
     """Print what is doubtful about the nets of features, and give it as a record.
 
     The record is empty where nothing is doubtful.
     """
-    sentences = source_doubts(args, source, runtime)
+    sentences = source_doubts(options, source, runtime)
     for sentence in sentences:
         runtime.say(f"doubt: {sentence}")
     return {"doubts": sentences} if sentences else {}
 
 
-def known_images(args: Namespace, state: Mapping[str, Any], runtime: Runtime) -> dict[str, Any]:
+def known_images(options: Data, state: Mapping[str, Any], runtime: Runtime) -> dict[str, Any]:
     """Give what a net's checkpoint says of its images, for `images`.
 
     It has the normalisation that is taken.
     """
-    return {**state.get("data", {}), "normalisation": normalisation(args, state, runtime)}
+    return {**state.get("data", {}), "normalisation": normalisation(options, state, runtime)}
 
 
-def _other_images(args: Namespace, state: Mapping[str, Any]) -> str:
+def _other_images(options: Data, state: Mapping[str, Any]) -> str:
     """Say how a net's images differ from those here in size and resampling.
 
     The net's checkpoint or its factory knows.
     """
     trained, carried = state.get("data", {}).get("image_size"), state.get("inputs")
     if trained is not None:
-        differs = trained != args.image_size
+        differs = trained != options.image_size
         return (
-            f"was trained at {trained} pixels and sees images of {args.image_size}"
+            f"was trained at {trained} pixels and sees images of {options.image_size}"
             if differs
             else ""
         )
     if carried is None:
         return ""
-    cropped = dataset_spec(args.dataset).val_view == "center_crop"
+    cropped = dataset_spec(options.dataset).val_view == "center_crop"
     # A "center_crop" view shows the middle 0.875 of a side: 224 of 256 pixels.
-    here = (args.image_size, "bilinear", 0.875 if cropped else 1.0)
+    here = (options.image_size, "bilinear", 0.875 if cropped else 1.0)
     stated = (carried.image_size, carried.interpolation, carried.crop_share)
     theirs = tuple(value or ours for value, ours in zip(stated, here))
     if theirs == here:
@@ -338,24 +362,24 @@ def _other_images(args: Namespace, state: Mapping[str, Any]) -> str:
     return f"was made for images of {of_theirs} and sees images of {of_here}"
 
 
-def _chosen_normalisation(args: Namespace, net: str = "") -> Normalisation | None:
+def _chosen_normalisation(options: Data, net: str = "") -> Normalisation | None:
     """Give the constants that an option names, of net "A" or "B" its own option first.
 
     "B1", "B2" and so on are references of B's recipe, which take B's.
     """
-    of_net = getattr(args, {"A": "normalisation1", "B": "normalisation2"}.get(net[:1], ""), None)
-    text = of_net or args.normalisation
+    of_net = getattr(options, {"A": "normalisation1", "B": "normalisation2"}.get(net[:1], ""), None)
+    text = of_net or options.normalisation
     return read_normalisation(text) if text else None
 
 
 def both_splits(
-    args: Namespace, record: Mapping[str, Any] | None = None
+    options: Data, record: Mapping[str, Any] | None = None
 ) -> tuple[ImageData, ImageData]:
     """List the training and the validation images, which must have the same classes.
 
     See `images`.
     """
-    train_images = images(args, "train", record, augment=True)
+    train_images = images(options, "train", record, augment=True)
     if len(train_images.classes) < 2:
         raise InputError(
             f"{train_images.root} has one class, {train_images.classes[0]}, and nothing can be"
@@ -363,25 +387,27 @@ def both_splits(
         )
     # The validation images must have these classes, and are read by the same normalisation.
     record = {"classes": train_images.classes, "normalisation": train_images.normalisation}
-    val_images = images(args, "val", record | {"image_size": args.image_size})
+    val_images = images(options, "val", record | {"image_size": options.image_size})
     val_images.notes = [note for note in val_images.notes if note not in train_images.notes]
     return train_images, val_images
 
 
 def bind(
-    args: Namespace,
+    options: Data,
     runtime: Runtime,
     *splits: ImageData,
     outputs: Path | Sequence[Path] = (),
+    restart: bool = False,
     elsewhere: str = "--suffix",
 ) -> dict[str, Contents]:
     """Hash the images of a run, and refuse to go on with what was made of others.
 
     Args:
-        args: the options; with `restart` nothing is compared.
+        options: which images.
         runtime: the main process hashes, the others learn it.
         splits: the images.
         outputs: the checkpoint, or the checkpoints, that the run would go on with or replace.
+        restart: they are replaced, so nothing is compared.
         elsewhere: the option that names another place.
 
     Returns:
@@ -393,11 +419,11 @@ def bind(
     # Hashes are kept in .cache by size and time of each file, so a second run costs nothing.
     for data in splits:
         if runtime.is_main:
-            read_contents(data, cache_dir=Path(args.data_root, ".cache"))
+            read_contents(data, cache_dir=Path(options.data_root, ".cache"))
         data.contents = runtime.gather(data.contents)[0]
     contents = {data.split: data.contents for data in splits if data.contents is not None}
     for path in [outputs] if isinstance(outputs, Path) else outputs:
-        if path.exists() and not getattr(args, "restart", False):
+        if path.exists() and not restart:
             resume.check_images(path, contents, elsewhere=elsewhere)
     return contents
 
@@ -407,7 +433,7 @@ def images_record(*splits: ImageData) -> dict[str, Any]:
     return {data.split: data.contents.to_record() for data in splits if data.contents is not None}
 
 
-def decoded(args: Namespace, data: ImageData, runtime: Runtime) -> ImageData:
+def decoded(options: Data, data: ImageData, runtime: Runtime) -> ImageData:
     """Say what the user should know of images, decode them once, and keep them.
 
     `--cache_images` says where.
@@ -416,26 +442,26 @@ def decoded(args: Namespace, data: ImageData, runtime: Runtime) -> ImageData:
         runtime.say(f"{data.split} images: {note}")
     return cache_images(
         data,
-        args.cache_images,
-        cache_dir=Path(args.data_root, ".cache"),
-        workers=args.workers,
+        options.cache_images,
+        cache_dir=Path(options.data_root, ".cache"),
+        workers=runtime.workers,
         device=runtime.device,
         quiet=not runtime.is_main,
     )
 
 
-def with_decoded(args: Namespace, source: Source, runtime: Runtime) -> Source:
+def with_decoded(options: Data, source: Source, runtime: Runtime) -> Source:
     """Decode the images that features are computed of, as `decoded` does.
 
     Stored features stay as they are.
     """
     if not isinstance(source.data, ImageData):
         return source
-    return source._replace(data=decoded(args, source.data, runtime))
+    return source._replace(data=decoded(options, source.data, runtime))
 
 
 def with_features(
-    args: Namespace,
+    options: Data,
     data: ImageData,
     *,
     frozen: nn.Module,
@@ -448,22 +474,22 @@ def with_features(
     Each feature is computed once.
 
     Args:
-        args: the options.
+        options: which images.
         data: images that are not augmented.
         frozen: pixels (N, 3, S, S) → feature (N, *shape).
         shape: of one image's feature.
         runtime: device, processes, precision.
         folder: where a file is made, if there is no room in memory.
     """
-    data = decoded(args, data, runtime)
-    loader, label = image_loader(args, data, runtime), f"{data.split} features {shape}"
+    data = decoded(options, data, runtime)
+    loader, label = image_loader(options, data, runtime), f"{data.split} features {shape}"
     return data.with_stored(
         compute_once(frozen, loader, shape, runtime, folder=folder, label=label)
     )
 
 
 def features_anew(
-    args: Namespace,
+    options: DataOptions,
     stored: Features,
     head: nn.Module,
     runtime: Runtime,
@@ -472,7 +498,7 @@ def features_anew(
     """Compute what another net makes of the images that stored features were made of.
 
     Args:
-        args: where the images are, the batch size, the devices.
+        options: where the images are, and the batch size.
         stored: the features.
         head: pixels → feature (`utils.pixels.FromPixels`).
         runtime: device, processes, precision.
@@ -484,7 +510,7 @@ def features_anew(
     Raises:
         InputError: see `images_of_features`.
     """
-    named, data = images_of_features(args, stored, runtime)
+    named, data = images_of_features(options, stored, runtime)
     computed = with_features(
         named,
         data,
@@ -498,8 +524,8 @@ def features_anew(
 
 
 def images_of_features(
-    args: Namespace, stored: Features, runtime: Runtime
-) -> tuple[Namespace, ImageData]:
+    options: DataOptions, stored: Features, runtime: Runtime
+) -> tuple[DataOptions, ImageData]:
     """List the images that stored features were made of; none is decoded yet.
 
     Returns:
@@ -515,16 +541,14 @@ def images_of_features(
             f"{stored.folder} does not say which images it was made of; store the features anew"
         )
     # The options as they were when the features were stored; only the folders may be others now.
-    named = Namespace(
-        **vars(args)
-        | {
-            "dataset": source.dataset,
-            "image_size": source.image_size,
-            "sample_num": source.sample_num,
-            "sub_sampler_split": None,
-            "normalisation": None,
-            "cache_images": "off",
-        }
+    named = replace(
+        options,
+        dataset=source.dataset,
+        image_size=source.image_size,
+        sample_num=source.sample_num or "",
+        sub_sampler_split=None,
+        normalisation=None,
+        cache_images="off",
     )
     record = {"classes": source.classes, "image_size": source.image_size}
     data = images(named, source.split or "val", record)
@@ -542,7 +566,7 @@ def images_of_features(
     return named, data
 
 
-def mixed_pixels(args: Namespace, stored: Features, runtime: Runtime) -> Iterator[Tensor]:
+def mixed_pixels(options: DataOptions, stored: Features, runtime: Runtime) -> Iterator[Tensor]:
     """Give the pixels of the images that stored features were made of.
 
     They come in mixed batches, on the device.
@@ -553,14 +577,14 @@ def mixed_pixels(args: Namespace, stored: Features, runtime: Runtime) -> Iterato
     Raises:
         InputError: see `images_of_features`.
     """
-    _, data = images_of_features(args, stored, runtime)
-    order = torch.Generator().manual_seed(args.seed % 2**64)
-    for numbers in torch.randperm(len(data), generator=order).split(args.batch_size):
+    _, data = images_of_features(options, stored, runtime)
+    order = torch.Generator().manual_seed(runtime.seed % 2**64)
+    for numbers in torch.randperm(len(data), generator=order).split(options.batch_size):
         yield data.decode(numbers.tolist()).to(runtime.device)
 
 
 def image_loader(
-    args: Namespace,
+    options: Data,
     data: ImageData,
     runtime: Runtime,
     *,
@@ -575,15 +599,15 @@ def image_loader(
     small, and what comes out does not depend on the batch.
     """
     # An option counts the images of all processes together.
-    batch_size = max(1, args.batch_size // runtime.world_size)
+    batch_size = max(1, options.batch_size // runtime.world_size)
     if runtime.device.type == "cpu" and not shuffle:
         batch_size = min(batch_size, max(1, PIXELS_AT_ONCE // data.image_size**2))
     return make_loader(
         data if numbers is None else Part(data, numbers.tolist()),
         batch_size,
         shuffle=shuffle,
-        seed=args.seed,
-        workers=0 if data.stored is not None else args.workers,
+        seed=runtime.seed,
+        workers=0 if data.stored is not None else runtime.workers,
         rank=runtime.rank,
         world_size=runtime.world_size,
         pin=runtime.device.type == "cuda" and data.device.type == "cpu",
@@ -591,38 +615,36 @@ def image_loader(
 
 
 def stored_features(
-    args: Namespace, folder: str | Path, split: str, record: Mapping[str, str | None]
+    folder: str | Path, split: str, record: Mapping[str, str | None], *, reverse: bool = False
 ) -> Features:
     """Open features that ConvOutput.py stored.
 
     Args:
-        args: the options: data set, and with `reverse` the direction.
         folder: that it wrote, or the one of the split in it.
         split: "train" or "val".
-        record: what other options say of them, by the names of their record; None: nothing.
+        record: what options say of them, by the names of their record; None: nothing.
+        reverse: A and B are exchanged.
 
     Raises:
         InputError: there are none, or they are others than the options say.
     """
-    expected = {
-        name: value
-        for name, value in {"dataset": args.dataset, **record}.items()
-        if value is not None
-    }
-    return open_features(folder, split=split, reverse=args.reverse, expected=expected)
+    expected = {name: value for name, value in record.items() if value is not None}
+    return open_features(folder, split=split, reverse=reverse, expected=expected)
 
 
 def feature_loader(
-    args: Namespace, features: Dataset[Any], runtime: Runtime, *, shuffle: bool = False
+    options: Data, features: Dataset[Any], runtime: Runtime, *, shuffle: bool = False
 ) -> Loader:
     """Make the loader of stored features."""
     on_gpu = runtime.device.type == "cuda"
     return make_loader(
         features,
-        max(1, args.batch_size // runtime.world_size),
+        max(1, options.batch_size // runtime.world_size),
         shuffle=shuffle,
-        seed=args.seed,
-        workers=args.workers if on_gpu else 0,  # on the CPU the process that computes reads as fast
+        seed=runtime.seed,
+        workers=runtime.workers
+        if on_gpu
+        else 0,  # on the CPU the process that computes reads as fast
         rank=runtime.rank,
         world_size=runtime.world_size,
         pin=on_gpu,
@@ -630,7 +652,7 @@ def feature_loader(
 
 
 def loader(
-    args: Namespace,
+    options: Data,
     data: ImageData | Features,
     runtime: Runtime,
     *,
@@ -639,23 +661,23 @@ def loader(
 ) -> Loader:
     """Make the loader of stored features or of images; `numbers` chooses some."""
     if isinstance(data, ImageData):
-        return image_loader(args, data, runtime, shuffle=shuffle, numbers=numbers)
+        return image_loader(options, data, runtime, shuffle=shuffle, numbers=numbers)
     chosen = data if numbers is None else Part(data, numbers.tolist())
-    return feature_loader(args, chosen, runtime, shuffle=shuffle)
+    return feature_loader(options, chosen, runtime, shuffle=shuffle)
 
 
-def validation_loaders(args: Namespace, data: ImageData, runtime: Runtime) -> Loaders:
+def validation_loaders(options: Data, data: ImageData, runtime: Runtime) -> Loaders:
     """Make one loader for each part of a mixed data set, or one called "" for all of it."""
     if not data.parts:
-        return {"": image_loader(args, data, runtime)}
+        return {"": image_loader(options, data, runtime)}
     return {
-        name: image_loader(args, data, runtime, numbers=numbers)
+        name: image_loader(options, data, runtime, numbers=numbers)
         for name, numbers in data.parts.items()
     }
 
 
-def data_record(args: Namespace, data: ImageData) -> dict[str, Any]:
+def data_record(options: Data, data: ImageData) -> dict[str, Any]:
     """Give what a classifier's checkpoint says of its training images, under "data"."""
-    record = {"dataset": args.dataset, "sample_num": args.sample_num, "classes": data.classes}
-    record |= {"image_size": args.image_size, "normalisation": data.normalisation}
-    return record | ({"name": args.name} if args.dataset == "folder" else {})
+    record = {"dataset": options.dataset, "sample_num": options.sample_num, "classes": data.classes}
+    record |= {"image_size": options.image_size, "normalisation": data.normalisation}
+    return record | ({"name": options.name} if options.dataset == "folder" else {})

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from utils.errors import InputError
 from utils.files import normalised_folder
 from utils.normalisation import NORMALISATIONS, normalisation_words, read_normalisation
+from utils.option_groups import DATASET, IMAGE_SIZE, Group
 from utils.parser import (
     LARGEST_IMAGE,
     LARGEST_SEED,
@@ -29,8 +30,7 @@ from utils.parser import (
 
 # --layer, --conv_layer, --fc, --image_size, and whether --channels_last says so of a net
 LayerOptions = tuple[str | None, int | None, bool, int | None, bool | None]
-# Where neither an option nor a checkpoint says another
-ARCH, DATASET, IMAGE_SIZE = "vgg16_bn", "CUB200", 224
+ARCH = "vgg16_bn"  # where neither an option nor a checkpoint says another
 ARCHS = (
     "a torchvision classifier, a *_ft name, timm:NAME, or your own package.module:factory or"
     " file.py:factory"
@@ -609,18 +609,22 @@ def data_name(args: Namespace) -> str:
     ) or args.dataset
 
 
-def settings(args: Namespace, **replaced: Any) -> dict[str, Any]:
+def settings(args: Namespace, *groups: Group, **replaced: Any) -> dict[str, Any]:
     """Give every option that changes the result, as plain values.
 
     A checkpoint records them, and a resumed run compares them.
 
     Args:
-        args: the options, parsed and filled in; `args.neutral` are left out.
+        args: the options, parsed; `args.neutral` are left out.
+        groups: made from them, whose values go before those of `args`: a checkpoint may have
+            filled them in.
         replaced: values that say more than an option's own, such as a file's SHA-256 in place of
             its path.
     """
     # Neutral options may differ when a run goes on: they change nothing of what comes out.
     recorded = {name: value for name, value in vars(args).items() if name not in args.neutral}
+    for group in groups:
+        recorded |= {name: value for name, value in vars(group).items() if name in recorded}
     if recorded.get("sub_sampler_split") == "first":
         recorded["sub_sampler_split"] = None  # what is done where no option says it
     return recorded | replaced

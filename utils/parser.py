@@ -199,19 +199,20 @@ class Parser(_Declaring, argparse.ArgumentParser):
             if action.dest in names and getattr(args, action.dest) != action.default:
                 self.error(f"{action.option_strings[-1]} has no effect {reason}")
 
-    def again(self, args: Namespace, names: Sequence[str]) -> list[str]:
+    def again(self, names: Sequence[str], *groups: object) -> list[str]:
         """Give the words that say options again, on the command line of a step that comes next.
 
         Args:
-            args: the parsed options, perhaps filled in.
             names: their destinations; what is as it is without an option is left out.
+            groups: objects that have these as attributes: groups of options, or parsed ones.
         """
+        values = {name: value for group in groups for name, value in vars(group).items()}
         actions = {
             action.dest: action for action in reversed(self._actions) if action.dest in names
         }
         words = list[str]()
         for name in names:
-            value, action = getattr(args, name), actions[name]
+            value, action = values[name], actions[name]
             if value not in (None, action.default):
                 words += [action.option_strings[0], *([] if action.nargs == 0 else [str(value)])]
         return words

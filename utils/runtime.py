@@ -31,6 +31,7 @@ class Runtime:
         amp_dtype: autocast type; None: float32.
         compiled: models go through `torch.compile`.
         seed: of this run; every epoch derives its seed from it.
+        workers: processes that decode images beside this one.
     """
 
     device: torch.device
@@ -40,6 +41,7 @@ class Runtime:
     amp_dtype: torch.dtype | None
     compiled: bool
     seed: int
+    workers: int = 0
 
     @property
     def is_main(self) -> bool:
@@ -141,6 +143,7 @@ def start(
     amp: str = "off",
     compiled: bool = False,
     tf32: bool = False,
+    workers: int = 0,
 ) -> Runtime:
     """Choose devices, join the other processes of torchrun, seed, and print one line on it all.
 
@@ -151,6 +154,7 @@ def start(
         amp: "off", "bf16" or "fp16".
         compiled: use `torch.compile`.
         tf32: let GPUs round the factors of float32 products to 10 bits.
+        workers: processes that decode images.
 
     Raises:
         InputError: this machine does not have a named device, or amp is "fp16" without a GPU.
@@ -179,9 +183,8 @@ def start(
     elif amp == "fp16":
         raise InputError("--amp fp16 needs a GPU; on the CPU use --amp bf16 or off")
     device = torch.device("cuda", wanted[0]) if cuda else torch.device("cpu")
-    runtime = Runtime(
-        device, tuple(wanted) if cuda else (), rank, world_size, AMP_DTYPES[amp], compiled, seed
-    )
+    used = tuple(wanted) if cuda else ()
+    runtime = Runtime(device, used, rank, world_size, AMP_DTYPES[amp], compiled, seed, workers)
     seed_everything(seed)
     runtime.say(_describe(runtime, amp, asked))
     return runtime

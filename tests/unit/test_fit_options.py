@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from utils import fit_options, options
-from utils.fit_options import Kind
+from utils.fit_options import FitOptions, Kind, ReadOptions
+from utils.option_groups import DataOptions, LayerOptions, OutputOptions
 from utils.parser import Parser
 from utils.provenance import NetSource, Provenance
 
@@ -53,7 +54,7 @@ def parser():
     ],
 )
 def test_every_combination_is_a_trans_net(parser, words, expected):
-    assert fit_options.kinds(parser.parse_args(words)) == expected
+    assert FitOptions.of(parser.parse_args(words)).kinds == expected
 
 
 KNOWN = Provenance(dataset="digits", arch="resnet18", label="L", sample_num="")
@@ -75,21 +76,28 @@ KNOWN = Provenance(dataset="digits", arch="resnet18", label="L", sample_num="")
     ],
 )
 def test_a_name_says_what_differs_within_a_run(parser, words, kind, name):
-    found = fit_options.place(parser.parse_args(words), kind, KNOWN)
+    args = parser.parse_args(words)
+    found = FitOptions.of(args).place(OutputOptions.of(args), kind, KNOWN)
     assert found == Path(f"model_checkpoints/digits_resnet18/checkpoint_{name}.pth.tar")
 
 
+def settings(args, kind):
+    """What is recorded of a fit to features of 32 channels."""
+    return FitOptions.of(args).settings(options.settings(args), kind, 32)
+
+
 def test_alone_and_among_others_the_same_is_recorded(parser):
-    together = parser.parse_args(
-        ["--layers", "1,2,3", "--alpha", "0.1", "--both_directions", "--seeds", "0,1,2"]
+    together, alone = (
+        parser.parse_args(words)
+        for words in (
+            ["--layers", "1,2,3", "--alpha", "0.1", "--both_directions", "--seeds", "0,1,2"],
+            ["--layers", "3", "--alpha", "[0.1,0.1]", "--reverse", "--seeds", "2"],
+        )
     )
-    alone = parser.parse_args(
-        ["--layers", "3", "--alpha", "[0.1,0.1]", "--reverse", "--seeds", "2"]
-    )
-    (kind,) = fit_options.kinds(alone)
-    assert kind in fit_options.kinds(together)
-    found = fit_options.settings(together, kind, 32)
-    assert found == fit_options.settings(alone, kind, 32)
+    (kind,) = FitOptions.of(alone).kinds
+    assert kind in FitOptions.of(together).kinds
+    found = settings(together, kind)
+    assert found == settings(alone, kind)
     assert (found["layers"], found["alpha"], found["reverse"]) == (3, [0.1, 0.1], True)
     assert (found["seed"], found["initial_seed"]) == (0, 2)
 
@@ -104,7 +112,7 @@ def test_alone_and_among_others_the_same_is_recorded(parser):
     ],
 )
 def test_one_weight_counts_for_every_order(parser, words, layers, expected):
-    assert fit_options.alpha(parser.parse_args(words), layers) == expected
+    assert FitOptions.of(parser.parse_args(words)).weights(layers) == expected
 
 
 @pytest.mark.parametrize(
@@ -167,16 +175,20 @@ FITTED = Provenance(NetSource("vgg", "l1", "a.pth"), NetSource("vgg", "l2", "b.p
             None,
             True,
             False,
-            "--net_in a.pth --net_tar b.pth --layer l1 --layer2 l2 --t_or_v train",
+            (
+                "--net_in a.pth --net_tar b.pth --layer l1 --layer2 l2 --dataset CUB200"
+                " --image_size 224 --t_or_v train"
+            ),
         ),
     ],
 )
 def test_a_fit_is_measured_on_what_it_was_fitted_to(
     parser, words, folder, reverse, has_val, expected
 ):
-    found = fit_options.again(
-        parser, parser.parse_args(words), FITTED, folder and Path(folder), reverse, has_val
-    )
+    args = parser.parse_args(words)
+    groups = (ReadOptions.of(args), LayerOptions.of(args), DataOptions.of(args))
+    folder = folder and Path(folder)
+    found = fit_options.again(parser, *groups, FITTED, folder, reverse=reverse, has_val=has_val)
     assert " ".join(map(str, found)) == expected
 
 
@@ -262,14 +274,14 @@ def test_the_budget_is_that_of_the_released_code_or_in_steps(parser, words, expe
     ],
 )
 def test_deep_solved_fits_have_spare_channels(parser, words, layers, channels, expected):
-    assert fit_options.hidden(parser.parse_args(words), layers, channels) == expected
+    assert FitOptions.of(parser.parse_args(words)).hidden_channels(layers, channels) == expected
 
 
 def test_what_the_released_procedure_records_knows_nothing_of_steps(parser):
     args = parser.parse_args(["--one_direction"])
     fit_options.check(parser, args)
-    (kind,) = fit_options.kinds(args)
-    found = fit_options.settings(args, kind, 32)
+    (kind,) = FitOptions.of(args).kinds
+    found = settings(args, kind)
     assert not {"steps", "until", "tolerance"} & set(found) and found["hidden"] == 0
 
 
@@ -281,4 +293,4 @@ def test_what_the_released_procedure_records_knows_nothing_of_steps(parser):
     ],
 )
 def test_lines_name_their_fit(parser, words, kind, said):
-    assert fit_options.title(parser.parse_args(words), kind) == said
+    assert FitOptions.of(parser.parse_args(words)).title(kind) == said

@@ -12,17 +12,18 @@ from torch import nn
 
 from models.inputs import Inputs
 from tests.unit.step_options import parsed
-from utils import opening, options
+from utils import opening
 from utils.data.loaders import Part
 from utils.errors import InputError
 from utils.normalisation import NORMALISATIONS
+from utils.option_groups import DataOptions
 from utils.pixels import FromPixels
 from utils.provenance import NetSource, Provenance
 
 
 @pytest.fixture
 def args(photos, tmp_path):
-    """A function that parses options of a step that reads the photos."""
+    """A function that makes the data options of a step that reads the photos."""
     folders = [
         "--train_path",
         str(photos / "train"),
@@ -33,9 +34,7 @@ def args(photos, tmp_path):
     ]
 
     def parse(*words):
-        found = parsed("--dataset", "folder", *folders, "--image_size", "32", *words)
-        options.fill(found)
-        return found
+        return DataOptions.of(parsed("--dataset", "folder", *folders, "--image_size", "32", *words))
 
     return parse
 
@@ -173,7 +172,7 @@ def test_a_checkpoint_says_what_its_images_are(args):
         "image_size": 32,
         "normalisation": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     }
-    words.dataset, words.sample_num = "mix320", "50par_A"
+    words = dataclasses.replace(words, dataset="mix320", sample_num="50par_A")
     other = opening.data_record(words, opening.images(args(), "train"))
     assert (other["dataset"], other["sample_num"]) == ("mix320", "50par_A") and "name" not in other
 
@@ -217,9 +216,9 @@ def test_features_take_the_images_place(args, cpu, tmp_path):
 @pytest.mark.parametrize(("cache", "workers"), [("off", 1), ("ram", 0)])
 def test_the_loader_takes_workers_where_something_is_decoded(args, cpu, cache, workers):
     words = args("--cache_images", cache)
-    words.workers = 1
-    images = opening.decoded(words, opening.images(words, "val"), cpu)
-    loader = opening.image_loader(words, images, cpu)
+    with_worker = dataclasses.replace(cpu, workers=1)
+    images = opening.decoded(words, opening.images(words, "val"), with_worker)
+    loader = opening.image_loader(words, images, with_worker)
     assert loader.num_workers == workers
     assert [indices.tolist() for _, _, indices in loader] == [
         [*range(10)],
@@ -235,13 +234,12 @@ def test_a_part_of_the_images_may_be_loaded(args, cpu):
 
 
 def test_an_order_is_drawn_by_the_seed(args, cpu):
-    def order(*words):
-        loader = opening.image_loader(
-            args(*words), opening.images(args(), "val"), cpu, shuffle=True
-        )
+    def order(seed=0):
+        runtime = dataclasses.replace(cpu, seed=seed)
+        loader = opening.image_loader(args(), opening.images(args(), "val"), runtime, shuffle=True)
         return [int(index) for batch in loader for index in batch[2]]
 
-    assert order() == order() != order("--seed", "5")
+    assert order() == order() != order(5)
     assert sorted(order()) == [*range(24)]
 
 
@@ -284,10 +282,10 @@ def test_large_images_come_few_at_a_time_where_a_cpu_only_asks(args, cpu, monkey
 
 def test_stored_features_need_no_workers_on_the_cpu(args, cpu):
     words = args()
-    words.workers = 2
     images = opening.images(words, "val")
-    assert opening.feature_loader(words, images, cpu).num_workers == 0
-    on_gpu = dataclasses.replace(cpu, device=torch.device("cuda", 0))
+    with_workers = dataclasses.replace(cpu, workers=2)
+    assert opening.feature_loader(words, images, with_workers).num_workers == 0
+    on_gpu = dataclasses.replace(with_workers, device=torch.device("cuda", 0))
     assert opening.feature_loader(words, images, on_gpu).num_workers == 2
 
 
@@ -330,8 +328,7 @@ def test_features_are_computed_anew_of_the_images_that_were_stored(args, cpu):
 
 def test_the_pixels_are_of_each_stored_image_once_and_mixed(args, cpu):
     images = opening.images(args(), "val")
-    words = args()
-    words.batch_size = 4
+    words = args("--batch_size", "4")
     batches = list(opening.mixed_pixels(words, folder_of(images), cpu))
     assert {len(batch) for batch in batches[:-1]} == {4}
     rows = torch.cat(batches)

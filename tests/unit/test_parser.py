@@ -154,13 +154,13 @@ def test_what_was_not_given_is_not_refused(parser):
 
 def test_options_can_be_said_again(parser):
     given = parser.parse_args(["--batch-size", "9", "--note", "a b", "--layer2", "0"])
-    words = parser.again(given, ["layer2", "note", "batch_size", "alpha"])
+    words = parser.again(["layer2", "note", "batch_size", "alpha"], given)
     assert words == ["--layer2", "0", "--note", "a b", "--batch_size", "9"]
     again = parser.parse_args(words)
     assert vars(again) == vars(given)
-    assert parser.again(parser.parse_args([]), ["layer2", "note", "batch_size", "alpha"]) == []
+    assert parser.again(["layer2", "note", "batch_size", "alpha"], parser.parse_args([])) == []
     given.layer2, given.note = None, "filled in"
-    assert parser.again(given, ["layer2", "note"]) == ["--note", "filled in"]
+    assert parser.again(["layer2", "note"], given) == ["--note", "filled in"]
 
 
 # --- types
@@ -289,8 +289,8 @@ def test_a_command_line_goes_without_some_options():
 def test_a_switch_is_said_again_without_a_value():
     step = Parser("A step.")
     step.add_argument("--tf32", action="store_true")
-    assert step.again(step.parse_args(["--tf32"]), ["tf32"]) == ["--tf32"]
-    assert step.again(step.parse_args([]), ["tf32"]) == []
+    assert step.again(["tf32"], step.parse_args(["--tf32"])) == ["--tf32"]
+    assert step.again(["tf32"], step.parse_args([])) == []
 
 
 def test_neutral_options_are_named_where_they_are_declared():

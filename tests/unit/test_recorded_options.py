@@ -15,7 +15,8 @@ import Pruning
 import Training
 import Training_TransNet
 import transClassifier
-from utils import fit_options, options
+from utils import options
+from utils.fit_options import FitOptions
 
 IMAGES = "dataset name image_size sample_num sub_sampler_split augment normalisation batch_size"
 RATES = "optim lr momentum weight_decay epochs logspace epoch_step decay_factor"
@@ -64,5 +65,6 @@ def test_a_step_records_the_names_of_old_checkpoints(step, line, names):
 @pytest.mark.parametrize(("words", "more"), [("", ""), ("--steps 5", "steps")])
 def test_a_fit_records_the_names_of_old_checkpoints(words, more):
     args = Training_TransNet.build_parser().parse_args(words.split())
-    recorded = fit_options.settings(args, fit_options.kinds(args)[0], 32)
+    fit = FitOptions.of(args)
+    recorded = fit.settings(options.settings(args), fit.kinds[0], 32)
     assert set(recorded) == {*FIT.split(), *more.split()}

@@ -19,18 +19,17 @@ all of them. Intervals are 95 % over the held-out images, and hold every Trans-N
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from utils import options
 from utils.command import answer_early, command
-from utils.option_groups import DataOptions
+from utils.option_groups import DataOptions, Group, RunOptions
 from utils.parser import (
     FEWEST_PERMUTATIONS,
     MOST_RESAMPLES,
-    Namespace,
     Parser,
     architecture,
     checkpoint_file,
@@ -120,8 +119,60 @@ def build_parser() -> Parser:
         help="write each image's part of variances",
     )
     options.add_run_options(parser)
-    parser.set_defaults(dataset=None, print_freq=10)
     return parser
+
+
+@dataclass(frozen=True)
+class FitOptions(Group):
+    """What is calibrated, and how much is fitted for it.
+
+    Attributes:
+        convOut_path: folder of the train and val features.
+        transnet: the Trans-Net's file.
+        transnet_back: that of the other direction; None: the one beside it.
+        reverse: the Trans-Net is B → A: A's place is taken by B.
+        one_direction: leave the other direction out.
+        epochs: of the Trans-Net's fit; others are refused.
+        brief: fit only a null and a ceiling.
+        arch, arch_A, arch_B: architectures, where options name them: of both nets and of each.
+        names_folders: options say where the images are; else the features' record does.
+    """
+
+    convOut_path: str
+    transnet: str
+    transnet_back: str | None
+    reverse: bool
+    one_direction: bool
+    epochs: int | None
+    brief: bool
+    arch: str | None
+    arch_A: str | None
+    arch_B: str | None
+    names_folders: bool
+
+    @property
+    def archs(self) -> tuple[str | None, str | None]:
+        """The architectures of net A and net B, if options name them."""
+        return self.arch_A or self.arch, self.arch_B or self.arch
+
+    def exchanged(self) -> "FitOptions":
+        """Call the nets by the other direction."""
+        return replace(self, arch_A=self.arch_B, arch_B=self.arch_A, reverse=not self.reverse)
+
+
+@dataclass(frozen=True)
+class ResamplingOptions(Group):
+    """How sure the numbers are.
+
+    Attributes:
+        bootstrap: resamples of the images.
+        permutations: of the tests; 0: none.
+        seed: of resamples and permutations.
+    """
+
+    bootstrap: int
+    permutations: int
+    seed: int
 
 
 # Help, a wrong option and a missing file are answered before PyTorch is loaded, which takes seconds.
@@ -198,7 +249,8 @@ class Direction(NamedTuple):
         path: the Trans-Net's file.
         state: what that holds.
         net: the Trans-Net.
-        args: the options with those of its own fit, nets A and B as this direction calls them.
+        options: nets A and B as this direction calls them.
+        data: the images, for untrained nets, and the batch size of its fit.
         budget: of its fit.
         train: stored features of the fitted images.
         val: of the held-out ones.
@@ -208,14 +260,23 @@ class Direction(NamedTuple):
     path: str
     state: checkpoint.State
     net: TransNet
-    args: Namespace
+    options: FitOptions
+    data: DataOptions
     budget: Budget
     train: opening.Features
     val: opening.Features
 
+    @property
+    def alpha(self) -> torch.Tensor:
+        """The weights of p² in the loss, p(1) … p(K): the lowest order first, as p is."""
+        if self.state["settings"]["L2"]:
+            return torch.zeros(self.net.order)
+        # Options have the highest order first.
+        return torch.tensor(self.state["settings"]["alpha"]).flip(0)
+
 
 def open_direction(
-    parser: Parser, args: Namespace, path: str, is_back: bool, runtime: Runtime
+    options: FitOptions, data: DataOptions, path: str, is_back: bool, runtime: Runtime
 ) -> Direction:
     """Read a Trans-Net and the features that it is calibrated on.
 
@@ -223,45 +284,44 @@ def open_direction(
         InputError: there is no such Trans-Net, its fit cannot be repeated, or it is of others.
     """
     state = checkpoint.load(path)
-    if is_back:
-        exchanged = {"arch_A": args.arch_B, "arch_B": args.arch_A, "reverse": not args.reverse}
-        args = Namespace(**vars(args) | exchanged)
+    options = options.exchanged() if is_back else options
     # --reverse reads the stored features the other way round: A's place is then taken by B.
     train, val = (
-        opening.stored_features(args.convOut_path, split, {}, reverse=args.reverse)
+        opening.stored_features(options.convOut_path, split, {}, reverse=options.reverse)
         for split in ("train", "val")
     )
-    options.fill_image_folders(args, parser, val.provenance.folders)
     net = build_from_state(state, path).to(runtime.device)
-    named, budget = budget_of(args, state, path)
+    budget = budget_of(state, path, options.epochs)
+    folders: dict[str, Any] = {} if options.names_folders else dict(val.provenance.folders or {})
+    data = replace(data, batch_size=budget.batch_size, **folders)
     # The same nets and layers; the held-out images are others than the fitted ones.
     fitted = Provenance.from_record(state.get("source", {}))
     fitted.check(val.provenance, path, but=("split", "sample_num"))
     check_fit(net, val.shape_a, val.shape_b)
-    return Direction(is_back, path, state, net, named, budget, train, val)
+    return Direction(is_back, path, state, net, options, data, budget, train, val)
 
 
 def open_directions(
-    parser: Parser, args: Namespace, runtime: Runtime
+    options: FitOptions, data: DataOptions, runtime: Runtime
 ) -> tuple[list[Direction], list[str]]:
     """Read the Trans-Net, and that of the other direction where there is one; with notes."""
-    first = open_direction(parser, args, args.transnet, False, runtime)
-    if args.one_direction or (args.reverse and not args.transnet_back):
+    first = open_direction(options, data, options.transnet, False, runtime)
+    if options.one_direction or (options.reverse and not options.transnet_back):
         return [first], []
-    other = args.transnet_back or find_reverse(args.transnet, alike=True)
+    other = options.transnet_back or find_reverse(options.transnet, alike=True)
     if other is None:
         return [first], []
     # A Trans-Net that was found, not named, may be of another fit: the calibration goes on without.
     try:
-        return [first, open_direction(parser, args, str(other), True, runtime)], []
+        return [first, open_direction(options, data, str(other), True, runtime)], []
     except InputError as error:
-        if args.transnet_back:
+        if options.transnet_back:
             raise
         return [first], [f"the other direction is left out: {error}"]
 
 
-def budget_of(args: Namespace, state: checkpoint.State, path: str) -> tuple[Namespace, Budget]:
-    """Give the options of the Trans-Net's own fit, with this run's devices, and its budget.
+def budget_of(state: checkpoint.State, path: str, epochs: int | None) -> Budget:
+    """Give the budget of the Trans-Net's own fit.
 
     Raises:
         InputError: the fit cannot be repeated, or --epochs asks for another budget than the
@@ -276,25 +336,21 @@ def budget_of(args: Namespace, state: checkpoint.State, path: str) -> tuple[Name
         raise InputError(
             f"{path} was fitted with --match {settings['match']}, which is not repeated here"
         )
-    budget = Budget.of(settings, print_freq=args.print_freq)
+    budget = Budget.of(settings)
     if budget.steps is not None:  # --until converged went on from the option's
-        budget = Budget.of(settings, print_freq=args.print_freq, steps=state["fitted"]["steps"])
-    if args.epochs is not None and args.epochs != budget.epochs:
+        budget = replace(budget, steps=state["fitted"]["steps"])
+    if epochs is not None and epochs != budget.epochs:
         fitted_for = f"{budget.epochs} epochs" if budget.steps is None else f"{budget.steps} steps"
         raise InputError(
-            f"--epochs {args.epochs} is another budget than that of {path} ({fitted_for}), and a"
+            f"--epochs {epochs} is another budget than that of {path} ({fitted_for}), and a"
             " null says something only of a fit with its own budget; fit that Trans-Net anew, or"
             " leave --epochs out"
         )
-    # What a fit here takes from the Trans-Net's settings besides the budget.
-    repeated = {name: settings[name] for name in ("batch_size", "alpha", "L2")}
-    return Namespace(**vars(args) | repeated), budget
+    return budget
 
 
 def fit(
-    args: Namespace,
-    budget: Budget,
-    config: dict[str, Any],
+    direction: Direction,
     parts: Parts,
     *,
     seed: int,
@@ -302,12 +358,13 @@ def fit(
     trained: bool = True,
     label: str = "fit",
 ) -> Fitted:
-    """Fit a Trans-Net to some pairs with a given budget, and measure it on held-out ones.
+    """Fit a Trans-Net to some pairs as a direction's was, and measure it on held-out ones.
 
     With `trained` false it is measured as its seed initialises it.
     """
     seed_everything(seed)
     train, val, classes = parts
+    config, data = direction.net.config, direction.data
     # A → A: as many channels come out as go in, and nothing is resized.
     net = TransNet(
         **config
@@ -316,14 +373,12 @@ def fit(
 
     def load(images: torch.Tensor, shuffle: bool) -> opening.Loader:
         return opening.feature_loader(
-            args, Subset(train, images.tolist()), runtime, shuffle=shuffle
+            data, Subset(train, images.tolist()), runtime, shuffle=shuffle
         )
 
-    # Options have the highest order first, p(1) … p(K) the lowest.
-    alpha = torch.zeros(net.order) if args.L2 else torch.tensor(args.alpha).flip(0)
     pairs = Pairs(load, read_stored, torch.arange(len(train)))
-    fitting = Fitting([net], pairs, budget, runtime, alphas=[alpha])
-    unseen = opening.feature_loader(args, val, runtime)
+    fitting = Fitting([net], pairs, direction.budget, runtime, alphas=[direction.alpha])
+    unseen = opening.feature_loader(data, val, runtime)
     errors = partial(
         reconstruction.image_errors,
         loader=unseen,
@@ -396,19 +451,18 @@ class Kept:
             self.path.unlink(missing_ok=True)
 
 
-def beside_untrained(
-    which: str, args: Namespace, train: opening.Features, val: opening.Features, runtime: Runtime
-) -> Parts:
+def beside_untrained(which: str, direction: Direction, seed: int, runtime: Runtime) -> Parts:
     """Pair one net's stored features with those of the other net before any training.
 
     `which`, "A" or "B", is the net whose features are computed anew.
 
     Its BatchNorms have the statistics of one pass over the fitting images (`set_statistics`).
     """
-    of_a, source, data = which == "A", train.provenance, DataOptions.of(args)
-    seed_everything(args.seed + 1)  # the seed itself may be the one that the net began with
-    of_net, named = (source.a, args.arch_A) if of_a else (source.b, args.arch_B)
-    net = untrained_net(of_net, len(source.classes or ()), named or args.arch)
+    train, data = direction.train, direction.data
+    of_a, source = which == "A", train.provenance
+    seed_everything(seed + 1)  # the seed itself may be the one that the net began with
+    of_net, named = [*zip((source.a, source.b), direction.options.archs)][0 if of_a else 1]
+    net = untrained_net(of_net, len(source.classes or ()), named)
     net.prove(opening.few_pixels(opening.images_of_features(data, train, runtime)[1]))
     head = net.from_pixels(net.head).to(runtime.device)
     set_statistics(head, opening.mixed_pixels(data, train, runtime))
@@ -418,7 +472,7 @@ def beside_untrained(
         rows = opening.features_anew(data, features, head, runtime, shape)
         return Pairing(features, x=rows) if of_a else Pairing(features, target=rows)
 
-    return Parts(paired(train), paired(val))
+    return Parts(paired(train), paired(direction.val))
 
 
 def pairings(
@@ -440,7 +494,7 @@ def pairings(
 
 
 def linear_tests(
-    args: Namespace, directions: Sequence[Direction], runtime: Runtime
+    resampling: ResamplingOptions, directions: Sequence[Direction], runtime: Runtime
 ) -> list[dict[str, Any] | None]:
     """Test the linear reference by permutations within the class, in every direction.
 
@@ -448,7 +502,7 @@ def linear_tests(
 
     Where both nets' maps have one size, both directions are tested with the same products.
     """
-    if not args.permutations:
+    if not resampling.permutations:
         return [None] * len(directions)
     sides = [linear_sides(direction) for direction in directions]
     first, *others = directions
@@ -462,10 +516,10 @@ def linear_tests(
             x,
             target,
             [classes_of(features) for features in (first.train, first.val)],
-            torch.Generator().manual_seed(args.seed % 2**64),
+            torch.Generator().manual_seed(resampling.seed % 2**64),
             both=both,
-            draws=args.permutations,
-            resamples=args.bootstrap,
+            draws=resampling.permutations,
+            resamples=resampling.bootstrap,
             kernel_size=directions[len(tests)].net.config["kernel_size"],
             device=runtime.device,
             quiet=not runtime.is_main,
@@ -485,10 +539,10 @@ def linear_sides(direction: Direction) -> tuple[list[Side], list[Side]]:
 
 
 def baselines(
-    parts: Sequence[opening.Features], args: Namespace, runtime: Runtime
+    parts: Sequence[opening.Features], data: DataOptions, runtime: Runtime
 ) -> list[dict[str, Any]]:
     """Measure other people's similarities on the same held-out features."""
-    loaders = [opening.feature_loader(args, features, runtime) for features in parts]
+    loaders = [opening.feature_loader(data, features, runtime) for features in parts]
     fitted, held_out = (
         reconstruction.pair_sums(loader, read_stored, runtime) for loader in loaders
     )
@@ -501,7 +555,9 @@ def baselines(
     return [asdict(score) for score in scores]
 
 
-def similarities(args: Namespace, parts: Sequence[opening.Features]) -> list[dict[str, Any]]:
+def similarities(
+    resampling: ResamplingOptions, parts: Sequence[opening.Features]
+) -> list[dict[str, Any]]:
     """Measure similarities with an image as a row.
 
     Each stands beside what permutations within the class give.
@@ -509,11 +565,11 @@ def similarities(args: Namespace, parts: Sequence[opening.Features]) -> list[dic
     rows = [[pooled(Side(features, which, image_rows)) for features in parts] for which in (0, 1)]
     labels, generator = (
         [classes_of(features) for features in parts],
-        torch.Generator().manual_seed(args.seed),
+        torch.Generator().manual_seed(resampling.seed),
     )
     # Held-out rows are compared; the fitted ones serve the regression alone.
     x, y = (ImageRows(held_out, fitted) for fitted, held_out in rows)
-    draws = min(args.permutations, PERMUTED_SIMILARITIES)
+    draws = min(resampling.permutations, PERMUTED_SIMILARITIES)
     return [asdict(score) for score in image_similarities(x, y, labels, generator, draws=draws)]
 
 
@@ -535,20 +591,21 @@ class Calibrated(NamedTuple):
     sums: tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
 
 
-def calibrate(args: Namespace, direction: Direction, kept: Kept, runtime: Runtime) -> Calibrated:
+def calibrate(
+    direction: Direction, resampling: ResamplingOptions, kept: Kept, runtime: Runtime
+) -> Calibrated:
     """Fit and measure all that one direction is held against."""
-    _, path, state, net, named, budget, train, val = direction
+    _, path, state, net, options, data, budget, train, val = direction
     notes, untrained = list[str](), dict[str, Parts]()
-    for which in () if args.brief else ("A", "B"):
+    for which in () if options.brief else ("A", "B"):
+        name = f"null: {which} untrained"
         try:
-            untrained[f"null: {which} untrained"] = beside_untrained(
-                which, named, train, val, runtime
-            )
+            untrained[name] = beside_untrained(which, direction, resampling.seed, runtime)
         except InputError as error:
             notes.append(f"the null of an untrained {which} is left out: {error}")
     # The Trans-Net itself, as it is on disk: nothing of it is fitted again.
     errors = reconstruction.image_errors(
-        net, opening.feature_loader(named, val, runtime), read_stored, runtime
+        net, opening.feature_loader(data, val, runtime), read_stored, runtime
     )
     fitted = state.get("fitted") or {}
     replaced, linear = (
@@ -557,19 +614,17 @@ def calibrate(args: Namespace, direction: Direction, kept: Kept, runtime: Runtim
     )
     fits = {THIS: Fitted(errors, linear.get("instability"), fitted.get("steps"), replaced)}
     # The other fits: nulls, another seed and the ceiling, all by the same budget.
-    kinds = pairings(train, val, untrained, args.seed)
+    kinds = pairings(train, val, untrained, resampling.seed)
     kinds = {
-        name: parts for name, parts in kinds.items() if not args.brief or name in (NULL, CEILING)
+        name: parts for name, parts in kinds.items() if not options.brief or name in (NULL, CEILING)
     }
     for number, (name, parts) in enumerate(kinds.items(), start=1):
-        label = f"{name} ({number} of {len(kinds)}), {direction_name(named.reverse)}"
+        label = f"{name} ({number} of {len(kinds)}), {direction_name(options.reverse)}"
         runtime.say(label)
         fits[name] = kept.get(name) or fit(
-            named,
-            budget,
-            net.config,
+            direction,
             parts,
-            seed=args.seed + 1,
+            seed=resampling.seed + 1,
             runtime=runtime,
             trained=name != UNFITTED,
             label=label,
@@ -578,16 +633,18 @@ def calibrate(args: Namespace, direction: Direction, kept: Kept, runtime: Runtim
     # A line of the table for each fit, with its interval over the held-out images.
     rows = []
     for name, one in fits.items():
-        interval = bootstrap(instability_of, [one.errors], resamples=args.bootstrap)["instability"]
+        interval = bootstrap(instability_of, [one.errors], resamples=resampling.bootstrap)[
+            "instability"
+        ]
         how = {"steps": one.steps, "hidden": net.hidden, "is_linear": one.is_linear}
         rows.append({"pairs": name, "linear_reference": one.linear, **asdict(interval), **how})
     # One resample draws the same images for all three.
     three = (fits[THIS].errors, fits[NULL].errors, fits[CEILING].errors)
     consistency = calibration.consistency_interval(
-        instability_of, *([one] for one in three), resamples=args.bootstrap
+        instability_of, *([one] for one in three), resamples=resampling.bootstrap
     )
     report = {
-        "still_known": still_known(args, direction, fits, kinds, runtime),
+        "still_known": still_known(direction, resampling, fits, kinds, runtime),
         "rows": rows,
         "consistency": asdict(consistency["consistency"]),
         "linear": None,
@@ -603,8 +660,8 @@ def calibrate(args: Namespace, direction: Direction, kept: Kept, runtime: Runtim
 
 
 def still_known(
-    args: Namespace,
     direction: Direction,
+    resampling: ResamplingOptions,
     fits: Mapping[str, Fitted],
     kinds: Mapping[str, Parts],
     runtime: Runtime,
@@ -615,20 +672,20 @@ def still_known(
     one of an untrained A.
 
     Args:
-        args: the options.
         direction: which.
+        resampling: how sure the numbers are.
         fits: by the names of their pairs.
         kinds: the pairs.
         runtime: device and processes.
     """
-    named, val = direction.args, direction.val
+    data, val = direction.data, direction.val
     tails, notes = list[FrozenTail | None](), list[str]()
     # B's tail is needed; without A's only the comparison with A's answers is omitted.
-    nets = ((val.provenance.a, named.arch_A), (val.provenance.b, named.arch_B))
+    nets = zip((val.provenance.a, val.provenance.b), direction.options.archs)
     losses = ("the decision recovery", "what B still knows")
     for (net, arch), shape, loss in zip(nets, (val.shape_a, val.shape_b), losses):
         try:
-            tails.append(open_tail(net, arch or named.arch, shape).to(runtime.device))
+            tails.append(open_tail(net, arch, shape).to(runtime.device))
         except InputError as error:
             tails.append(None)
             notes.append(f"{loss} is left out: {error}")
@@ -643,7 +700,7 @@ def still_known(
     # One pass answers for all senders that read A's stored features.
     answers = Answers(tail_b, tail_a)
     with torch.no_grad():
-        for batch in opening.feature_loader(named, val, runtime):
+        for batch in opening.feature_loader(data, val, runtime):
             *_, labels, numbers = on_device = runtime.to_device(batch)
             x, target = read_stored(*on_device)
             sent = {name: net.eval()(x) for name, net in senders.items() if net is not None}
@@ -651,16 +708,26 @@ def still_known(
         # An untrained A has features of its own, so its sender needs another pass.
         untrained = fits[A_UNTRAINED].net if A_UNTRAINED in fits else None
         if untrained is not None:
-            for batch in opening.feature_loader(named, kinds[A_UNTRAINED].val, runtime):
+            for batch in opening.feature_loader(data, kinds[A_UNTRAINED].val, runtime):
                 x, _ = read_stored(*runtime.to_device(batch))
                 answers.send(A_UNTRAINED, untrained.eval()(x))
-    rows = merged(answers.cpu(), runtime).table(resamples=args.bootstrap, seed=args.seed)
+    rows = merged(answers.cpu(), runtime).table(
+        resamples=resampling.bootstrap, seed=resampling.seed
+    )
     record = knowledge_record(rows, notes)
     if A_UNTRAINED in rows:
         record["learned_share"] = learned_share(rows[SENT], rows[A_UNTRAINED])
     else:
         record["notes"].append("the learned share is left out: there is no fit of an untrained A")
     return record
+
+
+def shared_record(
+    forth: several.Direction, back: several.Direction, resamples: int
+) -> dict[str, Any]:
+    """Give what both directions explain, and the smaller one: what the nets share."""
+    intervals = several.shared(forth, back, resamples=resamples)
+    return {"scale": SCALE, **{name: asdict(interval) for name, interval in intervals.items()}}
 
 
 def direction_name(is_reverse: bool) -> str:
@@ -688,9 +755,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Run the step; returns the report that --json writes."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    runtime = opening.start(args)
+    resampling, runtime = ResamplingOptions.of(args), opening.start(RunOptions.of(args))
     # The Trans-Net of one direction or of both, and the stored features that they read.
-    directions, left_out = open_directions(parser, args, runtime)
+    asked = FitOptions.of(
+        args, names_folders=bool(parser.again(("data_root", "train_path", "val_path"), args))
+    )
+    directions, left_out = open_directions(asked, DataOptions.of(args), runtime)
     parts = (directions[0].train, directions[0].val)
     # Fit the others, direction by direction; an interrupted run goes on with those that are kept.
     beside = None if args.json is None or is_stream(args.json) else args.json
@@ -703,25 +773,23 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         }
         file = f"{beside}.back" if beside and direction.is_back else beside
         kept.append(Kept(file, identity, runtime))
-        calibrated.append(calibrate(args, direction, kept[-1], runtime))
+        calibrated.append(calibrate(direction, resampling, kept[-1], runtime))
     # The permutation tests of the linear reference, of both directions at one time.
-    for one, test in zip(calibrated, linear_tests(args, directions, runtime)):
-        one.report["linear"] = test
+    for one, linear in zip(calibrated, linear_tests(resampling, directions, runtime)):
+        one.report["linear"] = linear
     (report, sums), *others = calibrated
     # Numbers that are of the pair, and not of a direction.
     report |= {
-        "similarities": similarities(args, parts),
-        "baselines": baselines(parts, directions[0].args, runtime),
+        "similarities": similarities(resampling, parts),
+        "baselines": baselines(parts, directions[0].data, runtime),
         "doubts": doubts(parts[1]),
         "notes": report["notes"] + left_out,
     }
     # What both share: the smaller consistency, image by image in the same resamples.
     back = others[0].sums if others else None
     if back:
-        intervals = several.shared(sums, back, resamples=args.bootstrap)
-        shared = {name: asdict(interval) for name, interval in intervals.items()}
         report["back"] = exchanged_names(others[0].report)
-        report["shared"] = {"scale": SCALE, **shared}
+        report["shared"] = shared_record(sums, back, resampling.bootstrap)
     # Print, write, and drop the kept fits: all is in the files now.
     runtime.say(calibration_table(report, backwards=args.reverse))
     if runtime.is_main:

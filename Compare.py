@@ -10,12 +10,15 @@ from there, and an interrupted one goes on.
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from utils import options
 from utils.command import answer_early, command
+from utils.option_groups import DataOptions, Group, OutputOptions, RunOptions
 from utils.parser import (
     LARGEST_IMAGE,
     MOST_RESAMPLES,
@@ -39,6 +42,7 @@ DEFAULT = "default"  # names the gate's own policy
 policy_file = Checked(check_file, but=(DEFAULT,))
 
 ALL = "all"  # of --at
+LABELS = ("A", "B")
 LEAST_REFERENCES = 2  # of `consistency.class_gaps`
 SIDE, ATLAS_SIDE = 8, 4  # positions to a side of the maps of a pair, of an atlas and of a matrix
 
@@ -162,29 +166,95 @@ def build_parser() -> Parser:
     group.add_argument(
         "--markdown", type=result_file(".md"), metavar="FILE", help="write them to be read"
     )
-    # What functions of other steps ask for, whose images have other options
-    parser.set_defaults(dataset="folder", name=None, train_path=None, val_path=None)
     return parser
 
 
-def is_atlas(args: Namespace) -> bool:
-    """Whether more than two nets are compared, all pairs of them."""
-    return len(args.nets) > 2
+@dataclass(frozen=True)
+class AskedOptions(Group):
+    """Which nets are compared, at which layers and on which images.
+
+    Attributes:
+        nets: checkpoints of A and B, or of more.
+        references: of nets of B's recipe; None: none.
+        arch: the architecture of all, where an option names it.
+        arch_A, arch_B, arch_references: of A, of B, and of the references.
+        images: folder of the images.
+        at: layers by name, [ALL], or None: the ends of the stages.
+        at2: those of B, where they differ.
+        side: maps are averaged to side × side positions; 0: never; None: as many as is usual.
+        image_size: S, pixels, if an option names it.
+    """
+
+    nets: list[str]
+    references: list[str] | None
+    arch: str | None
+    arch_A: str | None
+    arch_B: str | None
+    arch_references: str | None
+    images: str
+    at: list[str] | None
+    at2: list[str] | None
+    side: int | None
+    image_size: int | None
+
+    @property
+    def is_atlas(self) -> bool:
+        """Whether more than two nets are compared, all pairs of them."""
+        return len(self.nets) > 2
+
+    @property
+    def has_matrix(self) -> bool:
+        """Whether all layers of two nets are compared with each other."""
+        return self.at == [ALL]
+
+    @property
+    def positions(self) -> int:
+        """Positions to a side of the maps; 0: they are not averaged."""
+        usual = ATLAS_SIDE if self.is_atlas else SIDE
+        return usual if self.side is None else self.side
+
+    @property
+    def files(self) -> list[str]:
+        """The checkpoints of the nets, and of B's references behind them."""
+        return [*self.nets, *(self.references or [])]
+
+    @property
+    def archs(self) -> list[str | None]:
+        """The architectures that options name, of each of `files`."""
+        named = [self.arch_A, self.arch_B, *[None] * len(self.nets)][: len(self.nets)]
+        named += [self.arch_references or self.arch_B] * len(self.references or [])
+        return [of_net or self.arch for of_net in named]
+
+    @property
+    def labels(self) -> list[str]:
+        """What each of `files` is called: A and B, or N1, N2, …; references B1, B2, …"""
+        if self.is_atlas:
+            return [f"N{number + 1}" for number in range(len(self.nets))]
+        return [*LABELS, *(f"B{number + 1}" for number in range(len(self.references or [])))]
 
 
-def has_matrix(args: Namespace) -> bool:
-    """Whether all layers of two nets are compared with each other."""
-    return bool(args.at == [ALL])
+@dataclass(frozen=True)
+class GateOptions(Group):
+    """What decides whether B lost what A knew, and where that is written.
 
+    Attributes:
+        gate: a policy's file, or DEFAULT; None: no option names one.
+        fail_below: the least that features retain.
+        fail_above_flips: the largest share of images that B alone gets wrong.
+        junit, markdown: files for the checks.
+    """
 
-def references_of(args: Namespace) -> Sequence[str]:
-    """Name the checkpoints of B's recipe."""
-    return args.references or ()
+    gate: str | None
+    fail_below: float | None
+    fail_above_flips: float | None
+    junit: str | None
+    markdown: str | None
 
-
-def is_gated(args: Namespace) -> bool:
-    """Whether the command decides."""
-    return any(value is not None for value in (args.gate, args.fail_below, args.fail_above_flips))
+    @property
+    def is_asked(self) -> bool:
+        """Whether the command decides."""
+        asked = (self.gate, self.fail_below, self.fail_above_flips)
+        return any(value is not None for value in asked)
 
 
 def check_options(parser: Parser, args: Namespace) -> None:
@@ -193,7 +263,7 @@ def check_options(parser: Parser, args: Namespace) -> None:
         parser.error("name two checkpoints")
     if args.at2 and not args.at:
         parser.error("--at2 names the layers of net B beside --at, one for each")
-    if not is_gated(args):
+    if not GateOptions.of(args).is_asked:
         parser.refuse_without_effect(args, ["junit", "markdown"], "without --gate")
     if args.at and ALL in args.at and (len(args.at) > 1 or args.at2 or len(args.nets) > 2):
         parser.error("--at all compares all layers of two nets, and stands alone")
@@ -246,42 +316,49 @@ from utils.normalisation import normalisation_words
 from utils.progress import Meter
 from utils.runtime import Runtime
 
-LABELS = ("A", "B")
 # Convolutions of few channels take so much longer, for their FLOPs, than products of matrices
 OF_CONVOLUTIONS = 4.0
 IN_MEMORY_BYTES = 3e8  # of decoded images; more are decoded for each net anew
 
 
-def image_size(args: Namespace, states: Sequence[Mapping[str, Any]], data: ImageData) -> int:
-    """Choose the pixels to a side: an option's, the nets', their factories', or the files'."""
+def choose_size(
+    asked: int | None,
+    states: Sequence[Mapping[str, Any]],
+    images: ImageData,
+    data_of: Callable[..., DataOptions],
+) -> DataOptions:
+    """Choose the pixels to a side: an option's, the nets', their factories', or the files'.
+
+    Args:
+        asked: the option's.
+        states: the nets' checkpoints without the weights.
+        images: of the folder.
+        data_of: what checkpoints say of their images → the options with that.
+    """
     records = [state.get("data", {}) for state in states]
-    carried = {state["inputs"].image_size for state in states if "inputs" in state}
+    if asked is not None or any("image_size" in record for record in records):
+        return data_of(*records)
     # No checkpoint says it: the factories' size if they agree, or else that of the files.
-    if args.image_size is None and not any("image_size" in record for record in records):
-        side = carried.pop() if len(carried) == 1 else files_side(data)
-        if side and side >= options.SMALLEST_IMAGE:
-            args.image_size = side
-    options.fill(args, *records)
-    return args.image_size
+    carried = {state["inputs"].image_size for state in states if "inputs" in state}
+    side = carried.pop() if len(carried) == 1 else files_side(images)
+    usable = side is not None and side >= options.SMALLEST_IMAGE
+    return data_of(*records, {"image_size": side} if usable else {})
 
 
-def architectures(args: Namespace) -> list[str | None]:
-    """Give the architectures that options name, of each net and of each reference."""
-    named = [args.arch_A, args.arch_B, *[None] * len(args.nets)][: len(args.nets)]
-    named += [args.arch_references or args.arch_B] * len(references_of(args))
-    return [of_net or args.arch for of_net in named]
+def names_of(asked: AskedOptions, surveys: Sequence[Survey]) -> list[str]:
+    """Name nets for sentences: by their architecture, or their file, or their label.
 
-
-def short_names(surveys: Sequence[Survey], labels: Sequence[str]) -> list[str]:
-    """Name nets for sentences: by their architecture, or their file, or their label."""
+    References have their labels.
+    """
+    count = len(asked.nets)
     # The first kind of names that tells all nets apart.
     for names in (
-        [of.arch.rpartition(":")[2] for of in surveys],
-        [runs.stem(Path(of.path)).partition(".")[0] for of in surveys],
+        [of.arch.rpartition(":")[2] for of in surveys[:count]],
+        [runs.stem(Path(of.path)).partition(".")[0] for of in surveys[:count]],
     ):
         if len(set(names)) == len(names):
-            return names
-    return list(labels[: len(surveys)])
+            return [*names, *asked.labels[count:]]
+    return asked.labels
 
 
 def knows_classes(of: Survey, classes: Sequence[str]) -> str:
@@ -293,10 +370,11 @@ def knows_classes(of: Survey, classes: Sequence[str]) -> str:
 
 
 def keep_features(
-    args: Namespace,
+    labels: Sequence[str],
     nets: Sequence[NetFeatures],
     splits: Sequence[ImageData],
     pixels: torch.Tensor,
+    data: DataOptions,
     runtime: Runtime,
     work: Work,
 ) -> None:
@@ -307,40 +385,37 @@ def keep_features(
     for cost in costs:
         work.meter.expect(total * cost)
     missing = [
-        not all(of.is_complete(identity_of(data), len(data)) for data in splits) for of in nets
+        not all(of.is_complete(identity_of(split), len(split)) for split in splits) for of in nets
     ]
     if any(missing):
         # Decoded once for all nets where that takes little memory
-        each = 3 * args.image_size**2
-        args.cache_images = "ram" if total * each < IN_MEMORY_BYTES else "off"
+        bytes_each = 3 * data.image_size**2
+        data = replace(data, cache_images="ram" if total * bytes_each < IN_MEMORY_BYTES else "off")
         with work.part("decoding images"):
-            splits = [opening.decoded(args, data, runtime) for data in splits]
-    for label, of, cost, is_missing in zip(labels_of(args), nets, costs, missing):
+            splits = [opening.decoded(data, split, runtime) for split in splits]
+    for label, of, cost, is_missing in zip(labels, nets, costs, missing):
         if not is_missing:
             work.meter.skip(total * cost)
             with work.part(f"features of {label}", cached=True):
                 continue
-        loaders = {identity_of(data): (loader(args, data, runtime), len(data)) for data in splits}
+        loaders = {
+            identity_of(split): (loader(data, split, runtime), len(split)) for split in splits
+        }
         with work.part(f"features of {label}"):
             of.compute(pixels, loaders, runtime, lambda count: work.meter.add(count * cost))  # noqa: B023
 
 
-def loader(args: Namespace, data: ImageData, runtime: Runtime) -> Any:
+def loader(data: DataOptions, images: ImageData, runtime: Runtime) -> Any:
     """Give what makes the loader of some images, by their numbers."""
-    return lambda numbers: opening.image_loader(args, data, runtime, numbers=torch.tensor(numbers))
+    return lambda numbers: opening.image_loader(
+        data, images, runtime, numbers=torch.tensor(numbers)
+    )
 
 
 def identity_of(data: ImageData) -> str:
     """Say what images are, by their contents and how they are decoded."""
     assert data.contents is not None
     return f"{data.contents.sha256} {sorted(data.decoding_record.items())}"
-
-
-def labels_of(args: Namespace) -> Sequence[str]:
-    """Label the nets, and B's references behind them."""
-    if is_atlas(args):
-        return [f"N{number + 1}" for number in range(len(args.nets))]
-    return [*LABELS, *(f"B{number + 1}" for number in range(len(references_of(args))))]
 
 
 def notes_of(images: ComparedImages, nets: Sequence[ComparedNet], side: int) -> list[str]:
@@ -370,63 +445,64 @@ def notes_of(images: ComparedImages, nets: Sequence[ComparedNet], side: int) -> 
     return notes
 
 
-def open_policy(args: Namespace) -> Policy | None:
+def open_policy(options: GateOptions) -> Policy | None:
     """Read what the gate asks; None where there is none."""
-    if not is_gated(args):
+    if not options.is_asked:
         return None
     return read_policy(
-        None if args.gate in (None, DEFAULT) else args.gate,
-        features_at_least=args.fail_below,
-        negative_flips_at_most=args.fail_above_flips,
+        None if options.gate in (None, DEFAULT) else options.gate,
+        features_at_least=options.fail_below,
+        negative_flips_at_most=options.fail_above_flips,
     )
 
 
-def decide_by(args: Namespace, report: Comparison) -> Verdict | None:
+def decide_by(
+    options: GateOptions, report: Comparison, *, resamples: int, seed: int
+) -> Verdict | None:
     """Ask the gate, and put what it decided into the report."""
-    if (policy := open_policy(args)) is None:
+    if (policy := open_policy(options)) is None:
         return None
     nets = report.record["nets"]
     logits = report.logits["A"], report.logits["B"]
     labels = None if any(net["top1_percent"] is None for net in nets) else report.labels
-    options = {"resamples": args.bootstrap, "seed": args.seed}
-    verdict = decide(report.record, policy, logits, labels, **options)
+    verdict = decide(report.record, policy, logits, labels, resamples=resamples, seed=seed)
     report.record["gate"] = verdict.record()
     return verdict
 
 
-def write_verdict(args: Namespace, verdict: Verdict) -> None:
+def write_verdict(options: GateOptions, verdict: Verdict) -> None:
     """Print what the gate decided, and write it for CI."""
     print(f"gate: {verdict.verdict}")
     for reason in verdict.reasons:
         print(f"    {reason}")
-    for file, text in ((args.junit, verdict.junit), (args.markdown, verdict.markdown)):
+    for file, text in ((options.junit, verdict.junit), (options.markdown, verdict.markdown)):
         if file:
             write_text(file, text())
             print(f"saved {file}")
 
 
-def open_nets(args: Namespace, work: Work) -> list[Survey]:
+def open_nets(
+    asked: AskedOptions, data_of: Callable[..., DataOptions], work: Work
+) -> tuple[list[Survey], DataOptions]:
     """Read what the checkpoints are, and choose the size of the images that all nets see.
 
-    Where no option names it, `args.image_size` is filled in.
-
     Returns:
-        Of the nets, then of B's references.
+        Of the nets, then of B's references; and the options of the images.
 
     Raises:
         InputError: a reference is A, B or another reference.
     """
     with work.part("reading nets"):
-        asked, files = architectures(args), [*args.nets, *references_of(args)]
-        models_and_states = [read_classifier(*named) for named in zip(files, asked)]
+        models_and_states = [read_classifier(*named) for named in zip(asked.files, asked.archs)]
         states = [state for _, state in models_and_states]
         # Only file names and sizes are read here, so any size serves to list the folder.
-        size = image_size(args, states, load_folder(args.images, options.IMAGE_SIZE)[1])
+        listed = load_folder(asked.images, options.IMAGE_SIZE)[1]
+        data = choose_size(asked.image_size, states, listed, data_of)
         surveys = [
-            survey(path, arch, model_and_state, size, work.kept)
-            for path, arch, model_and_state in zip(files, asked, models_and_states)
+            survey(path, arch, model_and_state, data.image_size, work.kept)
+            for path, arch, model_and_state in zip(asked.files, asked.archs, models_and_states)
         ]
-    count = len(args.nets)
+    count = len(asked.nets)
     for place, reference in enumerate(surveys[count:], count):
         for other in surveys[:place]:
             if reference.sha256 == other.sha256:
@@ -434,11 +510,11 @@ def open_nets(args: Namespace, work: Work) -> list[Survey]:
                     f"--references {reference.path} holds the net of {other.path}; name nets of"
                     " other seeds"
                 )
-    return surveys
+    return surveys, data
 
 
 def open_images(
-    args: Namespace, runtime: Runtime, work: Work
+    folder: str, data: DataOptions, runtime: Runtime, work: Work
 ) -> tuple[Sequence[ImageData], ComparedImages]:
     """List and hash the images, which are not decoded yet.
 
@@ -446,68 +522,84 @@ def open_images(
         Those that regressions are fitted to and the held-out ones; and what is compared of both.
     """
     with work.part("reading images"):
-        fitted, held_out = load_folder(args.images, args.image_size)
-        opening.bind(args, runtime, fitted, held_out)
+        fitted, held_out = load_folder(folder, data.image_size)
+        opening.bind(data, runtime, fitted, held_out)
     images = ComparedImages(
         fitted.targets,
         held_out.targets,
         held_out.classes,
-        str(args.images),
+        str(folder),
         held_out.paths,
         notes=[*dict.fromkeys([*fitted.notes, *held_out.notes])],
     )
     runtime.say(
         f"{len(fitted):,} images to fit to, {len(held_out):,} held out,"
-        f" {len(images.classes)} classes, {args.image_size} pixels"
+        f" {len(images.classes)} classes, {data.image_size} pixels"
     )
     return (fitted, held_out), images
 
 
 def choose_places(
-    args: Namespace, surveys: Sequence[Survey], images: ComparedImages, runtime: Runtime
+    asked: AskedOptions, surveys: Sequence[Survey], images: ComparedImages, runtime: Runtime
 ) -> list[list[Place]]:
     """Choose the layers of each net that are compared; a note says where stages were matched.
 
     References are cut where B is.
     """
-    named = None if has_matrix(args) else args.at
-    count = len(args.nets)
-    places, note = matched_places(surveys[:count], named, args.at2)
+    named = None if asked.has_matrix else asked.at
+    count = len(asked.nets)
+    places, note = matched_places(surveys[:count], named, asked.at2)
     places += [same_places(of, places[-1]) for of in surveys[count:]]
     if note:
         images.notes.append(note)
-    for label, of_net in zip(labels_of(args), places):
+    for label, of_net in zip(asked.labels, places):
         runtime.say(f"net {label} at {', '.join(place.name for place in of_net)}")
     return places
 
 
 def open_features(
-    args: Namespace, surveys: Sequence[Survey], places: Sequence[Sequence[Place]], runtime: Runtime
+    asked: AskedOptions,
+    surveys: Sequence[Survey],
+    places: Sequence[Sequence[Place]],
+    data: DataOptions,
+    cache: Path,
+    precision: str,
+    runtime: Runtime,
 ) -> list[NetFeatures]:
-    """Say which features of each net are needed, and where they are kept."""
+    """Say which features of each net are needed, and where they are kept.
+
+    Args:
+        asked: the nets, and their layers.
+        surveys: of the nets.
+        places: the layers that are compared, of each net.
+        data: the images.
+        cache: folder of what is kept.
+        precision: of the nets' computations, "off" where that is not mixed.
+        runtime: says a line once.
+    """
     normalisations = [
-        opening.normalisation(args, of.state, runtime, label)
-        for label, of in zip(labels_of(args), surveys)
+        opening.normalisation(data, of.state, runtime, label)
+        for label, of in zip(asked.labels, surveys)
     ]
     return [
         NetFeatures(
             of,
             constants,
             [
-                *((place, args.side) for place in of_net),
+                *((place, asked.positions) for place in of_net),
                 # Of the matrix, all layers, with fewer positions of each
-                *((place, ATLAS_SIDE) for place in of.all_places() if has_matrix(args)),
+                *((place, ATLAS_SIDE) for place in of.all_places() if asked.has_matrix),
             ],
-            args.image_size,
-            Path(args.out, "cache"),
-            f"{args.amp} {runtime.device.type}",
+            data.image_size,
+            cache,
+            f"{precision} {runtime.device.type}",
         )
         for of, constants, of_net in zip(surveys, normalisations, places)
     ]
 
 
 def compared_net(
-    args: Namespace,
+    asked: AskedOptions,
     label: str,
     name: str,
     features: NetFeatures,
@@ -518,7 +610,7 @@ def compared_net(
     """Open the features of one net, which are there, as what is compared.
 
     Args:
-        args: the options, filled in.
+        asked: what is compared.
         label: of the net, "A".
         name: for sentences.
         features: of the net.
@@ -537,13 +629,13 @@ def compared_net(
         "remarks": [],
     } | ({"why_no_accuracy": reason} if reason else {})
     # The matrix needs no tails: nobody answers to its features.
-    of_matrix = of.all_places() if has_matrix(args) else ()
+    of_matrix = of.all_places() if asked.has_matrix else ()
     return ComparedNet(
         label,
         name,
         facts,
         features.logits(held_out),
-        features.layers(places, args.side, fitted, held_out, pixels),
+        features.layers(places, asked.positions, fitted, held_out, pixels),
         features.layers(of_matrix, ATLAS_SIDE, fitted, held_out, None),
         knows_classes=not reason,
         state=features.weights,
@@ -551,7 +643,8 @@ def compared_net(
 
 
 def compare(
-    args: Namespace,
+    asked: AskedOptions,
+    effort: Effort,
     nets: Sequence[ComparedNet],
     references: Sequence[ComparedNet],
     images: ComparedImages,
@@ -561,28 +654,22 @@ def compare(
     """Compare both directions at each pair of layers, or all pairs of more than two nets.
 
     Args:
-        args: the options.
+        asked: what is compared.
+        effort: how much is computed.
         nets: with their features.
         references: of B's recipe, with their features.
         images: that all of them saw.
         work: keeps results, and says how far all is.
         typed: the command line, for the report.
     """
-    effort = Effort(
-        shuffles=0 if args.quick else args.shuffles,
-        permutations=args.permutations,
-        resamples=args.bootstrap,
-        seed=args.seed,
-        similar_permutations=0 if args.quick else Effort.similar_permutations,
-    )
     pairs, matrix, atlas, weights = list[dict[str, Any]](), None, None, "different"
-    if is_atlas(args):
+    if asked.is_atlas:
         atlas = measure_atlas(nets, images, effort, work)
     else:
         with work.part("comparing weights"):
             weights = weights_of(nets[0], nets[1])
         pairs = Comparing(nets[0], nets[1], images, effort, work, references).pairs()
-    if has_matrix(args):
+    if asked.has_matrix:
         matrix = measure_matrix(nets[0], nets[1], images, effort, work)
     record = make_record(
         nets,
@@ -591,8 +678,8 @@ def compare(
         weights=weights,
         parts=work.parts,
         command=typed,
-        resamples=args.bootstrap,
-        seed=args.seed,
+        resamples=effort.resamples,
+        seed=effort.seed,
         matrix=matrix,
         atlas=atlas,
         references=references,
@@ -602,7 +689,12 @@ def compare(
 
 
 def write(
-    args: Namespace, report: Comparison, images: ComparedImages, runtime: Runtime
+    report: Comparison,
+    images: ComparedImages,
+    gate: GateOptions,
+    effort: Effort,
+    out: str,
+    runtime: Runtime,
 ) -> Verdict | None:
     """Print and save the report, and what the gate decided, if there is one."""
     for net in report.record["nets"]:
@@ -611,11 +703,12 @@ def write(
     for note in images.notes:
         runtime.say(f"note: {note}")
     runtime.say(str(report))
-    verdict = decide_by(args, report)  # before saving: the report says it, too
-    for file in report.save(Path(args.out)):
+    # Before saving: the report says it, too
+    verdict = decide_by(gate, report, resamples=effort.resamples, seed=effort.seed)
+    for file in report.save(Path(out)):
         runtime.say(f"saved {file} ({in_words(file.stat().st_size)})")
     if verdict is not None and runtime.is_main:
-        write_verdict(args, verdict)
+        write_verdict(gate, verdict)
     return verdict
 
 
@@ -625,43 +718,48 @@ def main(argv: Sequence[str] | None = None) -> Comparison:
     parser = build_parser()
     args = parser.parse_args(argv)
     parser.check_files(args)
-    open_policy(args)  # a wrong one is refused before anything is computed
-    words = sys.argv[1:] if argv is None else argv
-    runtime = opening.start(args, args)
+    asked, gate, output = AskedOptions.of(args), GateOptions.of(args), OutputOptions.of(args)
+    shuffles = (
+        (1 if asked.is_atlas else Effort.shuffles) if args.shuffles is None else args.shuffles
+    )
+    effort = Effort(
+        shuffles=0 if args.quick else shuffles,
+        permutations=args.permutations,
+        resamples=args.bootstrap,
+        seed=args.seed,
+        similar_permutations=0 if args.quick else Effort.similar_permutations,
+    )
+    open_policy(gate)  # a wrong one is refused before anything is computed
+    runtime = opening.start(RunOptions.of(args), output)
     if runtime.world_size > 1:
         raise InputError("Compare.py runs in one process; start it without torchrun")
-    if args.side is None:
-        args.side = ATLAS_SIDE if is_atlas(args) else SIDE
-    if args.shuffles is None:
-        args.shuffles = 1 if is_atlas(args) else Effort.shuffles
 
-    with claim(Path(args.out), elsewhere="--out"):
-        cache = Path(args.out, "cache")
-        args.data_root = str(cache)  # where hashes of images are kept, too
+    with claim(Path(output.out), elsewhere="--out"):
+        cache = Path(output.out, "cache")
         work = Work(Kept(cache), Meter("compare", quiet=not runtime.is_main))
 
-        # What the checkpoints are, and the images at the size that they were made for.
-        surveys = open_nets(args, work)
-        splits, images = open_images(args, runtime, work)
+        # What the checkpoints are, and the images at the size that they were made for; hashes of
+        # images are kept in the cache, too.
+        data_of = partial(DataOptions.of, args, dataset="folder", data_root=str(cache))
+        surveys, data = open_nets(asked, data_of, work)
+        splits, images = open_images(asked.images, data, runtime, work)
 
         # The layers, and every net's features there, from one pass each.
-        places = choose_places(args, surveys, images, runtime)
-        features = open_features(args, surveys, places, runtime)
+        places = choose_places(asked, surveys, images, runtime)
+        features = open_features(asked, surveys, places, data, cache, args.amp, runtime)
         pixels = opening.few_pixels(splits[1])
-        keep_features(args, features, splits, pixels, runtime, work)
-        count, labels = len(args.nets), labels_of(args)
-        names = [*short_names(surveys[:count], labels), *labels[count:]]
+        keep_features(asked.labels, features, splits, pixels, data, runtime, work)
         opened = [
-            compared_net(args, *of_net, splits, pixels)
-            for of_net in zip(labels, names, features, places)
+            compared_net(asked, *of_net, splits, pixels)
+            for of_net in zip(asked.labels, names_of(asked, surveys), features, places)
         ]
-        nets, references = opened[:count], opened[count:]
-        images.notes += notes_of(images, nets, args.side)
+        nets, references = opened[: len(asked.nets)], opened[len(asked.nets) :]
+        images.notes += notes_of(images, nets, asked.positions)
 
         # Both directions at each pair of layers, then the report and the gate.
-        typed = command_line("Compare.py", *words)
-        report = compare(args, nets, references, images, work, typed)
-        verdict = write(args, report, images, runtime)
+        typed = command_line("Compare.py", *(sys.argv[1:] if argv is None else argv))
+        report = compare(asked, effort, nets, references, images, work, typed)
+        verdict = write(report, images, gate, effort, output.out, runtime)
     if verdict is not None and verdict.exit_code:
         raise SystemExit(verdict.exit_code)
     return report

@@ -102,14 +102,14 @@ def _path(text: str) -> Path:
     return Path(some_path(text))
 
 
-def lists_of(args: Namespace) -> list[Path]:
+def lists_of(named: list[Path], val_list: Path | None) -> list[Path]:
     """Give the authors' lists of objects that options name, that of train first."""
-    return [*args.list, *([args.val_list] if args.val_list else [])]
+    return [*named, *([val_list] if val_list else [])]
 
 
 def check_options(parser: Parser, args: Namespace) -> None:
     """Refuse lists that the data set does not have."""
-    lists = lists_of(args)
+    lists = lists_of(args.list, args.val_list)
     if (args.val_list and not args.list) or len(lists) > 2:
         parser.error("VOC lists are one --list for train and at most one for test")
     if lists and not args.dataset.startswith("VOC"):
@@ -157,7 +157,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Prepare one data set, or the two of mix320, and print what there is."""
     args = build_parser().parse_args(argv)
     # What is to be made; mix320 is both CUB200 and DOG120.
-    lists = lists_of(args)
+    lists = lists_of(args.list, args.val_list)
     check_writable(args.out)
     datasets = ["CUB200", "DOG120"] if args.dataset == "mix320" else [args.dataset]
     # Without --src mix320 only checks that both halves are there, and the digits come with

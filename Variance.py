@@ -608,7 +608,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             for back in directions[1:]:
                 back.check(provenance, shapes)
         except InputError as error:
-            if args.transnet_back:
+            if measuring.transnet_back:
                 raise
             del directions[1:]
             left_out.append(f"the other direction is left out: {error}")
@@ -656,14 +656,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             net = directions[0].nets[0]
             draw(args.figure, net, report["channels"], source, args.figure_image, runtime)
     # The step that follows: calibrate on stored features, or refine the nets.
-    machine = parser.again(options.MACHINE, args)
     if nets:
         words = refine_words(measuring, pair, source.provenance)
-        same = parser.again((*options.IMAGES, *options.PIXELS), layers, data)
-        runtime.say_next("transClassifier.py", *words, *same, *machine)
+        same = (*options.IMAGES, *options.PIXELS, *options.MACHINE)
+        runtime.say_next("transClassifier.py", *words, *parser.again(same, args, data))
     elif pair.t_or_v == "val":
         words = calibrate_words(measuring, pair, source.provenance, args.json)
-        runtime.say_next("Calibrate.py", *words, *machine)
+        runtime.say_next("Calibrate.py", *words, *parser.again(options.MACHINE, args))
     return report
 
 

@@ -31,7 +31,6 @@ from utils.normalisation import (
     recorded_normalisation,
 )
 from utils.option_groups import DataOptions, OutputOptions, RunOptions, TrainingOptions
-from utils.parser import Namespace
 from utils.provenance import NetSource
 from utils.runtime import Runtime
 from utils.runtime import start as start_runtime
@@ -40,7 +39,6 @@ from utils.training.engine import Fit, make_optimizer
 from utils.training.run import Run
 from utils.training.schedules import learning_rates
 
-Data = DataOptions | Namespace
 Loader = DataLoader[tuple[Tensor, ...]]
 Loaders = dict[str, Loader]
 Features = FeatureCache | OldFeatureFolder
@@ -54,9 +52,7 @@ PIXELS_AT_ONCE = 4 * 224**2
 PROOF_IMAGES = 2
 
 
-def start(
-    options: RunOptions | Namespace, output: OutputOptions | Namespace | None = None
-) -> Runtime:
+def start(options: RunOptions, output: OutputOptions | None = None) -> Runtime:
     """Choose devices, join other processes, seed; refuse an --out that cannot be written to."""
     if output is not None:
         check_writable(output.out)
@@ -71,7 +67,7 @@ def start(
     )
 
 
-def optimizer(options: TrainingOptions | Namespace, model: nn.Module) -> torch.optim.Optimizer:
+def optimizer(options: TrainingOptions, model: nn.Module) -> torch.optim.Optimizer:
     """Make the optimiser that the options name, over the parameters that are trained."""
     return make_optimizer(
         options.optim,
@@ -83,7 +79,7 @@ def optimizer(options: TrainingOptions | Namespace, model: nn.Module) -> torch.o
 
 
 def fit(
-    options: TrainingOptions | Namespace,
+    options: TrainingOptions,
     model: nn.Module,
     runtime: Runtime,
     *,
@@ -98,7 +94,7 @@ def fit(
     return Fit(net, model, moved_by, runtime.grad_scaler(), runtime, options.print_freq)
 
 
-def rates(options: TrainingOptions | Namespace, lr: float | None = None) -> list[float]:
+def rates(options: TrainingOptions, lr: float | None = None) -> list[float]:
     """Give the learning rate of every epoch, from --lr or from another first one."""
     return learning_rates(
         options.lr if lr is None else lr,
@@ -110,7 +106,7 @@ def rates(options: TrainingOptions | Namespace, lr: float | None = None) -> list
 
 
 def check_last_batch(
-    options: Data,
+    options: DataOptions,
     model: nn.Module,
     data: ImageData,
     runtime: Runtime,
@@ -160,7 +156,11 @@ def run(
 
 
 def images(
-    options: Data, split: str, record: Mapping[str, Any] | None = None, *, augment: bool = False
+    options: DataOptions,
+    split: str,
+    record: Mapping[str, Any] | None = None,
+    *,
+    augment: bool = False,
 ) -> ImageData:
     """List the "train" or "val" images that the data options name; none is decoded yet.
 
@@ -213,7 +213,7 @@ def few_pixels(data: ImageData) -> Tensor:
 
 
 def normalisation(
-    options: Data,
+    options: DataOptions,
     state: Mapping[str, Any],
     runtime: Runtime,
     net: str = "",
@@ -271,7 +271,7 @@ def normalisation(
 
 
 def with_record(
-    options: Data, net: NetSource, state: Mapping[str, Any], images: ImageData
+    options: DataOptions, net: NetSource, state: Mapping[str, Any], images: ImageData
 ) -> NetSource:
     """Add the accuracy that a net's checkpoint says of these very images, if it says one.
 
@@ -298,7 +298,7 @@ def with_record(
     return replace(net, top1_percent=float(accuracy))
 
 
-def source_doubts(options: Data, source: Source, runtime: Runtime) -> list[str]:
+def source_doubts(options: DataOptions, source: Source, runtime: Runtime) -> list[str]:
     """Say what is doubtful about the nets of features.
 
     Those of computed features are asked about some of the images.
@@ -314,7 +314,7 @@ def source_doubts(options: Data, source: Source, runtime: Runtime) -> list[str]:
     return pair_doubts(source.provenance, answers, data.targets)
 
 
-def say_doubts(options: Data, source: Source, runtime: Runtime) -> dict[str, Any]:
+def say_doubts(options: DataOptions, source: Source, runtime: Runtime) -> dict[str, Any]:
     """Print what is doubtful about the nets of features, and give it as a record.
 
     The record is empty where nothing is doubtful.
@@ -325,7 +325,9 @@ def say_doubts(options: Data, source: Source, runtime: Runtime) -> dict[str, Any
     return {"doubts": sentences} if sentences else {}
 
 
-def known_images(options: Data, state: Mapping[str, Any], runtime: Runtime) -> dict[str, Any]:
+def known_images(
+    options: DataOptions, state: Mapping[str, Any], runtime: Runtime
+) -> dict[str, Any]:
     """Give what a net's checkpoint says of its images, for `images`.
 
     It has the normalisation that is taken.
@@ -333,7 +335,7 @@ def known_images(options: Data, state: Mapping[str, Any], runtime: Runtime) -> d
     return {**state.get("data", {}), "normalisation": normalisation(options, state, runtime)}
 
 
-def _other_images(options: Data, state: Mapping[str, Any]) -> str:
+def _other_images(options: DataOptions, state: Mapping[str, Any]) -> str:
     """Say how a net's images differ from those here in size and resampling.
 
     The net's checkpoint or its factory knows.
@@ -350,9 +352,9 @@ def _other_images(options: Data, state: Mapping[str, Any]) -> str:
         return ""
     cropped = dataset_spec(options.dataset).val_view == "center_crop"
     # A "center_crop" view shows the middle 0.875 of a side: 224 of 256 pixels.
-    here = (options.image_size, "bilinear", 0.875 if cropped else 1.0)
+    here: tuple[int, str, float] = (options.image_size, "bilinear", 0.875 if cropped else 1.0)
     stated = (carried.image_size, carried.interpolation, carried.crop_share)
-    theirs = tuple(value or ours for value, ours in zip(stated, here))
+    theirs: tuple[Any, ...] = tuple(value or ours for value, ours in zip(stated, here))
     if theirs == here:
         return ""
     of_theirs, of_here = (
@@ -362,7 +364,7 @@ def _other_images(options: Data, state: Mapping[str, Any]) -> str:
     return f"was made for images of {of_theirs} and sees images of {of_here}"
 
 
-def _chosen_normalisation(options: Data, net: str = "") -> Normalisation | None:
+def _chosen_normalisation(options: DataOptions, net: str = "") -> Normalisation | None:
     """Give the constants that an option names, of net "A" or "B" its own option first.
 
     "B1", "B2" and so on are references of B's recipe, which take B's.
@@ -373,7 +375,7 @@ def _chosen_normalisation(options: Data, net: str = "") -> Normalisation | None:
 
 
 def both_splits(
-    options: Data, record: Mapping[str, Any] | None = None
+    options: DataOptions, record: Mapping[str, Any] | None = None
 ) -> tuple[ImageData, ImageData]:
     """List the training and the validation images, which must have the same classes.
 
@@ -393,7 +395,7 @@ def both_splits(
 
 
 def bind(
-    options: Data,
+    options: DataOptions,
     runtime: Runtime,
     *splits: ImageData,
     outputs: Path | Sequence[Path] = (),
@@ -433,7 +435,7 @@ def images_record(*splits: ImageData) -> dict[str, Any]:
     return {data.split: data.contents.to_record() for data in splits if data.contents is not None}
 
 
-def decoded(options: Data, data: ImageData, runtime: Runtime) -> ImageData:
+def decoded(options: DataOptions, data: ImageData, runtime: Runtime) -> ImageData:
     """Say what the user should know of images, decode them once, and keep them.
 
     `--cache_images` says where.
@@ -450,7 +452,7 @@ def decoded(options: Data, data: ImageData, runtime: Runtime) -> ImageData:
     )
 
 
-def with_decoded(options: Data, source: Source, runtime: Runtime) -> Source:
+def with_decoded(options: DataOptions, source: Source, runtime: Runtime) -> Source:
     """Decode the images that features are computed of, as `decoded` does.
 
     Stored features stay as they are.
@@ -461,7 +463,7 @@ def with_decoded(options: Data, source: Source, runtime: Runtime) -> Source:
 
 
 def with_features(
-    options: Data,
+    options: DataOptions,
     data: ImageData,
     *,
     frozen: nn.Module,
@@ -584,7 +586,7 @@ def mixed_pixels(options: DataOptions, stored: Features, runtime: Runtime) -> It
 
 
 def image_loader(
-    options: Data,
+    options: DataOptions,
     data: ImageData,
     runtime: Runtime,
     *,
@@ -633,7 +635,7 @@ def stored_features(
 
 
 def feature_loader(
-    options: Data, features: Dataset[Any], runtime: Runtime, *, shuffle: bool = False
+    options: DataOptions, features: Dataset[Any], runtime: Runtime, *, shuffle: bool = False
 ) -> Loader:
     """Make the loader of stored features."""
     on_gpu = runtime.device.type == "cuda"
@@ -652,7 +654,7 @@ def feature_loader(
 
 
 def loader(
-    options: Data,
+    options: DataOptions,
     data: ImageData | Features,
     runtime: Runtime,
     *,
@@ -666,7 +668,7 @@ def loader(
     return feature_loader(options, chosen, runtime, shuffle=shuffle)
 
 
-def validation_loaders(options: Data, data: ImageData, runtime: Runtime) -> Loaders:
+def validation_loaders(options: DataOptions, data: ImageData, runtime: Runtime) -> Loaders:
     """Make one loader for each part of a mixed data set, or one called "" for all of it."""
     if not data.parts:
         return {"": image_loader(options, data, runtime)}
@@ -676,8 +678,12 @@ def validation_loaders(options: Data, data: ImageData, runtime: Runtime) -> Load
     }
 
 
-def data_record(options: Data, data: ImageData) -> dict[str, Any]:
+def data_record(options: DataOptions, data: ImageData) -> dict[str, Any]:
     """Give what a classifier's checkpoint says of its training images, under "data"."""
-    record = {"dataset": options.dataset, "sample_num": options.sample_num, "classes": data.classes}
+    record: dict[str, Any] = {
+        "dataset": options.dataset,
+        "sample_num": options.sample_num,
+        "classes": data.classes,
+    }
     record |= {"image_size": options.image_size, "normalisation": data.normalisation}
     return record | ({"name": options.name} if options.dataset == "folder" else {})

@@ -5,11 +5,9 @@ Each is declared once. Importing this module costs nothing.
 
 import argparse
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
-from utils.errors import InputError
-from utils.files import normalised_folder
 from utils.normalisation import NORMALISATIONS, normalisation_words, read_normalisation
 from utils.option_groups import DATASET, IMAGE_SIZE, Group
 from utils.parser import (
@@ -28,8 +26,6 @@ from utils.parser import (
     whole,
 )
 
-# --layer, --conv_layer, --fc, --image_size, and whether --channels_last says so of a net
-LayerOptions = tuple[str | None, int | None, bool, int | None, bool | None]
 ARCH = "vgg16_bn"  # where neither an option nor a checkpoint says another
 ARCHS = (
     "a torchvision classifier, a *_ft name, timm:NAME, or your own package.module:factory or"
@@ -486,28 +482,6 @@ def add_second_layer_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--layer2", neutral=True, type=some_path, help="as --layer")
 
 
-def both_layers(args: Namespace) -> tuple[LayerOptions, LayerOptions]:
-    """Give the layers of net A and net B, net A's for both where none is named for B."""
-    last_a, last_b = (channels_last(args, net) for net in "AB")
-    first = (args.layer, args.conv_layer, args.fc, args.image_size)
-    if args.layer2 is None and args.conv_layer2 is None:
-        return (*first, last_a), (*first, last_b)
-    number = args.conv_layer if args.conv_layer2 is None else args.conv_layer2
-    return (*first, last_a), (args.layer2, number, args.fc, args.image_size, last_b)
-
-
-def image_folders(args: Namespace) -> dict[str, str]:
-    """Give where the images are, as `Provenance.folders` records it."""
-    named = {name: getattr(args, name) for name in ("data_root", "train_path", "val_path")}
-    return {name: str(path) for name, path in named.items() if path is not None}
-
-
-def fill_image_folders(args: Namespace, parser: Parser, recorded: Mapping[str, str] | None) -> None:
-    """Take where the images are from a record, as far as no option says it."""
-    if all(getattr(args, name) == parser.get_default(name) for name in image_folders(args)):
-        vars(args).update(recorded or {})
-
-
 def arch_words(
     options_: tuple[str, str],
     first: str | None,
@@ -530,11 +504,6 @@ def arch_words(
     return [word for option, arch in named if arch is not None for word in (option, arch)]
 
 
-def channels_last(args: Namespace, net: str) -> bool | None:
-    """Say whether --channels_last means net "A" or "B"; None where the option is not given."""
-    return None if args.channels_last is None else args.channels_last in (net, "both")
-
-
 def check_layers(parser: Parser, args: Namespace) -> None:
     """Refuse --fc where no number is given that it could count in the classifier."""
     if args.conv_layer is None and args.conv_layer2 is None:
@@ -547,66 +516,6 @@ def check_other_direction(parser: Parser, args: Namespace) -> None:
     """Refuse to leave out the other direction and to name its Trans-Net."""
     if args.transnet_back and args.one_direction:
         parser.error("--one_direction leaves out what --transnet_back names; leave one out")
-
-
-def second_layer_hint(args: Namespace) -> str:
-    """Say how net B's layer is named, where none is and net A's is tried."""
-    return (
-        ""
-        if args.layer2 or args.conv_layer2 is not None
-        else "; net B's own layer is named by --layer2"
-    )
-
-
-def fill(args: Namespace, *records: Mapping[str, Any]) -> None:
-    """Take data set and image size from classifiers' checkpoints, where no option names them.
-
-    Args:
-        args: the parsed options; `dataset`, `name` and `image_size` are filled in.
-        records: what the checkpoints say under "data"; the first that says something is taken. The
-            authors' say nothing: their networks were trained on 224 pixels.
-
-    Raises:
-        InputError: an image size that no network was trained at, or networks of several sizes and
-            none is chosen.
-    """
-    record = next((record for record in records if "dataset" in record), {})
-    if args.dataset is None:
-        args.dataset = record.get("dataset", DATASET)
-    if args.dataset == "folder":
-        # What is given goes before what a file remembers
-        named = args.name or args.train_path or args.val_path
-        args.name = data_name(args) if named else record.get("name", args.dataset)
-    # Images have one size, which must be that of some net.
-    sizes = sorted({record["image_size"] for record in records if "image_size" in record})
-    pixels = " and ".join(map(str, sizes))
-    if args.image_size is None and len(sizes) > 1:
-        raise InputError(
-            f"these networks were trained at {pixels} pixels, and images have one size: choose by"
-            " --image_size; the other net then sees another size than in training"
-        )
-    if args.image_size is not None and sizes and args.image_size not in sizes:
-        raise InputError(
-            f"the network was trained at {pixels} pixels, --image_size says {args.image_size}; leave"
-            " the option out"
-        )
-    args.image_size = args.image_size or (sizes[0] if sizes else IMAGE_SIZE)
-
-
-def data_name(args: Namespace) -> str:
-    """Give the data set's part of file names.
-
-    That is its name, or of a folder --name, or what the folder is called.
-    """
-    if args.dataset != "folder":
-        return args.dataset or DATASET
-    folder = args.train_path or args.val_path
-    if args.name or not folder:
-        return args.name or args.dataset
-    last = normalised_folder(folder)
-    return (
-        last.parent.name if last.name in ("train", "test", "val") else last.name
-    ) or args.dataset
 
 
 def settings(args: Namespace, *groups: Group, **replaced: Any) -> dict[str, Any]:

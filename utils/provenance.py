@@ -68,7 +68,7 @@ class Provenance:
         arch: both architectures as in file names, "alexnet" or "alexnet-resnet34", whatever the
             direction.
         label: both layers as in file names: "30", "10-3".
-        folders: of the images, by the options that name them (`options.image_folders`). Like a
+        folders: of the images, by the options that name them (`DataOptions.folders`). Like a
             net's path they are where to look, and are not compared.
     """
 

@@ -9,7 +9,7 @@ from distillation import hsakd_options
 from models.layers import Layer
 from tests.e2e.sections import ARCHS, SECTIONS, commands
 from utils import runs
-from utils.options import data_name
+from utils.option_groups import DataOptions
 
 pytestmark = pytest.mark.e2e
 
@@ -19,7 +19,11 @@ def written_by(script, options, labels):
     `labels` remembers what feature folders are of.
     """
     if script == "Training":
-        return [runs.classifier_path(options.out, data_name(options), options.arch, options.suffix)]
+        return [
+            runs.classifier_path(
+                options.out, DataOptions.of(options).label, options.arch, options.suffix
+            )
+        ]
     if script == "BornAgain":
         names = [
             f"{options.suffix}_gen{generation}"

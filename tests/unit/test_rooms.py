@@ -250,8 +250,14 @@ def test_a_step_loads_no_library_that_it_does_not_use_yet():
 
 
 @files(SCIENCE + MODELS + UTILS)
-def test_args_stay_in_scripts_options_and_opening(path):
-    args_rooms = ("parser.py", "options.py", "hsakd_options.py", "fit_options.py", "opening.py")
+def test_args_stay_in_scripts_and_options(path):
+    args_rooms = (
+        "parser.py",
+        "options.py",
+        "option_groups.py",
+        "hsakd_options.py",
+        "fit_options.py",
+    )
     if path.parent in (ROOT / "utils", ROOT / "distillation") and path.name in args_rooms:
         return
     tree = parse(path)
@@ -262,6 +268,19 @@ def test_args_stay_in_scripts_options_and_opening(path):
     }
     assert not taken, f"lines {sorted(taken)} read options that should come by name"
     assert "argparse" not in imports(path)
+
+
+@files(SCRIPTS)
+def test_args_go_no_further_than_main_and_the_checks_of_options(path):
+    """Every other function of a step takes a group of options, or plain values."""
+    at_home = {"main", "check_options", *({"fill"} if path.stem == "DCM" else set())}
+    takers = {
+        node.name
+        for node in ast.walk(parse(path))
+        if isinstance(node, ast.FunctionDef)
+        and any(isinstance(name, ast.Name) and name.id == "args" for name in ast.walk(node))
+    }
+    assert takers <= at_home
 
 
 @files(SCRIPTS)

@@ -64,16 +64,7 @@ def build_parser() -> Parser:
     group.add_argument(
         "--reverse", action="store_true", help="it reconstructs A's features from B's"
     )
-    group.add_argument(
-        "--transnet_back",
-        type=checkpoint_file,
-        metavar="FILE",
-        help=(
-            "the Trans-Net of the other direction; default: the one that lies beside --transnet,"
-            " fitted by the same options"
-        ),
-    )
-    group.add_argument("--one_direction", action="store_true", help="leave the other direction out")
+    options.add_other_direction_options(group, several=False)
     group.add_argument("--epochs", type=whole(0), help="of the Trans-Net's fit; others are refused")
     group.add_argument(
         "--brief",

@@ -89,17 +89,7 @@ def build_parser() -> Parser:
         action="store_true",
         help="with --convOut_path: x is B's feature, the target A's",
     )
-    group.add_argument(
-        "--transnet_back",
-        nargs="+",
-        type=checkpoint_file,
-        metavar="FILE",
-        help=(
-            "Trans-Nets of the other direction, from x* to x; default: those that lie beside"
-            " --transnet, fitted by the same options"
-        ),
-    )
-    group.add_argument("--one_direction", action="store_true", help="leave the other direction out")
+    options.add_other_direction_options(group, several=True)
     group.add_argument(
         "--sums",
         type=some_path,

@@ -17,6 +17,7 @@ from utils.parser import (
     Ignored,
     Namespace,
     Parser,
+    checkpoint_file,
     checkpoint_or_auto,
     list_of,
     output_folder,
@@ -480,6 +481,22 @@ def add_second_layer_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("layer of net B, where it differs")
     group.add_argument("--conv_layer2", neutral=True, type=whole(0), help="as --conv_layer")
     group.add_argument("--layer2", neutral=True, type=some_path, help="as --layer")
+
+
+def add_other_direction_options(group: argparse._ActionsContainer, *, several: bool) -> None:
+    """The Trans-Net of the other direction, or of `several` depths those."""
+    name, found = ("Trans-Nets", "those") if several else ("the Trans-Net", "the one")
+    group.add_argument(
+        "--transnet_back",
+        nargs="+" if several else None,
+        type=checkpoint_file,
+        metavar="FILE",
+        help=(
+            f"{name} of the other direction, from x* to x; default: {found} beside --transnet,"
+            " fitted by the same options"
+        ),
+    )
+    group.add_argument("--one_direction", action="store_true", help="leave the other direction out")
 
 
 def arch_words(

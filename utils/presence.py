@@ -41,11 +41,8 @@ def check_feature_folder(folder: str | Path) -> None:
     Raises:
         InputError: there is no such folder.
     """
-    if not Path(folder).is_dir():
-        raise InputError(
-            f"no stored features at {folder}: it is no folder; correct the path or run"
-            " ConvOutput.py"
-        )
+    correct = "correct the path or run ConvOutput.py"
+    _check_folder(folder, f"no stored features at {folder}: it is no folder; {correct}")
 
 
 def check_image_folder(folder: str | Path) -> None:
@@ -54,11 +51,8 @@ def check_image_folder(folder: str | Path) -> None:
     Raises:
         InputError: there is no such folder.
     """
-    if not Path(folder).is_dir():
-        raise InputError(
-            f"there is no folder {folder}; name one with a folder for each class, or with train and"
-            " test"
-        )
+    correct = "name one with a folder for each class, or with train and test"
+    _check_folder(folder, f"there is no folder {folder}; {correct}")
 
 
 def check_source(source: str | Path) -> None:
@@ -99,7 +93,10 @@ def check_run_folder(folder: str | Path) -> None:
     Raises:
         InputError: there is no such folder.
     """
+    correct = "name the one that --json and --figure wrote to"
+    _check_folder(folder, f"there is no folder {folder}; {correct}")
+
+
+def _check_folder(folder: str | Path, sentence: str) -> None:
     if not Path(folder).is_dir():
-        raise InputError(
-            f"there is no folder {folder}; name the one that --json and --figure wrote to"
-        )
+        raise InputError(sentence)

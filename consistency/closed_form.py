@@ -12,6 +12,7 @@ from torch import Tensor
 from consistency.conjugate_gradients import PassesOverData
 from consistency.reconstruction import Loader, Read, instabilities
 from consistency.ridge import FOLDS, NormalEquations, RidgeSolution, bytes_needed
+from models.trans_net import TransNet
 from utils.data.storage import free_bytes
 from utils.files import in_words
 from utils.progress import Progress
@@ -23,7 +24,7 @@ NOTEWORTHY_BYTES = 1e8
 
 @torch.no_grad()
 def solve(
-    members: Sequence[Any],
+    members: Sequence[TransNet],
     loader: Loader,
     read: Read,
     runtime: Runtime,
@@ -35,7 +36,7 @@ def solve(
     make many passes.
 
     Args:
-        members: `TransNet`s; put into evaluation mode.
+        members: put into evaluation mode.
         loader: an unshuffled one of the images that are fitted; its batches end with their indices.
         read: see `reconstruction`.
         runtime: device and processes.
@@ -49,7 +50,7 @@ def solve(
         judges.
     """
     # (C', C, k, k) of each member's last convolution, whose inputs have C channels.
-    shapes = [tuple(member.eval().linear[0].weight.shape) for member in members]
+    shapes = [member.eval().last_shape for member in members]
     needed_bytes = sum(bytes_needed(shape[1], shape[0], shape[2]) for shape in shapes)
     if needed_bytes > NOTEWORTHY_BYTES:
         runtime.say(f"the closed form takes {in_words(needed_bytes)} of memory")
@@ -85,7 +86,7 @@ def solve(
 
 
 def _solve_by_sums(
-    members: Sequence[Any],
+    members: Sequence[TransNet],
     batches: Iterable[tuple[Tensor, Tensor, Tensor]],
     runtime: Runtime,
     *,
@@ -94,7 +95,7 @@ def _solve_by_sums(
     """Solve every member from the sums of one pass."""
     systems = []
     for member in members:
-        out_channels, in_channels, size, _ = member.linear[0].weight.shape
+        out_channels, in_channels, size, _ = member.last_shape
         folds = 2 if judged else FOLDS
         systems.append(NormalEquations(in_channels, out_channels, size, folds, runtime.device))
     # One pass over the features serves every member: their sums differ, the batches do not.
@@ -114,7 +115,7 @@ def _solve_by_sums(
 
 
 def _solve_by_passes(
-    member: Any,
+    member: TransNet,
     batches: Callable[[], Iterable[tuple[Tensor, Tensor, Tensor]]],
     runtime: Runtime,
     *,
@@ -127,7 +128,7 @@ def _solve_by_passes(
             yield member.last_input(x), member.standard_target(target), numbers
 
     # Folds of 2: number 0, the judges, is held out, and number 1 is not.
-    shape, folds = tuple(member.linear[0].weight.shape), 2 if judged else FOLDS
+    shape, folds = member.last_shape, 2 if judged else FOLDS
     passes = PassesOverData(
         of_member, shape, folds=folds, device=runtime.device, all_reduce=runtime.sum
     )
@@ -159,12 +160,12 @@ class Reference(NamedTuple):
 
 
 def linear_reference(
-    linear: Any, fitted: Loader, unseen: Loader | None, read: Read, runtime: Runtime
+    linear: TransNet, fitted: Loader, unseen: Loader | None, read: Read, runtime: Runtime
 ) -> Reference:
     """Fit the linear reference in closed form and measure it.
 
     Args:
-        linear: a `TransNet` of one layer that standardises; its standards are set.
+        linear: of one layer that standardises; its standards are set.
         fitted: an unshuffled loader of the images that are fitted.
         unseen: one of other images; None: there are none.
         read: see above.

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from models.trans_net import TransNet
 from utils import checkpoint, runs
 from utils.provenance import Provenance
 from utils.runtime import Runtime
@@ -27,9 +28,10 @@ class Family(nn.Module):
     """
 
     def __init__(
-        self, members: Sequence[nn.Module], backwards: Sequence[bool] | None = None
+        self, members: Sequence[TransNet], backwards: Sequence[bool] | None = None
     ) -> None:
         super().__init__()
+        self.trans_nets = list(members)  # with their type, which a ModuleList forgets
         self.members = nn.ModuleList(members)
         self.backwards = list(backwards or [False] * len(members))
 
@@ -58,7 +60,7 @@ class Member:
         title: names it on the terminal.
     """
 
-    trans_net: Any
+    trans_net: TransNet
     path: Path
     settings: dict[str, Any]
     alpha: Tensor

@@ -22,6 +22,7 @@ from consistency.closed_form import Reference, linear_reference, solve
 from consistency.convergence import UNTRIED, Convergence, search
 from consistency.family import Family
 from consistency.reconstruction import Loader, Read, image_errors, instabilities, set_standards
+from models.trans_net import TransNet
 from utils.progress import Progress
 from utils.runtime import Runtime
 from utils.training.engine import Fit, train_one_epoch
@@ -75,13 +76,13 @@ class Beside(NamedTuple):
     """The linear layer beside the fits of one direction.
 
     Attributes:
-        linear: a `TransNet` of one layer, whose standards are those of the features.
+        linear: of one layer, whose standards are those of the features.
         reference: its solution and what it leaves; None: it was not asked for.
         judged: what such a layer that was fitted to the other images leaves of the judges; None:
             there are none.
     """
 
-    linear: Any
+    linear: TransNet
     reference: Reference | None
     judged: float | None = None
 
@@ -98,7 +99,7 @@ class Fitting:
         fitting.instabilities()      # on the images that are not fitted
 
     Args:
-        trans_nets: `TransNet`s; moved to the device.
+        trans_nets: moved to the device.
         pairs: what they are fitted to.
         budget: how far and by what.
         runtime: device, processes, precision.
@@ -116,7 +117,7 @@ class Fitting:
 
     def __init__(
         self,
-        trans_nets: Sequence[Any],
+        trans_nets: Sequence[TransNet],
         pairs: Pairs,
         budget: Budget,
         runtime: Runtime,
@@ -193,13 +194,16 @@ class Fitting:
             for one in of_direction if start_epoch == 0 else ():
                 if one.standardise:
                     one.set_standards(
-                        linear.x_mean, linear.x_std, linear.target_mean, linear.target_std
+                        linear.x_mean,
+                        float(linear.x_std),
+                        linear.target_mean,
+                        float(linear.target_std),
                     )
         # A fit without epochs is solved once, for the first and the last time.
         if self.budget.solve is not None and start_epoch == 0:
             self.solve(last=not self.rates, first=True)
 
-    def _make_beside(self, linear: Any, back: bool) -> Beside:
+    def _make_beside(self, linear: TransNet, back: bool) -> Beside:
         in_order, read = (
             self.pairs.load(self.pairs.fitted, shuffle=False),
             self.pairs.in_direction(back),
@@ -367,13 +371,17 @@ class Fitting:
             tried: what doublings changed; None: nobody tried.
         """
         steps = self.budget.steps_of(len(self.trained), self.runtime.world_size)
-        now = {"steps": steps, "hidden": self.trans_nets[i].hidden, "ridge": self.ridges[i]}
+        now: dict[str, Any] = {
+            "steps": steps,
+            "hidden": self.trans_nets[i].hidden,
+            "ridge": self.ridges[i],
+        }
         now |= {"linear": self.compared[i]}
         return {"state": UNTRIED, **(tried or {}), **now}
 
 
 def converge(
-    make: Callable[[int], Any],
+    make: Callable[[int], TransNet],
     pairs: Pairs,
     budget: Budget,
     runtime: Runtime,
@@ -388,7 +396,7 @@ def converge(
     It fits four fifths of the fitted images, and judges by the others.
 
     Args:
-        make: M → an untrained `TransNet`, the same every time.
+        make: M → an untrained Trans-Net, the same every time.
         pairs: see `Fitting`.
         budget: its `steps` are the first that are tried.
         runtime: device, processes, precision.

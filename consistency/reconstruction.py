@@ -19,6 +19,7 @@ from consistency.calibration import errors_of_untrue_pairs
 from consistency.family import Family
 from consistency.moments import FeatureMoments, ImageMoments
 from consistency.pair_sums import PairSums
+from models.trans_net import TransNet
 from utils.progress import Progress
 from utils.runtime import Runtime
 from utils.training.losses import order_penalty
@@ -64,7 +65,7 @@ def reconstruct(
     """
     x, target = read(*batch)
     total, metrics = torch.zeros((), device=target.device), dict[str, Tensor]()
-    members: Sequence[Any] = list(family.members)
+    members = family.trans_nets
     # True: of members that reconstruct x
     throughs, goals = throughs or {}, {False: target, True: x}
     goals |= {back: through(goals[back]).float() for back, through in throughs.items()}
@@ -83,11 +84,13 @@ def reconstruct(
 
 
 @torch.no_grad()
-def set_standards(members: Sequence[Any], loader: Loader, read: Read, runtime: Runtime) -> None:
+def set_standards(
+    members: Sequence[TransNet], loader: Loader, read: Read, runtime: Runtime
+) -> None:
     """Give the members that standardise the means and deviations of the features, over one pass.
 
     Args:
-        members: `TransNet`s of one pair of shapes.
+        members: of one pair of shapes.
         loader: an unshuffled one of the images that are fitted.
         read: see above.
         runtime: device and processes.
@@ -110,12 +113,12 @@ def set_standards(members: Sequence[Any], loader: Loader, read: Read, runtime: R
 
 @torch.no_grad()
 def instabilities(
-    members: Sequence[Any], loader: Loader | None, read: Read, runtime: Runtime
+    members: Sequence[TransNet], loader: Loader | None, read: Read, runtime: Runtime
 ) -> list[float]:
     """Measure Var(x_Δ)/Var(x*) of every member, each channel about its own mean, over one pass.
 
     Args:
-        members: `TransNet`s; put into evaluation mode.
+        members: put into evaluation mode.
         loader: an unshuffled one of images that were not fitted; None: there are none.
         read: see above.
         runtime: device and processes.
@@ -141,12 +144,12 @@ def instabilities(
 
 @torch.no_grad()
 def image_errors(
-    member: Any, loader: Loader, read: Read, runtime: Runtime, classes: Tensor | None = None
+    member: TransNet, loader: Loader, read: Read, runtime: Runtime, classes: Tensor | None = None
 ) -> NDArray[np.float64]:
     """Give every image's part of Var(x*) and Var(x_Δ); all processes get those of all images.
 
     Args:
-        member: a `TransNet`; put into evaluation mode.
+        member: put into evaluation mode.
         loader: an unshuffled one; its batches end with the images' indices.
         read: see above.
         runtime: device and processes.
@@ -179,7 +182,7 @@ def image_errors(
 
 
 def _outputs(
-    member: Any, loader: Loader, read: Read, runtime: Runtime
+    member: TransNet, loader: Loader, read: Read, runtime: Runtime
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield the images' indices, the target and its reconstruction, over one pass."""
     for batch in Progress(loader, "held-out images", quiet=not runtime.is_main):

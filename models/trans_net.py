@@ -138,6 +138,12 @@ class TransNet(nn.Module):
         return len(self.linear) - 1
 
     @property
+    def last_shape(self) -> tuple[int, int, int, int]:
+        """The shape of W(0), the last linear layer: (C_out, C_in + M, k, k)."""
+        out_channels, in_channels, height, width = self.linear[0].get_parameter("weight").shape
+        return out_channels, in_channels, height, width
+
+    @property
     def p(self) -> Tensor:
         """The weights of orders 1 … K, shape (K,), each in (0, 1)."""
         return self.logit_p.sigmoid()

@@ -176,7 +176,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Subset
 
 from consistency import calibration, reconstruction, several
-from consistency.answers import Answers, knowledge_record
+from consistency.answers import knowledge_record, open_answers
 from consistency.bootstrap import bootstrap
 from consistency.budget import Budget
 from consistency.calibration import instability_of
@@ -190,7 +190,6 @@ from consistency.trans_nets import check_fit
 from models.cut_net import untrained_net
 from models.pair import find_reverse, read_stored
 from models.split import as_maps
-from models.tail import FrozenTail, open_tail
 from models.trans_net import TransNet, build_from_state
 from models.untrained import set_statistics
 from utils import checkpoint, opening
@@ -452,7 +451,8 @@ def beside_untrained(which: str, direction: Direction, seed: int, runtime: Runti
     train, data = direction.train, direction.data
     of_a, source = which == "A", train.provenance
     seed_everything(seed + 1)  # the seed itself may be the one that the net began with
-    of_net, named = [*zip((source.a, source.b), direction.options.archs)][0 if of_a else 1]
+    arch_a, arch_b = direction.options.archs
+    of_net, named = (source.a, arch_a) if of_a else (source.b, arch_b)
     net = untrained_net(of_net, len(source.classes or ()), named)
     net.prove(opening.few_pixels(opening.images_of_features(data, train, runtime)[1]))
     head = net.from_pixels(net.head).to(runtime.device)
@@ -670,26 +670,14 @@ def still_known(
         runtime: device and processes.
     """
     data, val = direction.data, direction.val
-    tails, notes = list[FrozenTail | None](), list[str]()
-    # B's tail is needed; without A's only the comparison with A's answers is omitted.
-    nets = zip((val.provenance.a, val.provenance.b), direction.options.archs)
-    losses = ("the decision recovery", "what B still knows")
-    for (net, arch), shape, loss in zip(nets, (val.shape_a, val.shape_b), losses):
-        try:
-            tails.append(open_tail(net, arch, shape).to(runtime.device))
-        except InputError as error:
-            tails.append(None)
-            notes.append(f"{loss} is left out: {error}")
-    tail_a, tail_b = tails
-    if tail_b is None:
-        return knowledge_record({}, notes[-1:])
-    if tail_a is not None and tail_a.outputs != tail_b.outputs:
-        tail_a = None
-        notes.append(f"{losses[0]} is left out: A and B do not tell the same classes apart")
+    sources = (val.provenance.a, val.provenance.b)
+    archs, shapes = direction.options.archs, (val.shape_a, val.shape_b)
+    answers, notes = open_answers(sources, archs, shapes, runtime.device)
+    if answers is None:
+        return knowledge_record({}, notes)
     senders = {SENT: direction.net, WITHIN: fits[NULL].net}
     senders |= {LINEAR: fits[SEED].linear_net} if SEED in fits else {}
     # One pass answers for all senders that read A's stored features.
-    answers = Answers(tail_b, tail_a)
     with torch.no_grad():
         for batch in opening.feature_loader(data, val, runtime):
             *_, labels, numbers = on_device = runtime.to_device(batch)

@@ -230,7 +230,7 @@ if __name__ == "__main__":
 
 import torch
 
-from consistency.answers import REFUSED_MATCH, Answers, knowledge_record
+from consistency.answers import REFUSED_MATCH, Answers, knowledge_record, open_answers
 from consistency.calibration import load_sums
 from consistency.moments import ImageMoments
 from consistency.reconstruction import merged
@@ -242,7 +242,6 @@ from models.heads import freeze_heads
 from models.layers import Layer
 from models.own import is_own
 from models.pair import Decomposition, find_reverse, read_stored
-from models.tail import FrozenTail, open_tail
 from models.trans_net import TransNet, build_from_state
 from utils import checkpoint, opening, runs
 from utils.data.images import ImageData
@@ -442,36 +441,16 @@ def sender_name(net: TransNet) -> str:
     return f"g of {layers} layer{'s' if layers > 1 else ''}"
 
 
-def open_answers(
+def answers_of(
     archs: tuple[str | None, str | None], source: Source, direction: Direction, runtime: Runtime
 ) -> tuple[Answers | None, list[str]]:
-    """Read the tails behind the features.
-
-    Where there is none, its numbers are omitted, and a note says why. `archs` are the architectures
-    that options name.
-    """
-    tails: list[FrozenTail | None] = []
-    notes = []
+    """Open the tails behind the features, as a direction calls them; see `open_answers`."""
     for state, path in zip(direction.states, direction.paths):
         if (match := state.get("settings", {}).get("match", "feature")) != "feature":
             return None, [f"{path} {REFUSED_MATCH.format(match)}"]
-    nets = [*zip((source.provenance.a, source.provenance.b), archs)]
-    shapes = source.shapes
-    if direction.is_back:
-        nets, shapes = nets[::-1], shapes[::-1]
-    losses = ("the decision recovery", "what B still knows")
-    for (net, arch), shape, loss in zip(nets, shapes, losses):
-        try:
-            tails.append(open_tail(net, arch, shape).to(runtime.device))
-        except InputError as error:
-            tails.append(None)
-            notes.append(f"{loss} is left out: {error}")
-    tail_a, tail_b = tails
-    outputs = [None if tail is None else tail.outputs for tail in tails]
-    if None not in outputs and outputs[0] != outputs[1]:
-        tail_a = None
-        notes.append(f"{losses[0]} is left out: A tells {outputs[0]} classes apart, B {outputs[1]}")
-    return (None, notes[-1:]) if tail_b is None else (Answers(tail_b, tail_a), notes)
+    step = -1 if direction.is_back else 1  # A and B change places
+    sources = (source.provenance.a, source.provenance.b)
+    return open_answers(sources[::step], archs[::step], source.shapes[::step], runtime.device)
 
 
 @torch.no_grad()
@@ -623,7 +602,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     # Nothing is left to refuse: decode the images, and open the nets' tails.
     source = opening.with_decoded(data, source, runtime)
     loader = opening.loader(data, source.data, runtime)
-    answers = [open_answers(pair.archs, source, one, runtime) for one in directions]
+    answers = [answers_of(pair.archs, source, one, runtime) for one in directions]
     # One pass over the images measures both directions.
     measured = measure(directions, source, loader, answers, runtime, per_image=args.bootstrap > 0)
     # The report: of --transnet's direction, with the other one and what both share inside.

@@ -3,7 +3,7 @@
 It has B's answers to x*, and to what each sender gives in its place.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from consistency.calibration import shuffled_within_class
 from consistency.class_gaps import Distinctions, measure_distinctions
 from consistency.knowledge import Knowledge, measure_knowledge
+from models.tail import FrozenTail, open_tail
 from utils.errors import InputError
+from utils.provenance import NetSource
 
 ITSELF, UNTRUE = "B itself", "another image of the class"
 REFUSED_MATCH = (
@@ -160,6 +162,42 @@ class Answers:
 
     def _keep(self, name: str, values: Tensor) -> None:
         self._columns.setdefault(name, []).append(values.cpu())
+
+
+def open_answers(
+    sources: Sequence[NetSource],
+    archs: Sequence[str | None],
+    shapes: Sequence[tuple[int, ...]],
+    device: torch.device,
+) -> tuple[Answers | None, list[str]]:
+    """Open the tails behind features of A and B, which answer.
+
+    Args:
+        sources: the features' records of A and B.
+        archs: their architectures, where options name them; see `open_net`.
+        shapes: of one image's features.
+        device: where the tails compute.
+
+    Returns:
+        None where B's tail is not at hand: it is needed; without A's only the decision recovery is
+        omitted. And a sentence on what is left out.
+    """
+    tails, notes = list[FrozenTail | None](), list[str]()
+    losses = ("the decision recovery", "what B still knows")
+    for source, arch, shape, loss in zip(sources, archs, shapes, losses):
+        try:
+            tails.append(open_tail(source, arch, shape).to(device))
+        except InputError as error:
+            tails.append(None)
+            notes.append(f"{loss} is left out: {error}")
+    tail_a, tail_b = tails
+    if tail_b is None:
+        return None, notes[-1:]
+    # Decisions are compared class by class, so both nets must have the same.
+    if tail_a is not None and tail_a.outputs != tail_b.outputs:
+        told_apart = f"A tells {tail_a.outputs} classes apart, B {tail_b.outputs}"
+        return Answers(tail_b), [f"{losses[0]} is left out: {told_apart}"]
+    return Answers(tail_b, tail_a), notes
 
 
 def _senders(columns: Mapping[str, Tensor]) -> list[str]:

@@ -30,6 +30,7 @@ class Group:
             others: values that go before the options'.
         """
         values = vars(args) | others
+        # argparse keeps options by the same names, so a new field needs no line here.
         return cls(
             **{field.name: values[field.name] for field in fields(cls) if field.name in values}
         )

@@ -10,6 +10,7 @@ from tests.e2e.sections import commands, only
 from tests.golden.authors_nets import part, read, tensor
 from utils import checkpoint, opening
 from utils.files import read_json
+from utils.option_groups import TrainingOptions
 
 pytestmark = pytest.mark.e2e
 
@@ -17,11 +18,11 @@ pytestmark = pytest.mark.e2e
 def test_the_first_steps_are_the_authors():
     """The script's own step and optimiser, on the golden batches."""
     golden = read("dcm_wrn16_wrn16")
-    args = DCM.build_parser().parse_args(["--save", "unused"])
+    training = TrainingOptions.of(DCM.build_parser().parse_args(["--save", "unused"]))
     couple = build_couple(("wrn_16_1", "wrn_16_1"), 10)
     for number, net in enumerate((couple.net1, couple.net2), start=1):
         load_authors_state(net, part(golden, f"net{number}/"))
-    optimizer = opening.optimizer(args, couple.train())
+    optimizer = opening.optimizer(training, couple.train())
     for step, rows in ((1, slice(0, 4)), (2, slice(4, 8))):
         images, labels = (tensor(golden, name)[rows] for name in ("input", "labels"))
         loss, metrics = DCM.teach(

@@ -14,8 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
-from consistency.ridge import FOLDS, RIDGES, RidgeSolution, descend
-from utils.errors import InputError
+from consistency.ridge import FOLDS, RIDGES, RidgeSolution, check_finite, descend
 
 Batches = Callable[[], Iterable[tuple[Tensor, Tensor, Tensor]]]
 TINY = torch.finfo(torch.float64).tiny
@@ -152,11 +151,7 @@ class PassesOverData:
             # float64: the residual is to fall to 1e-10 of the right-hand side.
             total = total + term(inputs[chosen].double(), targets[chosen].double())
         self.all_reduce(total)
-        if not total.isfinite().all():
-            raise InputError(
-                "the features hold values that are not finite: train the nets again, or store them"
-                " anew"
-            )
+        check_finite(total)
         return total
 
 

@@ -160,11 +160,7 @@ class NormalEquations:
         Raises:
             InputError: the sums are not finite.
         """
-        if not all(total.isfinite().all() for total in self.sums()):
-            raise InputError(
-                "the features hold values that are not finite: train the nets again, or store them"
-                " anew"
-            )
+        check_finite(*self.sums())
         # Folds are chosen by a vector of ones and zeros, which weighs their sums.
         all_folds = torch.ones_like(self.energy)
         numbers = list(range(self.folds) if judges is None else judges)
@@ -254,6 +250,18 @@ def bytes_needed(in_channels: int, out_channels: int, kernel_size: int, folds: i
     outputs = unknowns * (out_channels + 1)
     sums = folds * (len(_strips(kernel_size)) * in_channels**2 + outputs)
     return 8 * (sums + 3 * unknowns**2 + 7 * outputs)
+
+
+def check_finite(*sums: Tensor) -> None:
+    """Refuse sums over features that hold NaN or ∞: one such value makes a whole sum so.
+
+    Raises:
+        InputError: one is not finite.
+    """
+    if not all(total.isfinite().all() for total in sums):
+        raise InputError(
+            "the features hold values that are not finite: train the nets again, or store them anew"
+        )
 
 
 def descend(

@@ -154,7 +154,8 @@ class FeatureWriter:
         self._has = {net: np.zeros(len(paths), dtype=bool) for net in "ab"}
         self._offsets = {
             # Where the numbers begin, behind the .npy header
-            name: np.lib.format.open_memmap(self._path(name), "r").offset for name in self._layout
+            name: np.lib.format.open_memmap(self._path(name), "r").offset
+            for name in self._layout
         }
 
     def __enter__(self) -> "FeatureWriter":

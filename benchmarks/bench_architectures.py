@@ -182,6 +182,7 @@ def measure(arch: str) -> Row:
         hook.remove()
         head, tail = split(net, layer, size)
         given = head(images)
+        # A hook sees (N, H, W, C) where the head gives (N, C, H, W).
         moved = seen[0].permute(0, 3, 1, 2) if head.meta["channels_last"] else seen[0]
         feature.append(differ(given, moved))
         logits.append(differ(tail(given), expected))

@@ -68,6 +68,7 @@ def measure(fit: Fit, features: str) -> tuple[float, float]:
         (log,) = Path(out).glob("logs/*/*/metrics.jsonl")
         lines = runs.read_metrics(log)
         state = checkpoint.load(path)
+    # A fit without epochs writes no line: its error stands in the checkpoint.
     instability = lines[-1]["val_instability"] if lines else state["held_out"]
     return instability, seconds
 

@@ -73,6 +73,8 @@ def permuted(net: zoo.Staged, generator: torch.Generator) -> Change:
     """
     net = copy.deepcopy(net)
 
+    # Rows of a weight are a layer's outputs; BatchNorm's vectors go with them. Scalars (the
+    # counter) stay.
     def reorder(layer: nn.Module, order: Tensor) -> None:
         for value in (*layer.parameters(), *layer.buffers()):
             if value.ndim:
@@ -84,10 +86,14 @@ def permuted(net: zoo.Staged, generator: torch.Generator) -> Change:
     for block in _blocks(net):
         before, width = stream, block.conv2.out_channels
         if block.more:
+            # The channels that the shortcut pads with zeros, whose places may change among
+            # themselves
             outer = torch.cat([torch.arange(block.more), torch.arange(width - block.more, width)])
             outer = outer[torch.randperm(len(outer), generator=generator)]
+            # Between them the stream comes in the order that the stage before gave it.
             stream = torch.cat([outer[: block.more], block.more + before, outer[block.more :]])
         inner = torch.randperm(block.conv1.out_channels, generator=generator)
+        # Rows in the order of the outputs, columns in that of the inputs.
         block.conv1.weight.data = block.conv1.weight.data[inner][:, before]
         block.conv2.weight.data = block.conv2.weight.data[stream][:, inner]
         reorder(block.bn1, inner)
@@ -129,6 +135,7 @@ def quantised(net: zoo.Staged, generator: torch.Generator) -> Change:
     """Round each filter's weights to 255 levels."""
     net = copy.deepcopy(net)
     for weight in [*_weights(_blocks(net)), net.fc.weight]:
+        # Levels −127 … 127 of each filter's largest weight
         step = weight.data.flatten(1).abs().amax(1).reshape(-1, *[1] * (weight.ndim - 1)) / 127
         weight.data = (weight.data / step).round() * step
     return Change(net, 0)
@@ -203,6 +210,7 @@ def pruned(net: zoo.Staged, generator: torch.Generator, severity: float) -> Chan
 def _prune(weights: Sequence[Tensor], generator: torch.Generator) -> None:
     for weight in weights:
         size = weight.data.abs() * (1 + 0.1 * torch.randn(weight.shape, generator=generator))
+        # The 30 % smallest of the layer
         least = size.flatten().kthvalue(round(0.3 * weight.numel())).values
         weight.data[size <= least] = 0
 
@@ -346,6 +354,7 @@ def draw(bench: Bench, kind: str, seed: int, policy: Policy) -> Drawn:
     verdict = bench.verdict(change, seen, policy)
     hits = [bench.hits(part) for part in (bench.old, seen)]
     interval = accuracy(*(part.double().numpy() for part in hits))
+    # What only the old net has right, and what only the new one has
     negative, positive = (int((hits[i] & ~hits[1 - i]).sum()) for i in (0, 1))
     tells = interval.low is not None and interval.low > 0
     return Drawn(verdict, cost, tells, negative > positive and mcnemar(negative, positive) < LEVEL)

@@ -70,6 +70,7 @@ def fit(folder: Path, features: Path, precision: list[str]) -> tuple[float, floa
             / 1e6
             / seconds
         )
+    # The first epochs choose algorithms and fill caches.
     return statistics.median(epochs[WARM_UP:]), busy
 
 

@@ -94,6 +94,7 @@ def train(net: nn.Module, inputs: Tensor, digits: Tensor, epochs: int, seed: int
     """Train by Adam with a falling learning rate."""
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
+    # −(−a // b) rounds up.
     steps = epochs * -(-len(inputs) // BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=steps)
     for _ in range(epochs):
@@ -162,6 +163,7 @@ def sent(source: Seen, target: Seen, kernel: int) -> Tensor:
     )
     rows: list[Tensor] = []
     regression.observed(lambda images, wanted, predicted: rows.append(predicted))
+    # `Regression` predicts about the fitted images' mean, (n, U, D): (n, D, U), then maps.
     maps = torch.cat(rows).mT.unflatten(2, target.held_out.shape[2:])  # (N, D, h, w)
     mean = target.fitted.mean((0, 2, 3))[:, None, None]
     return outputs(target.tail, (maps + mean).float())
@@ -171,6 +173,7 @@ def ranks(measured: Distinctions) -> dict[str, Array]:
     """Give L and e of every pair, in the order of `PAIRS`."""
     by_pair = {(of.first, of.second): of for of in measured.pairs}
     rows = [by_pair.get(pair) for pair in PAIRS]
+    # What B itself does not tell apart comes last.
     return {
         "tail gap less references": np.array([-np.inf if of is None else of.t for of in rows]),
         "tail gap": np.array([-np.inf if of is None else of.relative for of in rows]),
@@ -270,6 +273,7 @@ class Bench:
     def __init__(self, folder: str, seeds: int, epochs: int, first: int) -> None:
         self.images, self.held_out = read_images(folder)
         self.seeds, self.epochs, self.first = seeds, epochs, first
+        # At equal distances along the list, which goes class by class
         chosen = torch.linspace(0, len(self.images.digits) - 1, FIT_IMAGES).long()
         self.fitted = Images(*(of[chosen] for of in self.images))
         self.plain = [trained(self.images, epochs, first + number) for number in range(seeds)]
@@ -290,6 +294,7 @@ class Bench:
         others = self.images.digits != digit
         seen = Images(self.images.pixels[others], self.images.digits[others])
         lacking.append(("unseen", digit, trained(seen, self.epochs, seed + 10)))
+        # Each net is B once; those behind it are references, then controls.
         turned = [self.plain[(number + step) % self.seeds] for step in range(self.seeds)]
         return {
             cut: self.at(layers, kernel, turned, lacking, seed)
@@ -319,6 +324,7 @@ class Bench:
             arriving = sent(source, target, kernel)
             setting = self.measure(kind, planted, source, target, arriving, references)
             found.append(setting)
+            # g and B are those of "merged": only A's tail, and with it A's answers, is another.
             if kind != "merged":
                 continue
             # The same features, so all but what is measured of A's answers stays
@@ -431,6 +437,7 @@ def area_table(settings: Sequence[Setting]) -> None:
         areas = [of.areas for of in settings if of.kind == kind and of.areas]
         means = [np.mean([of[name] for of in areas]) for name in head[1:4]]
         more = np.array([of["margin"] - of["confidence"] for of in areas])
+        # Student's interval of a mean of independent settings
         half = students_t.ppf(0.975, len(more) - 1) * more.std(ddof=1) / len(more) ** 0.5
         cells = [f"{mean:.3f}" for mean in means]
         ends = f"{more.mean():+.3f} [{more.mean() - half:+.3f}, {more.mean() + half:+.3f}]"

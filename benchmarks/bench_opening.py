@@ -79,6 +79,7 @@ def measure(
                 with contextlib.nullcontext() if proven else without:
                     taken = timed(lambda: run(2 * number + proven)).seconds  # noqa: B023
                 if number >= 0:
+                    # A pair: with the proof first
                     seconds[not proven].append(taken)
     return seconds
 

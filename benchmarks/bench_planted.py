@@ -108,6 +108,7 @@ class World:
         """Draw images of these classes, (N, Z, H·W):
         half of the content belongs to the image, half to the position.
         """
+        # The sum of both has variance 2.
         content = self.normal(len(labels), LATENT, 1) + self.normal(len(labels), LATENT, SIDE**2)
         return self.means[labels][..., None] + content / 2**0.5
 
@@ -120,23 +121,30 @@ class World:
         """Give the variance of the target that a ridge regression
         from other images' source leaves, per position.
         """
+        # Second moments over images: of the class means, (Z, Z), and with the content's unit
+        # variance.
         classes = self.means.T @ self.means / CLASSES
         latent = classes + torch.eye(LATENT)
+        # tr TᵀΣT of the channels T, and their own noise
         total = (target * (latent @ target)).sum() + NOISE**2 * target.shape[1]
         if not within:
             return total.item()
+        # Sender and target share the class alone: their cross moments are those of the class means.
         gram = source.T @ latent @ source + NOISE**2 * torch.eye(source.shape[1])
         cross = source.T @ classes @ target
         solution = torch.linalg.solve(
             gram + WEIGHT * gram.diagonal().mean() * torch.eye(len(gram)), cross
         )
+        # The error of W beside the true moments: tr (S − 2 WᵀC + WᵀGW)
         return (total - 2 * (cross * solution).sum() + (solution * (gram @ solution)).sum()).item()
 
 
 def planted_pair(world: World, share: float, *, within: bool) -> Features:
     """Draw a pair whose B has a share of its variance from another net on other images."""
     net, other = world.net(), world.net()
+    # Each part is scaled by what its null leaves: so 1 − s is the consistency that is planted.
     sizes = [world.unexplained(net, channels_of, within=within) for channels_of in (net, other)]
+    # Orthonormal columns, (36, 24): every channel of B mixes all of both nets.
     rotation = torch.linalg.qr(world.normal(WIDENED, 2 * CHANNELS))[0]
     features = Features([], [], [])
     for count in (FIT_IMAGES, HELD_IMAGES):
@@ -164,6 +172,7 @@ def planted_table(repetitions: int, *, within: bool) -> None:
     for index, share in enumerate(SHARES):
         intervals = []
         for repetition in range(repetitions):
+            # Another seed for every repetition, share and null
             generator = torch.Generator().manual_seed(1_000_000 * index + 2 * repetition + within)
             pair = planted_pair(World(generator), share, within=within)
             intervals.append(pair.consistency(generator, within=within))

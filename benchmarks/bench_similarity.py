@@ -93,6 +93,7 @@ def oracle_procrustes(x: Tensor, y: Tensor) -> float:
         (features - features.mean(0)) / (features - features.mean(0)).norm() for features in (x, y)
     )
     rotation, _ = scipy.linalg.orthogonal_procrustes(one.numpy(), other.numpy())
+    # ½ ‖XR − Y‖² = 1 − ‖XᵀY‖_*, as both have norm 1
     return float(np.square(one.numpy() @ rotation - other.numpy()).sum() / 2)
 
 
@@ -137,6 +138,7 @@ def oracle_table(measures: Sequence[str], rows: Sequence[int], channels: int) ->
     print(f"{channels} channels each\n")
     print("| measure | rows | s, oracle | s, ours | MiB, oracle | MiB, ours | difference |")
     print("|---|---:|---:|---:|---:|---:|---:|")
+    # A new process for each measurement: its peak memory is the measurement's own.
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         for name, count in itertools.product(measures, rows):
             (value, *costs), (ours, *our_costs) = (
@@ -231,6 +233,7 @@ def auc(first: Sequence[float], second: Sequence[float]) -> float:
     a tie counts half. NaN where a score is none.
     """
     difference = np.subtract.outer(np.array(first), np.array(second))
+    # (n, m): every score of the first kind against every one of the second
     if not np.isfinite(difference).all():
         return float("nan")
     return float((difference > 0).mean() + 0.5 * (difference == 0).mean())

@@ -27,6 +27,7 @@ def processor_seconds(words: list[str]) -> float:
     with subprocess.Popen(
         [sys.executable, *words], cwd=ROOT, stdout=NOTHING, stderr=NOTHING
     ) as process:
+        # `wait4` alone gives what this one child used.
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode not in (0, 1, 2):

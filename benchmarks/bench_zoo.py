@@ -83,10 +83,12 @@ def squared_errors(sources: Sequence[ImageRows], targets: Sequence[ImageRows]) -
     )
     errors = np.empty((len(sources), len(targets), len(rows)), np.float32)
     for source, of_source in zip(sources, errors):
+        # y − H Y of all targets in one product, their columns side by side
         squares = (rows - source.smoother.float() @ fitted).square()
         of_source[:] = torch.stack(
             [of_target.sum(1) for of_target in squares.split(widths, dim=1)]
         ).numpy()
+        # A cached property: (N, M) of float64 for each source would stay in memory.
         del source.smoother
     return errors
 
@@ -100,8 +102,10 @@ def all_cka(rows: Sequence[ImageRows]) -> Array:
     """Give the CKA of all pairs, (T, T)."""
     grams = torch.stack([one.gram.flatten() for one in rows])
     size = len(rows[0])
+    # Entries 0, N + 1, 2 (N + 1), … of a flattened Gram matrix: (T, N)
     diagonals = grams[:, :: size + 1]
     sums = diagonals.sum(1)
+    # All pairs at once, (T, T); on the diagonal each with itself
     hsic = unbiased_hsic(grams @ grams.mT, diagonals @ diagonals.mT, sums.outer(sums), size)
     scale = hsic.diagonal().sqrt()
     return (hsic / scale.outer(scale)).numpy()
@@ -113,6 +117,7 @@ def all_neighbours(rows: Sequence[ImageRows]) -> Array:
     near = torch.stack(
         [torch.zeros(size, size).scatter_(1, one.neighbours, 1.0).flatten() for one in rows]
     )
+    # near[i, j] of two nets: their product counts the neighbours in common.
     return (near @ near.mT / (size * similarity.NEIGHBOURS)).double().numpy()
 
 
@@ -190,11 +195,13 @@ def layers_of(
         for name, values in scores.items()
     }  # (M, M, L of the first, L of the second)
     forth = errors.transpose(0, 2, 4, 1, 3)  # (M, M, N, L of A, L of B)
+    # back[a, b, n, i, j] is the error of B's layer j → A's layer i.
     back = errors.transpose(2, 0, 4, 3, 1)
     of_b = np.broadcast_to(whole[None].transpose(0, 1, 3, 2)[:, :, :, None], forth.shape)
     of_a = np.broadcast_to(whole[:, None].transpose(0, 1, 3, 2)[..., None], forth.shape)
     names = [name for name in blocks if np.isfinite(blocks[name]).all()]
     hits = np.stack([found_layers(blocks[name]) for name in names], -1)  # (M, M, L, measures)
+    # Summed over images, weights included, this is the hit itself, so that only nets vary it.
     per_image = np.broadcast_to(hits[:, :, None] / images, (nets, nets, images, layers, len(names)))
 
     def numbers(
@@ -247,6 +254,7 @@ def layers_of(
 
 def smaller_way(errors: Array, whole: Array) -> Array:
     """Give the smaller R² of all pairs, (M, M, L, L)."""
+    # (M, L, M, L): from source to target, over the target's variance
     r2 = 1 - errors.sum(-1) / whole.sum(-1)[None, None]
     both = np.minimum(r2, r2.transpose(2, 3, 0, 1))
     return both.transpose(0, 2, 1, 3)
@@ -299,6 +307,7 @@ def coverage(sums_of: Mapping[str, Array], title: str) -> None:
     for layer in range(layers):
         same = errors[:, layer, :, layer]  # (M, M, N)
         of_b = np.broadcast_to(whole[None, :, layer], same.shape)
+        # Forth and back, then the variances of A's and of B's layer: (M, M, N) each
         sums = [same, same.transpose(1, 0, 2), of_b.transpose(1, 0, 2), of_b]
         off = ~np.eye(nets, dtype=bool)
         truth = {
@@ -310,6 +319,7 @@ def coverage(sums_of: Mapping[str, Array], title: str) -> None:
         for draw in range(DRAWS):
             few = generator.choice(nets, 4, replace=False)
             chosen = generator.integers(images, size=images)
+            # The same four nets and the same images for every number
             sample = [one[np.ix_(few, few)][:, :, chosen] for one in sums]
             for only in (False, True):
                 intervals = over_nets(
@@ -474,6 +484,7 @@ def trained(
 ) -> None:
     """Print what tells pairs of two trained nets from others, at each layer of the tiny nets."""
     generator = torch.Generator().manual_seed(0)
+    # `ridge_r2` takes the held-out images' order first.
     shuffles = [shuffled_within_class(split, generator) for split in reversed(labels)]
     nets = {f"seed {i}": net for i, net in enumerate(tinies)}
     for kind, images in (("untrained", parts[0]), ("untrained 0/1", None)):

@@ -127,6 +127,7 @@ def conv_output(folder: Path, count: int) -> Contest:
         PLAIN: lambda: process(
             "-m", "benchmarks.plain", "conv_output", a, b, images, folder / f"{next(number)}"
         ),
+        # The bare pass runs one net on PIECE images: it stands for both nets on all of them.
         BEST: lambda: timed(bare, 2 * count / PIECE),
     }
 

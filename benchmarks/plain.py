@@ -44,6 +44,7 @@ class PlainTransNet(nn.Module):
         u = self.x
         for k in range(len(self.linear) - 1, 0, -1):
             h = self.linear[k](u)
+            # p(k) A(k) Σ(k)^(-1/2) of Eq. 3: one factor for each value
             self.states[k] = torch.sigmoid(self.logit_p[k - 1]) * (h > 0) / deviation(h)
             u = self.x + torch.sigmoid(self.logit_p[k - 1]) * F.relu(h / deviation(h))
         return self.linear[0](u)
@@ -148,6 +149,7 @@ def two_passes(batches: Callable[[], Iterator[list[Tensor]]]) -> list[Tensor]:
     """
     count, means = 0, [torch.zeros(1, 512, 1, 1)]
     for maps in batches():
+        # All maps of a batch have as many values in each channel.
         count += maps[0][:, 0].numel()
         means = [
             mean + values.sum((0, 2, 3), keepdim=True)
@@ -160,6 +162,7 @@ def two_passes(batches: Callable[[], Iterator[list[Tensor]]]) -> list[Tensor]:
             total + (values - mean).square().sum()
             for total, values, mean in zip(squares, maps, means)
         ]
+    # 512 channels: the mean of their variances
     return [total / (count * 512) for total in squares]
 
 

@@ -39,6 +39,7 @@ def bare_convolutions(
         function: of the network; None: its forward pass.
     """
     calls = passes(net.to(memory_format=torch.channels_last), function or net, images)
+    # One input for each shape: what it holds does not matter.
     inputs = {shape: _values(shape, images) for _, shape in calls}
 
     @torch.inference_mode()
@@ -66,6 +67,7 @@ def bare_training(net: nn.Module, images: Tensor) -> Callable[[], None]:
 
     def run() -> None:
         for (convolution, _), values, gradient in zip(calls, inputs, gradients):
+            # Gradients are made anew; to add to old ones would take time.
             values.grad = convolution.weight.grad = None
             convolution(values).backward(gradient)
 

@@ -35,6 +35,7 @@ def process(*words: object) -> Turn:
     began, peak = clock(), 0
     with subprocess.Popen([sys.executable, *map(str, words)], stdout=subprocess.DEVNULL) as child:
         while child.poll() is None:
+            # Asked while it runs: afterwards the process has no status.
             peak = max(peak, peak_bytes(child.pid))
             time.sleep(0.05)
     if child.returncode:

@@ -17,6 +17,7 @@ from utils.data.images import load_images
 
 CIFAR = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))  # mean and deviation, of the tiny nets
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+# Of each stage: channels, kernel, stride
 TINY = (
     (16, 3, 1),
     (16, 3, 1),
@@ -101,6 +102,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Give the maps behind the block."""
         y = self.bn2(self.conv2(self.bn1(self.conv1(x)).relu()))
+        # Option A: the shortcut has no weights; the new channels are zeros on both sides.
         return (
             y + F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.more, self.more))
         ).relu()
@@ -219,9 +221,11 @@ def rescaled(net: Staged, depth: int, factors: Tensor) -> Staged:
     """
     net = copy.deepcopy(net)
     _, norm = layers_of(net, depth)
+    # Factors above 0 pass through the ReLU.
     norm.weight.data *= factors
     norm.bias.data *= factors
     reader = reader_of(net, depth)
+    # (out, in, …): the axis of inputs
     reader.weight.data /= factors.reshape(1, -1, *[1] * (reader.weight.ndim - 2))
     return net
 

@@ -82,6 +82,7 @@ class ComparedLayer:
         """Whether the maps have fewer positions than the layer gives."""
         positions = int(np.prod(self.held_out.shape[2:]))
         # (C, H, W), (T, C) or (C,)
+        # Positions are H × W, T or none: all axes but the channels, which tokens have last.
         whole = self.shape[:-1] if len(self.shape) == 2 else self.shape[1:]
         return positions < int(np.prod(whole))
 
@@ -218,6 +219,7 @@ def equality(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> str:
 
     Rounding is what storing in float16 or bfloat16 changes.
     """
+    # By name: another order of the same tensors is the same net.
     shapes = [{name: value.shape for name, value in state.items()} for state in (first, second)]
     if shapes[0] != shapes[1]:
         return "different"

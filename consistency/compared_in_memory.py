@@ -119,6 +119,7 @@ def compare(
     opened = [_open(net, arch, size) for net, arch in zip((net_a, net_b, *references), archs)]
     surveys = [of for of, _ in opened]
     places, note = matched_places(surveys[:2], layers, layers_b)
+    # References are of B's recipe: their layers are where B's are.
     places += [same_places(of, places[1]) for of in surveys[2:]]
     passed = [
         _Passed(model, of, of_net, side, device) for (of, model), of_net in zip(opened, places)
@@ -129,6 +130,7 @@ def compare(
         images = _images_of(batch)
         for one in passed:
             one.add(images)
+        # Without classes all images are of one.
         given = None if isinstance(batch, Tensor | np.ndarray) else [*batch][1:2]
         labels.append(
             torch.as_tensor(given[0]).long() if given else torch.zeros(len(images)).long()
@@ -226,6 +228,7 @@ class _Passed:
         cut = CutNet(model, self.sources, {}, tapped=True)
         cut.prove_fast(stand_in_pixels(size))
         self.form = cut.frozen_form(device)
+        # Positions alone; the channels stay.
         self.sizes = [kept_size(place.shape, side)[1:] for place in places]
         self.maps: list[list[Tensor]] = [[] for _ in places]
         self.logits = list[Tensor]()
@@ -275,6 +278,7 @@ class _Passed:
         )
 
     def _tail(self, number: int) -> FrozenTail:
+        # The net was proven when it was tapped: the same graph is cut here.
         cut = CutNet(self.model, self.sources[number : number + 1], {})
         shape = self.places[number].shape
         return FrozenTail(cut.tail, last_layer(self.model), shape, self.survey.outputs)

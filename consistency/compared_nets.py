@@ -139,6 +139,7 @@ class Survey:
                 " ConvOutput.py --list_layers prints all"
             )
         cut = names[inside[-1]]
+        # `stages` is by cut and in order, so that a cut's place is the stage's number.
         stages = list(self.stages)
         stage_number = stages.index(cut) + 1 if cut in self.stages else None
         return Place(name, stage_number, (inside[-1] + 1) / len(names), tuple(self.shapes[cut]))
@@ -232,6 +233,7 @@ def matched_places(
         if not ends:
             raise InputError(f"{of.path} has no stages; name its layers by --at")
     # The net with the fewest stages keeps all; of the others those of the nearest depth stay.
+    # Ties go to the first net.
     fewest = min(range(len(places)), key=lambda number: len(places[number]))
     if len({len(ends) for ends in places}) == 1:
         return places, ""
@@ -255,6 +257,7 @@ def same_places(of: Survey, places: Sequence[Place]) -> list[Place]:
 
 def kept_size(shape: tuple[int, ...], side: int) -> tuple[int, int, int]:
     """Say how maps of a feature are kept: averaged to at most S × S positions; 0: as they are."""
+    # On "meta": the axes of maps, tokens or vectors, and no memory.
     channels, height, width = as_maps(torch.empty(1, *shape, device="meta")).shape[1:]
     if not side:
         return channels, height, width
@@ -285,6 +288,7 @@ class NetFeatures:
         precision: str,
     ) -> None:
         self.survey, self.normalisation, self.image_size = survey, normalisation, image_size
+        # A layer that is kept at two sizes is tapped once.
         self.names = list(dict.fromkeys(place.name for place, _ in places))
         self.cache, self.precision = cache, precision
         self.taken = {
@@ -395,6 +399,7 @@ class NetFeatures:
         """Open what follows a layer."""
         layer = Layer(place.name, image_size=self.image_size)
         net = open_net(self.survey.path, self.survey.asked, layer)
+        # By the plain proof: a `FrozenTail` has no fast form.
         net.normalised_by(self.normalisation).prove(pixels)
         return FrozenTail(net.tail, last_layer(net.model), place.shape, self.survey.outputs)
 

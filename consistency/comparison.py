@@ -123,6 +123,7 @@ def linear_flops(
     fitted, held_out = (len(labels) * size[0] * size[1] for labels in images.labels)
     unknowns = min(columns, fitted)  # in the dual form rows take the place of columns
     factor = 4.0 * max(columns, fitted) * unknowns**2 + 20.0 * unknowns**3  # in float64
+    # A multiplication and an addition for each row, column and channel
     once = 2.0 * columns * (fitted + held_out)
     # The true pairs, the permuted ones, and shuffled ones, which are judged in two passes.
     pairings = (
@@ -137,6 +138,7 @@ def direction_identity(
     x: ComparedLayer, target: ComparedLayer, effort: Effort, **more: Any
 ) -> dict[str, Any]:
     """Give all that one direction depends on."""
+    # What changes similarities alone leaves the regressions as they are.
     how = {name: value for name, value in asdict(effort).items() if not name.startswith("similar")}
     size, kernel = common_size(x, target), kernel_of(x, target)
     features = {"x": x.identity, "target": target.identity, "size": size, "kernel": kernel}
@@ -172,6 +174,7 @@ class Watched:
         """Add a batch: the target and its prediction about the target's mean, (n, U, D) each."""
         if self.moments:
             for moments, rows in zip(self.moments, (target, target - predicted)):
+                # Classes' variances are of the target, and of what is left of it.
                 moments.update(rows.mT, self.labels[images])
         if self.tail is None:
             return
@@ -294,6 +297,7 @@ def measure_direction(
         InputError: the features are constant, not finite, or of too few images.
     """
     by_class = by_class and images.has_classes
+    # Without classes all images are of one: the null mixes all pairs.
     labels = (
         images.labels
         if images.has_classes
@@ -306,6 +310,7 @@ def measure_direction(
     errors = regression.observed(watched if by_class or tail is not None else None)
     sums, p = [np.stack([errors.target, errors.observed], axis=1)], None
     if effort.shuffles:
+        # Both ways begin at the same seed, and so draw the same orders.
         generator = torch.Generator().manual_seed(effort.seed % 2**64)
         # The p-value, which takes nearly all of the time where it is asked for.
         if effort.permutations:
@@ -406,6 +411,7 @@ def sums_of(state: State) -> several.Direction:
     observed = sums["observed"]
     if "null" in sums:
         return observed, sums["null"], sums["ceiling"]
+    # I_0 of `floors`: what the class means leave, in each image as in all.
     floor = 1.0 if state["floor"] is None else state["floor"]
     target = observed[:, 0]
     return observed, np.stack([target, floor * target], 1), np.stack([target, 0 * target], 1)
@@ -464,6 +470,7 @@ def measure_similarities(
     generator = torch.Generator().manual_seed(effort.seed % 2**64)
     scores = image_similarities(x, y, labels, generator, draws=effort.similar_permutations)
     rows = [asdict(score) | {"threshold": score.level, "images": len(x)} for score in scores]
+    # `threshold` is the name in reports; `level` that of the score.
     plain = [
         {key: finite(of) if isinstance(of, float | np.floating) else of for key, of in row.items()}
         for row in rows
@@ -499,6 +506,7 @@ class Comparing:
     ) -> None:
         self.nets, self.images, self.effort, self.work = (net_a, net_b), images, effort, work
         self.matched = matching(net_a.layers, net_b.layers)
+        # Later pairs overwrite: the last of each net that can answer stays.
         # The last layers of each net whose tail can answer to g(x): distinctions are of these
         self.last: list[ComparedLayer | None] = [None, None]
         for a, b in self.matched:
@@ -551,6 +559,7 @@ class Comparing:
 
     def can_answer(self, x: ComparedLayer, target: ComparedLayer) -> bool:
         """Whether the tail behind a target is at hand and reads maps as g gives them."""
+        # The tail reads maps of the layer's own size; averaged ones have lost what it needs.
         whole = common_size(x, target) == target.size and not target.is_averaged
         return self.effort.knowledge is not None and target.tail is not None and whole
 

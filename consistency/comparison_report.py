@@ -92,6 +92,7 @@ class Comparison:
             if not points:
                 continue
             x, values, lows, highs = (np.array(column, dtype=float) for column in zip(*points))
+            # Lengths below and above the point; an end that is not there has none.
             reach = np.abs(np.nan_to_num(np.stack([values - lows, highs - values])))
             axes.errorbar(x, values, reach, marker="o", capsize=3, label=name)
         axes.set_xlabel(f"depth in net {second}, share of its layers")
@@ -144,6 +145,7 @@ def page_renderer() -> Callable[[Mapping[str, Any], Path], str] | None:
     try:
         return importlib.import_module("utils.report.compare_page").render_compare
     except ModuleNotFoundError as error:
+        # A page is not part of every installation.
         if error.name != "utils.report.compare_page":
             raise
         return None
@@ -200,6 +202,7 @@ def answers_entry(
     sums = [column.double().numpy() for column in columns.values()]
 
     def statistic(*totals: Any) -> dict[str, Any]:
+        # Each total is a count of images, or of resampled ones.
         return {name: total / count for name, total in zip(columns, totals)}
 
     numbers: dict[str, Interval] = bootstrap(statistic, sums, resamples=resamples, seed=seed)

@@ -64,6 +64,7 @@ def measure_row(
         reduce: what is kept of a direction.
         name: of what is kept, in the file's name.
     """
+    # Sums alone are kept: the atlas draws its own resamples of images and nets.
     effort = replace(effort, permutations=0, resamples=0, knowledge=None)
     identity = [name, *(direction_identity(x, target, effort) for target in targets)]
     cost = sum(linear_flops(x, target, images, effort) for target in targets)
@@ -76,6 +77,7 @@ def measure_row(
             how = (common_size(x, target), kernel_of(x, target))
             if how not in sources:
                 sources = {how: LinearSource(x, *how)}  # one factor is in memory at one time
+            # With a null the class means are not asked for.
             by_class = not effort.shuffles
             rows.append(
                 reduce(measure_direction(sources[how], target, images, effort, by_class=by_class))
@@ -123,6 +125,7 @@ def measure_matrix(
         "shared", the smaller one; "cka" of `MATRIX_IMAGES` held-out images. All are lists of rows of
         A; None is what is not defined.
     """
+    # One shuffled pairing: a matrix has hundreds of cells, which are looked at together.
     effort = replace(effort, shuffles=min(1, effort.shuffles))
     sides = net_a.all_layers, net_b.all_layers
     for number in (0, 1):
@@ -135,6 +138,7 @@ def measure_matrix(
                 measure_row(x, others, images, effort, work, consistency_alone, "matrix")
                 for x in layers
             ]
+        # B → A has B's layers as rows.
         ways.append(torch.stack([row["consistency"] for row in rows]).numpy())
     forth, back = ways[0], ways[1].T
     with work.part("matrix of layers, CKA"):
@@ -189,6 +193,7 @@ def measure_atlas(
     for place in places:
         layers = [net.layers[place] for net in nets]
         shape = (len(nets), len(nets), len(images.held_out), 2)
+        # (M, M, N', 2) for each kind; the diagonal stays 0 and is not read.
         sums = [np.zeros(shape) for _ in KINDS]
         for i, (net, x) in enumerate(zip(nets, layers)):
             with work.part(f"atlas at {x.name}, {net.label} → all"):
@@ -225,6 +230,7 @@ def layer_entry(
         forth, back = normalised_consistency(*of[:3]), normalised_consistency(*of[3:])
         return {"forth": forth, "shared": np.minimum(forth, back)}
 
+    # The same of j → i in the place of i → j
     both = [*sums, *(of.swapaxes(0, 1) for of in sums)]
     tables = numbers(*(of.sum(2) for of in both))
     for table in tables.values():
@@ -253,6 +259,7 @@ def alike_order(shared: Array) -> list[int]:
     The Laplacian of what pairs share has the constant as its first eigenvector; the next one
     varies least between nets that share much.
     """
+    # A pair that is not defined, or shares less than nothing, has no weight.
     weights = np.nan_to_num(shared, nan=0.0).clip(min=0)
     _, vectors = np.linalg.eigh(np.diag(weights.sum(1)) - weights)
     return [int(number) for number in np.argsort(vectors[:, 1], kind="stable")]
@@ -267,6 +274,7 @@ def odd_pairs(shared: Array, labels: Sequence[str]) -> list[dict[str, Any]]:
     rows, columns = np.triu_indices(len(labels), 1)
     values = shared[rows, columns]
     centre = np.nanmedian(values)
+    # The median deviation of a normal distribution is 1 / 1.4826 of its standard deviation.
     scale = 1.4826 * np.nanmedian(np.abs(values - centre))
     if not scale > 0:
         return []

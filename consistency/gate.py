@@ -71,9 +71,11 @@ class Policy:
     def __post_init__(self) -> None:
         if self.measure not in MEASURES:
             raise InputError(f"measure must be one of {', '.join(MEASURES)}, not {self.measure!r}")
+        # A string is one name: as a sequence it would be its letters.
         named = [self.layers] if isinstance(self.layers, str) else list(self.layers)
         if not named or not all(isinstance(name, str) for name in named):
             raise InputError(f'layers must be "all" or a list of names, not {self.layers!r}')
+        # Shares and levels lie in [0, 1], points of accuracy in [0, 100].
         least = {"features_at_least": -math.inf}
         most = {"accuracy_loss_at_most": 100.0}
         for name in THRESHOLDS:
@@ -257,6 +259,7 @@ def decide(
     untouched = [name for name, pair in _named(report).items() if _is_untouched(pair)]
     same = lost_answers is not None and lost_answers < SAME_ANSWERS
     alike = bool(untouched) and len(untouched) == len(report["pairs"]) and same
+    # Equal weights compute the same. So do nets whose features and answers agree throughout.
     unchanged = report["weights"] != "different" or alike
     return _conclude(report, policy, checks, untouched, unchanged)
 
@@ -305,6 +308,7 @@ def _feature_checks(report: Mapping[str, Any], policy: Policy) -> list[Check]:
     checks = []
     for where in chosen:
         pair = pairs[where]
+        # OLD is A and NEW is B: what NEW gives of OLD's features is B → A.
         measured = pair["back"]["consistency"] if policy.measure == "retained" else pair["shared"]
         missing = pair["back"]["null"] is None
         reason = "nulls were left out; run without --quick" if missing else ""
@@ -367,6 +371,7 @@ def _decision_checks(
             for name, title in asked.items()
         ]
     right = [answers.argmax(1).cpu() == labels.cpu() for answers in logits]
+    # What only OLD has right, and what only NEW has
     flips = {"negative": right[0] & ~right[1], "positive": ~right[0] & right[1]}
     checks = []
     if policy.accuracy_loss_at_most is not None:
@@ -425,6 +430,7 @@ def _mcnemar_checks(
         return Check(title, where, value, level, "above", outcome, why)
 
     # Of the classes, the one that is told best from chance stands for all.
+    # Of equal p, the class with the most negative flips beyond the positive ones
     worst = min(
         names, key=lambda name: (tests[name], counts[name][1] - counts[name][0]), default=None
     )
@@ -445,6 +451,7 @@ def _check(
     if interval is None or interval.value is None or interval.low is None or interval.high is None:
         why = reason or (interval.reason if interval else "") or "there is no such number"
         return Check(name, where, interval, threshold, sense, "cannot say", f"{subject}: {why}")
+    # (passes, fails); neither: the threshold lies inside the interval.
     keeps = {
         "at least": (interval.low >= threshold, interval.high < threshold),
         "at most": (interval.high <= threshold, interval.low > threshold),
@@ -478,6 +485,7 @@ def _conclude(
     verdict: Outcome = "pass"
     if "knowledge lost" in outcomes:
         verdict = "knowledge lost"
+    # All left out is no pass: nothing was looked at.
     elif "cannot say" in outcomes or "pass" not in outcomes:
         verdict = "cannot say"
     weights = report["weights"]
@@ -509,6 +517,7 @@ def _named(report: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """Give the pairs of layers by what a policy calls them: "stage 3", or the old net's layer."""
     names = dict[str, Mapping[str, Any]]()
     for pair in report["pairs"]:
+        # A stage's number means both nets' only where it is one.
         stages = {pair[side]["stage"] for side in "ab"}
         same = len(stages) == 1 and None not in stages
         names[f"stage {stages.pop()}" if same else str(pair["a"]["layer"])] = pair
@@ -518,6 +527,7 @@ def _named(report: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 def _is_untouched(pair: Mapping[str, Any]) -> bool:
     """Whether each net's features give the other's as well as their own, both ways."""
     for way in ("forth", "back"):
+        # A direction without a null has no ceiling: it cannot be called untouched.
         numbers = [
             pair[way][name] and pair[way][name]["value"] for name in ("instability", "ceiling")
         ]

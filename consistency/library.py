@@ -101,6 +101,7 @@ def features(
                 "`images` must give batches of square images (n, 3, S, S), not"
                 f" {tuple(pixels.shape)}; of one tensor give its batches, such as images.split(64)"
             )
+        # The first batch says the size of the images, at which the net is cut.
         if head is None:
             head = _open(net, layer, pixels.shape[-1], arch).frozen_form(torch.device(device))
         rows.append(head(pixels.to(device, torch.float32)).float().cpu())
@@ -181,6 +182,7 @@ def fit(
                 logspace=DECADES,
                 batch_size=batch_size,
             )
+        # One standardised layer is the linear reference: nothing is left to train.
         if layers == 1 and epochs is None:
             budget = Budget(steps=0, batch_size=batch_size)  # the closed form is all of it
 
@@ -337,6 +339,7 @@ def calibrate(
     def way(
         of_x: Tensor, of_target: Tensor, shapes: tuple[tuple[int, ...], tuple[int, ...]]
     ) -> LinearCalibration:
+        # An untrained Trans-Net of one layer says the size and the kernel, and resizes x.
         mapping = between(*shapes, layers=1)
         resized = mapping.resize(of_x)
         return calibrate_linear(
@@ -352,6 +355,7 @@ def calibrate(
 
     maps_a, maps_b = as_maps(pairs.x), as_maps(pairs.target)
     with _seeded(seed, torch.device(device)):  # `between` initialises what is not used here
+        # Both ways draw the same permutations: `way` begins its generator anew.
         forth, back = way(maps_a, maps_b, pairs.shapes), way(maps_b, maps_a, pairs.shapes[::-1])
     shared = several.shared(forth.sums, back.sums, resamples=resamples, seed=seed)["shared"]
     try:
@@ -520,6 +524,7 @@ def _tail_answers(
             )
         features.append(output)
     tail = copy.deepcopy(tail).eval()  # the caller's stays in its mode
+    # On the CPU, batch by batch
     return [torch.cat([tail(some) for some in rows.split(BATCH)]) for rows in features]
 
 
@@ -581,6 +586,7 @@ def _held_out(held_out: ArrayLike | None, labels: Tensor) -> Tensor:
     """
     if held_out is None:
         mask = torch.zeros(len(labels), dtype=torch.bool)
+        # Sorted by class, stably, and every second one taken
         mask[labels.argsort(stable=True)[1::2]] = True
         return mask
     mask = torch.as_tensor(held_out).cpu()
@@ -596,6 +602,7 @@ def _open(net: nn.Module | str | Path, layer: str, image_size: int, arch: str | 
     place = Layer(layer, image_size=image_size)
     if isinstance(net, nn.Module):
         model = copy.deepcopy(net).cpu().float().eval().requires_grad_(False)
+        # By type: the caller's net has no file.
         cut = CutNet(model, [NetSource(type(net).__name__, place.node(model))], {})
     else:
         cut = open_net(net, arch, place)

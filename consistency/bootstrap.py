@@ -107,6 +107,7 @@ def bootstrap(
             " resamples."
         )
     with np.errstate(all="ignore"):
+        # On all images: sums over them, averaged over fits.
         values = statistic(
             *(array.sum(axes - 1).mean(0) if crossed else array.sum(0) for array in sums)
         )

@@ -226,6 +226,7 @@ def best_of(nulls: Sequence[Null]) -> Null:
     Layers differ in what a null reaches, so each is first divided by its mean over all B + 1
     pairings; the observed one is among them, so that p stays exact.
     """
+    # (layers, B + 1), the true pairing last
     values = np.stack([np.append(null.draws, null.observed) for null in nulls])
     # The smallest of the layers counts, of the true pairs as of the permuted ones.
     best = (values / values.mean(1, keepdims=True)).min(0)

@@ -274,8 +274,10 @@ def measure_distinctions(
     sent_gaps = np.stack(
         [class_gaps(of, kinds, classes)[0][first, second] for of in (sent, *others)]
     )
+    # One gap of B serves all senders: differences of L are differences of what arrives.
     losses = 1 - sent_gaps / gap
     relative = losses - np.median(losses, axis=1, keepdims=True)
+    # ℓ, not L: what every pair of these nets loses is no finding.
     tests = hold_against_references(relative) if len(gap) >= LEAST_PAIRS else {}
     if others and not tests:
         notes.append(
@@ -350,6 +352,7 @@ def class_gaps(logits: Tensor, kinds: Tensor, classes: Tensor) -> tuple[Array, A
         lead = members[:, [label]] - members[:, classes]  # z_c − z_d of each image of class c
         means.append(lead.mean(0))
         variances.append(lead.var(0) / len(members))
+    # Class c's images give z_c − z_d, class d's give z_d − z_c: independent, so variances add.
     mean, variance = (torch.stack(of).numpy() for of in (means, variances))
     return mean + mean.T, np.sqrt(variance + variance.T)
 
@@ -375,6 +378,7 @@ def class_effects(losses: Array, first: Array, second: Array, classes: int) -> A
     equations = np.block(
         [[np.array([[len(losses)]]), pairs[None]], [pairs[:, None], together + np.diag(pairs)]]
     )
+    # Singular: t more for every a and 2 t less for μ change no L. Least squares takes one solution.
     solution = np.linalg.lstsq(equations, np.concatenate([[losses.sum()], total]), rcond=None)[0]
     effects = np.where(pairs >= 2, solution[1:], np.nan)
     return effects - np.nanmean(effects) if (pairs >= 2).any() else effects

@@ -51,6 +51,7 @@ def solve(
     """
     # (C', C, k, k) of each member's last convolution, whose inputs have C channels.
     shapes = [member.eval().last_shape for member in members]
+    # All members' sums are in memory at once, since one pass serves all.
     needed_bytes = sum(bytes_needed(shape[1], shape[0], shape[2]) for shape in shapes)
     if needed_bytes > NOTEWORTHY_BYTES:
         runtime.say(f"the closed form takes {in_words(needed_bytes)} of memory")

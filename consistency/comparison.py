@@ -122,6 +122,7 @@ def linear_flops(
     columns = x.held_out.shape[1] * kernel**2
     fitted, held_out = (len(labels) * size[0] * size[1] for labels in images.labels)
     unknowns = min(columns, fitted)  # in the dual form rows take the place of columns
+    # Gram matrix, and its factor or eigenvectors
     factor = 4.0 * max(columns, fitted) * unknowns**2 + 20.0 * unknowns**3  # in float64
     # A multiplication and an addition for each row, column and channel
     once = 2.0 * columns * (fitted + held_out)

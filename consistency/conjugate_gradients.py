@@ -168,6 +168,7 @@ def conjugate_gradients(
         # Each output channel is a system of its own, with the same matrix: (C', 1).
         return (a * b).sum(1, keepdim=True)
 
+    # A start near the solution, such as that of a neighbouring λ, saves passes.
     solution, residual = start, right - normal(start)
     direction, square = residual, dot(residual, residual)
     # Hestenes and Stiefel (1952); every step costs one pass over the data.

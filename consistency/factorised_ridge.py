@@ -157,6 +157,7 @@ class Reference:
 
     def _kept_patches(self, x: Maps, bytes_per_image: int) -> Tensor | None:
         """Give the patches of all images (N·H·W, p); None where `PATCH_BYTES` have no room."""
+        # By identity: the same maps, not equal ones.
         for maps, rows in self._kept:
             if maps is x:
                 return rows
@@ -247,6 +248,7 @@ class Reference:
             ridge = weight * (float(self._gram.trace()) / self.columns or 1.0)
             gram = self._gram.clone()
             gram.diagonal().add_(ridge)
+            # `cholesky_ex` says that it failed where `cholesky` raises.
             factor, failed = torch.linalg.cholesky_ex(gram)
             self._factors[weight] = self._factor_of_rounded(ridge) if failed else factor
         return self._factors[weight]
@@ -355,6 +357,7 @@ class CrossProducts:
             height, width = (max(size + border, kernel_size) for size in maps.shape[2:])
             # Real inputs have width // 2 + 1 frequencies along rows, two numbers each.
             numbers = height * (2 * (width // 2 + 1) if border else width)
+            # Transforms of all images and channels of both maps.
             values += maps.shape[0] * maps.shape[1] * numbers * precision(maps).itemsize
         return values <= cls.BYTES
 

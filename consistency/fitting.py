@@ -188,6 +188,8 @@ class Fitting:
             of_direction = [self.trans_nets[i] for i in numbers]
             if back not in self.beside:
                 self.beside[back] = self._make_beside(of_direction[0].linear_reference(), back)
+            # One linear layer a direction, fitted once and kept for other fits of the same
+            # features.
             linear = self.beside[back].linear
             # All Trans-Nets of a direction read the same features, and share the linear layer's
             # standards.

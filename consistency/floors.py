@@ -92,6 +92,7 @@ class ClassMoments:
                 raise InputError("the features hold values that are not finite; look at the nets")
             for label in kinds.unique().tolist():
                 members = maps[kinds == label]
+                # Sums of maps, not of positions: a class mean is a map.
                 self._maps[label] = self._maps.get(label, 0) + members.sum(0)
                 self._squares[label] = self._squares.get(label, 0) + members.square().sum().item()
                 self._counts[label] = self._counts.get(label, 0) + len(members)

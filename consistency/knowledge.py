@@ -119,6 +119,7 @@ def measure_knowledge(
     _check(logits, sent_logits, logits_a, penultimate)
     generator = torch.Generator().manual_seed(seed)
     z, sent = (tensor.detach().double().cpu() for tensor in (logits, sent_logits))
+    # Logarithms throughout: they are finite where a softmax is rounded to 0.
     log_q, log_r = (log_answers(tensor, multi_label) for tensor in (z, sent))
     q = log_q.exp()
     answers = _decisions(z, multi_label)
@@ -296,6 +297,7 @@ def permutation_p(
     for answer in answers.unique():
         members = (answers == answer).nonzero().flatten()
         block = max(1, BLOCK_BYTES // (8 * len(members)))
+        # Blocks of permutations, and of rows below: both bound what is in memory.
         for some in torch.arange(permutations).split(block):
             # To sort random keys is to draw each permutation with one probability.
             keys = torch.rand(len(some), len(members), generator=generator, dtype=torch.float64)
@@ -308,6 +310,7 @@ def permutation_p(
         # `size` is the scale of these sums: what differs by its rounding alone is a tie, and a tie
         # speaks for the null.
         observed, size = observed + paired.item(), size + paired.abs().item()
+    # The true pairing counts as one of the permutations, so that p is never 0.
     return (1 + int((drawn <= observed + ROUNDING * size).sum())) / (1 + permutations)
 
 

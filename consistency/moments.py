@@ -58,6 +58,7 @@ class FeatureMoments:
         # Σ (v − mean)² of two sets is that of each, and the means' distance squared times n m / (n
         # + m).
         self.count += count
+        # m / (n + m), the new set's weight; `self.count` has both by now.
         share = count / max(1, self.count)
         shift = mean - self.mean
         self._squares = self._squares + squares + shift.square() * (self.count - count) * share
@@ -194,6 +195,7 @@ class ImageMoments:
         columns = [torch.cat(parts) for parts in self._columns]
         # The origin is that of all images; `_means` takes a class's own means from its sums.
         for label in labels.unique().tolist():
+            # Origin, positions and constant are shared; the rest is replaced below.
             kept, of_class = labels == label, copy.copy(self)
             of_class.images = int(kept.sum())
             of_class._numbers, of_class._labels = [numbers[kept]], [labels[kept]]
@@ -237,6 +239,7 @@ class ImageMoments:
             # The distance of one mean over all channels from the origin, in place of each
             # channel's.
             deviations = deviations + means.mean(1, keepdim=True) - means
+        # Rows of `mixing` say which of the M vectors each named row adds up.
         identity = torch.eye(len(deviations), dtype=torch.float64)
         last = len(self._origin) - 1  # x_Δ; g(x) is all but it, x* is all
         # Ones add all vectors up: Σ x(k) + x_Δ = x*. With a 0 for x_Δ they give g(x).

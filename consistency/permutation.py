@@ -110,7 +110,10 @@ class Regression:
             else like.reference
         )
         mean = channel_means(target[0], self.reference.mean.device)
+        # Held-out targets, too, are shifted by the fitted images' means: a prediction knows no
+        # others.
         self.fitted, self.held_out = Targets(target[0], mean), Targets(target[1], mean)
+        # But their variance is about their own means, as Var(x*) is.
         self.total = self.held_out.squares()
         if not self.total.sum() > 0:
             raise InputError(
@@ -228,6 +231,7 @@ def permuted_sums(
         # B → A pairs the same images the other way round, by the inverse orders.
         orders = [(fit_orders, held_orders), (fit_orders.argsort(1), held_orders.argsort(1))]
         return [one.errors(*of).sum(1) for one, of in zip(both, orders)]
+    # Transforms of fitted and of held-out images, once for all pairings.
     crosses = [CrossProducts(*side, *means, kernel_size) for side in sides]
     sums = np.empty((len(both), len(fit_orders)))
     pairings = Progress(
@@ -439,6 +443,7 @@ def calibrated(
         np.stack([errors.target, null.mean(0)], axis=1),
         np.stack([least.target, least.observed], axis=1),
     )
+    # All three from the same images in each resample.
     intervals = consistency_interval(
         instability_of,
         *([array] for array in sums),

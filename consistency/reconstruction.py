@@ -77,6 +77,7 @@ def reconstruct(
         mse, penalty = F.mse_loss(compared.float(), wanted), order_penalty(member.p, alpha)
         # A standardising member's loss is a share of Var(x*), whatever the units of the layer.
         loss = mse / (member.target_std.square() if through is None else wanted.var()) + penalty
+        # Members share no parameter: the gradient of the sum is each one's own.
         total = total + loss
         metrics |= {f"{i}.Loss": loss, f"{i}.MSE": mse, f"{i}.L2_loss": penalty}
         metrics |= {f"{i}.p{k}": p for k, p in enumerate(member.p, start=1)}
@@ -104,6 +105,7 @@ def set_standards(
         # x is measured as the member reads it: resized to the target's H' × W'.
         x_moments.update(standardising[0].resize(x))
         target_moments.update(target)
+    # Sums from all processes, so that all standardise alike.
     x_moments, target_moments = (
         merged(moments.cpu(), runtime) for moments in (x_moments, target_moments)
     )

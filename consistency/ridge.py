@@ -91,6 +91,7 @@ class NormalEquations:
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(folds, *shape, dtype=torch.float64, device=device)
 
+        # Σ x(q) x(q + lag)ᵀ of each strip, Σ u [y, 1]ᵀ by offset, Σ [y, 1] and Σ ‖y‖².
         self.lags = zeros(len(self._strips), in_channels, in_channels)
         self.cross = zeros(kernel_size**2, in_channels, out_channels + 1)
         self.totals = zeros(out_channels + 1)
@@ -191,6 +192,7 @@ class NormalEquations:
 
         penalised = self.kernel_size**2 * self.lags.shape[-1]
         ridge, errors = descend(held_out, ridges)
+        # Columns: k²·C weights, then the constant's if it was fitted.
         weight, rest = fit(all_folds, ridge).T.tensor_split([penalised], dim=1)
         # From rows (offset, channel) to a convolution's (C', C, k, k).
         weight = (
@@ -214,6 +216,7 @@ class NormalEquations:
 
         Every block is a lag's sum less the border's.
         """
+        # One matrix (C, C) for each strip, of the chosen folds together.
         sums = dict(zip(self._strips, torch.tensordot(folds, self.lags, 1)))
         offsets, channels = self.kernel_size**2, self.lags.shape[-1]
         size = offsets * channels
@@ -225,6 +228,7 @@ class NormalEquations:
         # Inclusion and exclusion: the whole map, less rows, less columns, plus the corner that was
         # taken off twice.
         for (i, j), terms in self._blocks.items():
+            # Only blocks with i ≤ j are made; the matrix is symmetric.
             block = torch.stack([sign * sums[strip] for sign, strip in terms]).sum(0)
             blocks[i, :, j], blocks[j, :, i] = block, block.T
         # Σ u is the column of ones of Σ u yᵀ, and Σ 1 the number of positions.
@@ -278,6 +282,7 @@ def descend(
     middle = len(grid) // 2
     while True:
         # Errors are smooth in log λ, so a few of the grid's fits are enough.
+        # The middle and its neighbours; at an end of the grid it has one.
         near = grid[max(0, middle - 1) : middle + 2]
         errors |= {ridge: error_of(ridge) for ridge in near if ridge not in errors}
         best = grid.index(min(near, key=errors.__getitem__))

@@ -129,6 +129,7 @@ def over_nets(
         raise InputError(f"{nets} nets cannot have been drawn from {drawn_from}")
     # The P = M (M − 1) ordered pairs of two different nets.
     rows, columns = np.nonzero(~np.eye(nets, dtype=bool))
+    # Images first, as sums are products with weights of images.
     pairs = [np.moveaxis(array[rows, columns], 0, 1) for array in sums]  # (N, P, …)
     generator = np.random.default_rng(seed)
     with np.errstate(all="ignore"):

@@ -38,6 +38,7 @@ def fold_masks(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         and (weight := state.get(f"{key.removesuffix('.mask')}.weight")) is not None
         and weight.shape == mask.shape
     }
+    # The masks themselves go: the net has no such tensors.
     folded = {key: value for key, value in state.items() if key not in masks.values()}
     for weight_key, mask_key in masks.items():
         folded[weight_key] = state[weight_key] * state[mask_key].to(state[weight_key].dtype)
@@ -75,6 +76,7 @@ def trans_net_from_authors(
     convolutions = [f"linearLayers_conv.{i}.weight" for i in range(highest + 1)]
     norm = "batch" if _SCALES in state else "instance"
     expected = {_LOGITS, *convolutions, *((_SCALES, _BATCHES) if norm == "batch" else ())}
+    # Names that only one of both has
     if different := sorted(expected ^ set(state)):
         raise InputError(
             f"{path} is not a whole Trans-Net of {highest + 1} layers: missing or unknown"
@@ -83,6 +85,7 @@ def trans_net_from_authors(
 
     weights = {"logit_p": state[_LOGITS].flip(0)}
     for i, convolution in enumerate(convolutions):
+        # Their layer i is applied i-th, and ours is W(k) with k = K − i.
         weights[f"linear.{highest - i}.weight"] = state[convolution]
     if norm == "batch":
         for i in range(highest + 1):

@@ -215,6 +215,7 @@ def read_classifier(
             f"{path} holds a net that diverged: {diverged} is not finite; use an earlier checkpoint"
         )
     rest = {entry: value for entry, value in stored.items() if entry != key[0]} if key else {}
+    # As files of this suite have it, whatever the file called these.
     rest["model"] = classifier_record(name, count, train_layer)
     if (carried := preprocessing_of(model)) is not None:
         rest["inputs"] = carried
@@ -315,6 +316,7 @@ def _structure(
     base = names.torchvision_name(_base(arch))
     if is_foreign(arch):
         return build_foreign(arch, num_classes, pretrained=pretrained)
+    # Classifiers alone, not torchvision's detectors and segmenters.
     of_torchvision = torchvision.models.list_models(module=torchvision.models)
     if names.is_small(base):
         model: nn.Module = build_bare(base, num_classes)
@@ -422,6 +424,7 @@ def last_layer(model: nn.Module) -> str:
     is_of_house = type(model).__module__.partition(".")[0] in ("torchvision", "models")
     if not is_of_house and (layer := logits_layer(model)):
         return layer
+    # The last one in the order of `named_modules` ends these nets: all are written in order.
     kinds = (nn.Linear, nn.Conv2d)
     return [name for name, module in model.named_modules() if isinstance(module, kinds)][-1]
 

@@ -336,6 +336,7 @@ def _differ(actual: Tensor, expected: Tensor) -> float:
     equal = (actual == expected) | (actual.isnan() & expected.isnan())
     if equal.all():
         return 0.0
+    # inf is a value that features may have (masks of attention); it sets no scale.
     largest = expected.where(expected.isfinite(), 0).abs().max()
     # Leave equal entries out: inf − inf is NaN. Any NaN that remains is a difference: inf.
     difference = (actual - expected).abs()[~equal].max() / largest
@@ -370,6 +371,7 @@ def open_net(
         InputError: the file holds no such classifier, or it has no such layer.
     """
     model, state = read_classifier(path, arch)
+    # Hashed when it is read: later steps compare this, not the file's name.
     digest, tapped = sha256(path), not isinstance(layers, Layer)
     several: Sequence[Layer] = [layers] if isinstance(layers, Layer) else layers
     try:

@@ -20,6 +20,7 @@ class InstanceScale(nn.Module):
         Returns:
             (N, C, 1, 1), float32; 1 where H×W = 1.
         """
+        # Detached, as in the released code; float32, since sums of squares overflow half precision.
         h, count = h.detach().float(), h.shape[2] * h.shape[3]
         if count == 1:  # one value has no deviation
             return torch.ones_like(h)

@@ -76,6 +76,7 @@ def trace(model: nn.Module, image_size: int | None = None) -> Traced:
     """
     if isinstance(model, fx.GraphModule):
         graph = fx.Graph()
+        # A half is a graph already. It is copied, so that a cut of the half leaves it whole.
         graph.output(graph.graph_copy(model.graph, {}))
         return Traced(graph, _names(graph), {}, {}, image_size or 0, len(graph.nodes))
     modes = modes_of(model)
@@ -404,6 +405,7 @@ def _find(traced: Traced, layer: str, model: nn.Module) -> fx.Node:
             )
         if output.op != "placeholder":
             return output
+    # A module that is a frame: its last node is where it ends.
     under = [node for node, name in names.items() if name.startswith(f"{layer}.")]
     if not under and (numbered := re.fullmatch(r"(.*\bgetitem)_\d+", layer)):
         # Earlier versions also counted lengths that the code reads: a ViT's class token, today

@@ -54,6 +54,7 @@ def freeze_heads(net_a: CutNet, net_b: CutNet, pixels: Tensor, device: torch.dev
         pixels: uint8 (n, 3, S, S) on the CPU; each net normalises them by its own constants.
         device: where the heads compute.
     """
+    # `frozen` below refuses a net that was not proven.
     for net in (net_a, net_b):
         net.prove_fast(pixels)
     a, b = (MapHead(net.frozen(device)) for net in (net_a, net_b))

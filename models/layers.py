@@ -160,6 +160,7 @@ def note_of_depths(models: Sequence[nn.Module], layer: str, image_size: int) -> 
         f"{share:.0%} through stage {len(names) - stage} of {len(names)} in net {net}"
         for net, (stage, share), names in zip("AB", places, ends)
     ]
+    # `dict.fromkeys` names a layer once where both nets call it the same.
     pairs = ", ".join(" and ".join(dict.fromkeys(pair)) for pair in paired_stages(*ends))
     remark = f"note: {layer} lies {' but '.join(where)}"
     return f"{remark}; --layers stages takes the same depth of both: {pairs}"

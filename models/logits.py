@@ -57,6 +57,7 @@ def give_logits(
     size = _fitting_size(model, image_size)
     if size is None:
         return None
+    # Some nets return more in training: auxiliary logits beside their own.
     plain, trained = (
         look_for_logits(model, size, num_classes, training=mode) for mode in (False, True)
     )
@@ -165,6 +166,7 @@ def last_linear(model: nn.Module, num_classes: int, image_size: int | None = Non
     if output is None or output.layer is None:
         return None
     layer = model.get_submodule(output.layer)
+    # Another layer with the same weight would lose it with a new one in this place.
     shared = [
         name
         for name, weight in model.named_parameters(remove_duplicate=False)
@@ -355,6 +357,7 @@ def _return_logits_alone(model: nn.Module, outputs: Mapping[bool, Output]) -> No
         model: the network, changed in place.
         outputs: where the logits are, in evaluation (False) and in training (True).
     """
+    # The author's class, of which a subclass of the same name is made.
     kind = type(model)
 
     def forward(self: nn.Module, images: Tensor) -> Tensor:

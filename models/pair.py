@@ -145,6 +145,7 @@ def find_reverse(trans_net: str | Path, *, alike: bool = False) -> Path | None:
         alike: only one that was fitted by the same options.
     """
     state = checkpoint.load(trans_net, mmap=True)
+    # The other direction's A is this one's B, layers and hashes included.
     wanted = Provenance.from_record(state.get("source", {})).reversed()
     if None in (wanted.a.sha256, wanted.b.sha256):  # without hashes nets cannot be told apart
         return None

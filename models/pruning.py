@@ -68,6 +68,7 @@ def prune(model: nn.Module, s_conv: float, s_fc: float) -> list[PrunedWeight]:
     """
     layers = []
     for name, (weight, is_convolution) in prunable_weights(model).items():
+        # The population's deviation: the weights are all there are, no sample.
         threshold = (s_conv if is_convolution else s_fc) * weight.double().std(correction=0).item()
         layers.append(PrunedWeight(name, weight, threshold, weight.abs() <= threshold))
     zero_removed(layers)
@@ -105,6 +106,7 @@ def tie(layers: Sequence[PrunedWeight], labels: Sequence[Tensor]) -> None:
     """
     for layer, label in zip(layers, labels):
         counts = torch.bincount(label.flatten()).clamp(min=1)  # label 0 may have no member
+        # Index 0 collects the removed weights; clusters follow.
         centroids = _cluster_sums(layer.weight, label) / counts
         centroids[0] = 0  # the removed weights
         layer.weight.copy_(centroids[label])
@@ -208,6 +210,7 @@ def _cluster_layer(layer: PrunedWeight, clusters: int) -> Tensor:
         # A weight belongs to the nearest centroid: the bounds lie half-way between two.
         groups = torch.bucketize(kept, (centroids[1:] + centroids[:-1]) / 2)
     labels = torch.zeros_like(layer.removed, dtype=torch.int32)
+    # 0 is for the removed weights.
     labels[~layer.removed] = groups.int() + 1
     return labels
 

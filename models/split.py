@@ -111,10 +111,12 @@ def _tail_graph(traced: Traced, cut: fx.Node, moved: bool) -> fx.Graph:
     def inputs(node: fx.Node) -> list[fx.Node]:
         return [] if _is_from_before(node, behind) else node.all_input_nodes
 
+    # What the logits need, without going back past the cut.
     needed = reach(result, inputs, stop={cut})
     outer = {
         node for node in traced.graph.nodes if node in needed and _is_from_before(node, behind)
     }
+    # The tail's only input; `checked` is the same behind a test of its size, in the net's order.
     feature = checked = graph.placeholder("feature")
     # A length grows with the images where it is not the same for twice as large ones.
     depends_on_size = any(

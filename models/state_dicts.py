@@ -70,6 +70,7 @@ def state_dicts(stored: Mapping[str, Any], depth: int = 2) -> dict[tuple[str, ..
         By the keys that lead to them, most wanted first; by () if the file itself is a state dict.
         Empty if the file holds none.
     """
+    # Tensors and nothing else: the file itself is the state dict.
     if stored and all(isinstance(value, Tensor) for value in stored.values()):
         return {(): stored}
     inside: dict[tuple[str, ...], State] = {}
@@ -208,6 +209,7 @@ def _load(model: nn.Module, reading: Mapping[str, Tensor], *, assign: bool) -> l
         and not nn.parameter.is_lazy(current[key])
         and reading[key].shape != current[key].shape
     ]
+    # Shapes and ties are compared before anything is loaded: a misfit leaves the model as it was.
     misfits += _untied(tied, reading)
     if misfits:
         return misfits
@@ -258,6 +260,7 @@ def _tied(model: nn.Module) -> list[list[str]]:
         *model.named_buffers(remove_duplicate=False),
     )
     by_tensor: dict[int, list[str]] = {}
+    # Duplicates were asked for: else a tied weight would be listed once.
     for name, value in named:
         by_tensor.setdefault(id(value), []).append(name)
     return [names for names in by_tensor.values() if len(names) > 1]

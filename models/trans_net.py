@@ -113,8 +113,10 @@ class TransNet(nn.Module):
         )
         # The sigmoid keeps p in (0, 1) without a constraint; sigmoid(0) = 0.5.
         self.logit_p = nn.Parameter(torch.zeros(layers - 1), requires_grad=not fix_p)
+        # In standardised units; without `standardise` g has no constant, as in the paper.
         self.shift = nn.Parameter(torch.zeros(out_channels)) if standardise else None
 
+        # What divides a branch before its ReLU, and the input unless it is normalised otherwise.
         def scale(channels: int) -> nn.Module:
             return BatchScale(channels) if norm == "batch" else InstanceScale()
 
@@ -200,10 +202,12 @@ class TransNet(nn.Module):
         """Resize, normalise and pad x, (N, C_in, H, W) → (N, C_in + M, H', W')."""
         x = self.resize(x)
         if self.standardise:
+            # One deviation for the whole layer: the channels keep their relative sizes.
             x = (x - self.x_mean[:, None, None]) / self.x_std
         elif self.input_norm is not None:
             x = self.input_norm(x)
         else:
+            # Scale only; the mean stays, as in the released code.
             x = x / self.input_scale(x)
         # `F.pad` names the last axis first: none of W, none of H, M zero channels behind.
         return F.pad(x, (0, 0, 0, 0, 0, self.hidden)) if self.hidden else x
@@ -332,6 +336,7 @@ def build_from_state(state: dict[str, Any], path: str | Path) -> TransNet:
     try:
         _check_sizes(config, weights)
         trans_net = TransNet(**config)
+        # Strict: a missing or unknown tensor is an error, and becomes one line below.
         trans_net.load_state_dict(weights)
     except (RuntimeError, TypeError, ValueError, AttributeError) as error:
         raise InputError(

@@ -24,6 +24,7 @@ def set_statistics(net: nn.Module, images: Iterable[Tensor]) -> None:
     """
     net.eval()
     norms = [module for module in net.modules() if isinstance(module, _BatchNorm)]
+    # Without running statistics a BatchNorm always uses the batch's: nothing to set.
     norms = [module for module in norms if module.track_running_stats]
     if not norms:
         return

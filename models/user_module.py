@@ -63,7 +63,9 @@ class Home:
             for name in (*PACKAGES, self.package)
             if name in sys.modules and self._replaces(name)
         }
+        # What is loaded now comes back at the end, module by module.
         before = dict(sys.modules)
+        # With a rival all its submodules go: `models.x` would be found under ours.
         for name in before:
             if name.partition(".")[0] in rivals:
                 del sys.modules[name]
@@ -72,6 +74,7 @@ class Home:
         sys.modules.update(self.modules)
         path = list(sys.path)
         first, last = (list(map(str, folders)) for folders in (self.first, self.last))
+        # Where a name of ours is meant otherwise, this home goes before all else.
         sys.path[:] = [*first, *last, *path] if rivals else [*first, *path, *last]
         importlib.invalidate_caches()
         try:

@@ -128,8 +128,10 @@ def bare_state(arch: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     alone = backbone_alone(state)
     if not is_small(arch):
         return alone
+    # The names of the net's tensors are wanted, not weights.
     with torch.device("meta"):
         keys = list(build_net(arch, describe(arch), 1).state_dict())
+    # Whose names these are shows by all of them being there.
     for renames in (_hsakd_renames(arch), _dcm_renames(arch)):
         names = {key: _renamed(key, renames) for key in keys}
         if all(name in alone or key.endswith(_COUNTER) for key, name in names.items()):

@@ -74,6 +74,7 @@ def build_with_heads(
             f" {len(description.stages[-1].widths)} block of the last group, which is none; take"
             " depth 16 or more"
         )
+    # HSAKD's, unless DCM's authors begin otherwise.
     initialisers, head_initialisers = description.initialisers, description.head_initialisers
     if method == "dcm" and description.dcm_initialisers is not None:
         initialisers = head_initialisers = description.dcm_initialisers
@@ -112,6 +113,7 @@ def stages_of_heads(description: Description, method: str) -> dict[str, tuple[St
     if method == "hsakd":
         return {name: description.rest_after(name) for name in description.attach}
     if method == "dcm":
+        # DCM's two heads are on the first two stages; HSAKD has one on every stage.
         points = description.attach[:2]
         return dict(zip(points, description.dcm_heads or map(description.rest_after, points)))
     raise InputError(f"the methods with heads are dcm and hsakd, not {method!r}")

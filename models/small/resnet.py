@@ -16,6 +16,7 @@ def basic(channels: int, width: int, stride: int) -> nn.Module:
 
 def bottleneck(channels: int, width: int, stride: int) -> nn.Module:
     """1×1, 3×3 (width / 4 channels, with the stride) and 1×1 convolutions with a shortcut."""
+    # torchvision counts a bottleneck's inner channels, and multiplies them by `expansion`, 4.
     block = torchvision.models.resnet.Bottleneck
     return block(channels, width // block.expansion, stride, _projection(channels, width, stride))
 
@@ -27,6 +28,7 @@ def describe_resnet(depth: int, filters: tuple[int, int, int, int]) -> Descripti
         depth: layers; n blocks of two convolutions in each of three stages, stem and last layer.
         filters: channels of the stem and of the three stages.
     """
+    # Two convolutions a block, three stages; the stem and the last layer are the 2.
     blocks = (depth - 2) // 6
     return Description(
         stem=lambda: _stem(conv3x3(3, filters[0])),

@@ -32,6 +32,7 @@ class Stage:
         """Build the stage, (N, channels, H, W) → (N, widths[-1], H / stride, W / stride)."""
         blocks = []
         for index, width in enumerate(self.widths):
+            # The first block changes width and side; ShuffleNet V2 has another kind for it.
             make = self.first if index == 0 and self.first else self.block
             blocks.append(make(channels, width, 1 if index else self.stride))
             channels = width

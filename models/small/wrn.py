@@ -37,9 +37,11 @@ def describe_wrn(depth: int, factor: float) -> Description:
     Raises:
         InputError: no such depth, or a factor that leaves no channel.
     """
+    # n blocks of two convolutions in each of three groups
     blocks, remainder = divmod(depth - 4, 6)
     if blocks < 1 or remainder:
         raise InputError(f"the depth of a WRN is 6n + 4 (10, 16, 22, 28, 34, 40, …), not {depth}")
+    # int(), as the authors round down a fractional factor's widths.
     first, second, third = (int(width * factor) for width in (16, 32, 64))
     if first < 1:
         raise InputError(

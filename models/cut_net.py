@@ -398,14 +398,14 @@ def reopen_net(source: NetSource, arch: str | None) -> CutNet:
     """
     if source.path is None or source.layer is None:
         raise InputError(
-            "the features do not say of which net they are, whose layers are asked for; store them"
-            " anew"
+            f"the features' record must name a checkpoint and a layer, and has path {source.path}"
+            f" and layer {source.layer}; store the features anew"
         )
     net = open_net(source.path, arch, Layer().or_source(source))
     if source.sha256 != net.source.sha256:
         raise InputError(
-            f"{source.path} is not the net any more that the features were stored of; store them"
-            " anew"
+            f"{source.path} has the SHA-256 {str(net.source.sha256)[:8]} …, and the features were"
+            f" stored of {str(source.sha256)[:8]} …; store them anew"
         )
     return net if source.normalisation is None else net.normalised_by(source.normalisation)
 
@@ -426,7 +426,8 @@ def untrained_net(source: NetSource, classes: int, named: str | None = None) -> 
     """
     if source.arch is None or source.layer is None or not classes:
         raise InputError(
-            "the features do not say of which net, layer and classes they are; store them anew"
+            f"the features' record must name architecture, layer and classes, and has {source.arch},"
+            f" {source.layer} and {classes}; store the features anew"
         )
     arch = named_arch(source.arch, named, "the stored features' record")
     model = build(arch if is_foreign(arch) else arch.removesuffix("_ft"), classes)

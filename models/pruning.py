@@ -135,7 +135,10 @@ def train_centroids(
         ValueError: the optimiser has taken steps.
     """
     if optimizer.state:
-        raise ValueError("the optimiser has taken steps; shared weights need a new one")
+        raise ValueError(
+            f"shared weights need a new optimiser, and this {type(optimizer).__name__} has taken"
+            f" steps of {len(optimizer.state)} parameters"
+        )
     (group,) = optimizer.param_groups
     # Frozen weights stay in the first group: without a gradient no step moves them.
     shared = [layer.weight for layer in layers if layer.weight.requires_grad]

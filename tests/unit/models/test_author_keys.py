@@ -8,7 +8,7 @@ from models.author_keys import (
     trans_net_from_authors,
 )
 from models.trans_net import TransNet
-from utils.errors import InputError
+from tests.mistakes import refused
 
 
 def authors_trans_net(layers=3, channels=4, out_channels=4, kernel_size=3, batch=False, prefix=""):
@@ -92,7 +92,7 @@ def test_rows_of_the_divisors_go_to_their_orders_and_the_last_to_the_input():
 
 def test_what_is_no_trans_net_of_the_authors_is_refused():
     assert not is_authors_trans_net({"fc.weight": torch.ones(2)})
-    with pytest.raises(InputError, match=r"net\.pth holds no Trans-Net"):
+    with refused("net.pth", "nonLinearLayers_p_pre"):
         trans_net_from_authors({"fc.weight": torch.ones(2)}, "net.pth")
 
 
@@ -100,7 +100,5 @@ def test_missing_and_unknown_entries_are_named():
     state = authors_trans_net()
     del state["linearLayers_conv.1.weight"]
     state["extra.weight"] = torch.ones(1)
-    with pytest.raises(
-        InputError, match=r"file is not .* 3 layers.*extra\.weight.*linearLayers_conv\.1\.weight"
-    ):
+    with refused("file", "3", "extra.weight", "linearLayers_conv.1.weight"):
         trans_net_from_authors(state, "file")

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from models.classifiers import build, classifier_record, fix_batch_norm, load_classifier
+from tests.mistakes import refused
 from tests.unit.models.cheap import save, thin_state
-from utils.errors import InputError
 
 
 def trained(model):
@@ -92,7 +92,7 @@ def test_frozen_batch_norm_follows_the_mode_of_the_network(torch_home):
 
 
 def test_other_families_have_no_fine_tuning_form():
-    with pytest.raises(InputError, match="only VGG, AlexNet and ResNets have a fine-tuning form"):
+    with refused("_ft", "SqueezeNet"):
         build("squeezenet1_1_ft", 2)
 
 

@@ -16,9 +16,9 @@ from models.classifiers import (
 )
 from models.small.author_keys import authors_state
 from models.small.stages import SmallNet
+from tests.mistakes import refused
 from tests.unit.models.cheap import save, thin_state
 from utils import checkpoint
-from utils.errors import InputError
 
 
 @pytest.mark.parametrize(
@@ -48,18 +48,14 @@ def test_names_that_torchvision_has_stay_torchvisions():
     [("wrn_28_x", "wrn_28_10"), ("resnet9x4", "resnet8x4"), ("mobilenetV3", "mobilenetV2")],
 )
 def test_small_networks_are_among_the_nearest_names(arch, near):
-    with pytest.raises(InputError, match=f"no architecture '{arch}'; the nearest name is {near}"):
+    with refused(arch, near):
         build(arch, 2)
 
 
 def test_small_networks_have_no_imagenet_weights_and_no_fine_tuning_form():
-    with pytest.raises(
-        InputError, match="no ImageNet weights of resnet8; give a local file with --weights FILE"
-    ):
+    with refused("resnet8", "--weights"):
         build("resnet8", 7, pretrained=True)
-    with pytest.raises(
-        InputError, match=r"only VGG, AlexNet and ResNets have a fine-tuning form \(_ft\)"
-    ):
+    with refused("_ft", "SmallNet"):
         build("resnet8_ft", 7)
 
 
@@ -87,9 +83,9 @@ def test_files_of_dcm_and_hsakd_load_as_the_bare_net(tmp_path, method):
     other: Any = build("wrn_16_1", 9, weights=path)  # the last layer anew
     assert torch.equal(other.group2[1].conv2.weight, net.backbone.group2[1].conv2.weight)
     assert other.fc.out_features == 9
-    with pytest.raises(InputError, match="does not fit SmallNet: "):
+    with refused(path, "SmallNet"):
         load_classifier(path, "resnet8")
-    with pytest.raises(InputError, match="does not say its architecture"):
+    with refused(path, "--arch"):
         load_classifier(path)
 
 

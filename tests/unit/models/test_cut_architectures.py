@@ -9,7 +9,7 @@ from torch import nn
 
 from models.split import cuts, module_cuts, split
 from models.untrained import set_statistics
-from utils.errors import InputError
+from tests.mistakes import refused
 
 timm = pytest.importorskip("timm")
 # Of each the layer and the shape of its feature at 64 pixels. Norms that activate too, statements
@@ -106,5 +106,5 @@ def test_a_shape_that_is_listed_says_channels_first():
 
 def test_a_network_whose_branches_meet_at_the_logits_alone_is_refused():
     net = timm.create_model("crossvit_tiny_240", num_classes=5)
-    with pytest.raises(InputError, match="gives several values, not one feature"):
+    with refused("blocks.1", "--layer"):
         split(net, "blocks.1")

@@ -7,7 +7,7 @@ from models.classifiers import build, load_classifier
 from models.cut_net import open_net, reopen_net, untrained_net
 from models.layers import Layer
 from models.split import split
-from utils.errors import InputError
+from tests.mistakes import refused
 from utils.files import sha256
 from utils.provenance import NetSource, Provenance
 
@@ -29,11 +29,11 @@ def test_a_net_opens_cut_at_its_layer_with_what_it_is(nets, tmp_path):
     model, images = load_classifier(nets[0]), torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(net.tail.eval()(net.head.eval()(images)), model(images))
-    with pytest.raises(InputError, match="layers of a ResNet are 1 to 4"):
+    with refused("ResNet", "1", "4", "30"):
         open_net(nets[0], None, Layer(None, 30))
-    with pytest.raises(InputError, match="no option names the layer of this ResNet"):
+    with refused("ResNet", "--conv_layer", "--layer", "--list_layers"):
         open_net(nets[0], None, Layer())
-    with pytest.raises(InputError, match="vgg16"):
+    with refused("resnet18", "--arch", "vgg16"):
         open_net(nets[0], "vgg16", Layer(None, 2))
 
 
@@ -50,11 +50,15 @@ def test_an_untrained_head_is_the_net_as_it_is_initialised():
 
 
 @pytest.mark.parametrize(
-    ("source", "classes"), [(NetSource(None, LAYER), 5), (NetSource("resnet18"), 5)]
+    ("source", "facts"),
+    [
+        (NetSource(None, LAYER), ("None", LAYER, 5)),
+        (NetSource("resnet18"), ("resnet18", "None", 5)),
+    ],
 )
-def test_a_net_that_nobody_recorded_cannot_be_built_anew(source, classes):
-    with pytest.raises(InputError, match="do not say of which net, layer and classes"):
-        untrained_net(source, classes)
+def test_a_net_that_nobody_recorded_cannot_be_built_anew(source, facts):
+    with refused(*facts):
+        untrained_net(source, 5)
 
 
 def test_the_penultimate_feature_is_what_follows_the_cut_up_to_the_last_layer(nets):
@@ -74,11 +78,9 @@ def test_the_penultimate_feature_is_what_follows_the_cut_up_to_the_last_layer(ne
 
 def test_the_net_must_be_the_one_that_was_stored(nets):
     source = open_net(nets[1], None, Layer(LAYER)).source
-    with pytest.raises(
-        InputError, match="is not the net any more that the features were stored of"
-    ):
+    with refused(nets[1], "00000000"):
         reopen_net(dataclasses.replace(source, sha256="0" * 64), None)
-    with pytest.raises(InputError, match="do not say of which net they are"):
+    with refused("path None", "layer None"):
         reopen_net(NetSource(), None)
 
 
@@ -89,7 +91,7 @@ def test_a_tapped_net_knows_its_layers(nets):
     with torch.no_grad():
         shapes = [part.shape[1:] for part in tapped.taps(torch.zeros(1, 3, 32, 32))]
     assert [len(shape) for shape in shapes] == [3, 3, 1]
-    with pytest.raises(InputError, match=r"has no layer 'layer9'.*; say more"):
+    with refused("ResNet", "layer9", "layer4", "--list_layers"):
         open_net(nets[0], None, [Layer("layer9")], "; say more")
 
 

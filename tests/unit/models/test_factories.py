@@ -8,9 +8,9 @@ from models.classifiers import build, classifier_record, last_layer, read_classi
 from models.logits import check_logits, has_unused_parameters
 from models.own import build_foreign
 from models.split import split
+from tests.mistakes import refused
 from tests.unit.models import foreign
 from utils import checkpoint, remarks
-from utils.errors import InputError
 
 HERE = "tests.unit.models.foreign"
 IMAGES = torch.randn(2, 3, 16, 16)
@@ -56,10 +56,7 @@ def test_a_net_of_another_number_of_logits_gets_a_new_last_layer(factory, capsys
 
 def test_a_last_layer_that_is_not_plain_is_not_replaced():
     for factory in ("convolution_of_ten", "tied_to_its_input"):
-        with pytest.raises(
-            InputError,
-            match="gives 10 logits, 4 are expected, and its last layer is no plain linear",
-        ):
+        with refused(f"{HERE}:{factory}", "10", "4", "num_classes"):
             plain(4, factory)
 
 
@@ -99,15 +96,11 @@ def test_logits_are_taken_out_of_what_a_net_returns(factory, said, capsys):
 
 def test_other_shapes_are_refused_in_one_line_before_training():
     net = plain(factory="maps_of_logits")
-    with pytest.raises(
-        InputError, match=r"gives \(2, 4, 16, 16\) for 2 images, logits \(2, 4\) are expected"
-    ):
+    with refused("maps_of_logits", (2, 4, 16, 16), (2, 4)):
         check_logits(net, f"{HERE}:maps_of_logits", 4, 16)
-    with pytest.raises(
-        InputError, match=r"does not take 16×16 images .*; it must take images of 3 channels"
-    ):
+    with refused("16×16", "3"):
         check_logits(plain(factory="grey"), f"{HERE}:grey", 4, 16)
-    with pytest.raises(InputError, match="does not take 8×8 images"):
+    with refused("8×8", "--image_size"):
         check_logits(plain(factory="large"), f"{HERE}:large", 4, 8)
 
 
@@ -183,12 +176,10 @@ def test_timms_nets_are_built_by_name(tmp_path, monkeypatch):
         1,
         5,
     )
-    with pytest.raises(InputError, match=r"timm .* has no network 'resnet19'; it has "):
+    with refused("timm", "resnet19", "resnet18"):
         build("timm:resnet19", 5)
-    with pytest.raises(InputError, match="has no network 'hf-hub:someone/net'"):
+    with refused("hf-hub:someone/net", "timm.list_models()"):
         build("timm:hf-hub:someone/net", 5)
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    with pytest.raises(
-        InputError, match="timm, which is not installed; install it: pip install timm"
-    ):
+    with refused("timm:test_vit", "pip install timm"):
         build("timm:test_vit", 5)

@@ -5,7 +5,7 @@ from torch import nn
 
 from models.layers import Layer, layer_name, note_of_depths, paired_stages, usual_layer
 from models.split import feature_shape, split
-from utils.errors import InputError
+from tests.mistakes import refused
 from utils.provenance import NetSource
 
 
@@ -52,24 +52,19 @@ def test_conv_layer_3_of_a_resnet_is_its_last_14x14_map(arch, name, shape):
 
 
 @pytest.mark.parametrize(
-    ("arch", "conv_layer", "fc", "message"),
+    ("arch", "conv_layer", "fc", "facts"),
     [
-        ("alexnet", 40, False, "features of this AlexNet has layers 0 to 12, not 40"),
-        ("vgg11", 7, True, "classifier of this VGG has layers 0 to 6, not 7"),
-        ("resnet18", 30, False, "layers of a ResNet are 1 to 4 .*, not 30"),
-        ("resnet18", 3, True, "--fc has no meaning for a ResNet; name the layer with --layer NAME"),
-        (
-            "squeezenet1_1",
-            3,
-            False,
-            "--conv_layer has no meaning for a SqueezeNet; name the layer with --layer NAME",
-        ),
+        ("alexnet", 40, False, ("features", "AlexNet", "0", "12", "40")),
+        ("vgg11", 7, True, ("classifier", "VGG", "0", "6", "7")),
+        ("resnet18", 30, False, ("ResNet", "1", "4", "30")),
+        ("resnet18", 3, True, ("--fc", "ResNet", "--layer")),
+        ("squeezenet1_1", 3, False, ("--conv_layer", "SqueezeNet", "--layer")),
     ],
 )
-def test_a_conv_layer_that_there_is_not(arch, conv_layer, fc, message):
+def test_a_conv_layer_that_there_is_not(arch, conv_layer, fc, facts):
     with torch.device("meta"):
         model = torchvision.models.get_model(arch)
-    with pytest.raises(InputError, match=message):
+    with refused(*facts):
         layer_name(model, conv_layer, fc)
 
 
@@ -108,9 +103,7 @@ def test_without_an_option_only_a_vgg_has_a_layer():
     assert Layer(fc=True, default=3).node(vgg) == "classifier.3"
     assert Layer(None, 0, default=40).node(vgg) == "features.0"
     for model, kind in ((alexnet, "AlexNet"), (resnet18, "ResNet")):
-        with pytest.raises(
-            InputError, match=f"no option names the layer of this {kind}: use --conv_layer"
-        ):
+        with refused(kind, "--conv_layer", "--layer", "--list_layers"):
             Layer().node(model)
 
 
@@ -167,10 +160,7 @@ def test_a_stage_is_counted_at_the_size_that_an_option_says():
 
 @pytest.mark.parametrize("number", [0, 6, -6])
 def test_a_stage_that_there_is_not(number):
-    with pytest.raises(
-        InputError,
-        match=rf"has stages 1 to 5 at 32 pixels, not {number}: they end at relu, layer1, ",
-    ):
+    with refused("ResNet", "1", "5", "32", number, "relu", "layer4"):
         Layer(f"stage:{number}").node(resnet((1, 1, 1, 1)), 32)
 
 

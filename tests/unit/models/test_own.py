@@ -5,8 +5,8 @@ import torch
 
 from models.classifiers import build, classifier_record, load_classifier, read_classifier
 from models.own import build_foreign, is_own, named_arch
+from tests.mistakes import refused
 from utils import checkpoint
-from utils.errors import InputError
 
 CODE = """
 import pathlib
@@ -78,7 +78,7 @@ def test_a_factory_on_pythonpath_is_called(mine):
 def test_a_checkpoint_alone_runs_no_code(saved, mine):
     path, model = saved
     for named in (None, "mine.nets:number"):
-        with pytest.raises(InputError, match="--arch"):
+        with refused("--arch"):
             load_classifier(path, named)
     assert not (mine / "was_run").exists()
     loaded, rest = read_classifier(path, ARCH)
@@ -90,33 +90,30 @@ def test_only_the_named_code_may_run():
     assert named_arch("resnet18", None, "net.pth.tar") == "resnet18"
     assert named_arch("timm:test_vit", None, "net.pth.tar") == "timm:test_vit"
     assert named_arch(ARCH, ARCH, "net.pth.tar") == ARCH
-    with pytest.raises(InputError, match=rf"net\.pth\.tar holds a {ARCH}, .* add --arch {ARCH}"):
+    with refused("net.pth.tar", f"--arch {ARCH}"):
         named_arch(ARCH, None, "net.pth.tar")
 
 
 def test_a_file_that_was_moved_is_built_where_the_option_says():
     assert named_arch("zoo/nets.py:small", "../nets.py:small", "net.pth.tar") == "../nets.py:small"
     for other in ("zoo/nets.py:large", "zoo/layers.py:small", None):
-        with pytest.raises(InputError, match=r"add --arch zoo/nets\.py:small"):
+        with refused("net.pth.tar", "--arch zoo/nets.py:small"):
             named_arch("zoo/nets.py:small", other, "net.pth.tar")
 
 
 @pytest.mark.parametrize(
-    ("arch", "said"),
+    ("arch", "facts"),
     [
-        ("mine.nets:large", "has no function 'large'; it has small, number"),
-        ("mine.nets:constant", "has no function"),
-        ("mine.layers:small", "there is no module mine.layers"),
-        (
-            "yours.nets:small",
-            "no module 'yours' is installed or on PYTHONPATH; .* --arch path/to/nets.py:factory",
-        ),
-        (":small", "no module '' is installed"),
-        ("mine.nets:number", "gives a int, a torch.nn.Module"),
+        ("mine.nets:large", ("'large'", "small", "number")),
+        ("mine.nets:constant", ("'constant'", "small", "number")),
+        ("mine.layers:small", ("mine.layers", "mine/__init__.py")),
+        ("yours.nets:small", ("'yours'", "PYTHONPATH", "--arch")),
+        (":small", ("''", "PYTHONPATH", "--arch")),
+        ("mine.nets:number", ("int", "torch.nn.Module")),
     ],
 )
-def test_what_is_not_there_is_named(mine, arch, said):
-    with pytest.raises(InputError, match=said):
+def test_what_is_not_there_is_named(mine, arch, facts):
+    with refused(arch, *facts):
         build_foreign(arch, 3)
 
 
@@ -129,13 +126,10 @@ def test_another_package_of_that_name_is_not_taken(mine):
     utils = mine.parent / "utils"
     utils.mkdir()
     (utils / "__init__.py").write_text("def small(num_classes): ...")
-    with pytest.raises(
-        InputError,
-        match=r"utils means another package here; name the file .*here/utils\.py:factory",
-    ):
+    with refused("utils", "--arch", "utils.py:factory"):
         build_foreign("utils:small", 3)
 
 
 def test_there_are_no_imagenet_weights_of_own_nets(mine):
-    with pytest.raises(InputError, match="no ImageNet weights"):
+    with refused("mine.nets:small", "--weights"):
         build(ARCH, 3, pretrained=True)

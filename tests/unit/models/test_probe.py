@@ -5,7 +5,7 @@ import torch
 
 from models import build
 from models.probe import linear_probe
-from utils.errors import InputError
+from tests.mistakes import refused
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,5 @@ def test_only_the_new_layer_learns(arch, last):
 
 
 def test_a_network_without_a_linear_layer_at_the_end_is_refused():
-    with pytest.raises(
-        InputError, match=r"needs a linear last layer; classifier\.1 of this SqueezeNet is none"
-    ):
+    with refused("classifier.1", "SqueezeNet"):
         linear_probe(build("squeezenet1_1", 5), 7)

@@ -13,8 +13,8 @@ from models import cut_net
 from models.classifiers import FixedBatchNorm2d
 from models.cut_net import CutNet
 from models.graph import modes_of
+from tests.mistakes import refused
 from utils import remarks
-from utils.errors import InputError
 from utils.later import torchvision
 from utils.normalisation import NORMALISATIONS
 from utils.pixels import normalise
@@ -281,22 +281,21 @@ def drop_a_node(monkeypatch, name):
 
 
 @pytest.mark.parametrize(
-    ("layer", "word"),
-    [("norm2", "its feature at norm2"), ("relu_1", "its logits differ"), ("conv1", "its logits")],
+    ("layer", "wrong"),
+    [("norm2", "feature"), ("relu_1", "logits"), ("conv1", "logits")],
 )
-def test_a_cut_that_computes_something_else_is_refused_in_one_line(monkeypatch, layer, word):
+def test_a_cut_that_computes_something_else_is_refused_in_one_line(monkeypatch, layer, wrong):
     """Lost before a layer that is a module, before one that is a function, and in the tail."""
     drop_a_node(monkeypatch, "relu")
     net = cut(planted(), layer)
-    with pytest.raises(InputError, match=word) as refused:
+    with refused("net.pth.tar", layer, wrong, "--layer"):
         net.prove(photos())
-    assert "\n" not in str(refused.value) and "net.pth.tar" in str(refused.value)
-    with pytest.raises(RuntimeError, match="prove"):
+    with refused("prove()", kind=RuntimeError):
         net.frozen(CPU)
 
 
 def test_nothing_is_given_that_was_not_proven():
-    with pytest.raises(RuntimeError, match="prove"):
+    with refused("prove()", kind=RuntimeError):
         cut(planted(), "norm2").frozen(CPU)
 
 
@@ -316,7 +315,7 @@ def test_features_of_a_size_that_only_the_head_takes_are_right_or_refused():
     net = cut(Counting().eval(), "norm2")
     net.prove(images)
     assert net.frozen(CPU)(images).shape == (2, 8, 12, 12)
-    with pytest.raises(InputError, match="12×12"):
+    with refused("net.pth.tar", "12×12", "--image_size"):
         cut(Counting().eval(), "relu_1").prove(images)
 
 

@@ -4,7 +4,7 @@ import torch
 from models.classifiers import build, last_layer
 from models.split import as_maps, feature_shape, split
 from models.tail import FrozenTail, open_tail
-from utils.errors import InputError
+from tests.mistakes import refused
 from utils.provenance import NetSource
 
 CUTS = [
@@ -39,5 +39,5 @@ def test_behind_the_last_layer_there_is_no_penultimate_feature():
 
 
 def test_features_that_do_not_say_their_net_have_no_tail():
-    with pytest.raises(InputError, match="do not say of which net"):
+    with refused("path None"):
         open_tail(NetSource("resnet18"), None, (8, 4, 4))

@@ -5,9 +5,9 @@ import torch
 
 import models
 from models.trans_net import load_trans_net
+from tests.mistakes import refused
 from tests.unit.models.lively import lively, maps
 from utils import checkpoint
-from utils.errors import InputError
 
 
 @pytest.mark.parametrize(
@@ -49,14 +49,18 @@ def test_what_is_no_whole_trans_net_is_refused(tmp_path):
     net = lively(4, 4)
     path = tmp_path / "g.pth.tar"
     states = [
-        {"trans_net": net.config, "state_dict": {"logit_p": net.logit_p}},
-        {"trans_net": net.config | {"in_channels": 5}, "state_dict": net.state_dict()},
-        {"trans_net": net.config | {"wings": 2}, "state_dict": net.state_dict()},
+        (net.config, {"logit_p": net.logit_p}, ("3", "0")),
+        (
+            net.config | {"in_channels": 5},
+            net.state_dict(),
+            ("linear.0.weight", (4, 4, 3, 3), (4, 5, 3, 3)),
+        ),
+        (net.config | {"wings": 2}, net.state_dict(), ("'wings'",)),
     ]
-    for state in states:
-        checkpoint.save(path, state)
-        with pytest.raises(InputError, match=r"g\.pth\.tar does not hold a whole Trans-Net: ."):
+    for config, state_dict, facts in states:
+        checkpoint.save(path, {"trans_net": config, "state_dict": state_dict})
+        with refused("g.pth.tar", *facts):
             load_trans_net(path)
     checkpoint.save(path, {"state_dict": {"fc.weight": torch.ones(2)}})
-    with pytest.raises(InputError, match=r"g\.pth\.tar holds no Trans-Net"):
+    with refused("g.pth.tar", "nonLinearLayers_p_pre"):
         load_trans_net(path)

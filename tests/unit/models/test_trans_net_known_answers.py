@@ -11,6 +11,7 @@ from consistency.moments import ImageMoments
 from consistency.variance_report import variance_report
 from models.divisors import EPS
 from models.trans_net import TransNet
+from tests.mistakes import refused
 from tests.unit.models.lively import NORMS, lively, maps
 from utils.training.losses import order_penalty
 
@@ -207,5 +208,5 @@ def test_spare_channels_travel(tmp_path):
         3,
     )
     assert net.linear_reference().linear[0].weight.shape == (3, 4, 3, 3)
-    with pytest.raises(ValueError, match="at least 0"):
+    with refused("-1", "hidden", kind=ValueError):
         TransNet(4, 3, hidden=-1)

@@ -6,8 +6,8 @@ import torch
 from models.classifiers import load_classifier
 from models.small.auxiliary import build_with_heads
 from models.small.couple import Couple, build_couple
+from tests.mistakes import refused
 from utils import checkpoint
-from utils.errors import InputError
 
 ARCHS = ("wrn_16_0.5", "mobilenet32")
 
@@ -54,9 +54,7 @@ def test_a_state_fills_the_couple_and_is_net_1_as_a_classifier(tmp_path):
 )
 def test_a_state_of_other_networks_is_refused(archs, classes, heads):
     state = build_couple(ARCHS, 5).state_dict()
-    with pytest.raises(
-        InputError, match=f"does not hold {' and '.join(archs)} with.* and {classes} classes; go on"
-    ):
+    with refused(*archs, classes, "DCM.py"):
         build_couple(archs, classes, heads=heads, state=state)
 
 

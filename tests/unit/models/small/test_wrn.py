@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from models.small.wrn import WideBlock, describe_wrn
-from utils.errors import InputError
+from tests.mistakes import refused
 
 
 @pytest.mark.parametrize(("channels", "width", "stride"), [(4, 4, 1), (4, 6, 2), (4, 6, 1)])
@@ -29,10 +29,10 @@ def test_widths_and_depths():
 
 @pytest.mark.parametrize("depth", [4, 15, 27, 0])
 def test_impossible_depths_are_refused(depth):
-    with pytest.raises(InputError, match=rf"depth of a WRN is 6n \+ 4 \(10, 16, .*\), not {depth}"):
+    with refused("WRN", "10", "16", depth):
         describe_wrn(depth, 1)
 
 
 def test_a_factor_that_leaves_no_channel_is_refused():
-    with pytest.raises(InputError, match=r"at least 1/16 \(one channel\), not 0.05"):
+    with refused("1/16", "0.05"):
         describe_wrn(16, 0.05)

@@ -289,10 +289,12 @@ def measure_distinctions(
             "without reference nets the order of the pairs is a rank and no finding: every pair of"
             " nets loses most on difficult classes"
         )
+    # Most lost first; stable, so that ties keep the order of the classes.
     order = np.argsort(-(tests["beyond_references"] if tests else relative[0]), kind="stable")
     order = order[:MOST_PAIRS]
     if len(order) < len(gap):
         notes.append(f"the {MOST_PAIRS:,} most lost of {len(gap):,} pairs are described")
+    # (2, P'): intervals take a resampling of every pair, so the first ones alone get them.
     described = np.stack([first, second])[:, order[:MOST_INTERVALS]]
     intervals = _intervals(z, sent, kinds, classes, described, resamples, seed)
     numbers = classes.numpy()
@@ -455,6 +457,7 @@ def _intervals(
     seed: int,
 ) -> list[Interval]:
     """Give L of some pairs, (2, P) of places in `classes`, with intervals over the images."""
+    # Sums of these count a class's images in each resample.
     member = (kinds[:, None] == classes).double().numpy()  # (N, n)
     values, columns = [], classes.numpy()[pairs]
     for of in (z, sent):

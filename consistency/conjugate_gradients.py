@@ -142,6 +142,7 @@ class PassesOverData:
 
         `sides` holds True for the images that are held out, and False for the others.
         """
+        # A scalar takes the shape of the first term.
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for inputs, targets, indices in self.batches():
             chosen = torch.tensor(

@@ -138,6 +138,7 @@ class Fitting:
         self.backwards = list(backwards or [False] * len(self.trans_nets))
         self.beside: dict[bool, Beside] = {} if beside is None else beside
         self.throughs, self._with_reference, self._fallback = throughs, reference, fallback
+        # One module, so that one optimiser and one backward pass serve all.
         family = Family(self.trans_nets, self.backwards)
         net = runtime.parallel(family)
         self.fit = Fit(

@@ -87,6 +87,7 @@ class ClassMoments:
                 raise InputError(
                     f"all batches must have {len(self._origin)} channels, not {maps.shape[1]}"
                 )
+            # About it |x|² is of the size of the variance, and nothing cancels.
             maps = maps - self._origin
             if not maps.isfinite().all():
                 raise InputError("the features hold values that are not finite; look at the nets")

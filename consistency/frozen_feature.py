@@ -77,6 +77,7 @@ class FrozenFeature(nn.Module):
         if self.trans_net is None:
             (maps,) = features.values()
         else:
+            # The chosen orders alone; the constant, of no order, is always there.
             output, components = self.trans_net.decompose(features["A"])
             maps = components[self.orders].sum(0) + self.trans_net.constant[:, None, None]
             if self.name == "residual_added":
@@ -128,6 +129,7 @@ def freeze(
     shape = tuple(feature_shape(frozen, image_size))
     try:
         with torch.no_grad():
+            # One blank feature shows whether widths and sizes fit.
             nets[tail].tail.eval()(torch.zeros(1, *shape))
     except (RuntimeError, ValueError, AssertionError):
         raise InputError(

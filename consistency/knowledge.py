@@ -149,6 +149,7 @@ def measure_knowledge(
     if logits_a is not None:
         of_a = _decisions(logits_a.detach().double().cpu(), multi_label)
         columns |= {"agreement_A_B": _matches(of_a, answers)}
+    # (N, columns): q̄ needs the sums of q besides, (N, C).
     rows = torch.stack(list(columns.values()), dim=1)
     names = list(columns)
 

@@ -149,6 +149,7 @@ class ImageMoments:
             )  # (n, M, C, U)
             if not self.images:
                 self._origin = maps.mean((0, 3)).cpu()
+            # In place: `maps` is a float64 copy of its own.
             maps.sub_(self._origin.to(maps.device)[..., None])
             # Σ_u v² of x*, the sum of all vectors, and of x_Δ, the last one: (n, C) each.
             norms = [torch.linalg.vector_norm(ends, dim=2) for ends in (maps.sum(1), maps[:, -1])]

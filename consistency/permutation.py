@@ -96,6 +96,7 @@ class Regression:
         device: str | torch.device = "cpu",
         like: "Regression | None" = None,
     ) -> None:
+        # A convolution keeps the size: x must have been brought to that of x*.
         sizes = [maps.shape[2:] for maps in (*x, *target)]
         if len(set(map(tuple, sizes))) > 1:
             raise InputError(

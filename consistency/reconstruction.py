@@ -130,6 +130,7 @@ def instabilities(
     """
     if loader is None:
         return []
+    # Moments of x_Δ of each member, and of x*
     residuals, whole = [FeatureMoments() for _ in members], FeatureMoments()
     for batch in Progress(loader, "held-out error", quiet=not runtime.is_main):
         x, target = read(*runtime.to_device(batch))

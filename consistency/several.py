@@ -135,6 +135,7 @@ def over_nets(
     with np.errstate(all="ignore"):
         values = _of_pairs(statistic, pairs, np.ones((1, images)))
     mean = {name: value.mean() for name, value in values.items()}
+    # Images are drawn once for all pairs: every net saw the same ones.
     weights = count(generator.integers(images, size=(resamples, images)), images)
     counts = _draw_nets(nets, resamples, generator)
     # How often both nets of a pair were drawn, as shares of a resample's pairs.

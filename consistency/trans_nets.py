@@ -92,6 +92,7 @@ def check_fit(trans_net: TransNet, shape_a: tuple[int, ...], shape_b: tuple[int,
     """
     config = trans_net.config
     x, target = (as_maps(torch.empty(1, *shape, device="meta")) for shape in (shape_a, shape_b))
+    # Without a size of its own g keeps that of x.
     size = tuple(config["out_size"] or x.shape[2:])
     expected = (config["in_channels"], (config["out_channels"], *size))
     if (x.shape[1], tuple(target.shape[1:])) != expected:

@@ -58,6 +58,7 @@ def teacher_logits(
         return functools.partial(live_logits, model.to(device))
     if gpu is not None:
         runtime.say("the teacher's logits are computed once, so --gpu_teacher has no effect")
+    # The images never change, so neither do its answers: one pass serves all epochs.
     net = runtime.parallel(model).eval()
     stored = compute_once(
         net, loader, (classes,), runtime, folder=folder, label="logits of the teacher"

@@ -78,6 +78,7 @@ def build(
     model = _structure(arch, num_classes, train_layer, pretrained=pretrained and weights is None)
     if is_foreign(arch):
         count = _with_classes(model, arch, num_classes, image_size, with_remark=True)
+        # None: its logits could not be seen; `check_logits` looks again, with the images' size.
         if count not in (None, num_classes):
             raise InputError(
                 f"{arch} gives {count} logits, {num_classes} are expected, and its last layer is no"
@@ -190,6 +191,7 @@ def read_classifier(
         raise InputError(f"checkpoint {path} holds a {record['arch']}, --arch says {arch}")
     name, train_layer = named_arch(record["arch"], arch, path), record.get("train_layer", 34)
     foreign = is_foreign(name)
+    # Older and the authors' names of tensors exist of these nets alone.
     house_arch = None if foreign else _base(name)
     image_size = _image_size(stored)
 

@@ -63,6 +63,7 @@ class CutNet:
         # Pixels to a side that it was cut for; None: a usual size
         self.image_size: int | None = None
         # The graph that gives features
+        # Made now, so that a wrong layer is refused before anything is computed.
         self.form = self.taps if tapped else self.head
         self._shapes: dict[int, list[Shape]] = {}  # of the features, by the size of the images
         # Whether the fast form passed its proof; None: nothing is proven yet

@@ -304,6 +304,7 @@ def _batch_term(graph: fx.Graph, slope: int, offset: int) -> fx.Node:
     """Add nodes that compute slope · N + offset, of N images, at the insertion point."""
     images, value = next(iter(graph.nodes)), _BATCHES[0]
     length = graph.call_method("size", (images, 0))
+    # As if it had been recorded: with two images, with five, and with five larger ones.
     length.meta |= {"length": value, "more": _BATCHES[1], "larger": _BATCHES[1]}
     if slope != 1:
         value *= slope

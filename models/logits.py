@@ -126,6 +126,8 @@ def look_for_logits(
     of_layers: list[tuple[str, Any]] = []  # outputs of layers with weights, in order
     with contextlib.ExitStack() as hooks:
         for name, module in model.named_modules():
+            # A Dropout or Flatten behind the last layer gives the logits too, but has nothing to
+            # replace.
             has_weight = isinstance(getattr(module, "weight", None), Tensor)
             # A ScriptModule takes no hooks.
             if has_weight and not isinstance(module, torch.jit.ScriptModule):

@@ -173,6 +173,7 @@ def record(
         stack.enter_context(_attributes_kept(model))
         paths = _tensors_of(model)
         state = model.state_dict().values()
+        # Images have the type and the device of the weights.
         example = next((tensor for tensor in state if tensor.is_floating_point()), None)
         device = torch.device("cpu") if example is None else example.device
         dtype = torch.float32 if example is None else example.dtype
@@ -268,6 +269,7 @@ class _Recorder(TorchFunctionMode):
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
         """Record calls of modules, and of functions that `torch.fx.wrap` declares as one node."""
+        # Patched for the time of the recording: every module's call in this process comes by here.
         of_module = nn.Module.__call__
         # By the scope (a module's globals) and name in which a wrapped function is looked up
         wrapped = {
@@ -315,6 +317,7 @@ class _Recorder(TorchFunctionMode):
         if name == "__setitem__":
             target = operator.setitem
         elif is_tensor_method_or_property(func) or (tensor is not None and _is_method(func)):
+            # fx calls a method by its name, on the first argument.
             op, target = "call_method", func.__name__
         return self._record(
             op, target, args, kwargs, func, _SPOKEN.get(name) or name.partition(".")[0]
@@ -347,6 +350,8 @@ class _Recorder(TorchFunctionMode):
         """Whether a module is one node, and not a frame around others."""
         if isinstance(module, _FRAMES):
             return False
+        # By where its class is defined: a subclass in the net's own code may do more than its base,
+        # and so is recorded inside.
         return isinstance(module, self.layers) or type(module).__module__.startswith(
             ("torch.nn.", "timm.layers.drop")
         )
@@ -395,6 +400,7 @@ class _Recorder(TorchFunctionMode):
         """
         refusal, encoded = None, None
         try:
+            # Before the call, since one that works in place gives its arguments other nodes.
             encoded = self._encode(tuple(args)), self._encode(dict(kwargs))
         except InputError as error:
             refusal = error  # raised below, if the call is an operation on tensors at all
@@ -411,6 +417,7 @@ class _Recorder(TorchFunctionMode):
         if encoded is None:
             raise refusal or AssertionError
 
+        # Calls are numbered, so that a write can be told to lie before or behind a reading.
         self.time += 1
         node = self.graph.create_node(op, target, *encoded)
         name = self.names.unique(target) if spoken is None else self._name(spoken)
@@ -472,6 +479,7 @@ class _Recorder(TorchFunctionMode):
     def _read(self, tensor: Tensor) -> fx.Node:
         """Give the node of a tensor's value now, after all changes in place."""
         if id(tensor) not in self.values:
+            # No call returned it: it was there at time 0.
             self.values[id(tensor)] = (tensor, self._attribute(tensor), 0)
         _, node, bound_at = self.values[id(tensor)]
         write, written_at = self.writes.get(_storage(self._carrier(tensor)), (node, 0))
@@ -532,6 +540,7 @@ class _Recorder(TorchFunctionMode):
                 raise InputError(
                     f"{self._refusal()} a tensor is made out of PyTorch's sight: {spell(_place())}"
                 )
+            # No module's: a global of the code, or made of NumPy's numbers. It is kept by value.
             path = f"_constant_{len(self.recording.constants)}"
             self.recording.constants[path] = value.detach()
         if path not in self.shared:

@@ -161,6 +161,7 @@ class _Layout:
             if type(self.modules[module]) in (nn.Sequential, nn.ModuleList, nn.ModuleDict):
                 is_block = not self._has_weights(inside[0], first - 1)
             else:
+                # A module that shrinks the map twice holds two stages.
                 is_block = len(set(inside) & set(shrinking)) == 1
             # A module that begins at the net's first cut holds the stem, too: it is no block.
             if inside[0] and is_block:

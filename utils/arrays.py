@@ -67,6 +67,7 @@ def read_arrays(path: str | Path, remedy: str) -> dict[str, NDArray[Any]]:
     where = "its table of contents"
     try:
         with zipfile.ZipFile(path) as archive:
+            # By the table of contents, before an entry is unpacked: a bomb costs no memory.
             unpacked = sum(entry.file_size for entry in archive.infolist())
             if unpacked > max(SMALL, MOST_RATIO * path.stat().st_size):
                 raise InputError(
@@ -96,6 +97,7 @@ def _parse(content: bytes) -> NDArray[Any]:
     }
     version = np.lib.format.read_magic(stream)
     shape, is_fortran, dtype = readers[version](stream)
+    # What follows the header; the array looks into these bytes and copies none.
     values = memoryview(content)[stream.tell() :]
     if dtype.kind not in NUMBERS or math.prod(shape) * dtype.itemsize != len(values):
         raise ValueError(f"{len(values)} bytes for {dtype} {shape}")

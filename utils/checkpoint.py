@@ -31,7 +31,7 @@ _RECORD = "record"
 SECONDS_OF_A_CLOCK = 2.0
 READABLE = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 DOS_FOLDER = 0x10  # the attribute of a zip entry that is a folder
-_DIGEST = "sha256"  # and of its tensors, since the format has no checksum
+_DIGEST = "sha256"  # the key of the tensors' sum there, since the format has none of its own
 
 
 def save(path: str | Path, state: State) -> None:
@@ -101,6 +101,7 @@ def save_safetensors(
         state: the tensors. A tensor of several names is written once for each.
         record: plain values that `load` returns with them: the architecture, the data.
     """
+    # Cloned, since the format has no tensors that share memory.
     tensors = {name: value.detach().cpu().clone().contiguous() for name, value in state.items()}
     metadata = {"format": "pt", _RECORD: json.dumps(record), _DIGEST: _digest(tensors)}
     with replacing(path) as temporary:
@@ -156,6 +157,7 @@ def load(path: str | Path, *, mmap: bool = False) -> State:
     damaged = InputError(f"{path} is truncated or not a checkpoint; make or download it again")
     if _is_safetensors(path):
         return _load_safetensors(path, damaged)
+    # PyTorch 1.0's format is no zip: it has no sums to check, and cannot be mapped.
     zipped = _is_zip(path)
     if zipped:
         if name := _damaged_entry(path):

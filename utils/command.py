@@ -47,11 +47,13 @@ def command(main: Callable[[Sequence[str] | None], Result]) -> Callable[..., Res
 
     @functools.wraps(main)
     def run(argv: Sequence[str] | None = None) -> Result:
+        # The script's file, whoever calls its `main`.
         name = Path(sys.modules[main.__module__].__file__ or main.__module__).name
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, _interrupt)  # a cluster's way to say Ctrl-C
         several = False
         words = map(str, sys.argv[1:] if argv is None else argv)
+        # A result goes to standard output: `--json -` or `--json=-`.
         to_output = any(word == STANDARD_OUTPUT or word.endswith("=-") for word in words)
         try:
             with _ended_in_one_line(name), results_alone() if to_output else nullcontext():

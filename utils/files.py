@@ -78,6 +78,7 @@ def replacing_together(paths: Sequence[str | Path]) -> Iterator[list[Path]]:
         yield temporaries
         for temporary in temporaries:
             _flush(temporary)
+        # From here on a killed process leaves a journal, by which `settle` ends the move.
         names = [[str(one.absolute()) for one in move] for move in zip(temporaries, places)]
         write_json(journal, names)
         _end_move(journal)

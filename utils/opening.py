@@ -292,6 +292,7 @@ def with_record(
     )
     # As many images as were measured: a subset has another accuracy.
     same &= hits is None or len(hits) == len(images)
+    # At a multiple of them a run or a generation was at its end, and its weights were measured.
     epochs = state.get("settings", {}).get("epochs") or 1
     if not same or accuracy is None or state.get("epoch", 0) % epochs:
         return net
@@ -354,6 +355,7 @@ def _other_images(options: DataOptions, state: Mapping[str, Any]) -> str:
     # A "center_crop" view shows the middle 0.875 of a side: 224 of 256 pixels.
     here: tuple[int, str, float] = (options.image_size, "bilinear", 0.875 if cropped else 1.0)
     stated = (carried.image_size, carried.interpolation, carried.crop_share)
+    # What a factory does not state counts as it is here.
     theirs: tuple[Any, ...] = tuple(value or ours for value, ours in zip(stated, here))
     if theirs == here:
         return ""
@@ -390,6 +392,7 @@ def both_splits(
     # The validation images must have these classes, and are read by the same normalisation.
     record = {"classes": train_images.classes, "normalisation": train_images.normalisation}
     val_images = images(options, "val", record | {"image_size": options.image_size})
+    # Each remark once, though both splits have it.
     val_images.notes = [note for note in val_images.notes if note not in train_images.notes]
     return train_images, val_images
 

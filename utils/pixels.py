@@ -47,6 +47,7 @@ class FromPixels(nn.Module):
             self.register_buffer(
                 name, torch.tensor(values, dtype=torch.float32).view(3, 1, 1), persistent=False
             )
+        # The constants follow the network, which may be on a device already.
         weight = next(net.parameters(), None)
         self.to(self.mean.device if weight is None else weight.device)
 

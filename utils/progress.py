@@ -88,6 +88,7 @@ class Meter:
         if self.quiet or now - self._last < (1.0 if interactive else SECONDS_BETWEEN_LINES):
             return
         self._last = now
+        # What was kept took no time: the rate is that of the rest.
         worked = self.done - self._skipped
         seconds = (now - self._began) / worked * max(0.0, self.total - self.done) if worked else 0.0
         share = min(1.0, self.done / (self.total or 1.0))

@@ -111,6 +111,7 @@ class Provenance:
             other's; None if they agree. Networks are compared by content, and exchanged ones are
             named as such.
         """
+        # The same two files in each other's place
         nets = (self.a.sha256, self.b.sha256)
         if None not in nets and nets == (other.b.sha256, other.a.sha256) and nets[0] != nets[1]:
             return "nets A and B exchanged (the direction of --reverse)"

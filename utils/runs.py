@@ -151,6 +151,7 @@ class RunLog:
             self._open.enter_context(claim(self.path.parent, elsewhere=self._elsewhere))
             for file in self._writes:
                 self._open.enter_context(claim(file, is_file=True, elsewhere=self._elsewhere))
+            # Lines count epochs from 1: `start_epoch` of them came before this run.
             kept = [line for line in read_metrics(self.path) if line["epoch"] <= self.start_epoch]
             with replacing(self.path) as temporary:
                 temporary.write_text(
@@ -255,6 +256,7 @@ def read_epochs(
         try:
             epoch = json.loads(line.removeprefix(begin))
         except (ValueError, RecursionError):
+            # Only the last line can be torn: each is appended by one write.
             if number == len(lines) and not text.endswith("\n"):
                 remark(f"the last line of {path} was not written to its end, and is left out")
                 break

@@ -70,6 +70,7 @@ class Runtime:
                 searches for them.
         """
         model.to(self.device)
+        # Compiled first: the wrappers for several devices call what is inside.
         wrapped: nn.Module = torch.compile(model) if self.compiled else model  # type: ignore[assignment]
         if self.world_size > 1:
             if any(parameter.requires_grad for parameter in model.parameters()):
@@ -165,6 +166,7 @@ def start(
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     cuda = torch.cuda.is_available()
     if world_size > 1:
+        # One device for each process of a machine, by torchrun's number
         wanted = [int(os.environ.get("LOCAL_RANK", rank))]
         if not dist.is_initialized():
             dist.init_process_group("nccl" if cuda else "gloo")

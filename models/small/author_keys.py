@@ -196,6 +196,7 @@ def _in_branch(arch: str, head: nn.Sequential, number: int, key: str) -> str:
     if child in outside:
         return f"{outside[child]}{number}.{rest}"
     renames = _hsakd_renames(arch)
+    # Patterns match whole keys: rename first, then take the child's name off.
     inside = _renamed(key, renames).removeprefix(_renamed(f"{child}.", renames))
     index = [name for name, _ in head.named_children()].index(child)
     # VGG's branches also number the pooling before a block and the ReLU after it.

@@ -185,6 +185,7 @@ def _hash_files(data: "ImageData", cache_dir: Path, quiet: bool) -> Tensor:
     Returns:
         uint8 (n, 16).
     """
+    # One file of hashes for each folder, named by its path
     names, root = data.paths, hashlib.sha256(os.fsencode(data.root)).hexdigest()[:16]
     path = cache_dir / f"hashes_{root}.npz"
     kept = _read_kept(path)
@@ -199,6 +200,7 @@ def _hash_files(data: "ImageData", cache_dir: Path, quiet: bool) -> Tensor:
         for index in chunk:
             try:
                 with data.file(index).open("rb") as file:
+                    # Of the open file: its name may meanwhile mean another one.
                     status = os.fstat(file.fileno())
                     times = status.st_mtime_ns, status.st_ctime_ns
                     stamps[index] = (status.st_size, *times, status.st_ino)

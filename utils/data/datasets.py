@@ -122,6 +122,7 @@ class ImageList:
             self.targets[keep],
             self.classes,
             {
+                # Positions in the subset of what belongs to a half of the whole
                 name: torch.isin(keep, members).nonzero().flatten()
                 for name, members in self.parts.items()
             },
@@ -306,6 +307,7 @@ def _concatenate(lists: list[ImageList], spec: DatasetSpec) -> ImageList:
             files += [f"{below}/{file}" for file in images.files]
             targets.append(images.targets + len(classes))  # behind the classes of earlier folders
             notes += images.notes
+        # Also of a half that is left out: labels count all classes of the mixture.
         classes += images.classes
     parts = parts if spec.only is None else {}
     return ImageList(common, files, torch.cat(targets), classes, parts, notes)

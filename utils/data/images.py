@@ -50,6 +50,7 @@ def random_crop(image: Image.Image, size: int, generator: np.random.Generator) -
             first_row = int(generator.integers(height - down + 1))
             break
     else:
+        # As wide or as high as the photo, and the other side by the nearest allowed ratio
         across = min(width, round(height * widest))
         down = min(height, round(width / narrowest))
         first_column, first_row = (width - across) // 2, (height - down) // 2
@@ -63,6 +64,7 @@ def random_crop(image: Image.Image, size: int, generator: np.random.Generator) -
 VIEWS: dict[str, Callable[[Image.Image, int, np.random.Generator], Image.Image]] = {
     "resize": lambda image, size, _: torchvision.transforms.Resize((size, size))(image),
     "random_crop": random_crop,
+    # 224 of 256 pixels is ImageNet's usual share, kept at any size.
     "center_crop": lambda image, size, _: torchvision.transforms.CenterCrop(size)(
         torchvision.transforms.Resize(round(size * 256 / 224))(image)
     ),

@@ -132,6 +132,7 @@ def list_files(root: Path, folders: Iterable[str], left_out: LeftOut) -> list[tu
         if identity in above or of_classes[identity] != name:
             left_out.add(AGAIN, name)
             continue
+        # Sorted by folder, as `os.walk` in `ImageFolder`: files of a folder before those below it.
         for folder, files in sorted(_walk(root, name, visited, endings, left_out)):
             images += [(name, f"{folder}/{file}") for file in files]
     return images

@@ -119,4 +119,5 @@ def available_memory_bytes() -> int:
     # A container without a limit has "max" in this file.
     if container.is_file() and (limit := container.read_text(encoding="ascii").strip()).isdigit():
         available = min(available, int(limit))
+    # Processes of one machine share it in equal parts.
     return available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

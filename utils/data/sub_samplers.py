@@ -87,6 +87,7 @@ def _make_halves(
         halves = {letter: _without(other_indices, len(images.files))}
     else:
         origin = {"split": split or "first", "seed": seed}
+        # A is the chosen share, B all the rest, so that together they are all images.
         first = split_classes(images.targets, percent, origin["split"], seed)
         halves = {"A": first, "B": _without(first, len(images.files))}
     for key, indices in halves.items():
@@ -131,6 +132,7 @@ def split_classes(targets: Tensor, percent: int, split: str, seed: int) -> Tenso
 def _find(data_root: Path, dataset: str, name: str) -> Path | None:
     """Return the first file of a sub-sampler, or None."""
     stem = f"sub_sampler_{dataset}_{name}"
+    # The folder of all data sets goes before the data set's own.
     candidates = (
         folder / f"{stem}{end}" for folder in (data_root, data_root / dataset) for end in _READERS
     )

@@ -99,6 +99,7 @@ def open_features(
         features = FeatureCache(folder, reverse=reverse)
     else:
         features = OldFeatureFolder(folder, reverse=reverse)
+    # The origin and the index's own facts as one flat dictionary
     facts = features.provenance.to_record() | features.facts
     wanted = dict(expected or {})
     if split is not None:
@@ -184,12 +185,14 @@ class FeatureCache(Dataset):
             raise InputError(
                 f"{folder / PATHS} does not list {index['count']} images; run ConvOutput.py again"
             )
+        # Exchanged are names; the files stay where they are.
         a, b = ("b", "a") if reverse else ("a", "b")
         provenance = Provenance.from_record(index["record"])
         self.provenance = provenance.reversed() if reverse else provenance
         self.shape_a, self.shape_b = tuple(index[f"shape_{a}"]), tuple(index[f"shape_{b}"])
         self.facts = {"shape_a": list(self.shape_a), "shape_b": list(self.shape_b)}
         self.facts |= {key: index[key] for key in ("dtype", "top_k", "count")}
+        # A few bytes an image, copied into memory; features stay in their files.
         self.targets, self.hits_a, self.hits_b = (
             torch.from_numpy(np.array(arrays[name]))
             for name in ("targets", f"hits_{a}", f"hits_{b}")
@@ -243,6 +246,7 @@ class _MappedRows:
         """
         if self._map is None:
             self._map = self._mapped()
+        # Views of the map, by offset: no row is read yet.
         everything = np.frombuffer(
             self._map, self.stored_type, int(np.prod(self.shape)), self.offset
         )

@@ -77,6 +77,7 @@ def keep_layers(
         runtime: device and precision.
         advance: is told of so many images more.
     """
+    # What an earlier pass wrote whole is kept.
     done = _done(folder)
     advance(done)
     shapes = {one.file: (images, *one.shape) for one in layers} | {LOGITS: (images, outputs)}
@@ -94,6 +95,7 @@ def keep_layers(
             # Numbers come in order: all images up to here are whole.
             done = int(rows[-1]) + 1
             advance(len(rows))
+            # To flush maps waits for the disk: not after every batch.
             if time.monotonic() - marked > SECONDS_BETWEEN_MARKS:
                 _mark(folder, arrays, done)
                 marked = time.monotonic()

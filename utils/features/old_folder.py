@@ -43,6 +43,7 @@ class OldFeatureFolder(Dataset):
         self.paths = [f"{i:06d}.pkl" for i in range(len(names))]
         for name in self.paths:
             if name not in names:
+                # As many files as numbers: one of another name stands for the missing one.
                 other = min(names.difference(self.paths))
                 raise InputError(
                     f"{folder} has no {name}, though {len(names)} files are numbered from 000000 on"
@@ -113,6 +114,7 @@ class OldFeatureFolder(Dataset):
         return (
             a.float(),
             b.float(),
+            # One number is a label, several are 0 and 1 for each class.
             target.float() if target.numel() > 1 else target.reshape(()).long(),
         )
 

@@ -144,6 +144,7 @@ class FeatureWriter:
             except BaseException:
                 self._open.close()
                 raise
+        # Attached: the index of the process that made the cache must be this one's.
         elif read_json(self.folder / INDEX) != self._index:
             raise InputError(
                 f"{self.folder} was made for other features; all processes need the same options"
@@ -151,6 +152,7 @@ class FeatureWriter:
         self._files: dict[str, BinaryIO] = {
             name: self._path(name).open("r+b") for name in self._layout
         }
+        # Of this process alone, which writes both nets' features of its rows.
         self._has = {net: np.zeros(len(paths), dtype=bool) for net in "ab"}
         self._offsets = {
             # Where the numbers begin, behind the .npy header
@@ -212,6 +214,7 @@ class FeatureWriter:
             InputError: rows are missing; the cache stays incomplete.
         """
         self.close()
+        # Rows of all processes, which have flushed their files by now
         stored = int(np.load(self._path("written")).sum())
         if stored != self._index["count"]:
             raise InputError(

@@ -27,6 +27,7 @@ def read_cub(folders: list[Path], limit: int | None = None) -> Listing:
         InputError: a list is missing or malformed.
     """
     root = find(folders, "images.txt", CUB_PARTS["images.txt"]).parent
+    # By the photo's number, which all lists share
     paths = {number: path for number, (path,) in _table(root / "images.txt", 1).items()}
     boxes, splits = _table(root / "bounding_boxes.txt", 4), _table(root / "train_test_split.txt", 1)
     listing = Listing(_class_folders(paths.values()))
@@ -40,6 +41,7 @@ def read_cub(folders: list[Path], limit: int | None = None) -> Listing:
             continue
         x, y, width, height = _numbers(boxes[number], root / "bounding_boxes.txt")
         split = "train" if splits[number] == ["1"] else "test"
+        # CUB gives corner and size, a crop takes two corners.
         listing.add(split, path, root / "images" / path, (x, y, x + width, y + height))
     return listing
 
@@ -122,6 +124,7 @@ def _present(listing: Listing, images: Path, paths: Iterable[str], limit: int | 
     for folder in listing.classes:
         if len(present) == limit:
             break
+        # A limit counts classes that are there, in the order of their ids.
         (present if (images / folder).is_dir() else absent).append(folder)
     if absent:
         number = sum(len(photos[folder]) for folder in absent)

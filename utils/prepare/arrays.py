@@ -61,6 +61,7 @@ def read_cifar10(folders: list[Path], limit: int | None = None) -> Listing:
         _cifar_file(meta.with_name(f"data_batch_{n}"), "labels", len(names)) for n in range(1, 6)
     ]
     images, labels = zip(*batches)
+    # The five batches in their order: file numbers then count through the archive.
     train = np.concatenate(images), [label for of_batch in labels for label in of_batch]
     return _listing(
         names,

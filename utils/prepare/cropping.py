@@ -127,6 +127,7 @@ def crop_one(crop: Crop, target: Path) -> Outcome:
         record = json.dumps(
             {"photo": printable(crop.source.name), "bytes": source_bytes, "box": crop.box}
         ).encode()
+        # Before the photo is opened: a second run reads only records.
         if _is_current(destination, record):
             return Outcome()
         if not stat.S_ISREG(status.st_mode):  # to open a pipe waits for ever
@@ -202,6 +203,7 @@ def _start_process() -> None:
         parent.join()
         os._exit(1)
 
+    # `join` of the parent returns when it is gone; a daemon thread keeps nobody alive.
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
@@ -220,6 +222,7 @@ def clear_target(target: Path, outputs: set[str]) -> None:
         for path in target.glob("t*/*/*")
         if path.is_file()
     }
+    # Left by a killed run: `replacing` names unfinished files so.
     for path in files.values():
         if path.name.startswith(".") and ".part" in path.suffixes:
             path.unlink()

@@ -69,6 +69,7 @@ class _Measure:
     def __init__(self, archive: Path, folder: Path) -> None:
         self._archive, self._files, self._bytes = archive, 0, 0
         packed = archive.stat().st_size
+        # Both the disk's room and what such an archive can honestly hold
         self._most = min(
             MOST_FREE * shutil.disk_usage(folder).free, max(SMALL, MOST_RATIO * packed)
         )
@@ -153,6 +154,7 @@ def _places(folder: Path, name: str) -> list[Path]:
     """Find `name`: the folder itself, or paths at the first depth, of 0 to 3, that has any."""
     if folder.resolve().name == name:
         return [folder]
+    # Official archives hold their content in one or two folders.
     for depth in range(4):
         if paths := sorted(folder.glob("*/" * depth + name)):
             return paths

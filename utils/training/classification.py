@@ -73,6 +73,7 @@ def validate(
         `val_{metric}` over all images and, of a mixed set, `val_{part}_{metric}` over each part.
     """
     if hits is not None and len(hits):
+        # On the device, so that no batch waits to be copied back.
         right = torch.zeros(len(hits), dtype=hits.dtype, device=runtime.device)
         step = partial(_note_hits, step=step, right=right)
     parts = {name: evaluate(net, loader, step, runtime) for name, loader in loaders.items()}

@@ -37,6 +37,7 @@ class Averages:
         """Add a batch's metrics: means, or one value for each of its samples."""
         self.samples += samples
         for name, value in metrics.items():
+            # Batches may differ in size: means are weighed, and added in float64.
             weighted = value.detach().double().mean() * samples
             self._sums[name] = self._sums[name] + weighted if name in self._sums else weighted
 
@@ -306,6 +307,7 @@ def make_optimizer(
         ValueError: an unknown name.
     """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
+    # One tensor on another device would refuse a fused step.
     fused = all(
         parameter.device.type in FUSED_ON and parameter.is_floating_point() for parameter in trained
     )

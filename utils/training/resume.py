@@ -56,6 +56,7 @@ def find(
     # A run that would overwrite another run's file is refused, resumed or not.
     if path.exists() and not restart:
         check(path, settings, source=source, extendable=extendable, elsewhere=elsewhere)
+    # A checkpoint elsewhere is a beginning; what it was trained with is kept as history.
     if other is not None:
         state = checkpoint.load(other, mmap=True)  # raises now if it is missing or damaged
         if source:

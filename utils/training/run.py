@@ -102,6 +102,7 @@ class Run:
             check_unclaimed(log_folder, elsewhere=elsewhere)
             check_unclaimed(path, is_file=True, elsewhere=elsewhere)
         self.path, self.best_path, self.settings, self.runtime = path, best_path, settings, runtime
+        # Before anything is decoded: a run that may not go on ends at once.
         self.resumed = resuming.find(
             resume,
             path,
@@ -124,6 +125,7 @@ class Run:
         trained = int(self.state["epoch"]) + 1 - first_epoch if has_training_state else 0
         self.start_epoch = trained if start_epoch is None else start_epoch
         self.acc1 = float(self.state.get("acc1") or 0)
+        # The best of a run that is continued elsewhere is no file of this one: begin at 0.
         self.best_acc1 = float(self.state.get("best_acc1") or 0) if self.has_best else 0.0
         self.is_best = False
         self.log_path = log_folder / "metrics.jsonl"

@@ -314,6 +314,8 @@ from utils.files import claim, in_words, write_text
 from utils.kept import Kept
 from utils.normalisation import normalisation_words
 from utils.progress import Meter
+from utils.report.distinction_figures import image_captions, photo_rows, place_rows
+from utils.report.maps import save_figure
 from utils.runtime import Runtime
 
 # Convolutions of few channels take so much longer, for their FLOPs, than products of matrices
@@ -663,12 +665,14 @@ def compare(
         typed: the command line, for the report.
     """
     pairs, matrix, atlas, weights = list[dict[str, Any]](), None, None, "different"
+    maps = dict[str, Mapping[str, torch.Tensor]]()
     if asked.is_atlas:
         atlas = measure_atlas(nets, images, effort, work)
     else:
         with work.part("comparing weights"):
             weights = weights_of(nets[0], nets[1])
-        pairs = Comparing(nets[0], nets[1], images, effort, work, references).pairs()
+        comparing = Comparing(nets[0], nets[1], images, effort, work, references)
+        pairs, maps = comparing.pairs(), comparing.maps
     if asked.has_matrix:
         matrix = measure_matrix(nets[0], nets[1], images, effort, work)
     record = make_record(
@@ -685,7 +689,43 @@ def compare(
         references=references,
     )
     logits = {net.label: net.logits for net in nets}
-    return Comparison(record, logits, images.held_out, images.paths)
+    return Comparison(record, logits, images.held_out, images.paths, maps)
+
+
+def draw_distinctions(report: Comparison, held_out: ImageData, folder: Path) -> None:
+    """Draw the images most and least lost, and where in them; the report names the pictures."""
+    names = [net["name"] for net in report.record["nets"]]
+    for way, (sender, receiver) in {"forth": names[:2], "back": names[1::-1]}.items():
+        entries = [pair[way]["distinctions"] for pair in report.record["pairs"]]
+        if not (measured := [entry for entry in entries if entry]):
+            continue
+        ends = {"most lost": measured[-1]["most_lost"], "least lost": measured[-1]["least_lost"]}
+        rows = {
+            title: (held_out.decode([of["image"] for of in images]), image_captions(images))
+            for title, images in ends.items()
+        }
+        caption = f"Images most and least lost on the way from {sender} to {receiver}"
+        pictures = {
+            f"images_{way}.png": (f"{caption}: its answer and the margin.", photo_rows(rows))
+        }
+        if not measured[-1]["places"]["withdrawn"]:
+            maps = report.maps[way]
+            titles = {
+                "size": "size of $x_\\Delta$",
+                "carried": "margin lost",
+                "untrue": "untrue pair",
+            }
+            of_places = {title: maps[name] for name, title in titles.items()}
+            photos = held_out.decode(maps["numbers"].tolist())
+            caption = (
+                f"Where what {sender} misses matters to {receiver}, in the images most lost; each"
+                " cell has a scale of its own."
+            )
+            pictures[f"places_{way}.png"] = caption, place_rows(photos, of_places)
+        for file, (caption, figure) in pictures.items():
+            save_figure(folder / file, figure)
+            entry = {"file": file, "caption": caption, "alternative": caption}
+            report.record["pictures"].append(entry)
 
 
 def write(
@@ -759,6 +799,7 @@ def main(argv: Sequence[str] | None = None) -> Comparison:
         # Both directions at each pair of layers, then the report and the gate.
         typed = command_line("Compare.py", *(sys.argv[1:] if argv is None else argv))
         report = compare(asked, effort, nets, references, images, work, typed)
+        draw_distinctions(report, splits[1], Path(output.out))
         verdict = write(report, images, gate, effort, output.out, runtime)
     if verdict is not None and verdict.exit_code:
         raise SystemExit(verdict.exit_code)

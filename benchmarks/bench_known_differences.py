@@ -3,16 +3,18 @@ where nothing was planted?
 
     OMP_NUM_THREADS=1 python -m benchmarks.bench_known_differences $KC_REAL_DATA/MNIST_mini
 
-Nets of 24,170 parameters learn MNIST. B is plain. A was taught that two digits are one (3-5 and 4-9
-are difficult to tell apart, 0-1 and 6-7 easy), or never saw one digit. *Hidden*: the merged net is
-frozen up to the cut and gets a new tail, which is taught all ten digits, so that A's answers say less
-of the lack. Controls are plain nets. Plain nets serve in turns as B, as three reference nets and as
-two controls; so settings share nets.
+Nets of 24,170 parameters learn MNIST; B is plain, and `benchmarks.planted_nets` says what A lacks. Of
+the digits 3-5 and 4-9 are difficult to tell apart, 0-1 and 6-7 easy. *Hidden* lacks lie in A's
+features, but not in its answers. Controls are plain nets. Plain nets serve in turns as B, as three
+reference nets and as two controls; so settings share nets. Mirror images are told by B's of twenty
+classes alone, with references and controls of their own kind.
 
 g is the linear reference, 3×3 at the middle cut and 1×1 at the late one, fitted to training images.
-All is measured on the test images. Rivals: A's confusions above B's; B's bits between the two classes
-that are lost; the ratio of Fisher's criterion of both nets' features; 1 − CKA of the two classes'
-images; linear probes' accuracies of B above A. Prints Markdown, every loss included.
+All is measured on the test images. `benchmarks.rivals` has the other methods. The class of a lack
+that is about one digit is ranked by the least-squares effect of each digit on the scores of its pairs.
+
+Nets and a JSON line for each setting stay in --work, so that an interrupted run goes on. Prints
+Markdown, every loss included.
 
     python -m benchmarks.bench_known_differences $KC_REAL_DATA --zoo    # zoo/ and CIFAR10_mini/ lie in it
 
@@ -22,126 +24,65 @@ call is a false one.
 """
 
 import argparse
-import copy
-import itertools
+import json
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from scipy.stats import t as students_t
 from torch import Tensor, nn
 
-from benchmarks import zoo
+from benchmarks import rivals, zoo
 from benchmarks.bench_similarity import auc
 from benchmarks.machine import ran_on
-from consistency.class_gaps import Distinctions, measure_distinctions
+from benchmarks.planted_nets import (
+    CUTS,
+    DIGITS,
+    MERGED,
+    Images,
+    PlantedNets,
+    outputs,
+    read_images,
+    with_mirrored,
+)
+from consistency.class_gaps import (
+    Distinctions,
+    class_effects,
+    class_gaps,
+    hold_against_references,
+    measure_distinctions,
+)
 from consistency.knowledge import lost_bits
 from consistency.permutation import Regression
-from consistency.similarity import ImageRows, cka, image_rows
-from utils.data.images import load_folder
+from consistency.similarity import image_rows
 
 Array = NDArray[Any]
 
-DIGITS, SIZE = 10, 28
-PAIRS = list(itertools.combinations(range(DIGITS), 2))
-MERGED = [(3, 5), (4, 9), (0, 1), (6, 7)]
 REFERENCES, CONTROLS = 3, 2  # of each B
 FIT_IMAGES = 1000  # of the training images
-CUTS = {"middle": (8, 3), "late": (11, 1)}  # layers before the cut, and g's kernel
-BATCH = 32
+MIRRORING = 6  # B's that tell mirror images, of as many nets and two
 ZOO_FIT, ZOO_HELD = 200, 100  # images of each class
 TINY_SEEDS = 10  # each in turn as B; the next is A, the three behind it are references
-RIVALS = ("confusion", "bits between", "Fisher", "CKA by pair", "probes")
 OURS = ("tail gap less references", "tail gap")
-
-
-class Images(NamedTuple):
-    """Grey images (N, 1, 28, 28), standardised, and their digits (N,)."""
-
-    pixels: Tensor
-    digits: Tensor
-
-
-def read_images(folder: str) -> tuple[Images, Images]:
-    """Read the images to fit to and those to judge on."""
-    both = []
-    for data in load_folder(folder, SIZE):
-        pixels, digits, _ = data.__getitems__(range(len(data)))
-        grey = pixels[:, :1].float()
-        both.append(Images((grey - grey.mean()) / grey.std(), digits))
-    return both[0], both[1]
-
-
-def make_net() -> nn.Sequential:
-    """Make a net of 24,170 parameters: three convolutions, each behind a normalisation, and a layer."""
-    return nn.Sequential(
-        *(nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2)),
-        *(nn.Conv2d(16, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.MaxPool2d(2)),
-        # The middle cut: 32 × 7 × 7
-        *(nn.Conv2d(32, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU()),
-        # The late cut: 64 × 7 × 7
-        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, DIGITS)),
-    )
-
-
-def train(net: nn.Module, inputs: Tensor, digits: Tensor, epochs: int, seed: int) -> None:
-    """Train by Adam with a falling learning rate."""
-    generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
-    # −(−a // b) rounds up.
-    steps = epochs * -(-len(inputs) // BATCH)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=steps)
-    for _ in range(epochs):
-        for some in torch.randperm(len(inputs), generator=generator).split(BATCH):
-            optimizer.zero_grad()
-            F.cross_entropy(net(inputs[some]), digits[some]).backward()
-            optimizer.step()
-            schedule.step()
-
-
-def trained(images: Images, epochs: int, seed: int) -> nn.Sequential:
-    """Give a net of a seed, which alone says how it begins and in which order it sees images."""
-    torch.manual_seed(seed)
-    net = make_net()
-    train(net, images.pixels, images.digits, epochs, seed)
-    return net.eval()
-
-
-def with_merged(images: Images, pair: tuple[int, int]) -> Images:
-    """Call the second digit of a pair the first."""
-    digits = torch.where(images.digits == pair[1], pair[0], images.digits)
-    return Images(images.pixels, digits)
-
-
-@torch.no_grad()
-def outputs(net: nn.Module, inputs: Tensor) -> Tensor:
-    """Let a net, or a half of one, see images."""
-    return torch.cat([net(some) for some in inputs.split(500)])
-
-
-def with_new_tail(
-    net: nn.Sequential, cut: int, images: Images, epochs: int, seed: int
-) -> nn.Sequential:
-    """Freeze a net up to a cut, and teach a new tail all digits."""
-    torch.manual_seed(seed)
-    head, tail = copy.deepcopy(net[:cut]), make_net()[cut:]
-    train(tail, outputs(head, images.pixels), images.digits, epochs, seed)
-    return nn.Sequential(*head, *tail).eval()
+OF_DIGIT = ("unseen", "random", "shortcut")
 
 
 class Seen:
     """What a net makes of the images at a cut.
 
     Attributes:
+        tail: behind the cut.
         fitted: its feature of the images that g is fitted to.
         held_out: of those that it is judged on.
         logits: its answers to these.
+        rows: both features, a row an image.
     """
 
     def __init__(self, net: nn.Sequential, cut: int, fitted: Images, held_out: Images) -> None:
@@ -151,6 +92,11 @@ class Seen:
         )
         self.logits = outputs(self.tail, self.held_out)
         self.rows = [image_rows(of) for of in (self.fitted, self.held_out)]
+
+    @cached_property
+    def described(self) -> rivals.Described:
+        """Its features in the words of dictionaries."""
+        return rivals.Described(self.fitted.mean((2, 3)), self.held_out.mean((2, 3)))
 
 
 def sent(source: Seen, target: Seen, kernel: int) -> Tensor:
@@ -169,279 +115,396 @@ def sent(source: Seen, target: Seen, kernel: int) -> Tensor:
     return outputs(target.tail, (maps + mean).float())
 
 
-def ranks(measured: Distinctions) -> dict[str, Array]:
-    """Give L and e of every pair, in the order of `PAIRS`."""
-    by_pair = {(of.first, of.second): of for of in measured.pairs}
-    rows = [by_pair.get(pair) for pair in PAIRS]
-    # What B itself does not tell apart comes last.
+def losses_of(target: Tensor, arriving: Sequence[Tensor], labels: Tensor) -> tuple[Array, Array]:
+    """Give the pairs of classes that B tells apart, (P, 2), and L of each sender, (senders, P)."""
+    measured = measure_distinctions(target, arriving[0], labels, resamples=0)
+    pairs = np.array(sorted((of.first, of.second) for of in measured.pairs))
+    classes = labels.unique()
+    gap, *sent_gaps = (
+        class_gaps(of.double(), labels, classes)[0][pairs[:, 0], pairs[:, 1]]
+        for of in (target, *arriving)
+    )
+    return pairs, np.stack([1 - of / gap for of in sent_gaps])
+
+
+def rival_scores(
+    source: Seen, target: Seen, arriving: Tensor, both: tuple[Tensor, Tensor], classes: int
+) -> dict[str, list[float]]:
+    """Score every pair of classes by each rival.
+
+    Args:
+        source: A.
+        target: B.
+        arriving: B's answers to g(x).
+        both: classes of the fitted and of the held-out images.
+        classes: how many.
+    """
+    labels, pairs = both[1], rivals.pairs_of(classes)
+    rows = source.rows[1], target.rows[1]
+
+    def more(of: Callable[[Seen], Array]) -> Array:
+        return of(target) - of(source)
+
+    scores = {
+        "bits between": rivals.bits_between(target.logits, arriving, labels, pairs),
+        "Fisher": more(lambda seen: rivals.fisher(seen.rows[1], labels, pairs)),
+        "CKA by pair": rivals.distance_by_cka(*rows, labels, pairs),
+        "probes": more(lambda seen: rivals.probes(seen.rows, both, pairs)),
+        "k-means": more(lambda seen: rivals.grouped_apart(seen.described.groups, labels, pairs)),
+        "NMF": more(lambda seen: rivals.held_apart(seen.described.parts, labels, pairs)),
+        "sparse autoencoder": more(
+            lambda seen: rivals.held_apart(seen.described.codes, labels, pairs)
+        ),
+        "RDX": rivals.grouped_by_rdx(
+            source.held_out.mean((2, 3)), target.held_out.mean((2, 3)), labels, pairs
+        ),
+    }
+    if source.logits.shape == target.logits.shape:
+        scores["confusion"] = confusion(source.logits, target.logits, labels)
+    return {name: np.round(of, 5).tolist() for name, of in scores.items()}
+
+
+def confusion(of_a: Tensor, of_b: Tensor, labels: Tensor) -> Array:
+    """Give A's confusions above B's."""
+    pairs = rivals.pairs_of(of_b.shape[1])
+    return rivals.confusions(of_a, labels, pairs) - rivals.confusions(of_b, labels, pairs)
+
+
+def areas(of_a: Tensor, of_b: Tensor, arriving: Tensor) -> dict[str, float]:
+    """Give how well scores of images tell those apart that A and B answer differently."""
+    answers = of_b.argmax(1)
+    other = (of_a.argmax(1) != answers).numpy()
+    if not other.any():
+        return {}
+    best_other = arriving.scatter(1, answers[:, None], -torch.inf).amax(1)
+    margin = best_other - arriving.gather(1, answers[:, None])[:, 0]
+    scores = {
+        "margin": margin,
+        "confidence": -of_b.softmax(1).amax(1),
+        "bits lost": lost_bits(of_b, arriving),
+    }
     return {
-        "tail gap less references": np.array([-np.inf if of is None else of.t for of in rows]),
-        "tail gap": np.array([-np.inf if of is None else of.relative for of in rows]),
+        name: auc(of[other].tolist(), of[~other].tolist())
+        for name, of in ((name, of.double().numpy()) for name, of in scores.items())
     }
 
 
-def confusions(logits: Tensor, digits: Tensor) -> Array:
-    """Give the share of the images of both digits of a pair that are answered by the other one."""
-    counts = torch.zeros(DIGITS, DIGITS).index_put_(
-        (digits, logits.argmax(1)), torch.ones(len(digits)), accumulate=True
-    )
-    shares = (counts / counts.sum(1, keepdim=True)).numpy()
-    return np.array([shares[c, d] + shares[d, c] for c, d in PAIRS])
-
-
-def bits_between(logits: Tensor, sent_logits: Tensor, digits: Tensor) -> Array:
-    """Give the bits of B's choice between two digits that are lost, on images of these."""
-    lost = []
-    for pair in PAIRS:
-        members = (digits == pair[0]) | (digits == pair[1])
-        lost.append(
-            lost_bits(logits[members][:, pair], sent_logits[members][:, pair]).mean().item()
-        )
-    return np.array(lost)
-
-
-def fisher(rows: Tensor, digits: Tensor) -> Array:
-    """Give log ‖μ_c − μ_d‖² / (tr Σ_c + tr Σ_d) of every pair."""
-    parts = [rows[digits == digit] for digit in range(DIGITS)]
-    means, spreads = [of.mean(0) for of in parts], [of.var(0).sum() for of in parts]
-    ratios = [(means[c] - means[d]).square().sum() / (spreads[c] + spreads[d]) for c, d in PAIRS]
-    return torch.stack(ratios).log().numpy()
-
-
-def distance_by_cka(first: Tensor, second: Tensor, digits: Tensor) -> Array:
-    """Give 1 − CKA of two nets' features of the images of a pair."""
-    found = []
-    for c, d in PAIRS:
-        members = (digits == c) | (digits == d)
-        found.append(1 - cka(ImageRows(first[members]), ImageRows(second[members])))
-    return np.array(found)
-
-
-def probes(seen: Seen, digits: Sequence[Tensor]) -> Array:
-    """Give the accuracy of a ridge classifier between the digits of each pair."""
-    scale = seen.rows[0].std(0).clamp(min=1e-6)
-    fitted, held_out = ((rows - seen.rows[0].mean(0)) / scale for rows in seen.rows)
-    accuracies = []
-    for c, d in PAIRS:
-        members = [(of == c) | (of == d) for of in digits]
-        x, y = fitted[members[0]], (digits[0][members[0]] == c).double() * 2 - 1
-        # In the dual form, since there are fewer images of two digits than columns
-        gram = x @ x.mT + 0.1 * len(x) * torch.eye(len(x), dtype=x.dtype)
-        weights = x.mT @ torch.linalg.solve(gram, y - y.mean())
-        scores = held_out[members[1]] @ weights + y.mean()
-        accuracies.append(((scores > 0) == (digits[1][members[1]] == c)).double().mean().item())
-    return np.array(accuracies)
-
-
-class Setting(NamedTuple):
-    """One A and one B.
+class Setting:
+    """One A and one B at one cut, of a line.
 
     Attributes:
-        kind: what A lacks: "merged", "hidden", "unseen" or "control".
-        planted: the pair of digits, or the digit; None of controls.
-        scores: of every pair of digits, by the method.
-        measured: our distinctions.
+        kind: what A lacks: "merged", "hidden", one of `OF_DIGIT`, "mirrored", or "control", of twenty
+            classes "control of twenty".
+        planted: the pair of digits, or the digit; None elsewhere.
+        pairs: all of the classes.
+        scores: of these, by the method; −∞ where B does not tell a pair apart.
+        calls: whether each pair is called.
         areas: under the curve of images that A and B answer differently, by the score of an image.
     """
 
-    kind: str
-    planted: Any
-    scores: dict[str, Array]
-    measured: Distinctions
-    areas: dict[str, float]
+    def __init__(self, line: Mapping[str, Any]) -> None:
+        self.cut, self.kind, self.areas = line["cut"], line["kind"], line["areas"]
+        planted = line["planted"]
+        self.planted = tuple(planted) if isinstance(planted, list) else planted
+        self.pairs = rivals.pairs_of(line["classes"])
+        losses = np.array(line["losses"])
+        relative = losses - np.median(losses, axis=1, keepdims=True)
+        tests = hold_against_references(relative, len(np.unique(line["pairs"])))
+        places = [self.pairs.index(tuple(pair)) for pair in line["pairs"]]
+        self.calls = np.zeros(len(self.pairs), dtype=bool)
+        self.calls[places] = tests["called"]
+        self.scores = {name: np.array(of) for name, of in line["scores"].items()}
+        for name, values in zip(OURS, (tests["t"], relative[0])):
+            self.scores[name] = np.full(len(self.pairs), -np.inf)
+            self.scores[name][places] = values
 
-    def is_first(self, method: str) -> bool:
-        """Whether the planted pair is first, and alone there."""
-        place, scores = PAIRS.index(self.planted), self.scores[method]
+    def is_first(self, method: str, pair: tuple[int, int] | None = None) -> bool:
+        """Whether a pair, or else the planted one, is first by a method, and alone there."""
+        place, scores = self.pairs.index(pair or self.planted), self.scores[method]
         return bool((scores[place] > np.delete(scores, place)).all())
 
-    def is_called(self) -> bool:
-        """Whether the planted pair is called."""
-        return any((of.first, of.second) == self.planted for of in self.measured.called)
+    def first_digit(self, method: str) -> int:
+        """Give the digit of the largest effect on the scores of its pairs."""
+        scores = self.scores[method]
+        there = np.isfinite(scores)
+        first, second = np.array(self.pairs)[there].T
+        return int(np.nanargmax(class_effects(scores[there], first, second, DIGITS)))
+
+    def mirror_area(self, method: str) -> float:
+        """Give how well scores tell the pairs of a digit and its mirror image from the others."""
+        scores, is_mirror = self.scores[method], np.array([d == c + DIGITS for c, d in self.pairs])
+        there = np.isfinite(scores)
+        return auc(scores[there & is_mirror].tolist(), scores[there & ~is_mirror].tolist())
 
 
 class Bench:
-    """All nets, and what is measured of them.
+    """What is measured, a setting at a time.
 
     Args:
         folder: of MNIST's images.
-        seeds: how many plain nets, and how many nets with each lack.
+        work: where nets and lines stay.
+        seeds: how many plain nets there are, each of which serves as B.
         epochs: of each training.
-        first: the first seed.
     """
 
-    def __init__(self, folder: str, seeds: int, epochs: int, first: int) -> None:
+    def __init__(self, folder: Path, work: Path, seeds: int, epochs: int) -> None:
+        (work / "nets").mkdir(parents=True, exist_ok=True)
         self.images, self.held_out = read_images(folder)
-        self.seeds, self.epochs, self.first = seeds, epochs, first
+        self.nets = PlantedNets(self.images, work / "nets", epochs)
+        self.seeds, self.file = seeds, work / "settings.jsonl"
         # At equal distances along the list, which goes class by class
         chosen = torch.linspace(0, len(self.images.digits) - 1, FIT_IMAGES).long()
         self.fitted = Images(*(of[chosen] for of in self.images))
-        self.plain = [trained(self.images, epochs, first + number) for number in range(seeds)]
+        lines = self.file.read_text().splitlines() if self.file.is_file() else []
+        self.lines = {line["name"]: line for line in map(json.loads, lines)}
 
-    def accuracy(self, net: nn.Module) -> float:
-        """Give a net's accuracy on the test images, in percent."""
-        answers = outputs(net, self.held_out.pixels).argmax(1)
+    def accuracy(self, number: int) -> float:
+        """Give a plain net's accuracy on the test images, in percent."""
+        answers = outputs(self.nets.plain(number), self.held_out.pixels).argmax(1)
         return 100 * (answers == self.held_out.digits).double().mean().item()
 
-    def settings(self, number: int) -> dict[str, list[Setting]]:
-        """Measure the settings at each cut whose B is the plain net of this number."""
-        seed = 1000 + 20 * (self.first + number)
-        lacking: list[tuple[str, Any, nn.Sequential]] = [
-            ("merged", pair, trained(with_merged(self.images, pair), self.epochs, seed + place))
-            for place, pair in enumerate(MERGED)
-        ]
-        digit = (self.first + number) % DIGITS
-        others = self.images.digits != digit
-        seen = Images(self.images.pixels[others], self.images.digits[others])
-        lacking.append(("unseen", digit, trained(seen, self.epochs, seed + 10)))
+    def settings(self) -> list[Setting]:
+        """Measure all settings, or read those that are there."""
+        for number in range(self.seeds):
+            for cut in CUTS:
+                self.of_plain(number, cut)
+        for number in range(MIRRORING):
+            for cut in CUTS:
+                self.of_mirrors(number, cut)
+        return [Setting(line) for line in self.lines.values()]
+
+    def of_plain(self, number: int, cut: str) -> None:
+        """Measure the settings whose B is a plain net."""
+        nets, digit = self.nets, number % DIGITS
         # Each net is B once; those behind it are references, then controls.
-        turned = [self.plain[(number + step) % self.seeds] for step in range(self.seeds)]
-        return {
-            cut: self.at(layers, kernel, turned, lacking, seed)
-            for cut, (layers, kernel) in CUTS.items()
-        }
+        turned = [(number + step) % self.seeds for step in range(1 + REFERENCES + CONTROLS)]
+        lacking: list[tuple[str, Any, Callable[[], nn.Sequential]]] = [
+            ("merged", pair, partial(nets.merged, pair, number)) for pair in MERGED
+        ]
+        lacking += [(kind, digit, partial(nets.lacking, kind, digit, number)) for kind in OF_DIGIT]
+        lacking += [
+            (f"control {step}", None, partial(nets.plain, of))
+            for step, of in enumerate(turned[1 + REFERENCES :])
+        ]
+        self.measure(
+            f"{cut} {number}",
+            cut,
+            [partial(nets.plain, of) for of in turned[: 1 + REFERENCES]],
+            lacking,
+            (self.fitted, self.held_out),
+            partial(nets.hidden, number=number, cut=cut),
+        )
 
-    def at(
-        self,
-        layers: int,
-        kernel: int,
-        turned: Sequence[nn.Sequential],
-        lacking: Sequence[tuple[str, Any, nn.Sequential]],
-        seed: int,
-    ) -> list[Setting]:
-        """Measure the settings of one B at one cut."""
-
-        def see(net: nn.Sequential) -> Seen:
-            return Seen(net, layers, self.fitted, self.held_out)
-
-        target = see(turned[0])
-        references = [sent(see(net), target, kernel) for net in turned[1 : 1 + REFERENCES]]
-        controls = turned[1 + REFERENCES : 1 + REFERENCES + CONTROLS]
-        nets = [*lacking, *(("control", None, net) for net in controls)]
-        found = []
-        for place, (kind, planted, net) in enumerate(nets):
-            source = see(net)
-            arriving = sent(source, target, kernel)
-            setting = self.measure(kind, planted, source, target, arriving, references)
-            found.append(setting)
-            # g and B are those of "merged": only A's tail, and with it A's answers, is another.
-            if kind != "merged":
-                continue
-            # The same features, so all but what is measured of A's answers stays
-            hidden = with_new_tail(net, layers, self.images, self.epochs, seed + place)
-            logits = outputs(hidden, self.held_out.pixels)
-            scores = setting.scores | {"confusion": self.confusion(logits, target.logits)}
-            areas = self.areas(logits, target.logits, arriving, setting.measured)
-            found.append(Setting("hidden", planted, scores, setting.measured, areas))
-        return found
+    def of_mirrors(self, number: int, cut: str) -> None:
+        """Measure the settings whose B tells digits from their mirror images."""
+        count, nets = MIRRORING + CONTROLS, self.nets
+        turned = [(number + step) % count for step in range(1 + REFERENCES + CONTROLS)]
+        lacking: list[tuple[str, Any, Callable[[], nn.Sequential]]] = [
+            ("mirrored", None, partial(nets.mirrored, number))
+        ]
+        lacking += [
+            (f"control of twenty {step}", None, partial(nets.twenty, of))
+            for step, of in enumerate(turned[1 + REFERENCES :])
+        ]
+        fitted, held_out = (
+            with_mirrored(of, as_classes=True) for of in (self.fitted, self.held_out)
+        )
+        senders = [partial(nets.twenty, of) for of in turned[: 1 + REFERENCES]]
+        self.measure(f"{cut} of twenty {number}", cut, senders, lacking, (fitted, held_out))
 
     def measure(
         self,
-        kind: str,
-        planted: Any,
-        source: Seen,
-        target: Seen,
-        arriving: Tensor,
-        references: Sequence[Tensor],
-    ) -> Setting:
-        """Measure one setting by all methods."""
-        digits = self.held_out.digits
-        measured = measure_distinctions(
-            target.logits, arriving, digits, references=references, resamples=0
-        )
-        rows, of_both = (source.rows[1], target.rows[1]), (self.fitted.digits, digits)
-        scores = ranks(measured) | {
-            "confusion": self.confusion(source.logits, target.logits),
-            "bits between": bits_between(target.logits, arriving, digits),
-            "Fisher": fisher(rows[1], digits) - fisher(rows[0], digits),
-            "CKA by pair": distance_by_cka(*rows, digits),
-            "probes": probes(target, of_both) - probes(source, of_both),
-        }
-        areas = self.areas(source.logits, target.logits, arriving, measured)
-        return Setting(kind, planted, scores, measured, areas)
+        name: str,
+        cut: str,
+        of_recipe: Sequence[Callable[[], nn.Sequential]],
+        lacking: Sequence[tuple[str, Any, Callable[[], nn.Sequential]]],
+        images: tuple[Images, Images],
+        hidden: Callable[[tuple[int, int]], nn.Sequential] | None = None,
+    ) -> None:
+        """Measure the settings of one B at one cut that have no line yet.
 
-    def confusion(self, of_a: Tensor, of_b: Tensor) -> Array:
-        """Give A's confusions above B's."""
-        digits = self.held_out.digits
-        return confusions(of_a, digits) - confusions(of_b, digits)
+        Args:
+            name: of B and the cut, the beginning of the lines' names.
+            cut: of `CUTS`.
+            of_recipe: give B and its references.
+            lacking: kind, planted and what gives the net, of each A.
+            images: to fit to and to judge on.
+            hidden: gives the merged net with a new tail.
+        """
+        names = [f"{name} {kind} {planted}" for kind, planted, _ in lacking]
+        if all(of in self.lines for of in names):
+            return
+        layers, kernel = CUTS[cut]
 
-    def areas(
-        self, of_a: Tensor, of_b: Tensor, arriving: Tensor, measured: Distinctions
-    ) -> dict[str, float]:
-        """Give how well scores of images tell those apart that A and B answer differently."""
-        other = (of_a.argmax(1) != of_b.argmax(1)).numpy()
-        if not other.any():
-            return {}
-        scores = {
-            "margin": measured.margin,
-            "confidence": -measured.confidence,
-            "bits lost": lost_bits(of_b, arriving).numpy(),
-        }
-        return {name: auc(of[other].tolist(), of[~other].tolist()) for name, of in scores.items()}
+        def see(give: Callable[[], nn.Sequential]) -> Seen:
+            return Seen(give(), layers, *images)
+
+        target = see(of_recipe[0])
+        references = [sent(see(give), target, kernel) for give in of_recipe[1:]]
+        labels, classes = images[1].digits, target.logits.shape[1]
+        for of, (kind, planted, give) in zip(names, lacking):
+            if of in self.lines:
+                continue
+            source = see(give)
+            arriving = sent(source, target, kernel)
+            pairs, losses = losses_of(target.logits, [arriving, *references], labels)
+            both = images[0].digits, labels
+            line = {
+                "name": of,
+                "cut": cut,
+                "kind": kind.rstrip(" 0123456789"),
+                "planted": planted,
+                "classes": classes,
+                "pairs": pairs.tolist(),
+                "losses": losses.round(6).tolist(),
+                "scores": rival_scores(source, target, arriving, both, classes),
+                "areas": areas(source.logits, target.logits, arriving),
+            }
+            if kind == "merged" and hidden is not None:
+                # The same features, so all but what is measured of A's answers stays
+                answers = outputs(hidden(planted), images[1].pixels)
+                of_answers = confusion(answers, target.logits, labels).tolist()
+                more = {
+                    "name": f"{of} hidden",
+                    "kind": "hidden",
+                    "scores": line["scores"] | {"confusion": of_answers},
+                    "areas": areas(answers, target.logits, arriving),
+                }
+                self.write(line | more)
+            self.write(line)
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Keep a line."""
+        self.lines[line["name"]] = line
+        with self.file.open("a") as file:
+            file.write(json.dumps(line) + "\n")
 
 
-def chance_first(controls: Sequence[Setting], method: str, pair: tuple[int, int]) -> int:
-    """Count the controls in which a pair is first."""
-    return sum(setting._replace(planted=pair).is_first(method) for setting in controls)
+def chosen(settings: Sequence[Setting], kind: str, planted: Any = None) -> list[Setting]:
+    """Choose settings by what A lacks."""
+    return [of for of in settings if of.kind == kind and planted in (None, of.planted)]
+
+
+def methods(settings: Sequence[Setting]) -> list[str]:
+    """Name the methods that all of some settings have."""
+    return [*OURS, *(name for name in settings[0].scores if name not in OURS)] if settings else []
+
+
+def rows_of(head: Sequence[str], rows: Iterator[Sequence[str]]) -> None:
+    """Print a table in Markdown."""
+    print(f"| {' | '.join(head)} |\n|---|{'---:|' * (len(head) - 1)}")
+    for row in rows:
+        print(f"| {' | '.join(row)} |")
+    print()
 
 
 def first_table(settings: Sequence[Setting]) -> None:
     """Print how often the planted pair is the first of 45, and how often it is so by chance."""
+    controls = chosen(settings, "control")
     head = [f"{kind} {c}-{d}" for kind in ("plain", "hidden") for c, d in MERGED]
     head += [f"in controls {c}-{d}" for c, d in MERGED]
-    print(f"| method | {' | '.join(head)} |\n|---|{'---:|' * len(head)}")
-    controls = [of for of in settings if of.kind == "control"]
-    for method in (*OURS, *RIVALS):
-        cells = []
-        for kind, pair in itertools.product(("merged", "hidden"), MERGED):
-            of_pair = [of for of in settings if of.kind == kind and of.planted == pair]
-            cells.append(f"{sum(of.is_first(method) for of in of_pair)} of {len(of_pair)}")
-        cells += [f"{chance_first(controls, method, pair)} of {len(controls)}" for pair in MERGED]
-        print(f"| {method} | {' | '.join(cells)} |")
+
+    def rows() -> Iterator[Sequence[str]]:
+        for method in methods(controls):
+            cells = []
+            for kind in ("merged", "hidden"):
+                for pair in MERGED:
+                    group = chosen(settings, kind, pair)
+                    cells.append(f"{sum(of.is_first(method) for of in group)} of {len(group)}")
+            for pair in MERGED:
+                first = sum(of.is_first(method, pair) for of in controls)
+                cells.append(f"{first} of {len(controls)}")
+            yield [method, *cells]
+
+    print("Is the planted pair the first of 45?\n")
+    rows_of(["method", *head], rows())
 
 
 def call_table(settings: Sequence[Setting]) -> None:
     """Print how often pairs are called."""
-    print("| A | planted pair called | other pairs called, mean | any call |\n|---|---:|---:|---:|")
-    groups = [(f"merged {c}-{d}", "merged", (c, d)) for c, d in MERGED]
-    for name, kind, pair in [*groups, ("control", "control", None)]:
-        chosen = [of for of in settings if of.kind == kind and of.planted == pair]
-        planted = sum(of.is_called() for of in chosen)
-        others = np.mean([len(of.measured.called) for of in chosen]) - planted / len(chosen)
-        some = sum(bool(of.measured.called) for of in chosen)
-        first = f"{planted} of {len(chosen)}" if pair else "–"
-        print(f"| {name} | {first} | {others:.1f} | {some} of {len(chosen)} |")
+    groups = [(f"merged {c}-{d}", chosen(settings, "merged", (c, d))) for c, d in MERGED]
+    groups += [(kind, chosen(settings, kind)) for kind in (*OF_DIGIT, "control")]
+    groups += [(kind, chosen(settings, kind)) for kind in ("mirrored", "control of twenty")]
+
+    def rows() -> Iterator[Sequence[str]]:
+        for name, group in groups:
+            if not group:
+                continue
+            planted = [[_has(of.planted, pair, of.kind) for pair in of.pairs] for of in group]
+            hits = [bool((of.calls & np.array(mask)).any()) for of, mask in zip(group, planted)]
+            others = np.mean(
+                [(of.calls & ~np.array(mask)).sum() for of, mask in zip(group, planted)]
+            )
+            some = sum(bool(of.calls.any()) for of in group)
+            first = "–" if "control" in name else f"{sum(hits)} of {len(group)}"
+            yield [name, first, f"{others:.1f}", f"{some} of {len(group)}"]
+
+    print("Calls, by three reference nets:\n")
+    head = ["A", "planted called, or a pair of the digit", "other pairs called, mean", "any call"]
+    rows_of(head, rows())
 
 
-def unseen_lines(settings: Sequence[Setting]) -> None:
-    """Print how often the digit that A never saw is the first of the classes."""
-    unseen = [of for of in settings if of.kind == "unseen"]
-    kinds: dict[str, Callable[[Any], float]] = {
-        "effect less references": lambda of: of.effect_beyond_references,
-        "effect": lambda of: of.effect,
-        "bits lost less references": lambda of: of.lost_beyond_references,
-        "bits lost": lambda of: of.lost_bits.value,
-    }
-    counts = []
-    for name, value in kinds.items():
-        hits = sum(max(of.measured.classes, key=value).label == of.planted for of in unseen)
-        counts.append(f"{name} {hits}")
-    print(f"Unseen digit first of ten, of {len(unseen)}: {', '.join(counts)}.")
+def _has(planted: Any, pair: tuple[int, int], kind: str) -> bool:
+    """Whether a pair is what was planted, or has the digit that was."""
+    if kind == "mirrored":
+        return pair[1] == pair[0] + DIGITS
+    return planted == pair or planted in pair
+
+
+def digit_table(settings: Sequence[Setting]) -> None:
+    """Print how often the digit that A lacks is the first of ten."""
+    controls = chosen(settings, "control")
+
+    def rows() -> Iterator[Sequence[str]]:
+        for method in methods(controls):
+            cells = []
+            for kind in OF_DIGIT:
+                group = chosen(settings, kind)
+                hits = sum(of.first_digit(method) == of.planted for of in group)
+                cells.append(f"{hits} of {len(group)}")
+            digit, count = Counter(of.first_digit(method) for of in controls).most_common(1)[0]
+            yield [method, *cells, f"{digit}: {count} of {len(controls)}"]
+
+    print("Is the digit that A lacks the first of ten?\n")
+    rows_of(["method", *OF_DIGIT, "the most frequent first in controls"], rows())
+
+
+def mirror_table(settings: Sequence[Setting]) -> None:
+    """Print how well a digit and its mirror image are told from the other pairs of twenty classes."""
+    group, controls = chosen(settings, "mirrored"), chosen(settings, "control of twenty")
+    if not group:
+        return
+
+    def rows() -> Iterator[Sequence[str]]:
+        for method in methods(group):
+            cells = [np.mean([of.mirror_area(method) for of in some]) for some in (group, controls)]
+            yield [method, *(f"{cell:.3f}" for cell in cells)]
+
+    print(
+        f"Mirror images as classes: area under the curve of their ten of 190 pairs, {len(group)} nets\n"
+    )
+    rows_of(["method", "A told to ignore them", "controls"], rows())
 
 
 def area_table(settings: Sequence[Setting]) -> None:
     """Print the areas under the curve, and the interval of the margin's above the confidence's."""
-    head = ("A", "margin", "confidence", "bits lost", "margin − confidence", "margin better")
-    print(f"| {' | '.join(head)} |\n|---|{'---:|' * (len(head) - 1)}")
-    for kind in ("merged", "hidden", "unseen", "control"):
-        areas = [of.areas for of in settings if of.kind == kind and of.areas]
-        means = [np.mean([of[name] for of in areas]) for name in head[1:4]]
-        more = np.array([of["margin"] - of["confidence"] for of in areas])
-        # Student's interval of a mean of independent settings
-        half = students_t.ppf(0.975, len(more) - 1) * more.std(ddof=1) / len(more) ** 0.5
-        cells = [f"{mean:.3f}" for mean in means]
-        ends = f"{more.mean():+.3f} [{more.mean() - half:+.3f}, {more.mean() + half:+.3f}]"
-        print(f"| {kind} | {' | '.join(cells)} | {ends} | {(more > 0).sum()} of {len(more)} |")
+    names = ("margin", "confidence", "bits lost")
+
+    def rows() -> Iterator[Sequence[str]]:
+        for kind in ("merged", "hidden", *OF_DIGIT, "control"):
+            of_kind = [of.areas for of in chosen(settings, kind) if of.areas]
+            if len(of_kind) < 2:
+                continue
+            means = [np.mean([of[name] for of in of_kind]) for name in names]
+            more = np.array([of["margin"] - of["confidence"] for of in of_kind])
+            # Student's interval of a mean of independent settings
+            half = students_t.ppf(0.975, len(more) - 1) * more.std(ddof=1) / len(more) ** 0.5
+            ends = f"{more.mean():+.3f} [{more.mean() - half:+.3f}, {more.mean() + half:+.3f}]"
+            better = f"{(more > 0).sum()} of {len(more)}"
+            yield [kind, *(f"{mean:.3f}" for mean in means), ends, better]
+
+    print("Areas under the curve, for images that A and B answer differently:\n")
+    rows_of(["A", *names, "margin − confidence", "margin better"], rows())
 
 
 def published(data: Path) -> None:
@@ -481,13 +544,14 @@ def published(data: Path) -> None:
         halves = []
         for parity in (0, 1):
             half = measured(target, senders, torch.arange(len(labels)) % 2 == parity)
-            halves.append(ranks(half))
-        rank = {name: spearmanr(*(of[name] for of in halves)).statistic for name in OURS}
+            by_pair = {(of.first, of.second): of for of in half.pairs}
+            rows = [by_pair[pair] for pair in rivals.pairs_of(DIGITS)]
+            halves.append({"L": [of.relative for of in rows], "t": [of.t for of in rows]})
+        rank = {name: spearmanr(*(of[name] for of in halves)).statistic for name in "Lt"}
         print(
             f"ResNet-20 → 56 behind stage {cut}, 1×1, references ResNet-32 and 44:"
             f" {len(calls)} pairs called{': ' if calls else ''}{'; '.join(calls)}. Rank correlation"
-            f" of two halves of the images: L {rank['tail gap']:.2f},"
-            f" t {rank['tail gap less references']:.2f}.\n"
+            f" of two halves of the images: L {rank['L']:.2f}, t {rank['t']:.2f}.\n"
         )
     tiny = [zoo.load_tiny(data / "zoo" / "tiny10" / f"seed{n}.pt") for n in range(TINY_SEEDS)]
     for cut in (6, 8):
@@ -507,42 +571,35 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", help="MNIST's images, with train and test; or of --zoo")
+    parser.add_argument(
+        "folder", type=Path, help="MNIST's images, with train and test; or of --zoo"
+    )
     parser.add_argument("--zoo", action="store_true", help="ask published nets alone")
-    parser.add_argument("--seeds", type=int, default=6, help="plain nets; 6 or more")
+    parser.add_argument("--work", type=Path, default=Path("runs/known_differences"))
+    parser.add_argument("--seeds", type=int, default=10, help="plain nets; 6 or more")
     parser.add_argument("--epochs", type=int, default=3, help="of each training")
-    parser.add_argument("--turns", type=int, help="how many of them are B; default: all")
-    parser.add_argument("--first", type=int, default=0, help="seed")
     args = parser.parse_args(argv)
-    if args.seeds <= REFERENCES + CONTROLS:
-        parser.error(f"--seeds must be above {REFERENCES + CONTROLS}")
-    machine, began = ran_on(__file__, argv, "torch", "numpy"), time.process_time()
+    if args.seeds < 1 + REFERENCES + CONTROLS:
+        parser.error(f"--seeds must be at least {1 + REFERENCES + CONTROLS}")
+    machine, began = ran_on(__file__, argv, "torch", "numpy", "sklearn"), time.process_time()
     if args.zoo:
-        published(Path(args.folder))
+        published(args.folder)
         print(f"{time.process_time() - began:.0f} CPU seconds. {machine}")
         return
-    bench = Bench(args.folder, args.seeds, args.epochs, args.first)
-    accuracies = [bench.accuracy(net) for net in bench.plain]
-    settings: dict[str, list[Setting]] = {cut: [] for cut in CUTS}
-    for number in range(args.turns or args.seeds):
-        for cut, of_turn in bench.settings(number).items():
-            settings[cut] += of_turn
+    bench = Bench(args.folder, args.work, args.seeds, args.epochs)
+    settings = bench.settings()
+    accuracies = [bench.accuracy(number) for number in range(args.seeds)]
     print("# Known differences\n")
     print(
         f"{args.seeds} plain nets of {min(accuracies):.1f} to {max(accuracies):.1f} % right on"
         f" {len(bench.held_out.digits):,} test images; g fitted to {FIT_IMAGES:,}."
     )
     for cut, (_, kernel) in CUTS.items():
+        of_cut = [of for of in settings if of.cut == cut]
         print(f"\n## {cut.capitalize()} cut, g of {kernel}×{kernel}\n")
-        print("Is the planted pair the first of 45?\n")
-        first_table(settings[cut])
-        print("\nCalls, by three reference nets:\n")
-        call_table(settings[cut])
-        print()
-        unseen_lines(settings[cut])
-        print("\nAreas under the curve, for images that A and B answer differently:\n")
-        area_table(settings[cut])
-    print(f"\n{time.process_time() - began:.0f} CPU seconds. {machine}")
+        for table in (first_table, call_table, digit_table, mirror_table, area_table):
+            table(of_cut)
+    print(f"{time.process_time() - began:.0f} CPU seconds. {machine}")
 
 
 if __name__ == "__main__":

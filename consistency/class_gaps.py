@@ -12,12 +12,15 @@ A finding needs m ≥ 2 *reference nets* B'_j, of B's recipe from other seeds, w
 
     e = ℓ(A → B) − mean_j ℓ(B'_j → B)
     s² = mean over pairs of the variance of ℓ(B'_j → B) over j
-    t = e / (s √(1 + 1/m))
+    r  = 1.4826 · median over pairs of |e|
+    t  = e / max(s √(1 + 1/m), r)
 
-A pair is *called* where t exceeds the quantile 1 − 0.05 / P of Student's distribution with
-P (m − 1) / 2 degrees of freedom, P the number of pairs. Pairs that share a class vary together; so
-the degrees are half of those of independent pairs. Without references nothing is called: shuffled
-labels, exchanged images and intervals over images all call pairs of nets without any difference.
+s is what seeds differ by. r is what this A differs by in its usual pair: a net that sends worse than
+the references does so in most pairs, and a lack in few (Efron 2004, the empirical null). A pair is
+*called* where t exceeds the quantile 1 − 0.05 / P of Student's distribution with (C − 1) (m − 1)
+degrees of freedom, P the number of pairs and C that of classes: pairs that share a class vary
+together. Without references nothing is called: shuffled labels, exchanged images and intervals over
+images all call pairs of nets without any difference.
 
 By class, L_cd ≈ μ + a_c + a_d in least squares, Σ a = 0, gives each class's *effect* a_c. By image,
 the *margin* max_{k≠b} ẑ_k − ẑ_b at B's answer b says how clearly g(x) leads B to another answer.
@@ -40,6 +43,7 @@ from utils.later import scipy
 LEAST_IMAGES = 5  # of a class
 LEAST_REFERENCES = 2  # whose differences say what is usual
 LEAST_PAIRS = 3  # whose median is none of them alone
+DEVIATIONS = 1.4826  # of a normal distribution, in medians of |deviation|
 LEVEL = 0.05  # of calling any pair of nets that lack nothing
 STANDARD_ERRORS = 3.0  # by which a gap of B must exceed 0
 ROUNDING = 1e-9  # relative to the logits: smaller gaps are the arithmetic's
@@ -64,7 +68,7 @@ class PairLoss:
             over the images.
         relative: ℓ_cd.
         beyond_references: e; None without references, as t, p and called.
-        t: e in standard deviations.
+        t: e in standard deviations, of seeds or of A's own pairs, the larger.
         p: of t, one-sided, for this pair alone.
         called: p is at most 0.05 / number of pairs.
     """
@@ -278,7 +282,8 @@ def measure_distinctions(
     losses = 1 - sent_gaps / gap
     relative = losses - np.median(losses, axis=1, keepdims=True)
     # ℓ, not L: what every pair of these nets loses is no finding.
-    tests = hold_against_references(relative) if len(gap) >= LEAST_PAIRS else {}
+    compared = len(np.unique([first, second]))
+    tests = hold_against_references(relative, compared) if len(gap) >= LEAST_PAIRS else {}
     if others and not tests:
         notes.append(
             f"nothing is called of fewer than {LEAST_PAIRS} pairs of classes, since each is held"
@@ -417,11 +422,12 @@ def _check(logits: Tensor, sent: Sequence[Tensor], labels: Tensor | None) -> Non
         )
 
 
-def hold_against_references(relative: Array) -> Mapping[str, Array]:
+def hold_against_references(relative: Array, classes: int) -> Mapping[str, Array]:
     """Hold A's ℓ against that of reference nets, pair by pair.
 
     Args:
         relative: ℓ, float64 (1 + m, P): A's, then of each reference.
+        classes: C, of which the pairs are.
 
     Returns:
         "beyond_references", "t", "p" and "called" of each pair, (P,); nothing without references.
@@ -441,9 +447,10 @@ def hold_against_references(relative: Array) -> Mapping[str, Array]:
             "the reference nets send the same, so they do not say what differs between seeds; give"
             " nets of other seeds."
         )
-    t = beyond / scale
+    usual = DEVIATIONS * np.median(np.abs(beyond))
+    t = beyond / max(scale, usual)
     # Student's survival function: one-sided, P(T ≥ t)
-    p = scipy.stats.t.sf(t, max(1.0, pairs * (count - 1) / 2))
+    p = scipy.stats.t.sf(t, (classes - 1) * (count - 1))
     return {"beyond_references": beyond, "t": t, "p": p, "called": p <= LEVEL / pairs}
 
 

@@ -160,10 +160,11 @@ def compare(
     )
     # Measure, and write down what was compared with which effort.
     work = Work()
+    comparing = Comparing(nets[0], nets[1], of_images, effort, work, of_references)
     record = make_record(
         nets,
         of_images,
-        pairs=Comparing(nets[0], nets[1], of_images, effort, work, of_references).pairs(),
+        pairs=comparing.pairs(),
         weights=weights_of(*nets),
         parts=work.parts,
         command="consistency.compare",
@@ -171,7 +172,9 @@ def compare(
         seed=seed,
         references=of_references,
     )
-    return Comparison(record, {net.label: net.logits for net in nets}, of_images.held_out)
+    return Comparison(
+        record, {net.label: net.logits for net in nets}, of_images.held_out, maps=comparing.maps
+    )
 
 
 def _images_of(batch: Any) -> Tensor:

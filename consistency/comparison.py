@@ -13,7 +13,7 @@ import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +23,6 @@ from torch import Tensor
 from consistency import several
 from consistency.bootstrap import Interval, bootstrap
 from consistency.calibration import instability_of, permutations
-from consistency.class_gaps import measure_distinctions
 from consistency.compared import (
     ComparedImages,
     ComparedLayer,
@@ -31,6 +30,12 @@ from consistency.compared import (
     LinearSource,
     common_size,
     kernel_of,
+)
+from consistency.compared_distinctions import (
+    KeptMaps,
+    Kinds,
+    distinctions_entry,
+    places_and_directions,
 )
 from consistency.factorised_ridge import take
 from consistency.floors import ClassMoments, class_shares
@@ -42,11 +47,11 @@ from utils.errors import InputError
 from utils.kept import Kept
 from utils.progress import Meter
 
-VERSION = 1  # of what is kept; a change of what is computed raises it
+VERSION = 2  # of what is kept; a change of what is computed raises it
 KINDS = ("observed", "null", "ceiling")
+WAYS = ("forth", "back")
 LEAST_CLASSES = 2
 
-Kinds = Literal["classes", "answers"]  # of the images, or B's where it tells other classes apart
 Array = NDArray[Any]
 State = Mapping[str, Any]
 
@@ -155,6 +160,7 @@ class Watched:
         size: of the maps.
         by_class: gather variances within classes.
         tail: maps → penultimate feature, logits; None: nobody answers.
+        keeps_maps: keep maps of a few images, for places and directions of channels.
     """
 
     def __init__(
@@ -165,9 +171,11 @@ class Watched:
         *,
         by_class: bool,
         tail: FrozenTail | None,
+        keeps_maps: bool = False,
     ) -> None:
         self.labels, self.mean, self.size, self.tail = labels, mean.float(), size, tail
         self.moments = (ClassMoments(), ClassMoments()) if by_class else None
+        self.maps = KeptMaps(len(labels)) if keeps_maps else None
         self.answers: dict[str, list[Tensor]] = {}
 
     @torch.no_grad()
@@ -179,14 +187,20 @@ class Watched:
                 moments.update(rows.mT, self.labels[images])
         if self.tail is None:
             return
-        for name, rows in (("B", target), ("g", predicted)):
-            # Regressions are about the channels' means: B's tail takes the features themselves.
-            maps = (rows.mT + self.mean[:, None]).unflatten(2, self.size)  # (n, D, h, w)
+        # Regressions are about the channels' means: B's tail takes the features themselves.
+        both = {
+            name: (rows.mT + self.mean[:, None]).unflatten(2, self.size)  # (n, D, h, w)
+            for name, rows in (("B", target), ("g", predicted))
+        }
+        for name, maps in both.items():
             penultimate, logits = self.tail(maps)
             self.answers.setdefault(f"logits of {name}", []).append(logits.float())
             if penultimate is not None:
                 values = penultimate.flatten(1).float()
                 self.answers.setdefault(f"penultimate of {name}", []).append(values)
+        if self.maps is not None:
+            z, sent = (self.answers[f"logits of {name}"][-1] for name in "Bg")
+            self.maps.add(images, both["B"], both["g"], z, sent)
 
     def shares(self) -> dict[str, float | None]:
         """Give the floor, and what is explained between the classes and within them."""
@@ -227,31 +241,36 @@ class Watched:
         effort: Effort,
         kinds: Kinds,
         references: Sequence[Tensor] = (),
-    ) -> dict[str, Any] | None:
-        """Give what a report says of the classes that B tells apart, and g(x) does not carry.
+        logits_a: Tensor | None = None,
+    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Give what a report says of what B tells apart, and g(x) does not carry; and its maps.
 
         Args:
             images: that both nets saw.
             effort: how much is computed.
             kinds: what serves as classes.
             references: what `send` gives of each reference net, (N', K).
+            logits_a: A's answers.
 
         Raises:
-            InputError: see `measure_distinctions`.
+            InputError: see `distinctions_entry`.
         """
-        if not self.answers:
-            return None
-        logits, sent = (torch.cat(self.answers[f"logits of {name}"]) for name in "Bg")
-        is_labelled = kinds == "classes"
-        measured = measure_distinctions(
-            logits,
+        assert self.tail is not None and self.maps is not None
+        drawn = {"resamples": effort.resamples, "seed": effort.seed}
+        z, sent = (torch.cat(self.answers[f"logits of {name}"]) for name in "Bg")
+        entry = distinctions_entry(
+            z,
             sent,
-            self.labels if is_labelled else None,
+            self.labels,
+            kinds,
             references=references,
-            resamples=effort.resamples,
-            seed=effort.seed,
+            logits_a=logits_a,
+            classes=images.classes,
+            paths=images.paths,
+            **drawn,
         )
-        return measured.record(images.classes if is_labelled else (), images.paths)
+        more, maps = places_and_directions(self.maps, self.tail, images.paths, **drawn)
+        return entry | more, maps
 
 
 def send(source: LinearSource, target: ComparedLayer, tail: FrozenTail) -> Tensor:
@@ -292,7 +311,8 @@ def measure_direction(
 
     Returns:
         "sums" per image of `KINDS`, (N', 2) each; "intervals", "p", "ridge"; "floor", "between",
-        "within"; "knowledge", "distinctions" and "notes".
+        "within"; "knowledge", "distinctions", its "maps" (see `places_and_directions`) and
+        "notes".
 
     Raises:
         InputError: the features are constant, not finite, or of too few images.
@@ -307,7 +327,15 @@ def measure_direction(
     # The true pairs first: their predictions pass by once, for classes and for B's tail.
     regression = source.to(target)
     mean = regression.fitted.mean
-    watched = Watched(images.held_out, mean, source.size, by_class=by_class, tail=tail)
+    asks_distinctions = tail is not None and distinctions_of is not None
+    watched = Watched(
+        images.held_out,
+        mean,
+        source.size,
+        by_class=by_class,
+        tail=tail,
+        keeps_maps=asks_distinctions,
+    )
     errors = regression.observed(watched if by_class or tail is not None else None)
     sums, p = [np.stack([errors.target, errors.observed], axis=1)], None
     if effort.shuffles:
@@ -340,10 +368,12 @@ def measure_direction(
             knowledge = watched.knowledge(logits_a, effort)
         except InputError as error:
             notes.append(f"what B still knows is left out: {error}")
-    distinctions = None
-    if tail is not None and distinctions_of is not None:
+    distinctions, maps = None, dict[str, Tensor]()
+    if asks_distinctions and distinctions_of is not None:
         try:
-            distinctions = watched.distinctions(images, effort, distinctions_of, references)
+            distinctions, maps = watched.distinctions(
+                images, effort, distinctions_of, references, logits_a
+            )
         except InputError as error:
             notes.append(f"distinctions are left out: {error}")
     return {
@@ -354,6 +384,7 @@ def measure_direction(
         **watched.shares(),
         "knowledge": knowledge and knowledge_entry(knowledge, images.classes),
         "distinctions": distinctions,
+        "maps": maps,
         "notes": notes,
     }
 
@@ -507,6 +538,7 @@ class Comparing:
     ) -> None:
         self.nets, self.images, self.effort, self.work = (net_a, net_b), images, effort, work
         self.matched = matching(net_a.layers, net_b.layers)
+        self.maps: dict[str, Mapping[str, Tensor]] = {}  # of the images most lost, by the way
         # Later pairs overwrite: the last of each net that can answer stays.
         # The last layers of each net whose tail can answer to g(x): distinctions are of these
         self.last: list[ComparedLayer | None] = [None, None]
@@ -621,4 +653,6 @@ class Comparing:
         ):
             state = self.work.kept.get("linear", identity, compute)
         (self.work.meter.skip if cached else self.work.meter.add)(cost)
+        if state["maps"]:
+            self.maps[WAYS[number]] = state["maps"]
         return state

@@ -38,12 +38,15 @@ class Comparison:
         logits: of each net by its label, of the held-out images, (N', K).
         labels: classes of the held-out images, int64 (N',).
         paths: of these images; none where nobody named them.
+        maps: of each way where in the images most lost the missing part matters; see
+            `consistency.compared_distinctions.places_and_directions`.
     """
 
     record: dict[str, Any]
     logits: Mapping[str, Tensor] = field(default_factory=dict)
     labels: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     paths: Sequence[str] = ()
+    maps: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
     def rows(self) -> list[dict[str, Any]]:
         """Give a row for each pair of layers and direction, as `compare.csv` has them."""

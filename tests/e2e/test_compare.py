@@ -179,6 +179,12 @@ def test_references_are_seen_once_and_kept(nets, photos, tmp_path, monkeypatch):
     assert forth["references"] == 2 and not (back and back["references"])
     assert forth["called"] is not None and all(pair["t"] is not None for pair in forth["pairs"])
     assert "features of B2" in parts(report, False)
+    # Pictures of images, and of places where an untrue pair has other ones
+    drawn = [f"images_{way}.png" for way, of in (("forth", forth), ("back", back)) if of]
+    if not forth["places"]["withdrawn"]:
+        drawn.append("places_forth.png")
+    files = [picture["file"] for picture in report["pictures"]]
+    assert set(drawn) <= set(files) and all((tmp_path / file).is_file() for file in files)
     for module, name in ((compared_nets, "keep_layers"), (comparison, "measure_direction")):
         monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("computed again"))
     compare(nets, photos, tmp_path, line, pair)

@@ -265,6 +265,57 @@ def _distinction_tables(result: Result) -> Iterator[Table]:
     note = "Margin: by how much the logits through the map prefer another class than the answer."
     head_of_images = ("way", "image", "the second net's answer", "margin", "confidence")
     yield Table("Images most lost", head_of_images, of_images, note, folded=True)
+    yield from _missing_part_tables(result)
+
+
+def _missing_part_tables(result: Result) -> Iterator[Table]:
+    """Lay out how well the margin tells images, where it is lost, and along which directions."""
+    a, b = names(result)
+    differing: list[list[Cell]] = []
+    places: list[list[Cell]] = []
+    of_directions: list[list[Cell]] = []
+    for way, name in zip(WAYS, (f"{a} → {b}", f"{b} → {a}")):
+        if (place := distinction_place(result, way)) is None:
+            continue
+        if result.get(*place, "differing"):
+            columns = ("images", "margin", "confidence", "beyond_confidence")
+            differing.append(
+                [name, *(_cell(result, *place, "differing", of, form=".3g") for of in columns)]
+            )
+        if result.get(*place, "places"):
+            path = (*place, "places")
+            places.append(
+                [
+                    *(name, _cell(result, *path, "positions", form=",")),
+                    _cell(result, *path, "like_untrue", form=".2f"),
+                    "withdrawn" if result.get(*path, "withdrawn") else "drawn",
+                ]
+            )
+        for number, row in enumerate(result.get(*place, "directions", "shown") or ()):
+            path = (*place, "directions", "shown", number)
+            images = [
+                ", ".join(str(of["path"] or of["image"]) for of in row[end][:3])
+                for end in ("most", "least")
+            ]
+            channels = ", ".join(str(of["channel"]) for of in row["channels"])
+            margin = _cell(result, *path, "margin", form=".3f")
+            of_directions.append([name, margin, channels, *images])
+    note = (
+        "Areas under the curve: an image that both nets answer differently has the larger margin, or"
+        " the smaller confidence, than one that they answer alike."
+    )
+    head = ("way", "such images", "margin", "confidence", "margin − confidence")
+    yield Table("Images that both nets answer differently", head, differing, note)
+    note = (
+        "The map of an untrue pair, with another image's reconstruction, should have other ranks."
+        " Where their correlation is 0.3 or more, the map shows the second net's features alone and"
+        " is not drawn."
+    )
+    head_of_places = ("way", "positions", "rank correlation with an untrue pair", "map")
+    yield Table("Where the missing part matters", head_of_places, places, note)
+    note = "In the metric of the second net's tail. No test stands behind a direction."
+    head = ("way", "margin carried", "strongest channels", "most excited by", "least excited by")
+    yield Table("Directions of channels that are missing", head, of_directions, note, folded=True)
 
 
 def _similarity_table(result: Result) -> Table:

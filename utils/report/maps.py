@@ -94,16 +94,14 @@ def component_figure(
         limit = max(float(values[channel].abs().max()) for values in maps.values()) or 1.0
         cells = list(axes[row])
         if image is not None:
-            _show(cells.pop(0), image.permute(1, 2, 0), "photo")
+            show(cells.pop(0), image.permute(1, 2, 0), "photo")
         # x has other channels than x*: show the one that goes with this one.
         match, r = best_match(x, maps[next(iter(maps))][channel])
         axis = cells.pop(0)
-        _show(axis, x[match].float(), "best match in $x$\n(own scale)", cmap=UNSIGNED)
+        show(axis, x[match].float(), "best match in $x$\n(own scale)", cmap=UNSIGNED)
         axis.set_xlabel(f"channel {match}, r = {r:+.2f}", fontsize=6, labelpad=2)
         for axis, (title, values) in zip(cells, maps.items()):
-            shown = _show(
-                axis, values[channel].float(), title, cmap=SIGNED, vmin=-limit, vmax=limit
-            )
+            shown = show(axis, values[channel].float(), title, cmap=SIGNED, vmin=-limit, vmax=limit)
         bar = figure.colorbar(shown, ax=axes[row, -1], fraction=0.06, pad=0.04)
         bar.set_label("value, of all but $x$", fontsize=6)
         bar.ax.tick_params(labelsize=6)
@@ -220,7 +218,7 @@ def overlay_figure(
     figure = tight_figure(1.9 * columns, 1.93 * rows + 0.75)
     axes = figure.subplots(rows + 1, columns, squeeze=False, height_ratios=[1] * rows + [0.05])
     for axis, image in zip(axes[:, 0], images):
-        _show(axis, image.permute(1, 2, 0), "photo")
+        show(axis, image.permute(1, 2, 0), "photo")
     axes[rows, 0].set_axis_off()
     strengths = {
         title: strength(as_pictures(values), images.shape[-1], channel)
@@ -235,7 +233,7 @@ def overlay_figure(
     )
     for column, (title, heats) in enumerate(strengths.items(), start=1):
         for axis, image, heat in zip(axes[:, column], images, heats):
-            _show(axis, image.float().mean(0), title, cmap="gray", vmin=0, vmax=255)
+            show(axis, image.float().mean(0), title, cmap="gray", vmin=0, vmax=255)
             weakest, strongest = scales[title]
             shown = axis.imshow(
                 heat.cpu().numpy(), cmap=heat_colours(), vmin=weakest, vmax=strongest
@@ -273,10 +271,10 @@ def tight_figure(width: float, height: float, between: float = 0.02) -> "Figure"
     return matplotlib.figure.Figure(figsize=(width, height), layout=layout)
 
 
-def _show(axis: "Axes", picture: Tensor, title: str, **style: Any) -> "AxesImage":
-    """Draw one cell without ticks."""
+def show(axis: "Axes", picture: Tensor, title: str, size: float = 8, **style: Any) -> "AxesImage":
+    """Draw one cell without ticks, and its title in points."""
     shown = axis.imshow(picture.cpu().numpy(), interpolation="nearest", **style)
-    axis.set_title(title, fontsize=8)
+    axis.set_title(title, fontsize=size)
     axis.set_xticks([])
     axis.set_yticks([])
     return shown

@@ -284,3 +284,40 @@ def test_distinctions_are_of_the_last_pair_whose_tail_can_answer(batches):
     first, last = (pair["forth"]["distinctions"] for pair in report.record["pairs"])
     assert first is None and last["images"] == 120
     assert any("answers serve" in note for note in last["notes"])
+
+
+def test_places_directions_and_differing_images_stand_beside_the_pairs(batches):
+    # B finds its colours in one corner of an image, so nothing else can matter
+    class Corner(Told):
+        def forward(self, x):
+            return self.fc(self.relu(self.conv(x))[:, :, 0, 0])
+
+    report = consistency.compare(
+        Told(merged=True), Corner(), batches, layers=["relu"], classes=list("rgb"), resamples=100
+    )
+    (pair,) = report.record["pairs"]
+    forth = pair["forth"]["distinctions"]
+    carried = report.maps["forth"]["carried"]
+    elsewhere = carried.clone()
+    elsewhere[:, 0, 0] = 0
+    assert elsewhere.abs().max() < 1e-6 < carried[:, 0, 0].abs().max()
+    assert report.maps["forth"]["numbers"].tolist() == [of["image"] for of in forth["most_lost"]]
+    # The direction that is missing is between the colours that A merged
+    first = forth["directions"]["shown"][0]
+    weights = {of["channel"]: of["weight"] for of in first["channels"]}
+    assert weights[1] * weights[2] < 0 and abs(weights[0]) < 0.3 * abs(weights[1])
+    assert first["margin"] > 0.5 * forth["directions"]["lost_margin"]
+    assert first["most"][0]["excited"] > first["least"][0]["excited"]
+    differing = forth["differing"]
+    assert differing["margin"]["value"] > 0.5 and differing["images"] > 0
+    assert differing["margin"]["low"] < differing["margin"]["value"] < differing["margin"]["high"]
+
+
+def test_a_map_that_an_untrue_pair_has_too_is_withdrawn(batches):
+    report = consistency.compare(Told(merged=True), Told(), batches, layers=["relu"], resamples=100)
+    places = report.record["pairs"][0]["forth"]["distinctions"]["places"]
+    # Nothing but the sizes of B's features lies in the map of a tail that averages positions
+    assert places["withdrawn"] is (places["like_untrue"]["value"] >= 0.3)
+    one = consistency.compare(make_net(0), make_net(1), batches, layers=["5"], resamples=100)
+    places = one.record["pairs"][0]["forth"]["distinctions"]["places"]
+    assert places["positions"] == 1 and places["withdrawn"] and places["like_untrue"] is None

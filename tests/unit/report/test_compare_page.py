@@ -11,7 +11,8 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from consistency.class_gaps import measure_distinctions
+from consistency.compared_distinctions import directions_entry, distinctions_entry
+from consistency.missing_part import carry
 from tests.unit import planted_comparison as planted
 from tests.unit.reports import write_run
 from utils.errors import InputError
@@ -227,10 +228,16 @@ def with_distinctions(references=0, merged=(3, 5)):
     senders = [z + 0.5 * torch.randn(200, 10, generator=generator) for _ in range(1 + references)]
     if merged:
         senders[0][:, merged] = senders[0][:, merged].mean(1, keepdim=True)
-    measured = measure_distinctions(z, senders[0], classes, references=senders[1:], resamples=50)
-    report = copy.deepcopy(FULL)
     paths = [f"photos/{number}.png" for number in range(200)]
-    report["pairs"][-1]["forth"]["distinctions"] = measured.record(planted.CLASSES, paths)
+    options = {"references": senders[1:], "logits_a": senders[0], "resamples": 50}
+    entry = distinctions_entry(
+        z, senders[0], classes, "classes", classes=planted.CLASSES, paths=paths, **options
+    )
+    target, output = (of[:, :, None, None].float().expand(-1, -1, 2, 2) for of in (z, senders[0]))
+    carried = carry(lambda maps: maps.mean((2, 3)), target, output)
+    entry["directions"] = directions_entry(carried, range(200), paths)
+    report = copy.deepcopy(FULL)
+    report["pairs"][-1]["forth"]["distinctions"] = entry
     return report
 
 
@@ -240,6 +247,9 @@ def test_the_least_shared_distinction_is_a_rank_without_references(tmp_path):
     assert told.startswith("Least shared distinctions: cat from dog (1.00") and "a rank" in told
     html = render_compare(report, tmp_path)
     assert "cat and dog" in html and "Images most lost" in html
+    assert "Images that both nets answer differently" in html
+    exciting = report["pairs"][-1]["forth"]["distinctions"]["directions"]["shown"][0]["most"][0]
+    assert exciting["path"] in html
     worst = report["pairs"][-1]["forth"]["distinctions"]["most_lost"][0]["path"]
     assert worst in html
     (chart,) = [

@@ -99,11 +99,16 @@ class NetOptions(Group):
     arch1: str | None
     arch2: str | None
 
-    def of_net(self, number: int) -> tuple[str | None, str | None]:
-        """Give the checkpoint and the architecture of net 1 or 2."""
-        if number == 1:
-            return self.resume1, self.arch1 or self.arch
-        return self.resume2, self.arch2 or self.arch
+    @property
+    def numbers(self) -> list[int]:
+        """The nets whose checkpoints are named, 1 and 2; --list_layers takes one as well."""
+        return [number for number, path in enumerate((self.resume1, self.resume2), 1) if path]
+
+    def of_net(self, number: int) -> tuple[str, str | None]:
+        """Give the checkpoint and the architecture of a named net, 1 or 2."""
+        path, arch = ((self.resume1, self.arch1), (self.resume2, self.arch2))[number - 1]
+        assert path is not None
+        return path, arch or self.arch
 
 
 @dataclass(frozen=True)
@@ -225,12 +230,12 @@ class Surveyed(NamedTuple):
     others: Mapping[str, str]
 
 
-SurveyNet = Callable[[int], Surveyed | None]
+SurveyNet = Callable[[int], Surveyed]  # of net 1 or 2
 
 
 def survey(
     number: int, nets: NetOptions, layers: LayerOptions, data_of: Callable[..., DataOptions]
-) -> Surveyed | None:
+) -> Surveyed:
     """Read net 1 or 2, and see where it can be cut at the size of its images.
 
     Args:
@@ -238,13 +243,8 @@ def survey(
         nets: their checkpoints.
         layers: say whose maps are (N, H, W, C).
         data_of: a checkpoint's record of its images → the options with it.
-
-    Returns:
-        None where no option names the net.
     """
     path, arch = nets.of_net(number)
-    if path is None:
-        return None
     model, state = read_classifier(path, arch)
     data = data_of(state.get("data", {}))
     last = layers.channels_last_of("AB"[number - 1])
@@ -262,18 +262,21 @@ def count_images(data: DataOptions, t_or_v: str) -> int:
     return len(opening.images(data, "val" if t_or_v == "val" else "train"))
 
 
-def list_layers(survey_net: SurveyNet, features: FeatureOptions, runtime: Runtime) -> None:
+def list_layers(
+    numbers: Sequence[int], survey_net: SurveyNet, features: FeatureOptions, runtime: Runtime
+) -> None:
     """Print where each net can be cut, what storing it takes, and where its stages end."""
-    for number, net in enumerate("AB", start=1):
-        if (surveyed := survey_net(number)) is None:
-            continue
+    for number in numbers:
+        surveyed = survey_net(number)
         try:
             images = count_images(surveyed.data, features.t_or_v)
             stored = f"{images:,} images"
         except InputError as error:
             runtime.say(f"note: sizes are those of one image, because {error}")
             images, stored = 1, "one image"
-        runtime.say(f"net {net}, {surveyed.path}, images of {surveyed.data.image_size} pixels")
+        runtime.say(
+            f"net {'AB'[number - 1]}, {surveyed.path}, images of {surveyed.data.image_size} pixels"
+        )
         width = max(map(len, (*surveyed.shapes, *surveyed.others))) + 2
         runtime.say(f"{'--layer':<{width}}{'feature: C, H, W':>18}{stored:>20}")
         for name, shape in surveyed.shapes.items():
@@ -315,7 +318,6 @@ def chosen_layers(
 def layers_below(features: FeatureOptions, survey_net: SurveyNet) -> list[str]:
     """Name the layers of net A whose features take less space than --below says."""
     surveyed = survey_net(1)
-    assert surveyed is not None
     images = count_images(surveyed.data, features.t_or_v)
     names = [
         name
@@ -342,8 +344,7 @@ def one_of_several(name: str, of_net: Layer, numbered: bool) -> Layer:
 
 def stage_pairs(survey_net: SurveyNet, runtime: Runtime) -> list[tuple[str, str]]:
     """Match the stages of net A and net B, from the last one back."""
-    surveys = [surveyed for number in (1, 2) if (surveyed := survey_net(number))]
-    ends_a, ends_b = (list(surveyed.stages.values()) for surveyed in surveys)
+    ends_a, ends_b = (list(survey_net(number).stages.values()) for number in (1, 2))
     pairs = paired_stages(ends_a, ends_b)
     if len(ends_a) != len(ends_b):
         counts = f"net A has {len(ends_a)} stages and net B {len(ends_b)}"
@@ -457,7 +458,6 @@ def open_nets(
 ) -> dict[str, CutNet]:
     """Open net "a" and net "b", cut at their layers; `hint` ends a message on net B's."""
     (path_a, arch_a), (path_b, arch_b) = (options.of_net(number) for number in (1, 2))
-    assert path_a and path_b
     of_a, of_b = zip(*layers)
     return {"a": open_net(path_a, arch_a, of_a), "b": open_net(path_b, arch_b, of_b, hint)}
 
@@ -536,19 +536,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     output = OutputOptions.of(args)
     runtime = opening.start(RunOptions.of(args), output)
     words = sys.argv[1:] if argv is None else argv
-    survey_net = partial(
-        survey, nets=NetOptions.of(args), layers=layers, data_of=partial(DataOptions.of, args)
-    )
+    named = NetOptions.of(args)
+    survey_net = partial(survey, nets=named, layers=layers, data_of=partial(DataOptions.of, args))
     # Only print where the nets can be cut.
     if args.list_layers:
-        list_layers(survey_net, features, runtime)
-        if args.resume1 and args.resume2:
-            again = (word for word in words if word not in ("--list_layers", "--list-layers"))
-            runtime.say_next("ConvOutput.py", *again, "--layers", "stages", "--t_or_v", "both")
+        list_layers(named.numbers, survey_net, features, runtime)
+        if len(named.numbers) > 1:
+            words = [word for word in words if word not in ("--list_layers", "--list-layers")]
+            runtime.say_next("ConvOutput.py", *words, "--layers", "stages", "--t_or_v", "both")
         return
     # The layers, both nets cut there, and the images of every split.
     pairs = chosen_layers(features, layers, survey_net, runtime)
-    nets = open_nets(NetOptions.of(args), pairs, layers.second_hint)
+    nets = open_nets(named, pairs, layers.second_hint)
     data = DataOptions.of(args, *(net.data for net in nets.values()))
     nets = normalised(nets, data, runtime)
     listed = open_images(nets, data, features.t_or_v, runtime)

@@ -192,6 +192,7 @@ class FitOptions(Group):
             "hidden": self.hidden_channels(kind.layers, channels),
         }
         # A budget in epochs is recorded as before there was one in steps.
+        # So checkpoints of that time still agree, and go on.
         of_steps = ("steps", "until", "tolerance")
         return {
             key: value for key, value in of_kind.items() if key not in of_steps or value is not None

@@ -168,6 +168,7 @@ class DataOptions(Group):
             name = folder_name(folder) if folder else record.get("name")
             name = name or dataset
         image_size = _image_size(values.get("image_size"), records)
+        # In place of what was parsed: no group is half filled.
         filled = {"dataset": dataset, "name": name, "image_size": image_size}
         return super().of(args, **others | filled)
 
@@ -249,6 +250,7 @@ class LayerOptions(Group):
     def of_net(self, net: str) -> dict[str, Any]:
         """Give the arguments of `models.layers.Layer` for net "A" or "B"."""
         name, number = self.layer, self.conv_layer
+        # --layer2 alone leaves net A's number behind: a name goes before a number in `Layer`.
         if net == "B" and self.names_second:
             name = self.layer2
             number = self.conv_layer if self.conv_layer2 is None else self.conv_layer2

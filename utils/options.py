@@ -41,6 +41,7 @@ MACHINE = ("device_ids", "gpu", "workers")
 
 def add_ignored_options(parser: argparse.ArgumentParser, *names: str) -> None:
     """Accept old switches that do nothing."""
+    # The released scripts have these; an old command line goes on working.
     for switch in ("--world_size", "--dist_url", "--dist_backend", "--model", *names):
         parser.add_argument(switch, action=Ignored)
 
@@ -219,6 +220,7 @@ def add_normalisation_options(group: argparse._ActionsContainer, *, two_nets: bo
         ),
     )
     if two_nets:
+        # Neutral, because the record of each net has the constants that were taken.
         for number, net in enumerate("AB", start=1):
             words = f"the same for net {net} alone; overrides --normalisation"
             group.add_argument(
@@ -367,6 +369,7 @@ def add_resume_options(parser: argparse.ArgumentParser) -> None:
 def add_layer_options(parser: argparse.ArgumentParser, *, default: str) -> None:
     """Where features are taken; `default` says in words what happens where no option does."""
     group = parser.add_argument_group("layer")
+    # Neutral, though another layer gives other features: their record names it, and is compared.
     group.add_argument(
         "--conv_layer",
         neutral=True,
@@ -413,6 +416,7 @@ def add_trans_net_options(parser: argparse.ArgumentParser) -> None:
             " --standardise --solve and two layers or more twice as many as x has, at most 64"
         ),
     )
+    # Both change what x is read as: in units of the layer, or of a norm.
     normalised = group.add_mutually_exclusive_group()
     normalised.add_argument(
         "--standardise",

@@ -60,6 +60,7 @@ def hits_of(path: Path, images: dict[str, ImageData], data_root: str) -> NDArray
             f"{path} does not say what it was trained on; train it with a script of this suite"
         )
     data = state["data"]
+    # Nets of one data set, size and normalisation share the opened images.
     key = repr([data[name] for name in ("dataset", "image_size", "normalisation")])
     if key not in images:
         images[key] = load_images(
@@ -102,11 +103,13 @@ def interval_of(hits: Hits, less: Hits | None = None) -> Interval:
     """Give the interval of an accuracy, or of a difference on the same images,
     over images and, if several, seeds.
     """
+    # Of a difference the seeds of both: nets are compared seed by seed.
     seeds = sorted(hits.keys() & (hits if less is None else less).keys())
     own, other = (
         np.stack([part[seed] for seed in seeds]).astype(float) for part in (hits, less or hits)
     )
     second = other if less is not None else None
+    # One seed is held fixed: its interval is over the images alone.
     if len(seeds) > 1:
         return accuracy(own, second, crossed="fits")
     return accuracy(own[0], None if second is None else second[0])

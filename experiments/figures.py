@@ -72,6 +72,7 @@ def draw_maps(results: Results, cell: str, residual: str, data_root: Path, photo
     )
     image_size = pair.provenance.image_size
     images = load_images(source["dataset"], "val", data_root=data_root, image_size=image_size)
+    # The list goes class by class: equal distances show many classes.
     chosen = torch.linspace(0, len(images) - 1, photos).long().tolist()
     pixels = images.__getitems__(chosen)[0]
     _, target, output, _ = pair(pixels)
@@ -113,6 +114,7 @@ def draw_tasks(results: Results, layout: dict[str, Any]) -> Figure:
         for cell in need(results, f"tasks/{row}")
         for key in [cell.rsplit("/", 1)[1]]
     }
+    # By layer, so that both directions of one stand side by side
     return draw_variances(
         results, dict(sorted(titles.items(), key=lambda entry: entry[0].rsplit("/", 1)[1]))
     )
@@ -128,6 +130,7 @@ def draw_compression(results: Results, layout: dict[str, Any]) -> Figure:
     for row, column in table.ours:
         after = (row, "after")
         if column not in ("removed", "before", "after") and after in table.ours:
+            # A row is NET_THRESHOLDS: all of a net and a layer are one curve.
             key = f"{row.rsplit('_', 1)[0]}_{column}"
             note = f"{table.ours[row, 'removed']:.0f} %"
             point = Point(
@@ -237,6 +240,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise InputError(f"{results.folder} has no results; run the scripts in experiments/ first")
     figures: dict[str, Callable[[], Figure]] = {}
     for name, (row, residual) in MAPS.items():
+        # Fig. 5's images are made by tasks.sh, inside the run.
         data_root = run / "mix" if name.startswith("fig5") else Path(args.data_root)
         cells = cells_of(results, row)
         for cell in cells or [row]:

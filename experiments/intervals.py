@@ -129,6 +129,7 @@ class Number:
         """
         if self.by_image is None:
             return None
+        # `bootstrap` takes sums: parts of 1 / N add up to the mean.
         shares = self.by_image.values / self.by_image.values.shape[1]
         if len(shares) == 1:
             return bootstrap(_total, [shares[0]])["mean"]
@@ -174,6 +175,7 @@ def measured(files: Sequence[Facts], name: str) -> Number | None:
     if not known or len(known) < len(values):
         return None
     parts = [part for facts, value in zip(files, known) if (part := _by_image(facts, name, value))]
+    # Files without parts, or of other images, cannot be resampled together.
     if len(parts) < len(known) or len({part.images for part in parts}) > 1:
         return Number(tuple(known), None, _stated(files[0], name))
     return Number(
@@ -204,10 +206,12 @@ def _by_image(facts: Facts, name: str, number: float) -> ByImage | None:
         values = number + (left - number * whole) / whole.mean()
     elif name.startswith("var.") and name.removeprefix("var.") in parts:
         values = np.array(parts[name.removeprefix("var.")])
+    # 0 or 100 of each image: their mean is the accuracy in percent.
     elif name.endswith("acc1") and len(owner.get("hits", ())):
         values = 100.0 * np.asarray(owner["hits"], dtype=float)
     else:
         return None
+    # What does not average to the number is of another measurement, and says nothing of it.
     if len(values) < 2 or not math.isclose(values.mean(), number, rel_tol=ROUNDING):
         return None
     data = owner.get("data") or facts.get("source") or {}

@@ -56,7 +56,9 @@ def draw(path: Path, resamples: int) -> Array:
     """
     sums = load_sums(path)
     images = len(sums["observed"])
+    # One seed for all files: the same resamples, so that differences are paired.
     drawn = np.random.default_rng(0).integers(images, size=(resamples, images))
+    # Row 0 takes every image once: the value on all images.
     weights = np.concatenate([np.ones((1, images)), count(drawn, images)])
     totals = np.stack([weighted(sums[kind], weights) for kind in KINDS])  # (3, 1 + B, 2)
     return normalised_consistency(*instability_of(totals)["instability"])
@@ -94,6 +96,7 @@ def read_cells(run: str | Path, resamples: int) -> list[Cell]:
                 more = np.stack(
                     [draws[method, place, seed] - draws["alone", place, seed] for seed in compared]
                 )
+                # Column 0 is on all images, the others on resamples.
                 gain = mean_over_fits(more[:, 0], more[:, 1:])
             consistency = mean_over_fits(own[:, 0], own[:, 1:])
             cells.append(
@@ -159,6 +162,7 @@ def draw_figure(cells: Sequence[Cell], accuracies: Sequence[Row]) -> Figure:
         for shift, method in enumerate(shown):
             colour, marker = styles[method]
             own = [cell for cell in cells if (cell.direction, cell.method) == (direction, method)]
+            # Methods of one stage stand side by side around its tick.
             places = [int(cell.stage) + 0.09 * (shift - (len(shown) - 1) / 2) for cell in own]
             axis.plot(
                 places,

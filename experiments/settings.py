@@ -24,6 +24,7 @@ def settings(facts: Facts) -> Iterator[tuple[str, float | str]]:
     ):  # Calibrate.py names a hash so
         yield from settings(net)
     recorded, data = facts.get("settings", {}), facts.get("data")
+    # What kind of file it is shows in what it records: only tails have an --input.
     if "input" in recorded:
         of = "tails"
     elif "trans_net" in facts or "source" in facts:  # or what was measured of one

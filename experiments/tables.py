@@ -74,6 +74,7 @@ class Results:
             path.parent.relative_to(self.folder).as_posix()
             for path in self.folder.glob("*/*/*/[!.]*")
         }
+        # Shorter numbers are smaller: by length first, then by text.
         return sorted(
             folders, key=lambda name: [(len(word), word) for word in re.findall(r"\d+|\D+", name)]
         )
@@ -124,9 +125,11 @@ def read_table(
     axes = {"row": dict(layout["rows"]), "column": dict(layout["columns"])}
     pattern = layout["cells"]
     for axis in axes:
+        # "table1/{row}/{column}" becomes a regular expression that finds rows and columns of a run.
         pattern = pattern.replace(f"{{{axis}}}", f"(?P<{axis}>[^/]+)")
     for found in filter(None, (re.fullmatch(pattern, cell) for cell in results.cells())):
         for axis, key in found.groupdict().items():
+            # What the paper does not have comes behind it, under its own name.
             axes[axis].setdefault(key, key)
     axes["row"].pop("settings", None)
 
@@ -134,6 +137,7 @@ def read_table(
     used = results.facts(f"{layout['cells'].split('/')[0]}/settings/*")
     for row, row_entry in axes["row"].items():
         for column, column_entry in axes["column"].items():
+            # The table's rules, over which a row's and a column's own go.
             rules = dict(layout)
             for entry in (row_entry, column_entry):
                 rules |= entry if isinstance(entry, dict) else {}

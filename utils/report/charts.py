@@ -93,6 +93,7 @@ def variance_figure(reports: Mapping[str, Mapping[str, Any]], p: Sequence[float]
         )
         if axis is not axes[0] and len(names) == len(axes[0].get_yticks()):
             axis.tick_params(labelleft=False)
+        # Beyond 100 % there is room for the texts behind the bars.
         axis.set_xlim(min(-5, *shares), max(100, *shares) * 1.7)
         axis.set_xticks(range(0, 101, 25))
         axis.set_xlabel("% of Var($x^*$)", fontsize=8)
@@ -169,6 +170,7 @@ def interval_figure(panels: Mapping[str, Mapping[str, Sequence[Estimate]]]) -> "
     """
     tall = 1 + max(name.count("\n") for lines in panels.values() for name in lines)  # lines of text
     heights = [tall * len(lines) + 2.5 for lines in panels.values()]
+    # 0.2 inches for each line of text
     figure = matplotlib.figure.Figure(figsize=(9.5, 0.2 * sum(heights)), layout="constrained")
     axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
     named = dict.fromkeys(

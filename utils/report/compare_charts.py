@@ -233,6 +233,7 @@ def matrix_chart(result: Result) -> Chart | None:
     )
     wide = max(len(rows), len(columns)) > MOST_NUMBERS
     size = 2 * WIDTH if wide else WIDTH
+    # Cells about square, within what fits a page
     figure, axis = _canvas(size * min(1.2, max(0.5, len(rows) / len(columns))) * 0.85, size)
     # Large maps are pixels inside of the SVG: thousands of cells would be megabytes.
     drawn = axis.pcolormesh(
@@ -295,6 +296,7 @@ def spectrum_chart(result: Result) -> Chart | None:
     of = {"forth": f"{a} → {b}", "back": f"{b} → {a}"}
     figure, axis = _canvas(2.9)
     words, lowest = [], 0.0
+    # One colour for each pair of layers; both ways differ by line and marker.
     colours = dict.fromkeys(row for row, _ in lines)
     colours = dict(zip(colours, [CURVES[n % len(CURVES)][0] for n in range(len(colours))]))
     for (row, way), depths in lines.items():
@@ -390,6 +392,7 @@ def class_chart(result: Result) -> Chart | None:
             label=series[way][2],
         )
     axis.set_yticks(range(len(labels)), [_short(label, 22) for label in labels], fontsize=8)
+    # Upside down: the first label is on top.
     axis.set_ylim(len(labels) - 0.5, -0.5)
     axis.set_xlim(left=min(0, *(interval.low for interval in points["forth"].values())))
     axis.set_xlabel(unit)
@@ -422,6 +425,7 @@ def distinction_chart(result: Result) -> Chart | None:
     matrices = {
         way: np.array(result.get(*place, "matrix"), dtype=float) for way, place in places.items()
     }
+    # One scale for both ways; above 0 where nothing is lost at all
     largest = max(1e-9, *(float(np.nanmax(matrix)) for matrix in matrices.values()))
     figure = matplotlib.figure.Figure(
         figsize=(WIDTH * len(places), 0.95 * WIDTH), layout="constrained"

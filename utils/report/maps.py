@@ -84,6 +84,7 @@ def component_figure(
     }
     maps[f"not reconstructed\n{symbol('residual')}"] = target - output
     maps, x = {title: as_pictures(values) for title, values in maps.items()}, as_pictures(x)
+    # Tokens that lie on no grid are one picture of all channels.
     if maps and next(iter(maps.values())).shape[0] == 1:
         channels = [0]
     columns = len(maps) + 1 + (image is not None)
@@ -164,7 +165,9 @@ def as_pictures(maps: Tensor) -> Tensor:
     for others in (0, 1):
         side = math.isqrt(tokens - others)
         if side**2 == tokens - others:
+            # (…, C, T, 1) → (…, C, √T, √T), without the class token
             return maps[..., others:, 0].unflatten(-1, (side, side))
+    # (…, C, T, 1) → (…, 1, T, C)
     return maps[..., 0].transpose(-1, -2)[..., None, :, :]
 
 
@@ -233,6 +236,7 @@ def overlay_figure(
     )
     for column, (title, heats) in enumerate(strengths.items(), start=1):
         for axis, image, heat in zip(axes[:, column], images, heats):
+            # In grey, so that the only colours are those of the maps.
             show(axis, image.float().mean(0), title, cmap="gray", vmin=0, vmax=255)
             weakest, strongest = scales[title]
             shown = axis.imshow(

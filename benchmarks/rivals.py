@@ -103,6 +103,8 @@ def held_apart(words: Array, labels: Tensor, pairs: Pairs) -> Array:
     for c, d in pairs:
         first, second = (words[(labels == of).numpy()] for of in (c, d))
         count = len(first)
+        # Mann and Whitney: the sum of the first class's ranks less its least is U; U / (n m) is the
+        # area.
         ranks = rankdata(np.concatenate([first, second]), axis=0)[:count].sum(0)
         areas = (ranks - count * (count + 1) / 2) / (count * len(second))
         scores.append(np.abs(2 * areas - 1).max())
@@ -189,6 +191,7 @@ def grouped_by_rdx(first: Tensor, second: Tensor, labels: Tensor, pairs: Pairs) 
     ranks = []
     for rows in (first[chosen], second[chosen]):
         distances = torch.cdist(rows.double(), rows.double())
+        # The rank of each value in its row is the order of the order.
         ranks.append(distances.argsort(1).argsort(1).double() / len(chosen))
     nearest = torch.minimum(*ranks).clamp(min=1 / len(chosen))
     # Below 0 where A holds two images nearer to each other than B does
@@ -199,8 +202,10 @@ def grouped_by_rdx(first: Tensor, second: Tensor, labels: Tensor, pairs: Pairs) 
     groups = np.eye(RDX_GROUPS)[model.fit_predict(symmetric)]
     # The group of the least affinity is what both nets see alike
     sizes = groups.sum(0)
+    # gᵀ S g / |g|²: the mean affinity inside each group
     inside = np.einsum("ig,ij,jg->g", groups, symmetric, groups) / np.maximum(sizes, 1) ** 2
     groups[:, np.argmin(inside)] = 0
     members = {int(of): (labels[chosen] == of).numpy() for of in labels.unique()}
     shares = {of: groups[mask].mean(0) for of, mask in members.items()}
+    # The chance that an image of c and one of d lie in one group
     return np.array([shares[c] @ shares[d] for c, d in pairs])

@@ -67,6 +67,7 @@ class KeptMaps:
             sent: B's logits of g(x), (n, K).
         """
         if self._numbers is None:
+            # x* and g(x) of each image
             most = int(PLACE_BYTES / (2 * target.element_size() * target[0].numel()))
             count = min(PLACE_IMAGES, self.count, max(2, most))
             self._numbers = torch.linspace(0, self.count - 1, count).round().long()
@@ -77,6 +78,7 @@ class KeptMaps:
         if self._lost is not None:
             margins = torch.cat([self._lost[0], margins])
             batch = Kept(*(torch.cat(pair) for pair in zip(self._lost[1], batch)))
+        # The most lost so far, of those that were kept and of this batch
         first = margins.argsort(descending=True, stable=True)[:SHOWN_IMAGES]
         self._lost = margins[first], _rows(batch, first)
 

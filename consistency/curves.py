@@ -45,6 +45,7 @@ def areas_under_curves(
         return {label: _interval(None, None, confidence, reason) for label in labels}
     # The share of the other kind's images below each positive, and above each negative
     ranks = scipy.stats.rankdata
+    # A rank among all less the rank among its kind counts the others below; a tie counts half.
     both, own = ranks(values, axis=1), np.empty_like(values)
     for kind in (is_positive, ~is_positive):
         own[:, kind] = ranks(values[:, kind], axis=1)
@@ -56,8 +57,11 @@ def areas_under_curves(
         return {
             label: _interval(area, None, confidence, reason) for label, area in zip(labels, areas)
         }
+    # (scores, scores): the covariance of the areas is that of both kinds' shares, each over its
+    # images.
     covariance = np.cov(below).reshape(len(names), -1) / counts[0]
     covariance = covariance + np.cov(above).reshape(len(names), -1) / counts[1]
+    # cᵀ S c of each contrast c: a score's own variance, or that of a difference
     variances = np.einsum("ks,st,kt->k", contrasts, covariance, contrasts)
     half = scipy.stats.norm.ppf((1 + confidence) / 2) * np.sqrt(np.maximum(variances, 0))
     return {

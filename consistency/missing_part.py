@@ -80,6 +80,7 @@ def carry(tail: Callable[[Tensor], Tensor], target: Tensor, output: Tensor) -> C
 
         total = torch.zeros_like(x)
         for step in range(STEPS):
+            # The midpoint of each step of the straight way from g(x) to x*
             between = y + (step + 0.5) / STEPS * (x - y)
             with torch.enable_grad():
                 between.requires_grad_(True)
@@ -117,15 +118,19 @@ def directions(carried: Carried) -> Directions:
         of.double().flatten(2).mT for of in (carried.gradient, carried.residual)
     )  # (N, U, C)
     count, positions = ways.shape[:2]
+    # G, (C, C)
     metric = torch.einsum("nuc,nud->cd", ways, ways) / (count * positions)
     values, vectors = torch.linalg.eigh(metric)
     is_read = values > SMALLEST * values[-1]
     roots = values[is_read].sqrt()
     whitening = roots[:, None] * vectors[:, is_read].mT  # W, (r, C)
     w = rest @ whitening.mT  # (N, U, r)
+    # W⁻ᵀ = Λ^(-1/2) Vᵀ, on the directions that the tail reads: (N, U, r)
     h = ways @ (vectors[:, is_read] / roots)
+    # (r, r); its symmetric part is K, with the same trace.
     both = torch.einsum("nur,nus->rs", w, h) / count
     margins, q = torch.linalg.eigh((both + both.mT) / 2)
+    # `eigh` sorts upwards.
     margins, q = margins.flip(0), q.flip(1)
     excited = w.mean(1) @ q
     # A direction has no sign of its own: most of what excites it shall be positive

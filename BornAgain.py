@@ -143,7 +143,7 @@ from models.classifiers import build, check_reloads, classifier_record, read_cla
 from models.frozen import freeze_for_inference
 from models.layers import usual_layer
 from models.logits import check_logits, has_unused_parameters
-from utils import opening, runs
+from utils import checkpoint, opening, runs
 from utils.data.batches import Preprocessing
 from utils.data.images import ImageData, check_outputs
 from utils.files import sha256
@@ -329,7 +329,11 @@ def train_generation(
     taught_by = teacher_path or "the labels alone"
     runtime.say(f"generation {generation}, seed {runtime.seed}, taught by {taught_by}")
 
-    with run:
+    def state(epochs: int) -> checkpoint.State:
+        """Give what a run goes on from after so many epochs."""
+        return fit.state(epochs, **facts, **run.accuracies, hits=hits)
+
+    with run.keeping(fit, state):
         for epoch in run.epochs():
             # Train: on the labels alone, or on what the teacher makes of the same augmented images
             # too.
@@ -353,7 +357,7 @@ def train_generation(
             # Write and save.
             weight = {"lambda": lambdas[epoch]} if teacher else {}
             run.write(epoch, metrics | {"lr": rates[epoch]} | weight)
-            run.save(epoch, fit.state(epoch + 1, **facts, **run.accuracies, hits=hits))
+            run.save(epoch, state(epoch + 1))
     runtime.barrier()  # the next generation's teacher is read by every process
     return run.path, run.acc1
 

@@ -437,11 +437,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         f" {len(images):,} training images of {len(images.classes)} classes"
     )
 
-    with run:
+    def state(epochs: int) -> checkpoint.State:
+        """Give what an interrupted run goes on from."""
+        return facts | fit.state(epochs)
+
+    with run.keeping(fit, state):
         for epoch in run.epochs():
             # Train: a fall of the rate begins the optimiser anew, as the authors make a new one.
             set_learning_rate(fit.optimizer, rates[epoch])
-            if epoch + 1 in teaching.epoch_step and not teaching.keep_momentum:
+            falls = epoch + 1 in teaching.epoch_step and not fit.midway.taken(epoch)
+            if falls and not teaching.keep_momentum:
                 fit.optimizer.state.clear()
             began = time.perf_counter()
             step = partial(teach, method=teaching.method)

@@ -205,7 +205,7 @@ def train(
     """Train one epoch of `epochs`; in a warm-up every step has a rate of its own."""
     schedules.set_learning_rate(fit.optimizer, recipe.rates(epochs)[epoch])
     rising = schedules.warm_up(recipe.lr, epoch, recipe.warmup_epoch, len(loader))
-    with schedules.each_step(fit.optimizer, rising):
+    with schedules.each_step(fit.optimizer, rising, fit.midway.taken(epoch)):
         return train_one_epoch(fit, loader, step, epoch)
 
 
@@ -279,10 +279,11 @@ def authors_state(
 
     Their accuracy is a share, ours a percentage.
     """
+    fit.check_finite(int(last.get("epoch", -1)) + 1)
     return {
         "net": to_authors_state(fit.model),
         "acc": percent / 100,
-        "epoch": last["epoch"],
+        "epoch": last.get("epoch", -1),
         "last": last,
         "best": best,
         "optimizer": fit.optimizer.state_dict(),
@@ -380,7 +381,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     # The rows of the last epoch and of the best one, which the closing words say.
     last = run.state.get("last", {})
     best = run.state.get("best", {}) if run.has_best else {}
-    with run:
+    saved = last, best
+
+    def state(_: int) -> checkpoint.State:
+        """Give what a run goes on from after the last epoch that is written."""
+        return facts | authors_state(fit, *saved, decided(saved[0]) if saved[0] else 0.0)
+
+    with run.keeping(fit, state):
         for epoch in run.epochs():
             # Train.
             metrics = train(
@@ -401,7 +408,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             run.write(epoch, metrics | measured | {"lr": fit.optimizer.param_groups[0]["lr"]})
             if runtime.is_main:
                 write_text_log(output.out, run, str(runtime.device), facts["teacher"])
-            run.save(epoch, facts | authors_state(fit, last, best, decided(last)))
+            saved = last, best
+            run.save(epoch, state(epoch + 1))
 
     runtime.say(hsakd_log.closing_words(last, best, probe=args.command == "probe"))
     say_saved(

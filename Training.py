@@ -336,7 +336,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"{len(train_images.classes)} classes"
     )
 
-    with run:
+    def saved_state(epochs: int) -> checkpoint.State:
+        """Give what a run goes on from after so many epochs."""
+        return fit.state(epochs, **facts, **run.accuracies, hits=hits)
+
+    with run.keeping(fit, saved_state):
         for epoch in run.epochs():
             # Train: every epoch augments its images in its own way.
             set_learning_rate(fit.optimizer, rates[epoch])
@@ -349,7 +353,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 run.measured(main_accuracy(metrics, "val_"))
             # Write and save.
             run.write(epoch, metrics | {"lr": rates[epoch]})
-            run.save(epoch, fit.state(epoch + 1, **facts, **run.accuracies, hits=hits))
+            run.save(epoch, saved_state(epoch + 1))
 
     again = parser.again((*options.IMAGES, *options.MACHINE, "out"), args, data)
     export(args.export, model, record, facts["data"], runtime)

@@ -77,6 +77,7 @@ from utils.report.maps import decomposition_figure
 from utils.report.tables import closing_words
 from utils.runtime import Runtime, seed_everything
 from utils.training import resume
+from utils.training.engine import saved_midway
 from utils.training.schedules import due
 
 
@@ -387,7 +388,12 @@ def fit_group(
     count = len(fitting.rates)
     fitting.begin(start_epoch=start_epoch)
 
-    def save_all(epoch: int, held_out: Sequence[float], errors: Sequence[float] = ()) -> None:
+    def save_all(
+        epoch: int,
+        held_out: Sequence[float],
+        errors: Sequence[float] = (),
+        midway: dict[str, Any] | None = None,
+    ) -> None:
         facts = [
             {
                 "linear_reference": references[member.reverse].record(),
@@ -398,13 +404,21 @@ def fit_group(
             }
             for i, member in enumerate(members)
         ]
-        save(members, fitting.fit, epoch, facts, keep=bool(epoch) and kept.save_per_epoch)
+        keep = bool(epoch) and kept.save_per_epoch and not midway
+        save(members, fitting.fit, epoch, [one | (midway or {}) for one in facts], keep=keep)
+        for member, log in zip(members, logs):
+            log.saved(member.path, epoch, midway["midway"]["step"] if midway else 0)
+
+    def save_midway(record: dict[str, Any]) -> None:
+        names = [member.path.name for member in members]
+        save_all(record["epoch"], [], midway={"midway": record | {"members": names}})
 
     with contextlib.ExitStack() as stack:
         logs = [
             stack.enter_context(one.log(output.out, count, start_epoch, runtime, **doubts))
             for one in members
         ]
+        stack.enter_context(saved_midway(fitting.fit, save_midway))
         held_out = list[float]()
         # Without epochs the closed form is all, and it is saved here.
         if not count:
@@ -430,8 +444,7 @@ def fit_group(
             # Save all of them together, so that they can go on together.
             if due(epoch, kept.save_epoch, count) or any(log.overdue for log in logs):
                 save_all(epoch + 1, held_out, errors)
-                for member, log in zip(members, logs):
-                    log.saved(member.path, epoch + 1)
+                fitting.fit.midway.record = None  # it is saved
     for i, (member, log) in enumerate(zip(members, logs)):
         reference = references[member.reverse].record()
         words = closing_words(

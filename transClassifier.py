@@ -465,7 +465,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         "images": opening.images_record(train_images, val_images),
     }
 
-    with run:
+    def state(epochs: int) -> checkpoint.State:
+        """Give what a run goes on from after so many epochs."""
+        return fit.state(epochs, **facts, **run.accuracies, hits=hits)
+
+    with run.keeping(fit, state):
         for epoch in run.epochs():
             # Train.
             set_learning_rate(fit.optimizer, rates[epoch])
@@ -478,7 +482,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 run.measured(main_accuracy(metrics, "val_"))
             # Write and save.
             run.write(epoch, metrics | {"lr": rates[epoch]})
-            run.save(epoch, fit.state(epoch + 1, **facts, **run.accuracies, hits=hits))
+            run.save(epoch, state(epoch + 1))
 
     runtime.say(
         f"saved {run.path}, accuracy {run.acc1:.2f} %, best {run.best_acc1:.2f} %; the log is"

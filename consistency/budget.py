@@ -29,6 +29,7 @@ class Budget:
         solve: W(0) is solved in closed form first and last; above 0 after every so many epochs too;
             None: never.
         print_freq: batches between two readings of the loss.
+        skip_nonfinite: steps of an epoch that may be left out; see `Fit`.
     """
 
     optim: str = "Muon"
@@ -43,6 +44,7 @@ class Budget:
     decay_factor: float = 0.2
     solve: int | None = 0
     print_freq: int = 10
+    skip_nonfinite: int = 0
 
     @classmethod
     def of(cls, settings: Mapping[str, Any], **others: Any) -> "Budget":

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from models.trans_net import TransNet
 from utils import checkpoint, runs
+from utils.errors import InputError
 from utils.provenance import Provenance
 from utils.runtime import Runtime
 from utils.training import resume
@@ -152,9 +153,24 @@ def save(
 
 
 def restore(members: Sequence[Member], fit: Fit) -> int:
-    """Put every member where its checkpoint left it, all at one epoch; give how many were trained."""
+    """Put every member where its checkpoint left it, all at one epoch; give how many were trained.
+
+    Raises:
+        InputError: they were left within an epoch that others took part in, whose sums are of all.
+    """
     # All at one epoch: a second one in the set could not be unpacked.
     (epoch,) = {member.restore(fit) for member in members}
+    first = members[0]
+    midway = first.state.get("midway") if first.resumed == first.path else None
+    if midway:
+        if midway["members"] != [member.path.name for member in members]:
+            raise InputError(
+                f"{first.path} was left within epoch {epoch + 1}, together with"
+                f" {', '.join(midway['members'])}; go on with all of them by the same command, or"
+                " --restart"
+            )
+        fit.midway.record = midway
+        fit.runtime.say(f"going on in epoch {epoch + 1}, after {midway['step']} of its steps")
     return epoch
 
 

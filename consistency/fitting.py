@@ -142,7 +142,13 @@ class Fitting:
         family = Family(self.trans_nets, self.backwards)
         net = runtime.parallel(family)
         self.fit = Fit(
-            net, family, budget.optimizer(family), runtime.grad_scaler(), runtime, budget.print_freq
+            net,
+            family,
+            budget.optimizer(family),
+            runtime.grad_scaler(),
+            runtime,
+            budget.print_freq,
+            skip_nonfinite=budget.skip_nonfinite,
         )
         # Eq. 2 without its penalty
         weights = alphas or [torch.zeros(one.order) for one in self.trans_nets]
@@ -185,6 +191,7 @@ class Fitting:
 
         A fit that goes on keeps what it has.
         """
+        is_new = start_epoch == 0 and not self.fit.midway.taken(0)
         for back, numbers in self.directions.items():
             of_direction = [self.trans_nets[i] for i in numbers]
             if back not in self.beside:
@@ -194,7 +201,7 @@ class Fitting:
             linear = self.beside[back].linear
             # All Trans-Nets of a direction read the same features, and share the linear layer's
             # standards.
-            for one in of_direction if start_epoch == 0 else ():
+            for one in of_direction if is_new else ():
                 if one.standardise:
                     one.set_standards(
                         linear.x_mean,
@@ -203,7 +210,7 @@ class Fitting:
                         float(linear.target_std),
                     )
         # A fit without epochs is solved once, for the first and the last time.
-        if self.budget.solve is not None and start_epoch == 0:
+        if self.budget.solve is not None and is_new:
             self.solve(last=not self.rates, first=True)
 
     def _make_beside(self, linear: TransNet, back: bool) -> Beside:
@@ -232,12 +239,14 @@ class Fitting:
             set_learning_rate(self.fit.optimizer, rates[0])
             # A budget in steps has a rate for every step, one in epochs a rate for all of them.
             of_steps = rates if self.budget.steps is not None else []
-            with each_step(self.fit.optimizer, of_steps):
+            with each_step(self.fit.optimizer, of_steps, self.fit.midway.taken(epoch)):
                 metrics = train_one_epoch(
                     self.fit, loader, self.step, epoch, steps=len(of_steps) or None
                 )
             # `solve` 0 means after the last epoch alone.
             if every is not None and due(epoch, every or count, count):
+                # An interruption of the closed form, which is not in the loop, begins this epoch anew
+                self.fit.midway.record = None
                 self.solve(last=epoch + 1 == count)
             yield epoch, metrics
 

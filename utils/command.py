@@ -4,14 +4,13 @@ import contextlib
 import errno
 import functools
 import os
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
+from utils import stopping
 from utils.errors import InputError
 from utils.files import STANDARD_OUTPUT, results_alone
 from utils.parser import Parser
@@ -49,14 +48,16 @@ def command(main: Callable[[Sequence[str] | None], Result]) -> Callable[..., Res
     def run(argv: Sequence[str] | None = None) -> Result:
         # The script's file, whoever calls its `main`.
         name = Path(sys.modules[main.__module__].__file__ or main.__module__).name
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, _interrupt)  # a cluster's way to say Ctrl-C
         several = False
         words = map(str, sys.argv[1:] if argv is None else argv)
         # A result goes to standard output: `--json -` or `--json=-`.
         to_output = any(word == STANDARD_OUTPUT or word.endswith("=-") for word in words)
         try:
-            with _ended_in_one_line(name), results_alone() if to_output else nullcontext():
+            with (
+                _ended_in_one_line(name),
+                stopping.handled(),
+                results_alone() if to_output else nullcontext(),
+            ):
                 result = main(argv)
                 if several := _is_one_of_several():
                     # Leave together: a process that ends while another still talks to it breaks
@@ -88,9 +89,9 @@ def _ended_in_one_line(name: str) -> Iterator[None]:
             f"{name}: cannot write or read {error.filename or 'a file'}: {error.strerror}; files"
             " that were there before are whole"
         )
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interruption:
         print(f"{name}: interrupted; what was saved is whole", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(getattr(interruption, "code", 130))
 
 
 def _distributed() -> Any:
@@ -114,7 +115,3 @@ def _leave() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt

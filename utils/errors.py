@@ -8,3 +8,7 @@ class InputError(Exception):
     what to do about it. `utils.command.command` prints it without a traceback and exits with code
     1.
     """
+
+
+class DivergedError(InputError):
+    """A fit has infinities or NaN. The log of its run adds which checkpoint is the last good one."""

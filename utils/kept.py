@@ -1,5 +1,6 @@
 """Results that are computed once and kept in a folder, each under what it was made of."""
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Mapping
@@ -8,6 +9,8 @@ from typing import Any
 
 from utils import checkpoint
 from utils.errors import InputError
+
+SUM = "content_sha256"  # of the rest of a file
 
 
 def digest(identity: Any) -> str:
@@ -47,11 +50,12 @@ class Kept:
         """
         path = self.path(name, identity)
         if path is not None and path.is_file():
-            try:
-                return checkpoint.load(path)
-            except InputError:
-                path.unlink()  # a damaged file is no loss: it is computed anew
-        result = compute()
+            # A damaged file is no loss: it is computed anew
+            with contextlib.suppress(InputError):
+                stored = checkpoint.load(path)
+                if stored.pop(SUM, None) == checkpoint.content_sha256(stored):
+                    return stored
+        result = dict(compute())
         if path is not None:
-            checkpoint.save(path, dict(result))
+            checkpoint.save(path, result | {SUM: checkpoint.content_sha256(result)})
         return result

@@ -90,8 +90,15 @@ def fit(
     `has_unused` is as `Runtime.parallel` takes it.
     """
     net = runtime.parallel(model, has_unused=has_unused)
-    moved_by = optimizer(options, model)
-    return Fit(net, model, moved_by, runtime.grad_scaler(), runtime, options.print_freq)
+    return Fit(
+        net,
+        model,
+        optimizer(options, model),
+        runtime.grad_scaler(),
+        runtime,
+        options.print_freq,
+        skip_nonfinite=options.skip_nonfinite,
+    )
 
 
 def rates(options: TrainingOptions, lr: float | None = None) -> list[float]:

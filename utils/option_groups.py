@@ -94,6 +94,7 @@ class TrainingOptions(Group):
         save_epoch: epochs between checkpoints.
         val_epoch: epochs between validations.
         print_freq: batches between readings of the loss.
+        skip_nonfinite: steps of an epoch that may be left out; see `Fit`.
     """
 
     optim: str
@@ -107,6 +108,7 @@ class TrainingOptions(Group):
     save_epoch: int = 1
     val_epoch: int = 1
     print_freq: int = 10
+    skip_nonfinite: int = 0
 
 
 @dataclass(frozen=True)

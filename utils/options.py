@@ -334,6 +334,14 @@ def add_training_options(
         default=10,
         help="batches between readings of the loss",
     )
+    group.add_argument(
+        "--skip_nonfinite",
+        neutral=True,
+        type=whole(0),
+        default=0,
+        metavar="N",
+        help="leave out up to N steps of an epoch whose loss or gradients are infinite or NaN",
+    )
 
 
 def add_restart_option(group: argparse._ActionsContainer) -> None:

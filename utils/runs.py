@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
-from utils.errors import InputError
+from utils.errors import DivergedError, InputError
 from utils.files import check_unclaimed, claim, read_text, replacing
 from utils.later import tensorboard
 from utils.remarks import remark
@@ -144,6 +144,8 @@ class RunLog:
         self._open = contextlib.ExitStack()
         self._saved = "nothing was saved yet"
         self._last_saved = time.monotonic()
+        if start_epoch and writes and writes[0].exists():
+            self.saved(writes[0], start_epoch)
 
     def __enter__(self) -> "RunLog":
         self._last_write = time.monotonic()
@@ -164,15 +166,27 @@ class RunLog:
             self._open.callback(self.board.close)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None = None, *_: object
+    ) -> None:
         self._open.close()
+        if isinstance(error, DivergedError):
+            raise DivergedError(f"{error}; {self._saved}") from None
         if self.active and kind is not None and issubclass(kind, KeyboardInterrupt):
             print(f"interrupted: {self._saved}", flush=True)
 
-    def saved(self, path: Path, epoch: int) -> None:
-        """Note the last checkpoint, which an interrupted run leaves behind."""
+    def saved(self, path: Path, epoch: int, step: int = 0) -> None:
+        """Note the last checkpoint, which an interrupted run leaves behind.
+
+        Args:
+            path: its file.
+            epoch: how many are trained.
+            step: and how many steps of the next.
+        """
+        within = f" and {step} steps of the next" if step else ""
         self._saved = (
-            f"{path} holds the first {epoch} of {self.epochs} epochs; {self._again} goes on with it"
+            f"{path} holds the first {epoch} of {self.epochs} epochs{within}; {self._again} goes on"
+            " with it"
         )
         self._last_saved = time.monotonic()
 

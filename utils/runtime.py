@@ -3,7 +3,7 @@
 import contextlib
 import os
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,6 +101,26 @@ class Runtime:
         """Seed by (seed, epoch, rank), so that a resumed run repeats an uninterrupted one."""
         # Primes keep the three apart: no two (epoch, rank) of a run share a seed.
         seed_everything((self.seed * 1_000_003 + epoch) * 1_009 + self.rank)
+
+    def random_state(self) -> dict[str, Any]:
+        """Give the states of all generators of this process, as plain values and tensors."""
+        kind, keys, *rest = np.random.get_state(legacy=True)
+        on_gpu = self.device.type == "cuda"
+        return {
+            "python": random.getstate(),
+            "numpy": [kind, torch.from_numpy(np.asarray(keys, np.int64)), *rest],
+            "torch": torch.get_rng_state(),
+            "device": torch.cuda.get_rng_state(self.device) if on_gpu else None,
+        }
+
+    def set_random_state(self, state: Mapping[str, Any]) -> None:
+        """Set all generators of this process to states of `random_state`."""
+        random.setstate(state["python"])
+        kind, keys, *rest = state["numpy"]
+        np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+        torch.set_rng_state(state["torch"])
+        if state["device"] is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["device"], self.device)
 
     def sum(self, value: Tensor) -> Tensor:
         """Sum a tensor over the processes."""

@@ -2,6 +2,7 @@
 the others have theirs beside their other tests.
 """
 
+import math
 import re
 import shutil
 import signal
@@ -14,6 +15,7 @@ import torch
 import Training
 import Training_TransNet
 from tests.e2e.road import WHAT_TO_DO, assert_same, change, contents, data, lines_of, run, truncate
+from tests.mistakes import check_line
 from utils import checkpoint
 from utils.files import claim, sha256
 from utils.runs import RunLog
@@ -209,10 +211,7 @@ def test_the_words_of_an_interrupted_run_go_on_with_it(photos, tmp_path, interru
     words = (*data(photos), "--out", tmp_path)
     interrupt(Training, LINE, *words)
     said = capsys.readouterr()
-    assert said.out.endswith(
-        f"interrupted: {tmp_path / OWN} holds the first 1 of 2 epochs; --resume auto goes on with"
-        " it\n"
-    )
+    check_line(said.out.splitlines()[-1], tmp_path / OWN, "1 of 2 epochs", "--resume auto")
     assert said.err == "Training.py: interrupted; what was saved is whole\n"
     run(Training, f"{LINE} --resume auto", *words)
     assert epochs.trained == [0, 1]
@@ -227,20 +226,17 @@ def test_a_clusters_signal_leaves_what_was_saved(photos, tmp_path, capsys, monke
         if epoch == 1:
             signal.raise_signal(signal.SIGTERM)
 
-    original, before = RunLog.write, signal.getsignal(signal.SIGTERM)
+    original = RunLog.write
     monkeypatch.setattr(RunLog, "write", write)
-    try:
-        with pytest.raises(SystemExit) as exit_:
-            run(Training, f"{LINE} --epochs 3", *data(photos), "--out", tmp_path)
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    assert exit_.value.code == 130
-    words = (
-        f"interrupted: {tmp_path / OWN} holds the first 1 of 3 epochs; --resume auto goes on with"
-        " it\n"
-    )
-    assert capsys.readouterr().out.endswith(words)
-    assert checkpoint.load(tmp_path / OWN)["epoch"] == 1
+    with pytest.raises(SystemExit) as exit_:
+        run(Training, f"{LINE} --epochs 3", *data(photos), "--out", tmp_path)
+    assert exit_.value.code == 143
+    last = capsys.readouterr().out.splitlines()[-1]
+    check_line(last, tmp_path / OWN, "1 of 3 epochs", "--resume auto")
+    state = checkpoint.load(tmp_path / OWN)
+    # All steps of the second epoch were taken, and nothing of it was saved before the signal.
+    steps = math.ceil(len(list((photos / "train").rglob("*.*"))) / 12)
+    assert (state["epoch"], state["midway"]["epoch"], state["midway"]["step"]) == (1, 1, steps)
 
 
 def test_two_runs_of_one_name_do_not_write_at_once(photos, tmp_path, epochs):

@@ -186,7 +186,7 @@ def test_all_of_a_family_are_saved_at_once_where_time_is_up(road, tmp_path, monk
     overdue = iter([False, True] + [False] * 9)
     monkeypatch.setattr(RunLog, "overdue", property(lambda _: next(overdue)))
     saved = []
-    monkeypatch.setattr(RunLog, "saved", lambda log, path, epoch: saved.append(epoch))
+    monkeypatch.setattr(RunLog, "saved", lambda log, path, epoch, _: saved.append(epoch))
     line = "--layers 1,2,3 --one_direction --alpha 0.1 --epochs 2 -b 12 --no_reference"
     run(Training_TransNet, line, "--convOut_path", road.features, "--out", tmp_path)
     assert saved == [1, 1, 1, 2, 2, 2]

@@ -46,6 +46,14 @@ class Part(Dataset[Any]):
         return self.whole.__getitems__(members)  # type: ignore[attr-defined]
 
 
+def names_of(dataset: Dataset[Any], indices: Sequence[int]) -> list[str]:
+    """Name samples by the files that they were made of, or by their places where none are known."""
+    if isinstance(dataset, Part):
+        return names_of(dataset.whole, [dataset.members[index] for index in indices])
+    paths = getattr(dataset, "paths", None)
+    return [str(paths[index]) if paths else f"sample {index}" for index in indices]
+
+
 class EpochSampler(Sampler[list[int]]):
     """Batches of indices for one process of a distributed run.
 
@@ -67,11 +75,11 @@ class EpochSampler(Sampler[list[int]]):
     ) -> None:
         self.length, self.batch_size, self.shuffle, self.seed = length, batch_size, shuffle, seed
         self.rank, self.world_size = rank, world_size
-        self.epoch = 0
+        self.epoch = self.taken = 0
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the permutation of this epoch."""
-        self.epoch = epoch
+    def set_epoch(self, epoch: int, taken: int = 0) -> None:
+        """Choose the permutation of this epoch, and begin behind its first `taken` batches."""
+        self.epoch, self.taken = epoch, taken
 
     def share(self) -> list[int]:
         """Give the indices that this process visits, in order."""
@@ -92,8 +100,12 @@ class EpochSampler(Sampler[list[int]]):
         # number of workers nor on the epoch that a run was resumed at.
         torch.empty((), dtype=torch.int64).random_()
         share = self.share()
-        for start in range(0, len(share), self.batch_size):
+        for start in range(self.taken * self.batch_size, len(share), self.batch_size):
             yield Batch(share[start : start + self.batch_size], self.seed, self.epoch)
+
+    def batch(self, step: int) -> list[int]:
+        """Give the indices of one batch of this epoch."""
+        return self.share()[step * self.batch_size : (step + 1) * self.batch_size]
 
     def __len__(self) -> int:
         # The share is order[rank::world_size]; a shuffled one is padded to the length of rank 0's.

@@ -4,10 +4,11 @@ A script passes its science as a `step`: a batch in, the loss and named metrics 
 a mean over the batch, or has one value a sample.
 """
 
+import contextlib
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +16,30 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from utils import checkpoint
-from utils.errors import InputError
+from utils import checkpoint, stopping
+from utils.data.loaders import names_of
+from utils.errors import DivergedError, InputError
 from utils.progress import Progress
 from utils.runtime import Runtime
 from utils.training.muon import Muon
 
 FUSED_ON = ("cpu", "cuda")  # devices with fused optimisers
+NAMED = 4  # files of a batch that a message has
 TOO_FEW = "more than 1 value per channel"  # in the error of PyTorch's BatchNorm
 Step = Callable[..., tuple[Tensor, dict[str, Tensor]]]  # step(net, *batch) -> loss, metrics
 
 
 class Averages:
-    """Means of a step's metrics over samples; sums stay on the device, so that no step waits."""
+    """Means of a step's metrics over samples; sums stay on the device, so that no step waits.
+
+    Attributes:
+        samples: how many were added.
+        sums: by metric a scalar, float64.
+    """
 
     def __init__(self) -> None:
         self.samples = 0
-        self._sums: dict[str, Tensor] = {}
+        self.sums: dict[str, Tensor] = {}
 
     def add(self, metrics: dict[str, Tensor], samples: int) -> None:
         """Add a batch's metrics: means, or one value for each of its samples."""
@@ -39,17 +47,59 @@ class Averages:
         for name, value in metrics.items():
             # Batches may differ in size: means are weighed, and added in float64.
             weighted = value.detach().double().mean() * samples
-            self._sums[name] = self._sums[name] + weighted if name in self._sums else weighted
+            self.sums[name] = self.sums[name] + weighted if name in self.sums else weighted
 
     def read(self, runtime: Runtime | None = None) -> dict[str, float]:
         """Give the means so far, over all processes where `runtime` is given."""
-        values = torch.stack([*self._sums.values()])
+        values = torch.stack([*self.sums.values()])
         # One tensor, so that processes add it up as they do the sums.
         count = torch.full_like(values[:1], self.samples)
         if runtime is not None:
             values, count = runtime.sum(values), runtime.sum(count)
             self.samples = int(count.item())
-        return dict(zip(self._sums, (values / count).tolist()))
+        return dict(zip(self.sums, (values / count).tolist()))
+
+
+@dataclass
+class Midway:
+    """Where an epoch was left, by a signal within it or before it was saved.
+
+    Attributes:
+        record: None, where no epoch is under way; else plain values and tensors: "epoch" from 0,
+            "step" (how many were taken), and by process "samples", "sums" and "random".
+    """
+
+    record: dict[str, Any] | None = None
+
+    def note(self, epoch: int, step: int, averages: Averages, runtime: Runtime) -> None:
+        """Note that `step` steps of an epoch were taken; all processes do so together."""
+        sums = {name: value.cpu() for name, value in averages.sums.items()}
+        of_process = (averages.samples, sums, runtime.random_state())
+        samples, all_sums, states = map(list, zip(*runtime.gather(of_process)))
+        self.record = {"epoch": epoch, "step": step}
+        self.record |= {"samples": samples, "sums": all_sums, "random": states}
+
+    def taken(self, epoch: int) -> int:
+        """Give how many steps of an epoch were taken, which was left."""
+        return self.record["step"] if self.record and self.record["epoch"] == epoch else 0
+
+    def go_on(self, epoch: int, averages: Averages, runtime: Runtime) -> int:
+        """Fill the averages with what was noted of an epoch; give its steps, 0 where none were.
+
+        Raises:
+            InputError: it was noted by another number of processes.
+        """
+        if self.record is None or not self.taken(epoch):
+            return 0
+        if len(self.record["random"]) != runtime.world_size:
+            raise InputError(
+                f"epoch {epoch + 1} was left within by {len(self.record['random'])} processes;"
+                f" start as many to go on, or --start_epoch {epoch} to begin it anew"
+            )
+        averages.samples = self.record["samples"][runtime.rank]
+        sums = self.record["sums"][runtime.rank]
+        averages.sums = {name: value.to(runtime.device) for name, value in sums.items()}
+        return self.record["step"]
 
 
 @dataclass(frozen=True)
@@ -63,6 +113,9 @@ class Fit:
         scaler: the loss scaler of fp16.
         runtime: device, processes, precision.
         print_freq: batches between two readings of the running averages.
+        midway: where the epoch in hand was left; see `train_one_epoch`.
+        skip_nonfinite: steps of an epoch that may be left out because their loss or a gradient is
+            infinite or NaN. Above 0 every step waits for the device.
     """
 
     net: nn.Module
@@ -71,6 +124,8 @@ class Fit:
     scaler: torch.amp.GradScaler
     runtime: Runtime
     print_freq: int = 10
+    midway: Midway = field(default_factory=Midway)
+    skip_nonfinite: int = 0
 
     def state(self, epoch: int, **facts: Any) -> checkpoint.State:
         """Gather the state for resuming after `epoch` epochs, with facts that describe the run.
@@ -78,19 +133,26 @@ class Fit:
         Raises:
             InputError: the weights diverged: there is nothing to save.
         """
-        weights = self.model.state_dict()
-        if name := checkpoint.first_not_finite(weights):
-            raise InputError(
-                f"{name} is not finite after epoch {epoch}: the fit diverged and is not saved; lower"
-                " --lr or switch --amp off"
-            )
+        self.check_finite(epoch)
         return {
             "epoch": epoch,
             **facts,
-            "state_dict": weights,
+            "state_dict": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
         }
+
+    def check_finite(self, epoch: int) -> None:
+        """Refuse to save weights that are infinite or NaN after `epoch` epochs.
+
+        Raises:
+            InputError: they are.
+        """
+        if name := checkpoint.first_not_finite(self.model.state_dict()):
+            raise DivergedError(
+                f"{name} is not finite after epoch {epoch}: the fit diverged and is not saved; lower"
+                " --lr or switch --amp off"
+            )
 
     def restore(self, state: checkpoint.State, path: str | Path) -> int:
         """Restore the optimiser and the loss scaler; the model has its weights already.
@@ -148,10 +210,30 @@ def _check_optimizer_state(parameter: Tensor, state: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} is not finite")
 
 
+@contextlib.contextmanager
+def saved_midway(fit: Fit, save: Callable[[dict[str, Any]], None]) -> Iterator[None]:
+    """Let an interruption save what is not saved yet, also within an epoch.
+
+    Args:
+        fit: knows where the epoch in hand was left.
+        save: is given `Midway.record`.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        if fit.midway.record is not None:
+            save(fit.midway.record)
+        raise
+
+
 def train_one_epoch(
     fit: Fit, loader: DataLoader[Any], step: Step, epoch: int, *, steps: int | None = None
 ) -> dict[str, float]:
     """Train for one epoch.
+
+    SIGINT and SIGTERM wait for the end of a step; several processes leave the same one, at the next
+    reading of the averages. What the epoch needs to go on, to the bit, is then in `fit.midway`.
+    Where a checkpoint has put it there, the epoch goes on from it.
 
     Args:
         fit: its learning rate is set already; the network is put into training mode.
@@ -165,36 +247,128 @@ def train_one_epoch(
         `Loss` and the step's metrics, means over all samples of all processes.
 
     Raises:
-        InputError: the loss is no longer finite, or a batch is too small for BatchNorm. Nothing of
-            this epoch is saved.
+        DivergedError: the loss is no longer finite. Nothing of this epoch is saved.
+        InputError: a batch is too small for BatchNorm.
+        Interrupted: a signal came.
     """
     runtime = fit.runtime
     fit.net.train()
     runtime.seed_epoch(epoch)
-    loader.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
-    averages = Averages()
+    averages, watch = Averages(), _Watch(epoch, fit)
+    taken = fit.midway.go_on(epoch, averages, runtime)
+    states = fit.midway.record["random"] if taken and fit.midway.record else None
+    fit.midway.record = None  # the weights change from here on
+    loader.batch_sampler.set_epoch(epoch, taken)  # type: ignore[union-attr]
     # The last epoch of a budget in steps may end before the loader does.
     total = len(loader) if steps is None else min(steps, len(loader))
-    batches = itertools.islice(loader, total)
-    progress = Progress(batches, f"epoch {epoch + 1}", total=total, quiet=not runtime.is_main)
-    for index, batch in enumerate(progress):
-        with runtime.autocast():
-            loss, metrics = _take(step, fit.net, runtime.to_device(batch))
-        fit.optimizer.zero_grad(set_to_none=True)
-        # Without fp16 the scaler passes loss and step through.
-        fit.scaler.scale(loss).backward()
-        fit.scaler.step(fit.optimizer)
-        fit.scaler.update()
-        averages.add({"Loss": loss, **metrics}, len(batch[0]))
-        # Reading waits for the device: not after every batch
-        if (index + 1) % fit.print_freq == 0:
-            running = averages.read()
-            _check_finite(running, epoch)
-            # The mean since the epoch began, of this process
-            progress.note = f"loss {running['Loss']:.4g}"
+    batches = itertools.islice(loader, total - taken)
+    progress = Progress(
+        batches, f"epoch {epoch + 1}", total=total - taken, quiet=not runtime.is_main
+    )
+    with stopping.after_this_step():
+        for index, batch in enumerate(progress, start=taken):
+            if states and index == taken:  # now that the loader has drawn what it draws
+                runtime.set_random_state(states[runtime.rank])
+            with runtime.autocast():
+                loss, metrics = _take(step, fit.net, runtime.to_device(batch))
+            fit.optimizer.zero_grad(set_to_none=True)
+            # Without fp16 the scaler passes loss and step through.
+            fit.scaler.scale(loss).backward()
+            if watch.skips(index, loss, loader):
+                # A step without gradients changes nothing, and takes its rate of the schedule.
+                fit.optimizer.zero_grad(set_to_none=True)
+                fit.optimizer.step()
+            else:
+                fit.scaler.step(fit.optimizer)
+                fit.scaler.update()
+                averages.add({"Loss": loss, **metrics}, len(batch[0]))
+                watch.see(index, loss)
+            # Reading waits for the device: not after every batch
+            if (index + 1) % fit.print_freq == 0 and averages.samples:
+                running = averages.read()
+                watch.check(running["Loss"], loader)
+                # The mean since the epoch began, of this process
+                progress.note = f"loss {running['Loss']:.4g}"
+            if signal := _ending(runtime, index + 1, total, fit.print_freq):
+                fit.midway.note(epoch, index + 1, averages, runtime)
+                raise stopping.Interrupted(signal)
+    if states and taken == total:
+        runtime.set_random_state(states[runtime.rank])
+    # Before the averages become those of all processes: a signal may come before this is saved.
+    fit.midway.note(epoch, total, averages, runtime)
     means = averages.read(runtime)
-    _check_finite(means, epoch)
+    watch.check(means["Loss"], loader)
     return means
+
+
+class _Watch:
+    """Watch the losses of an epoch: the first one that is not finite is known without waiting."""
+
+    def __init__(self, epoch: int, fit: Fit) -> None:
+        self._epoch, self._fit, self._skipped = epoch, fit, 0
+        self._first = torch.full((), -1, device=fit.runtime.device)
+
+    def see(self, step: int, loss: Tensor) -> None:
+        """Take a step's loss, a scalar."""
+        is_first = (self._first < 0) & ~loss.detach().isfinite()
+        self._first = torch.where(is_first, step, self._first)
+
+    def check(self, loss: float, loader: DataLoader[Any]) -> None:
+        """Refuse to go on with a mean loss that is infinite or NaN.
+
+        Raises:
+            DivergedError: it is so; the message has the first step and the files of its batch.
+        """
+        if not math.isfinite(loss):
+            raise DivergedError(
+                f"the loss became {loss} in {self._where(int(self._first), loader)}: lower --lr,"
+                " switch --amp off, or leave such steps out by --skip_nonfinite N"
+            )
+
+    def skips(self, step: int, loss: Tensor, loader: DataLoader[Any]) -> bool:
+        """Whether a step, whose gradients are there, is left out by all processes; say so.
+
+        Raises:
+            DivergedError: more were left out in this epoch than may be.
+        """
+        if not self._fit.skip_nonfinite:
+            return False
+        runtime, scaler = self._fit.runtime, self._fit.scaler
+        is_bad = ~loss.detach().isfinite()
+        # With fp16 gradients overflow now and then, and the scaler leaves such steps out itself.
+        if not scaler.is_enabled():
+            gradients = [one.grad for one in self._fit.model.parameters() if one.grad is not None]
+            is_bad = is_bad | ~torch.nn.utils.get_total_norm(gradients).isfinite()
+        if not runtime.sum(is_bad.float()).item():
+            return False
+        self._skipped += 1
+        where = self._where(step, loader)
+        if self._skipped > self._fit.skip_nonfinite:
+            raise DivergedError(
+                f"the loss or a gradient is not finite in {where}, and --skip_nonfinite"
+                f" {self._fit.skip_nonfinite} such steps were left out already; lower --lr"
+            )
+        runtime.say(f"note: the loss or a gradient is not finite in {where}, which is left out")
+        return True
+
+    def _where(self, step: int, loader: DataLoader[Any]) -> str:
+        """Name a step and the files of its batch."""
+        names = names_of(loader.dataset, loader.batch_sampler.batch(step))  # type: ignore[union-attr]
+        shown = ", ".join(names[:NAMED]) + (
+            f" and {len(names) - NAMED} more" * (len(names) > NAMED)
+        )
+        return f"epoch {self._epoch + 1}, step {step + 1} ({shown})"
+
+
+def _ending(runtime: Runtime, taken: int, total: int, print_freq: int) -> int:
+    """Give the signal by which all processes end after this step, or 0."""
+    if runtime.world_size == 1:
+        return stopping.asked()
+    # Asking the others costs a message: not after every batch
+    if taken % print_freq and taken < total:
+        return 0
+    signals = runtime.gather(stopping.asked())
+    return max(signals)
 
 
 @torch.no_grad()
@@ -339,16 +513,3 @@ def _take(
             f"a batch of {len(batch[0])} image has one value a channel and BatchNorm needs more: "
             "choose another --batch_size"
         ) from None
-
-
-def _check_finite(means: dict[str, float], epoch: int) -> None:
-    """Refuse to go on with a loss that is infinite or NaN.
-
-    Raises:
-        InputError: it is so.
-    """
-    if not math.isfinite(means["Loss"]):
-        raise InputError(
-            f"the loss became {means['Loss']} in epoch {epoch + 1}: lower --lr or switch --amp off;"
-            " earlier checkpoints are untouched"
-        )

@@ -105,7 +105,7 @@ def check(
     difference = fitted.differs(source) if source else None
     for name, value in settings.items():
         if difference is None and name in stored and not (name == "epochs" and extendable):
-            if _agrees(stored, name, value):
+            if agrees(stored, name, value):
                 continue
             difference = f"{name} {stored[name]} instead of {value}"
     if difference:
@@ -140,7 +140,7 @@ def check_images(
             )
 
 
-def _agrees(stored: Mapping[str, Any], name: str, value: Any) -> bool:
+def agrees(stored: Mapping[str, Any], name: str, value: Any) -> bool:
     """Whether recorded settings have this value; a factory's file may be moved (`same_arch`)."""
     if name not in stored:
         return False
@@ -175,6 +175,6 @@ def twin(path: Path, settings: Mapping[str, Any]) -> Path | None:
     for other in sorted(path.parent.glob("checkpoint_*.pth.tar")):
         with contextlib.suppress(InputError):  # a file that cannot be read is no twin
             stored = checkpoint.load(other, mmap=True).get("settings", {})
-            if {name for name in settings if not _agrees(stored, name, settings[name])} == {"seed"}:
+            if {name for name in settings if not agrees(stored, name, settings[name])} == {"seed"}:
                 return other
     return None

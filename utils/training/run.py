@@ -4,17 +4,17 @@ The loop itself stays in the script, where a reader looks for it:
 
     run = Run(path, settings, epochs, runtime, log_folder=folder, resume="auto")  # before decoding
     run.restore(fit)                                # after the model has the weights of `run.state`
-    with run:
+    with run.keeping(fit, state):                   # state(epochs): what a run goes on from
         for epoch in run.epochs():
-            metrics = train_one_epoch(fit, loader, step, epoch)
+            metrics = train_one_epoch(fit, loader, step, epoch)   # a signal ends it after a step
             if run.is_due_to_validate(epoch):
                 metrics |= validate(...)
                 run.measured(main_accuracy(metrics, "val_"))
             run.write(epoch, metrics)
-            run.save(epoch, fit.state(epoch + 1, **run.accuracies, ...))
+            run.save(epoch, state(epoch + 1))
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +135,10 @@ class Run:
         self._stage_epochs, self._epochs = epochs, epochs * stages
         self._val_epoch, self._save_epoch = val_epoch, save_epoch
         self._elsewhere, self._again = elsewhere, again
+        self._state: Callable[[int], checkpoint.State] | None = None
+        self._fit: Fit | None = None
+        self._before = (self.acc1, self.best_acc1)
+        self._is_chosen = start_epoch is not None  # the first epoch: it begins anew
 
     @property
     def has_best(self) -> bool:
@@ -155,6 +159,12 @@ class Run:
         if self.resumed is None:
             return
         fit.restore(self.state, self.resumed)
+        midway = self.state.get("midway")
+        if midway and not self._is_chosen and self._is_this_run():
+            fit.midway.record = midway
+            self.runtime.say(
+                f"going on in epoch {self.start_epoch + 1}, after {midway['step']} of its steps"
+            )
         if not self.is_finished:
             # A run that is extended differs in `epochs` alone.
             planned = self.state.get("settings", {}).get("epochs", self._stage_epochs)
@@ -162,6 +172,27 @@ class Run:
             self.runtime.say(
                 f"going on after epoch {self.start_epoch} of {self._epochs}: {self.resumed}{longer}"
             )
+
+    def _is_this_run(self) -> bool:
+        """Whether the checkpoint is of this run; another one's order and rates are others."""
+        stored, settings = self.state.get("settings", {}), self.settings
+        return all(
+            name == "epochs" or (name in stored and resuming.agrees(stored, name, value))
+            for name, value in settings.items()
+        )
+
+    def keeping(self, fit: Fit, state: Callable[[int], checkpoint.State]) -> "Run":
+        """Let an interruption save what is not saved yet, also within an epoch.
+
+        Args:
+            fit: knows where the epoch in hand was left.
+            state: the number of finished epochs → what a run goes on from.
+
+        Returns:
+            This run, to be opened by `with`.
+        """
+        self._fit, self._state = fit, state
+        return self
 
     def __enter__(self) -> "Run":
         self.log = RunLog(
@@ -176,13 +207,31 @@ class Run:
         self.log.__enter__()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        self.log.__exit__(kind, *rest)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, *rest: object
+    ) -> None:
+        try:
+            if kind is not None and issubclass(kind, KeyboardInterrupt):
+                self._save_midway()
+        finally:
+            self.log.__exit__(kind, error, *rest)
+
+    def _save_midway(self) -> None:
+        """Save the epoch in hand as far as it is, if nothing of it is saved."""
+        if self._state is None or self._fit is None or self._fit.midway.record is None:
+            return
+        midway = self._fit.midway.record
+        # The accuracies of this epoch are measured anew: else the best one would not be the best.
+        self.acc1, self.best_acc1 = self._before
+        if self.runtime.is_main:
+            state = self._state(midway["epoch"]) | {"midway": midway}
+            checkpoint.save(self.path, self.record | state)
+            self.log.saved(self.path, midway["epoch"], midway["step"])
 
     def epochs(self) -> Iterator[int]:
         """Yield the numbers of the remaining epochs, counted from 0 over all stages."""
         for epoch in range(self.start_epoch, self._epochs):
-            self.is_best = False
+            self.is_best, self._before = False, (self.acc1, self.best_acc1)
             yield epoch
 
     def is_due_to_validate(self, epoch: int) -> bool:
@@ -234,3 +283,5 @@ class Run:
         if self.runtime.is_main:
             checkpoint.save(self.path, self.record | state)
             self.log.saved(self.path, trained)
+        if self._fit is not None:
+            self._fit.midway.record = None  # it is saved

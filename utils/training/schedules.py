@@ -89,9 +89,14 @@ def warm_up(lr: float, epoch: int, epochs: int, steps: int) -> list[float]:
 
 
 @contextlib.contextmanager
-def each_step(optimizer: Optimizer, rates: Sequence[float]) -> Iterator[None]:
-    """Give each step that an optimiser takes meanwhile the next rate; without rates, do nothing."""
-    waiting = iter(rates)
+def each_step(optimizer: Optimizer, rates: Sequence[float], taken: int = 0) -> Iterator[None]:
+    """Give each step that an optimiser takes meanwhile the next rate; without rates, do nothing.
+
+    `taken` steps had their rates already.
+    """
+    waiting = iter(rates[taken:])
+    if rates and taken:
+        set_learning_rate(optimizer, rates[taken - 1])
     hook = (
         # A hook, since the loop over batches knows no schedule.
         optimizer.register_step_pre_hook(lambda *_: set_learning_rate(optimizer, next(waiting)))

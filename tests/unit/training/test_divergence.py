@@ -1,14 +1,20 @@
 """What diverged is neither saved nor read, and an optimiser takes no moments of other shapes."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import Dataset
 
 from models.trans_net import TransNet, load_trans_net
+from tests.mistakes import refused
 from utils import checkpoint
-from utils.errors import InputError
+from utils.data.loaders import Part, make_loader
+from utils.errors import DivergedError, InputError
+from utils.runs import RunLog
 from utils.runtime import Runtime
-from utils.training.engine import Fit, make_optimizer
+from utils.training.engine import Fit, make_optimizer, train_one_epoch
 
 CPU = Runtime(torch.device("cpu"), (), 0, 1, None, False, 0)
 
@@ -62,3 +68,56 @@ def test_a_trans_net_that_diverged_is_refused(tmp_path):
     checkpoint.save(tmp_path / "g.pth.tar", state)
     with pytest.raises(InputError, match="not finite"):
         load_trans_net(tmp_path / "g.pth.tar")
+
+
+class Rows(Dataset):
+    """Rows of which one has a value that is not finite; each is named by a file."""
+
+    def __init__(self, bad=7):
+        self.paths = [f"{number}.jpg" for number in range(12)]
+        self.values = torch.ones(12, 3)
+        self.values[bad] = torch.inf
+
+    def __len__(self):
+        return 12
+
+    def __getitems__(self, indices):
+        return self.values[indices], torch.tensor(indices)
+
+
+def mean_square(net, x, _):
+    loss = net(x).square().mean()
+    return loss, {"Square": loss}
+
+
+@pytest.mark.parametrize("print_freq", [1, 10])
+def test_the_first_step_that_diverged_is_named_with_its_files(print_freq):
+    fit = replace(fit_of(nn.Linear(3, 2)), print_freq=print_freq)
+    loader = make_loader(Part(Rows(bad=7), range(2, 12)), 2)  # rows 2 … 11: 7 is in the third step
+    with refused("epoch 1", "step 3", "6.jpg", "7.jpg", "--skip_nonfinite", kind=DivergedError):
+        train_one_epoch(fit, loader, mean_square, 0)
+
+
+def test_steps_that_are_not_finite_are_left_out_where_that_is_allowed(capsys):
+    fit, other = fit_of(nn.Linear(3, 2)), fit_of(nn.Linear(3, 2))
+    other.model.load_state_dict(fit.model.state_dict())
+    loader = make_loader(Rows(bad=11), 4)
+    metrics = train_one_epoch(replace(fit, skip_nonfinite=1), loader, mean_square, 0)
+    assert "11.jpg" in capsys.readouterr().out
+    # As if the last step were not there; Adam's count of steps too
+    assert metrics == train_one_epoch(other, make_loader(Rows(bad=11), 4), mean_square, 0, steps=2)
+    assert torch.equal(fit.model.weight, other.model.weight)
+    with refused("--skip_nonfinite", 1, kind=DivergedError):
+        train_one_epoch(replace(fit, skip_nonfinite=1), make_loader(Rows(), 1), nan_loss, 1)
+
+
+def nan_loss(net, x, _):
+    loss = net(x).sum() * torch.nan
+    return loss, {"Square": loss}
+
+
+def test_the_log_says_which_checkpoint_is_the_last_good_one(tmp_path):
+    log = RunLog(tmp_path / "log", 3)
+    with refused(tmp_path / "a.pth.tar", "2 of 3", kind=DivergedError), log:
+        log.saved(tmp_path / "a.pth.tar", 2)
+        raise DivergedError("the loss became nan")

@@ -221,6 +221,7 @@ def check_series(series: Series, arch: str, teacher: Path | None, runtime: Runti
         # `open_run` raises where a file is another run's; what it finds is read when its turn
         # comes.
         run = open_run(series, arch, generation, runtime, **settings)
+        # The hash of a teacher that is still to be trained is not known: it is not compared.
         settings = {"teacher": sha256(run.path)} if run.is_finished else {}
 
 

@@ -408,6 +408,7 @@ class Kept:
         self.runtime = runtime
         if self.path and self.path.exists():
             stored = checkpoint.load(self.path)
+            # Fits of another Trans-Net, seed or other features are not taken up, and are replaced.
             if stored.get("identity") == self.state["identity"]:
                 self.state = stored
 
@@ -460,6 +461,7 @@ def beside_untrained(which: str, direction: Direction, seed: int, runtime: Runti
     shape = train.shape_a if of_a else train.shape_b
 
     def paired(features: opening.Features) -> Pairing:
+        # Its features are not stored: the images pass through it once more.
         rows = opening.features_anew(data, features, head, runtime, shape)
         return Pairing(features, x=rows) if of_a else Pairing(features, target=rows)
 
@@ -676,6 +678,7 @@ def still_known(
     if answers is None:
         return knowledge_record({}, notes)
     senders = {SENT: direction.net, WITHIN: fits[NULL].net}
+    # The true pairs were fitted once more from another seed: their linear layer is the reference.
     senders |= {LINEAR: fits[SEED].linear_net} if SEED in fits else {}
     # One pass answers for all senders that read A's stored features.
     with torch.no_grad():

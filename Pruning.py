@@ -324,6 +324,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     images, val_images = (opening.decoded(data, split, runtime) for split in (images, val_images))
     val_loaders = opening.validation_loaders(data, val_images, runtime)
     before = main_accuracy(validate(runtime.parallel(model), val_loaders, runtime), "val_")
+    # Each factor reads the original anew; this one would only take memory.
     del model
     reports = [
         compress(run, before, images, val_images, val_loaders, compression, runtime)

@@ -552,6 +552,7 @@ def fit_groups(
 def alike_in(kind: Kind, members: Sequence[Member]) -> list[Any]:
     """Give the files of the Trans-Nets that differ in depth alone from those of a kind."""
     alike = {"reverse": kind.reverse, "initial_seed": kind.seed}
+    # Adding what a file says already changes nothing.
     return [member.path for member in members if member.settings | alike == member.settings]
 
 

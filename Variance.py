@@ -417,11 +417,14 @@ def measure(
             x, target = features[::-1] if direction.is_back else features
             (decomposition, *others), names = of_nets, map(sender_name, direction.nets)
             components, residual = decomposition(x, target)
+            # Replicas are joined along the images, so these come first here; moments take orders
+            # first.
             moments[0].update(components.transpose(0, 1), residual, numbers, labels)
             # g(x) is x* less what is not reconstructed.
             sent = {next(names): target - residual}
             for net, name, of_net in zip(others, names, moments[1:]):
                 sent[name] = output = net(x)
+                # g(x) as the only component: deeper ones are asked for their instability alone.
                 of_net.update(output[None], target - output, numbers)
             if answers is not None:
                 answers.update(x, target, sent, labels, numbers)

@@ -94,7 +94,11 @@ def build_parser() -> Parser:
         ),
     )
     group.add_argument(
-        "--arch_references", type=architecture, metavar="ARCH", help="of these; default: B's"
+        "--arch_references",
+        nargs="+",
+        type=architecture,
+        metavar="ARCH",
+        help="one of all these, or one of each; default: B's",
     )
     group = parser.add_argument_group("how much is computed")
     group.add_argument(
@@ -177,7 +181,7 @@ class AskedOptions(Group):
         nets: checkpoints of A and B, or of more.
         references: of nets of B's recipe; None: none.
         arch: the architecture of all, where an option names it.
-        arch_A, arch_B, arch_references: of A, of B, and of the references.
+        arch_A, arch_B, arch_references: of A, of B, and of all references or of each.
         images: folder of the images.
         at: layers by name, [ALL], or None: the ends of the stages.
         at2: those of B, where they differ.
@@ -190,7 +194,7 @@ class AskedOptions(Group):
     arch: str | None
     arch_A: str | None
     arch_B: str | None
-    arch_references: str | None
+    arch_references: list[str] | None
     images: str
     at: list[str] | None
     at2: list[str] | None
@@ -222,7 +226,10 @@ class AskedOptions(Group):
     def archs(self) -> list[str | None]:
         """The architectures that options name, of each of `files`."""
         named = [self.arch_A, self.arch_B, *[None] * len(self.nets)][: len(self.nets)]
-        named += [self.arch_references or self.arch_B] * len(self.references or [])
+        # One of all references, or one of each
+        of_references: list[str | None] = [*(self.arch_references or ())] or [self.arch_B]
+        count = len(self.references or [])
+        named += of_references if len(of_references) == count else of_references[:1] * count
         return [of_net or self.arch for of_net in named]
 
     @property
@@ -280,6 +287,11 @@ def check_options(parser: Parser, args: Namespace) -> None:
         parser.error(
             f"--references {args.references[0]} does not say what differs between seeds; name"
             f" {LEAST_REFERENCES} nets or more"
+        )
+    elif args.arch_references and len(args.arch_references) not in (1, len(args.references)):
+        parser.error(
+            f"--arch_references names {len(args.arch_references)} architectures of"
+            f" {len(args.references)} nets; name one, or one of each"
         )
     if args.quick:
         parser.refuse_without_effect(args, ["shuffles", "permutations"], "beside --quick")

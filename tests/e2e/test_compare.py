@@ -231,7 +231,12 @@ def test_one_class(nets, photos, tmp_path):
         ("--at all,stage:1", 2, ["--at", "all"]),
         ("--references {nets}/other.pth --quick", 2, ["--references", "other.pth"]),
         ("--references {nets}/other.pth {nets}/B.pth --quick", 1, ["--references", "B.pth"]),
-        ("--arch_references vgg11", 2, ["--arch_references"]),
+        ("--arch_references vgg11 --quick", 2, ["--arch_references"]),
+        (
+            "--references {nets}/other.pth {nets}/B.pth --arch_references vgg11 vgg13 vgg16 --quick",
+            2,
+            ["--arch_references", "3", "2"],
+        ),
     ],
 )
 def test_bad_options(line, code, words, nets, photos, tmp_path, capsys):

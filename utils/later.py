@@ -21,11 +21,16 @@ class Later:
 
     def __getattr__(self, name: str) -> Any:
         module = importlib.import_module(self._name)
-        return (
-            getattr(module, name)
-            if hasattr(module, name)
-            else importlib.import_module(f"{self._name}.{name}")
-        )
+        if hasattr(module, name):
+            return getattr(module, name)
+        inside = f"{self._name}.{name}"
+        try:
+            return importlib.import_module(inside)
+        except ModuleNotFoundError as error:
+            if error.name != inside:
+                raise  # the module is there, and misses another one
+            # As of any object: `hasattr` and what looks into modules (doctest, inspect) go on.
+            raise AttributeError(f"module {self._name} has no {name}") from None
 
 
 if TYPE_CHECKING:

@@ -18,6 +18,9 @@ def test_a_module_inside_is_loaded_too():
     assert Later("xml").sax.handler.ContentHandler
 
 
-def test_a_missing_name_is_named():
-    with pytest.raises(ModuleNotFoundError, match=r"json\.nothing"):
-        _ = Later("json").nothing
+@pytest.mark.parametrize("name", ["json", "colorsys"])  # a package, a single file
+def test_a_missing_name_is_missing_as_of_any_object(name):
+    with pytest.raises(AttributeError) as caught:
+        _ = Later(name).nothing
+    assert name in str(caught.value) and "nothing" in str(caught.value)
+    assert not hasattr(Later(name), "__wrapped__")

@@ -1,21 +1,22 @@
 """The power of the gate: how often harmless changes of a net fail, and how often harm is caught.
 
-    python -m benchmarks.bench_gate FOLDER
+    python -m benchmarks.bench_gate FOLDER --lines FILE.jsonl
 
 A published ResNet-56 of CIFAR-10 is changed and compared with itself, with the features in memory.
 Harm costs at most half a point of accuracy on the held-out images: where a draw costs more, it is
-halved, and drawn anew. Beside the gate stand an interval of the difference in accuracy, McNemar's
-exact test of the flips, and each part of the gate alone. Layers before the first change are
-compared once. Prints Markdown.
+halved, and drawn anew. Every draw is one line of FILE.jsonl; what stands there is not drawn again.
+Beside the gate stand an interval of the difference in accuracy, McNemar's exact test of the flips,
+and each part of the gate alone. Layers before the first change are compared once. Prints Markdown.
 """
 
 import argparse
+import contextlib
 import copy
 import io
-import sys
+import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,10 +32,11 @@ from consistency.bootstrap import accuracy
 from consistency.compared import ComparedImages, ComparedLayer, ComparedNet, equality
 from consistency.comparison import Comparing, Effort, Work, direction_entry, shared_of
 from consistency.gate import Policy, Verdict, decide, mcnemar
+from utils.features.layers import averaged
 from utils.kept import Kept
 
 FIT, HELD = 20, 100  # images a class: that regressions are fitted to, and held out
-STAGES = 3
+STAGES, SIDE = 3, 8  # and positions to a side, to which maps are averaged as Compare.py does
 MOST_COST = 0.5  # points of accuracy
 EFFORT = Effort(shuffles=1, resamples=1000, knowledge=None)
 LEVEL = 0.05  # of the tests beside the gate
@@ -247,13 +249,6 @@ OTHER: dict[str, Callable[..., Change]] = {
     "8 bits a weight, by filter": quantised,
 }
 ONCE = ("float16", *OTHER)  # the same in every draw
-AT_THE_END = ("saved again", "one class's row damaged")  # only the last layer is computed anew
-# Through all stages, which takes some three times as long as the last one alone.
-THROUGH = (
-    *(kind for kind in HARMLESS if kind not in AT_THE_END),
-    *OTHER,
-    "30 % pruned, all stages",
-)
 
 
 class Bench:
@@ -300,15 +295,13 @@ class Bench:
 
     def compared(self, label: str, seen: Seen) -> ComparedNet:
         """Give a net as a comparison takes it."""
-        layers = [
-            ComparedLayer(
-                *(f"stage{number}", number, number / STAGES, tuple(held_out.shape[1:])),
-                *(fitted, held_out, identity),
+        layers = []
+        for number, (maps, identity) in enumerate(zip(seen.maps, seen.identities), 1):
+            fitted, held_out = (averaged(of_split, (SIDE, SIDE)) for of_split in maps)
+            shape, depth = tuple(maps[1].shape[1:]), number / STAGES
+            layers.append(
+                ComparedLayer(f"stage{number}", number, depth, shape, fitted, held_out, identity)
             )
-            for number, ((fitted, held_out), identity) in enumerate(
-                zip(seen.maps, seen.identities), 1
-            )
-        ]
         return ComparedNet(label, label, {}, seen.logits, layers)
 
     def verdict(self, change: Change, seen: Seen, policy: Policy) -> Verdict:
@@ -328,17 +321,40 @@ class Bench:
 
 
 class Drawn(NamedTuple):
-    """What one changed net gave."""
+    """What one changed net gave; plain values, a line of the file.
 
-    verdict: Verdict
+    Attributes:
+        kind: of the change.
+        seed: of the draw.
+        verdict: "pass", "cannot say" or "knowledge lost".
+        unchanged: nothing changed, the gate says.
+        by: which parts of the gate found that knowledge was lost: "features", "answers".
+        cost: points of accuracy.
+        accuracy_tells: the interval of the difference in accuracy is above 0.
+        mcnemar_tells: there are more negative than positive flips by McNemar's exact test.
+        lost: most of a stage, and of the bits of answers.
+        seconds: of the processor.
+    """
+
+    kind: str
+    seed: int
+    verdict: str
+    unchanged: bool
+    by: list[str]
     cost: float
     accuracy_tells: bool
     mcnemar_tells: bool
+    lost: dict[str, float]
+    seconds: float
+
+
+PARTS = ("features", "answers")  # beginnings of the names of the gate's checks
 
 
 def draw(bench: Bench, kind: str, seed: int, policy: Policy) -> Drawn:
     """Change the net, compare it, and decide."""
     generator, severity = torch.Generator().manual_seed(seed), 1.0
+    began = time.process_time()
     while True:
         is_harm = kind in HARM
         change = (
@@ -356,47 +372,67 @@ def draw(bench: Bench, kind: str, seed: int, policy: Policy) -> Drawn:
     interval = accuracy(*(part.double().numpy() for part in hits))
     # What only the old net has right, and what only the new one has
     negative, positive = (int((hits[i] & ~hits[1 - i]).sum()) for i in (0, 1))
-    tells = interval.low is not None and interval.low > 0
-    return Drawn(verdict, cost, tells, negative > positive and mcnemar(negative, positive) < LEVEL)
+    return Drawn(
+        kind,
+        seed,
+        verdict.verdict,
+        verdict.unchanged,
+        [part for part in PARTS if is_lost(verdict, part)],
+        cost,
+        interval.low is not None and interval.low > 0,
+        negative > positive and mcnemar(negative, positive) < LEVEL,
+        {part: most_lost(verdict, part) for part in PARTS},
+        time.process_time() - began,
+    )
+
+
+def is_lost(verdict: Verdict, part: str) -> bool:
+    """Say whether a part of the gate found that knowledge was lost."""
+    return any(
+        check.verdict == "knowledge lost" and check.name.startswith(part)
+        for check in verdict.checks
+    )
+
+
+def most_lost(verdict: Verdict, part: str) -> float:
+    """Give the most that a part of the gate found lost: 1 less its smallest number."""
+    values = [
+        check.value.value
+        for check in verdict.checks
+        if check.name.startswith(part) and check.value and check.value.value is not None
+    ]
+    return 1 - min(values)
 
 
 def row(kind: str, draws: Sequence[Drawn]) -> str:
     """Lay out what the draws of a kind gave."""
 
-    def percent(tells: Iterator[bool]) -> str:
+    def percent(tells: Iterable[bool]) -> str:
         return f"{100 * np.mean(list(tells)):.0f}"
-
-    def failed(drawn: Drawn, beginning: str) -> bool:
-        checks = drawn.verdict.checks
-        return any(
-            check.verdict == "knowledge lost" and check.name.startswith(beginning)
-            for check in checks
-        )
-
-    def losses(beginning: str) -> str:
-        lowest = [
-            min(
-                check.value.value
-                for check in drawn.verdict.checks
-                if check.name.startswith(beginning)
-                and check.value is not None
-                and check.value.value is not None
-            )
-            for drawn in draws
-        ]
-        return f"{1 - max(lowest):.1e} … {1 - min(lowest):.1e}"
 
     cells = [kind, str(len(draws))]
     for outcome in ("pass", "cannot say", "knowledge lost"):
-        cells.append(percent(drawn.verdict.verdict == outcome for drawn in draws))
-    cells.append(percent(drawn.verdict.unchanged for drawn in draws))
-    cells += [percent(failed(drawn, name) for drawn in draws) for name in ("features", "answers")]
+        cells.append(percent(drawn.verdict == outcome for drawn in draws))
+    cells.append(percent(drawn.unchanged for drawn in draws))
+    cells += [percent(part in drawn.by for drawn in draws) for part in PARTS]
     cells.append(percent(drawn.accuracy_tells for drawn in draws))
     cells.append(percent(drawn.mcnemar_tells for drawn in draws))
     costs = [drawn.cost for drawn in draws]
     cells.append(f"{min(costs):+.2f} … {max(costs):+.2f}")
-    cells += [losses(name) for name in ("features", "answers")]
+    for part in PARTS:
+        lost = [drawn.lost[part] for drawn in draws]
+        cells.append(f"{min(lost):.1e} … {max(lost):.1e}")
     return f"| {' | '.join(cells)} |"
+
+
+def read_lines(file: Path) -> dict[tuple[str, int], Drawn]:
+    """Read the draws of earlier runs, by kind and seed; a line that was cut off is left out."""
+    draws = {}
+    for line in file.read_text().splitlines() if file.exists() else ():
+        with contextlib.suppress(json.JSONDecodeError):
+            drawn = Drawn(**json.loads(line))
+            draws[drawn.kind, drawn.seed] = drawn
+    return draws
 
 
 HEAD = """\
@@ -411,9 +447,10 @@ def main(argv: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path, help="where zoo/ and CIFAR10_mini/ lie")
-    parser.add_argument("--draws", type=int, default=100, help="of changes of the last layer")
-    parser.add_argument("--late", type=int, default=100, help="draws of changes of the last stage")
-    parser.add_argument("--through", type=int, default=100, help="draws of changes of all stages")
+    parser.add_argument("--draws", type=int, default=100, help="of each kind of change")
+    parser.add_argument(
+        "--lines", type=Path, required=True, metavar="FILE", help="one JSON line a draw"
+    )
     every = (*HARMLESS, *HARM, *OTHER)
     parser.add_argument(
         "--kinds", nargs="+", choices=every, default=list(every), metavar="KIND", help="of changes"
@@ -421,25 +458,27 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     where = ran_on(__file__, argv, "torch", "scipy")
-    policy = Policy()
-    began = time.process_time()
-    with tempfile.TemporaryDirectory() as kept:
-        bench = Bench(args.folder, Path(kept))
-        top1 = 100 * float(bench.hits(bench.old).double().mean())
-        print(
-            f"ResNet-56, top1 {top1:.2f} % on {10 * HELD:,} held-out images; {10 * FIT:,} fitted;"
-            f" policy {policy.record()}\n\n{HEAD}"
-        )
-        rows = dict[str, str]()
-        # What is quick comes first, so that a mistake shows early; the table has its own order.
-        for kind in sorted(args.kinds, key=lambda name: (name in THROUGH, name not in AT_THE_END)):
-            count = args.through if kind in THROUGH else args.late
-            count = 1 if kind in ONCE else args.draws if kind in AT_THE_END else count
-            draws = [draw(bench, kind, seed, policy) for seed in range(count)]
-            rows[kind] = row(kind, draws)
-            print(f"{time.process_time() - began:.0f} s: {rows[kind]}", file=sys.stderr, flush=True)
-        print("\n".join(rows[kind] for kind in every if kind in rows))
-    print(f"\n{time.process_time() - began:.0f} s of the processor. {where}")
+    policy, draws = Policy(), read_lines(args.lines)
+    # All kinds of a seed before the next seed, so that a run that is stopped has as many of each.
+    wanted = [
+        (kind, seed)
+        for seed in range(args.draws)
+        for kind in args.kinds
+        if seed == 0 or kind not in ONCE
+    ]
+    if missing := [key for key in wanted if key not in draws]:
+        with tempfile.TemporaryDirectory() as kept, args.lines.open("a") as file:
+            bench = Bench(args.folder, Path(kept))
+            for kind, seed in missing:
+                drawn = draws[kind, seed] = draw(bench, kind, seed, policy)
+                file.write(json.dumps(drawn._asdict()) + "\n")
+                file.flush()
+    print(f"Policy {policy.record()}\n\n{HEAD}")
+    for kind in every:
+        if of_kind := [drawn for drawn in draws.values() if drawn.kind == kind]:
+            print(row(kind, of_kind))
+    seconds = sum(drawn.seconds for drawn in draws.values())
+    print(f"\n{seconds:.0f} s of the processor. {where}")
 
 
 if __name__ == "__main__":

@@ -6,11 +6,12 @@ class alone stand beside it (the null), and the net itself (the ceiling). The fo
 compare.json, compare.csv, answers.npz and page.html, which begins with the answer.
 
 What is computed is kept in --out/cache, by the contents of nets and images. The second run takes it
-from there, and an interrupted one goes on.
+from there, and an interrupted one goes on. Under torchrun processes share the pairs of an atlas.
 """
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -103,6 +104,21 @@ def build_parser() -> Parser:
     group = parser.add_argument_group("how much is computed")
     group.add_argument(
         "--quick", action="store_true", help="leave the nulls out; class means take their place"
+    )
+    group.add_argument(
+        "--thorough",
+        action="store_true",
+        help=(
+            "beside each linear layer fit a solved Trans-Net and its null, until more steps change"
+            " nothing: hours"
+        ),
+    )
+    group.add_argument(
+        "--depth",
+        type=whole(2),
+        default=3,
+        metavar="LAYERS",
+        help="linear layers of these Trans-Nets",
     )
     group.add_argument(
         "--side",
@@ -278,8 +294,9 @@ def check_options(parser: Parser, args: Namespace) -> None:
         of_two = ["at2", "arch_A", "arch_B", "normalisation1", "normalisation2", "permutations"]
         gate = ["gate", "fail_below", "fail_above_flips"]
         references = ["references", "arch_references"]
+        deep = ["thorough", "depth"]
         parser.refuse_without_effect(
-            args, [*of_two, *references, *gate], "beside more than two nets"
+            args, [*of_two, *references, *gate, *deep], "beside more than two nets"
         )
     if not args.references:
         parser.refuse_without_effect(args, ["arch_references"], "without --references")
@@ -294,7 +311,10 @@ def check_options(parser: Parser, args: Namespace) -> None:
             f" {len(args.references)} nets; name one, or one of each"
         )
     if args.quick:
-        parser.refuse_without_effect(args, ["shuffles", "permutations"], "beside --quick")
+        of_nulls = ["shuffles", "permutations", "thorough", "depth"]
+        parser.refuse_without_effect(args, of_nulls, "beside --quick")
+    if not args.thorough:
+        parser.refuse_without_effect(args, ["depth"], "without --thorough")
     if args.device_ids and len(args.device_ids) > 1:
         parser.error("--device_ids names one GPU here")
 
@@ -318,6 +338,7 @@ from consistency.comparison import Comparing, Effort, Work
 from consistency.comparison_report import Comparison, make_record, weights_of
 from consistency.comparison_tables import measure_atlas, measure_matrix
 from consistency.gate import Policy, Verdict, decide, read_policy
+from consistency.solved import Thorough
 from models.classifiers import read_classifier
 from utils import opening, runs
 from utils.data.images import ImageData, files_side, load_folder
@@ -327,7 +348,6 @@ from utils.kept import Kept
 from utils.normalisation import normalisation_words
 from utils.progress import Meter
 from utils.report.distinction_figures import image_captions, photo_rows, place_rows
-from utils.report.maps import save_figure
 from utils.runtime import Runtime
 
 # Convolutions of few channels take so much longer, for their FLOPs, than products of matrices
@@ -392,7 +412,12 @@ def keep_features(
     runtime: Runtime,
     work: Work,
 ) -> None:
-    """Let every net see every image once, unless its features are there."""
+    """Let every net see every image once, unless its features are there.
+
+    Of several processes each lets some nets see all images.
+    """
+    share, alone = slice(runtime.rank, None, runtime.world_size), runtime.alone()
+    labels, nets = labels[share], nets[share]
     total = sum(map(len, splits))
     # The meter counts FLOPs; one of an unknown count stands for 1 an image.
     costs = [OF_CONVOLUTIONS * of.survey.flops or 1.0 for of in nets]
@@ -412,11 +437,10 @@ def keep_features(
             work.meter.skip(total * cost)
             with work.part(f"features of {label}", cached=True):
                 continue
-        loaders = {
-            identity_of(split): (loader(data, split, runtime), len(split)) for split in splits
-        }
+        loaders = {identity_of(split): (loader(data, split, alone), len(split)) for split in splits}
         with work.part(f"features of {label}"):
-            of.compute(pixels, loaders, runtime, lambda count: work.meter.add(count * cost))  # noqa: B023
+            of.compute(pixels, loaders, alone, lambda count: work.meter.add(count * cost))  # noqa: B023
+    runtime.barrier()
 
 
 def loader(data: DataOptions, images: ImageData, runtime: Runtime) -> Any:
@@ -659,10 +683,13 @@ def compared_net(
 def compare(
     asked: AskedOptions,
     effort: Effort,
+    thorough: Thorough | None,
     nets: Sequence[ComparedNet],
     references: Sequence[ComparedNet],
     images: ComparedImages,
+    held_out: ImageData,
     work: Work,
+    runtime: Runtime,
     typed: str,
 ) -> Comparison:
     """Compare both directions at each pair of layers, or all pairs of more than two nets.
@@ -670,21 +697,26 @@ def compare(
     Args:
         asked: what is compared.
         effort: how much is computed.
+        thorough: how Trans-Nets are fitted besides; None: they are not.
         nets: with their features.
         references: of B's recipe, with their features.
         images: that all of them saw.
+        held_out: the photos of those that are held out.
         work: keeps results, and says how far all is.
+        runtime: the processes that share an atlas.
         typed: the command line, for the report.
     """
     pairs, matrix, atlas, weights = list[dict[str, Any]](), None, None, "different"
     maps = dict[str, Mapping[str, torch.Tensor]]()
+    figures, pictures = dict[str, Any](), list[dict[str, str]]()
     if asked.is_atlas:
-        atlas = measure_atlas(nets, images, effort, work)
+        atlas = measure_atlas(nets, images, effort, work, runtime)
     else:
         with work.part("comparing weights"):
             weights = weights_of(nets[0], nets[1])
-        comparing = Comparing(nets[0], nets[1], images, effort, work, references)
+        comparing = Comparing(nets[0], nets[1], images, effort, work, references, thorough)
         pairs, maps = comparing.pairs(), comparing.maps
+        figures, pictures = comparing.picture(lambda number: held_out.decode([number])[0])
     if asked.has_matrix:
         matrix = measure_matrix(nets[0], nets[1], images, effort, work)
     record = make_record(
@@ -699,12 +731,13 @@ def compare(
         matrix=matrix,
         atlas=atlas,
         references=references,
+        pictures=pictures,
     )
     logits = {net.label: net.logits for net in nets}
-    return Comparison(record, logits, images.held_out, images.paths, maps)
+    return Comparison(record, logits, images.held_out, images.paths, maps, figures)
 
 
-def draw_distinctions(report: Comparison, held_out: ImageData, folder: Path) -> None:
+def draw_distinctions(report: Comparison, held_out: ImageData) -> None:
     """Draw the images most and least lost, and where in them; the report names the pictures."""
     names = [net["name"] for net in report.record["nets"]]
     for way, (sender, receiver) in {"forth": names[:2], "back": names[1::-1]}.items():
@@ -735,7 +768,7 @@ def draw_distinctions(report: Comparison, held_out: ImageData, folder: Path) -> 
             )
             pictures[f"places_{way}.png"] = caption, place_rows(photos, of_places)
         for file, (caption, figure) in pictures.items():
-            save_figure(folder / file, figure)
+            report.pictures[file] = figure
             entry = {"file": file, "caption": caption, "alternative": caption}
             report.record["pictures"].append(entry)
 
@@ -748,7 +781,10 @@ def write(
     out: str,
     runtime: Runtime,
 ) -> Verdict | None:
-    """Print and save the report, and what the gate decided, if there is one."""
+    """Print and save the report, and what the gate decided, if there is one.
+
+    Of several processes the main one does.
+    """
     for net in report.record["nets"]:
         for remark in net["remarks"]:
             runtime.say(f"doubt: {remark}")
@@ -757,9 +793,9 @@ def write(
     runtime.say(str(report))
     # Before saving: the report says it, too
     verdict = decide_by(gate, report, resamples=effort.resamples, seed=effort.seed)
-    for file in report.save(Path(out)):
+    for file in report.save(Path(out)) if runtime.is_main else ():
         runtime.say(f"saved {file} ({in_words(file.stat().st_size)})")
-    if verdict is not None and runtime.is_main:
+    if verdict is not None:
         write_verdict(gate, verdict)
     return verdict
 
@@ -783,17 +819,25 @@ def main(argv: Sequence[str] | None = None) -> Comparison:
     )
     open_policy(gate)  # a wrong one is refused before anything is computed
     runtime = opening.start(RunOptions.of(args), output)
-    if runtime.world_size > 1:
-        raise InputError("Compare.py runs in one process; start it without torchrun")
+    if runtime.world_size > 1 and not asked.is_atlas:
+        raise InputError(
+            "torchrun shares the pairs of more than two nets among its processes; two nets are"
+            " compared in one process: start Compare.py without torchrun"
+        )
+    thorough = None
+    if args.thorough:
+        thorough = Thorough(args.depth, seed=args.seed, runtime=runtime)
 
-    with claim(Path(output.out), elsewhere="--out"):
+    # The main process claims the folder for all of them.
+    with claim(Path(output.out), elsewhere="--out") if runtime.is_main else nullcontext():
         cache = Path(output.out, "cache")
         work = Work(Kept(cache), Meter("compare", quiet=not runtime.is_main))
 
         # What the checkpoints are, and the images at the size that they were made for; hashes of
         # images are kept in the cache, too.
         data_of = partial(DataOptions.of, args, dataset="folder", data_root=str(cache))
-        surveys, data = open_nets(asked, data_of, work)
+        with runtime.main_first():  # it keeps surveys, which the others read
+            surveys, data = open_nets(asked, data_of, work)
         splits, images = open_images(asked.images, data, runtime, work)
 
         # The layers, and every net's features there, from one pass each.
@@ -810,8 +854,9 @@ def main(argv: Sequence[str] | None = None) -> Comparison:
 
         # Both directions at each pair of layers, then the report and the gate.
         typed = command_line("Compare.py", *(sys.argv[1:] if argv is None else argv))
-        report = compare(asked, effort, nets, references, images, work, typed)
-        draw_distinctions(report, splits[1], Path(output.out))
+        both = effort, thorough
+        report = compare(asked, *both, nets, references, images, splits[1], work, runtime, typed)
+        draw_distinctions(report, splits[1])
         verdict = write(report, images, gate, effort, output.out, runtime)
     if verdict is not None and verdict.exit_code:
         raise SystemExit(verdict.exit_code)

@@ -28,6 +28,7 @@ from consistency.compared_nets import (
 )
 from consistency.comparison import Comparing, Effort, Work
 from consistency.comparison_report import Comparison, make_record, weights_of
+from consistency.solved import Thorough
 from models.classifiers import last_layer, read_classifier
 from models.cut_net import CutNet, stand_in_pixels
 from models.layers import Layer
@@ -37,6 +38,7 @@ from utils.data.images import every_second
 from utils.errors import InputError
 from utils.features.layers import averaged
 from utils.provenance import NetSource
+from utils.runtime import Runtime
 
 
 def compare(
@@ -53,6 +55,8 @@ def compare(
     references: Sequence[nn.Module | str | Path] = (),
     arch_references: str | None = None,
     quick: bool = False,
+    thorough: bool = False,
+    depth: int = Thorough.layers,
     permutations: int = 0,
     resamples: int = 1000,
     side: int = 8,
@@ -90,6 +94,8 @@ def compare(
             called where A loses more of it than they do.
         arch_references: theirs; None: B's.
         quick: leave the nulls out; class means take their place.
+        thorough: fit solved Trans-Nets beside the linear references, up to their end.
+        depth: of these, K + 1 linear layers; 2 or more.
         permutations: for the p-values; 0: none.
         resamples: of the held-out images.
         side: maps of more positions are averaged to side × side; 0: never.
@@ -101,8 +107,12 @@ def compare(
 
     Raises:
         InputError: there are no such layers, too few images, one reference, or values that are not
-            finite.
+            finite; or options contradict each other.
     """
+    if thorough and (quick or depth < 2):
+        raise InputError(
+            f"thorough=True needs nulls and a depth of 2 or more, not quick={quick}, depth={depth}"
+        )
     if 0 < len(references) < LEAST_REFERENCES:
         raise InputError(
             f"{len(references)} reference net does not say what differs between seeds; give"
@@ -160,21 +170,25 @@ def compare(
     )
     # Measure, and write down what was compared with which effort.
     work = Work()
-    comparing = Comparing(nets[0], nets[1], of_images, effort, work, of_references)
+    runtime = Runtime(device, (), 0, 1, None, False, seed)
+    how = Thorough(depth, seed=seed, runtime=runtime) if thorough else None
+    comparing = Comparing(nets[0], nets[1], of_images, effort, work, of_references, how)
+    pairs = comparing.pairs()
+    figures, pictures = comparing.picture()
     record = make_record(
         nets,
         of_images,
-        pairs=comparing.pairs(),
+        pairs=pairs,
         weights=weights_of(*nets),
         parts=work.parts,
         command="consistency.compare",
         resamples=resamples,
         seed=seed,
         references=of_references,
+        pictures=pictures,
     )
-    return Comparison(
-        record, {net.label: net.logits for net in nets}, of_images.held_out, maps=comparing.maps
-    )
+    logits = {net.label: net.logits for net in nets}
+    return Comparison(record, logits, of_images.held_out, maps=comparing.maps, pictures=figures)
 
 
 def _images_of(batch: Any) -> Tensor:

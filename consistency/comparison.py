@@ -3,7 +3,8 @@
 Of each pair of layers the linear reference is fitted both ways (`consistency.permutation`), with
 pairs shuffled within the class (the null) and A → A (the ceiling) beside it. What both nets share
 is the smaller consistency of both ways. Where a target's maps are whole, B's tail answers to g(x),
-which says how much of what B knows arrives.
+which says how much of what B knows arrives. On request solved Trans-Nets stand beside the linear
+reference (`consistency.solved`).
 
 A layer is factorised once for all of its targets. Every direction is kept as soon as it is
 computed, so that an interrupted comparison goes on.
@@ -11,9 +12,9 @@ computed, so that an interrupted comparison goes on.
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from consistency import several
 from consistency.bootstrap import Interval, bootstrap
-from consistency.calibration import instability_of, permutations
+from consistency.calibration import consistency_interval, instability_of, permutations
 from consistency.compared import (
     ComparedImages,
     ComparedLayer,
@@ -41,11 +42,17 @@ from consistency.factorised_ridge import take
 from consistency.floors import ClassMoments, class_shares
 from consistency.knowledge import Knowledge, measure_knowledge
 from consistency.permutation import calibrated, permuted_sums
+from consistency.shown_channels import ShownChannels, can_be_shown, channel_picture
 from consistency.similarity import ImageRows, image_rows, image_similarities
+from consistency.solved import NULL, TRUE, SolvedFits, Thorough
+from consistency.variance_report import depth_rows
 from models.tail import FrozenTail
 from utils.errors import InputError
 from utils.kept import Kept
 from utils.progress import Meter
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 VERSION = 2  # of what is kept; a change of what is computed raises it
 KINDS = ("observed", "null", "ceiling")
@@ -294,6 +301,7 @@ def measure_direction(
     by_class: bool = True,
     distinctions_of: Kinds | None = None,
     references: Sequence[Tensor] = (),
+    shown_image: int | None = None,
 ) -> dict[str, Any]:
     """Fit one direction, x → target, and measure what it leaves.
 
@@ -308,10 +316,11 @@ def measure_direction(
         distinctions_of: measure which of the images' classes, or of B's answers, B alone tells
             apart, by its tail; None: it is left out.
         references: what `send` gives of each net of B's recipe, against which pairs are called.
+        shown_image: the held-out image whose best and worst channels are kept; None: none.
 
     Returns:
         "sums" per image of `KINDS`, (N', 2) each; "intervals", "p", "ridge"; "floor", "between",
-        "within"; "knowledge", "distinctions", its "maps" (see `places_and_directions`) and
+        "within"; "knowledge", "distinctions", its "maps" (see `places_and_directions`), "shown" and
         "notes".
 
     Raises:
@@ -336,7 +345,15 @@ def measure_direction(
         tail=tail,
         keeps_maps=asks_distinctions,
     )
-    errors = regression.observed(watched if by_class or tail is not None else None)
+    channels = ShownChannels(mean, source.size, shown_image or 0)
+
+    def watch(*batch: Any) -> None:
+        watched(*batch)
+        if shown_image is not None:
+            channels(*batch)
+
+    is_watched = by_class or tail is not None or shown_image is not None
+    errors = regression.observed(watch if is_watched else None)
     sums, p = [np.stack([errors.target, errors.observed], axis=1)], None
     if effort.shuffles:
         # Both ways begin at the same seed, and so draw the same orders.
@@ -385,6 +402,70 @@ def measure_direction(
         "knowledge": knowledge and knowledge_entry(knowledge, images.classes),
         "distinctions": distinctions,
         "maps": maps,
+        "shown": channels.state(source.held_out),
+        "notes": notes,
+    }
+
+
+def measure_trans_net(
+    fits: SolvedFits,
+    linear: State,
+    images: ComparedImages,
+    effort: Effort,
+    *,
+    logits_a: Tensor,
+    tail: FrozenTail | None = None,
+) -> dict[str, Any]:
+    """Fit a solved Trans-Net and its null, and measure what the Trans-Net leaves.
+
+    Its ceiling is the linear reference's: of A → A a linear layer leaves next to nothing already.
+
+    Args:
+        fits: of the direction.
+        linear: what `measure_direction` gave of it, with a null.
+        images: that both nets saw.
+        effort: how much is computed.
+        logits_a: A's answers to the held-out images.
+        tail: B's, behind the target; None: what B still knows is left out.
+
+    Returns:
+        As `measure_direction`, without "p" and "distinctions"; "fitted", how far it was fitted, and
+        "spectrum", what it explains more than the linear reference, image by image.
+
+    Raises:
+        InputError: see `Fitting`.
+    """
+    end = fits.find_end()
+    fitted, null = fits.fit(TRUE, end), fits.fit(NULL, end)
+    linear_sums = {kind: of.numpy() for kind, of in linear["sums"].items()}
+    sums = fitted.errors, null.errors, linear_sums["ceiling"]
+    options: dict[str, Any] = {"resamples": effort.resamples, "seed": effort.seed}
+    intervals = consistency_interval(instability_of, *([of] for of in sums), **options)
+    spectrum = depth_rows(
+        [1, fits.thorough.layers],
+        [instability_of] * 2,
+        [linear_sums["observed"], fitted.errors],
+        **options,
+    )
+    # The tail reads the features themselves, so that nothing is taken off their means.
+    none = torch.zeros(fits.target[1].shape[1])
+    size, by_class = tuple(fits.target[1].shape[2:]), images.has_classes
+    watched = Watched(images.held_out, none, size, by_class=by_class, tail=tail)
+    if by_class or tail is not None:
+        fits.show(fitted.trans_net, watched)
+    knowledge, notes = None, list[str]()
+    if tail is not None:
+        try:
+            knowledge = watched.knowledge(logits_a, effort)
+        except InputError as error:
+            notes.append(f"what B still knows by the Trans-Net is left out: {error}")
+    return {
+        "sums": {kind: torch.from_numpy(of) for kind, of in zip(KINDS, sums)},
+        "intervals": {name: asdict(interval) for name, interval in intervals.items()},
+        "fitted": dict(fitted.record),
+        "spectrum": spectrum,
+        **watched.shares(),
+        "knowledge": knowledge and knowledge_entry(knowledge, images.classes),
         "notes": notes,
     }
 
@@ -410,6 +491,23 @@ def knowledge_entry(knowledge: Knowledge, classes: Sequence[str]) -> dict[str, A
         for label, interval in knowledge.lost_by_class.items()
     ]
     return entry | {"p": knowledge.p, "per_class": lost, "notes": list(knowledge.notes)}
+
+
+def trans_net_entry(state: State, layers: int) -> dict[str, Any]:
+    """Give what a report says of one direction's Trans-Net."""
+    intervals, fitted = state["intervals"], state["fitted"]
+    return {
+        **{name: intervals[name] for name in ("instability", "null", "ceiling", "consistency")},
+        **{name: state[name] for name in ("floor", "between", "within", "knowledge")},
+        "fit": {
+            "family": "Trans-Net",
+            "layers": layers,
+            "hidden": fitted["hidden"],
+            "steps": fitted["steps"],
+            "ridge": fitted["ridge"],
+            "record": fitted,
+        },
+    }
 
 
 def direction_entry(state: State) -> dict[str, Any]:
@@ -525,6 +623,7 @@ class Comparing:
         effort: how much is computed.
         work: what is kept, and how far all is.
         references: nets of B's recipe from other seeds, with as many layers.
+        thorough: fit solved Trans-Nets beside the linear references, as this says; None: none.
     """
 
     def __init__(
@@ -535,10 +634,16 @@ class Comparing:
         effort: Effort,
         work: Work,
         references: Sequence[ComparedNet] = (),
+        thorough: Thorough | None = None,
     ) -> None:
         self.nets, self.images, self.effort, self.work = (net_a, net_b), images, effort, work
+        self.thorough = thorough
         self.matched = matching(net_a.layers, net_b.layers)
         self.maps: dict[str, Mapping[str, Tensor]] = {}  # of the images most lost, by the way
+        # Of the last pair that has maps, channels of one image are shown
+        maps = [b for a, b in self.matched if can_be_shown(a, b)]
+        self.pictured, self.shown_image = maps[-1] if maps else None, len(images.held_out) // 2
+        self.shown: Mapping[str, Any] | None = None
         # Later pairs overwrite: the last of each net that can answer stays.
         # The last layers of each net whose tail can answer to g(x): distinctions are of these
         self.last: list[ComparedLayer | None] = [None, None]
@@ -556,6 +661,8 @@ class Comparing:
         for a, b in self.matched:
             for x, target in ((a, b), (b, a)):
                 work.meter.expect(linear_flops(x, target, images, effort))
+                if thorough:
+                    work.meter.expect(self.fits(x, target, thorough).usual_flops())
 
     def pairs(self) -> list[dict[str, Any]]:
         """Compare every pair of layers."""
@@ -571,24 +678,57 @@ class Comparing:
                 )
             # Each direction is kept as soon as it is there.
             forth, back = self.direction(0, a, b), self.direction(1, b, a)
-            notes = [*dict.fromkeys([*forth["notes"], *back["notes"]])]
+            ways = [direction_entry(forth), direction_entry(back)]
+            more: dict[str, Any] = {}
+            notes = [*forth["notes"], *back["notes"]]
+            if self.thorough:
+                deep = [
+                    self.trans_net(*way, self.thorough)
+                    for way in ((0, a, b, forth), (1, b, a, back))
+                ]
+                for way, state in zip(ways, deep):
+                    way["trans_net"] = trans_net_entry(state, self.thorough.layers)
+                    way["spectrum"] = state["spectrum"]
+                    notes += state["notes"]
+                more = {"shared_by_trans_nets": asdict(shared_of(deep[0], deep[1], self.effort))}
             beyond = "null within the class" if self.effort.shuffles else "class means"
             entries.append(
                 {
                     "a": a.record(),
                     "b": b.record(),
-                    "forth": direction_entry(forth),
-                    "back": direction_entry(back),
+                    "forth": ways[0],
+                    "back": ways[1],
                     "shared": asdict(shared_of(forth, back, self.effort)),
+                    **more,
                     "shared_beyond": beyond if self.images.has_classes else "all images",
                     "similarities": scores["scores"],
                     "per_class": unexplained_by_class(forth, back, self.images)
                     if self.images.has_classes
                     else [],
-                    "notes": notes,
+                    "notes": [*dict.fromkeys(notes)],
                 }
             )
         return entries
+
+    def picture(
+        self, photo: Callable[[int], Tensor] | None = None
+    ) -> tuple[dict[str, "Figure"], list[dict[str, str]]]:
+        """Draw the channels that are reconstructed best and worst, once `pairs` has compared.
+
+        Args:
+            photo: the number of a held-out image → uint8 (3, S, S); None: they are not at hand.
+
+        Returns:
+            Figures by their files' names, and the report's entries of them; none without maps.
+        """
+        if self.shown is None or self.pictured is None:
+            return {}, []
+        number = int(self.shown["image"])
+        path = self.images.paths[number] if self.images.paths else ""
+        names = [net.name for net in self.nets]
+        of_image = None if photo is None else photo(number)
+        figure, entry = channel_picture(self.shown, names, self.pictured.name, of_image, path)
+        return {entry["file"]: figure}, [entry]
 
     def can_answer(self, x: ComparedLayer, target: ComparedLayer) -> bool:
         """Whether the tail behind a target is at hand and reads maps as g gives them."""
@@ -621,6 +761,9 @@ class Comparing:
         senders = self.senders if kinds and number == 0 else []
         if senders:
             more["references"] = [layer.identity for _, layer in senders]
+        shown_image = self.shown_image if number == 0 and target is self.pictured else None
+        if shown_image is not None:
+            more["shown_image"] = shown_image
         identity = direction_identity(
             x, target, self.effort, answers=answers, classes=list(self.images.classes), **more
         )
@@ -640,6 +783,7 @@ class Comparing:
                 tail=tail,
                 distinctions_of=kinds,
                 references=[self.sent(*of_sender, target) for of_sender in senders],
+                shown_image=shown_image,
             )
             if target.tail is not None and not answers and self.effort.knowledge is not None:
                 state["notes"].append(
@@ -652,7 +796,59 @@ class Comparing:
             f"{sender.label} → {receiver.label}, {x.name} → {target.name}", cached=cached
         ):
             state = self.work.kept.get("linear", identity, compute)
+        if shown_image is not None:
+            self.shown = state["shown"]
         (self.work.meter.skip if cached else self.work.meter.add)(cost)
         if state["maps"]:
             self.maps[WAYS[number]] = state["maps"]
+        return state
+
+    def fits(self, x: ComparedLayer, target: ComparedLayer, thorough: Thorough) -> SolvedFits:
+        """Give the Trans-Nets of one direction, which are not fitted yet."""
+        source = LinearSource(x, common_size(x, target), kernel_of(x, target))
+        labels = self.images.labels
+        if not self.images.has_classes:
+            labels = torch.zeros_like(labels[0]), torch.zeros_like(labels[1])
+        identity = {
+            "x": x.identity,
+            "target": target.identity,
+            "size": source.size,
+            "kernel": source.kernel_size,
+            "classes": list(self.images.classes),
+        }
+        work = self.work
+        return SolvedFits(source, target, labels, thorough, identity, work.kept, work.meter)
+
+    def trans_net(
+        self,
+        number: int,
+        x: ComparedLayer,
+        target: ComparedLayer,
+        linear: State,
+        thorough: Thorough,
+    ) -> State:
+        """Measure one direction by a solved Trans-Net, or take what is kept of it; see `direction`."""
+        answers, classes = self.can_answer(x, target), list(self.images.classes)
+        identity = direction_identity(
+            x, target, self.effort, answers=answers, classes=classes, thorough=thorough.identity()
+        )
+        fits = self.fits(x, target, thorough)
+        cached = self.work.kept.holds("trans_net", identity)
+
+        def compute() -> State:
+            return measure_trans_net(
+                fits,
+                linear,
+                self.images,
+                self.effort,
+                logits_a=self.nets[number].logits,
+                tail=target.tail() if answers and target.tail else None,
+            )
+
+        labels = [self.nets[place].label for place in (number, 1 - number)]
+        title = f"{' → '.join(labels)}, {x.name} → {target.name}, Trans-Net"
+        with self.work.part(title, cached=cached):
+            state = self.work.kept.get("trans_net", identity, compute)
+        if cached:
+            self.work.meter.skip(fits.usual_flops())
         return state

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 JSON, CSV, PAGE, ANSWERS = "compare.json", "compare.csv", "page.html", "answers.npz"
 COLUMNS = ("value", "low", "high")
+LEAST_DRAWN, MOST_DRAWN = -0.6, 1.6  # of a consistency
 
 
 @dataclass
@@ -40,6 +41,7 @@ class Comparison:
         paths: of these images; none where nobody named them.
         maps: of each way where in the images most lost the missing part matters; see
             `consistency.compared_distinctions.places_and_directions`.
+        pictures: figures that the report names, by their files' names.
     """
 
     record: dict[str, Any]
@@ -47,6 +49,7 @@ class Comparison:
     labels: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     paths: Sequence[str] = ()
     maps: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    pictures: dict[str, "Figure"] = field(default_factory=dict)
 
     def rows(self) -> list[dict[str, Any]]:
         """Give a row for each pair of layers and direction, as `compare.csv` has them."""
@@ -66,7 +69,10 @@ class Comparison:
                     row |= {_column(name, end): of.get(end) for end in COLUMNS}
                 row |= {name: pair[way][name] for name in ("floor", "between", "within", "p")}
                 row |= {_column("shared", end): pair["shared"].get(end) for end in COLUMNS}
-                rows.append(row | {"ridge": pair[way]["fit"]["ridge"]})
+                row |= {"ridge": pair[way]["fit"]["ridge"]}
+                if "trans_net" in pair[way]:
+                    row |= _trans_net_columns(pair, way)
+                rows.append(row)
         return rows
 
     def table(self) -> Any:
@@ -98,6 +104,9 @@ class Comparison:
             # Lengths below and above the point; an end that is not there has none.
             reach = np.abs(np.nan_to_num(np.stack([values - lows, highs - values])))
             axes.errorbar(x, values, reach, marker="o", capsize=3, label=name)
+        # An interval of few images may reach a hundred times as far.
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low, LEAST_DRAWN), min(high, MOST_DRAWN))
         axes.set_xlabel(f"depth in net {second}, share of its layers")
         axes.set_ylabel("consistency: 0 the class alone, 1 all")
         axes.set_title("what both nets share, by depth")
@@ -122,6 +131,10 @@ class Comparison:
             with replacing(folder / ANSWERS) as temporary:
                 np.savez(temporary, allow_pickle=False, **arrays)
             files.append(folder / ANSWERS)
+        for name, figure in self.pictures.items():
+            with replacing(folder / name) as temporary:
+                figure.savefig(temporary, dpi=150)
+            files.append(folder / name)
         if (render := page_renderer()) is not None:
             write_text(folder / PAGE, render(self.record, folder))
             files.append(folder / PAGE)
@@ -140,6 +153,13 @@ class Comparison:
             )
             both = "" if pair["a"]["layer"] == pair["b"]["layer"] else f" and {pair['b']['layer']}"
             lines.append(f"{pair['a']['layer']}{both}: shared {_words(pair['shared'])}; {ways}")
+            if "shared_by_trans_nets" in pair:
+                states = [
+                    f"{name} {pair[way]['trans_net']['fit']['record']['state']}"
+                    for name, way in (("A → B", "forth"), ("B → A", "back"))
+                ]
+                shared = _words(pair["shared_by_trans_nets"])
+                lines.append(f"    by Trans-Nets: shared {shared}; {', '.join(states)}")
         return "\n".join(lines)
 
 
@@ -156,6 +176,20 @@ def page_renderer() -> Callable[[Mapping[str, Any], Path], str] | None:
 
 def _column(name: str, end: str) -> str:
     return name if end == "value" else f"{name}_{end}"
+
+
+def _trans_net_columns(pair: Mapping[str, Any], way: str) -> dict[str, Any]:
+    """Give what a row says of one direction's Trans-Net: its numbers, and how far it was fitted."""
+    deep = pair[way]["trans_net"]
+    numbers = {
+        "trans_net_consistency": deep["consistency"],
+        "trans_net_instability": deep["instability"],
+        "trans_net_null": deep["null"],
+        "shared_by_trans_nets": pair["shared_by_trans_nets"],
+    }
+    row = {_column(name, end): of.get(end) for name, of in numbers.items() for end in COLUMNS}
+    fit = {f"trans_net_{name}": deep["fit"][name] for name in ("layers", "hidden", "steps")}
+    return row | fit | {"trans_net_state": deep["fit"]["record"]["state"]}
 
 
 def _words(interval: Mapping[str, Any] | None) -> str:
@@ -252,6 +286,7 @@ def make_record(
     matrix: dict[str, Any] | None = None,
     atlas: dict[str, Any] | None = None,
     references: Sequence[ComparedNet] = (),
+    pictures: Sequence[Mapping[str, str]] = (),
 ) -> dict[str, Any]:
     """Put together what `compare.json` holds."""
     answers = answers_entry(nets[0], nets[1], images, resamples, seed) if len(nets) == 2 else None
@@ -267,7 +302,7 @@ def make_record(
         "pairs": pairs,
         "matrix": matrix,
         "answers": answers,
-        "pictures": [],
+        "pictures": list(pictures),
         "parts": parts,
         "gate": None,
         "atlas": atlas,

@@ -37,6 +37,7 @@ from consistency.comparison import (
 from consistency.several import over_nets
 from consistency.similarity import cka
 from utils.errors import InputError
+from utils.runtime import Runtime
 
 MATRIX_IMAGES = 500  # of CKA: each layer's products of their rows are held
 ODD = 3.5  # deviations from the median, by the median deviation, beyond which a pair is odd
@@ -164,9 +165,23 @@ def plain_rows(table: Array) -> list[Any]:
 
 
 def measure_atlas(
-    nets: Sequence[ComparedNet], images: ComparedImages, effort: Effort, work: Work
+    nets: Sequence[ComparedNet],
+    images: ComparedImages,
+    effort: Effort,
+    work: Work,
+    runtime: Runtime | None = None,
 ) -> dict[str, Any]:
     """Compare all ordered pairs of nets at layers that are matched by their place.
+
+    Of several processes each computes a share of the rows, one source net at one layer each, and
+    then reads what the others kept.
+
+    Args:
+        nets: more than two.
+        images: that all of them saw.
+        effort: how much is computed.
+        work: what is kept, in a folder that all processes share.
+        runtime: processes; None: one.
 
     Returns:
         "layers", by the names and depths in the first net; "nets", their labels; by layer "forth"
@@ -183,24 +198,36 @@ def measure_atlas(
         raise InputError(f"nets of an atlas must have as many layers each, not {sorted(counts)}")
     places = range(counts.pop())
     others = [[j for j in range(len(nets)) if j != i] for i in range(len(nets))]
-    for place in places:
-        layers = [net.layers[place] for net in nets]
-        for i, x in enumerate(layers):
-            expect_rows([x], [layers[j] for j in others[i]], images, effort, work)
+    sources = [(place, i) for place in places for i in range(len(nets))]
+
+    def row(place: int, i: int) -> Mapping[str, Any]:
+        x = nets[i].layers[place]
+        targets = [nets[j].layers[place] for j in others[i]]
+        with work.part(f"atlas at {x.name}, {nets[i].label} → all"):
+            return measure_row(x, targets, images, effort, work, sums_alone, "atlas")
+
+    def expect(some: Sequence[tuple[int, int]]) -> None:
+        for place, i in some:
+            targets = [nets[j].layers[place] for j in others[i]]
+            expect_rows([nets[i].layers[place]], targets, images, effort, work)
+
+    if runtime and runtime.world_size > 1:
+        expect(share := sources[runtime.rank :: runtime.world_size])
+        for source in share:
+            row(*source)
+        runtime.barrier()
+    expect(sources)
     entries: dict[str, list[Any]] = {
         name: [] for name in ("forth", "shared", "intervals", "order", "odd")
     }
     for place in places:
-        layers = [net.layers[place] for net in nets]
         shape = (len(nets), len(nets), len(images.held_out), 2)
         # (M, M, N', 2) for each kind; the diagonal stays 0 and is not read.
         sums = [np.zeros(shape) for _ in KINDS]
-        for i, (net, x) in enumerate(zip(nets, layers)):
-            with work.part(f"atlas at {x.name}, {net.label} → all"):
-                targets = [layers[j] for j in others[i]]
-                row = measure_row(x, targets, images, effort, work, sums_alone, "atlas")
+        for i in range(len(nets)):
+            of_source = row(place, i)
             for kind, of in zip(KINDS, sums):
-                of[i, others[i]] = row[kind].numpy()
+                of[i, others[i]] = of_source[kind].numpy()
         for name, of_layer in layer_entry(sums, nets, effort).items():
             entries[name].append(of_layer)
     first = nets[0].layers

@@ -402,6 +402,7 @@ def converge(
     backwards: bool = False,
     alpha: Tensor | None = None,
     tolerance: float | None = None,
+    remember: Callable[[int, int, Callable[[], Interval]], Interval] | None = None,
 ) -> Convergence:
     """Find the steps and the M of which a doubling changes nothing.
 
@@ -416,6 +417,8 @@ def converge(
         backwards: see `Fitting`.
         alpha: see `Fitting`.
         tolerance: see `search`.
+        remember: is asked for what steps and M leave, and given what measures it, so that a search
+            that was interrupted goes on; None: everything is measured.
     """
     inside, references = pairs.inside(), dict[bool, Beside]()
     unseen = inside.unseen
@@ -440,4 +443,9 @@ def converge(
         runtime.say(f"{label}: {interval.value:.4f} of the variance of the others is left")
         return interval
 
-    return search(measure, budget.steps or 0, hidden, tolerance=tolerance)
+    def recalled(steps: int, hidden: int) -> Interval:
+        if remember is None:
+            return measure(steps, hidden)
+        return remember(steps, hidden, partial(measure, steps, hidden))
+
+    return search(recalled, budget.steps or 0, hidden, tolerance=tolerance)

@@ -14,10 +14,8 @@ Row i of every array belongs to image i. x is A's feature and the target is B's.
 at random comes from `seed`; the caller's random numbers stay as they were.
 """
 
-import contextlib
 import copy
-import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +48,7 @@ from utils.data.loaders import make_loader
 from utils.errors import InputError
 from utils.fit_options import STEPS, spare_channels
 from utils.provenance import NetSource
-from utils.runtime import Runtime, seed_everything
+from utils.runtime import Runtime, seeded
 
 BATCH = 64  # images that are computed at one time
 DECADES = 1.0  # by which the learning rate of a fit falls
@@ -162,7 +160,7 @@ def fit(
     """
     pairs = _Pairs(x, target)
     runtime = Runtime(torch.device(device), (), 0, 1, None, False, seed)
-    with _seeded(seed, runtime.device), torch.enable_grad():
+    with seeded(seed, runtime.device), torch.enable_grad():
         # The defaults of Training_TransNet.py --standardise --solve.
         if hidden is None:
             hidden = spare_channels(channels_of(pairs.shapes[0])) if layers > 1 else 0
@@ -354,7 +352,7 @@ def calibrate(
         )
 
     maps_a, maps_b = as_maps(pairs.x), as_maps(pairs.target)
-    with _seeded(seed, torch.device(device)):  # `between` initialises what is not used here
+    with seeded(seed, torch.device(device)):  # `between` initialises what is not used here
         # Both ways draw the same permutations: `way` begins its generator anew.
         forth, back = way(maps_a, maps_b, pairs.shapes), way(maps_b, maps_a, pairs.shapes[::-1])
     shared = several.shared(forth.sums, back.sums, resamples=resamples, seed=seed)["shared"]
@@ -608,22 +606,6 @@ def _open(net: nn.Module | str | Path, layer: str, image_size: int, arch: str | 
         cut = open_net(net, arch, place)
     cut.prove_fast(stand_in_pixels(image_size))
     return cut
-
-
-@contextlib.contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed everything for a block, and restore the random state behind it.
-
-    That is the state of Python, of NumPy and of torch.
-    """
-    python, of_numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        try:
-            seed_everything(seed)
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(of_numpy)
 
 
 def _words(interval: Interval) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from consistency.bootstrap import Interval, bootstrap
+from consistency.bootstrap import Interval, Statistic, bootstrap
 from consistency.moments import ImageMoments
 
 DIGITS = 7  # of the record per image
@@ -134,10 +134,34 @@ def spectrum(by_depth: Sequence[tuple[int, ImageMoments]], resamples: int = 0) -
         `intervals` of both.
     """
     ordered = sorted(by_depth, key=lambda pair: pair[0])
-    statistics = [moments.statistic() for _, moments in ordered]
+    return depth_rows(
+        [layers for layers, _ in ordered],
+        [moments.statistic() for _, moments in ordered],
+        [array for _, moments in ordered for array in moments.arrays()],
+        resamples=resamples,
+    )
 
-    def numbers(*sums: Array) -> dict[str, Array]:
-        r2 = [1 - statistic(array)["instability"] for statistic, array in zip(statistics, sums)]
+
+def depth_rows(
+    layers: Sequence[int],
+    statistics: Sequence[Statistic],
+    sums: Sequence[Array],
+    *,
+    resamples: int = 0,
+    seed: int = 0,
+) -> list[Record]:
+    """Give the rows of `spectrum` from sums per image.
+
+    Args:
+        layers: of every depth, the shallowest first.
+        statistics: of every depth: sums over images → numbers, among them "instability".
+        sums: of every depth, per image, see `bootstrap`.
+        resamples: of the images; 0: no intervals.
+        seed: of the resamples.
+    """
+
+    def numbers(*totals: Array) -> dict[str, Array]:
+        r2 = [1 - statistic(total)["instability"] for statistic, total in zip(statistics, totals)]
         # The first depth gains over predicting the mean, whose R² is 0.
         gains = [r2[0], *(after - before for before, after in pairwise(r2))]
         both = {"r2": r2, "gain": gains}
@@ -145,20 +169,14 @@ def spectrum(by_depth: Sequence[tuple[int, ImageMoments]], resamples: int = 0) -
             f"{name} {i}": value for name, values in both.items() for i, value in enumerate(values)
         }
 
-    resampled = bootstrap(
-        numbers,
-        [array for _, moments in ordered for array in moments.arrays()],
-        resamples=resamples,
-    )
+    resampled = bootstrap(numbers, sums, resamples=resamples, seed=seed)
     rows = []
-    for i, (layers, _) in enumerate(ordered):
-        of_depth = {name: resampled[f"{name} {i}"] for name in ("r2", "gain")}
-        row: Record = {
-            "layers": layers,
-            **{name: interval.value for name, interval in of_depth.items()},
-        }
+    for i, of_depth in enumerate(layers):
+        intervals = {name: resampled[f"{name} {i}"] for name in ("r2", "gain")}
+        values = {name: interval.value for name, interval in intervals.items()}
+        row: Record = {"layers": of_depth, **values}
         if resamples:
-            row["intervals"] = {name: asdict(interval) for name, interval in of_depth.items()}
+            row["intervals"] = {name: asdict(interval) for name, interval in intervals.items()}
         rows.append(row)
     return rows
 

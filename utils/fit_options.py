@@ -26,6 +26,7 @@ from utils.provenance import Provenance
 
 # Of a budget in steps; that --until converged begins with; M at most
 STEPS, FIRST_STEPS, HIDDEN = 400, 200, 64
+ALPHA = 0.5  # the weight of p² of every order
 OF_EPOCHS = ["epochs", "logspace", "epoch_step", "decay_factor"]
 OF_IMAGES = [
     "image_size",
@@ -172,7 +173,7 @@ class FitOptions(Group):
 
     def weights(self, layers: int) -> list[float]:
         """Give the weights of p² of a depth, highest order first."""
-        weights = self.alpha or [0.5]
+        weights = self.alpha or [ALPHA]
         return weights * (layers - 1) if len(weights) == 1 else weights
 
     def settings(self, recorded: Mapping[str, Any], kind: Kind, channels: int) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import contextlib
 import os
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -142,6 +142,10 @@ class Runtime:
         dist.all_gather_object(values, value)
         return values
 
+    def alone(self) -> "Runtime":
+        """Give this process as the only one, for work that it does not share."""
+        return replace(self, rank=0, world_size=1)
+
     @contextlib.contextmanager
     def main_first(self) -> Iterator[None]:
         """Let the main process run a block before the others do."""
@@ -217,6 +221,22 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed % 2**64)
+
+
+@contextlib.contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed everything for a block, and restore the random state behind it.
+
+    That is the state of Python, of NumPy and of torch.
+    """
+    python, of_numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        try:
+            seed_everything(seed)
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(of_numpy)
 
 
 def _describe(runtime: Runtime, amp: str, asked: Sequence[int]) -> str:

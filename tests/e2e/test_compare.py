@@ -1,11 +1,18 @@
 import json
+import os
 import shutil
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import Compare
-from consistency import compared_nets, comparison
+from consistency import compared_nets, comparison, convergence
+from consistency.fitting import Fitting
+from consistency.solved import Thorough
 from tests.e2e.refined import ARCH, make_classifier
 from tests.e2e.road import run
 from utils import checkpoint
@@ -100,6 +107,51 @@ def test_interrupted_between_directions_it_goes_on(nets, photos, compared, tmp_p
     report = record(tmp_path)
     assert len(calls) == 3 + 2 * len(report["pairs"]) - 2
     assert numbers(report) == numbers(record(compared))
+
+
+@pytest.fixture
+def few_steps(monkeypatch):
+    """Searches that begin with two steps and stop at the first doubling."""
+    monkeypatch.setattr(Compare, "Thorough", partial(Thorough, steps=2))
+    search = partial(convergence.search, doublings=1)
+    monkeypatch.setattr("consistency.fitting.search", search)
+
+
+def test_thorough_fits_trans_nets_and_goes_on_behind_the_last_fit(
+    nets, photos, compared, tmp_path, monkeypatch, few_steps
+):
+    line = "--thorough --depth 2 --at stage:2,stage:3"
+    fits, run_fit = [], Fitting.run
+
+    def interrupted(fitting, label="fit"):
+        fits.append(label)
+        if len(fits) == 7:
+            raise KeyboardInterrupt
+        return run_fit(fitting, label)
+
+    monkeypatch.setattr(Fitting, "run", interrupted)
+    shutil.copytree(compared / "cache", tmp_path / "cache")
+    with pytest.raises(SystemExit):
+        compare(nets, photos, tmp_path, line)
+    compare(nets, photos, tmp_path, line)
+    report, count = record(tmp_path), len(fits)
+    # Of each direction the trials of a search, a fit and its null; one was interrupted.
+    deep = [pair[way]["trans_net"] for pair in report["pairs"] for way in ("forth", "back")]
+    trials = sum(len(of["fit"]["record"]["trials"]) for of in deep)
+    assert len(deep) == 4 and count == trials + 2 * len(deep) + 1
+    for of in deep:
+        assert of["fit"]["layers"] == 2
+        assert of["consistency"]["low"] <= of["consistency"]["value"]
+    assert deep[-1]["knowledge"]["bits"]["value"] >= 0
+    compare(nets, photos, tmp_path, line)
+    assert len(fits) == count and numbers(record(tmp_path)) == numbers(report)
+    head = (tmp_path / "compare.csv").read_text().splitlines()[0]
+    assert "trans_net_consistency" in head and "trans_net_state" in head
+    assert "Trans-Nets beside the linear layers" in (tmp_path / "page.html").read_text()
+    # The linear numbers are what they are without Trans-Nets.
+    alone = {pair["a"]["layer"]: pair for pair in record(compared)["pairs"]}
+    for pair in report["pairs"]:
+        assert pair["shared"] == alone[pair["a"]["layer"]]["shared"]
 
 
 def test_interrupted_in_a_pass_it_goes_on_behind_the_last_image(
@@ -203,6 +255,34 @@ def test_more_than_two_nets_make_an_atlas(nets, photos, tmp_path):
     assert record(tmp_path)["atlas"]["shared"] == before
 
 
+def test_two_processes_share_an_atlas_and_one_writes_it(nets, photos, tmp_path):
+    make_classifier(nets / "C.pth", 7)
+    files = [str(nets / f"{name}.pth") for name in "ABC"]
+    line = [*LINE.split(), "--at", "stage:2,stage:3", "--shuffles", "1", "--images", str(photos)]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    script = str(Path(Compare.__file__))
+    done = subprocess.run(
+        [sys.executable, *torchrun, script, *files, *line, "--out", str(tmp_path / "two")],
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("saved") == 3  # by one process, once
+    run(Compare, " ".join(line), *files, "--out", tmp_path / "one")
+    one, two = (record(tmp_path / name) for name in ("one", "two"))
+    assert two["atlas"] == one["atlas"] and two["nets"] == one["nets"]
+    # The main process computed a part of the rows, and reads the others.
+    rows = [part for part in two["parts"] if part["name"].startswith("atlas")]
+    assert len(rows) == 3 + 6
+    again = tmp_path / "again"
+    shutil.copytree(tmp_path / "two" / "cache", again / "cache")
+    run(Compare, " ".join(line), *files, "--out", again)
+    assert not [name for name in parts(record(again), False) if "features" in name]
+
+
 def test_nets_of_other_classes(nets, photos, tmp_path):
     files = nets / "A.pth", nets / "other.pth"
     run(Compare, f"{LINE} --quick", *files, "--images", photos, "--out", tmp_path)
@@ -228,6 +308,8 @@ def test_one_class(nets, photos, tmp_path):
         ("--at2 stage:1", 2, ["--at2"]),
         ("--at stage:1,stage:2 --at2 stage:1", 1, ["--at2"]),
         ("--quick --permutations 19", 2, ["--permutations"]),
+        ("--quick --thorough", 2, ["--thorough"]),
+        ("--depth 2", 2, ["--depth"]),
         ("--at all,stage:1", 2, ["--at", "all"]),
         ("--references {nets}/other.pth --quick", 2, ["--references", "other.pth"]),
         ("--references {nets}/other.pth {nets}/B.pth --quick", 1, ["--references", "B.pth"]),

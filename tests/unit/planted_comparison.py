@@ -169,6 +169,38 @@ def comparison():
     }
 
 
+def with_trans_nets(report, state="at its end"):
+    """Solved Trans-Nets of three layers beside every linear layer; B → A is at its end."""
+    report = copy.deepcopy(report)
+    for entry in report["pairs"]:
+        for way, of_way in (("forth", state), ("back", "at its end")):
+            linear = entry[way]["instability"]["value"]
+            deep = direction(entry[way]["consistency"]["value"] + 0.05, linear - 0.03)
+            record = {"state": of_way, "linear": {"taken": False}, "trials": []}
+            deep["fit"] = {"family": "Trans-Net", "layers": 3, "hidden": 64, "steps": 800}
+            deep["fit"] |= {"ridge": 1e-3, "record": record}
+            entry[way]["trans_net"] = deep
+            rows = spectrum(1 - linear, 1 - linear + 0.03)
+            rows[1]["layers"] = 3
+            entry[way]["spectrum"] = rows
+        entry["shared_by_trans_nets"] = interval(entry["shared"]["value"] + 0.05)
+    return report
+
+
+def few_images(report):
+    """Intervals of a few images, whose ends are far beyond every axis."""
+    report = copy.deepcopy(report)
+    for entry in report["pairs"]:
+        entry["back"]["consistency"] = interval(-4.4, 5.0)
+        entry["back"]["instability"] = interval(3.1, 9.0)
+        entry["forth"]["knowledge"] = None
+        for of_class in entry["per_class"]:
+            of_class["forth_unexplained"] = interval(2.5, 30.0)
+    report["pairs"][-1]["forth"]["spectrum"][0]["intervals"]["r2"]["low"] = -7.0
+    report["matrix"]["shared"][0][0] = -12.0
+    return report
+
+
 def quick(report):
     """Without nulls, answers and tails."""
     report = copy.deepcopy(report)

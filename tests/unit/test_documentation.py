@@ -19,7 +19,7 @@ def commands() -> list[tuple[str, str]]:
     for page in PAGES:
         joined = page.read_text(encoding="utf-8").replace("\\\n", " ")
         for line in joined.splitlines():
-            match = re.match(r"\s*python (\w+)\.py (.*)", line)
+            match = re.match(r"\s*(?:python|torchrun.*\d) (\w+)\.py (.*)", line)
             if (
                 match
                 and match[1] in SCRIPTS

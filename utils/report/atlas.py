@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from utils.later import matplotlib
-from utils.report.compare_charts import Chart, as_uri, inked
+from utils.report.compare_charts import LOWEST_CONSISTENCY, Chart, as_uri, inked
 from utils.report.compare_words import Ends, Sentence, ends, estimate
 from utils.report.results import Cell, Result
 from utils.report.sections import Table
@@ -86,10 +86,11 @@ def _heat_maps(result: Result) -> Chart:
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     tables = [np.array(of_layer, dtype=float) for of_layer in result.get("atlas", "shared")]
     lowest = min(0.0, *(float(np.nanmin(table)) for table in tables))
+    darkest = max(LOWEST_CONSISTENCY, lowest)
     for row, (axis, name, table) in enumerate(zip(axes, layers, tables)):
         order = result.get("atlas", "order", row)
         ordered = table[np.ix_(order, order)]
-        drawn = axis.imshow(ordered, cmap="viridis", vmin=lowest, vmax=1)
+        drawn = axis.imshow(ordered, cmap="viridis", vmin=darkest, vmax=1)
         axis.set_title(str(name), fontsize=8)
         labels = [_name(result, result.get("atlas", "nets", number)) for number in order]
         named = range(len(labels)) if len(labels) <= MOST_NAMED else []
@@ -104,7 +105,12 @@ def _heat_maps(result: Result) -> Chart:
     for axis in axes[len(layers) :]:
         axis.set_visible(False)
     figure.colorbar(
-        drawn, ax=list(axes), label="shared (smaller of both ways)", fraction=0.02, pad=0.02
+        drawn,
+        ax=list(axes),
+        label="shared (smaller of both ways)",
+        fraction=0.02,
+        pad=0.02,
+        extend="min" if lowest < darkest else "neither",
     )
     means = ", ".join(
         f"{name} {found.value:.2f}"

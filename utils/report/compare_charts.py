@@ -10,7 +10,7 @@ one another where there is room.
 import base64
 import contextlib
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -41,6 +41,10 @@ MOST_TICKS = 8  # with names, of up to hundreds of layers
 MOST_SIDE_BY_SIDE = 40  # letters of all names below an axis
 MOST_LETTERS = 28  # of a legend's line, for two beside one another
 MOST_NUMBERS = 10  # rows of a heat map that has numbers in its cells
+# Where an axis ends at the latest: an interval of few images may reach a hundred times as far
+LOWEST_CONSISTENCY, HIGHEST_CONSISTENCY = -0.5, 1.5
+HIGHEST_LEFT = 2.0  # of what is left: 1 is all of the variance
+LOWEST_EXPLAINED = -50.0  # per cent
 COLOURS = {"forth": CURVES[0], "back": CURVES[1]}
 # How what is left is drawn, and what it is held against.
 STYLES: dict[str, dict[str, Any]] = {
@@ -49,6 +53,7 @@ STYLES: dict[str, dict[str, Any]] = {
     "ceiling": {"marker": "x", "markersize": 5},
     "floor": {"marker": "d", "markersize": 5, "fillstyle": "none"},
 }
+BEYOND = " An arrow at the edge: the interval reaches beyond it; the tables have its end."
 Place: TypeAlias = tuple[str | int, ...]  # of a number in a report: keys and indices
 
 
@@ -125,36 +130,44 @@ def as_uri(figure: "Figure") -> str:
 def shared_chart(result: Result) -> Chart | None:
     """Draw the consistency of both ways by depth, 0 at the null and 1 at the ceiling."""
     rows = range(len(result.get("pairs")))
+    a, b = _names(result)
+    of = {"forth": f"{a} has of {b}", "back": f"{b} has of {a}"}
+    # Lines of linear layers, and open marks of Trans-Nets where they were fitted
+    kinds: dict[str, Place] = {"": (), ", Trans-Net": ("trans_net",)}
     series = {
-        way: {
+        (way, kind): {
             row: interval
             for row in rows
-            if (interval := ends(result, "pairs", row, way, "consistency"))
+            if (interval := ends(result, "pairs", row, way, *path, "consistency"))
         }
+        for kind, path in kinds.items()
         for way in WAYS
     }
-    if not any(series.values()):
+    series = {key: points for key, points in series.items() if points}
+    if not series:
         return None
-    a, b = _names(result)
-    figure, axis = _canvas(2.9 + _tilted(result))
-    of = {"forth": f"{a} has of {b}", "back": f"{b} has of {a}"}
-    for way, points in series.items():
-        _interval_line(axis, points, way, of[way])
+    figure, axis = _canvas(2.9 + _tilted(result) + 0.3 * (len(series) > 2))
+    bounds = _bounds(series.values(), LOWEST_CONSISTENCY, HIGHEST_CONSISTENCY, holds=(-0.05, 1.02))
+    cut = False
+    for (way, kind), points in series.items():
+        inside = {row: interval.inside(*bounds) for row, interval in points.items()}
+        _interval_line(axis, inside, way, f"{of[way]}{kind}", is_open=bool(kind))
+        cut |= _mark_beyond(axis, points, bounds, COLOURS[way][0])
     _at_layers(axis, result)
-    values = [
-        value for points in series.values() for interval in points.values() for value in interval
-    ]
-    # The null; the axis always shows it and the ceiling, and what lies beyond.
+    # The null; the axis always shows it and the ceiling.
     axis.axhline(0, color=INK, linewidth=0.8)
-    axis.set_ylim(min(-0.05, *values) - 0.02, max(1.02, *values) + 0.02)
+    axis.set_ylim(bounds[0] - 0.02, bounds[1] + 0.02)
     axis.set_ylabel("consistency (0: null, 1: ceiling)")
-    _legend(figure, of.values())
-    words = [f"{of[way]}: {_in_words(result, points)}" for way, points in series.items() if points]
+    _legend(figure, [f"{of[way]}{kind}" for way, kind in series])
+    words = [
+        f"{of[way]}{kind}: {_in_words(result, points)}" for (way, kind), points in series.items()
+    ]
     return Chart(
         "What each net has of the other, by depth",
         as_uri(figure),
         f"Line chart of the consistency at {len(rows)} pairs of layers. {'. '.join(words)}.",
-        "Share of what is reconstructed beyond the null, with 95 % intervals over the images.",
+        "Share of what is reconstructed beyond the null, with 95 % intervals over the images."
+        + BEYOND * cut,
     )
 
 
@@ -167,7 +180,7 @@ def left_chart(result: Result) -> Chart | None:
     figure, axis = _canvas(3.3 + _tilted(result))
     of = {"forth": f"{a} → {b}", "back": f"{b} → {a}"}
     words = []
-    drawn = set[str]()
+    drawn, cut = set[str](), False
     largest = 1.0
     # Both ways of a pair stand beside one another at its tick.
     for way, shift in zip(WAYS, (-0.14, 0.14)):
@@ -179,12 +192,14 @@ def left_chart(result: Result) -> Chart | None:
             if not points:
                 continue
             drawn.add(kind)
-            x = [row + shift for row in points]
-            y = [interval.value for interval in points.values()]
-            largest = max(largest, *(interval.high for interval in points.values()))
+            shifted = {row + shift: interval for row, interval in points.items()}
+            inside = [interval.inside(0, HIGHEST_LEFT) for interval in points.values()]
+            y = [interval.value for interval in inside]
+            largest = max(largest, *(interval.high for interval in inside))
             axis.errorbar(
-                x, y, yerr=_reach(points.values()), color=colour, linestyle="none", **style
+                list(shifted), y, yerr=_reach(inside), color=colour, linestyle="none", **style
             )
+            cut |= _mark_beyond(axis, shifted, (0, HIGHEST_LEFT), colour)
             if kind in ("instability", "null"):
                 words.append(f"{of[way]} {kind}: {_in_words(result, points)}")
     _at_layers(axis, result)
@@ -214,7 +229,7 @@ def left_chart(result: Result) -> Chart | None:
         as_uri(figure),
         f"Chart of the share of variance left unexplained. {'. '.join(words)}.",
         "Null: pairs that share no more than their class. Ceiling: a net from itself. Class alone:"
-        " what the means of the classes leave.",
+        " what the means of the classes leave." + BEYOND * cut,
     )
 
 
@@ -236,9 +251,9 @@ def matrix_chart(result: Result) -> Chart | None:
     # Cells about square, within what fits a page
     figure, axis = _canvas(size * min(1.2, max(0.5, len(rows) / len(columns))) * 0.85, size)
     # Large maps are pixels inside of the SVG: thousands of cells would be megabytes.
-    drawn = axis.pcolormesh(
-        values, cmap="viridis", vmin=min(0, np.nanmin(values)), vmax=1, rasterized=wide
-    )
+    lowest = min(0.0, float(np.nanmin(values)))
+    darkest = max(LOWEST_CONSISTENCY, lowest)
+    drawn = axis.pcolormesh(values, cmap="viridis", vmin=darkest, vmax=1, rasterized=wide)
     axis.invert_yaxis()
     for place, labels, set_ticks in ((0, columns, axis.set_xticks), (1, rows, axis.set_yticks)):
         chosen = _spread(len(labels), 3 * MOST_TICKS if wide else MOST_NUMBERS)
@@ -261,7 +276,8 @@ def matrix_chart(result: Result) -> Chart | None:
     axis.set_xlabel(f"layers of {b}")
     axis.set_ylabel(f"layers of {a}")
     title = {"shared": "shared (smaller of both ways)", "cka": "CKA"}[kind]
-    figure.colorbar(drawn, ax=axis, label=title, fraction=0.05, pad=0.03)
+    extend = "min" if lowest < darkest else "neither"
+    figure.colorbar(drawn, ax=axis, label=title, fraction=0.05, pad=0.03, extend=extend)
     best = [
         f"{name} with {columns[int(np.nanargmax(line))]} ({np.nanmax(line):.2f})"
         for name, line in zip(rows, values)
@@ -295,10 +311,10 @@ def spectrum_chart(result: Result) -> Chart | None:
     a, b = (a, b) if len(a + b) < MOST_LETTERS else ("A", "B")
     of = {"forth": f"{a} → {b}", "back": f"{b} → {a}"}
     figure, axis = _canvas(2.9)
-    words, lowest = [], 0.0
+    words, lowest, cut = [], 0.0, False
     # One colour for each pair of layers; both ways differ by line and marker.
-    colours = dict.fromkeys(row for row, _ in lines)
-    colours = dict(zip(colours, [CURVES[n % len(CURVES)][0] for n in range(len(colours))]))
+    drawn_rows = dict.fromkeys(row for row, _ in lines)
+    colours = {row: CURVES[n % len(CURVES)][0] for n, row in enumerate(drawn_rows)}
     for (row, way), depths in lines.items():
         # By the number of layers, in percent of Var(x*).
         points = {
@@ -311,12 +327,14 @@ def spectrum_chart(result: Result) -> Chart | None:
             )
             for depth in depths
         }
-        lowest = min(lowest, *(interval.low for interval in points.values()))
+        cut |= _mark_beyond(axis, points, (LOWEST_EXPLAINED, 101), colours[row])
+        inside = [interval.inside(LOWEST_EXPLAINED, 101) for interval in points.values()]
+        lowest = min(lowest, *(interval.low for interval in inside))
         label = f"{_short(pair_label(result, row))}, {of[way]}"
         axis.errorbar(
             list(points),
-            [interval.value for interval in points.values()],
-            yerr=_reach(points.values()),
+            [interval.value for interval in inside],
+            yerr=_reach(inside),
             color=colours[row],
             linestyle="-" if way == "forth" else "--",
             marker="o" if way == "forth" else "s",
@@ -338,7 +356,8 @@ def spectrum_chart(result: Result) -> Chart | None:
         as_uri(figure),
         f"Line chart of the variance that Trans-Nets of several depths explain. {'. '.join(words)}.",
         "What rises with depth is shared only through non-linear layers."
-        + (f" Of the {MOST_SPECTRA} deepest pairs." if len(rows) > MOST_SPECTRA else ""),
+        + (f" Of the {MOST_SPECTRA} deepest pairs." if len(rows) > MOST_SPECTRA else "")
+        + BEYOND * cut,
     )
 
 
@@ -378,13 +397,20 @@ def class_chart(result: Result) -> Chart | None:
     path = series["forth"][0]
     labels = [str(result.get(*path, number, "class")) for number in chosen]
     figure, axis = _canvas(0.19 * len(chosen) + 1.1)
+    values = [points[way][n].value for way in points for n in chosen if n in points[way]]
+    # Bits have no end of their own; of an interval of few images less is shown.
+    highest, cut = (2 * max(values) if result.get(*lost) else HIGHEST_LEFT), False
     for way, shift in zip(points, (-0.12, 0.12) if len(points) > 1 else (0,)):
         colour, marker = COLOURS[way]
-        of_way = [(place, points[way][n]) for place, n in enumerate(chosen) if n in points[way]]
+        of_way = {
+            place + shift: points[way][n] for place, n in enumerate(chosen) if n in points[way]
+        }
+        inside = [interval.inside(0, highest) for interval in of_way.values()]
+        cut |= _mark_beyond(axis, of_way, (0, highest), colour, across=True)
         axis.errorbar(
-            [interval.value for _, interval in of_way],
-            [place + shift for place, _ in of_way],
-            xerr=_reach([interval for _, interval in of_way]),
+            [interval.value for interval in inside],
+            list(of_way),
+            xerr=_reach(inside),
             color=colour,
             marker=marker,
             markersize=4.5,
@@ -394,23 +420,24 @@ def class_chart(result: Result) -> Chart | None:
     axis.set_yticks(range(len(labels)), [_short(label, 22) for label in labels], fontsize=8)
     # Upside down: the first label is on top.
     axis.set_ylim(len(labels) - 0.5, -0.5)
-    axis.set_xlim(left=min(0, *(interval.low for interval in points["forth"].values())))
+    axis.set_xlim(left=0)
     axis.set_xlabel(unit)
     axis.grid(axis="x", alpha=0.25)
     axis.spines[["top", "right", "left"]].set_visible(False)
     axis.tick_params(axis="y", length=0)
     if len(points) > 1:
         _legend(figure, [label for _, _, label in series.values()])
-    values = [
+    words = [
         f"{label} {points['forth'][number].value:.2f}" for label, number in zip(labels, chosen)
     ]
     some = f" {len(chosen)} worst of {len(order)} classes." if len(order) > len(chosen) else ""
     return Chart(
         title,
         as_uri(figure),
-        f"Chart of {title.lower()} at {pair_label(result, rows - 1)}: {', '.join(values)}.{some}",
+        f"Chart of {title.lower()} at {pair_label(result, rows - 1)}: {', '.join(words)}.{some}",
         f"At {pair_label(result, rows - 1)}, the worst first, with intervals where there are any."
-        + some,
+        + some
+        + BEYOND * cut,
     )
 
 
@@ -475,7 +502,49 @@ def _canvas(height: float, width: float = WIDTH) -> tuple["Figure", "Axes"]:
     return figure, axis
 
 
-def _interval_line(axis: "Axes", points: dict[int, Ends], way: str, label: str) -> None:
+def _bounds(
+    series: Iterable[dict[int, Ends]], lowest: float, highest: float, holds: tuple[float, float]
+) -> tuple[float, float]:
+    """Give an axis' ends: what intervals reach and `holds`, but no further than lowest, highest."""
+    values = [*holds, *(value for points in series for one in points.values() for value in one)]
+    return max(lowest, min(values)), min(highest, max(values))
+
+
+def _mark_beyond(
+    axis: "Axes",
+    points: Mapping[float, Ends] | Mapping[int, Ends],
+    bounds: tuple[float, float],
+    colour: str,
+    *,
+    across: bool = False,
+) -> bool:
+    """Mark by arrows at the axis' ends the intervals that reach beyond; say whether there are any.
+
+    Args:
+        axis: to draw on.
+        points: by their place along the other axis.
+        bounds: the axis' ends.
+        colour: of the points.
+        across: the axis goes from left to right.
+    """
+    arrows = ("<", ">") if across else ("v", "^")
+    marks = [
+        (place, end, arrow)
+        for place, interval in points.items()
+        for end, arrow, is_beyond in zip(
+            bounds, arrows, (interval.low < bounds[0], interval.high > bounds[1])
+        )
+        if is_beyond
+    ]
+    for place, end, arrow in marks:
+        x, y = (end, place) if across else (place, end)
+        axis.plot([x], [y], marker=arrow, markersize=7, color=colour, clip_on=False, zorder=4)
+    return bool(marks)
+
+
+def _interval_line(
+    axis: "Axes", points: dict[int, Ends], way: str, label: str, *, is_open: bool = False
+) -> None:
     colour, marker = COLOURS[way]
     axis.errorbar(
         list(points),
@@ -483,9 +552,10 @@ def _interval_line(axis: "Axes", points: dict[int, Ends], way: str, label: str) 
         yerr=_reach(points.values()),
         color=colour,
         marker=marker,
-        markersize=5,
-        linewidth=1.5,
-        linestyle="-" if way == "forth" else "--",
+        markersize=7 if is_open else 5,
+        markerfacecolor="none" if is_open else colour,
+        linewidth=1 if is_open else 1.5,
+        linestyle=":" if is_open else "-" if way == "forth" else "--",
         label=label,
     )
 

@@ -114,6 +114,7 @@ def _bounded(table: Table, result: Result) -> Table:
 
 def _tables(result: Result) -> Iterator[Table]:
     yield from _layer_tables(result)
+    yield _trans_net_table(result)
     yield _knowledge_table(result)
     yield from _distinction_tables(result)
     yield _similarity_table(result)
@@ -189,7 +190,37 @@ def _fit_words(fit: Mapping[str, Any] | None) -> str:
         return "–"
     if fit.get("family") == "linear":
         return "linear"
-    return f"Trans-Net, {fit.get('layers')} layers, {fit.get('steps')} steps"
+    width = f"{fit.get('hidden')} spare channels, {fit.get('steps')} steps"
+    record = fit.get("record") or {}
+    taken = (
+        " (the linear layer took its place)" if (record.get("linear") or {}).get("taken") else ""
+    )
+    return f"Trans-Net, {fit.get('layers')} layers, {width}, {record.get('state')}{taken}"
+
+
+def _trans_net_table(result: Result) -> Table:
+    rows: list[list[Cell]] = []
+    for row, way, name in _ways(result):
+        path = ("pairs", row, way, "trans_net")
+        if not result.get(*path):
+            continue
+        last = len(result.get("pairs", row, way, "spectrum")) - 1
+        gain = ("pairs", row, way, "spectrum", last, "intervals", "gain")
+        rows.append(
+            [
+                *(pair_label(result, row), name),
+                *(_cell(result, *path, key) for key in ("consistency", "instability", "null")),
+                _cell(result, *gain, form="+.3f"),
+                _cell(result, "pairs", row, "shared_by_trans_nets"),
+                _fit_words(result.get(*path, "fit")),
+            ]
+        )
+    head = ("layers", "way", "consistency", "instability", "null", "R² gained", "shared", "fit")
+    note = (
+        "R² gained: over the linear layer, image by image. Not at its end: the last doubling of the"
+        " steps still changed what is left. Width not at its end: more spare channels leave less."
+    )
+    return Table("Trans-Nets beside the linear layers", head, rows, note, len(rows) > UNFOLDED)
 
 
 def _knowledge_table(result: Result) -> Table:
@@ -206,14 +237,15 @@ def _knowledge_table(result: Result) -> Table:
     rows: list[list[Cell]] = [
         [
             pair_label(result, row),
-            name,
-            *(
-                _cell(result, "pairs", row, way, "knowledge", key, form=form)
-                for key, (_, form) in columns.items()
-            ),
+            f"{name}{by}",
+            *(_cell(result, *path, key, form=form) for key, (_, form) in columns.items()),
         ]
         for row, way, name in _ways(result)
-        if result.get("pairs", row, way, "knowledge")
+        for by, path in (
+            ("", ("pairs", row, way, "knowledge")),
+            (" by the Trans-Net", ("pairs", row, way, "trans_net", "knowledge")),
+        )
+        if result.get(*path)
     ]
     head = ("layers", "way", *(title for title, _ in columns.values()))
     note = (

@@ -15,6 +15,7 @@ from utils.report.results import Cell, Result
 LEAST_KNOWN = 2  # classes that a sentence names
 SMALL = 0.05  # of p
 WAYS = ("forth", "back")  # A → B and B → A
+AT_END = "at its end"  # of a fit, as its record says it
 
 
 class Sentence(NamedTuple):
@@ -34,6 +35,10 @@ class Ends(NamedTuple):
     def overlaps(self, other: "Ends") -> bool:
         """Whether the intervals leave open which number is larger."""
         return self.low <= other.high and other.low <= self.high
+
+    def inside(self, low: float, high: float) -> "Ends":
+        """Give what of it lies between two ends of an axis."""
+        return Ends(*(min(high, max(low, end)) for end in self))
 
 
 def ends(result: Result, *path: str | int) -> Ends | None:
@@ -72,14 +77,16 @@ def answer(result: Result) -> list[Sentence]:
 
     Returns:
         Sentences, the most important first: whether anything changed or was trained, what each net
-        has of the other at the deepest pair, where most and least is shared, what B still knows or
+        has of the other at the deepest pair, by a linear layer and by Trans-Nets where they were
+        fitted, where most and least is shared, what B still knows or
         which classes it is about, which distinctions are least shared, and what the nets answer.
     """
     rows = range(len(result.get("pairs")))
     sentences: list[Sentence | None] = [*_exceptions(result)]
     # The deepest pair first: it is nearest to their decisions.
     if rows:
-        sentences += [_deepest(result, rows[-1]), *_by_depth(result, rows)]
+        sentences += [_deepest(result, rows[-1]), _by_trans_nets(result, rows[-1])]
+        sentences += [*_by_depth(result, rows)]
         sentences += [_bits(result, rows[-1]) or _classes(result, rows[-1])]
         sentences += [_distinctions(result)]
     sentences += [_answers(result)]
@@ -159,7 +166,7 @@ def _deepest(result: Result, row: int) -> Sentence:
         return _unnormalised(result, row)
     a, b = names(result)
     explained = "the class explains" if has_classes(result) else "images in another order give"
-    forth, back = (estimate(result, "pairs", row, way, "consistency") for way in WAYS)
+    forth, back = (_amount(result, "pairs", row, way, "consistency") for way in WAYS)
     same = layer(result, row, "a") == layer(result, row, "b")
     text = [
         *(a, " has ", forth, " of what ", b, " computes at ", layer(result, row, "b")),
@@ -180,6 +187,47 @@ def _deepest(result: Result, row: int) -> Sentence:
         f" beyond what {explained}, not nothing at all."
     )
     return Sentence(text, limit)
+
+
+def _amount(result: Result, *path: str | int) -> Cell:
+    """Give a consistency as an amount: what is below 0 is nothing, with the number in brackets."""
+    number, interval = estimate(result, *path), ends(result, *path)
+    return ["nothing (", number, ")"] if interval and interval.value < 0 else number
+
+
+def _by_trans_nets(result: Result, row: int) -> Sentence | None:
+    """Say what solved Trans-Nets carry at a pair of layers, and how far they were fitted."""
+    paths: list[tuple[str | int, ...]] = [("pairs", row, way, "trans_net") for way in WAYS]
+    if any(ends(result, *path, "consistency") is None for path in paths):
+        return None
+    a, b = names(result)
+    forth, back = (_amount(result, *path, "consistency") for path in paths)
+    gains = [_gain(result, row, way) for way in WAYS]
+    layers = result.value(*paths[0], "fit", "layers")
+    text: list[Any] = [
+        *("Trans-Nets of ", layers, f" layers carry {a} → {b} ", forth, f" and {b} → {a} "),
+        *(back, "; of the variance they explain "),
+        *(gains[0], " and ", gains[1], " more than the linear layers do."),
+    ]
+    unfinished = [
+        (name, str(result.get(*path, "fit", "record", "state")))
+        for name, path in zip((f"{a} → {b}", f"{b} → {a}"), paths)
+        if result.get(*path, "fit", "record", "state") != AT_END
+    ]
+    if unfinished:
+        text += [" ", "; ".join(f"{name}: {state}" for name, state in unfinished)]
+        text += [", so that a longer fit or a wider Trans-Net may explain more."]
+    return Sentence(
+        text,
+        "Each is held against a fit of its own budget to pairs within the class. A fit is a lower"
+        " bound of what a map of this form carries.",
+    )
+
+
+def _gain(result: Result, row: int, way: str) -> Cell:
+    """Give what the last depth of a spectrum explains more than the depth before."""
+    last = len(result.get("pairs", row, way, "spectrum")) - 1
+    return estimate(result, "pairs", row, way, "spectrum", last, "intervals", "gain", form="+.3f")
 
 
 def _compared(consistent: Sequence[Ends | None], who: tuple[str, str]) -> str:

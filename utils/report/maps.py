@@ -56,6 +56,7 @@ def component_figure(
     components: Tensor,
     channels: Sequence[int],
     notes: Sequence[str] | None = None,
+    names: Sequence[str] | None = None,
 ) -> "Figure":
     """Show what a target's maps split into, one row a channel (paper Eq. 3).
 
@@ -74,6 +75,7 @@ def component_figure(
         components: x(0) … x(K), (K+1, C, H', W').
         channels: which channels, one row each.
         notes: a text for each row.
+        names: of the rows; None: "channel" and its number.
 
     Returns:
         A figure that belongs to no window.
@@ -106,9 +108,8 @@ def component_figure(
         bar = figure.colorbar(shown, ax=axes[row, -1], fraction=0.06, pad=0.04)
         bar.set_label("value, of all but $x$", fontsize=6)
         bar.ax.tick_params(labelsize=6)
-        axes[row, 0].set_ylabel(
-            f"channel {channel}" + (f"\n{notes[row]}" if notes else ""), fontsize=8
-        )
+        name = names[row] if names else f"channel {channel}"
+        axes[row, 0].set_ylabel(name + (f"\n{notes[row]}" if notes else ""), fontsize=8)
     _titles_on_top(axes)
     return figure
 

@@ -16,7 +16,7 @@ from consistency.missing_part import carry
 from tests.unit import planted_comparison as planted
 from tests.unit.reports import write_run
 from utils.errors import InputError
-from utils.report import page
+from utils.report import compare_charts, page
 from utils.report.compare_charts import charts
 from utils.report.compare_page import render_compare
 from utils.report.compare_words import Ends, answer, pair_label
@@ -134,6 +134,46 @@ def test_nothing_is_drawn_of_what_a_report_lacks():
     assert len(drawn(planted.quick(FULL))) == 1
     assert len(drawn(planted.untrained(FULL))) == 3
     assert drawn(FULL | {"pairs": [], "matrix": None}) == []
+
+
+def test_trans_nets_stand_beside_the_linear_layers(tmp_path):
+    report = planted.with_trans_nets(FULL, state="not at its end")
+    _, told, *_ = sentences(report)
+    assert "Trans-Nets of 3 layers carry ResNet-20 → ResNet-56 0.61 [0.60, 0.63]" in told
+    assert "ResNet-56 → ResNet-20 0.79 [0.78, 0.80]" in told
+    assert "+0.030 [+0.028, +0.032] and +0.030" in told
+    assert "ResNet-20 → ResNet-56: not at its end" in told and told.count("at its end") == 1
+    assert "longer fit" not in sentences(planted.with_trans_nets(FULL))[1]
+    made = render_compare(report, tmp_path)
+    assert "64 spare channels, 800 steps, not at its end" in made
+    first, *_ = drawn(report)
+    assert "ResNet-20 has of ResNet-56, Trans-Net: 0.97 at stage 1" in first.alternative
+    assert not any("Trans-Net:" in chart.alternative for chart in drawn(FULL))
+
+
+def test_axes_stay_where_intervals_of_few_images_do_not(monkeypatch):
+    figures = []
+    monkeypatch.setattr(
+        compare_charts, "as_uri", lambda figure: figures.append(figure) or "data:image/svg+xml,"
+    )
+    found = drawn(planted.few_images(FULL))
+    axes = [figure.axes[0] for figure in figures]
+    shared, left, matrix, spectrum, classes = axes
+    for axis, low, high in ((shared, -0.53, 1.53), (left, 0, 2.11), (spectrum, -50, 101)):
+        assert low <= axis.get_ylim()[0] and axis.get_ylim()[1] <= high
+    assert classes.get_xlim()[1] < 2.3
+    assert matrix.collections[0].norm.vmin == -0.5
+    arrows = [{line.get_marker() for line in axis.lines} for axis in axes]
+    assert {"v", "^"} <= arrows[0] | arrows[1] and "v" in arrows[3] and ">" in arrows[4]
+    # Words have the numbers as they are, and the captions say what an arrow is.
+    assert "-4.40 at stage 3" in found[0].alternative
+    assert [("arrow" in chart.caption) for chart in found] == [True, True, False, True, True]
+    assert not any("arrow" in chart.caption for chart in drawn(FULL))
+
+
+def test_what_is_below_zero_is_nothing_and_has_its_number():
+    first, *_ = sentences(planted.few_images(FULL))
+    assert "has nothing (-4.40 [-9.40, 0.60]) of what" in first and "not told from 0" in first
 
 
 def test_many_layers_and_classes_are_drawn_and_fit_on_a_page(tmp_path):

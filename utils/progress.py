@@ -90,11 +90,14 @@ class Meter:
         self._last = now
         # What was kept took no time: the rate is that of the rest.
         worked = self.done - self._skipped
-        seconds = (now - self._began) / worked * max(0.0, self.total - self.done) if worked else 0.0
+        left = ""  # nothing was worked yet that says how long the rest takes
+        if worked:
+            seconds = (now - self._began) / worked * max(0.0, self.total - self.done)
+            left = f", {seconds:.0f} s left"
         share = min(1.0, self.done / (self.total or 1.0))
         note = f", {self.note}" if self.note else ""
         print(
-            f"{self.label}: {100 * share:.0f} %, {seconds:.0f} s left{note}",
+            f"{self.label}: {100 * share:.0f} %{left}{note}",
             file=sys.stderr,
             flush=True,
             end="\r" if interactive else "\n",

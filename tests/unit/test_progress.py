@@ -4,7 +4,7 @@ import pytest
 import tqdm.std
 
 from utils import progress
-from utils.progress import Progress
+from utils.progress import Meter, Progress
 
 
 @pytest.fixture
@@ -82,3 +82,15 @@ def test_who_stops_early_has_taken_no_item_too_many(request, on):
         if item == 4:
             break
     assert next(items) == 5
+
+
+def test_a_meter_says_no_time_before_anything_was_worked(capsys, clock):
+    meter = Meter("compare")
+    meter.expect(100)
+    # A line every third call: 30 s later by this clock.
+    for amounts, work in (((25, 0, 0), meter.skip), ((25, 0, 0), meter.add)):
+        for amount in amounts:
+            work(amount)
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "compare: 25 %"
+    assert second == "compare: 50 %, 120 s left"  # 60 s for the 25 that were worked

@@ -473,8 +473,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             if runtime.is_main and run.is_due_to_save(epoch):
                 run.save_last(epoch + 1, save_nets(folder, fit, couple, epoch + 1, metrics, facts))
 
-    again = parser.again((*options.IMAGES, *options.MACHINE), args)
-    say_saved(run, metrics, again, runtime)
+    say_saved(run, metrics, parser.again((*options.IMAGES, *options.MACHINE), args), runtime)
 
 
 if __name__ == "__main__":

@@ -273,12 +273,20 @@ def open_run(
 
 
 def authors_state(
-    fit: Fit, last: hsakd_log.Row, best: dict[str, hsakd_log.Row], percent: float
+    fit: Fit, last: hsakd_log.Row, best: dict[str, hsakd_log.Row], select: str, decides: str
 ) -> dict[str, Any]:
     """Give what a checkpoint says after an epoch, by the authors' names.
 
     Their accuracy is a share, ours a percentage.
+
+    Args:
+        fit: the network and its optimiser.
+        last: the last epoch's row; {}: there is none yet.
+        best: the best epoch's rows.
+        select: what the best epoch is chosen on, "test" or "val".
+        decides: the kind of accuracy that decides.
     """
+    percent = hsakd_log.decided(last, select, decides) if last else 0.0
     fit.check_finite(int(last.get("epoch", -1)) + 1)
     return {
         "net": to_authors_state(fit.model),
@@ -376,8 +384,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         f" {len(test_images):,} test images, {len(train_images.classes)} classes"
     )
 
-    # The accuracy that decides which epoch is best, in percent.
-    decided = partial(hsakd_log.decided, split=recipe.select, decides=method.decides)
     # The rows of the last epoch and of the best one, which the closing words say.
     last = run.state.get("last", {})
     best = run.state.get("best", {}) if run.has_best else {}
@@ -385,7 +391,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def state(_: int) -> checkpoint.State:
         """Give what a run goes on from after the last epoch that is written."""
-        return facts | authors_state(fit, *saved, decided(saved[0]) if saved[0] else 0.0)
+        return facts | authors_state(fit, *saved, recipe.select, method.decides)
 
     with run.keeping(fit, state):
         for epoch in run.epochs():

@@ -68,7 +68,6 @@ Array = NDArray[Any]
 
 REFERENCES, CONTROLS = 3, 2  # of each B
 FIT_IMAGES = 1000  # of the training images
-MIRRORING = 6  # B's that tell mirror images, of as many nets and two
 ZOO_FIT, ZOO_HELD = 200, 100  # images of each class
 TINY_SEEDS = 10  # nets of one published recipe
 OURS = ("tail gap less references", "tail gap")
@@ -283,14 +282,19 @@ class Bench:
         answers = outputs(self.nets.plain(number), self.held_out.pixels).argmax(1)
         return 100 * (answers == self.held_out.digits).double().mean().item()
 
-    def settings(self) -> list[Setting]:
-        """Measure all settings, or read those that are there."""
-        for number in range(self.seeds):
+    def settings(self, turns: int, mirrors: int) -> list[Setting]:
+        """Measure all settings, or read those that are there.
+
+        Args:
+            turns: how many plain nets serve as B.
+            mirrors: how many nets of twenty classes do.
+        """
+        for number in range(turns):
             for cut in CUTS:
                 self.of_plain(number, cut)
-        for number in range(MIRRORING):
+        for number in range(mirrors):
             for cut in CUTS:
-                self.of_mirrors(number, cut)
+                self.of_mirrors(number, cut, mirrors)
         return [Setting(line) for line in self.lines.values()]
 
     def controls(self, cut: str) -> list[tuple[int, int]]:
@@ -340,9 +344,9 @@ class Bench:
             partial(nets.hidden, number=number, cut=cut),
         )
 
-    def of_mirrors(self, number: int, cut: str) -> None:
-        """Measure the settings whose B tells digits from their mirror images."""
-        count, nets = MIRRORING + CONTROLS, self.nets
+    def of_mirrors(self, number: int, cut: str, mirrors: int) -> None:
+        """Measure the settings whose B tells digits from their mirror images, one of some nets."""
+        count, nets = max(mirrors, 1 + REFERENCES + CONTROLS), self.nets
         turned = [(number + step) % count for step in range(1 + REFERENCES + CONTROLS)]
         lacking: list[tuple[str, Any, Callable[[], nn.Sequential]]] = [
             ("mirrored", None, partial(nets.mirrored, number))
@@ -623,6 +627,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--zoo", action="store_true", help="ask published nets alone")
     parser.add_argument("--work", type=Path, default=Path("runs/known_differences"))
     parser.add_argument("--seeds", type=int, default=10, help="plain nets; 6 or more")
+    parser.add_argument("--turns", type=int, help="how many of them are B; default: all")
+    parser.add_argument("--mirrors", type=int, default=6, help="nets B of twenty classes; 0: none")
     parser.add_argument("--epochs", type=int, default=3, help="of each training")
     args = parser.parse_args(argv)
     if args.seeds < 1 + REFERENCES + CONTROLS:
@@ -633,7 +639,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"{time.process_time() - began:.0f} CPU seconds. {machine}")
         return
     bench = Bench(args.folder, args.work, args.seeds, args.epochs)
-    settings = bench.settings()
+    settings = bench.settings(args.turns or args.seeds, args.mirrors)
     accuracies = [bench.accuracy(number) for number in range(args.seeds)]
     print("# Known differences\n")
     print(

@@ -387,7 +387,9 @@ def _distinctions(result: Result) -> Sentence | None:
         if called:
             found.append([f"{receiver} tells ", *listed, f" apart in a way that {sender} does not"])
         elif result.get(*place, "references"):
-            found.append([f"no pair of classes is shown that {receiver} alone tells apart"])
+            found.append(
+                [f"{receiver} is shown to tell no pair of classes apart that {sender} does not"]
+            )
         else:
             ranked.append([*listed, f" on the way from {sender} to {receiver}"])
     texts: list[Any] = []

@@ -303,7 +303,7 @@ def test_references_turn_a_rank_into_a_finding_or_into_none(tmp_path):
     assert told.startswith("ResNet-56 tells cat from dog (1.00")
     assert "apart in a way that ResNet-20 does not" in told and "rank" not in told
     *_, told, _ = sentences(with_distinctions(references=3, merged=()))
-    assert told.startswith("no pair of classes is shown")
+    assert told.startswith("ResNet-56 is shown to tell no pair of classes apart")
     assert "not called" in render_compare(with_distinctions(references=3, merged=()), tmp_path)
 
 

@@ -257,6 +257,29 @@ class AskedOptions(Group):
 
 
 @dataclass(frozen=True)
+class AmountOptions(Group):
+    """How much is computed.
+
+    Attributes:
+        quick: no null: class means take its place.
+        shuffles: pairings within the class, for the null; None: as many as is usual.
+        permutations: for p-values; 0: none.
+        bootstrap: resamples of the images.
+        seed: of all that is drawn.
+        thorough: Trans-Nets are fitted beside the linear layers.
+        depth: their linear layers, K + 1.
+    """
+
+    quick: bool
+    shuffles: int | None
+    permutations: int
+    bootstrap: int
+    seed: int
+    thorough: bool
+    depth: int
+
+
+@dataclass(frozen=True)
 class GateOptions(Group):
     """What decides whether B lost what A knew, and where that is written.
 
@@ -353,6 +376,25 @@ from utils.runtime import Runtime
 # Convolutions of few channels take so much longer, for their FLOPs, than products of matrices
 OF_CONVOLUTIONS = 4.0
 IN_MEMORY_BYTES = 3e8  # of decoded images; more are decoded for each net anew
+
+
+def effort_of(amount: AmountOptions, *, is_atlas: bool) -> Effort:
+    """Say how much is computed of each pair of nets."""
+    # An atlas has many pairs, so that one shuffle of each is enough for a map.
+    usual = 1 if is_atlas else Effort.shuffles
+    shuffles = usual if amount.shuffles is None else amount.shuffles
+    return Effort(
+        shuffles=0 if amount.quick else shuffles,
+        permutations=amount.permutations,
+        resamples=amount.bootstrap,
+        seed=amount.seed,
+        similar_permutations=0 if amount.quick else Effort.similar_permutations,
+    )
+
+
+def thorough_of(amount: AmountOptions, runtime: Runtime) -> Thorough | None:
+    """Say how Trans-Nets are fitted beside the linear layers; None: they are not."""
+    return Thorough(amount.depth, seed=amount.seed, runtime=runtime) if amount.thorough else None
 
 
 def choose_size(
@@ -807,16 +849,8 @@ def main(argv: Sequence[str] | None = None) -> Comparison:
     args = parser.parse_args(argv)
     parser.check_files(args)
     asked, gate, output = AskedOptions.of(args), GateOptions.of(args), OutputOptions.of(args)
-    shuffles = (
-        (1 if asked.is_atlas else Effort.shuffles) if args.shuffles is None else args.shuffles
-    )
-    effort = Effort(
-        shuffles=0 if args.quick else shuffles,
-        permutations=args.permutations,
-        resamples=args.bootstrap,
-        seed=args.seed,
-        similar_permutations=0 if args.quick else Effort.similar_permutations,
-    )
+    amount = AmountOptions.of(args)
+    effort = effort_of(amount, is_atlas=asked.is_atlas)
     open_policy(gate)  # a wrong one is refused before anything is computed
     runtime = opening.start(RunOptions.of(args), output)
     if runtime.world_size > 1 and not asked.is_atlas:
@@ -824,9 +858,6 @@ def main(argv: Sequence[str] | None = None) -> Comparison:
             "torchrun shares the pairs of more than two nets among its processes; two nets are"
             " compared in one process: start Compare.py without torchrun"
         )
-    thorough = None
-    if args.thorough:
-        thorough = Thorough(args.depth, seed=args.seed, runtime=runtime)
 
     # The main process claims the folder for all of them.
     with claim(Path(output.out), elsewhere="--out") if runtime.is_main else nullcontext():
@@ -854,8 +885,18 @@ def main(argv: Sequence[str] | None = None) -> Comparison:
 
         # Both directions at each pair of layers, then the report and the gate.
         typed = command_line("Compare.py", *(sys.argv[1:] if argv is None else argv))
-        both = effort, thorough
-        report = compare(asked, *both, nets, references, images, splits[1], work, runtime, typed)
+        report = compare(
+            asked,
+            effort,
+            thorough_of(amount, runtime),
+            nets,
+            references,
+            images,
+            splits[1],
+            work,
+            runtime,
+            typed,
+        )
         draw_distinctions(report, splits[1])
         verdict = write(report, images, gate, effort, output.out, runtime)
     if verdict is not None and verdict.exit_code:

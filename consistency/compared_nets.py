@@ -329,7 +329,7 @@ class NetFeatures:
         pixels: Tensor,
         splits: Mapping[str, tuple[Callable[[range], Iterable[Any]], int]],
         runtime: Runtime,
-        advance: Callable[[int], Any],
+        advance: Callable[[int], object],
     ) -> None:
         """Pass every image through the net once.
 

@@ -37,6 +37,7 @@ from consistency.floors import class_variances
 from consistency.knowledge import Knowledge, measure_knowledge
 from consistency.moments import ImageMoments
 from consistency.permutation import LinearCalibration, calibrate_linear
+from consistency.reconstruction import Loader
 from consistency.similarity import Calibrated, ImageRows, image_rows, image_similarities
 from consistency.trans_nets import between, channels_of, check_fit
 from models.cut_net import CutNet, open_net, stand_in_pixels
@@ -184,7 +185,7 @@ def fit(
         if layers == 1 and epochs is None:
             budget = Budget(steps=0, batch_size=batch_size)  # the closed form is all of it
 
-        def load(images: Tensor, shuffle: bool) -> Any:
+        def load(images: Tensor, shuffle: bool) -> Loader:
             return make_loader(
                 Subset(pairs, images.tolist()), batch_size, shuffle=shuffle, seed=seed
             )

@@ -405,9 +405,10 @@ def _check(logits: Tensor, sent: Sequence[Tensor], labels: Tensor | None) -> Non
         raise InputError(
             "B's answers hold NaN or infinity, so no gap can be measured; look at B and the features."
         )
-    if len(sent) == LEAST_REFERENCES:  # A and one
+    if 1 <= len(sent) - 1 < LEAST_REFERENCES:  # A is sent, too
         raise InputError(
-            f"one reference net does not say what is usual; give {LEAST_REFERENCES} or more, or none."
+            f"{len(sent) - 1} reference net does not say what is usual; give {LEAST_REFERENCES} or"
+            " more, or none."
         )
     if labels is None:
         return

@@ -71,7 +71,8 @@ def solve(
 
     if needed_bytes > MEMORY_SHARE * free_bytes(runtime.device):
         runtime.say(
-            "which is not there: conjugate gradients read the features again and again instead"
+            f"the closed form has no room for {in_words(needed_bytes)}: conjugate gradients read the"
+            " features again and again instead"
         )
         solutions = [
             _solve_by_passes(member, batches, runtime, judged=judges is not None)

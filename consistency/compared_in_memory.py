@@ -34,7 +34,7 @@ from models.cut_net import CutNet, stand_in_pixels
 from models.layers import Layer
 from models.split import as_maps
 from models.tail import FrozenTail
-from utils.data.images import every_second
+from utils.data.images import held_out_images
 from utils.errors import InputError
 from utils.features.layers import averaged
 from utils.provenance import NetSource
@@ -149,7 +149,7 @@ def compare(
     if targets.ndim != 1:
         raise InputError("the loader must give one class an image, integers (n,)")
     # Some images are fitted, the others are judged.
-    is_held_out = _held_out(held_out, targets)
+    is_held_out = held_out_images(held_out, targets)
     names = classes or [str(label) for label in range(int(targets.max()) + 1)]
     of_images = ComparedImages(
         targets[~is_held_out], targets[is_held_out], names, notes=[note] if note else []
@@ -199,17 +199,6 @@ def _images_of(batch: Any) -> Tensor:
             f" {tuple(images.shape)}"
         )
     return images.float()
-
-
-def _held_out(held_out: ArrayLike | None, labels: Tensor) -> Tensor:
-    if held_out is None:
-        return every_second(labels)
-    mask = torch.as_tensor(held_out).cpu()
-    if mask.shape != labels.shape or mask.dtype != torch.bool or mask.all() or not mask.any():
-        raise InputError(
-            f"held_out must be a bool for each of {len(labels)} images, True for some of them"
-        )
-    return mask
 
 
 def _open(net: nn.Module | str | Path, arch: str | None, size: int) -> tuple[Survey, nn.Module]:

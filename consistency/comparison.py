@@ -23,7 +23,7 @@ from torch import Tensor
 
 from consistency import several
 from consistency.bootstrap import Interval, bootstrap
-from consistency.calibration import consistency_interval, instability_of, permutations
+from consistency.calibration import KINDS, consistency_interval, instability_of, permutations
 from consistency.compared import (
     ComparedImages,
     ComparedLayer,
@@ -55,7 +55,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 VERSION = 2  # of what is kept; a change of what is computed raises it
-KINDS = ("observed", "null", "ceiling")
 WAYS = ("forth", "back")
 LEAST_CLASSES = 2
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from consistency.calibration import instability_of, normalised_consistency
+from consistency.calibration import KINDS, instability_of, normalised_consistency
 from consistency.compared import (
     ComparedImages,
     ComparedLayer,
@@ -22,7 +22,6 @@ from consistency.compared import (
     kernel_of,
 )
 from consistency.comparison import (
-    KINDS,
     VERSION,
     Effort,
     State,

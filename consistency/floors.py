@@ -163,13 +163,12 @@ def class_shares(target: ClassVariances, residual: ClassVariances) -> ClassShare
         return 1 - rest / whole if whole > 0 else float("nan")
 
     floor = target.floor
-    # Here 1 − I, the share that is explained
-    instability = explained(residual.about_channels, target.about_channels)
+    share = explained(residual.about_channels, target.about_channels)  # 1 − I
     return ClassShares(
         explained(residual.within, target.within),
         explained(residual.between, target.between),
         floor,
-        1 - (1 - instability) / floor if floor > 0 else float("nan"),
+        1 - (1 - share) / floor if floor > 0 else float("nan"),
     )
 
 

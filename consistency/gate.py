@@ -547,4 +547,4 @@ def _number(interval: Interval | None) -> str:
     if interval is None or interval.value is None:
         return "undefined"
     ends = interval_text(asdict(interval), ".4f")
-    return f"{interval.value:.4g} {ends}".strip() if not ends else f"{interval.value:.4f} {ends}"
+    return f"{interval.value:.4f} {ends}" if ends else f"{interval.value:.4g}"

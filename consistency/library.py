@@ -45,6 +45,7 @@ from models.layers import Layer
 from models.pair import read_stored
 from models.split import as_maps, from_maps
 from models.trans_net import TransNet
+from utils.data.images import held_out_images
 from utils.data.loaders import make_loader
 from utils.errors import InputError
 from utils.fit_options import STEPS, spare_channels
@@ -330,7 +331,7 @@ def calibrate(
     """
     pairs = _Pairs(x, target)
     labels = _classes(classes, len(pairs))
-    is_held_out = _held_out(held_out, labels)
+    is_held_out = held_out_images(held_out, labels)
     # Fitted images first, held-out ones second.
     parts = ~is_held_out, is_held_out
     of_parts = [labels[chosen] for chosen in parts]
@@ -402,7 +403,7 @@ def similarities(
     features_a, features_b = _tensor(x), _tensor(target)
     _check_images(features_a, features_b)
     labels = _classes(classes, len(features_a))
-    is_held_out = _held_out(held_out, labels)
+    is_held_out = held_out_images(held_out, labels)
     rows = [image_rows(feature) for feature in (features_a, features_b)]
     net_a, net_b = (ImageRows(row[is_held_out], row[~is_held_out]) for row in rows)
     generator = torch.Generator().manual_seed(seed)
@@ -576,24 +577,6 @@ def _classes(classes: ArrayLike | None, images: int) -> Tensor:
             f"classes must be an integer for each of {images} images, not {tuple(labels.shape)}"
         )
     return labels.long()
-
-
-def _held_out(held_out: ArrayLike | None, labels: Tensor) -> Tensor:
-    """Give the images that are judged, bool (N,).
-
-    Where nobody says which, it is every second one of each class.
-    """
-    if held_out is None:
-        mask = torch.zeros(len(labels), dtype=torch.bool)
-        # Sorted by class, stably, and every second one taken
-        mask[labels.argsort(stable=True)[1::2]] = True
-        return mask
-    mask = torch.as_tensor(held_out).cpu()
-    if mask.shape != labels.shape or mask.dtype != torch.bool or mask.all() or not mask.any():
-        raise InputError(
-            f"held_out must be a bool for each of {len(labels)} images, True for some of them"
-        )
-    return mask
 
 
 def _open(net: nn.Module | str | Path, layer: str, image_size: int, arch: str | None) -> CutNet:

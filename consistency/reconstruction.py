@@ -60,8 +60,8 @@ def reconstruct(
             variance. None: they themselves.
 
     Returns:
-        The loss, and of member i the metrics `{i}.Loss`, `{i}.MSE` (in the features' units),
-        `{i}.L2_loss`, `{i}.p1`, ….
+        The loss, and of member i the metrics `{i}.Loss`, `{i}.MSE` (in the units of what is
+        compared), `{i}.L2_loss`, `{i}.p1`, ….
     """
     x, target = read(*batch)
     total, metrics = torch.zeros((), device=target.device), dict[str, Tensor]()

@@ -308,6 +308,33 @@ def every_second(labels: Tensor) -> Tensor:
     return held
 
 
+def held_out_images(chosen: Any, labels: Tensor) -> Tensor:
+    """Give the images that are judged, bool (N,).
+
+    Args:
+        chosen: a bool for each image; None: every second one of each class is held out.
+        labels: their classes, (N,).
+
+    Raises:
+        InputError: `chosen` is no such mask, or has none or all of the images; or no class has two
+            images.
+    """
+    if chosen is None:
+        mask = every_second(labels)
+        if not mask.any():
+            raise InputError(
+                f"{len(labels)} images of {len(labels)} classes leave none to hold out; say which by"
+                " held_out"
+            )
+        return mask
+    mask = torch.as_tensor(chosen).cpu()
+    if mask.shape != labels.shape or mask.dtype != torch.bool or mask.all() or not mask.any():
+        raise InputError(
+            f"held_out must be a bool for each of {len(labels)} images, True for some of them"
+        )
+    return mask
+
+
 def files_side(data: ImageData) -> int | None:
     """Say how many pixels to a side the files have; None where they are not all one square.
 

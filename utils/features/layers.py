@@ -25,7 +25,6 @@ from utils.runtime import Runtime
 SECONDS_BETWEEN_MARKS = 20.0
 LOGITS, DONE = "logits", "done.json"
 REMEDY = "remove its folder and start again"
-REMEDY = "remove its folder and start again"
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ class Muon(torch.optim.Optimizer):
 
     A step of a weight W (out, in, …), read as a matrix out × (all the rest):
 
-        M ← β M + (1 − β) ∇,    U = UVᵀ of the singular value decomposition of (1 − β) ∇ + β M = UΣVᵀ
-        W ← (1 − lr · weight_decay) W − lr · 0.2 · √max(out, in …) · U
+        M ← β M + (1 − β) ∇,    (1 − β) ∇ + β M = UΣVᵀ (singular value decomposition)
+        W ← (1 − lr · weight_decay) W − lr · 0.2 · √max(out, in …) · UVᵀ
 
     The factor 0.2 · √max(…) gives an update the root mean square of one of Adam's. All directions
     of a matrix move at the same speed, also those of small gradients, which an epoch of Adam hardly

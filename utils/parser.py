@@ -316,7 +316,7 @@ def list_of(kind: Callable[[str], Any], *, empty: bool = False) -> Callable[[str
 def some_path(text: str) -> str:
     """Read a path, for argparse: anything but nothing, which would mean the current folder."""
     if not text.strip():
-        raise argparse.ArgumentTypeError("expected a path, got nothing")
+        raise argparse.ArgumentTypeError(f"expected a path, got {text!r}")
     return text
 
 

@@ -8,6 +8,7 @@ import torch
 
 from experiments import accuracies
 from models.classifiers import build, classifier_record
+from tests.mistakes import refused
 from tests.unit.photos import make_folder
 from utils import checkpoint
 
@@ -83,11 +84,11 @@ def test_one_seed_is_held_fixed(data_root, tmp_path):
 
 def test_nets_of_other_classes_and_runs_without_nets_are_refused(data_root, tmp_path, capsys):
     save(tmp_path, "alone", 0, 1, classes=["ape", "cow"])
-    for words, sentence in (
-        ([tmp_path], "class 1 is bat instead of cow"),
-        ([tmp_path / "x"], "has no nets; run"),
+    for words, facts in (
+        ([tmp_path], ("sd0.pth.tar", "1", "bat", "cow")),
+        ([tmp_path / "x"], (tmp_path / "x", "experiments/small_distil.sh")),
     ):
-        with pytest.raises(SystemExit, match=sentence):
+        with refused("accuracies.py", *facts, kind=SystemExit):
             accuracies.main([*map(str, words), "--data_root", str(data_root)])
 
 

@@ -10,7 +10,6 @@ import pytest
 
 from tests.mistakes import refused
 from utils.arrays import map_array, read_arrays
-from utils.errors import InputError
 
 ROWS = np.arange(12, dtype=np.float32).reshape(4, 3)
 
@@ -29,7 +28,7 @@ def header(text):
 
 def test_what_is_mapped_is_what_was_saved(file):
     assert np.array_equal(map_array(file, "make it anew"), ROWS)
-    with pytest.raises(ValueError, match="read-only"):
+    with pytest.raises(ValueError):
         map_array(file, "make it anew")[0] = 1
     map_array(file, "make it anew", writable=True)[0] = 7
     assert np.load(file)[0].tolist() == [7, 7, 7]
@@ -107,5 +106,5 @@ def test_any_cut_of_an_archive_is_named(tmp_path):
     content = path.read_bytes()
     for length in range(0, len(content), 13):
         path.write_bytes(content[:length])
-        with pytest.raises(InputError, match=r"sums\.npz"):
+        with refused(path):
             read_arrays(path, "make it anew")

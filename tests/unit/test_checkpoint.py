@@ -47,7 +47,7 @@ def test_a_truncated_file_is_named_also_where_it_is_mapped(tmp_path, zipped, sha
     path = tmp_path / "cut.pth.tar"
     torch.save({"w": torch.randn(50, 50)}, path, _use_new_zipfile_serialization=zipped)
     os.truncate(path, int(share * path.stat().st_size))
-    with pytest.raises(InputError, match=r"cut\.pth\.tar is truncated or not a checkpoint"):
+    with refused(path):
         checkpoint.load(path, mmap=True)
 
 
@@ -67,10 +67,7 @@ def test_a_truncated_file_is_named(tmp_path, zipped, share):
     state = {"state_dict": {f"layer{i}.weight": torch.randn(20, 20) for i in range(5)}, "epoch": 3}
     torch.save(state, path, _use_new_zipfile_serialization=zipped)
     os.truncate(path, int(share * path.stat().st_size))
-    with pytest.raises(
-        InputError,
-        match=r"cut\.pth\.tar is truncated or not a checkpoint; make or download it again",
-    ):
+    with refused(path):
         checkpoint.load(path)
 
 
@@ -79,7 +76,7 @@ def test_a_truncated_file_is_named(tmp_path, zipped, share):
 )
 def test_something_else_is_named(tmp_path, content):
     (tmp_path / "page.pth.tar").write_bytes(content)
-    with pytest.raises(InputError, match=r"page\.pth\.tar is truncated or not a checkpoint"):
+    with refused("page.pth.tar"):
         checkpoint.load(tmp_path / "page.pth.tar")
 
 
@@ -97,37 +94,31 @@ def test_code_is_refused_and_not_run(tmp_path, zipped):
     torch.save(
         {"epoch": 1, "more": Runs(tmp_path / "ran")}, path, _use_new_zipfile_serialization=zipped
     )
-    with pytest.raises(
-        InputError, match=r"holds more than tensors and plain values \(.*mkdir\) and is refused"
-    ):
+    with refused(path, f"{os.mkdir.__module__}.mkdir", "state_dict"):
         checkpoint.load(path)
     assert not (tmp_path / "ran").exists()
 
 
 def test_a_whole_pickled_network_is_refused_with_advice(tmp_path):
     torch.save({"model": nn.Linear(2, 2)}, tmp_path / "whole.pth")
-    with pytest.raises(InputError, match=r"Linear\) and is refused, .*; save its state_dict alone"):
+    with refused("whole.pth", "torch.nn.modules.linear.Linear", "state_dict"):
         checkpoint.load(tmp_path / "whole.pth")
 
 
 def test_a_tensor_alone_is_no_checkpoint(tmp_path):
     torch.save(torch.ones(3), tmp_path / "tensor.pth")
-    with pytest.raises(InputError, match="holds a Tensor, a checkpoint is a dictionary"):
+    with refused("tensor.pth", "Tensor"):
         checkpoint.load(tmp_path / "tensor.pth")
 
 
 def test_a_missing_file_names_its_neighbours(tmp_path):
-    with pytest.raises(
-        InputError, match=r"no checkpoint at .*a\.pth\.tar; train it first or correct the path"
-    ):
+    with refused("a.pth.tar"):
         checkpoint.load(tmp_path / "a.pth.tar")
     for name in "bcdef":
         checkpoint.save(tmp_path / f"{name}.pth.tar", {})
-    with pytest.raises(
-        InputError, match=r"that folder has b\.pth\.tar, c\.pth\.tar, d\.pth\.tar, e\.pth\.tar, …$"
-    ):
+    with refused("a.pth.tar", "b.pth.tar", "c.pth.tar", "d.pth.tar", "e.pth.tar", "…"):
         checkpoint.load(tmp_path / "a.pth.tar")
-    with pytest.raises(InputError, match="no checkpoint at"):
+    with refused(tmp_path):
         checkpoint.load(tmp_path)
 
 
@@ -168,7 +159,7 @@ def test_no_changed_byte_of_a_tensor_is_taken_for_whole(tmp_path, kind):
     start = whole.index(weights.numpy().tobytes())
     for place in range(start, start + 1200, 97):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 8]) + whole[place + 1 :])
-        with pytest.raises(InputError, match=r"net\."):
+        with refused(path):
             checkpoint.load(path, mmap=True)
     path.write_bytes(whole)
     assert torch.equal(next(iter(tensors_of(checkpoint.load(path)))), weights)
@@ -216,11 +207,11 @@ def test_numpys_numbers_are_read_and_its_objects_refused(tmp_path):
     assert read["epoch"] == 3
     assert torch.equal(read["curve"][0], torch.tensor([[1.5, 2.5]], dtype=torch.float64))
     assert read["big"].tolist() == [0, 1, 2]
-    for value in (np.array([object], dtype="O"), np.zeros(2, dtype=[("a", "O")]), np.dtype("O")):
+    values = (np.array([object], dtype="O"), np.zeros(2, dtype=[("a", "O")]), np.dtype("O"))
+    for value, kind in zip(values, ("O8", "V8", "O8")):
         torch.save({"epoch": value}, path)
-        with pytest.raises(InputError, match=r"net\.pth\.tar .*numpy\.dtype") as refused:
+        with refused(path, f"numpy.dtype[{kind}]"):
             checkpoint.load(path)
-        assert "\n" not in str(refused.value)
 
 
 def endless(kind):

@@ -12,6 +12,7 @@ import HSAKD
 import PrepareData
 import Report
 import Training
+from tests.mistakes import refused
 from tests.unit.test_rooms import HEAVY, ROOT, STEPS
 from utils.command import answer_early
 
@@ -144,7 +145,7 @@ def test_a_page_is_made_again_in_its_place(monkeypatch, tmp_path):
 )
 def test_a_folder_below_a_file_is_refused(monkeypatch, tmp_path, step, words):
     (tmp_path / "file").touch()
-    with pytest.raises(SystemExit, match=r"^\w+\.py: .*file"):
+    with refused(f"{step.__name__}.py", tmp_path / "file", kind=SystemExit):
         answered(monkeypatch, step, *words, tmp_path / "file" / "x")
     answered(monkeypatch, step, *words, tmp_path / "new")
     assert not (tmp_path / "new").exists()
@@ -160,5 +161,5 @@ def test_the_file_of_an_architecture_must_be_there(monkeypatch, tmp_path):
     (tmp_path / "nets.py").touch()
     for arch in ("vgg16", "package.module:tiny", f"{tmp_path}/nets.py:tiny"):
         answered(monkeypatch, Training, "--arch", arch)
-    with pytest.raises(SystemExit, match=r"no file .*lost"):
+    with refused("Training.py", tmp_path / "lost.py", kind=SystemExit):
         answered(monkeypatch, Training, "--arch", f"{tmp_path}/lost.py:tiny")

@@ -9,6 +9,7 @@ from consistency.calibration import save_sums
 from consistency.moments import ImageMoments
 from experiments import knowledge
 from experiments.accuracies import Row
+from tests.mistakes import refused
 
 IMAGES = 40
 
@@ -92,7 +93,5 @@ def test_the_table_the_file_and_the_figure(run, tmp_path):
 
 
 def test_a_run_without_calibrations_is_refused(tmp_path):
-    with pytest.raises(
-        SystemExit, match=r"has no sums per image; run experiments/distillation_knowledge\.sh first"
-    ):
+    with refused(tmp_path, "experiments/distillation_knowledge.sh", kind=SystemExit):
         knowledge.main([str(tmp_path)])

@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch import nn
 
+from tests.mistakes import refused
 from tests.unit.step_options import parsed
 from utils import checkpoint, opening
-from utils.errors import InputError
 from utils.option_groups import OutputOptions, RunOptions, TrainingOptions
 from utils.runtime import Runtime
 
@@ -72,11 +72,11 @@ def test_a_run_is_opened_as_the_options_say(cpu, tmp_path):
     checkpoint.save(path, {"settings": {"epochs": 2}})
     assert opened("--logspace", "0", settings={"epochs": 3}).resumed is None
     assert opened("--logspace", "0", settings={"epochs": 3}, resume="auto").resumed == path
-    with pytest.raises(InputError, match="epochs 2 instead of 3"):  # every rate would change
+    with refused("epochs", "2", "3", "--suffix"):  # every rate would change
         opened("--logspace", "1", settings={"epochs": 3})
 
 
 def test_an_output_folder_that_cannot_be_written_to_is_refused(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(InputError, match="file"):
+    with refused(tmp_path / "file"):
         opening.start(RunOptions.of(parsed()), OutputOptions(str(tmp_path / "file")))

@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from tests import mistakes
+from tests.mistakes import refused, refuses
 from utils import remarks
 from utils.parser import (
     MOST,
@@ -29,15 +29,6 @@ def parser():
     parser.add_argument("--reverse", action="store_true", help="the other way")
     parser.add_argument("--old", action=Ignored)
     return parser
-
-
-def refused(parser, words, capsys):
-    with pytest.raises(SystemExit) as exit_:
-        parser.parse_args(words)
-    assert exit_.value.code == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    return err
 
 
 # --- the parser
@@ -68,20 +59,18 @@ def test_values_keep_their_dashes(parser, words):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "facts"),
     [
         # No abbreviations: they change when options are added
-        (["--batch"], "unrecognized arguments: --batch"),
-        (["--nonsense"], "unrecognized arguments: --nonsense"),
-        (
-            ["--batch_size", "many"],
-            "--batch_size/-b: expected a whole number of at least 1, got 'many'",
-        ),
-        (["--batch_size"], "--batch_size/-b: expected one argument"),
+        (["--batch"], ("--batch",)),
+        (["--nonsense"], ("--nonsense",)),
+        (["--batch_size", "many"], ("--batch_size/-b", "1", "'many'")),
+        (["--batch_size"], ("--batch_size/-b",)),
     ],
 )
-def test_a_mistake_is_one_line(parser, words, said, capsys):
-    assert refused(parser, words, capsys) == f"Step.py: error: {said} (--help shows all options)\n"
+def test_a_mistake_is_one_line(parser, words, facts, capsys):
+    refuses(parser.parse_args, words, "Step.py", *facts, "--help", code=2)
+    assert capsys.readouterr().out == ""
 
 
 def test_help_shows_defaults_that_say_something_the_example_and_the_lines(parser):
@@ -127,17 +116,12 @@ def test_old_options_are_accepted_and_said_to_be_ignored(parser, capsys):
         (["--reverse", "--layer2", "3"], "layer2"),
     ],
 )
-def test_an_option_without_effect_is_refused_with_the_reason(parser, words, name, capsys):
-    args = parser.parse_args(words)
-    names = ["note", "layer2", "alpha", "reverse"]
-    with pytest.raises(SystemExit) as exit_:
-        parser.refuse_without_effect(args, names, "beside --convOut_path: it is stored already")
-    assert exit_.value.code == 2
-    said = (
-        f"--{name} has no effect beside --convOut_path: it is stored already (--help shows all"
-        " options)"
-    )
-    assert capsys.readouterr().err == f"Step.py: error: {said}\n"
+def test_an_option_without_effect_is_refused_with_the_reason(parser, words, name):
+    def check(words):
+        names, reason = ["note", "layer2", "alpha", "reverse"], "beside --convOut_path"
+        parser.refuse_without_effect(parser.parse_args(words), names, reason)
+
+    refuses(check, words, "Step.py", f"--{name}", "beside --convOut_path", code=2)
 
 
 def test_what_was_not_given_is_not_refused(parser):
@@ -177,14 +161,13 @@ def test_whole_numbers_may_be_negative():
 
 @pytest.mark.parametrize("text", ["2", "-3", "3.0", "3e2", "three", "", "1_000", "0x10"])
 def test_what_is_no_whole_number_of_the_range(text):
-    with pytest.raises(argparse.ArgumentTypeError) as error:
+    with refused("3", repr(text), kind=argparse.ArgumentTypeError):
         whole(3)(text)
-    assert str(error.value) == f"expected a whole number of at least 3, got {text!r}"
 
 
 @pytest.mark.parametrize("text", ["8", "+9", "1" + "0" * 50, "9" * 5000])
 def test_a_whole_number_above_the_range_is_named_and_cut_short(text):
-    with mistakes.refused(7, text[:40], kind=argparse.ArgumentTypeError) as error:
+    with refused(7, text[:40], kind=argparse.ArgumentTypeError) as error:
         whole(3, 7)(text)
     assert len(str(error.value)) < 120
     assert whole(3, 7)("7") == 7
@@ -192,7 +175,7 @@ def test_a_whole_number_above_the_range_is_named_and_cut_short(text):
 
 def test_every_whole_number_has_a_bound():
     assert whole(0)(str(MOST)) == MOST
-    with mistakes.refused(MOST, MOST + 1, kind=argparse.ArgumentTypeError):
+    with refused(MOST, MOST + 1, kind=argparse.ArgumentTypeError):
         whole(0)(str(MOST + 1))
 
 
@@ -200,7 +183,7 @@ def test_none_may_be_the_one_number_below_the_range():
     some = whole(19, or_zero=True)
     assert [some(text) for text in ("0", "19")] == [0, 19]
     for text in ("1", "18", "-1"):
-        with mistakes.refused("0", 19, text, kind=argparse.ArgumentTypeError):
+        with refused("0", 19, text, kind=argparse.ArgumentTypeError):
             some(text)
 
 
@@ -212,19 +195,17 @@ def test_real_numbers(text, value):
 
 @pytest.mark.parametrize("text", ["-1e-9", "nan", "inf", "-inf", "1e999", "one", ""])
 def test_what_is_no_real_number_of_the_range(text):
-    with pytest.raises(argparse.ArgumentTypeError) as error:
+    with refused("0", repr(text), kind=argparse.ArgumentTypeError):
         real()(text)
-    assert str(error.value) == f"expected a number of at least 0, got {text!r}"
 
 
 def test_a_bound_may_be_excluded():
     assert real(above=0)("1e-9") == 1e-9
     assert real(above=1.5)("2") == 2
     for text in ("0", "-1"):
-        with pytest.raises(argparse.ArgumentTypeError) as error:
+        with refused("0", repr(text), kind=argparse.ArgumentTypeError):
             real(above=0)(text)
-        assert str(error.value) == f"expected a number above 0, got {text!r}"
-    with pytest.raises(argparse.ArgumentTypeError, match=r"of at least 0\.5"):
+    with refused("0.5", "'0.4'", kind=argparse.ArgumentTypeError):
         real(0.5)("0.4")
     assert real(-math.pi)("-3") == -3
 
@@ -243,28 +224,24 @@ def test_other_lists():
 @pytest.mark.parametrize("text", ["[]", "", ","])
 def test_a_list_is_empty_only_where_it_may_be(text):
     assert list_of(float, empty=True)(text) == []
-    with pytest.raises(argparse.ArgumentTypeError) as error:
+    with refused("[1,1]", repr(text), kind=argparse.ArgumentTypeError):
         list_of(float)(text)
-    assert str(error.value) == f"expected a list such as [1,1], got {text!r}, which is empty"
 
 
 @pytest.mark.parametrize(
     ("text", "entry"), [("[0.5,1]", "0.5"), ("[a]", "a"), ("0;1", "0;1"), ("[1,-1]", "-1")]
 )
 def test_a_list_of_something_else_names_the_entry_and_what_it_should_be(text, entry):
-    with pytest.raises(argparse.ArgumentTypeError) as error:
+    with refused("[1,1]", "0", repr(entry), kind=argparse.ArgumentTypeError):
         list_of(whole(0))(text)
-    said = f"in a list such as [1,1]: expected a whole number of at least 0, got {entry!r}"
-    assert str(error.value) == said
-    with pytest.raises(argparse.ArgumentTypeError) as error:
+    with refused("[1,1]", "'[x]'", kind=argparse.ArgumentTypeError):
         list_of(int)("[x]")
-    assert str(error.value) == "expected a list such as [1,1], got '[x]'"
 
 
 def test_paths_are_anything_but_nothing():
     assert some_path("../a b") == "../a b"
     for text in ("", "  "):
-        with pytest.raises(argparse.ArgumentTypeError, match="expected a path, got nothing"):
+        with refused(repr(text), kind=argparse.ArgumentTypeError):
             some_path(text)
 
 
@@ -272,9 +249,8 @@ def test_names_are_no_paths():
     for text in ("lr-2_sd0", "", "a.b", "..a"):
         assert plain_name(text) == text
     for text in ("a/b", "/", "..", ".", "../x"):
-        with pytest.raises(argparse.ArgumentTypeError) as error:
+        with refused(repr(text), kind=argparse.ArgumentTypeError):
             plain_name(text)
-        assert str(error.value) == f"expected a name, not a path, got {text!r}"
 
 
 def test_a_command_line_goes_without_some_options():
@@ -317,5 +293,5 @@ def test_neutral_options_of_a_command_are_the_steps():
 
 def test_results_without_an_ending_go_to_standard_output():
     assert result_file()("-") == "-"
-    with mistakes.refused(".png", "-", kind=argparse.ArgumentTypeError):
+    with refused(".png", "-", kind=argparse.ArgumentTypeError):
         result_file(".png")("-")

@@ -9,7 +9,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.mistakes import refused
 from utils import remarks, runs
-from utils.errors import InputError
 from utils.runs import RunLog, board_tag, read_metrics
 
 
@@ -164,10 +163,7 @@ def test_two_runs_do_not_write_the_same_log(tmp_path):
     with RunLog(tmp_path, 3) as log:
         log.write(0, {"Loss": 1.0})
         with (
-            pytest.raises(
-                InputError,
-                match=rf"another run \(pid {os.getpid()} on .* is writing in .*; wait for it",
-            ),
+            refused(os.getpid(), tmp_path),
             RunLog(tmp_path, 3),
         ):
             pass
@@ -190,7 +186,7 @@ def test_a_run_that_fails_keeps_its_lines_and_lets_the_folder_go(tmp_path):
 def test_another_run_is_named_before_anything_is_done_for_this_one(tmp_path):
     with (
         RunLog(tmp_path, 3),
-        pytest.raises(InputError, match=r"wait for it, or choose another --save$"),
+        refused(tmp_path, "--save"),
     ):
         RunLog(tmp_path, 3, elsewhere="--save")
 

@@ -7,6 +7,7 @@ import csv
 import pytest
 
 from experiments import tables
+from tests.mistakes import refused
 from tests.unit.planted_results import DATA, LAYOUT, by_title, fill, save, variance
 from utils.files import write_json
 
@@ -235,14 +236,11 @@ def test_the_command_prints_and_writes(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["table9"], "there is no table 'table9'; known are diagnosis"),
-        ([], "has no number of these tables"),
-    ],
+    ("words", "facts"),
+    [(["table9"], ("'table9'", "diagnosis", "table1")), ([], ("results", "experiments/"))],
 )
-def test_what_is_not_there_is_named(tmp_path, words, message):
-    with pytest.raises(SystemExit, match=message):
+def test_what_is_not_there_is_named(tmp_path, words, facts):
+    with refused("tables.py", *facts, kind=SystemExit):
         tables.main([str(tmp_path), *words])
 
 

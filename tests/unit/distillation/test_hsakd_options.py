@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from distillation import hsakd_options
-from utils.errors import InputError
+from tests.mistakes import refused
 from utils.parser import Parser
 
 
@@ -111,5 +111,5 @@ def test_a_frozen_backbone_needs_both_options(line, capsys):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"no checkpoint at .*absent"):
+    with refused("absent.pth.tar"):
         hsakd_options.meant_file(tmp_path / "absent.pth.tar")

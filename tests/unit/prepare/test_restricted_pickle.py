@@ -9,7 +9,6 @@ import pytest
 from tests.mistakes import refused
 from tests.unit.photos import real_data
 from tests.unit.prepare.array_layouts import python2_pickle
-from utils.errors import InputError
 from utils.prepare.restricted_pickle import load_arrays, load_plain
 
 
@@ -44,7 +43,7 @@ def test_even_a_harmless_class_is_refused(tmp_path):
 
 def test_references_out_of_the_file_are_refused(tmp_path):
     (tmp_path / "list.pkl").write_bytes(b"Poutside\n.")
-    with pytest.raises(InputError, match="points at objects outside the file"):
+    with refused("list.pkl"):
         load_plain(tmp_path / "list.pkl")
 
 
@@ -97,26 +96,23 @@ def test_arrays_of_plain_numbers_come_back(tmp_path, array, dump):
 
 def test_arrays_are_no_plain_data(tmp_path):
     (tmp_path / "list.pkl").write_bytes(pickle.dumps([np.zeros(2)], 2))
-    with pytest.raises(InputError, match=r"asks for numpy\.?_?core\.multiarray\._reconstruct"):
+    with refused("list.pkl", "multiarray._reconstruct"):
         load_plain(tmp_path / "list.pkl")
 
 
 @pytest.mark.parametrize(
-    "array",
+    ("array", "kind"),
     [
-        np.array(["text", {}], dtype=object),
-        np.array(["word"]),
-        np.array([1j]),
-        np.zeros(2, dtype=[("a", "u1")]),
+        (np.array(["text", {}], dtype=object), "O8"),
+        (np.array(["word"]), "U4"),
+        (np.array([1j]), "c16"),
+        (np.zeros(2, dtype=[("a", "u1")]), "V1"),
     ],
     ids=["objects", "words", "complex", "record"],
 )
-def test_arrays_of_anything_else_are_refused(tmp_path, array):
+def test_arrays_of_anything_else_are_refused(tmp_path, array, kind):
     (tmp_path / "batch").write_bytes(python2_pickle({"data": array}))
-    with pytest.raises(
-        InputError,
-        match=r"batch is refused: it holds an array of '.*'; only arrays of plain numbers",
-    ):
+    with refused("batch", f"'{kind}'"):
         load_arrays(tmp_path / "batch")
 
 
@@ -144,7 +140,7 @@ RECONSTRUCT = b"cnumpy.core.multiarray\n_reconstruct\n"
 )
 def test_forged_states_are_refused(tmp_path, content):
     (tmp_path / "batch").write_bytes(content)
-    with pytest.raises(InputError, match="batch is not a whole pickle file"):
+    with refused("batch"):
         load_arrays(tmp_path / "batch")
 
 
@@ -155,5 +151,5 @@ def test_an_array_that_was_never_filled_is_nothing(tmp_path):
 
 def test_arrays_come_in_a_dict(tmp_path):
     (tmp_path / "batch").write_bytes(python2_pickle([1]))
-    with pytest.raises(InputError, match="batch should hold a dict of arrays, but holds a list"):
+    with refused("batch", "dict", "list"):
         load_arrays(tmp_path / "batch")

@@ -2,10 +2,10 @@ import pickle
 
 import pytest
 
+from tests.mistakes import refused
 from tests.unit.official_layouts import make_voc
 from tests.unit.photos import real_data
 from utils.data.datasets import VOC_CLASSES
-from utils.errors import InputError
 from utils.prepare.voc import VOC_ANIMALS, read_voc, read_voc_lists
 
 
@@ -129,9 +129,7 @@ def test_lists_give_exactly_their_objects_by_number_of_the_class(voc, tmp_path):
     ],
 )
 def test_other_lists_are_refused(voc, tmp_path, entries):
-    with pytest.raises(
-        InputError, match=r"a\.pkl should be a list of objects with source, class \(0 to 19\)"
-    ):
+    with refused("a.pkl", "source", "class", "bndbox"):
         read_voc_lists([voc], [write_list(tmp_path / "a.pkl", entries)], VOC_CLASSES)
 
 

@@ -6,11 +6,11 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 
+from tests.mistakes import refused
 from utils.data import computed_once
 from utils.data.computed_once import compute_once
 from utils.data.images import load_images
 from utils.data.loaders import make_loader
-from utils.errors import InputError
 from utils.runtime import Runtime, start
 
 SIZE = 8
@@ -102,9 +102,7 @@ def test_a_data_set_gives_the_tensors_in_place_of_its_pixels(store, photos):
 
 def test_no_room_is_told(store, monkeypatch):
     place(monkeypatch, "off")
-    with pytest.raises(
-        InputError, match=r"means of 24 images take 38\.40 MB, for which there is no room .* --out$"
-    ):
+    with refused("24", "38.40 MB", "--out"):
         store(shape=(400_000,))
 
 
@@ -114,9 +112,7 @@ def test_a_full_disk_is_told_and_nothing_stays(store, tmp_path, monkeypatch):
 
     place(monkeypatch, "disk")
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(
-        InputError, match=r"cannot be written to .*new \(No space left on device\); free some space"
-    ):
+    with refused("new", "--out"):
         store()
     assert list((tmp_path / "new").iterdir()) == []
 

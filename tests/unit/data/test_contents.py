@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.mistakes import check_line
 from tests.unit.photos import make_folder, make_photo
 from utils import checkpoint
 from utils.data import contents
@@ -25,26 +26,27 @@ def photos(tmp_path):
 
 
 CHANGES = {
-    "edited": (lambda root: make_photo(root / "a/01.jpg", 99), "1 edited (a/01.jpg)"),
-    "removed": (lambda root: (root / "a/01.jpg").unlink(), "1 removed (a/01.jpg)"),
-    "added": (lambda root: make_photo(root / "b/new.jpg", 98), "1 added (b/new.jpg)"),
+    "edited": (lambda root: make_photo(root / "a/01.jpg", 99), ("a/01.jpg",)),
+    "removed": (lambda root: (root / "a/01.jpg").unlink(), ("a/01.jpg",)),
+    "added": (lambda root: make_photo(root / "b/new.jpg", 98), ("b/new.jpg",)),
     "renamed": (
         lambda root: (root / "a/01.jpg").rename(root / "a/x.jpg"),
-        "1 renamed (a/01.jpg → a/x.jpg)",
+        ("a/01.jpg", "a/x.jpg"),
     ),
     "moved": (
         lambda root: (root / "a/01.jpg").rename(root / "b/x.jpg"),
-        "1 moved to another class (a/01.jpg → b/x.jpg)",
+        ("a/01.jpg", "b/x.jpg"),
     ),
 }
 
 
 @pytest.mark.parametrize("kind", CHANGES)
 def test_every_change_is_named(photos, kind):
-    before, (change, printed) = read(photos), CHANGES[kind]
+    before, (change, names) = read(photos), CHANGES[kind]
     change(photos)
     now = read(photos)
-    assert before.changes(now) == printed and before.sha256 != now.sha256
+    check_line(before.changes(now), "1", kind, *names)
+    assert before.sha256 != now.sha256
 
 
 def test_several_changes_are_counted(photos):

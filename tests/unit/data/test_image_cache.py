@@ -157,10 +157,7 @@ def test_images_are_decoded_once_where_batches_are_augmented(photos, tmp_path, m
 
 def test_more_than_the_memory_is_refused(cache, monkeypatch):
     monkeypatch.setattr(image_cache, "available_memory_bytes", lambda: 1000)
-    with pytest.raises(
-        InputError,
-        match=r"take .* (MB|bytes), of memory 1000 bytes are available; use --cache_images disk",
-    ):
+    with refused("train", "1000", "--cache_images"):
         cache("ram")
 
 

@@ -143,7 +143,10 @@ class Answers:
         columns = self._in_order()
         labels = columns["labels"]
         if labels.ndim > 1:
-            raise InputError("images of several labels have no pairs of classes")
+            raise InputError(
+                "pairs of classes need one class for each image, and these labels have shape"
+                f" {tuple(labels.shape)}; take images of one class each"
+            )
         # The first name is B itself.
         sender = _senders(columns)[1]
         return measure_distinctions(

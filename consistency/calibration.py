@@ -66,8 +66,8 @@ def shuffled_within_class(labels: Tensor, generator: torch.Generator) -> Tensor:
         order[cycle] = cycle.roll(1)
     if bool((order == torch.arange(len(labels))).all()):
         raise InputError(
-            "pairs can be shuffled only where a class has two images, but none has; take more"
-            " images."
+            f"pairs can be shuffled only where a class has two images, but the {len(labels)} images"
+            " are of as many classes; take more images."
         )
     return order
 
@@ -100,7 +100,8 @@ def check_pairs(labels: Tensor) -> None:
     """
     if labels.unique(return_counts=True)[1].max() < 2:
         raise InputError(
-            "a null needs two held-out images of a class, but no class has them; take more images."
+            f"a null needs two held-out images of a class, but the {len(labels)} images are of as"
+            " many classes; take more images."
         )
 
 

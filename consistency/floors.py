@@ -74,7 +74,8 @@ class ClassMoments:
         """
         if labels.ndim != 1:
             raise InputError(
-                "the variance within classes needs one class an image, not several labels"
+                "the variance within classes needs one class for each image, and these labels have"
+                f" shape {tuple(labels.shape)}"
             )
         size = max(1, CHUNK_BYTES // (8 * features[0].numel()))
         for chunk, kinds in zip(features.split(size), labels.split(size)):
@@ -90,7 +91,9 @@ class ClassMoments:
             # About it |x|² is of the size of the variance, and nothing cancels.
             maps = maps - self._origin
             if not maps.isfinite().all():
-                raise InputError("the features hold values that are not finite; look at the nets")
+                raise InputError(
+                    "features must be finite, but NaN or infinity came; look at the nets"
+                )
             for label in kinds.unique().tolist():
                 members = maps[kinds == label]
                 # Sums of maps, not of positions: a class mean is a map.
@@ -108,7 +111,8 @@ class ClassMoments:
         labels = [label for label, count in self._counts.items() if count > 1]
         if not labels:
             raise InputError(
-                "variances within classes need two images of a class, but no class has them"
+                f"variances within classes need two images of a class, but the {len(self._counts)}"
+                " images are of as many classes; take more images"
             )
         # The symbols are those of the module's docstring: m_c are `means`, m is maps.sum(0) /
         # total.

@@ -139,7 +139,7 @@ class PairSums:
             InputError: No image was seen.
         """
         if not self.images:
-            raise InputError("two features are compared on images, but none came.")
+            raise InputError("two features are compared on images, but 0 came; add a batch first.")
         p, q = self.widths
         count = self._sums[-1, -1]
         # The last row of Σ z zᵀ is Σ z: the means, and the count at its end.

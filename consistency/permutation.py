@@ -97,13 +97,16 @@ class Regression:
         like: "Regression | None" = None,
     ) -> None:
         # A convolution keeps the size: x must have been brought to that of x*.
-        sizes = [maps.shape[2:] for maps in (*x, *target)]
-        if len(set(map(tuple, sizes))) > 1:
+        sizes = [tuple(maps.shape[2:]) for maps in (*x, *target)]
+        if len(set(sizes)) > 1:
             raise InputError(
                 f"x and x* must have one size, not {sizes[0]} and {sizes[2]}; resize x."
             )
         if [*map(len, x)] != [*map(len, target)]:
-            raise InputError("x and x* must be of the same images, but their numbers differ.")
+            raise InputError(
+                f"x and x* must be of the same images, but {[*map(len, x)]} and"
+                f" {[*map(len, target)]} came, fitted and held out."
+            )
         self.x, self.target = x, target
         self.reference: Reference = (
             Reference(x[0], channel_means(x[0], device), weight, kernel_size)

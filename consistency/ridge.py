@@ -264,7 +264,8 @@ def check_finite(*sums: Tensor) -> None:
     """
     if not all(total.isfinite().all() for total in sums):
         raise InputError(
-            "the features hold values that are not finite: train the nets again, or store them anew"
+            "features must be finite, but NaN or infinity came: train the nets again, or store them"
+            " anew"
         )
 
 

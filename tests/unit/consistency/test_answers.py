@@ -5,7 +5,7 @@ from torch import nn
 from consistency.answers import ITSELF, UNTRUE, Answers, knowledge_record
 from consistency.class_gaps import measure_distinctions
 from consistency.knowledge import measure_knowledge
-from utils.errors import InputError
+from tests.mistakes import refused
 
 IMAGES = 90
 
@@ -94,7 +94,7 @@ def test_distinctions_are_of_the_first_sender_in_the_order_of_the_images():
 
 def test_images_of_several_labels_have_no_distinctions():
     labels = (torch.rand(IMAGES, 3) > 0.5).float()
-    with pytest.raises(InputError, match="several labels"):
+    with refused((IMAGES, 3)):
         filled(Tail(), labels=labels)[0].distinctions(resamples=0)
 
 

@@ -14,6 +14,7 @@ from torch import nn
 import consistency
 import models
 from consistency import library
+from tests.mistakes import refused
 from utils.errors import InputError
 
 ROOT = Path(consistency.__file__).parents[1]
@@ -117,7 +118,7 @@ def test_a_checkpoint_gives_what_its_net_gives(fitted):
 
 @pytest.mark.parametrize("images", [[], torch.randn(2, 3, 8, 8), [torch.randn(2, 3, 8, 6)]])
 def test_what_are_no_batches_is_refused(images):
-    with pytest.raises(InputError, match="images"):
+    with refused("`images`"):
         consistency.features(net(), "2", images)
 
 

@@ -6,7 +6,6 @@ import torch
 from consistency import pair_sums
 from consistency.pair_sums import PairSums
 from tests.mistakes import refused
-from utils.errors import InputError
 
 
 def features(images=40, offset=0.0, seed=0):
@@ -101,7 +100,7 @@ def test_every_floating_dtype_is_summed_in_float64(dtype):
 def test_what_is_not_finite_is_refused(value):
     x, target = features()
     target[3, 1, 0, 0] = value
-    with pytest.raises(InputError, match="finite"):
+    with refused("NaN", "infinity"):
         accumulated(x, target)
 
 
@@ -110,11 +109,11 @@ def test_what_does_not_belong_together_is_refused():
     sums = accumulated(x, target)
     with refused("6", "4", "5"):
         sums.update(x[:, :5], target)
-    with pytest.raises(InputError, match="pooled"):
+    with refused("6", "4", "pooled"):
         sums.update(x, target[..., :1])
     with refused("40", "39"):
         sums.update(x, target[1:])
     with refused("6", "4", "3"):
         sums.merge(accumulated(x, target[:, :3]))
-    with pytest.raises(InputError, match="none came"):
+    with refused("0"):
         PairSums().centred()

@@ -9,7 +9,6 @@ from sklearn.linear_model import Ridge
 
 from consistency.ridge import RIDGES, NormalEquations, bytes_needed, descend
 from tests.mistakes import refused
-from utils.errors import InputError
 
 
 def maps(images, channels, size=(6, 5), seed=0):
@@ -205,7 +204,7 @@ def test_features_of_zeros_are_no_trouble(images, constant):
 def test_what_is_not_finite_is_refused():
     inputs = maps(6, 3)
     inputs[2, 1, 0, 0] = torch.nan
-    with pytest.raises(InputError, match="not finite: train the nets again"):
+    with refused("NaN"):
         accumulated(inputs, maps(6, 2)).solve()
 
 

@@ -7,7 +7,6 @@ from consistency.trans_nets import between, check_fit, fill_trans_net
 from models.split import as_maps
 from models.trans_net import TransNet
 from tests.mistakes import refused
-from utils.errors import InputError
 
 
 @pytest.mark.parametrize(
@@ -30,10 +29,7 @@ def test_a_trans_net_is_made_between_features(shape_a, shape_b, options, kernel_
 
 @pytest.mark.parametrize("shapes", [((4, 6, 6), (7,)), ((9, 4), (4, 3, 3)), ((4,), (9, 4))])
 def test_features_of_different_kinds_have_no_trans_net(shapes):
-    with pytest.raises(
-        InputError,
-        match=r"A's features have shape \(.*\) and B's \(.*\): a Trans-Net maps feature maps",
-    ):
+    with refused(*shapes):
         between(*shapes, layers=3)
 
 
@@ -57,16 +53,16 @@ def test_a_trans_net_is_filled_from_one_that_is_built_alike():
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "facts"),
     [
-        {"layers": 2},
-        {"norm": "batch"},
-        {"fix_p": True},
-        {"shape_b": (4, 3, 3)},
-        {"shape_a": (5, 6, 5)},
+        ({"layers": 2}, ("layers", 3, 2)),
+        ({"norm": "batch"}, ("norm", "instance", "batch")),
+        ({"fix_p": True}, ("fix_p", False, True)),
+        ({"shape_b": (4, 3, 3)}, ("out_size", (6, 5), (3, 3))),
+        ({"shape_a": (5, 6, 5)}, ("in_channels", 4, 5)),
     ],
 )
-def test_a_trans_net_is_not_filled_from_one_that_is_built_otherwise(changes):
+def test_a_trans_net_is_not_filled_from_one_that_is_built_otherwise(changes, facts):
     usual: dict[str, Any] = {
         "shape_a": (4, 6, 5),
         "shape_b": (4, 6, 5),
@@ -76,9 +72,7 @@ def test_a_trans_net_is_not_filled_from_one_that_is_built_otherwise(changes):
     stored, net = between(**usual), between(**usual | changes)
     state = {"trans_net": stored.config, "state_dict": stored.state_dict()}
     before = net.logit_p.clone(), net.linear[0].weight.clone()
-    with pytest.raises(
-        InputError, match=r"g\.pth\.tar holds a Trans-Net of other options or shapes: \w+ .*, now "
-    ):
+    with refused("g.pth.tar", *facts):
         fill_trans_net(net, state, "g.pth.tar")
     assert torch.equal(net.logit_p, before[0]) and torch.equal(net.linear[0].weight, before[1])
 

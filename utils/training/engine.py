@@ -190,7 +190,8 @@ class Fit:
                 self.scaler.load_state_dict(state["scaler"])
         except (ValueError, KeyError, TypeError, RuntimeError) as error:
             raise InputError(
-                f"{path} was trained with another optimiser or other parameters"
+                f"{path} was trained with another optimiser or other parameters than this"
+                f" {type(self.optimizer).__name__}; choose its --optim, or use it as --weights"
             ) from error
         return int(state["epoch"])
 

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
+from tests.mistakes import refused
 from tests.unit.reports import CALIBRATION, VARIANCE, write_run
-from utils.errors import InputError
 from utils.report.results import Result, Value, read_pictures, read_results
 
 
@@ -30,20 +30,17 @@ def test_variances_come_before_calibrations(tmp_path):
 )
 def test_json_of_something_else_is_refused(tmp_path, content):
     (write_run(tmp_path) / "pruned.json").write_text(content)
-    with pytest.raises(
-        InputError,
-        match=r"pruned\.json is of none of Compare\.py, Variance\.py --json and Calibrate\.py",
-    ):
+    with refused("pruned.json", "Compare.py", "Variance.py", "Calibrate.py"):
         read_results(tmp_path)
 
 
 def test_a_folder_without_results_is_told_from_one_that_is_missing(tmp_path):
-    with pytest.raises(InputError, match="has no results; write some there with Compare"):
+    with refused(tmp_path, "Compare.py"):
         read_results(tmp_path)
-    with pytest.raises(InputError, match=r"there is no folder .*nowhere"):
+    with refused("nowhere", "--json"):
         read_results(tmp_path / "nowhere")
     (tmp_path / "cut.json").write_text('{"var": ')
-    with pytest.raises(InputError, match=r"cut\.json is not valid JSON"):
+    with refused("cut.json"):
         read_results(tmp_path)
 
 

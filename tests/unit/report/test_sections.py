@@ -2,8 +2,8 @@
 
 import pytest
 
+from tests.mistakes import refused
 from tests.unit.reports import CALIBRATION, VARIANCE
-from utils.errors import InputError
 from utils.report.results import Result, Value
 from utils.report.sections import CHANNELS, ONE_DIRECTION, lay_out
 
@@ -136,7 +136,7 @@ def test_settings_and_hashes_stand_at_the_end():
     ],
 )
 def test_a_result_that_was_changed_by_hand_is_refused_by_name(kind, content, change):
-    with pytest.raises(InputError, match=f"{kind}.json was changed after it was written"):
+    with refused(f"{kind}.json"):
         lay_out(Result(f"{kind}.json", kind, content | change))
 
 

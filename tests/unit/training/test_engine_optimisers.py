@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from tests.mistakes import refused
 from utils import checkpoint
-from utils.errors import InputError
 from utils.training.engine import Fit, make_optimizer
 from utils.training.muon import Muon
 
@@ -28,7 +28,7 @@ def test_optimisers_take_what_is_trained():
         "weight_decay": 0.2,
     }
     assert (adam.defaults["lr"], adam.defaults["weight_decay"]) == (0.3, 0.4)
-    with pytest.raises(ValueError, match="'LION' is neither"):
+    with refused("LION", "SGD", "Adam", "Muon", kind=ValueError):
         make_optimizer("LION", net.parameters(), lr=1, momentum=0, weight_decay=0)
 
 
@@ -130,13 +130,11 @@ def test_weights_alone_and_other_parameters_cannot_be_resumed(cpu):
     fit = trained(cpu, momentum=0.9)
     state = fit.state(1)
     other = torch.optim.SGD([*fit.model.parameters(), nn.Parameter(torch.ones(1))], lr=0.1)
-    with pytest.raises(InputError, match=r"w\.pth was trained with another optimiser or other"):
+    with refused("w.pth", "SGD", "--weights"):
         fit_of(fit.model, other, cpu).restore(state, "w.pth")
     for missing in ("optimizer", "epoch"):
         rest = {key: value for key, value in state.items() if key != missing}
-        with pytest.raises(
-            InputError, match=r"w\.pth holds weights but no training state.*use it as --weights"
-        ):
+        with refused("w.pth", "--weights"):
             fit.restore(rest, "w.pth")
 
 
@@ -157,7 +155,7 @@ def test_muon_is_another_kind_too(cpu, muon_first, other):
 def assert_refused(cpu, first, second):
     fit = trained(cpu, first)
     other = fit_of(fit.model, second(fit.model.parameters(), lr=0.1), cpu)
-    with pytest.raises(InputError, match="was trained with another optimiser"):
+    with refused("w.pth", type(other.optimizer).__name__, "--optim"):
         other.restore(fit.state(1), "w.pth")
 
 

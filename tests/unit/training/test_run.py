@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from tests.mistakes import refused
 from utils import checkpoint
-from utils.errors import InputError
 from utils.files import claim
 from utils.runs import RunLog, read_metrics
 from utils.training.engine import Fit
@@ -111,7 +111,7 @@ def test_another_first_epoch_may_be_asked_for(make, fit):
     run.restore(fit())
     assert list(run.epochs()) == [1, 2]
     assert make(path=run.path.with_name("new.pth.tar"), start_epoch=2).start_epoch == 2
-    with pytest.raises(InputError, match="--start_epoch 3 leaves nothing of --epochs 3"):
+    with refused("--start_epoch 3", "--epochs 3"):
         make(start_epoch=3, resume="auto")
 
 
@@ -120,7 +120,7 @@ def test_weights_without_training_state_are_no_run(make, fit, tmp_path):
         tmp_path / "weights.pth.tar", {"state_dict": fit().model.state_dict(), "epoch": 2}
     )
     run = make(resume=str(tmp_path / "weights.pth.tar"))
-    with pytest.raises(InputError, match=r"weights\.pth\.tar"):
+    with refused("weights.pth.tar", "--weights"):
         run.restore(fit())
 
 
@@ -136,10 +136,10 @@ def test_after_each_stage_everything_is_due(make, monkeypatch):
 def test_what_another_run_left_or_writes_is_refused_early(make, fit):
     run = make()
     train(run, fit(), [1.0, 2.0, 3.0])
-    with pytest.raises(InputError, match=r"lr 0\.1 instead of 0\.2.*--save"):
+    with refused("last.pth.tar", "lr", "0.1", "0.2", "--save"):
         make(settings={"epochs": 3, "lr": 0.2}, elsewhere="--save")
     assert make(settings={"epochs": 3, "lr": 0.2}, restart=True).resumed is None
-    with claim(run.log_path.parent), pytest.raises(InputError, match="choose another --save"):
+    with claim(run.log_path.parent), refused(run.log_path.parent, "--save"):
         make(elsewhere="--save", resume="auto")
 
 

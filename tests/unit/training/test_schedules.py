@@ -63,7 +63,7 @@ def test_every_group_gets_the_rate_or_its_own():
     assert [group["lr"] for group in optimizer.param_groups] == [0.25, 0.25]
     set_learning_rate(optimizer, 0.5, 0.125)
     assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.125]
-    with pytest.raises(ValueError, match="longer"):
+    with pytest.raises(ValueError):
         set_learning_rate(optimizer, 1, 2, 3)
 
 

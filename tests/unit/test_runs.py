@@ -7,7 +7,7 @@ import pytest
 from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.mistakes import refused
+from tests.mistakes import check_line, refused
 from utils import remarks, runs
 from utils.runs import RunLog, board_tag, read_metrics
 
@@ -198,10 +198,9 @@ def test_an_interrupted_run_says_what_is_saved_and_how_it_goes_on(tmp_path, caps
         if saves:
             log.saved(Path("net.pth.tar"), saves)
         raise KeyboardInterrupt
-    words = f"net.pth.tar holds the first 3 of 9 epochs; {again} goes on with it"
-    assert (
-        capsys.readouterr().out == f"interrupted: {words if saves else 'nothing was saved yet'}\n"
-    )
+    (line,) = capsys.readouterr().out.splitlines()
+    check_line(line, *(("net.pth.tar", 3, 9, again) if saves else ()))
+    assert ("net.pth.tar" in line) == bool(saves)
 
 
 def test_a_run_is_saved_by_time_too(tmp_path, monkeypatch):

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from distillation import hsakd_options
-from tests.mistakes import refused
+from tests.mistakes import refused, refuses
 from utils.parser import Parser
 
 
@@ -104,10 +104,9 @@ def test_what_follows_can_be_pasted(command, line, following):
 
 
 @pytest.mark.parametrize("line", ["--freezed", "--pretrained-backbone B"])
-def test_a_frozen_backbone_needs_both_options(line, capsys):
-    with pytest.raises(SystemExit):
-        parsed("teacher", line)
-    assert "belong together" in capsys.readouterr().err
+def test_a_frozen_backbone_needs_both_options(line):
+    facts = "--freezed", "--pretrained_backbone"
+    refuses(lambda words: parsed("teacher", *words), [line], *facts, code=2)
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -306,7 +306,7 @@ class GateOptions(Group):
 def check_options(parser: Parser, args: Namespace) -> None:
     """Refuse options that contradict each other or have no effect."""
     if len(args.nets) < 2:
-        parser.error("name two checkpoints")
+        parser.error(f"name at least 2 checkpoints, got {' '.join(map(str, args.nets))!r}")
     if args.at2 and not args.at:
         parser.error("--at2 names the layers of net B beside --at, one for each")
     if not GateOptions.of(args).is_asked:

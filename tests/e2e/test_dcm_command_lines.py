@@ -5,6 +5,7 @@ import shlex
 import pytest
 
 import DCM
+from tests.mistakes import refuses
 
 pytestmark = pytest.mark.e2e
 DOCUMENTED = (
@@ -71,25 +72,18 @@ def test_every_documented_option(capsys):
 
 
 @pytest.mark.parametrize(
-    ("line", "sentence"),
+    ("line", "facts"),
     [
-        ("", "the following arguments are required: --save"),
-        ("--save ''", "--save: expected a path, got nothing"),
+        ("", ("--save",)),
+        ("--save ''", ("--save", "''")),
         (
             "--save s --net1 wrn_16_1 --net2 mobilenet --depth 16",
-            "--depth has no effect beside --net1 and --net2",
+            ("--depth", "--net1", "--net2"),
         ),
-        ("--save s --ngpu 3 --gpu_id 0,1", "--ngpu 3 needs as many GPUs in --gpu_id, which has 2"),
-        (
-            "--save s --epoch_step [60,x]",
-            "in a list such as [1,1]: expected a whole number of at least 1, got 'x'",
-        ),
-        ("--save s --batch_statistics 3", "invalid choice: 3"),
+        ("--save s --ngpu 3 --gpu_id 0,1", ("--ngpu 3", "--gpu_id", "2")),
+        ("--save s --epoch_step [60,x]", ("--epoch_step", "1", "'x'")),
+        ("--save s --batch_statistics 3", ("--batch_statistics", "3")),
     ],
 )
-def test_usage_errors_are_one_line(line, sentence, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        DCM.main(shlex.split(line))
-    assert stopped.value.code == 2
-    (said,) = capsys.readouterr().err.splitlines()
-    assert sentence in said
+def test_usage_errors_are_one_line(line, facts):
+    refuses(DCM.main, shlex.split(line), *facts, code=2)

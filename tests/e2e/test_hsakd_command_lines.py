@@ -8,34 +8,26 @@ from pathlib import Path
 import pytest
 
 import HSAKD
+from tests.mistakes import refuses
 from utils import checkpoint
 
 pytestmark = pytest.mark.e2e
 
 
 @pytest.mark.parametrize(
-    ("line", "sentence"),
+    ("line", "facts"),
     [
-        (
-            "baseline --arch resnet8 --milestones 60 30",
-            "--milestones are epochs in rising order, not 60 30",
-        ),
-        (
-            "baseline --arch resnet8 --milestones 3.5",
-            "expected a whole number of at least 0, got '3.5'",
-        ),
-        ("teacher --freezed", "--freezed and --pretrained_backbone FILE belong together"),
-        ("online", "online needs --arch, a pair such as WRN_40_2_WRN_40_2"),
-        ("baseline", "the following arguments are required: --arch"),
-        ("teacher --tarch wrn_40_2", "unrecognized arguments: --tarch"),
-        ("baseline --arch resnet8 --lr-type cosine", "invalid choice: 'cosine'"),
+        ("baseline --arch resnet8 --milestones 60 30", ("--milestones", "60 30")),
+        ("baseline --arch resnet8 --milestones 3.5", ("--milestones", "0", "'3.5'")),
+        ("teacher --freezed", ("--freezed", "--pretrained_backbone")),
+        ("online", ("--arch", "WRN_40_2_WRN_40_2")),
+        ("baseline", ("--arch",)),
+        ("teacher --tarch wrn_40_2", ("--tarch",)),
+        ("baseline --arch resnet8 --lr-type cosine", ("--lr_type", "'cosine'")),
     ],
 )
-def test_usage_errors(line, sentence, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        HSAKD.main(shlex.split(line))
-    error = capsys.readouterr().err
-    assert stopped.value.code == 2 and sentence in error and len(error.splitlines()) == 1
+def test_usage_errors(line, facts):
+    refuses(HSAKD.main, shlex.split(line), *facts, code=2)
 
 
 IMAGENET = (

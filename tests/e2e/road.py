@@ -15,7 +15,6 @@ NETS = "--image_size 64 --epochs 2 --batch_size 10 --lr 0.01 --val_epoch 1"
 BOTH = "--alpha [0.1,0.1] --lr 0.001 --epochs 2 --batch_size 10 --val_epoch 1"
 FIT = f"{BOTH} --one_direction"
 TRANS_NET = "model_checkpoints/folder_resnet18/checkpoint_L1_a0.1.pth.tar"
-WHAT_TO_DO = "; choose another --suffix, or --restart to replace it"
 
 
 def run(script, line, *pairs):

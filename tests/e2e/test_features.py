@@ -10,6 +10,7 @@ from models.classifiers import load_classifier
 from models.layers import layer_name
 from models.split import cuts, split
 from tests.e2e.road import FIT, data, files, run
+from tests.mistakes import refused, refuses
 from utils import checkpoint
 from utils.data.images import load_images
 from utils.features.cache import open_features
@@ -184,7 +185,7 @@ def test_all_layers_that_are_small_enough_are_stored(road, tmp_path):
     stored = [open_features(folder) for folder in sorted((tmp_path / "convOuts").rglob("val"))]
     assert [part.provenance.a.layer for part in stored] == ["fc"]
     assert stored[0].provenance.b.layer == "fc"
-    with pytest.raises(SystemExit, match=r"no layer's features take less than --below 1e-05 MB"):
+    with refused("--below", "1e-05 MB", kind=SystemExit):
         run(ConvOutput, "--layers all --below 0.00001 --t_or_v val", *nets)
 
 
@@ -200,33 +201,21 @@ def test_layers_of_both_nets_are_paired_by_their_place(road, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "facts"),
     [
-        (
-            "--layers a,b --layers2 c",
-            "paired by their place, and these are 2 of --layers and 1 of --layers2",
-        ),
-        (
-            "--layers stages --layers2 c",
-            "--layers2 names the layers of net B beside --layers A1,A2",
-        ),
-        ("--layers2 c", "--layers2 names the layers of net B beside --layers A1,A2"),
-        ("--layers a --layers2 c --layer2 d", "--layer2 has no effect beside --layers2"),
+        ("--layers a,b --layers2 c", ("2", "--layers", "1", "--layers2")),
+        ("--layers stages --layers2 c", ("--layers2", "--layers")),
+        ("--layers2 c", ("--layers2", "--layers")),
+        ("--layers a --layers2 c --layer2 d", ("--layer2", "--layers2")),
     ],
 )
-def test_layers_that_make_no_pairs_are_refused(line, said, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        run(ConvOutput, f"--resume1 A --resume2 B {line}")
-    assert stopped.value.code == 2 and said in capsys.readouterr().err
+def test_layers_that_make_no_pairs_are_refused(line, facts):
+    refuses(ConvOutput.main, f"--resume1 A --resume2 B {line}".split(), *facts, code=2)
 
 
 @pytest.mark.parametrize("line", ["--resume1 A --conv_layer 1", "--resume2 B", "--list_layers"])
-def test_both_nets_are_named(line, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        run(ConvOutput, line)
-    assert (
-        stopped.value.code == 2 and "name both --resume1 and --resume2" in capsys.readouterr().err
-    )
+def test_both_nets_are_named(line):
+    refuses(ConvOutput.main, line.split(), "--resume1", "--resume2", code=2)
 
 
 @pytest.fixture(scope="module")

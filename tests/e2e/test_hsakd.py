@@ -11,6 +11,7 @@ from models.classifiers import load_classifier
 from models.small.author_keys import authors_state
 from models.small.auxiliary import build_with_heads
 from tests.e2e.road import assert_same
+from tests.mistakes import refused
 from utils import checkpoint
 
 pytestmark = pytest.mark.e2e
@@ -40,13 +41,6 @@ def run(photos, out, line):
     if "--epochs" not in line:
         words += " --epochs 1"
     HSAKD.main(shlex.split(words))
-
-
-def refused(photos, out, line):
-    """Give the sentence that a command line ends with."""
-    with pytest.raises(SystemExit) as stopped:
-        run(photos, out, line)
-    return str(stopped.value)
 
 
 def path_of(out, command, *, best=False):
@@ -294,39 +288,29 @@ def test_published_files_teach_and_are_measured_but_not_replaced(photos, done, t
     run(photos, tmp_path, f"{TEACHER} --manual 1 --evaluate")
     assert f"test_top1_prec {own['last']['test_top1_prec']:.4g}" in capsys.readouterr().out
     for option in ("", "--resume"):
-        assert "was not written by HSAKD.py" in refused(
-            photos, tmp_path, f"{TEACHER} --manual 1 {option}"
-        )
+        with refused(path, "HSAKD.py", kind=SystemExit):
+            run(photos, tmp_path, f"{TEACHER} --manual 1 {option}")
 
 
 def test_runs_of_other_settings_are_not_replaced(photos, done):
-    sentence = refused(
-        photos, done, f"{TEACHER} --manual 1 --epochs 2 --warmup-epoch 1 --init-lr 0.01"
-    )
-    assert "of another run, with lr 0.05 instead of 0.01" in sentence
+    with refused(path_of(done, "teacher"), "lr", "0.05", "0.01", kind=SystemExit):
+        run(photos, done, f"{TEACHER} --manual 1 --epochs 2 --warmup-epoch 1 --init-lr 0.01")
 
 
-def test_mistakes_are_one_sentence(photos, done, tmp_path):
+def test_mistakes_are_one_line(photos, done, tmp_path):
     teacher = path_of(done, "teacher")
-    assert "the teacher has 3 branches and the student 4" in refused(
-        photos, tmp_path, f"{STUDENT} --arch mobilenetV2_aux --tcheckpoint {teacher}"
-    )
-    assert "no checkpoint at missing.pth.tar" in refused(
-        photos, tmp_path, f"{STUDENT} --tcheckpoint missing.pth.tar"
-    )
-    assert "does not hold this network" in refused(
-        photos, tmp_path, f"student --tarch wrn_16_1 --arch resnet8_aux --tcheckpoint {teacher}"
-    )
-    assert "there is no architecture 'resnet9'" in refused(
-        photos, tmp_path, "teacher --arch resnet9_aux"
-    )
-    assert "there is no pair 'resnet8'" in refused(photos, tmp_path, "online --arch resnet8")
-    assert "--few-ratio is a share" in refused(
-        photos, tmp_path, f"{STUDENT} --few-ratio 2 --tcheckpoint {teacher}"
-    )
-    assert "--hold_out 0.01" in refused(
-        photos, tmp_path, "baseline --arch resnet8 --select val --hold_out 0.01"
-    )
+    wrong = f"student --tarch wrn_16_1 --arch resnet8_aux --tcheckpoint {teacher}"
+    for line, facts in (
+        (f"{STUDENT} --arch mobilenetV2_aux --tcheckpoint {teacher}", ("3", "4")),
+        (f"{STUDENT} --tcheckpoint missing.pth.tar", ("missing.pth.tar",)),
+        (wrong, (teacher,)),
+        ("teacher --arch resnet9_aux", ("'resnet9'",)),
+        ("online --arch resnet8", ("'resnet8'",)),
+        (f"{STUDENT} --few-ratio 2 --tcheckpoint {teacher}", ("--few-ratio", "2")),
+        ("baseline --arch resnet8 --select val --hold_out 0.01", ("--hold_out 0.01",)),
+    ):
+        with refused("HSAKD.py", *facts, kind=SystemExit):
+            run(photos, tmp_path, line)
 
 
 def test_torchrun_stands_for_the_authors_processes(photos, tmp_path, capsys):

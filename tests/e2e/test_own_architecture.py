@@ -11,6 +11,7 @@ import torch
 import ConvOutput
 import Training
 from tests.e2e.road import ROOT, data, run
+from tests.mistakes import refused
 from tests.unit.models.test_own import ARCH, CODE
 from utils import checkpoint
 from utils.features.cache import open_features
@@ -36,7 +37,7 @@ def test_a_net_of_ones_own_is_trained_and_its_features_are_stored(mine, photos):
     run(Training, f"{NET} --arch {ARCH} --suffix s", *data(photos), "--out", out)
     net = out / "model_checkpoints/checkpoint_folder_mine.nets.small_s.pth.tar"
     features = ("--resume1", net, "--resume2", net, *data(photos), "--out", out)
-    with pytest.raises(SystemExit, match=rf"holds a {ARCH}, .* add --arch {ARCH}"):
+    with refused(net, f"--arch {ARCH}", kind=SystemExit):
         run(ConvOutput, "--layer conv --t_or_v val", *features)
     run(ConvOutput, f"--layer conv --t_or_v val --arch {ARCH}", *features)
     stored = open_features(out / "convOuts/folder_mine.nets.small/folder_Lconv/val")
@@ -50,7 +51,7 @@ def test_a_checkpoint_does_not_name_the_code_of_a_resumed_run(mine, photos):
     for name in ("mine", "mine.nets"):
         del sys.modules[name]
     (mine / "mine/was_run").unlink()
-    with pytest.raises(SystemExit, match=f"add --arch {ARCH}"):
+    with refused(net, f"--arch {ARCH}", kind=SystemExit):
         run(Training, "-e", "--resume", net, *data(photos), "--out", out)
     assert not (mine / "mine/was_run").exists()
     run(Training, f"-e --arch {ARCH}", "--resume", net, *data(photos), "--out", out)
@@ -123,7 +124,7 @@ def test_a_file_of_somebodys_repository_goes_through_the_steps(tmp_path, photos,
     run(ConvOutput, "--layer module --t_or_v val", *features)
     stored = open_features(out / "convOuts/folder_nets.net/folder_Lmodule/val")
     assert stored.shape_a == (8, 16, 16)
-    with pytest.raises(SystemExit, match=r"holds a .*nets\.py:net, .* add --arch .*nets\.py:net"):
+    with refused(nets[0], f"--arch {arch}", kind=SystemExit):
         run(ConvOutput, "--layer module --t_or_v val --restart", *features[:-2])
 
 

@@ -20,6 +20,7 @@ from models.classifiers import build, classifier_record, load_classifier
 from models.split import split
 from tests.e2e.refined import ARCH, CLASSES, FOLDER, LAYER, SIZE
 from tests.e2e.road import change, data, run
+from tests.mistakes import refused
 from utils import checkpoint
 from utils.data.images import load_images
 from utils.features.cache import open_features
@@ -174,9 +175,7 @@ def test_variances_by_the_nets_are_those_of_the_features_by_what_the_trans_net_s
     stored = run(Variance, line, "--transnet", nets.trans_net, "--convOut_path", nets.features)
     assert live["instability"] == pytest.approx(stored["instability"], rel=1e-5)
     assert live["doubts"] == stored["doubts"] == []
-    with pytest.raises(
-        SystemExit, match=r"normalisation cifar10_per_image of net B instead of imagenet"
-    ):
+    with refused(nets.trans_net, "cifar10_per_image", "net B", "imagenet", kind=SystemExit):
         run(Variance, f"{line} --normalisation2 imagenet", "--transnet", nets.trans_net, *of_nets)
 
 

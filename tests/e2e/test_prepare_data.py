@@ -14,6 +14,7 @@ from PIL import Image
 
 import PrepareData
 from tests.e2e.prepared import images, row
+from tests.mistakes import check_line
 from tests.unit.official_layouts import make_cub, make_dogs
 from tests.unit.photos import make_photo, real_data
 
@@ -73,7 +74,7 @@ def test_fewer_classes_do_not_mix_with_more(prepare, tmp_path):
     assert row(prepare("CUB200", "--src", cub)[1], "CUB200") == [3, 7, 3, 0]
     code, _, message = prepare("CUB200", "--src", cub, "--classes", 1)
     assert code == 1
-    assert "holds 6 images that these options would not write" in message
+    check_line(message, tmp_path / "data/CUB200", "6", "--out")
 
 
 def spoil(cub):
@@ -102,8 +103,7 @@ def test_every_fault_is_named_and_the_rest_is_cropped(prepare, tmp_path):
     faults = spoil(cub)
     code, output, message = prepare("CUB200", "--src", cub)
     assert code == 1
-    assert "7 entries, named above, could not be used" in message
-    assert "\n" not in message
+    check_line(message, "7")
     assert all(fault in output for fault in faults)
     for line in (
         "missing photo: 1",

@@ -5,6 +5,7 @@ import torch
 
 from tests.e2e.refined import ARCH, LAYER, lines, tuned
 from tests.e2e.road import truncate
+from tests.mistakes import refused
 from utils.files import sha256
 
 pytestmark = pytest.mark.e2e
@@ -47,14 +48,13 @@ def test_a_tail_of_another_run_is_left_alone_but_for_restart(trained, refine, tm
     path = tmp_path / "check" / f"folder_{ARCH}" / f"checkpoint_111_L{LAYER}.pth.tar"
     before = path.read_bytes()
     second, first = (sha256(folder / f"{name}.pth") for name in ("second", "g"))
-    what_to_do = "; choose another --suffix, or --restart to replace it"
-    for others, said in (
-        ({"lr": 0.002}, "lr 0.001 instead of 0.002"),
-        ({"wd": 0.1}, "weight_decay 0.0001 instead of 0.1"),
-        ({"seed": 3}, "seed 0 instead of 3"),
-        ({"resume_Ys": folder / "second.pth"}, f"transnet {first} instead of {second}"),
+    for others, facts in (
+        ({"lr": 0.002}, ("lr", 0.001, 0.002)),
+        ({"wd": 0.1}, ("weight_decay", 0.0001, 0.1)),
+        ({"seed": 3}, ("seed", 0, 3)),
+        ({"resume_Ys": folder / "second.pth"}, ("transnet", first, second)),
     ):
-        with pytest.raises(SystemExit, match=f"{path} is of another run, with {said}{what_to_do}"):
+        with refused(path, *facts, "--suffix", "--restart", kind=SystemExit):
             refine(*resume, **{"epochs": 1} | others)
     assert path.read_bytes() == before
     refine(*resume, "--restart", resume_Ys=folder / "second.pth", epochs=1)
@@ -64,9 +64,7 @@ def test_a_tail_of_another_run_is_left_alone_but_for_restart(trained, refine, tm
 def test_a_damaged_tail_is_replaced_by_restart(refine, tmp_path):
     refine(epochs=1)
     truncate(tmp_path / "check" / f"folder_{ARCH}" / f"checkpoint_111_L{LAYER}.pth.tar")
-    with pytest.raises(
-        SystemExit, match=r"is truncated or not a checkpoint; .* or add --restart to replace it"
-    ):
+    with refused(f"checkpoint_111_L{LAYER}.pth.tar", "--restart", kind=SystemExit):
         refine("--resume", "auto", epochs=1)
     refine("--resume", "auto", "--restart", epochs=1)
     assert tuned(tmp_path)["epoch"] == 1
@@ -76,7 +74,7 @@ def test_a_path_is_gone_on_from_only_if_its_tail_reads_the_same(trained, refine,
     folder, _ = trained
     refine(epochs=1)
     path = tmp_path / "check" / f"folder_{ARCH}" / f"checkpoint_111_L{LAYER}.pth.tar"
-    with pytest.raises(SystemExit, match="no tail that was tuned on this feature of these nets"):
+    with refused(path, kind=SystemExit):
         refine("--in_mode", "[1,0,0]", "--resume", path, epochs=2)
-    with pytest.raises(SystemExit, match="no tail that was tuned"):
+    with refused(folder / "B.pth", kind=SystemExit):
         refine("--resume", folder / "B.pth", epochs=2)

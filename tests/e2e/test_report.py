@@ -8,6 +8,7 @@ import Calibrate
 import Report
 import Variance
 from tests.e2e.road import run
+from tests.mistakes import check_line, refused
 from utils.report.page import values
 
 pytestmark = pytest.mark.e2e
@@ -31,13 +32,10 @@ def measured(road, tmp_path_factory):
     return folder
 
 
-def said_by(folder, page):
-    """What --check says of a page that is not the folder's."""
-    with pytest.raises(SystemExit) as exit_:
+def check_refused(folder, page, *facts):
+    """Assert that --check refuses a page that is not the folder's, and names what differs."""
+    with refused("Report.py", page, folder, *facts, kind=SystemExit):
         run(Report, "", folder, "--check", page)
-    said = str(exit_.value.code)
-    assert said.startswith(f"Report.py: {page} is not the page of {folder}: ") and "\n" not in said
-    return said
 
 
 def test_the_page_has_the_numbers_of_both_scripts(measured, capsys):
@@ -61,10 +59,7 @@ def test_the_page_has_the_numbers_of_both_scripts(measured, capsys):
     assert page.stat().st_size < 2_000_000
     before = page.read_bytes()
     run(Report, "", measured, "--check", page)
-    assert (
-        capsys.readouterr().out
-        == f"{page}: all {len(values(page.read_text()))} values are those of {measured}\n"
-    )
+    check_line(capsys.readouterr().out, page, len(values(page.read_text())), measured)
     assert page.read_bytes() == before
     assert sorted(path.name for path in measured.iterdir()) == [
         "calibration.json",
@@ -81,11 +76,7 @@ def test_a_changed_number_is_named_with_both_values(measured, tmp_path):
     )
     page = tmp_path / "page.html"
     page.write_text(made.replace(f'value="{value.value}">', 'value="0.5">'))
-    said = (
-        f"{value.place} is {value.text} (0.5) on the page and {value.text} ({value.value}) in"
-        " the run"
-    )
-    assert said in said_by(measured, page)
+    check_refused(measured, page, value.place, "0.5", value.value)
 
 
 def test_other_files_are_told_from_the_page(measured, tmp_path):
@@ -93,9 +84,9 @@ def test_other_files_are_told_from_the_page(measured, tmp_path):
     report["source"]["transnet"] = "0" * 64
     (tmp_path / "variance.json").write_text(json.dumps(report))
     run(Report, "", tmp_path, "--out", tmp_path / "other.html")
-    said = "it is of another run: variance.json: source.transnet is 0000"
-    assert said in said_by(measured, tmp_path / "other.html")
-    assert "it is no page of Report.py" in said_by(measured, measured / "variance.json")
-    assert "codec can't decode" in said_by(measured, measured / "components.png")
-    with pytest.raises(SystemExit, match=r"there is no page .*none\.html; make it by --out"):
+    facts = "variance.json", "source.transnet", "0" * 12
+    check_refused(measured, tmp_path / "other.html", *facts)
+    check_refused(measured, measured / "variance.json", "--out")
+    check_refused(measured, measured / "components.png")
+    with refused(tmp_path / "none.html", "--out", kind=SystemExit):
         run(Report, "", measured, "--check", tmp_path / "none.html")

@@ -13,6 +13,7 @@ from models.classifiers import build, load_classifier
 from models.split import split
 from models.trans_net import load_trans_net
 from tests.e2e.road import FIT, assert_same, data, files, lines_of, run
+from tests.mistakes import refused
 from utils import checkpoint
 from utils.features.cache import open_features
 from utils.files import sha256
@@ -242,7 +243,5 @@ def test_the_penultimate_feature_can_be_matched(road, tmp_path):
     (line,) = lines_of(tmp_path / "logs/folder_resnet18/L1")
     assert line["MSE"] == pytest.approx(float(error), rel=1e-4)
     assert checkpoint.load(path)["settings"]["match"] == "penultimate"
-    with pytest.raises(
-        SystemExit, match="fitted with --match penultimate, which is not repeated here"
-    ):
+    with refused("Calibrate.py", path, "--match penultimate", kind=SystemExit):
         run(Calibrate, "", "--convOut_path", road.features, "--transnet", path)

@@ -39,6 +39,7 @@ DATASETS = (
     "TinyImageNet",
     "digits",
 )
+VERIFY = "verify"
 
 
 def build_parser() -> Parser:
@@ -49,7 +50,11 @@ def build_parser() -> Parser:
         check=check_options,
     )
     group = parser.add_argument_group("images")
-    group.add_argument("dataset", choices=DATASETS, help="digits needs no --src")
+    group.add_argument(
+        "dataset",
+        choices=(*DATASETS, VERIFY),
+        help="digits needs no --src; verify: read all files of --src anew, and name every bad one",
+    )
     group.add_argument(
         "--src",
         nargs="+",
@@ -108,7 +113,9 @@ def lists_of(named: list[Path], val_list: Path | None) -> list[Path]:
 
 
 def check_options(parser: Parser, args: Namespace) -> None:
-    """Refuse lists that the data set does not have."""
+    """Refuse lists that the data set does not have, and to verify nothing."""
+    if args.dataset == VERIFY and not args.src:
+        parser.error("verify needs --src: the folders whose files are read")
     lists = lists_of(args.list, args.val_list)
     if (args.val_list and not args.list) or len(lists) > 2:
         parser.error("VOC lists are one --list for train and at most one for test")
@@ -122,6 +129,7 @@ if __name__ == "__main__":
 
 from utils.data.datasets import VOC_CLASSES
 from utils.errors import InputError
+from utils.features.verifying import find_damaged
 from utils.prepare import arrays
 from utils.prepare.archives import CUB_PARTS, DOG_PARTS, read_cub, read_dogs
 from utils.prepare.cropping import Listing, Problem, clear_target, crop_all
@@ -156,6 +164,9 @@ READERS = {
 def main(argv: Sequence[str] | None = None) -> None:
     """Prepare one data set, or the two of mix320, and print what there is."""
     args = build_parser().parse_args(argv)
+    if args.dataset == VERIFY:
+        verify(args.src)
+        return
     # What is to be made; mix320 is both CUB200 and DOG120.
     lists = lists_of(args.list, args.val_list)
     check_writable(args.out)
@@ -187,6 +198,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(
         f"next: {command_line('Training.py', '--dataset', args.dataset, '--data_root', args.out)}"
     )
+
+
+def verify(folders: list[Path]) -> None:
+    """Read every file of the suite below some folders, and name all that are damaged.
+
+    Raises:
+        InputError: some are.
+    """
+    read = [one for folder in folders for one in find_damaged(folder)]
+    damaged = [sentence for _, sentence in read if sentence]
+    print(*damaged, f"{len(read):,} files read, {len(damaged):,} damaged", sep="\n")
+    if damaged:
+        raise InputError(f"{len(damaged):,} of {len(read):,} files, named above, are damaged")
 
 
 def read(dataset: str, folders: list[Path], lists: list[Path], limit: int | None) -> Listing:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from utils import runs
+from utils import runs, sums
 from utils.data.batches import AUGMENTATIONS
 from utils.data.computed_once import compute_once
 from utils.data.contents import Contents, read_contents
@@ -56,6 +56,7 @@ def start(options: RunOptions, output: OutputOptions | None = None) -> Runtime:
     """Choose devices, join other processes, seed; refuse an --out that cannot be written to."""
     if output is not None:
         check_writable(output.out)
+    sums.skip(skipped=options.no_verify)
     return start_runtime(
         options.device_ids,
         options.gpu,

@@ -48,6 +48,7 @@ class RunOptions(Group):
         tf32: GPUs round float32 products to 10 bits.
         compile: models go through `torch.compile`.
         workers: processes that decode images.
+        no_verify: content hashes of stored files are not checked.
     """
 
     device_ids: list[int]
@@ -57,6 +58,7 @@ class RunOptions(Group):
     tf32: bool
     compile: bool
     workers: int
+    no_verify: bool = False
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,12 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         default=min(4, os.cpu_count() or 1),
         help="processes that decode images",
     )
+    group.add_argument(
+        "--no_verify",
+        neutral=True,
+        action="store_true",
+        help="do not check the content hashes of stored features and photos",
+    )
 
 
 def add_output_options(parser: argparse.ArgumentParser) -> None:

@@ -280,7 +280,7 @@ KINDS = [
     Kind("checkpoint of PyTorch 1.0", make_old_classifier, read_net),
     Kind("safetensors", make_safetensors, read_net, has_sum=True),
     Kind("Trans-Net", make_trans_net, read_trans_net, has_sum=True),
-    Kind("feature cache", make_cache, read_cache),
+    Kind("feature cache", make_cache, read_cache, has_sum=True),
     Kind("features of the authors", make_old_folder, read_old_folder),
     Kind("metrics.jsonl", make_log, lambda _, path: read_metrics(path)),
     Kind("DCM's log.txt", make_dcm_log, lambda _, path: dcm_log.read(path)),

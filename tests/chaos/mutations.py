@@ -156,8 +156,8 @@ def change_value(path: Path, draw: random.Random) -> None:
     if path.suffix in (".json", ".jsonl", ".txt"):
         lines = path.read_text().splitlines() if path.suffix != ".json" else [path.read_text()]
         place = draw.randrange(len(lines))
-        begin, brace, rest = lines[place].partition("{")
-        content = _changed(json.loads(brace + rest), draw)
+        begin = "json_stats: " if path.suffix == ".txt" else ""
+        content = _changed(json.loads(lines[place].removeprefix(begin)), draw)
         lines[place] = begin + json.dumps(content)
         path.write_text("\n".join(lines) + "\n")
     elif path.suffix == ".npy":

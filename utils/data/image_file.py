@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from utils import sums
 from utils.data.contents import read_contents
 from utils.data.datasets import printable
 from utils.data.images import ImageData
@@ -66,7 +67,10 @@ def _build(path: Path, data: ImageData, fill: Callable[[np.ndarray], None]) -> N
                     os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
             fill(array)
             array.flush()
-        write_json(_record_path(path), record)
+        write_json(
+            _record_path(path),
+            sums.signed({**record, sums.SUMS: sums.sums_of(path.parent, [path.name])}),
+        )
     except OSError as error:
         raise InputError(
             f"{printable(path)} cannot be written ({error.strerror or error}; it takes"
@@ -86,16 +90,25 @@ def _complaint(path: Path, data: ImageData) -> str | None:
     record = _record(data, path.parent)
     if not isinstance(stored, dict) or stored.get("format") != record["format"]:
         return f"{printable(path)} is of another version of the suite; decoding the images again"
-    if stored != record:
+    if {name: stored.get(name) for name in record} != record:
         return (
             f"the images in {printable(data.root)} changed since {printable(path)} was made;"
             " decoding them again"
         )
-    if pixels.shape != _shape(data) or pixels.dtype != torch.uint8:
+    is_of_shape = pixels.shape == _shape(data) and pixels.dtype == torch.uint8
+    if not is_of_shape or not _is_as_written(path, stored):
         return (
             f"{printable(path)} has other contents than its record says; decoding the images again"
         )
     return None
+
+
+def _is_as_written(path: Path, record: dict[str, Any]) -> bool:
+    try:
+        sums.check(_record_path(path), record, "it is made anew")
+    except InputError:
+        return False
+    return True
 
 
 def _record(data: ImageData, folder: Path) -> dict[str, Any]:

@@ -18,9 +18,10 @@ row i of every array belongs to `paths[i]`, in the order of the data set, unshuf
     hashes.npy      (N, 16) uint8, the beginning of the SHA-256 of each image's file. Caches of
                     earlier versions have none; their images are not compared
 
-`complete` is false from the first byte on. One atomic replacement makes it true after every row is
-on the disk. The arrays are plain .npy files: `numpy.load(path, mmap_mode="r")` reads them without
-this suite.
+`sums` in `index.json` has the SHA-256 of every 64 MB of the other files, and `sha256` that of the
+rest of it; see `utils.sums`. `complete` is false from the first byte on. One atomic replacement
+makes it true after every row is on the disk. The arrays are plain .npy files:
+`numpy.load(path, mmap_mode="r")` reads them without this suite.
 """
 
 import contextlib
@@ -36,6 +37,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from utils import sums
 from utils.arrays import map_array
 from utils.data.contents import HASH_BYTES, Contents
 from utils.errors import InputError
@@ -201,6 +203,8 @@ class FeatureCache(Dataset):
         if (folder / HASHES).exists():
             hashes = _load(folder / HASHES, np.dtype(np.uint8), (index["count"], HASH_BYTES))
             self.contents = Contents(self.paths, self.targets, torch.from_numpy(np.array(hashes)))
+        # Last: what is of another kind or size is said by the lines above.
+        sums.check(folder / INDEX, index, "run ConvOutput.py again")
         self._a, self._b = (
             _MappedRows(arrays[f"features_{net}"], index["dtype"]) for net in (a, b)
         )

@@ -27,6 +27,7 @@ from utils.features.cache import (
 )
 from utils.files import claim, in_words, read_json, write_json
 from utils.provenance import Provenance
+from utils.sums import SUMS, signed, sums_of
 
 
 def is_stored(
@@ -117,6 +118,7 @@ class FeatureWriter:
     ):
         self.folder = Path(folder)
         self._dtype = dtype
+        self._sums: dict[str, list[str]] = {}
         index = {
             "format": FORMAT,
             "version": VERSION,
@@ -221,11 +223,15 @@ class FeatureWriter:
                 f"{self.folder} has {stored} of {self._index['count']} images; run ConvOutput.py"
                 " again"
             )
+        names = [PATHS, *(f"{name}.npy" for name in self._layout)]
+        names += [HASHES] * (self.folder / HASHES).exists()
+        self._sums = sums_of(self.folder, names)
         self.record()
 
     def record(self, **facts: Any) -> None:
         """Mark the cache complete, and add facts about its features to `index.json`."""
-        write_json(self.folder / INDEX, self._index | {"complete": True} | facts)
+        record = self._index | {"complete": True} | facts | {SUMS: self._sums}
+        write_json(self.folder / INDEX, signed(record))
 
     def _put(self, name: str, rows: list[int], values: np.ndarray) -> None:
         """Write rows of one file.

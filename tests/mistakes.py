@@ -62,6 +62,13 @@ def check_line(message: str, *facts: object) -> None:
     assert not missing, f"{missing} not in: {message}"
 
 
+def check_some_line(printed: str, *facts: object) -> None:
+    """Assert that one of the lines that a step printed has every fact."""
+    lines = printed.splitlines()
+    found = any(all(_has(line, str(fact)) for fact in facts) for line in lines)
+    assert found, f"no line has {[str(fact) for fact in facts]}: {printed}"
+
+
 def _has(message: str, fact: str) -> bool:
     """Whether a message has a fact as whole words: 1 is no part of 10."""
     before = r"(?<!\w)" if fact[:1].isalnum() else ""

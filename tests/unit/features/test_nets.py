@@ -6,6 +6,7 @@ from scipy.stats import binomtest
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from tests.mistakes import check_line
 from tests.unit.stored_features import complete, old_folder
 from utils.features.cache import open_features
 from utils.features.nets import Answers, accuracies, ask, at_chance, differs_from_record, doubts
@@ -48,11 +49,7 @@ def test_an_accuracy_at_chance_is_called_out(provenance, right, doubtful):
     found = doubts(Stored(provenance, right_b=right))
     assert len(found) == doubtful
     if doubtful:
-        assert (
-            f"net B is right for {right / 2:.1f} %" in found[0]
-            and "25.0 %" in found[0]
-            and "untrained" in found[0]
-        )
+        check_line(found[0], "net B", f"{right / 2:.1f} %", "25.0 %")
 
 
 @pytest.mark.parametrize(
@@ -101,9 +98,7 @@ def test_a_difference_from_the_record_is_said_with_both_numbers(provenance):
         provenance, b=dataclasses.replace(provenance.b, top1_percent=96.6)
     )
     (sentence,) = doubts(Stored(recorded, right_b=100))
-    assert sentence.startswith(
-        "net B is right for 50.0 % of these images, its checkpoint says 96.6 %: "
-    )
+    check_line(sentence, "net B", "50.0 %", "96.6 %")
     assert (
         doubts(
             Stored(
@@ -115,7 +110,7 @@ def test_a_difference_from_the_record_is_said_with_both_numbers(provenance):
         == []
     )
     (back,) = doubts(Stored(recorded.reversed(), right_a=100))
-    assert back.startswith("net A is right for 50.0 %")
+    check_line(back, "net A", "50.0 %")
 
 
 def test_nets_are_asked_from_pixels_to_logits(cpu):

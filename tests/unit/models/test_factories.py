@@ -8,7 +8,7 @@ from models.classifiers import build, classifier_record, last_layer, read_classi
 from models.logits import check_logits, has_unused_parameters
 from models.own import build_foreign
 from models.split import split
-from tests.mistakes import refused
+from tests.mistakes import check_line, refused
 from tests.unit.models import foreign
 from utils import checkpoint, remarks
 
@@ -47,9 +47,7 @@ def test_the_number_of_classes_goes_by_the_signatures_name(factory):
 def test_a_net_of_another_number_of_logits_gets_a_new_last_layer(factory, capsys):
     net = plain(4, factory)
     assert net(IMAGES).shape == (2, 4)
-    assert (
-        f"{factory} gives 10 logits, 4 are expected: fc, 10 → 4, is new" in capsys.readouterr().out
-    )
+    check_line(capsys.readouterr().out, f"{HERE}:{factory}", "10", "4", "fc")
     assert plain(10, factory)(IMAGES).shape == (2, 10)
     assert capsys.readouterr().out == ""
 
@@ -66,23 +64,20 @@ def test_wrappers_around_a_net_are_taken_off(factory):
 
 
 @pytest.mark.parametrize(
-    ("factory", "said"),
+    ("factory", "facts"),
     [
-        (
-            "tuple_in_training",
-            "gives a tuple of 2 in training, its logits are entry 0; the loss is of them alone",
-        ),
-        ("always_tuple", "gives a tuple of 2, its logits are entry 0"),
-        ("features_first", "gives a tuple of 2, its logits are entry 1"),
-        ("dictionary", "gives a dict of features, logits, its logits are entry 'logits'"),
-        ("named_tuple", "gives a Outputs of 2, its logits are entry 'logits'"),
-        ("nested", "gives a list of 1, its logits are entry 'out', 0"),
-        ("as_maps", "gives logits (N, 4, 1, 1), they are flattened"),
+        ("tuple_in_training", ("tuple", 2, "training", "entry 0")),
+        ("always_tuple", ("tuple", 2, "entry 0")),
+        ("features_first", ("tuple", 2, "entry 1")),
+        ("dictionary", ("dict", "features", "entry 'logits'")),
+        ("named_tuple", ("Outputs", 2, "entry 'logits'")),
+        ("nested", ("list", 1, "entry 'out', 0")),
+        ("as_maps", ("(N, 4, 1, 1)",)),
     ],
 )
-def test_logits_are_taken_out_of_what_a_net_returns(factory, said, capsys):
+def test_logits_are_taken_out_of_what_a_net_returns(factory, facts, capsys):
     net = plain(factory=factory)
-    assert capsys.readouterr().out == f"note: {HERE}:{factory} {said}\n"
+    check_line(capsys.readouterr().out, f"{HERE}:{factory}", *facts)
     torch.manual_seed(0)
     expected = foreign.Plain(4)
     expected.load_state_dict(net.state_dict(), strict=False)

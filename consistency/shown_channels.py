@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ENDS = 3  # channels of either end
+LEAST_SIDE = 4  # positions to a side of maps that are shown: fewer always go with some channel
 PICTURE = "channels.png"
 
 
@@ -80,8 +81,9 @@ class ShownChannels:
 
 
 def can_be_shown(x: ComparedLayer, target: ComparedLayer) -> bool:
-    """Whether both layers give maps of more than one position."""
-    return all(len(layer.shape) == 3 and max(layer.size) > 1 for layer in (x, target))
+    """Whether both layers give maps, and the target's have places enough to look at."""
+    is_large = min(target.size) >= LEAST_SIDE
+    return is_large and all(len(layer.shape) == 3 for layer in (x, target))
 
 
 def channel_picture(

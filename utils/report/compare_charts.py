@@ -146,13 +146,12 @@ def shared_chart(result: Result) -> Chart | None:
     series = {key: points for key, points in series.items() if points}
     if not series:
         return None
-    figure, axis = _canvas(2.9 + _tilted(result) + 0.3 * (len(series) > 2))
+    figure, axis = _canvas(2.9 + _tilted(result) + 0.5 * (len(series) > 2))
     bounds = _bounds(series.values(), LOWEST_CONSISTENCY, HIGHEST_CONSISTENCY, holds=(-0.05, 1.02))
     cut = False
     for (way, kind), points in series.items():
-        inside = {row: interval.inside(*bounds) for row, interval in points.items()}
-        _interval_line(axis, inside, way, f"{of[way]}{kind}", is_open=bool(kind))
-        cut |= _mark_beyond(axis, points, bounds, COLOURS[way][0])
+        style = _line_style(way, is_open=bool(kind))
+        cut |= _draw_points(axis, points, bounds, label=f"{of[way]}{kind}", **style)
     _at_layers(axis, result)
     # The null; the axis always shows it and the ceiling.
     axis.axhline(0, color=INK, linewidth=0.8)
@@ -193,13 +192,9 @@ def left_chart(result: Result) -> Chart | None:
                 continue
             drawn.add(kind)
             shifted = {row + shift: interval for row, interval in points.items()}
-            inside = [interval.inside(0, HIGHEST_LEFT) for interval in points.values()]
-            y = [interval.value for interval in inside]
-            largest = max(largest, *(interval.high for interval in inside))
-            axis.errorbar(
-                list(shifted), y, yerr=_reach(inside), color=colour, linestyle="none", **style
-            )
-            cut |= _mark_beyond(axis, shifted, (0, HIGHEST_LEFT), colour)
+            bounds = 0, HIGHEST_LEFT
+            largest = max(largest, *(one.inside(*bounds).high for one in points.values()))
+            cut |= _draw_points(axis, shifted, bounds, color=colour, linestyle="none", **style)
             if kind in ("instability", "null"):
                 words.append(f"{of[way]} {kind}: {_in_words(result, points)}")
     _at_layers(axis, result)
@@ -310,7 +305,7 @@ def spectrum_chart(result: Result) -> Chart | None:
     # A line of the legend has a pair of layers beside the names; where they are long, letters.
     a, b = (a, b) if len(a + b) < MOST_LETTERS else ("A", "B")
     of = {"forth": f"{a} → {b}", "back": f"{b} → {a}"}
-    figure, axis = _canvas(2.9)
+    figure, axis = _canvas(2.5 + 0.17 * len(lines))  # a line each of the legend
     words, lowest, cut = [], 0.0, False
     # One colour for each pair of layers; both ways differ by line and marker.
     drawn_rows = dict.fromkeys(row for row, _ in lines)
@@ -327,27 +322,18 @@ def spectrum_chart(result: Result) -> Chart | None:
             )
             for depth in depths
         }
-        cut |= _mark_beyond(axis, points, (LOWEST_EXPLAINED, 101), colours[row])
-        inside = [interval.inside(LOWEST_EXPLAINED, 101) for interval in points.values()]
-        lowest = min(lowest, *(interval.low for interval in inside))
+        bounds = LOWEST_EXPLAINED, 101.0  # a share ends at 100 %
+        lowest = min(lowest, *(interval.inside(*bounds).low for interval in points.values()))
         label = f"{_short(pair_label(result, row))}, {of[way]}"
-        axis.errorbar(
-            list(points),
-            [interval.value for interval in inside],
-            yerr=_reach(inside),
-            color=colours[row],
-            linestyle="-" if way == "forth" else "--",
-            marker="o" if way == "forth" else "s",
-            markersize=4,
-            linewidth=1.4,
-            label=label,
-        )
+        style = _line_style(way)
+        style |= {"color": colours[row], "markersize": 4, "linewidth": 1.4, "label": label}
+        cut |= _draw_points(axis, points, bounds, **style)
         values = ", ".join(
             f"{layers}: {interval.value:.1f} %" for layers, interval in points.items()
         )
         words.append(f"{label}, by layers: {values}")
     axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
-    axis.set_ylim(lowest, 101)  # a share ends at 100 %
+    axis.set_ylim(lowest, 101)
     axis.set_xlabel("layers of the Trans-Net")
     axis.set_ylabel("explained, % of Var(x*)")
     _legend(figure, [f"{_short(pair_label(result, row))}, {of[way]}" for row, way in lines])
@@ -405,18 +391,9 @@ def class_chart(result: Result) -> Chart | None:
         of_way = {
             place + shift: points[way][n] for place, n in enumerate(chosen) if n in points[way]
         }
-        inside = [interval.inside(0, highest) for interval in of_way.values()]
-        cut |= _mark_beyond(axis, of_way, (0, highest), colour, across=True)
-        axis.errorbar(
-            [interval.value for interval in inside],
-            list(of_way),
-            xerr=_reach(inside),
-            color=colour,
-            marker=marker,
-            markersize=4.5,
-            linestyle="none",
-            label=series[way][2],
-        )
+        style: dict[str, Any] = {"marker": marker, "markersize": 4.5, "linestyle": "none"}
+        style |= {"label": series[way][2], "color": colour}
+        cut |= _draw_points(axis, of_way, (0, highest), across=True, **style)
     axis.set_yticks(range(len(labels)), [_short(label, 22) for label in labels], fontsize=8)
     # Upside down: the first label is on top.
     axis.set_ylim(len(labels) - 0.5, -0.5)
@@ -510,54 +487,58 @@ def _bounds(
     return max(lowest, min(values)), min(highest, max(values))
 
 
-def _mark_beyond(
+def _draw_points(
     axis: "Axes",
     points: Mapping[float, Ends] | Mapping[int, Ends],
     bounds: tuple[float, float],
-    colour: str,
     *,
+    color: str,
     across: bool = False,
+    **style: Any,
 ) -> bool:
-    """Mark by arrows at the axis' ends the intervals that reach beyond; say whether there are any.
+    """Draw numbers with their intervals, as far as an axis goes; say whether one reaches beyond.
+
+    An arrow at the axis' end marks an interval that does; a number that does has no marker.
 
     Args:
         axis: to draw on.
         points: by their place along the other axis.
         bounds: the axis' ends.
-        colour: of the points.
+        color: of all marks.
         across: the axis goes from left to right.
+        style: of the markers and of the line between them.
     """
-    arrows = ("<", ">") if across else ("v", "^")
-    marks = [
-        (place, end, arrow)
-        for place, interval in points.items()
-        for end, arrow, is_beyond in zip(
-            bounds, arrows, (interval.low < bounds[0], interval.high > bounds[1])
-        )
-        if is_beyond
+    low, high = bounds
+    places, inside = list(points), [interval.inside(low, high) for interval in points.values()]
+    values = [of.value if low <= of.value <= high else np.nan for of in points.values()]
+    bars = [interval.value for interval in inside], _reach(inside)
+    if across:
+        axis.errorbar(bars[0], places, xerr=bars[1], fmt="none", ecolor=color)
+        axis.plot(values, places, color=color, **style)
+    else:
+        axis.errorbar(places, bars[0], yerr=bars[1], fmt="none", ecolor=color)
+        axis.plot(places, values, color=color, **style)
+    arrows = [
+        *((place, low, "<" if across else "v") for place, of in points.items() if of.low < low),
+        *((place, high, ">" if across else "^") for place, of in points.items() if of.high > high),
     ]
-    for place, end, arrow in marks:
+    for place, end, arrow in arrows:
         x, y = (end, place) if across else (place, end)
-        axis.plot([x], [y], marker=arrow, markersize=7, color=colour, clip_on=False, zorder=4)
-    return bool(marks)
+        axis.plot([x], [y], marker=arrow, markersize=7, color=color, clip_on=False, zorder=4)
+    return bool(arrows)
 
 
-def _interval_line(
-    axis: "Axes", points: dict[int, Ends], way: str, label: str, *, is_open: bool = False
-) -> None:
+def _line_style(way: str, *, is_open: bool = False) -> dict[str, Any]:
+    """Give the style of a way's line; open marks are of Trans-Nets."""
     colour, marker = COLOURS[way]
-    axis.errorbar(
-        list(points),
-        [interval.value for interval in points.values()],
-        yerr=_reach(points.values()),
-        color=colour,
-        marker=marker,
-        markersize=7 if is_open else 5,
-        markerfacecolor="none" if is_open else colour,
-        linewidth=1 if is_open else 1.5,
-        linestyle=":" if is_open else "-" if way == "forth" else "--",
-        label=label,
-    )
+    return {
+        "color": colour,
+        "marker": marker,
+        "markersize": 7 if is_open else 5,
+        "markerfacecolor": "none" if is_open else None,
+        "linewidth": 1 if is_open else 1.5,
+        "linestyle": ":" if is_open else "-" if way == "forth" else "--",
+    }
 
 
 def _reach(points: Any) -> list[list[float]]:

@@ -133,7 +133,7 @@ class Comparison:
             files.append(folder / ANSWERS)
         for name, figure in self.pictures.items():
             with replacing(folder / name) as temporary:
-                figure.savefig(temporary, dpi=110)
+                figure.savefig(temporary, dpi=90)
             files.append(folder / name)
         if (render := page_renderer()) is not None:
             write_text(folder / PAGE, render(self.record, folder))

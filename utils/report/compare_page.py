@@ -29,6 +29,7 @@ REPORT = "compare.json"
 OF_NET_TABLE = ("label", "name", "arch", "parameters", "top1_percent", "remarks")
 MOST_DISTINCTIONS = 10  # pairs of classes of each way; the report has more
 UNFOLDED = 12  # rows; longer tables open by a click
+PICTURE_BYTES = 1_000_000  # of all pictures on the page; others lie beside it
 MOST_ROWS = 400  # of a table; the report has all
 
 
@@ -89,7 +90,9 @@ def _lay_out(result: Result, folder: str | Path) -> dict[str, Any]:
         for number in range(len(net.get("remarks") or ())):
             doubts.append([f"{net['name']}: ", result.value("nets", row, "remarks", number)])
     of_all = _atlas_tables(result) if several else _tables(result)
-    tables = [_bounded(table, result) for table in of_all if table.rows]
+    pictures = list(_pictures(result, folder))
+    every = [*of_all, _picture_table(result, pictures)]
+    tables = [_bounded(table, result) for table in every if table.rows]
     return {
         "title": title,
         "of": of,
@@ -98,7 +101,7 @@ def _lay_out(result: Result, folder: str | Path) -> dict[str, Any]:
         "sentences": atlas_answer(result) if several else answer(result),
         "closing": atlas_closing(result) if several else closing(result),
         "charts": [atlas_chart(result)] if several else charts(result),
-        "pictures": list(_pictures(result, folder)),
+        "pictures": pictures,
         "tables": tables,
         "drawn_by": f"matplotlib {matplotlib.__version__}",
     }
@@ -568,10 +571,26 @@ def _pictures(result: Result, folder: str | Path) -> Iterator[tuple[Picture, str
         return
     # The report names files; only those in its folder are shown.
     there = {picture.name.place: picture for picture in read_pictures(folder)}
+    room = PICTURE_BYTES
     for entry in named:
         if entry["file"] not in there:
             raise InputError(
                 f"{result.name} names the picture {entry['file']}, which is not in {folder}; make"
                 " it anew"
             )
-        yield there[entry["file"]], str(entry["caption"]), str(entry["alternative"])
+        picture = there[entry["file"]]
+        if len(picture.uri) > room:
+            continue  # a table names it
+        room -= len(picture.uri)
+        yield picture, str(entry["caption"]), str(entry["alternative"])
+
+
+def _picture_table(result: Result, shown: Sequence[tuple[Picture, str, str]]) -> Table:
+    """Name the pictures that there is no room for."""
+    files = {picture.name.place for picture, _, _ in shown}
+    rows: list[list[Cell]] = [
+        [str(entry["file"]), str(entry["caption"])]
+        for entry in result.get("pictures") or ()
+        if entry["file"] not in files
+    ]
+    return Table("Pictures beside the page, which has no room for them", ("file", "what"), rows)

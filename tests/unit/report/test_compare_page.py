@@ -16,7 +16,7 @@ from consistency.missing_part import carry
 from tests.mistakes import refused
 from tests.unit import planted_comparison as planted
 from tests.unit.reports import write_run
-from utils.report import compare_charts, page
+from utils.report import compare_charts, compare_page, page
 from utils.report.compare_charts import charts
 from utils.report.compare_page import render_compare
 from utils.report.compare_words import Ends, answer, pair_label
@@ -227,6 +227,18 @@ def test_pictures_are_embedded_with_their_texts_and_a_lost_one_is_named(tmp_path
     (folder / "other.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"/>')
     made = page.render(folder)
     assert 'alt="Two maps"' in made and "Best &lt;channels&gt;" in made and "other.svg" not in made
+
+
+def test_a_picture_that_has_no_room_is_named_and_the_page_is_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(compare_page, "PICTURE_BYTES", 200)
+    names = ("small.svg", "large.svg", "third.svg")
+    pictures = [{"file": name, "caption": f"of {name}", "alternative": name} for name in names]
+    small = '<svg xmlns="http://www.w3.org/2000/svg"/>'
+    for name, text in zip(names, (small, small.replace("/>", " " * 300 + "/>"), small)):
+        (tmp_path / name).write_text(text)
+    made = render_compare(FULL | {"pictures": pictures}, tmp_path)
+    assert 'alt="small.svg"' in made and 'alt="third.svg"' in made
+    assert 'alt="large.svg"' not in made and "of large.svg" in made and "no room" in made
 
 
 def test_a_gate_stands_before_the_answer(tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.sections import SECTIONS, run
+from tests.mistakes import check_line
 from tests.unit.photos import make_folder
 
 pytestmark = pytest.mark.e2e
@@ -76,10 +77,7 @@ def test_a_second_run_keeps_the_first_log_of_a_step(stub):
 def test_a_python_that_is_not_there_is_said(tmp_path):
     result = run("tasks", "--dry-run", PYTHON=str(tmp_path / "python"))
     assert (result.returncode, result.stdout) == (1, "")
-    assert (
-        result.stderr
-        == f"tasks: there is no {tmp_path}/python; name the one with torch by PYTHON\n"
-    )
+    check_line(result.stderr, "tasks", tmp_path / "python", "PYTHON")
 
 
 def test_a_result_that_was_not_written_stops(stub):

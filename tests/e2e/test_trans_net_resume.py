@@ -35,7 +35,7 @@ def other_features(road, tmp_path):
         ("--norm batch", ("norm", "instance", "batch")),
         ("--epochs 3", ("epochs", 2, 3)),
         ("--reverse", ("--reverse",)),
-        ("features", ("net B", "sd5.pth.tar", "00000000")),
+        ("features", ("net B", "checkpoint_folder_resnet18_sd5.pth.tar", "00000000")),
     ],
 )
 def test_a_finished_fit_of_other_options_is_left_alone(

@@ -72,8 +72,9 @@ class Policy:
         if self.measure not in MEASURES:
             raise InputError(f"measure must be one of {', '.join(MEASURES)}, not {self.measure!r}")
         # A string is one name: as a sequence it would be its letters.
-        named = [self.layers] if isinstance(self.layers, str) else list(self.layers)
-        if not named or not all(isinstance(name, str) for name in named):
+        named = [self.layers] if isinstance(self.layers, str) else self.layers
+        is_list = isinstance(named, list | tuple) and named
+        if not is_list or not all(isinstance(name, str) for name in named):
             raise InputError(f'layers must be "all" or a list of names, not {self.layers!r}')
         # Shares and levels lie in [0, 1], points of accuracy in [0, 100].
         least = {"features_at_least": -math.inf}

@@ -330,7 +330,7 @@ def load_trans_net(path: str | Path) -> TransNet:
 def build_from_state(state: dict[str, Any], path: str | Path) -> TransNet:
     """Rebuild a Trans-Net from a checkpoint that was read from `path` (named in errors)."""
     if "trans_net" in state:
-        config, weights = state["trans_net"], state["state_dict"]
+        config, weights = state["trans_net"], state.get("state_dict")
     else:  # the authors' files: a state dict, bare or under "state_dict"
         config, weights = trans_net_from_authors(state.get("state_dict", state), path)
     try:
@@ -338,10 +338,9 @@ def build_from_state(state: dict[str, Any], path: str | Path) -> TransNet:
         trans_net = TransNet(**config)
         # Strict: a missing or unknown tensor is an error, and becomes one line below.
         trans_net.load_state_dict(weights)
-    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(
-            f"{path} does not hold a whole Trans-Net: {str(error).splitlines()[-1].strip()}"
-        ) from None
+    except (RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:
+        reason = str(error).rpartition("\n")[2].strip()
+        raise InputError(f"{path} does not hold a whole Trans-Net: {reason}") from None
     if name := checkpoint.first_not_finite(trans_net.state_dict()):
         raise InputError(
             f"{path} holds a Trans-Net that diverged: {name} is not finite; fit it anew"

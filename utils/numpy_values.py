@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 
 DEEPEST, MOST_ENTRIES = 100, 5_000_000  # of the containers in a file
+MOST_REPEATED_BYTES = 100_000_000
 
 
 class NoPlainNumbersError(pickle.UnpicklingError):
@@ -99,6 +100,7 @@ def tensors_for_arrays(value: Any) -> Any:
     Raises:
         RecursionError: they are nested more than `DEEPEST` times, as a list that contains itself,
             or hold more than `MOST_ENTRIES`, as a few lists that hold each other many times.
+        ValueError: a tensor repeats its few values to more than `MOST_REPEATED_BYTES`.
     """
     return _replaced(value, itertools.count(), 0)
 
@@ -109,6 +111,12 @@ def _replaced(value: Any, visited: Iterator[int], depth: int) -> Any:
         raise RecursionError("it holds lists within lists without end")
     if isinstance(value, Array):
         return value.tensor()
+    if isinstance(value, torch.Tensor) and value.layout is torch.strided:
+        # Strides of 0 let a file of one number ask for any memory as soon as the tensor is used.
+        more = value.numel() * value.element_size() - value.untyped_storage().nbytes()
+        if more > MOST_REPEATED_BYTES:
+            raise ValueError(f"a tensor of shape {tuple(value.shape)} is not in the file")
+        return value
     if isinstance(value, dict):
         for key in value:
             value[key] = _replaced(value[key], visited, depth + 1)

@@ -230,3 +230,12 @@ def test_lists_without_end_are_refused(tmp_path, kind, monkeypatch):
     torch.save({"settings": endless(kind)}, tmp_path / "net.pth")
     with refused(tmp_path / "net.pth"):
         checkpoint.load(tmp_path / "net.pth")
+
+
+def test_a_tensor_that_repeats_one_number_to_any_size_is_refused(tmp_path):
+    for size in (10**3, 10**6):
+        values = {"small": torch.zeros(()).expand(7, 8), "w": torch.zeros(()).expand(size, size)}
+        torch.save(values, tmp_path / f"{size}.pth")
+    assert checkpoint.load(tmp_path / "1000.pth")["w"].shape == (1000, 1000)
+    with refused(tmp_path / "1000000.pth"):
+        checkpoint.load(tmp_path / "1000000.pth")

@@ -81,12 +81,17 @@ class OldFeatureFolder(Dataset):
         """
         rows = [int(index) for index in indices]
         samples = [self._read(row) for row in rows]
-        for row, (a, b, _) in zip(rows, samples):
+        for row, (a, b, target) in zip(rows, samples):
             if (a.shape, b.shape) != (self.shape_a, self.shape_b):
                 raise InputError(
                     f"{self.folder / self.paths[row]} has features of shape {tuple(a.shape)} and"
                     f" {tuple(b.shape)}, file 0 {self.shape_a} and {self.shape_b}; store the"
                     " features again with ConvOutput.py"
+                )
+            if target.shape != (first := samples[0][2]).shape:
+                raise InputError(
+                    f"{self.folder / self.paths[row]} has labels of shape {tuple(target.shape)},"
+                    f" others {tuple(first.shape)}; store the features again with ConvOutput.py"
                 )
         features_a, features_b, targets = (torch.stack(values) for values in zip(*samples))
         return features_a, features_b, targets, torch.tensor(rows)
@@ -111,6 +116,10 @@ class OldFeatureFolder(Dataset):
             raise InputError(
                 f"{path} is damaged; restore it or store the features again with ConvOutput.py"
             ) from None
+        if not target.numel():
+            raise InputError(
+                f"{path} has no label; restore it or store the features again with ConvOutput.py"
+            )
         return (
             a.float(),
             b.float(),

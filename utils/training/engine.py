@@ -184,6 +184,8 @@ class Fit:
             # are younger than the file. So a missing option means another optimiser.
             if absent := options - self.optimizer.param_groups[0].keys():
                 raise ValueError(f"it has no {', '.join(sorted(absent))}")
+            for group in self.optimizer.param_groups:
+                _check_group(group, self.optimizer.defaults)
             for parameter, of_parameter in self.optimizer.state.items():
                 _check_optimizer_state(parameter, of_parameter)
             if state.get("scaler"):
@@ -196,6 +198,21 @@ class Fit:
         return int(state["epoch"])
 
 
+def _check_group(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    """Refuse options of an optimiser that are of another kind than its own.
+
+    Raises:
+        ValueError: one is no finite number where one is expected, or no yes or no.
+    """
+    for name, default in defaults.items():
+        value = group.get(name, default)
+        if isinstance(default, bool) != isinstance(value, bool) and default is not None:
+            raise ValueError(f"{name} is {value!r}")
+        is_number = isinstance(value, int | float) and math.isfinite(value)
+        if isinstance(default, int | float) and not is_number:
+            raise ValueError(f"{name} is {value!r}")
+
+
 def _check_optimizer_state(parameter: Tensor, state: Mapping[str, Any]) -> None:
     """Refuse moments that are not a parameter's: a fused step would read beyond their end.
 
@@ -205,8 +222,8 @@ def _check_optimizer_state(parameter: Tensor, state: Mapping[str, Any]) -> None:
     for name, value in state.items():
         if not isinstance(value, Tensor):
             continue
-        if value.ndim and value.shape != parameter.shape:
-            raise ValueError(f"{name} has shape {tuple(value.shape)}")
+        if value.ndim and (value.shape, value.dtype) != (parameter.shape, parameter.dtype):
+            raise ValueError(f"{name} has shape {tuple(value.shape)} of {value.dtype}")
         if value.is_floating_point() and not value.isfinite().all():
             raise ValueError(f"{name} is not finite")
 

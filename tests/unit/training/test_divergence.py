@@ -122,3 +122,13 @@ def test_the_log_says_which_checkpoint_is_the_last_good_one(tmp_path):
     with refused(tmp_path / "a.pth.tar", "2 of 3", kind=DivergedError), log:
         log.saved(tmp_path / "a.pth.tar", 2)
         raise DivergedError("the loss became nan")
+
+
+@pytest.mark.parametrize("weights", [None, [], {}, {"linear.0.weight": 1}])
+def test_a_trans_net_without_its_weights_is_refused(tmp_path, weights):
+    state = {"trans_net": TransNet(4, 4, 2).config}
+    checkpoint.save(
+        tmp_path / "g.pth.tar", state if weights is None else state | {"state_dict": weights}
+    )
+    with refused(tmp_path / "g.pth.tar"):
+        load_trans_net(tmp_path / "g.pth.tar")

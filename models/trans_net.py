@@ -330,7 +330,7 @@ def load_trans_net(path: str | Path) -> TransNet:
 def build_from_state(state: dict[str, Any], path: str | Path) -> TransNet:
     """Rebuild a Trans-Net from a checkpoint that was read from `path` (named in errors)."""
     if "trans_net" in state:
-        config, weights = state["trans_net"], state.get("state_dict")
+        config, weights = state["trans_net"], state.get("state_dict", {})
     else:  # the authors' files: a state dict, bare or under "state_dict"
         config, weights = trans_net_from_authors(state.get("state_dict", state), path)
     try:

@@ -157,7 +157,7 @@ def _read(path: Path, images: ImageList) -> tuple[Tensor, dict[str, Any]]:
         origin = {key: value[key] for key in ("split", "seed") if key in value}
         value = value.get("indices")
     if isinstance(value, list):
-        if not all(type(index) is int for index in value):
+        if not all(type(index) is int and abs(index) < 2**63 for index in value):
             raise InputError(f"{printable(path)} is not a list of whole numbers")
         value = np.array(value, dtype=np.int64)
     if not isinstance(value, (np.ndarray, Tensor)) or value.ndim != 1:

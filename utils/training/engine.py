@@ -190,12 +190,13 @@ class Fit:
                 _check_optimizer_state(parameter, of_parameter)
             if state.get("scaler"):
                 self.scaler.load_state_dict(state["scaler"])
+            epoch = int(state["epoch"])
         except (ValueError, KeyError, TypeError, RuntimeError) as error:
             raise InputError(
                 f"{path} was trained with another optimiser or other parameters than this"
                 f" {type(self.optimizer).__name__}; choose its --optim, or use it as --weights"
             ) from error
-        return int(state["epoch"])
+        return epoch
 
 
 def _check_group(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:

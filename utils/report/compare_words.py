@@ -307,6 +307,16 @@ def _bits(result: Result, row: int) -> Sentence | None:
     if ends(result, *path, "kept_bits") is None:
         return None
     a, b = names(result)
+    # Bits that are next to none have no share, and what is lost of them is in no order.
+    if result.get(*path, "share") is not None and ends(result, *path, "share") is None:
+        return Sentence(
+            [
+                f"{b}'s answers hardly depend on the image: they say ",
+                estimate(result, *path, "bits"),
+            ]
+            + [" bits of it, and what arrives of them says nothing."],
+            "A net whose answers do not depend on the image is untrained, or was trained badly.",
+        )
     text: list[Any] = [
         *(f"Seen by {b}'s own layers, ", estimate(result, *path, "kept_bits"), " of "),
         *(estimate(result, *path, "bits", bare=True), f" bits arrive of what {b}'s answer says"),

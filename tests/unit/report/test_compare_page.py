@@ -76,6 +76,15 @@ def test_an_untrained_net_and_an_interval_that_holds_zero_are_told():
     assert not any("least known" in sentence for sentence in others)
 
 
+def test_of_answers_that_say_nothing_no_class_is_least_known():
+    report = copy.deepcopy(FULL)
+    knowledge = report["pairs"][-1]["forth"]["knowledge"]
+    knowledge["bits"] = planted.interval(0.004, 0.001)
+    knowledge["share"] = planted.interval(None, reason="hardly depend on the image")
+    (told,) = [of for of in sentences(report) if "bits" in of]
+    assert "0.00 [" in told and "hardly depend" in told and "least known" not in told
+
+
 def test_without_nulls_no_share_of_knowledge_is_claimed():
     report = planted.quick(FULL)
     (first, *_) = answer(Result("compare.json", "compare", report))

@@ -313,8 +313,8 @@ def _bits(result: Result, row: int) -> Sentence | None:
             [
                 f"{b}'s answers hardly depend on the image: they say ",
                 estimate(result, *path, "bits"),
-            ]
-            + [" bits of it, and what arrives of them says nothing."],
+                " bits of it, and what arrives of them says nothing.",
+            ],
             "A net whose answers do not depend on the image is untrained, or was trained badly.",
         )
     text: list[Any] = [

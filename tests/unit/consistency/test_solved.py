@@ -111,7 +111,7 @@ def test_a_comparison_has_both_and_what_depth_gains(layers):
     logits = torch.randn(IMAGES // 2, CLASSES)
     nets = [ComparedNet(name, name, {}, logits, [of]) for name, of in zip("AB", layers)]
     effort = Effort(shuffles=1, resamples=50, similar_permutations=0)
-    (pair,) = Comparing(*nets, images, effort, Work(), THOROUGH).pairs()
+    (pair,) = Comparing(*nets, images, effort, Work(), thorough=THOROUGH).pairs()
     forth = pair["forth"]
     assert forth["instability"]["value"] > 0.9
     assert forth["trans_net"]["instability"]["value"] < 0.5

@@ -219,7 +219,7 @@ def test_a_sweep_makes_one_net_for_each_factor_and_a_table(source, photos, tmp_p
 
 def test_a_weight_that_comes_back_is_noticed(source, photos, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.optim.Optimizer, "register_step_post_hook", lambda *_: None)
-    with refused("checkpoint_folder_resnet18_pruned0.5-0.pth.tar", kind=RuntimeError):
+    with refused("checkpoint_folder_resnet18_pruned0.5-1.pth.tar", kind=RuntimeError):
         compress(source, photos, tmp_path, "--s_conv 0.5 --epochs 1 --batch_size 8 --lr 0.01")
 
 

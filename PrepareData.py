@@ -129,7 +129,6 @@ if __name__ == "__main__":
 
 from utils.data.datasets import VOC_CLASSES
 from utils.errors import InputError
-from utils.features.verifying import find_damaged
 from utils.prepare import arrays
 from utils.prepare.archives import CUB_PARTS, DOG_PARTS, read_cub, read_dogs
 from utils.prepare.cropping import Listing, Problem, clear_target, crop_all
@@ -206,6 +205,9 @@ def verify(folders: list[Path]) -> None:
     Raises:
         InputError: some are.
     """
+    # It reads checkpoints by PyTorch, which preparing images does without.
+    from utils.features.verifying import find_damaged  # noqa: PLC0415
+
     read = [one for folder in folders for one in find_damaged(folder)]
     damaged = [sentence for _, sentence in read if sentence]
     print(*damaged, f"{len(read):,} files read, {len(damaged):,} damaged", sep="\n")

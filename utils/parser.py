@@ -34,9 +34,9 @@ MOST = 1_000_000  # epochs, steps, images of a batch
 MOST_RESAMPLES = 100_000  # of a bootstrap or a permutation test
 MOST_PROCESSES = 1024
 LARGEST_IMAGE = 8192  # pixels to a side: such an image takes 0.8 GB as float32
-LARGEST_SEED = 2**64 - 1
 FEWEST_PERMUTATIONS = 19  # for a level of 0.05, which is 1 of 20
 DIGITS = 40  # of a number that is read at all
+LARGEST_SEED = 10**DIGITS - 1  # any: libraries get as many bits of it as they take
 
 
 PlainNamespace = argparse.Namespace  # as checkpoints of other programs hold it

@@ -118,6 +118,6 @@ def test_a_net_that_is_cut_into_something_else_is_refused_before_anything_is_wri
         return tapped
 
     monkeypatch.setattr(cut_net, "tap", lossy)
-    with refused("foreign.nets.unforeseen", "norm1", kind=SystemExit):
+    with refused("checkpoint_folder_foreign.nets.unforeseen.pth.tar", "norm1", kind=SystemExit):
         store(trained, photos, "norm1")
     assert not (trained[0] / "convOuts").exists()

@@ -216,7 +216,7 @@ def test_the_record_is_json():
         ({"labels": torch.full((180,), CLASSES)}, str(CLASSES)),
         ({"labels": torch.zeros(180)}, "integer"),
         ({"labels": torch.zeros(180, dtype=torch.int64)}, "two classes"),
-        ({"references": ["sent"]}, "one reference"),
+        ({"references": ["sent"]}, "1 reference net"),
         ({"references": ["sent", "sent"]}, "the same"),
         ({"logits": torch.zeros(180, CLASSES)}, "no two classes"),
     ],

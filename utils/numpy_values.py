@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 
 DEEPEST, MOST_ENTRIES = 100, 5_000_000  # of the containers in a file
-MOST_REPEATED_BYTES = 100_000_000
+# VGG's largest layer takes 411 MB, and may be a constant that is stored as one number
+MOST_REPEATED_BYTES = 500_000_000
 
 
 class NoPlainNumbersError(pickle.UnpicklingError):

@@ -19,6 +19,7 @@ from tests.e2e.road import ROOT, run
 from tests.mistakes import check_line
 from utils import checkpoint
 from utils.data.images import ImageData
+from utils.sums import VERIFIED
 
 pytestmark = pytest.mark.e2e
 LONGEST_LINE = 200
@@ -111,9 +112,14 @@ def shelf(road, photos, tmp_path_factory):
 
 
 def look(folders):
-    """Name, size and time of everything below."""
-    found = [path for folder in folders for path in sorted(folder.rglob("*"))]
-    return [(path, path.stat().st_size, path.stat().st_mtime_ns) for path in found]
+    """Name, size and time of every file below, but for notes on which files were checked."""
+    files = [
+        path
+        for folder in folders
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != VERIFIED
+    ]
+    return [(path, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
 
 
 @pytest.fixture

@@ -71,13 +71,7 @@ def build_parser() -> Parser:
         action="store_true",
         help="fit only what the consistency needs: a null, a ceiling",
     )
-    group.add_argument(
-        "--bootstrap",
-        type=whole(100, MOST_RESAMPLES),
-        default=1000,
-        metavar="N",
-        help="resamples of the images",
-    )
+    options.add_bootstrap_option(group)
     group.add_argument(
         "--permutations",
         type=whole(FEWEST_PERMUTATIONS, MOST_RESAMPLES, or_zero=True),

@@ -138,13 +138,7 @@ def build_parser() -> Parser:
         metavar="N",
         help="for p-values; 0: none",
     )
-    group.add_argument(
-        "--bootstrap",
-        type=whole(100, MOST_RESAMPLES),
-        default=1000,
-        metavar="N",
-        help="resamples of the images",
-    )
+    options.add_bootstrap_option(group)
     group = parser.add_argument_group("images")
     group.add_argument(
         "--image_size",

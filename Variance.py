@@ -15,7 +15,6 @@ from utils import options
 from utils.command import answer_early, command
 from utils.option_groups import DataOptions, Group, LayerOptions, RunOptions
 from utils.parser import (
-    MOST_RESAMPLES,
     PICTURES,
     Namespace,
     Parser,
@@ -111,13 +110,7 @@ def build_parser() -> Parser:
         default="channel",
         help="per channel, or one (paper)",
     )
-    group.add_argument(
-        "--bootstrap",
-        type=whole(0, MOST_RESAMPLES),
-        default=1000,
-        metavar="N",
-        help="resamples for intervals, or 0",
-    )
+    options.add_bootstrap_option(group, or_none=True)
     options.add_layer_options(parser, default="the Trans-Net's")
     options.add_second_layer_options(parser)
     group = parser.add_argument_group("results")

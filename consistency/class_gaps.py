@@ -323,16 +323,13 @@ def measure_distinctions(
         )
         pairs.append(pair)
     by_class = _by_class(z, sent, others, kinds, classes, losses, (first, second), resamples, seed)
-    # The largest logit beside b's own
-    others_best = sent.scatter(1, answers[:, None], -torch.inf).amax(1)
-    margin = others_best - sent.gather(1, answers[:, None]).squeeze(1)
     return Distinctions(
         images=len(z),
         references=len(others),
         pairs=pairs,
         compared_pairs=len(gap),
         classes=by_class,
-        margin=margin.numpy(),
+        margin=margins_of(z, sent).numpy(),
         confidence=z.softmax(1).amax(1).numpy(),
         answers=answers.numpy(),
         notes=notes,
@@ -389,6 +386,17 @@ def class_effects(losses: Array, first: Array, second: Array, classes: int) -> A
     solution = np.linalg.lstsq(equations, np.concatenate([[losses.sum()], total]), rcond=None)[0]
     effects = np.where(pairs >= 2, solution[1:], np.nan)
     return effects - np.nanmean(effects) if (pairs >= 2).any() else effects
+
+
+def margins_of(z: Tensor, sent: Tensor) -> Tensor:
+    """Give max_{k≠b} ẑ_k − ẑ_b at B's answer b, (N,); above 0: g(x) leads B to another answer.
+
+    Args:
+        z: B's logits of x*, (N, K).
+        sent: B's logits of g(x), (N, K).
+    """
+    answers = z.argmax(1, keepdim=True)
+    return sent.scatter(1, answers, -torch.inf).amax(1) - sent.gather(1, answers)[:, 0]
 
 
 def _check(logits: Tensor, sent: Sequence[Tensor], labels: Tensor | None) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from consistency.bootstrap import bootstrap
-from consistency.class_gaps import SHOWN_IMAGES, Distinctions, measure_distinctions
+from consistency.class_gaps import SHOWN_IMAGES, Distinctions, margins_of, measure_distinctions
 from consistency.curves import areas_under_curves
 from consistency.missing_part import Carried, carry, directions, rank_correlation
 from models.tail import FrozenTail
@@ -101,12 +101,6 @@ def _rows(kept: Kept, chosen: Tensor) -> Kept:
         kept.numbers[numbers],
         *(of[numbers.to(of.device)].cpu().clone() for of in (kept.target, kept.output)),
     )
-
-
-def margins_of(z: Tensor, sent: Tensor) -> Tensor:
-    """Give max_{k≠b} ẑ_k − ẑ_b at B's answer b, (N,)."""
-    answers = z.argmax(1, keepdim=True)
-    return sent.scatter(1, answers, -torch.inf).amax(1) - sent.gather(1, answers)[:, 0]
 
 
 def distinctions_entry(

@@ -14,6 +14,7 @@ from utils.parser import (
     LARGEST_IMAGE,
     LARGEST_SEED,
     MOST_PROCESSES,
+    MOST_RESAMPLES,
     Ignored,
     Namespace,
     Parser,
@@ -237,6 +238,17 @@ def add_normalisation_options(group: argparse._ActionsContainer, *, two_nets: bo
                 metavar="NAME",
                 help=words,
             )
+
+
+def add_bootstrap_option(group: argparse._ActionsContainer, *, or_none: bool = False) -> None:
+    """How often images are resampled for intervals; with `or_none` 0 leaves these out."""
+    group.add_argument(
+        "--bootstrap",
+        type=whole(0 if or_none else 100, MOST_RESAMPLES),
+        default=1000,
+        metavar="N",
+        help=f"resamples of the images, for intervals{'; 0: none' if or_none else ''}",
+    )
 
 
 def add_batch_option(group: argparse._ActionsContainer, batch_size: int) -> None:

@@ -34,10 +34,8 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_the_one_command_that_the_readme_begins_with(folder):
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    block = re.search(r"```sh\n(python Compare\.py resnet20.*?)```", text, re.DOTALL)[1]
-    script = block.replace("python Compare.py", f"{sys.executable} {ROOT}/Compare.py")
+def run_block(script, folder):
+    """Run a fenced block in a folder; gives what it prints."""
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", script],
         cwd=folder,
@@ -47,6 +45,14 @@ def test_the_one_command_that_the_readme_begins_with(folder):
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_one_command_that_the_readme_begins_with(folder):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = re.search(r"```sh\n(python Compare\.py resnet20.*?)```", text, re.DOTALL)[1]
+    script = block.replace("python Compare.py", f"{sys.executable} {ROOT}/Compare.py")
+    run_block(script, folder)
     assert "The answer" in (folder / "comparison" / "page.html").read_text(encoding="utf-8")
 
 
@@ -57,14 +63,5 @@ def test_five_commands_of_a_newcomer(folder):
     block = block.replace("--standardise --solve", "--standardise --solve --steps 6")
     block = block.replace("--brief", "--brief --permutations 19")
     script = re.sub(r"python (\w+\.py)", rf"{sys.executable} {ROOT}/\1", block)
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", script],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "instability Var(x_Δ)/Var(x*)" in done.stdout
+    assert "instability Var(x_Δ)/Var(x*)" in run_block(script, folder)
     assert list(folder.glob("reports/*.html"))

@@ -58,6 +58,19 @@ def answers(*lines):
     return json.loads(done.stdout)
 
 
+def run_program(program):
+    """Run Python code in a process of its own, where nothing is imported yet."""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_every_step_is_asked():
     assert set(MISSING) == STEPS
 
@@ -97,28 +110,12 @@ def test_the_installed_command_needs_no_pytorch(words):
         "except SystemExit: pass\n"
         "assert 'torch' not in sys.modules\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    run_program(program)
 
 
 def test_preparing_data_needs_no_pytorch_at_all():
     program = "import sys, PrepareData; assert not {'torch', 'scipy'} & sys.modules.keys()"
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    run_program(program)
 
 
 def answered(monkeypatch, step, *words):

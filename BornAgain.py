@@ -80,7 +80,7 @@ def build_parser() -> Parser:
         help="the same in the last epoch; geometric between",
     )
     options.add_data_options(parser, batch_size=128)
-    options.add_training_options(parser, optim="SGD", lr=1e-3, epochs=300)
+    options.add_training_options(parser, optim="SGD", lr=1e-3, epochs=300, short=True)
     options.add_run_options(parser)
     options.add_output_options(parser)
     options.add_ignored_options(parser, "--start_epoch")
@@ -117,7 +117,8 @@ class SeriesOptions(Group):
 
 
 def check_options(parser: Parser, args: Namespace) -> None:
-    """Refuse values that make no series."""
+    """Refuse values that make no series, and two schedules."""
+    options.check_schedule(parser, args)
     if args.start_gen >= args.generations:
         parser.error(
             f"--start_gen {args.start_gen} is not in the series of generations 0 to"
@@ -155,7 +156,7 @@ from utils.training.engine import train_one_epoch
 from utils.training.losses import classification_loss
 from utils.training.metrics import accuracies_percent, main_accuracy
 from utils.training.run import Run
-from utils.training.schedules import geometric, set_learning_rate
+from utils.training.schedules import each_step, geometric
 
 
 class Series(NamedTuple):
@@ -206,7 +207,7 @@ def open_run(
         runtime,
         series.path(arch, generation),
         {**series.settings, **described},
-        extendable=not series.training.logspace and has_one_weight,
+        extendable=series.training.is_extendable and has_one_weight,
         again="the same command",
     )
 
@@ -236,6 +237,7 @@ def distil(
     teacher: Teacher,
     lambd: float,
     tau: float,
+    smoothing: float = 0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Compute the loss of a batch of photos: the labels' and the teacher's.
 
@@ -244,7 +246,7 @@ def distil(
     # The teacher sees the same crop and flip as the student, before either normalises it.
     augmented = preprocess.augmented(pixels, indices, epoch)
     logits = net(preprocess(augmented))
-    task = classification_loss(logits, targets)
+    task = classification_loss(logits, targets, smoothing)
     # Which has constants of its own
     imitation = distillation_loss(logits, teacher(augmented, indices), tau)
     return task + lambd * imitation, {
@@ -318,7 +320,8 @@ def train_generation(
     loader = opening.image_loader(data, images, runtime, shuffle=True)
     val_loaders = opening.validation_loaders(data, val_images, runtime)
     hits = known_hits(run.state, val_images)  # uint8 (N,): which images the net gets right
-    preprocess, rates = images.preprocessing(runtime.seed), opening.rates(training)
+    preprocess = images.preprocessing(runtime.seed)
+    rates = opening.rates_by_step(training, len(loader))
     lambdas = geometric(series.options.lambd, series.options.lambd_end, training.epochs)
     # What every checkpoint of this generation says besides weights and epochs.
     facts = {
@@ -338,8 +341,9 @@ def train_generation(
         for epoch in run.epochs():
             # Train: on the labels alone, or on what the teacher makes of the same augmented images
             # too.
-            set_learning_rate(fit.optimizer, rates[epoch])
-            step = partial(classify, preprocess=partial(preprocess, epoch=epoch))
+            smoothing = training.label_smoothing
+            augmented = partial(preprocess, epoch=epoch)
+            step = partial(classify, preprocess=augmented, smoothing=smoothing)
             if teacher:
                 step = partial(
                     distil,
@@ -348,8 +352,10 @@ def train_generation(
                     teacher=teacher,
                     lambd=lambdas[epoch],
                     tau=series.options.tau,
+                    smoothing=smoothing,
                 )
-            metrics = train_one_epoch(fit, loader, step, epoch)
+            with each_step(fit.optimizer, rates[epoch], fit.midway.taken(epoch)):
+                metrics = train_one_epoch(fit, loader, step, epoch)
             # Evaluate.
             if run.is_due_to_validate(epoch):
                 step = partial(classify, preprocess=preprocess)
@@ -357,7 +363,7 @@ def train_generation(
                 run.measured(main_accuracy(metrics, "val_"))
             # Write and save.
             weight = {"lambda": lambdas[epoch]} if teacher else {}
-            run.write(epoch, metrics | {"lr": rates[epoch]} | weight)
+            run.write(epoch, metrics | {"lr": rates[epoch][-1]} | weight)
             run.save(epoch, state(epoch + 1))
     runtime.barrier()  # the next generation's teacher is read by every process
     return run.path, run.acc1
@@ -396,6 +402,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_reloads(model, record, data.image_size)
     check_logits(model, record["arch"], len(images.classes), data.image_size)
     opening.check_last_batch(data, model, images, runtime)
+    opening.check_smoothing(series.training, images)
     # Nothing is left to refuse: decode the images.
     images, val_images = (opening.decoded(data, split, runtime) for split in (images, val_images))
     # Train one generation after the other; each is the next one's teacher.

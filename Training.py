@@ -55,7 +55,7 @@ def build_parser() -> Parser:
         help="also write the weights for other programs; with -e those of --resume",
     )
     options.add_data_options(parser, batch_size=128)
-    options.add_training_options(parser, optim="SGD", lr=0.01, epochs=300)
+    options.add_training_options(parser, optim="SGD", lr=0.01, epochs=300, short=True)
     options.add_resume_options(parser)
     options.add_run_options(parser)
     options.add_output_options(parser)
@@ -83,7 +83,8 @@ class NetOptions(Group):
 
 
 def check_options(parser: Parser, args: Namespace) -> None:
-    """Refuse to measure a network that no option names."""
+    """Refuse two schedules, and to measure a network that no option names."""
+    options.check_schedule(parser, args)
     if args.evaluate and not (args.resume or args.pretrained or args.weights):
         raise InputError("--evaluate needs a trained network: name one with --resume")
 
@@ -112,7 +113,7 @@ from utils.training.classification import classify, known_hits, validate
 from utils.training.engine import train_one_epoch
 from utils.training.metrics import main_accuracy
 from utils.training.run import Run
-from utils.training.schedules import set_learning_rate
+from utils.training.schedules import each_step
 
 
 def read_resumed(output: OutputOptions, arch: str | None, label: str) -> checkpoint.State:
@@ -316,6 +317,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         return
     opening.check_last_batch(data, model, train_images, runtime)
+    opening.check_smoothing(training, train_images)
 
     # Nothing is left to refuse: decode the images.
     train_images = opening.decoded(data, train_images, runtime)
@@ -323,7 +325,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     loader = opening.image_loader(data, train_images, runtime, shuffle=True)
     val_loaders = opening.validation_loaders(data, val_images, runtime)
     hits = known_hits(run.state, val_images)  # uint8 (N,): which images the net gets right
-    preprocess, rates = train_images.preprocessing(runtime.seed), opening.rates(training)
+    preprocess = train_images.preprocessing(runtime.seed)
+    rates = opening.rates_by_step(training, len(loader))
     # What every checkpoint says besides weights and epochs.
     facts: dict[str, Any] = {
         "arch": net.arch,
@@ -343,16 +346,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     with run.keeping(fit, saved_state):
         for epoch in run.epochs():
             # Train: every epoch augments its images in its own way.
-            set_learning_rate(fit.optimizer, rates[epoch])
-            step = partial(classify, preprocess=partial(preprocess, epoch=epoch))
-            metrics = train_one_epoch(fit, loader, step, epoch)
+            step = partial(
+                classify,
+                preprocess=partial(preprocess, epoch=epoch),
+                smoothing=training.label_smoothing,
+            )
+            with each_step(fit.optimizer, rates[epoch], fit.midway.taken(epoch)):
+                metrics = train_one_epoch(fit, loader, step, epoch)
             # Evaluate.
             if run.is_due_to_validate(epoch):
                 step = partial(classify, preprocess=preprocess)
                 metrics |= validate(fit.net, val_loaders, runtime, step, hits)
                 run.measured(main_accuracy(metrics, "val_"))
             # Write and save.
-            run.write(epoch, metrics | {"lr": rates[epoch]})
+            run.write(epoch, metrics | {"lr": rates[epoch][-1]})
             run.save(epoch, saved_state(epoch + 1))
 
     again = parser.again((*options.IMAGES, *options.MACHINE, "out"), args, data)

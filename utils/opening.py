@@ -37,7 +37,7 @@ from utils.runtime import start as start_runtime
 from utils.training import engine, resume
 from utils.training.engine import Fit, make_optimizer
 from utils.training.run import Run
-from utils.training.schedules import learning_rates
+from utils.training.schedules import by_epoch, learning_rates
 
 Loader = DataLoader[tuple[Tensor, ...]]
 Loaders = dict[str, Loader]
@@ -113,6 +113,24 @@ def rates(options: TrainingOptions, lr: float | None = None) -> list[float]:
     )
 
 
+def rates_by_step(options: TrainingOptions, steps: int) -> list[list[float]]:
+    """Give the learning rate of every step, by epoch; an epoch has so many steps."""
+    return by_epoch(rates(options), steps, one_cycle=options.one_cycle)
+
+
+def check_smoothing(options: TrainingOptions, data: ImageData) -> None:
+    """Refuse to smooth labels of images that have several.
+
+    Raises:
+        InputError: --label_smoothing is above 0, and the images have several labels.
+    """
+    if options.label_smoothing and data.multi_label:
+        raise InputError(
+            f"--label_smoothing {options.label_smoothing:g} is of images with one label each, and"
+            " these have several; leave it out"
+        )
+
+
 def check_last_batch(
     options: DataOptions,
     model: nn.Module,
@@ -154,8 +172,7 @@ def run(
         "log_folder": runs.log_folder(output.out, runs.stem(path)),
         "resume": output.resume,
         "restart": output.restart,
-        # --logspace spreads its decades over all epochs
-        "extendable": not training.logspace,
+        "extendable": training.is_extendable,
         "start_epoch": output.start_epoch,
         "val_epoch": training.val_epoch,
         "save_epoch": training.save_epoch,

@@ -93,6 +93,9 @@ class TrainingOptions(Group):
         logspace: decades that the rate falls over all epochs; 0: by steps.
         epoch_step: epochs between such steps.
         decay_factor: of such a step.
+        one_cycle: share of all steps in which the rate rises to `lr`; then it falls to 0. 0: the
+            rate is that of its epoch.
+        label_smoothing: share of a label that is spread over all classes, in [0, 1).
         save_epoch: epochs between checkpoints.
         val_epoch: epochs between validations.
         print_freq: batches between readings of the loss.
@@ -107,10 +110,17 @@ class TrainingOptions(Group):
     logspace: float = 0
     epoch_step: int = 60
     decay_factor: float = 0.3
+    one_cycle: float = 0
+    label_smoothing: float = 0
     save_epoch: int = 1
     val_epoch: int = 1
     print_freq: int = 10
     skip_nonfinite: int = 0
+
+    @property
+    def is_extendable(self) -> bool:
+        """Whether more epochs leave the rates of the first ones as they are."""
+        return not (self.logspace or self.one_cycle)
 
 
 @dataclass(frozen=True)

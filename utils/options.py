@@ -276,10 +276,12 @@ def add_training_options(
     decay_factor: float = 0.3,
     save_epoch: int = 1,
     val_epoch: int = 5,
+    short: bool = False,
 ) -> None:
     """Declare optimiser, learning rates, epochs and saving.
 
-    The defaults are the step's, which fills in those that are None.
+    The defaults are the step's, which fills in those that are None. `short`: the step has the
+    options of a short training too, one cycle of the rate and smoothed labels.
     """
     group = parser.add_argument_group("training")
     group.add_argument(
@@ -330,6 +332,26 @@ def add_training_options(
     group.add_argument(
         "--decay_factor", type=real(above=0), default=decay_factor, help="of such a step"
     )
+    if short:
+        group.add_argument(
+            "--one_cycle",
+            type=real(above=0, below=1),
+            nargs="?",
+            const=0.2,
+            default=0.0,
+            metavar="SHARE",
+            help=(
+                "the learning rate rises to --lr over this share of all steps (0.2 if no number"
+                " follows), and falls to 0 as half a cosine; default: by epochs"
+            ),
+        )
+        group.add_argument(
+            "--label_smoothing",
+            type=real(below=1),
+            default=0.0,
+            metavar="E",
+            help="share of each label that is spread evenly over all classes, in training",
+        )
     group.add_argument(
         "--save_epoch",
         neutral=True,
@@ -360,6 +382,12 @@ def add_training_options(
         metavar="N",
         help="leave out up to N steps of an epoch whose loss or gradients are infinite or NaN",
     )
+
+
+def check_schedule(parser: argparse.ArgumentParser, args: Namespace) -> None:
+    """Refuse two schedules of the learning rate at once."""
+    if args.one_cycle and args.logspace:
+        parser.error("--one_cycle sets the rate of every step; leave out --logspace")
 
 
 def add_restart_option(group: argparse._ActionsContainer) -> None:

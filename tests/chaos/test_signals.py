@@ -22,6 +22,12 @@ NET = "--arch mobilenet_v3_small --image_size 32 --epochs 2 -b 6 --lr 0.01 -j 0"
 FIT = "--convOut_path {out}/features --epochs 2 -b 4 --alpha [0.1,0.1] --lr 0.01"
 STEPS = {
     "Training": (Training, f"{NET} --save_epoch 2 --val_epoch 1 --out {{out}}", "--resume auto"),
+    "Training in one cycle": (
+        Training,
+        "--arch resnet8 --image_size 32 --epochs 2 -b 6 --val_epoch 1 -j 0 --augment zero4 --lr 0.1"
+        " --one_cycle --label_smoothing 0.1 --out {out}",
+        "--resume auto",
+    ),
     "Training_TransNet": (
         Training_TransNet,
         f"{FIT} --save_epoch 2 --val_epoch 2 --out {{out}}",

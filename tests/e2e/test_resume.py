@@ -50,6 +50,8 @@ def copied(finished, tmp_path):
         ("--epoch_step 7", "epoch_step", (60, 7)),
         ("--decay_factor 0.9", "decay_factor", (0.3, 0.9)),
         ("--logspace 1", "logspace", (0, 1.0)),
+        ("--one_cycle", "one_cycle", (0, 0.2)),
+        ("--label_smoothing 0.1", "label_smoothing", (0, 0.1)),
         ("--batch_size 6", "batch_size", (12, 6)),
         ("--seed 1", "seed", (0, 1)),
         ("--amp bf16", "amp", ("off", "bf16")),

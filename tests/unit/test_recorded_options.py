@@ -1,7 +1,8 @@
 """What each step records of its options: the names that old checkpoints have, and no others.
 
 A run goes on where all of these are as they were, so a name that comes or goes would refuse every
-older checkpoint.
+older checkpoint, or take one that was trained otherwise; `resume.YOUNGER` says what holds for those
+that came.
 """
 
 import shlex
@@ -21,6 +22,7 @@ from utils.fit_options import FitOptions
 IMAGES = "dataset name image_size sample_num sub_sampler_split augment normalisation batch_size"
 RATES = "optim lr momentum weight_decay epochs logspace epoch_step decay_factor"
 CLASSIFIER = f"{IMAGES} {RATES} seed amp tf32"
+SHORT = "one_cycle label_smoothing"  # younger than some checkpoints: `resume.YOUNGER`
 HSAKD_RUN = (
     f"{IMAGES} lr weight_decay epochs seed amp tf32 command arch hold_out lr_type milestones"
     " nesterov select warmup_epoch"
@@ -30,8 +32,8 @@ FIT = (
     " standardise solve match alpha L2 fix_p norm bn affine reverse initial_seed"
 )
 RECORDED = [
-    (Training, "", f"{CLASSIFIER} arch train_layer fix_bn pretrained weights"),
-    (BornAgain, "", f"{CLASSIFIER} arch tau lambd lambd_end"),
+    (Training, "", f"{CLASSIFIER} {SHORT} arch train_layer fix_bn pretrained weights"),
+    (BornAgain, "", f"{CLASSIFIER} {SHORT} arch tau lambd lambd_end"),
     (Pruning, "--resume N", f"{CLASSIFIER} arch s_conv s_fc share_bits share_lr"),
     (
         transClassifier,

@@ -27,6 +27,7 @@ def classify(
     *,
     preprocess: Callable[[Tensor, Tensor], Tensor] = NOT_AUGMENTED,
     frozen: nn.Module | None = None,
+    smoothing: float = 0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Classify a batch: a step of the engine.
 
@@ -37,20 +38,28 @@ def classify(
         indices: of the images, int64 (N,).
         preprocess: images, indices → float32 (N, 3, S, S), augmented and normalised.
         frozen: a frozen network between the images and the net.
+        smoothing: of the labels; see `classification_loss`.
 
     Returns:
         The loss, a scalar, and each sample's accuracies in percent.
     """
     prepared = preprocess(images, indices)
-    return classify_features(net, frozen(prepared) if frozen else prepared, targets, indices)
+    features = frozen(prepared) if frozen else prepared
+    return classify_features(net, features, targets, indices, smoothing=smoothing)
 
 
 def classify_features(
-    net: nn.Module, features: Tensor, targets: Tensor, _indices: Tensor
+    net: nn.Module,
+    features: Tensor,
+    targets: Tensor,
+    _indices: Tensor,
+    *,
+    smoothing: float = 0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Classify a batch of the net's inputs: normalised images or features (N, …); see `classify`."""
     logits = net(features)
-    return classification_loss(logits, targets), accuracies_percent(logits, targets)
+    loss = classification_loss(logits, targets, smoothing)
+    return loss, accuracies_percent(logits, targets)
 
 
 def validate(

@@ -19,6 +19,8 @@ from utils.provenance import Provenance, same_arch
 
 # Recorded in checkpoints, but not compared
 VERSIONS = {"torch": str(torch.__version__), "torchvision": version("torchvision")}
+# Settings younger than some checkpoints, with the values that hold where none is recorded
+YOUNGER = {"one_cycle": 0, "label_smoothing": 0}
 
 
 def find(
@@ -99,7 +101,7 @@ def check(
         InputError: a setting differs; the message has the first one, with both values.
     """
     state = read_own(path)
-    stored = state.get("settings", {})
+    stored = recorded_settings(state)
     fitted = Provenance.from_record(state.get("source", {}))
     # The features come first: they say more than a setting that differs with them.
     difference = fitted.differs(source) if source else None
@@ -140,6 +142,12 @@ def check_images(
             )
 
 
+def recorded_settings(state: checkpoint.State) -> dict[str, Any]:
+    """Give the settings that a checkpoint records, {} if none, with those younger than the file."""
+    stored = state.get("settings")
+    return {**YOUNGER, **stored} if stored else {}
+
+
 def agrees(stored: Mapping[str, Any], name: str, value: Any) -> bool:
     """Whether recorded settings have this value; a factory's file may be moved (`same_arch`)."""
     if name not in stored:
@@ -160,9 +168,10 @@ def history(state: checkpoint.State, settings: Mapping[str, Any]) -> list[dict[s
     Returns:
         The earlier stretches of epochs, each with its `settings` and its last `epoch`.
     """
-    # An empty state has no settings: it stands for this run's own.
     before = list(state.get("history", []))
-    if state.get("settings", settings) != settings:
+    stored = recorded_settings(state)
+    # An empty state has no settings: it stands for this run's own.
+    if stored and stored != {**YOUNGER, **settings}:
         before.append({"epoch": state["epoch"], "settings": state["settings"]})
     return before
 
@@ -174,7 +183,7 @@ def twin(path: Path, settings: Mapping[str, Any]) -> Path | None:
     """
     for other in sorted(path.parent.glob("checkpoint_*.pth.tar")):
         with contextlib.suppress(InputError):  # a file that cannot be read is no twin
-            stored = checkpoint.load(other, mmap=True).get("settings", {})
+            stored = recorded_settings(checkpoint.load(other, mmap=True))
             if {name for name in settings if not agrees(stored, name, settings[name])} == {"seed"}:
                 return other
     return None

@@ -71,6 +71,24 @@ def warm_up_and_cosine(lr: float, steps: int, share: float = 0.05) -> list[float
     return (up + down)[:steps]
 
 
+def by_epoch(rates: Sequence[float], steps: int, *, one_cycle: float = 0) -> list[list[float]]:
+    """Give the rate of each step, by epoch.
+
+    Args:
+        rates: of the epochs, (E,); with one cycle only the first, its highest, counts.
+        steps: of an epoch.
+        one_cycle: share of all steps in which the rate rises, in (0, 1); then it falls to 0. 0: it
+            is constant within an epoch.
+
+    Returns:
+        E lists of `steps` rates.
+    """
+    if not one_cycle:
+        return [[rate] * steps for rate in rates]
+    cycle = warm_up_and_cosine(rates[0], len(rates) * steps, one_cycle)
+    return [cycle[start : start + steps] for start in range(0, len(cycle), steps)]
+
+
 def warm_up(lr: float, epoch: int, epochs: int, steps: int) -> list[float]:
     """Give the rates in an epoch of a linear warm-up: lr·(1 + step + epoch·steps) / (epochs·steps).
 

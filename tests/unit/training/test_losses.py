@@ -32,6 +32,14 @@ def test_classification_of_one_label_and_of_several():
     assert several.item() == pytest.approx(by_hand, rel=1e-6)
 
 
+def test_a_smoothed_label_counts_a_little_as_every_class():
+    logits, targets = torch.tensor(STUDENT), torch.tensor([0, 2])
+    logs = [[math.log(p) for p in softmax(row)] for row in STUDENT]
+    true, even = -(logs[0][0] + logs[1][2]) / 2, -sum(map(sum, logs)) / 6
+    smoothed = classification_loss(logits, targets, 0.3).item()
+    assert smoothed == pytest.approx(0.7 * true + 0.3 * even, rel=1e-6)
+
+
 def test_penalty_weighs_the_square_of_every_p():
     p = torch.tensor([0.5, 0.25], requires_grad=True)
     penalty = order_penalty(p, torch.tensor([0.1, 8.0]))

@@ -142,6 +142,14 @@ def test_what_is_not_recorded_is_not_compared(stored):
     assert find("auto", stored, SETTINGS | {"lr": 0.9}) == stored
 
 
+def test_a_setting_younger_than_the_file_had_its_first_value_there(stored):
+    assert find("auto", stored, SETTINGS | resume.YOUNGER) == stored
+    assert resume.history({"epoch": 2, "settings": SETTINGS}, SETTINGS | resume.YOUNGER) == []
+    for name in resume.YOUNGER:
+        with refused(name, "0", "0.1"):
+            find("auto", stored, SETTINGS | resume.YOUNGER | {name: 0.1})
+
+
 def test_what_only_the_file_records_is_not_compared(stored):
     less = {name: value for name, value in SETTINGS.items() if name != "lr"}
     assert find("auto", stored, less) == stored

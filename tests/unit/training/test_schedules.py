@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from utils.training.schedules import (
+    by_epoch,
     due,
     each_step,
     geometric,
@@ -33,6 +34,14 @@ def test_a_rate_rises_and_falls_by_half_a_cosine():
     assert rates[5 + 47] + rates[5 + 48] == pytest.approx(0.02, rel=0.02)
     assert rates[-1] < 2e-5
     assert [len(warm_up_and_cosine(1, steps)) for steps in (0, 1, 2)] == [0, 1, 2]
+
+
+def test_one_cycle_spans_all_epochs():
+    cycle = by_epoch([0.4, 0.1, 0.1], 5, one_cycle=0.2)
+    assert [len(rates) for rates in cycle] == [5, 5, 5]
+    assert cycle[0] + cycle[1] + cycle[2] == warm_up_and_cosine(0.4, 15, 0.2)
+    assert max(map(max, cycle)) == cycle[0][2] == pytest.approx(0.4)
+    assert by_epoch([0.4, 0.1], 3) == [[0.4] * 3, [0.1] * 3]
 
 
 @pytest.mark.parametrize("logspace", [0, 2])

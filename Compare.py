@@ -56,7 +56,7 @@ def build_parser() -> Parser:
     group = parser.add_argument_group("what is compared")
     group.add_argument(
         "nets",
-        nargs="+",
+        nargs="*",  # none is refused by `check_options`, which says where they went
         type=checkpoint_file,
         metavar="NET",
         help="checkpoints of A and B, or of more: an atlas of all ordered pairs",
@@ -300,7 +300,14 @@ class GateOptions(Group):
 def check_options(parser: Parser, args: Namespace) -> None:
     """Refuse options that contradict each other or have no effect."""
     if len(args.nets) < 2:
-        parser.error(f"name at least 2 checkpoints, got {' '.join(map(str, args.nets))!r}")
+        takers = [name for name in ("references", "arch_references") if getattr(args, name)]
+        swallowed = "".join(
+            f"; --{name} takes all words that follow: name the nets before it, or -- between"
+            for name in takers[:1]
+        )
+        parser.error(
+            f"name at least 2 checkpoints, got {' '.join(map(str, args.nets))!r}{swallowed}"
+        )
     if args.at2 and not args.at:
         parser.error("--at2 names the layers of net B beside --at, one for each")
     if not GateOptions.of(args).is_asked:

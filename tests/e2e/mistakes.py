@@ -297,6 +297,7 @@ MISTAKES = [
     (Compare, "{a} {b} --images {tmp}/meadow --references {a}", ("--references",), 2),
     (Compare, "{a} {b} {a} --images {tmp}/meadow --references {a} {b}", ("--references",), 2),
     (Compare, "{a} {b} --images {tmp}/meadow --arch_references vgg11", ("--arch_references",), 2),
+    (Compare, "--images {tmp}/meadow --references {a} {b} {a} {b}", ("2", "--references", "--"), 2),
     (Compare, "{a} {tmp}/none.pth.tar --images {tmp}/meadow", ("{tmp}/none.pth.tar",), 1),
     (HSAKD, "{taken}", ("lr", "0.5", "0.05", "--suffix", "--restart"), 1),
     (HSAKD, "{taken} --evaluate", ("resnet8.pth.tar",), 1),

@@ -516,7 +516,7 @@ def store_missing(
     ]
     # On the CPU one net after the other, so that memory holds one; a GPU would wait for the
     # second decoding.
-    passes = ["ab"] if runtime.device.type == "cuda" else ["a", "b"]
+    passes = ["ab"] if runtime.has_accelerator else ["a", "b"]
     for names in passes if missing else ():
         frozen = {name: runtime.parallel(nets.pop(name).frozen(runtime.device)) for name in names}
         # Graphs and their modules refer to each other: the net before goes only now

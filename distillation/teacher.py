@@ -48,13 +48,13 @@ def teacher_logits(
     model.requires_grad_(False).eval()
     if loader.dataset.augments:  # type: ignore[attr-defined]
         device = runtime.device
-        if gpu is not None and device.type == "cuda":
-            if gpu >= torch.cuda.device_count():
+        if gpu is not None and runtime.has_accelerator:
+            if gpu >= torch.accelerator.device_count():
                 raise InputError(
                     f"--gpu_teacher {gpu} does not exist: this machine has"
-                    f" {torch.cuda.device_count()} GPUs"
+                    f" {torch.accelerator.device_count()} GPUs"
                 )
-            device = torch.device("cuda", gpu)
+            device = torch.device(device.type, gpu)
         return functools.partial(live_logits, model.to(device))
     if gpu is not None:
         runtime.say("the teacher's logits are computed once, so --gpu_teacher has no effect")

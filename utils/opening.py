@@ -630,7 +630,7 @@ def image_loader(
     """
     # An option counts the images of all processes together.
     batch_size = max(1, options.batch_size // runtime.world_size)
-    if runtime.device.type == "cpu" and not shuffle:
+    if not runtime.has_accelerator and not shuffle:
         batch_size = min(batch_size, max(1, PIXELS_AT_ONCE // data.image_size**2))
     return make_loader(
         data if numbers is None else Part(data, numbers.tolist()),
@@ -640,7 +640,7 @@ def image_loader(
         workers=0 if data.stored is not None else runtime.workers,
         rank=runtime.rank,
         world_size=runtime.world_size,
-        pin=runtime.device.type == "cuda" and data.device.type == "cpu",
+        pin=runtime.locks_pages and data.device.type == "cpu",
     )
 
 
@@ -666,18 +666,16 @@ def feature_loader(
     options: DataOptions, features: Dataset[Any], runtime: Runtime, *, shuffle: bool = False
 ) -> Loader:
     """Make the loader of stored features."""
-    on_gpu = runtime.device.type == "cuda"
     return make_loader(
         features,
         max(1, options.batch_size // runtime.world_size),
         shuffle=shuffle,
         seed=runtime.seed,
-        workers=runtime.workers
-        if on_gpu
-        else 0,  # on the CPU the process that computes reads as fast
+        # On the CPU the process that computes reads as fast.
+        workers=runtime.workers if runtime.has_accelerator else 0,
         rank=runtime.rank,
         world_size=runtime.world_size,
-        pin=on_gpu,
+        pin=runtime.locks_pages,
     )
 
 

@@ -25,7 +25,7 @@ class Runtime:
 
     Attributes:
         device: of this process.
-        device_ids: CUDA devices of `DataParallel`; otherwise one or none.
+        device_ids: accelerators of `DataParallel`; otherwise one or none.
         rank: number of this process under `torchrun`, else 0.
         world_size: processes of the run, 1 without `torchrun`.
         amp_dtype: autocast type; None: float32.
@@ -42,6 +42,16 @@ class Runtime:
     compiled: bool
     seed: int
     workers: int = 0
+
+    @property
+    def has_accelerator(self) -> bool:
+        """Whether a GPU computes: CUDA, XPU, MPS or another one that PyTorch knows."""
+        return self.device.type != "cpu"
+
+    @property
+    def locks_pages(self) -> bool:
+        """Whether batches come faster from page-locked memory; MPS shares that of the CPU."""
+        return self.device.type not in ("cpu", "mps")
 
     @property
     def is_main(self) -> bool:
@@ -105,12 +115,11 @@ class Runtime:
     def random_state(self) -> dict[str, Any]:
         """Give the states of all generators of this process, as plain values and tensors."""
         kind, keys, *rest = np.random.get_state(legacy=True)
-        on_gpu = self.device.type == "cuda"
         return {
             "python": random.getstate(),
             "numpy": [kind, torch.from_numpy(np.asarray(keys, np.int64)), *rest],
             "torch": torch.get_rng_state(),
-            "device": torch.cuda.get_rng_state(self.device) if on_gpu else None,
+            "device": _generator_state(self.device) if self.has_accelerator else None,
         }
 
     def set_random_state(self, state: Mapping[str, Any]) -> None:
@@ -119,8 +128,8 @@ class Runtime:
         kind, keys, *rest = state["numpy"]
         np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
         torch.set_rng_state(state["torch"])
-        if state["device"] is not None and self.device.type == "cuda":
-            torch.cuda.set_rng_state(state["device"], self.device)
+        if state["device"] is not None and self.has_accelerator:
+            _set_generator_state(self.device, state["device"])
 
     def sum(self, value: Tensor) -> Tensor:
         """Sum a tensor over the processes."""
@@ -173,8 +182,8 @@ def start(
     """Choose devices, join the other processes of torchrun, seed, and print one line on it all.
 
     Args:
-        device_ids: CUDA devices, the main one first; repeated ids count once.
-        gpu: one CUDA device, in place of `device_ids`.
+        device_ids: accelerators, the main one first; repeated ids count once.
+        gpu: one accelerator, in place of `device_ids`.
         seed: of Python, NumPy and torch.
         amp: "off", "bf16" or "fp16".
         compiled: use `torch.compile`.
@@ -188,28 +197,31 @@ def start(
     asked = [gpu] if gpu is not None else list(dict.fromkeys(device_ids))
     wanted = asked or [0]
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    cuda = torch.cuda.is_available()
+    # CUDA's, XPU's, MPS', … without a number; None: this machine has none
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    device, used = torch.device("cpu"), tuple[int, ...]()
     if world_size > 1:
         # One device for each process of a machine, by torchrun's number
         wanted = [int(os.environ.get("LOCAL_RANK", rank))]
         if not dist.is_initialized():
-            dist.init_process_group("nccl" if cuda else "gloo")
-    if cuda:
-        available = torch.cuda.device_count()
+            dist.init_process_group(dist.get_default_backend_for_device(accelerator or device))
+    if accelerator is not None:
+        available = torch.accelerator.device_count()
         absent = [index for index in wanted if not 0 <= index < available]
         if absent:
             raise InputError(
-                f"CUDA device {absent[0]} does not exist: this machine has 0 to {available - 1}"
+                f"{accelerator.type} device {absent[0]} does not exist: this machine has 0 to"
+                f" {available - 1}"
             )
-        torch.cuda.set_device(wanted[0])
+        device, used = torch.device(accelerator.type, wanted[0]), tuple(wanted)
+        torch.accelerator.set_device_index(wanted[0])
+    elif amp == "fp16":
+        raise InputError("--amp fp16 needs a GPU; on the CPU use --amp bf16 or off")
+    if device.type == "cuda":
         # Try all convolution algorithms once for each size: sizes do not change within a run.
         torch.backends.cudnn.benchmark = True
         # PyTorch's default is on for convolutions and off for products.
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
-    elif amp == "fp16":
-        raise InputError("--amp fp16 needs a GPU; on the CPU use --amp bf16 or off")
-    device = torch.device("cuda", wanted[0]) if cuda else torch.device("cpu")
-    used = tuple(wanted) if cuda else ()
     runtime = Runtime(device, used, rank, world_size, AMP_DTYPES[amp], compiled, seed, workers)
     seed_everything(seed)
     runtime.say(_describe(runtime, amp, asked))
@@ -230,7 +242,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
     That is the state of Python, of NumPy and of torch.
     """
     python, of_numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with unchanged_generators(device):
         try:
             seed_everything(seed)
             yield
@@ -239,19 +251,45 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
             np.random.set_state(of_numpy)
 
 
+@contextlib.contextmanager
+def unchanged_generators(device: torch.device) -> Iterator[None]:
+    """Restore torch's random state behind a block, that of the CPU and of a device."""
+    state = None if device.type == "cpu" else _generator_state(device)
+    with torch.random.fork_rng(devices=[]):
+        try:
+            yield
+        finally:
+            if state is not None:
+                _set_generator_state(device, state)
+
+
+def _generator_state(device: torch.device) -> Tensor:
+    """Give the state of an accelerator's generator, uint8 on the CPU."""
+    module = torch.get_device_module(device)
+    # MPS has one device, and its functions take no number.
+    return module.get_rng_state() if device.type == "mps" else module.get_rng_state(device)
+
+
+def _set_generator_state(device: torch.device, state: Tensor) -> None:
+    module = torch.get_device_module(device)
+    if device.type == "mps":
+        module.set_rng_state(state)
+    else:
+        module.set_rng_state(state, device)
+
+
 def _describe(runtime: Runtime, amp: str, asked: Sequence[int]) -> str:
     """Write the line on devices, processes, precision, seed and version."""
-    if runtime.device.type == "cuda":
-        names = [
-            f"cuda:{index} ({torch.cuda.get_device_name(index)})" for index in runtime.device_ids
-        ]
+    if runtime.has_accelerator:
+        kind = runtime.device.type
+        # MPS has no names.
+        name_of = getattr(torch.get_device_module(kind), "get_device_name", lambda index: kind)
+        names = [f"{kind}:{index} ({name_of(index)})" for index in runtime.device_ids]
         where = "running on " + ", ".join(names)
     else:
         named = f"{' and '.join(map(str, asked))} {'was' if len(asked) == 1 else 'were'} asked for"
         missing = f", though {named}" if asked else ""
-        where = (
-            f"no CUDA device{missing}: running on the CPU with {torch.get_num_threads()} threads"
-        )
+        where = f"no GPU (CUDA, MPS or XPU){missing}: running on the CPU with {torch.get_num_threads()} threads"
     processes = f", {runtime.world_size} processes" if runtime.world_size > 1 else ""
     precision = "" if amp == "off" else f", {amp}"
     return f"{where}{processes}{precision}, seed {runtime.seed}, torch {torch.__version__}"

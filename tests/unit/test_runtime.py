@@ -117,9 +117,11 @@ def test_fp16_needs_a_gpu(monkeypatch):
 @pytest.fixture
 def two_gpus(monkeypatch):
     """A machine with two GPUs, as far as choosing them goes."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
+    monkeypatch.setattr(
+        torch.accelerator, "current_accelerator", lambda check_available: torch.device("cuda")
+    )
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.accelerator, "set_device_index", lambda index: None)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"GPU {index}")
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32

@@ -64,7 +64,7 @@ class TensorStore:
             # torch waits for a thread on each core; on a busy machine NumPy's one thread is 50
             # times as fast.
             return torch.from_numpy(self.values.numpy()[index.cpu().numpy()])
-        return self.values.index_select(0, index.to(self.device))
+        return self.values.index_select(0, index.to(self.device, non_blocking=True))
 
     def __reduce__(self) -> tuple[Callable[..., "TensorStore"], tuple[Any, ...]]:
         if self.path is not None:
@@ -86,7 +86,7 @@ def choose_place(needed_bytes: int, path: Path, device: torch.device | None) -> 
     """
     if (
         device is not None
-        and device.type == "cuda"
+        and device.type != "cpu"
         and needed_bytes < GPU_SHARE * free_bytes(device)
     ):
         return "gpu"
@@ -102,7 +102,9 @@ def choose_place(needed_bytes: int, path: Path, device: torch.device | None) -> 
 
 def free_bytes(device: torch.device) -> int:
     """Give the memory, in bytes, that a tensor on this device may take."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory_bytes()
+    # The CPU has no such function, and MPS shares its memory.
+    ask = getattr(torch.get_device_module(device), "mem_get_info", None)
+    return available_memory_bytes() if ask is None else ask(device)[0]
 
 
 def available_memory_bytes() -> int:

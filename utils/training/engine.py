@@ -20,10 +20,10 @@ from utils import checkpoint, stopping
 from utils.data.loaders import names_of
 from utils.errors import DivergedError, InputError
 from utils.progress import Progress
-from utils.runtime import Runtime
+from utils.runtime import Runtime, unchanged_generators
 from utils.training.muon import Muon
 
-FUSED_ON = ("cpu", "cuda")  # devices with fused optimisers
+FUSED_ON = ("cpu", "cuda", "mps", "xpu")  # devices with fused optimisers
 NAMED = 4  # files of a batch that a message has
 TOO_FEW = "more than 1 value per channel"  # in the error of PyTorch's BatchNorm
 Step = Callable[..., tuple[Tensor, dict[str, Tensor]]]  # step(net, *batch) -> loss, metrics
@@ -422,7 +422,7 @@ def check_last_batch(
     # BatchNorm would move its statistics: it moves copies.
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     try:
-        with torch.random.fork_rng([parameter.device] if parameter.is_cuda else []):
+        with unchanged_generators(parameter.device):
             torch.func.functional_call(model, buffers, (sample,))
     except ValueError as error:
         if TOO_FEW not in str(error):

@@ -1,0 +1,392 @@
+"""A GPU that is not there: the accelerator "simulated", which computes on the CPU.
+
+PyTorch's device type for others' hardware gets kernels in Python. A tensor on `simulated:0` or
+`simulated:1` holds one of the CPU, on which every operator runs, so numbers equal those of the CPU.
+What a GPU would refuse is refused: tensors of two devices in one operator, NumPy's view of a
+tensor on the device, and, on request, float64 (as Apple's MPS does). What would let the
+program wait for the GPU is counted by the line of the project that causes it.
+
+    with simulated.accelerator() as waits:
+        Training.main([...])
+    waits.by_line  # {"utils/training/engine.py:60 read": 3}
+"""
+
+import collections
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import backend_registration
+from torch.utils._mode_utils import no_dispatch
+from torch.utils._pytree import tree_flatten, tree_map
+
+ROOT = Path(__file__).parents[2]
+NAME, DEVICES, FREE_BYTES = "simulated", 2, 1 << 30
+# Their result's shape or their check of errors is read by the host.
+WAITING = {
+    "aten::_local_scalar_dense",  # item(), tolist() of a scalar, bool(), int(), float()
+    "aten::equal",
+    "aten::nonzero",
+    "aten::masked_select",
+    "aten::unique_dim",
+    "aten::_unique",
+    "aten::_unique2",
+    "aten::unique_consecutive",
+    "aten::bincount",
+    "aten::repeat_interleave",
+    "aten::_linalg_check_errors",
+    "aten::_linalg_eigh",
+    "aten::linalg_eig",
+    "aten::_linalg_svd",
+    "aten::linalg_lstsq",
+    "aten::_linalg_solve_ex",
+}
+COPIES = {"aten::copy_", "aten::_to_copy"}
+INDEXING = {"aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"}
+# Besides those that compute value by value, these take a scalar from the CPU.
+TAKE_A_SCALAR = {"aten::fill_", "aten::masked_fill", "aten::masked_fill_", "aten::index_fill_"}
+# PyTorch would make an empty tensor of these and change its form, or, within `torch.tensor`, look
+# for a kernel of this name alone.
+EXPLICIT = (
+    "arange",
+    "arange.start",
+    "arange.start_step",
+    "linspace",
+    "eye",
+    "eye.m",
+    "randperm",
+    "copy_",
+)
+# Autocast's lists of the CPU, so that a run under --amp equals the CPU's.
+IN_LOW_PRECISION = (
+    *("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d.input"),
+    *("linear", "matmul", "mm", "bmm", "addmm", "addbmm", "baddbmm", "linalg_vecdot"),
+    "scaled_dot_product_attention",
+)
+IN_FLOAT32 = (
+    *("mse_loss", "nll_loss", "nll_loss2d", "l1_loss", "smooth_l1_loss", "kl_div"),
+    *("cross_entropy_loss", "binary_cross_entropy", "binary_cross_entropy_with_logits"),
+    *("prod", "prod.dim_int", "cdist", "trace"),
+)
+
+
+class Waits:
+    """Counts how often the program would have waited for the device.
+
+    Attributes:
+        by_line: "file:line function" of the project → times.
+        in_training: of those, the ones within `train_one_epoch` (backward passes included).
+        on_device: names of the operators that ran on the device.
+    """
+
+    def __init__(self) -> None:
+        self.by_line: collections.Counter[str] = collections.Counter()
+        self.in_training: collections.Counter[str] = collections.Counter()
+        self.on_device: set[str] = set()
+
+    def count(self) -> None:
+        """Count a wait for the innermost line of the project that is running."""
+        place, training, frame = "", False, sys._getframe(1)
+        while frame is not None:
+            path = Path(frame.f_code.co_filename)
+            if path.is_relative_to(ROOT) and path != Path(__file__) and ".venv" not in path.parts:
+                name = f"{path.relative_to(ROOT)}:{frame.f_lineno} {frame.f_code.co_name}"
+                place = place or name
+                training = training or frame.f_code.co_name == "train_one_epoch"
+            frame = frame.f_back  # type: ignore[assignment]
+        # A thread of the backward pass has no caller.
+        self.by_line[place or "backward"] += 1
+        if training or not place:
+            self.in_training[place or "backward"] += 1
+
+
+class _State:
+    """What the kernels consult: they are registered once a process, and stay."""
+
+    is_available = False
+    has_float64 = True
+    current = 0
+    waits = Waits()
+
+
+class SimulatedTensor(Tensor):
+    """A tensor on the simulated device; `inner` holds its values on the CPU."""
+
+    inner: Tensor
+
+    @staticmethod
+    def __new__(cls, inner: Tensor, device: torch.device) -> "SimulatedTensor":
+        if inner.dtype == torch.float64 and not _State.has_float64:
+            raise TypeError(f"{NAME} has no float64")
+        return Tensor._make_wrapper_subclass(
+            cls,
+            inner.shape,
+            strides=inner.stride(),
+            storage_offset=inner.storage_offset(),
+            dtype=inner.dtype,
+            device=device,
+        )
+
+    def __init__(self, inner: Tensor, device: torch.device) -> None:
+        self.inner = inner
+
+    def __repr__(self, *, tensor_contents: object = None) -> str:
+        return f"SimulatedTensor({self.inner}, device={self.device})"
+
+    def tolist(self) -> Any:
+        return self.cpu().tolist()
+
+    def numpy(self, *, force: bool = False) -> Any:
+        if not force:
+            raise TypeError(f"can't convert {self.device} device type tensor to numpy")
+        return self.detach().cpu().numpy()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # A file that is read on a machine without this device holds the values.
+        return self.detach().cpu().__reduce_ex__(protocol)
+
+    # These two let Module.to() exchange a parameter in place, as it does on a real device.
+    def __tensor_flatten__(self) -> tuple[list[str], torch.device]:
+        return ["inner"], self.device
+
+    @staticmethod
+    def __tensor_unflatten__(inner: dict[str, Tensor], device: torch.device, *_: object) -> Tensor:
+        return SimulatedTensor(inner["inner"], device)
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    @classmethod
+    def __torch_dispatch__(cls, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _run(op, args, kwargs or {})
+
+
+def _run(op: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """Run an operator of the device on the CPU."""
+    name, values = op._schema.name, tree_flatten((args, kwargs))[0]
+    tensors = [value for value in values if isinstance(value, SimulatedTensor)]
+    wanted = next((value for value in values if isinstance(value, torch.device)), None)
+    device = _with_index(wanted or tensors[0].device)
+    if name not in COPIES:
+        _refuse_two_devices(op, values, device)
+    _State.waits.on_device.add(name)
+    if _waits(op, args, kwargs, wanted):
+        _State.waits.count()
+    inner = {id(tensor.inner): tensor for tensor in tensors}
+
+    def lowered(value: Any) -> Any:
+        if isinstance(value, torch.device):
+            return torch.device("cpu")
+        return value.inner if isinstance(value, SimulatedTensor) else value
+
+    def raised(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        if id(value) not in inner:
+            return value if device.type == "cpu" else SimulatedTensor(value, device)
+        tensor = inner[id(value)]
+        if (tensor.shape, tensor.stride()) != (value.shape, value.stride()):
+            raise NotImplementedError(f"{name} changes a tensor's form in place")
+        return tensor
+
+    lowered_args, lowered_kwargs = tree_map(lowered, (args, kwargs))
+    if name == "aten::copy_" and not isinstance(args[0], SimulatedTensor):
+        op(*lowered_args, **lowered_kwargs)
+        return args[0]
+    if (
+        torch.Tag.inplace_view in op.tags
+    ):  # the form of the tensor itself changes, as of what it holds
+        with no_dispatch():
+            op(*args, **kwargs)
+    # As on a GPU, a seed of the CPU's generator gives the device's random numbers.
+    return tree_map(raised, op(*lowered_args, **lowered_kwargs))
+
+
+def _with_index(device: torch.device) -> torch.device:
+    if device.type == NAME and device.index is None:
+        return torch.device(NAME, _State.current)
+    return device
+
+
+def _refuse_two_devices(op: Any, values: list[Any], device: torch.device) -> None:
+    """Refuse tensors of two devices in one operator, with CUDA's exceptions.
+
+    Raises:
+        RuntimeError: there are two devices.
+    """
+    name = op._schema.name
+    for value in values:
+        if isinstance(value, torch.Generator) and value.device != device:
+            raise RuntimeError(f"{name}: a generator on {value.device}, expected {device}")
+        if not isinstance(value, Tensor) or value.device == device:
+            continue
+        is_cpu = value.device.type == "cpu"
+        takes_a_scalar = torch.Tag.pointwise in op.tags or name in TAKE_A_SCALAR | INDEXING
+        # Indices may be on the CPU, the values that they choose may not.
+        if is_cpu and ((value.ndim == 0 and takes_a_scalar) or _is_index(value, name)):
+            continue
+        raise RuntimeError(
+            f"{name}: expected all tensors to be on the same device, but found at least two,"
+            f" {device} and {value.device}"
+        )
+
+
+def _is_index(value: Tensor, name: str) -> bool:
+    return name in INDEXING and value.dtype in (torch.int64, torch.bool, torch.uint8)
+
+
+def _waits(op: Any, args: Any, kwargs: dict[str, Any], wanted: torch.device | None) -> bool:
+    """Whether the program would wait for the device."""
+    name = op._schema.name
+    if name == "aten::copy_":
+        moves = args[0].device != args[1].device
+        return moves and not (args[2] if len(args) > 2 else kwargs.get("non_blocking"))
+    if name == "aten::_to_copy":
+        moves = wanted is not None and _with_index(wanted) != args[0].device
+        # What is brought to the CPU is read there: it is waited for in any case.
+        return moves and (wanted.type == "cpu" or not kwargs.get("non_blocking"))  # type: ignore[union-attr]
+    if name == "aten::repeat_interleave":
+        return kwargs.get("output_size") is None
+    if name in INDEXING:
+        # A mask's length is counted; an index on the CPU is copied first.
+        indices = [index for index in args[1] if index is not None]
+        return any(index.dtype in (torch.bool, torch.uint8) for index in indices) or any(
+            index.device.type == "cpu" for index in indices
+        )
+    return name in WAITING
+
+
+class _Hooks(torch._C._acc.PrivateUse1Hooks):
+    def is_available(self) -> bool:
+        return _State.is_available
+
+    def has_primary_context(self, device_index: int) -> bool:
+        return True
+
+    def is_built(self) -> bool:
+        return True
+
+
+class _Module:
+    """`torch.simulated`, what PyTorch asks of a device type."""
+
+    @staticmethod
+    def is_available() -> bool:
+        return _State.is_available
+
+    @staticmethod
+    def is_initialized() -> bool:
+        return True
+
+    @staticmethod
+    def _is_in_bad_fork() -> bool:
+        return False
+
+    @staticmethod
+    def device_count() -> int:
+        return DEVICES if _State.is_available else 0
+
+    @staticmethod
+    def current_device() -> int:
+        return _State.current
+
+    @staticmethod
+    def get_device_name(device: object = None) -> str:
+        return "computed on the CPU"
+
+    @staticmethod
+    def get_amp_supported_dtype() -> list[torch.dtype]:
+        return [torch.bfloat16, torch.float16]
+
+    @staticmethod
+    def mem_get_info(device: object = None) -> tuple[int, int]:
+        return FREE_BYTES, FREE_BYTES
+
+    # The device's random numbers are those of the CPU's generator, which has its own state.
+    @staticmethod
+    def manual_seed_all(seed: int) -> None: ...
+
+    @staticmethod
+    def get_rng_state(device: object = NAME) -> Tensor:
+        return torch.zeros(1, dtype=torch.uint8)
+
+    @staticmethod
+    def set_rng_state(state: Tensor, device: object = NAME) -> None: ...
+
+
+_libraries: list[torch.library.Library] = []  # kernels last as long as these
+
+
+def _register() -> None:
+    """Register the device type and its kernels, once a process."""
+    if _libraries:
+        return
+    backend_registration._setup_privateuseone_for_python_backend(
+        NAME, backend_module=_Module(), hook=_Hooks()
+    )
+    every = torch.library.Library("_", "IMPL")
+    every.fallback(lambda op, *args, **kwargs: _run(op, args, kwargs), "PrivateUse1")
+    # Operators that autocast does not name pass through.
+    every.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
+    named = torch.library.Library("aten", "IMPL")
+    for name in EXPLICIT:
+        named.impl(name, _kernel(name), "PrivateUse1")
+    # Page-locked memory is any other.
+    named.impl("_pin_memory", lambda tensor, device=None: tensor.clone(), "CPU")
+    for names, cast in ((IN_LOW_PRECISION, _autocast_type), (IN_FLOAT32, lambda: torch.float32)):
+        for name in names:
+            named.impl(name, _autocast(name, cast), "AutocastPrivateUse1")
+    _libraries.extend((every, named))
+
+
+def _operator(name: str) -> Any:
+    packet, _, overload = name.partition(".")
+    return getattr(getattr(torch.ops.aten, packet), overload or "default")
+
+
+def _kernel(name: str) -> Callable[..., Any]:
+    op = _operator(name)
+    return lambda *args, **kwargs: _run(op, args, kwargs)
+
+
+def _autocast_type() -> torch.dtype:
+    return torch.get_autocast_dtype(NAME)
+
+
+def _autocast(name: str, dtype: Callable[[], torch.dtype]) -> Callable[..., Any]:
+    op = _operator(name)
+    key = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)
+
+    def kernel(*args: Any, **kwargs: Any) -> Any:
+        def cast(value: Any) -> Any:
+            is_cast = isinstance(value, SimulatedTensor) and value.is_floating_point()
+            is_cast = is_cast and value.dtype != torch.float64
+            return value.to(dtype()) if is_cast else value
+
+        with torch._C._ExcludeDispatchKeyGuard(key):
+            cast_args, cast_kwargs = tree_map(cast, (args, kwargs))
+            return op(*cast_args, **cast_kwargs)
+
+    return kernel
+
+
+@contextlib.contextmanager
+def accelerator(*, has_float64: bool = True) -> Iterator[Waits]:
+    """Let this machine have the simulated accelerator for a block.
+
+    Args:
+        has_float64: MPS has none.
+
+    Yields:
+        The waits, counted from here on.
+    """
+    _register()
+    _State.is_available, _State.has_float64, _State.current = True, has_float64, 0
+    _State.waits = Waits()
+    try:
+        yield _State.waits
+    finally:
+        _State.is_available, _State.has_float64 = False, True

@@ -16,6 +16,7 @@ from models.trans_net import TransNet
 from utils.data.storage import free_bytes
 from utils.files import in_words
 from utils.progress import Progress
+from utils.remarks import remark
 from utils.runtime import Runtime
 
 MEMORY_SHARE = 0.5  # of what is free, for the sums of a closed form
@@ -54,7 +55,7 @@ def solve(
     # All members' sums are in memory at once, since one pass serves all.
     needed_bytes = sum(bytes_needed(shape[1], shape[0], shape[2]) for shape in shapes)
     if needed_bytes > NOTEWORTHY_BYTES:
-        runtime.say(f"the closed form takes {in_words(needed_bytes)} of memory")
+        remark(f"the closed form takes {in_words(needed_bytes)} of memory")
 
     def batches(label: str = "") -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Give x, the target and what says an image's fold.

@@ -739,7 +739,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     directions, left_out = open_directions(asked, DataOptions.of(args), runtime)
     parts = (directions[0].train, directions[0].val)
     # Fit the others, direction by direction; an interrupted run goes on with those that are kept.
-    beside = None if args.json is None or is_stream(args.json) else args.json
+    results_file = None if args.json is None or is_stream(args.json) else args.json
     calibrated, kept = list[Calibrated](), list[Kept]()
     for direction in directions:
         identity = {
@@ -747,7 +747,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             "seed": args.seed,
             "features": direction.train.provenance.to_record(),
         }
-        file = f"{beside}.back" if beside and direction.is_back else beside
+        file = f"{results_file}.back" if results_file and direction.is_back else results_file
         kept.append(Kept(file, identity, runtime))
         calibrated.append(calibrate(direction, resampling, kept[-1], runtime))
     # The permutation tests of the linear reference, of both directions at one time.
@@ -777,8 +777,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         calibration.save_sums(args.sums, *sums, back=back)
     for fits in kept:
         fits.remove()
-    if beside and holds_results(Path(beside).parent):
-        runtime.say_next("Report.py", Path(beside).parent)
+    if results_file and holds_results(Path(results_file).parent):
+        runtime.say_next("Report.py", Path(results_file).parent)
     return report
 
 

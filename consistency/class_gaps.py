@@ -488,8 +488,10 @@ def _intervals(
         loss = 1 - (means[2] + means[3]) / (means[0] + means[1])
         return {str(place): loss[..., place] for place in range(pairs.shape[1])}
 
-    found = bootstrap(statistic, [member, np.stack(values, axis=1)], resamples=resamples, seed=seed)
-    return list(found.values())
+    intervals = bootstrap(
+        statistic, [member, np.stack(values, axis=1)], resamples=resamples, seed=seed
+    )
+    return list(intervals.values())
 
 
 def _without_interval(value: float, reason: str) -> Interval:

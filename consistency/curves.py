@@ -46,11 +46,11 @@ def areas_under_curves(
     # The share of the other kind's images below each positive, and above each negative
     ranks = scipy.stats.rankdata
     # A rank among all less the rank among its kind counts the others below; a tie counts half.
-    both, own = ranks(values, axis=1), np.empty_like(values)
+    both, within = ranks(values, axis=1), np.empty_like(values)
     for kind in (is_positive, ~is_positive):
-        own[:, kind] = ranks(values[:, kind], axis=1)
-    below = (both - own)[:, is_positive] / counts[1]
-    above = 1 - (both - own)[:, ~is_positive] / counts[0]
+        within[:, kind] = ranks(values[:, kind], axis=1)
+    below = (both - within)[:, is_positive] / counts[1]
+    above = 1 - (both - within)[:, ~is_positive] / counts[0]
     areas = contrasts @ below.mean(1)
     if min(counts) < LEAST:
         reason = f"fewer than {LEAST} images of a kind"

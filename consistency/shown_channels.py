@@ -98,8 +98,8 @@ def channel_picture(
         photo: uint8 (3, S, S); None: it is not at hand.
         path: of the image; "": it has none.
     """
-    numbers, left = shown["channels"], shown["instability"]
-    notes = [f"{share:.2f} left" for share in left]
+    numbers, unexplained = shown["channels"], shown["instability"]
+    notes = [f"{share:.2f} left" for share in unexplained]
     # The chosen channels alone are there, so they are numbered anew for the figure.
     figure = component_figure(
         photo,
@@ -113,7 +113,9 @@ def channel_picture(
     )
     half = len(numbers) // 2
     sides = [
-        ", ".join(f"{number} ({share:.2f})" for number, share in zip(numbers[some], left[some]))
+        ", ".join(
+            f"{number} ({share:.2f})" for number, share in zip(numbers[some], unexplained[some])
+        )
         for some in (slice(half), slice(half, None))
     ]
     of = f" of {path}" if path else f" of held-out image {shown['image']}"

@@ -73,10 +73,10 @@ def hits_of(path: Path, images: dict[str, ImageData], data_root: str) -> NDArray
     check_classes(data["classes"], images[key].classes, f"the test images of {path}")
     preprocess = images[key].preprocessing()
     loader = make_loader(images[key], 100)
-    found = [
+    hits = [
         topk_hits(model(preprocess(pixels)), targets, [1])[:, 0] for pixels, targets, _ in loader
     ]
-    return torch.cat(found).numpy()
+    return torch.cat(hits).numpy()
 
 
 def read_hits(run: str | Path, data_root: str) -> dict[str, dict[str, Hits]]:
@@ -90,8 +90,8 @@ def read_hits(run: str | Path, data_root: str) -> dict[str, dict[str, Hits]]:
     images: dict[str, ImageData] = {}
     for method in TITLES:
         for path in sorted(folder.glob(f"{method}/*/*.pth.tar")):
-            own = measured.setdefault(path.parent.name, {}).setdefault(method, {})
-            own[path.name] = hits_of(path, images, data_root)
+            of_method = measured.setdefault(path.parent.name, {}).setdefault(method, {})
+            of_method[path.name] = hits_of(path, images, data_root)
     if not measured:
         raise InputError(
             f"{folder} has no nets; run experiments/small_distil.sh or one that it names first"
@@ -105,14 +105,14 @@ def interval_of(hits: Hits, less: Hits | None = None) -> Interval:
     """
     # Of a difference the seeds of both: nets are compared seed by seed.
     seeds = sorted(hits.keys() & (hits if less is None else less).keys())
-    own, other = (
+    ours, theirs = (
         np.stack([part[seed] for seed in seeds]).astype(float) for part in (hits, less or hits)
     )
-    second = other if less is not None else None
+    second = theirs if less is not None else None
     # One seed is held fixed: its interval is over the images alone.
     if len(seeds) > 1:
-        return accuracy(own, second, crossed="fits")
-    return accuracy(own[0], None if second is None else second[0])
+        return accuracy(ours, second, crossed="fits")
+    return accuracy(ours[0], None if second is None else second[0])
 
 
 def rows_of(measured: dict[str, dict[str, Hits]]) -> list[Row]:

@@ -137,9 +137,9 @@ class Number:
 
     def between(self) -> Between | None:
         """Give the interval, or else the range of several files."""
-        found = self.interval()
-        if found and found.low is not None and found.high is not None:
-            return Between(found.low, found.high, "interval")
+        interval = self.interval()
+        if interval and interval.low is not None and interval.high is not None:
+            return Between(interval.low, interval.high, "interval")
         return (
             Between(min(self.files), max(self.files), "range")
             if len(self.files) > 1
@@ -171,15 +171,15 @@ def measured(files: Sequence[Facts], name: str) -> Number | None:
     None if there are none, or one does not have it.
     """
     values = [look_up(facts, name) for facts in files]
-    known = [value for value in values if value is not None]
-    if not known or len(known) < len(values):
+    given = [value for value in values if value is not None]
+    if not given or len(given) < len(values):
         return None
-    parts = [part for facts, value in zip(files, known) if (part := _by_image(facts, name, value))]
+    parts = [part for facts, value in zip(files, given) if (part := _by_image(facts, name, value))]
     # Files without parts, or of other images, cannot be resampled together.
-    if len(parts) < len(known) or len({part.images for part in parts}) > 1:
-        return Number(tuple(known), None, _stated(files[0], name))
+    if len(parts) < len(given) or len({part.images for part in parts}) > 1:
+        return Number(tuple(given), None, _stated(files[0], name))
     return Number(
-        tuple(known), ByImage(parts[0].images, np.concatenate([part.values for part in parts]))
+        tuple(given), ByImage(parts[0].images, np.concatenate([part.values for part in parts]))
     )
 
 
@@ -238,7 +238,7 @@ def decide(
         columns: the same.
         numbers: ours.
     """
-    found = []
+    decided = []
     for claim in claims:
         of_rows = "rows" in claim
         for where, title in (columns if of_rows else rows).items():
@@ -252,6 +252,6 @@ def decide(
             if larger and smaller:
                 difference = larger.minus(smaller)
                 interval = difference.interval()
-                told = "cannot be said" if interval is None else verdict(interval)
-                found.append(Claim(claim["says"], title, difference.value, interval, told))
-    return found
+                judgement = "cannot be said" if interval is None else verdict(interval)
+                decided.append(Claim(claim["says"], title, difference.value, interval, judgement))
+    return decided

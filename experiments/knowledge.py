@@ -82,10 +82,12 @@ def read_cells(run: str | Path, resamples: int) -> list[Cell]:
     cells = []
     for direction, method in product(DIRECTIONS, METHODS):
         for place in sorted(
-            {place for own, place, _ in draws if own == method and place.startswith(direction)}
+            {place for drawn, place, _ in draws if drawn == method and place.startswith(direction)}
         ):
-            students = sorted(seed for own, where, seed in draws if (own, where) == (method, place))
-            own = np.stack([draws[method, place, seed] for seed in students])
+            students = sorted(
+                seed for drawn, where, seed in draws if (drawn, where) == (method, place)
+            )
+            of_students = np.stack([draws[method, place, seed] for seed in students])
             compared = [
                 seed
                 for seed in students
@@ -98,7 +100,7 @@ def read_cells(run: str | Path, resamples: int) -> list[Cell]:
                 )
                 # Column 0 is on all images, the others on resamples.
                 gain = mean_over_fits(more[:, 0], more[:, 1:])
-            consistency = mean_over_fits(own[:, 0], own[:, 1:])
+            consistency = mean_over_fits(of_students[:, 0], of_students[:, 1:])
             cells.append(
                 Cell(direction, place.rsplit("_", 1)[1], method, len(students), consistency, gain)
             )
@@ -122,18 +124,18 @@ def markdown(cells: Sequence[Cell], accuracies: Sequence[Row]) -> str:
     ]
     rows = []
     for method in METHODS:
-        found = [by_place.get((method, *column)) for column in columns]
-        students = " or ".join(map(str, sorted({cell.students for cell in found if cell})))
+        of_columns = [by_place.get((method, *column)) for column in columns]
+        students = " or ".join(map(str, sorted({cell.students for cell in of_columns if cell})))
         if not students:
             continue
         accuracy = next((row for row in accuracies if row.method == method), None)
-        values = [written(cell.consistency, ".3f") if cell else "" for cell in found]
+        values = [written(cell.consistency, ".3f") if cell else "" for cell in of_columns]
         top1 = written(accuracy.accuracy) if accuracy else ""
         rows.append([METHODS[method], students, top1, *values])
         if method not in NOT_COMPARED:
-            more = [judged(cell.gain, "+.3f") if cell else "" for cell in found]
-            said = judged(accuracy.gain) if accuracy else ""
-            rows.append(["… more than alone", "", said, *more])
+            more = [judged(cell.gain, "+.3f") if cell else "" for cell in of_columns]
+            gain = judged(accuracy.gain) if accuracy else ""
+            rows.append(["… more than alone", "", gain, *more])
     return f"{markdown_table(titles, rows)}\n"
 
 
@@ -161,17 +163,19 @@ def draw_figure(cells: Sequence[Cell], accuracies: Sequence[Row]) -> Figure:
     for axis, (direction, title) in zip(others, DIRECTIONS.items()):
         for shift, method in enumerate(shown):
             colour, marker = styles[method]
-            own = [cell for cell in cells if (cell.direction, cell.method) == (direction, method)]
+            of_method = [
+                cell for cell in cells if (cell.direction, cell.method) == (direction, method)
+            ]
             # Methods of one stage stand side by side around its tick.
-            places = [int(cell.stage) + 0.09 * (shift - (len(shown) - 1) / 2) for cell in own]
+            places = [int(cell.stage) + 0.09 * (shift - (len(shown) - 1) / 2) for cell in of_method]
             axis.plot(
                 places,
-                [_value(cell.consistency) for cell in own],
+                [_value(cell.consistency) for cell in of_method],
                 color=colour,
                 linewidth=0.8,
                 alpha=0.6,
             )
-            for i, cell in enumerate(own):
+            for i, cell in enumerate(of_method):
                 _point(
                     axis,
                     places[i],

@@ -59,8 +59,10 @@ def differences(used: Sequence[Facts], expected: Mapping[str, float | str]) -> l
         theirs = expected.get(name)
         if not all(agree(value, theirs) for value in values):
             ordered = sorted(values, key=lambda value: (isinstance(value, str), value))
-            said = ", ".join(value if isinstance(value, str) else f"{value:g}" for value in ordered)
-            parts.append(f"{name} {said}" + ("" if theirs is None else f" ({theirs})"))
+            listed = ", ".join(
+                value if isinstance(value, str) else f"{value:g}" for value in ordered
+            )
+            parts.append(f"{name} {listed}" + ("" if theirs is None else f" ({theirs})"))
     return (
         [f"Settings that differ from the paper's (in brackets): {'; '.join(parts)}."]
         if parts

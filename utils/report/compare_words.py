@@ -381,7 +381,7 @@ def distinction_place(result: Result, way: str) -> tuple[str | int, ...] | None:
 def _distinctions(result: Result) -> Sentence | None:
     """Say which classes a net does not tell apart as the other does, or which are least shared."""
     a, b = names(result)
-    found, ranked = list[Any](), list[Any]()
+    called_pairs, ranked = list[Any](), list[Any]()
     for way, sender, receiver in zip(WAYS, (a, b), (b, a)):
         place = distinction_place(result, way)
         if place is None or not result.get(*place, "pairs"):
@@ -395,24 +395,26 @@ def _distinctions(result: Result) -> Sentence | None:
             first, second = (pairs[number][key] for key in ("first", "second"))
             listed += [" and " if listed else "", f"{first} from {second} (", loss, ")"]
         if called:
-            found.append([f"{receiver} tells ", *listed, f" apart in a way that {sender} does not"])
+            called_pairs.append(
+                [f"{receiver} tells ", *listed, f" apart in a way that {sender} does not"]
+            )
         elif result.get(*place, "references"):
-            found.append(
+            called_pairs.append(
                 [f"{receiver} is shown to tell no pair of classes apart that {sender} does not"]
             )
         else:
             ranked.append([*listed, f" on the way from {sender} to {receiver}"])
     texts: list[Any] = []
-    if found:
-        texts += [*_joined(found), "."]
+    if called_pairs:
+        texts += [*_joined(called_pairs), "."]
     if ranked:
-        texts += [" "] if found else []
+        texts += [" "] if called_pairs else []
         texts += ["Least shared distinctions: ", *_joined(ranked)]
         texts += ["; a rank, no finding without reference nets."]
     if not texts:
         return None
     limit = "In brackets the share of the gap between the two classes that is lost."
-    if found:
+    if called_pairs:
         limit += (
             " Calls are held against reference nets. A linear map was asked: another map may carry"
             " more."

@@ -55,7 +55,7 @@ class _Values(HTMLParser):
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: list[Value] = []
+        self.values: list[Value] = []
         self._open: dict[str, str | None] | None = None
         self._text = ""
 
@@ -69,7 +69,7 @@ class _Values(HTMLParser):
     def handle_endtag(self, tag: str) -> None:
         if tag == "data" and self._open is not None:
             place, value = (self._open.get(name) or "" for name in ("data-from", "value"))
-            self.found.append(Value(place, value, self._text))
+            self.values.append(Value(place, value, self._text))
             self._open = None
 
 
@@ -78,7 +78,7 @@ def values(page: str) -> list[Value]:
     reader = _Values()
     reader.feed(page)
     reader.close()
-    return reader.found
+    return reader.values
 
 
 def check(page: str, expected: str) -> None:

@@ -419,7 +419,7 @@ def choose_size(
     carried = {state["inputs"].image_size for state in states if "inputs" in state}
     side = carried.pop() if len(carried) == 1 else files_side(images)
     usable = side is not None and side >= options.SMALLEST_IMAGE
-    return data_of(*records, {"image_size": side} if usable else {})
+    return data_of(*records, {"image_size": side, "resize": options.RESIZE} if usable else {})
 
 
 def names_of(asked: AskedOptions, surveys: Sequence[Survey]) -> list[str]:
@@ -603,7 +603,7 @@ def open_images(
         Those that regressions are fitted to and the held-out ones; and what is compared of both.
     """
     with work.part("reading images"):
-        fitted, held_out = load_folder(folder, data.image_size)
+        fitted, held_out = load_folder(folder, data.image_size, data.resize)
         opening.bind(data, runtime, fitted, held_out)
     images = ComparedImages(
         fitted.targets,

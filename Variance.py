@@ -35,6 +35,7 @@ OF_NETS = (
     "train_path",
     "val_path",
     "image_size",
+    "resize",
     "sample_num",
     "sub_sampler_split",
     "cache_images",
@@ -581,7 +582,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     # The features: stored, or computed from images while they are read.
     fitted = directions[0].fits[0]
     nets = open_nets(pair, layers, fitted)
-    data = DataOptions.of(args, *(net.data for net in nets))
+    data = DataOptions.of(args, {"resize": fitted.resize}, *(net.data for net in nets))
     if nets:
         source = open_live(nets, data, pair.t_or_v, fitted, check, runtime)
     else:

@@ -22,6 +22,7 @@ from utils.data.loaders import make_loader
 from utils.errors import InputError
 from utils.options import add_data_root
 from utils.parser import Parser, result_file, some_path
+from utils.provenance import RESIZED_BEFORE
 from utils.report.tables import markdown_table, save_table
 from utils.training.metrics import topk_hits
 
@@ -60,14 +61,16 @@ def hits_of(path: Path, images: dict[str, ImageData], data_root: str) -> NDArray
             f"{path} does not say what it was trained on; train it with a script of this suite"
         )
     data = state["data"]
-    # Nets of one data set, size and normalisation share the opened images.
-    key = repr([data[name] for name in ("dataset", "image_size", "normalisation")])
+    # Nets of one data set, way to pixels and normalisation share the opened images.
+    resize = data.get("resize", RESIZED_BEFORE)
+    key = repr([*(data[name] for name in ("dataset", "image_size", "normalisation")), resize])
     if key not in images:
         images[key] = load_images(
             data["dataset"],
             "val",
             data_root=data_root,
             image_size=data["image_size"],
+            resize=resize,
             normalisation=data["normalisation"],
         )
     check_classes(data["classes"], images[key].classes, f"the test images of {path}")

@@ -25,6 +25,7 @@ from utils.errors import InputError
 from utils.files import check_writable, read_json, replacing
 from utils.options import add_data_root
 from utils.parser import Parser, some_path, whole
+from utils.provenance import RESIZED_BEFORE
 from utils.report.charts import Estimate, Point, curve_figure, interval_figure, variance_figure
 from utils.report.maps import overlay_figure
 
@@ -70,8 +71,14 @@ def draw_maps(results: Results, cell: str, residual: str, data_root: Path, photo
     pair = open_pair(
         *(source[key] for key in ("transnet_path", "path_a", "path_b", "layer_a", "layer_b"))
     )
-    image_size = pair.provenance.image_size
-    images = load_images(source["dataset"], "val", data_root=data_root, image_size=image_size)
+    fitted = pair.provenance
+    images = load_images(
+        source["dataset"],
+        "val",
+        data_root=data_root,
+        image_size=fitted.image_size,
+        resize=fitted.resize or RESIZED_BEFORE,
+    )
     # The list goes class by class: equal distances show many classes.
     chosen = torch.linspace(0, len(images) - 1, photos).long().tolist()
     pixels = images.__getitems__(chosen)[0]

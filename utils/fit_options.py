@@ -30,6 +30,7 @@ ALPHA = 0.5  # the weight of p² of every order
 OF_EPOCHS = ["epochs", "logspace", "epoch_step", "decay_factor"]
 OF_IMAGES = [
     "image_size",
+    "resize",
     "sub_sampler_split",
     "cache_images",
     "normalisation",
@@ -306,7 +307,8 @@ def add_source_options(parser: Parser) -> None:
     options.add_second_layer_options(parser)
     options.add_data_options(parser, batch_size=64, two_nets=True, augment="refused")
     # The record of the features says these.
-    parser.set_neutral("dataset", "name", "sample_num", "image_size", "normalisation", "augment")
+    of_images = ("dataset", "name", "sample_num", "image_size", "resize", "normalisation")
+    parser.set_neutral(*of_images, "augment")
 
 
 def add_family_options(parser: Parser) -> None:

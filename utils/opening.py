@@ -205,6 +205,7 @@ def images(
         split,
         data_root=options.data_root,
         image_size=options.image_size,
+        resize=options.resize,
         path=options.train_path if split == "train" else options.val_path,
         sample_num=options.sample_num or None,
         sub_sampler_split=options.sub_sampler_split,
@@ -575,6 +576,7 @@ def images_of_features(
         options,
         dataset=source.dataset,
         image_size=source.image_size,
+        resize=source.resize or options.resize,
         sample_num=source.sample_num or "",
         sub_sampler_split=None,
         normalisation=None,
@@ -711,5 +713,6 @@ def data_record(options: DataOptions, data: ImageData) -> dict[str, Any]:
         "sample_num": options.sample_num,
         "classes": data.classes,
     }
-    record |= {"image_size": options.image_size, "normalisation": data.normalisation}
+    record |= {"image_size": options.image_size, "resize": options.resize}
+    record |= {"normalisation": data.normalisation}
     return record | ({"name": options.name} if options.dataset == "folder" else {})

@@ -11,9 +11,10 @@ from typing import Any, TypeVar
 from utils.errors import InputError
 from utils.files import normalised_folder
 from utils.parser import Namespace
+from utils.provenance import RESIZED_BEFORE
 
 # Where neither an option nor a checkpoint says another
-DATASET, IMAGE_SIZE = "CUB200", 224
+DATASET, IMAGE_SIZE, RESIZE = "CUB200", 224, "torch"
 AnyGroup = TypeVar("AnyGroup", bound="Group")
 
 
@@ -133,6 +134,7 @@ class DataOptions(Group):
         data_root: folder of the data sets.
         train_path, val_path: folders of the splits' images, in place of those in `data_root`.
         image_size: S, pixels to a side.
+        resize: what resizes images, "torch" or "pillow".
         sample_num: name of the sub-sampler that chooses training images, "50par_A"; "": none.
         sub_sampler_split: how a missing half is made, "first" or "random"; None: "first".
         seed: by which "random" draws.
@@ -146,6 +148,7 @@ class DataOptions(Group):
     dataset: str
     data_root: str
     image_size: int
+    resize: str = RESIZE
     name: str | None = None
     train_path: str | None = None
     val_path: str | None = None
@@ -183,7 +186,8 @@ class DataOptions(Group):
             name = name or dataset
         image_size = _image_size(values.get("image_size"), records)
         # In place of what was parsed: no group is half filled.
-        filled = {"dataset": dataset, "name": name, "image_size": image_size}
+        resize = values.get("resize") or _resize(records)
+        filled = {"dataset": dataset, "name": name, "image_size": image_size, "resize": resize}
         return super().of(args, **others | filled)
 
     @property
@@ -228,6 +232,16 @@ def _image_size(asked: int | None, records: tuple[Mapping[str, Any], ...]) -> in
             " the option out"
         )
     return asked or (sizes[0] if sizes else IMAGE_SIZE)
+
+
+def _resize(records: tuple[Mapping[str, Any], ...]) -> str:
+    """Say what resized the images of the first record that tells of them; else the usual way."""
+    for record in records:
+        if record.get("resize"):
+            return str(record["resize"])
+        if "image_size" in record:  # of an earlier version
+            return RESIZED_BEFORE
+    return RESIZE
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from utils.normalisation import NORMALISATIONS, normalisation_words, read_normalisation
-from utils.option_groups import DATASET, IMAGE_SIZE, Group
+from utils.option_groups import DATASET, IMAGE_SIZE, RESIZE, Group
 from utils.parser import (
     LARGEST_IMAGE,
     LARGEST_SEED,
@@ -36,7 +36,14 @@ ARCHS = (
 SMALLEST_IMAGE = 8  # pixels to a side
 # What a next step takes from this one: which images, how nets see them, and where it computes.
 IMAGES = ("dataset", "name", "data_root", "train_path", "val_path")
-PIXELS = ("image_size", "normalisation", "normalisation1", "normalisation2", "channels_last")
+PIXELS = (
+    "image_size",
+    "resize",
+    "normalisation",
+    "normalisation1",
+    "normalisation2",
+    "channels_last",
+)
 MACHINE = ("device_ids", "gpu", "workers")
 
 
@@ -173,6 +180,14 @@ def add_data_options(
         "--image_size",
         type=whole(SMALLEST_IMAGE, LARGEST_IMAGE),
         help=f"pixels to a side; default: the checkpoint's, or {IMAGE_SIZE}",
+    )
+    group.add_argument(
+        "--resize",
+        choices=["torch", "pillow"],
+        help=(
+            "what resizes images: tensors in PyTorch, or Pillow, to the bit as in torchvision's"
+            f" transforms of its images; default: the checkpoint's, or {RESIZE}"
+        ),
     )
     group.add_argument(
         "--sample_num",

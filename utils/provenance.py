@@ -16,6 +16,7 @@ from utils.normalisation import (
     recorded_normalisation,
 )
 
+RESIZED_BEFORE = "pillow"  # what resized images where a record of them does not say it
 _OF_IMAGES = ("dataset", "name", "split", "sample_num", "classes", "transform", "files_sha256")
 
 
@@ -89,6 +90,11 @@ class Provenance:
     def image_size(self) -> int:
         """Pixels to a side; 224 for the authors' files, which do not record it."""
         return (self.transform or {}).get("image_size", 224)
+
+    @property
+    def resize(self) -> str | None:
+        """What resized the images, "torch" or "pillow"; None for the authors' files."""
+        return None if self.transform is None else self.transform.get("resize", RESIZED_BEFORE)
 
     def reversed(self) -> "Provenance":
         """Exchange A and B: the same features in the direction B → A."""
@@ -252,6 +258,8 @@ def _differs(mine: Any, theirs: Any, of: str, but: tuple[str, ...] = ()) -> str 
             return f"{len(first)} other classes than these {len(second)}"
         if name == "transform":
             # Not "view": it follows from the data set and the split, which are compared.
+            # Records of earlier versions do not say what resized.
+            first, second = ({"resize": RESIZED_BEFORE, **record} for record in (first, second))
             keys = first.keys() & second.keys() - {"view"}
             if different := [key for key in keys if first[key] != second[key]]:
                 key = min(different)

@@ -53,6 +53,7 @@ MISTAKES = [
     (Training, "{new} --workers many", ("-j/--workers", "0", "'many'"), 2),
     (Training, "{new} --seed -1", ("--seed", "0", "'-1'"), 2),
     (Training, "{new} --image_size 7", ("--image_size", "8", "'7'"), 2),
+    (Training, "{new} --resize bicubic", ("--resize", "'bicubic'", "torch", "pillow"), 2),
     (Training, "{new} --batch_size 0", ("--batch_size", "1", "'0'"), 2),
     (Training, "{new} --train_layer -1", ("--train_layer", "0", "'-1'"), 2),
     (Training, "{new} --device_ids [-1]", ("--device_ids", "0", "'-1'"), 2),

@@ -34,9 +34,8 @@ FIT = "--layers 1 --solve --epochs 0 --no_reference -b 7 -j 0"
 
 
 def images(photos, split_name):
-    return load_images(
-        "folder", split_name, data_root="", path=photos / split_name, image_size=SIZE
-    )
+    way = {"image_size": SIZE, "resize": "pillow"}  # which a checkpoint means that says none
+    return load_images("folder", split_name, data_root="", path=photos / split_name, **way)
 
 
 @torch.no_grad()

@@ -26,6 +26,7 @@ def test_a_classifiers_checkpoint_says_what_it_is(road, photos):
         "sample_num": "",
         "classes": ["blue", "green", "red"],
         "image_size": 64,
+        "resize": "torch",
         "normalisation": NORMALISATIONS["imagenet"],
     }
     assert state["acc1"] == last["val_top1_prec"] <= state["best_acc1"]

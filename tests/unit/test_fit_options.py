@@ -163,7 +163,7 @@ FITTED = Provenance(NetSource("vgg", "l1", "a.pth"), NetSource("vgg", "l2", "b.p
             True,
             (
                 "--net_in a.pth --net_tar b.pth --layer l1 --layer2 l2 --dataset digits"
-                " --image_size 64"
+                " --image_size 64 --resize torch"
             ),
         ),
         (
@@ -173,7 +173,7 @@ FITTED = Provenance(NetSource("vgg", "l1", "a.pth"), NetSource("vgg", "l2", "b.p
             False,
             (
                 "--net_in a.pth --net_tar b.pth --layer l1 --layer2 l2 --dataset CUB200"
-                " --image_size 224 --t_or_v train"
+                " --image_size 224 --resize torch --t_or_v train"
             ),
         ),
     ],

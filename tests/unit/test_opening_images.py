@@ -170,6 +170,7 @@ def test_a_checkpoint_says_what_its_images_are(args):
         "sample_num": "",
         "classes": ["blue", "green", "red"],
         "image_size": 32,
+        "resize": "torch",
         "normalisation": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     }
     words = dataclasses.replace(words, dataset="mix320", sample_num="50par_A")

@@ -87,6 +87,18 @@ def test_net_bs_layer_is_hinted_at_where_none_is_named(parser):
         assert layers.second_hint == "" and layers.names_second
 
 
+def test_images_are_resized_as_an_option_says_or_as_they_were_in_training(parser):
+    unsaid, said = parser.parse_args([]), parser.parse_args(["--resize", "pillow"])
+    before = {"dataset": "digits", "image_size": 64}  # Pillow alone resized
+    assert DataOptions.of(unsaid).resize == DataOptions.of(unsaid, {}).resize == "torch"
+    assert DataOptions.of(said).resize == "pillow"
+    assert DataOptions.of(unsaid, {}, before, before | {"resize": "torch"}).resize == "pillow"
+    assert DataOptions.of(unsaid, before | {"resize": "torch"}, before).resize == "torch"
+    assert DataOptions.of(said, before | {"resize": "torch"}).resize == "pillow"
+    # A Trans-Net of the authors does not say it.
+    assert DataOptions.of(unsaid, {"resize": None}, before).resize == "pillow"
+
+
 def test_settings_have_what_a_group_filled_in(parser):
     args = parser.parse_args([])
     data = DataOptions.of(args, {"dataset": "digits", "image_size": 64})

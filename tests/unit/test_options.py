@@ -103,6 +103,7 @@ def test_settings_are_what_changes_the_result(parser):
         "dataset",
         "name",
         "image_size",
+        "resize",
         "sample_num",
         "sub_sampler_split",
         "batch_size",

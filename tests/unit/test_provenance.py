@@ -210,6 +210,16 @@ def test_a_moved_file_of_the_same_content_is_the_same_net(role):
     assert with_net(role, path="elsewhere.pth.tar") == WHOLE
 
 
+def test_a_record_that_does_not_say_what_resized_is_of_pillow():
+    transform = {"image_size": 64, "view": "resize", "mean": [0.5]}
+    by_torch, by_pillow = (
+        replace(WHOLE, transform=transform | {"resize": way}) for way in ("torch", "pillow")
+    )
+    assert (WHOLE.resize, by_torch.resize, Provenance().resize) == ("pillow", "torch", None)
+    assert WHOLE.differs(by_pillow) is None and by_torch.differs(by_torch) is None
+    check_line(WHOLE.differs(by_torch) or "", "resize", "pillow", "torch")
+
+
 @pytest.mark.parametrize(
     "transform",
     [{"image_size": 64, "view": "crop", "mean": [0.5]}, {"image_size": 64}, {"colours": 3}],

@@ -21,8 +21,9 @@ from utils.fit_options import FitOptions
 
 IMAGES = "dataset name image_size sample_num sub_sampler_split augment normalisation batch_size"
 RATES = "optim lr momentum weight_decay epochs logspace epoch_step decay_factor"
-CLASSIFIER = f"{IMAGES} {RATES} seed amp tf32"
-SHORT = "one_cycle label_smoothing"  # younger than some checkpoints: `resume.YOUNGER`
+RESIZE = "resize"  # younger, as the next ones: `resume.YOUNGER`
+CLASSIFIER = f"{IMAGES} {RESIZE} {RATES} seed amp tf32"
+SHORT = "one_cycle label_smoothing"
 HSAKD_RUN = (
     f"{IMAGES} lr weight_decay epochs seed amp tf32 command arch hold_out lr_type milestones"
     " nesterov select warmup_epoch"
@@ -43,7 +44,7 @@ RECORDED = [
     (
         DCM,
         "--save s",
-        f"{IMAGES} optim lr momentum weight_decay epochs epoch_step seed amp tf32 net1 net2 method"
+        f"{IMAGES} {RESIZE} optim lr momentum weight_decay epochs epoch_step seed amp tf32 net1 net2 method"
         " batch_statistics keep_momentum lr_decay_ratio",
     ),
     (HSAKD, "baseline --arch resnet8", f"{HSAKD_RUN} sgdr_t"),

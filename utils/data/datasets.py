@@ -57,7 +57,7 @@ class DatasetSpec:
             for each, present or not (VOC2012_animal: six folders, 20 outputs). None: labels as
             ImageFolder's, the position in the sorted list of folders.
         multi_label: targets are 0/1 vectors from VOC annotations instead of class folders.
-        train_view: the name in `utils.data.images.VIEWS` that makes training images square.
+        train_view: the name in `utils.data.views.VIEWS` that makes training images square.
         val_view: the name for validation images.
         normalisation: the name in `utils.normalisation.NORMALISATIONS` of the usual constants.
     """

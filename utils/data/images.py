@@ -2,8 +2,7 @@
 
 import contextlib
 import copy
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,56 +18,12 @@ from utils.data.datasets import ImageList, dataset_spec, list_images, printable
 from utils.data.decoding import open_rgb
 from utils.data.storage import TensorStore
 from utils.data.sub_samplers import read_sub_sampler
+from utils.data.views import RESIZES, VIEWS
 from utils.errors import InputError
-from utils.later import torchvision
 from utils.normalisation import NORMALISATIONS, Normalisation
+from utils.provenance import RESIZED_BEFORE
 
 SAMPLED = 36  # files whose size `size_note` reads
-
-
-def random_crop(image: Image.Image, size: int, generator: np.random.Generator) -> Image.Image:
-    """Crop at random, resize to S×S and flip half of the images, as torchvision does.
-
-    This is torchvision's RandomResizedCrop and RandomHorizontalFlip. The crop has 8 to 100 % of the
-    image's area; its width is 3/4 to 4/3 of its height, uniform in the logarithm. Where ten draws
-    do not fit, the largest crop of such a shape is taken from the centre.
-
-    Args:
-        image: RGB.
-        size: S, pixels.
-        generator: source of all random numbers. torch's would depend on the number of workers.
-    """
-    width, height = image.size
-    narrowest, widest = 3 / 4, 4 / 3
-    for _ in range(10):
-        # width · height = area and width / height = ratio of the crop
-        area = width * height * generator.uniform(0.08, 1)
-        ratio = math.exp(generator.uniform(math.log(narrowest), math.log(widest)))
-        across, down = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-        if 0 < across <= width and 0 < down <= height:
-            first_column = int(generator.integers(width - across + 1))
-            first_row = int(generator.integers(height - down + 1))
-            break
-    else:
-        # As wide or as high as the photo, and the other side by the nearest allowed ratio
-        across = min(width, round(height * widest))
-        down = min(height, round(width / narrowest))
-        first_column, first_row = (width - across) // 2, (height - down) // 2
-    functions = torchvision.transforms.functional
-    crop = functions.resized_crop(image, first_row, first_column, down, across, [size, size])
-    return functions.hflip(crop) if generator.random() < 0.5 else crop
-
-
-# The ways from a photo to S×S: the paper's plain resize, which changes the photo's proportions, and
-# ImageNet's usual pair for training and validation.
-VIEWS: dict[str, Callable[[Image.Image, int, np.random.Generator], Image.Image]] = {
-    "resize": lambda image, size, _: torchvision.transforms.Resize((size, size))(image),
-    "random_crop": random_crop,
-    # 224 of 256 pixels is ImageNet's usual share, kept at any size.
-    "center_crop": lambda image, size, _: torchvision.transforms.CenterCrop(size)(
-        torchvision.transforms.Resize(round(size * 256 / 224))(image)
-    ),
-}
 
 
 class ImageData(Dataset):
@@ -85,6 +40,7 @@ class ImageData(Dataset):
         classes: one name for each output of the network.
         parts: of each half of a mixed set, by name, the positions of its images; else empty.
         image_size: S, pixels.
+        resize: what resizes, "torch" or "pillow" (`utils.data.views`).
         normalisation: mean and standard deviation of the channels for a net that is trained on
             these images. Frozen nets have constants of their own (`utils.pixels.FromPixels`).
         augmentation: of batches of training images, drawn anew in every epoch; None: none.
@@ -101,6 +57,7 @@ class ImageData(Dataset):
         name: str,
         split: str,
         image_size: int = 224,
+        resize: str = "torch",
         sample_num: str | None = None,
         normalisation: Normalisation | None = None,
         augmentation: Augmentation | None = None,
@@ -114,7 +71,7 @@ class ImageData(Dataset):
             images.parts,
         )
         self.paths = [printable(file) for file in images.files]
-        self.image_size = image_size
+        self.image_size, self.resize = image_size, resize
         self.multi_label = spec.multi_label
         self.normalisation = normalisation or NORMALISATIONS[spec.normalisation]
         self.augmentation = augmentation if split == "train" else None
@@ -140,7 +97,9 @@ class ImageData(Dataset):
     @property
     def decoding_record(self) -> dict[str, Any]:
         """The way from a file to pixels, for the records of kept pixels and of results."""
-        return {"view": self._view, "image_size": self.image_size, "interpolation": "bilinear"}
+        record = {"view": self._view, "image_size": self.image_size, "interpolation": "bilinear"}
+        # Records of earlier versions do not say it: Pillow resized, and does so where they are read.
+        return record | ({"resize": self.resize} if self.resize != RESIZED_BEFORE else {})
 
     def preprocessing(self, seed: int = 0) -> Preprocessing:
         """Give the way from a batch's pixels to the network's input; `seed` is of augmentation."""
@@ -182,16 +141,17 @@ class ImageData(Dataset):
             InputError: a file is missing, truncated or no image; the message has its path.
         """
         size = self.image_size
-        view = VIEWS[self._view]
+        view, show = VIEWS[self._view], RESIZES[self.resize]
         seed, epoch = getattr(indices, "seed", 0), getattr(indices, "epoch", 0)
         batch = np.empty((len(indices), 3, size, size), dtype=np.uint8)
         for row, index in enumerate(indices):
             # A generator of its own for each image: neither batch nor worker matters.
             generator = np.random.default_rng((seed, epoch, index))
-            square = view(open_rgb(self.file(index)), size, generator)
-            # (S, S, 3) → (3, S, S). NumPy copies in this thread; torch would start a pool of
-            # threads in each of the threads that decode.
-            batch[row] = np.asarray(square).transpose(2, 0, 1)
+            photo = open_rgb(self.file(index))
+            frame = view(photo.height, photo.width, size, generator)
+            # NumPy copies in this thread; torch would start a pool of threads in each of the
+            # threads that decode.
+            batch[row] = show(photo, frame, size)
         return torch.from_numpy(batch)
 
     def __len__(self) -> int:
@@ -210,6 +170,7 @@ def load_images(
     *,
     data_root: str | Path,
     image_size: int = 224,
+    resize: str = "torch",
     path: str | Path | None = None,
     sample_num: str | None = None,
     sub_sampler_split: str | None = None,
@@ -224,6 +185,7 @@ def load_images(
         split: "train" or "val".
         data_root: folder that holds `{dataset}/{train,test}/{class}/*.jpg`.
         image_size: S, pixels.
+        resize: what resizes, "torch" or "pillow".
         path: the folder itself instead (--train_path, --val_path); see
             `utils.data.datasets.list_images`.
         sample_num: name of a sub-sampler, which chooses training images; validation has none.
@@ -249,13 +211,16 @@ def load_images(
         name=dataset,
         split=split,
         image_size=image_size,
+        resize=resize,
         sample_num=sample_num,
         normalisation=normalisation,
         augmentation=augmentation,
     )
 
 
-def load_folder(folder: str | Path, image_size: int) -> tuple[ImageData, ImageData]:
+def load_folder(
+    folder: str | Path, image_size: int, resize: str = "torch"
+) -> tuple[ImageData, ImageData]:
     """List the images of a folder, those to fit to and held-out ones; none is decoded yet.
 
     A folder with `train` and `test` (or `val`) gives these. Of one with class folders alone every
@@ -264,6 +229,7 @@ def load_folder(folder: str | Path, image_size: int) -> tuple[ImageData, ImageDa
     Args:
         folder: of images.
         image_size: S, pixels.
+        resize: what resizes, "torch" or "pillow".
 
     Returns:
         The fitted and the held-out images; the notes of the latter say how they were parted.
@@ -272,14 +238,11 @@ def load_folder(folder: str | Path, image_size: int) -> tuple[ImageData, ImageDa
         InputError: there are no class folders, or the classes of both are others.
     """
     root = Path(folder)
+    way: dict[str, Any] = {"image_size": image_size, "resize": resize}
     splits = [name for name in ("train", "test", "val") if (root / name).is_dir()]
     if "train" in splits and len(splits) > 1:
-        fitted = load_images(
-            "folder", "train", data_root=root, image_size=image_size, path=root / "train"
-        )
-        held_out = load_images(
-            "folder", "val", data_root=root, image_size=image_size, path=root / splits[1]
-        )
+        fitted = load_images("folder", "train", data_root=root, path=root / "train", **way)
+        held_out = load_images("folder", "val", data_root=root, path=root / splits[1], **way)
         check_classes(fitted.classes, held_out.classes, f"the images in {root / splits[1]}")
         return fitted, held_out
     listed = list_images("folder", "val", root, root / splits[0] if splits else root)
@@ -287,9 +250,7 @@ def load_folder(folder: str | Path, image_size: int) -> tuple[ImageData, ImageDa
     if not is_held.any():
         raise InputError(f"{root} has one image of each class; half of two or more are held out")
     halves = [
-        ImageData(
-            listed.subset(part.nonzero()[:, 0]), name="folder", split=split, image_size=image_size
-        )
+        ImageData(listed.subset(part.nonzero()[:, 0]), name="folder", split=split, **way)
         for part, split in ((~is_held, "train"), (is_held, "val"))
     ]
     halves[1].notes = [

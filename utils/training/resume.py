@@ -15,12 +15,12 @@ from utils import checkpoint
 from utils.data.contents import Contents
 from utils.errors import InputError
 from utils.files import settle
-from utils.provenance import Provenance, same_arch
+from utils.provenance import RESIZED_BEFORE, Provenance, same_arch
 
 # Recorded in checkpoints, but not compared
 VERSIONS = {"torch": str(torch.__version__), "torchvision": version("torchvision")}
 # Settings younger than some checkpoints, with the values that hold where none is recorded
-YOUNGER = {"one_cycle": 0, "label_smoothing": 0}
+YOUNGER = {"one_cycle": 0, "label_smoothing": 0, "resize": RESIZED_BEFORE}
 
 
 def find(

@@ -5,9 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
+from torchvision.transforms.functional import pil_to_tensor
 
 from tests.mistakes import refused
 from tests.unit.photos import make_folder, make_photo, real_data
@@ -19,10 +22,14 @@ from utils.normalisation import NORMALISATIONS
 from utils.pixels import IMAGENET_MEAN, IMAGENET_STD, normalise
 
 
-def torchvision_transform(*first):
-    return transforms.Compose(
-        [*first, transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
-    )
+def torchvision_transform(resize, *first):
+    """torchvision's transforms of an image of Pillow, or of a tensor of uint8."""
+    ways = {
+        "pillow": [*first, transforms.ToTensor()],
+        "torch": [transforms.PILToTensor(), *first, lambda pixels: pixels.float().div(255)],
+    }
+    normalising = transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)
+    return transforms.Compose([*ways[resize], normalising])
 
 
 def load(root, split="train", dataset="folder", **options) -> ImageData:
@@ -38,19 +45,23 @@ def everything(data):
 @pytest.mark.parametrize(
     "mode, suffix", [("RGB", "jpg"), ("L", "jpg"), ("CMYK", "jpg"), ("RGBA", "png"), ("P", "png")]
 )
-def test_pixels_are_bit_identical_to_torchvision(tmp_path, size, mode, suffix):
+@pytest.mark.parametrize("resize", ["torch", "pillow"])
+def test_pixels_are_bit_identical_to_torchvision(tmp_path, resize, size, mode, suffix):
     make_photo(tmp_path / "a" / f"x.{suffix}", 3, size, mode)
-    expected = ImageFolder(str(tmp_path), torchvision_transform(transforms.Resize((64, 64))))
-    images, targets, indices = everything(load(tmp_path, image_size=64))
+    transform = torchvision_transform(resize, v2.Resize((64, 64)))
+    expected = ImageFolder(str(tmp_path), transform)
+    images, targets, indices = everything(load(tmp_path, image_size=64, resize=resize))
     assert images.dtype == torch.uint8 and images.shape == (1, 3, 64, 64)
     assert torch.equal(normalise(images)[0], expected[0][0])
     assert targets.tolist() == indices.tolist() == [0]
 
 
-def test_real_photos_are_bit_identical_to_torchvision():
+@pytest.mark.parametrize("resize", ["torch", "pillow"])
+def test_real_photos_are_bit_identical_to_torchvision(resize):
     folder = real_data() / "CUB_200_2011" / "images"
-    expected = ImageFolder(str(folder), torchvision_transform(transforms.Resize((224, 224))))
-    data = load(folder)
+    transform = torchvision_transform(resize, v2.Resize((224, 224)))
+    expected = ImageFolder(str(folder), transform)
+    data = load(folder, resize=resize)
     assert data.paths == [Path(path).relative_to(folder).as_posix() for path, _ in expected.samples]
     assert data.targets.tolist() == expected.targets
     some = list(range(0, len(data), 500))
@@ -92,15 +103,36 @@ def test_ilsvrc_is_augmented_in_training_only(tmp_path):
     assert train.decoding_record["view"] != val.decoding_record["view"]
 
 
+@pytest.mark.parametrize("resize", ["torch", "pillow"])
+@pytest.mark.parametrize("photo", [(300, 200), (200, 301)])
 @pytest.mark.parametrize("size, resized", [(224, 256), (112, 128), (48, 55)])
-def test_ilsvrc_validation_is_a_scaled_centre_crop(tmp_path, size, resized):
-    make_photo(tmp_path / "a" / "x.jpg", 1, (300, 200))
-    whole = ImageFolder(
-        str(tmp_path),
-        torchvision_transform(transforms.Resize(resized), transforms.CenterCrop(size)),
-    )
-    images, *_ = everything(load(tmp_path, "val", "ilsvrc", image_size=size))
+def test_ilsvrc_validation_is_a_scaled_centre_crop(tmp_path, resize, photo, size, resized):
+    make_photo(tmp_path / "a" / "x.jpg", 1, photo)
+    views = v2.Resize(resized), v2.CenterCrop(size)
+    whole = ImageFolder(str(tmp_path), torchvision_transform(resize, *views))
+    images, *_ = everything(load(tmp_path, "val", "ilsvrc", image_size=size, resize=resize))
     assert torch.equal(normalise(images)[0], whole[0][0])
+
+
+def test_both_ways_to_resize_agree_within_one_level(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+    (tmp_path / "a").mkdir()
+    Image.fromarray(noise).save(tmp_path / "a" / "x.png")
+    for dataset, split in (("folder", "val"), ("ilsvrc", "train"), ("ilsvrc", "val")):
+        torch_, pillow = (
+            load(tmp_path, split, dataset, image_size=100, resize=way)
+            for way in ("torch", "pillow")
+        )
+        levels = (everything(torch_)[0].int() - everything(pillow)[0].int()).abs()
+        assert levels.max() <= 1 and (levels > 0).float().mean() < 0.05
+        assert torch_.decoding_record == pillow.decoding_record | {"resize": "torch"}
+
+
+def test_files_of_their_own_size_are_not_resized(tmp_path):
+    make_photo(tmp_path / "a" / "x.png", 2, (24, 24))
+    pixels = pil_to_tensor(Image.open(tmp_path / "a" / "x.png"))
+    for resize in ("torch", "pillow"):
+        assert torch.equal(everything(load(tmp_path, image_size=24, resize=resize))[0][0], pixels)
 
 
 def break_photo(path: Path, how: str) -> None:

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # All sections at a size for two CPU cores, in two hours: the first 10 classes of CUB200 at 64 × 64 pixels,
-# nets that learn them from scratch, three seeds and so three pairs, Trans-Nets that are fitted to their end and
-# calibrated. Begun again, it goes on.
+# nets that learn them from scratch, three seeds and so three pairs, Trans-Nets that are solved without spare channels
+# and calibrated. Begun again, it goes on.
 # It is too small to confirm the paper's numbers; it shows which findings hold for such nets.
 #
 #   experiments/small_run.sh CUB_200_2011 [--dry-run]

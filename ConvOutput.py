@@ -165,6 +165,7 @@ from models.split import cuts_and_others
 from models.stages import stages_of
 from utils import opening, runs
 from utils.data.images import ImageData
+from utils.devices import to_cpu
 from utils.errors import InputError
 from utils.features.cache import open_features
 from utils.features.nets import accuracies, doubts
@@ -205,11 +206,18 @@ def store(
         pixels, targets, indices = runtime.to_device(batch)
         with runtime.autocast():
             answers = {name: net(pixels) for name, net in nets.items()}
-        # The logits give the accuracy that later steps hold the checkpoint's against.
-        for name, (*features, logits) in answers.items():
-            rows, hits = indices.tolist(), topk_hits(logits, targets, topk)
-            for i, writer in split.writers.items():
-                writer.write(name, rows, features[i], targets, hits)
+        computed = [indices, targets]
+        for *features, logits in answers.values():
+            # The logits give the accuracy that later steps hold the checkpoint's against.
+            computed.append(topk_hits(logits, targets, topk))
+            computed += [features[i].to(writer.dtype) for i, writer in split.writers.items()]
+        # All together: a GPU is waited for once a batch.
+        columns = iter(to_cpu(*computed))
+        rows, targets = next(columns).tolist(), next(columns)
+        for name in answers:
+            hits = next(columns)
+            for writer in split.writers.values():
+                writer.write(name, rows, next(columns), targets, hits)
 
 
 class Surveyed(NamedTuple):

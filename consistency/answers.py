@@ -13,6 +13,7 @@ from consistency.calibration import shuffled_within_class
 from consistency.class_gaps import Distinctions, measure_distinctions
 from consistency.knowledge import Knowledge, measure_knowledge
 from models.tail import FrozenTail, open_tail
+from utils.devices import Column
 from utils.errors import InputError
 from utils.provenance import NetSource
 
@@ -35,7 +36,7 @@ class Answers:
 
     def __init__(self, tail: nn.Module, tail_a: nn.Module | None = None) -> None:
         self.tail, self.tail_a = tail, tail_a
-        self._columns: dict[str, list[Tensor]] = {}
+        self._columns: dict[str, Column] = {}
 
     @torch.no_grad()
     def update(
@@ -79,8 +80,9 @@ class Answers:
 
     def merge(self, other: "Answers") -> None:
         """Add the images that another process saw."""
-        for name, parts in other._columns.items():
-            self._columns.setdefault(name, []).extend(parts)
+        for name, column in other._columns.items():
+            for rows in column.parts:
+                self._keep(name, rows)
 
     def table(
         self, *, permutations: int = 1000, resamples: int = 1000, seed: int = 0
@@ -159,12 +161,12 @@ class Answers:
 
     def _in_order(self) -> dict[str, Tensor]:
         """Give all columns but the numbers in the data set's order: processes saw other images."""
-        columns = {name: torch.cat(parts) for name, parts in self._columns.items()}
+        columns = {name: column.joined() for name, column in self._columns.items()}
         order = columns.pop("numbers").argsort()
         return {name: values[order] for name, values in columns.items()}
 
     def _keep(self, name: str, values: Tensor) -> None:
-        self._columns.setdefault(name, []).append(values.cpu())
+        self._columns.setdefault(name, Column()).append(values)
 
 
 def open_answers(

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from consistency.bootstrap import Interval, Statistic, bootstrap
 from utils.arrays import read_arrays
+from utils.devices import has_float64
 from utils.errors import InputError
 from utils.files import replacing
 
@@ -151,9 +152,9 @@ def errors_of_untrue_pairs(
     all_reduce(target_sums)
     all_reduce(predicted_sums)
     # The second pass: y_i·ŷ_j over the others j is y_i·Σ ŷ less the image's true pair.
-    errors, products = (
-        like.new_zeros(len(labels), regressions, dtype=torch.float64) for _ in range(2)
-    )
+    # Each entry is written once: float32 keeps what a device without float64 computed.
+    dtype = torch.float64 if has_float64(like.device) else like.dtype
+    errors, products = (like.new_zeros(len(labels), regressions, dtype=dtype) for _ in range(2))
     for images, target, predicted in predictions():
         # y_i·ŷ_i, (n, b)
         paired = (target * predicted).sum((1, 3))

@@ -67,8 +67,9 @@ def solve(
             for batch in (
                 Progress(images, label, quiet=not label or not runtime.is_main) if images else ()
             ):
-                *_, numbers = on_device = runtime.to_device(batch)
-                yield *read(*on_device), torch.full_like(numbers, fold) if judges else numbers
+                # The numbers stay on the CPU, which has to know the folds.
+                numbers = torch.full_like(batch[-1], fold) if judges else batch[-1]
+                yield *read(*runtime.to_device(batch)), numbers
 
     if needed_bytes > MEMORY_SHARE * free_bytes(runtime.device):
         runtime.say(

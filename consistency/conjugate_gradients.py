@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
 from consistency.ridge import FOLDS, RIDGES, RidgeSolution, check_finite, descend
+from utils.devices import float64_home, in_float64
 
 Batches = Callable[[], Iterable[tuple[Tensor, Tensor, Tensor]]]
 TINY = torch.finfo(torch.float64).tiny
@@ -48,7 +49,7 @@ class PassesOverData:
             batches,
             shape,
             folds,
-            device,
+            float64_home(device),
             all_reduce,
         )
 
@@ -148,9 +149,11 @@ class PassesOverData:
             chosen = torch.tensor(
                 [(index % self.folds == 0) in sides for index in indices.tolist()]
             )
-            chosen = chosen.to(inputs.device)
+            images = chosen.nonzero()[:, 0].to(inputs.device, non_blocking=True)
             # float64: the residual is to fall to 1e-10 of the right-hand side.
-            total = total + term(inputs[chosen].double(), targets[chosen].double())
+            total = total + term(
+                *(in_float64(maps.index_select(0, images)) for maps in (inputs, targets))
+            )
         self.all_reduce(total)
         check_finite(total)
         return total

@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from utils.devices import float64_home
+
 # Of the rows that are multiplied at one time; more would be new pages for each product
 CHUNK_BYTES = 1 << 24
 # λ to choose from, as shares of the mean diagonal of PᵀP, and the images that choose: every fifth
@@ -59,7 +61,8 @@ class Targets:
         maps = take(self.maps, images.flatten().numpy()).flatten(2).unflatten(0, images.shape)
         # (n, U, b, D): the targets of all pairings at one position are one row of a product.
         rows = self.mean.new_empty([maps.shape[axis] for axis in (1, 3, 0, 2)], dtype=self.dtype)
-        rows.copy_(maps.permute(1, 3, 0, 2))  # to the device, into place
+        # To the device, into place
+        rows.copy_(maps.permute(1, 3, 0, 2), non_blocking=True)
         return rows.sub_(self.mean).flatten(2).flatten(0, 1)
 
     def squares(self) -> Tensor:
@@ -290,7 +293,9 @@ class Reference:
             # Row j of x was beside the target of image inverses[b, j]: the error belongs to that
             # image.
             sums.scatter_(
-                1, inverses[:, chunk].to(sums.device), error.square().sum((1, 3)).mT.to(sums)
+                1,
+                inverses[:, chunk].to(sums.device, non_blocking=True),
+                error.square().sum((1, 3)).mT.to(sums),
             )
             channel_sums += error.sum((0, 1))
         # Σ (e − ē)² = Σ e² − (Σ e)² / (N·U), taken off every image in equal parts
@@ -413,7 +418,7 @@ def precision(maps: Maps) -> torch.dtype:
 def channel_means(maps: Maps, device: str | torch.device) -> Tensor:
     """Average each channel over images and positions, float64 (C,)."""
     size = max(1, CHUNK_BYTES // (8 * int(np.prod(maps.shape[1:]))))
-    total = torch.zeros(maps.shape[1], dtype=torch.float64, device=device)
+    total = torch.zeros(maps.shape[1], dtype=torch.float64, device=float64_home(device))
     for start in range(0, len(maps), size):
         # Every image has as many positions, so the mean of their means is that of all.
         total += take(maps, slice(start, start + size)).to(total).mean((2, 3)).sum(0)

@@ -79,12 +79,15 @@ class FrozenFeature(nn.Module):
         else:
             # The chosen orders alone; the constant, of no order, is always there.
             output, components = self.trans_net.decompose(features["A"])
-            maps = components[self.orders].sum(0) + self.trans_net.constant[:, None, None]
+            chosen = torch.stack([components[k] for k in self.orders])
+            maps = chosen.sum(0) + self.trans_net.constant[:, None, None]
             if self.name == "residual_added":
                 maps = maps + (features["B"] - output)
             elif self.name == NOISE:
                 residual = features["B"] - output
-                noise = torch.randn(residual.shape, generator=self.generator).to(residual)
+                noise = torch.randn(residual.shape, generator=self.generator).to(
+                    residual, non_blocking=True
+                )
                 # Its standard deviation is √ of the mean square of x_Δ, one for each image and
                 # channel.
                 maps = features["B"] + noise * residual.square().mean((2, 3), keepdim=True).sqrt()

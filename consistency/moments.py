@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from consistency.bootstrap import Statistic
+from utils.devices import Column, in_float64
 from utils.errors import InputError
 
 CHUNK_BYTES = 1 << 26  # float64 copies are made in slices of about this size, whatever the batch is
@@ -40,7 +41,7 @@ class FeatureMoments:
         """Add a batch (N, C, H, W) of any floating dtype."""
         # An image takes 8 bytes a number in float64; a slice has at least one image.
         for chunk in features.split(max(1, CHUNK_BYTES // (8 * features[0].numel()))):
-            values = chunk.double().transpose(0, 1).flatten(1)  # (C, N·H·W)
+            values = in_float64(chunk).transpose(0, 1).flatten(1)  # (C, N·H·W)
             mean = values.mean(1)
             self._merge(values.shape[1], mean, (values - mean[:, None]).square().sum(1))
 
@@ -111,9 +112,9 @@ class ImageMoments:
             constant.detach().double().cpu() if constant is not None and constant.any() else None
         )
         self._origin = torch.zeros(0)  # (M, C) float64
-        self._numbers: list[Tensor] = []  # of the images in their data set, (n,)
-        self._labels: list[Tensor] = []  # their classes, (n,), where they are known
-        self._columns: list[list[Tensor]] = [[], [], []]  # of q (n, M, M), s (n, M, C), t (n, 2, C)
+        self._numbers = Column()  # of the images in their data set, (n,)
+        self._labels = Column()  # their classes, (n,), where they are known
+        self._columns = [Column(), Column(), Column()]  # of q (n, M, M), s (n, M, C), t (n, 2, C)
 
     def update(
         self, components: Tensor, residual: Tensor, numbers: Tensor, labels: Tensor | None = None
@@ -145,12 +146,12 @@ class ImageMoments:
         for chunk, rest in zip(components.split(size, dim=1), residual.split(size)):
             maps = (
                 # (K+1, n, C, H, W) and x_Δ → (M, n, C, U) → (n, M, C, U)
-                torch.cat([chunk, rest[None]]).double().flatten(3).transpose(0, 1)
+                in_float64(torch.cat([chunk, rest[None]])).flatten(3).transpose(0, 1)
             )  # (n, M, C, U)
             if not self.images:
                 self._origin = maps.mean((0, 3)).cpu()
             # In place: `maps` is a float64 copy of its own.
-            maps.sub_(self._origin.to(maps.device)[..., None])
+            maps.sub_(self._origin.to(maps.device, non_blocking=True)[..., None])
             # Σ_u v² of x*, the sum of all vectors, and of x_Δ, the last one: (n, C) each.
             norms = [torch.linalg.vector_norm(ends, dim=2) for ends in (maps.sum(1), maps[:, -1])]
             squares = torch.stack(norms, dim=1).square()
@@ -159,9 +160,9 @@ class ImageMoments:
             self._keep(maps.flatten(2) @ maps.flatten(2).mT, maps.sum(3), squares)
             self.images += len(rest)
         if self.per_image:
-            append(self._numbers, numbers.cpu())
+            self._numbers.append(numbers)
             if labels is not None and labels.ndim == 1:
-                append(self._labels, labels.cpu())
+                self._labels.append(labels)
 
     def merge(self, other: "ImageMoments") -> None:
         """Add the images that another accumulator saw, for instance in another process."""
@@ -171,7 +172,7 @@ class ImageMoments:
             self._origin, self.positions = other._origin, other.positions
         # Move the other's sums to this origin: Σ (v + d)(w + d) = q + s dᵀ + d sᵀ + U d dᵀ.
         shift = other._origin - self._origin
-        for products, sums, squares in zip(*other._columns):
+        for products, sums, squares in other._rows():
             cross = sums.double() @ shift.mT  # (n, M, M)
             self._keep(
                 products + cross + cross.mT + other._cells * shift @ shift.mT,
@@ -182,8 +183,9 @@ class ImageMoments:
                 + other._cells * _ends(shift, 0).square(),
             )
         self.images += other.images
-        self._numbers += other._numbers
-        self._labels += other._labels
+        for column, more in ((self._numbers, other._numbers), (self._labels, other._labels)):
+            for rows in more.parts:
+                column.append(rows)
 
     def classes(self) -> Iterator[tuple[int, "ImageMoments"]]:
         """Give each class's label and the moments of its images.
@@ -192,15 +194,15 @@ class ImageMoments:
         """
         if not self._labels:
             return
-        labels, numbers = torch.cat(self._labels), torch.cat(self._numbers)
-        columns = [torch.cat(parts) for parts in self._columns]
+        labels, numbers = self._labels.joined(), self._numbers.joined()
+        columns = [column.joined() for column in self._columns]
         # The origin is that of all images; `_means` takes a class's own means from its sums.
         for label in labels.unique().tolist():
             # Origin, positions and constant are shared; the rest is replaced below.
             kept, of_class = labels == label, copy.copy(self)
             of_class.images = int(kept.sum())
-            of_class._numbers, of_class._labels = [numbers[kept]], [labels[kept]]
-            of_class._columns = [[values[kept]] for values in columns]
+            of_class._numbers, of_class._labels = Column(numbers[kept]), Column(labels[kept])
+            of_class._columns = [Column(values[kept]) for values in columns]
             yield label, of_class
 
     def names(self, mean: str = "channel") -> list[str]:
@@ -248,7 +250,7 @@ class ImageMoments:
         # Rows: x*, x(0) … x(K), g(x), x_Δ (and the constant), each a sum of the M vectors.
         mixing = torch.stack([identity.sum(0), *identity[:last], output, *identity[last:]])
         rows = []
-        for products, sums, _ in zip(*self._columns):
+        for products, sums, _ in self._rows():
             # P_i of the class's docstring: s dᵀ, its transpose, and U d dᵀ.
             cross = F.pad(sums.double(), (0, 0, 0, more)) @ deviations.mT
             about = (
@@ -275,7 +277,7 @@ class ImageMoments:
             squares.double()
             - 2 * deviations * _ends(sums.double(), 1)
             + self._cells * deviations.square()
-            for _, sums, squares in zip(*self._columns)
+            for _, sums, squares in self._rows()
         ]
         return self._in_order(rows) / self._cells
 
@@ -305,14 +307,14 @@ class ImageMoments:
             self._columns, parts, (torch.float64, torch.float32, torch.float32)
         ):
             if self.per_image:
-                append(column, values.to("cpu", kept_as))
+                column.append(values.to(kept_as))
             else:
                 # Without images one row of totals takes in every batch.
-                column[:] = [
-                    torch.cat([values.cpu().double().sum(0, keepdim=True), *column]).sum(
-                        0, keepdim=True
-                    )
-                ]
+                column.add_up(in_float64(values).sum(0, keepdim=True))
+
+    def _rows(self) -> Iterator[tuple[Tensor, ...]]:
+        """Give q, s and t of some images at a time."""
+        return zip(*(column.parts for column in self._columns))
 
     @property
     def _cells(self) -> int:
@@ -322,25 +324,14 @@ class ImageMoments:
 
     def _means(self) -> Tensor:
         """Give the mean of every vector in every channel, about the origin, float64 (M, C)."""
-        return torch.stack([sums.double().sum(0) for sums in self._columns[1]]).sum(0) / (
+        return torch.stack([sums.double().sum(0) for sums in self._columns[1].parts]).sum(0) / (
             self.images * self.positions
         )
 
     def _in_order(self, rows: Sequence[Tensor]) -> Array:
         # Loaders may shuffle, and processes interleave: rows are sorted by the images' numbers.
         joined = torch.cat(list(rows))
-        return (joined[torch.cat(self._numbers).argsort()] if self.per_image else joined).numpy()
-
-
-def append(parts: list[Tensor], rows: Tensor) -> None:
-    """Append rows (n, …) to what came before, and join as a binary counter carries.
-
-    So few tensors remain, and no row is copied often.
-    """
-    # Many small ones, between the large ones that a forward pass frees, make the heap grow
-    parts.append(rows)
-    while len(parts) > 1 and len(parts[-1]) >= len(parts[-2]):
-        parts[-2:] = [torch.cat(parts[-2:])]
+        return (joined[self._numbers.joined().argsort()] if self.per_image else joined).numpy()
 
 
 def _ends(vectors: Tensor, axis: int) -> Tensor:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from utils.devices import in_float64
 from utils.errors import InputError
 
 CHUNK_BYTES = 1 << 26  # float64 copies are made in slices of about this size, whatever the batch is
@@ -73,7 +74,9 @@ class PairSums:
         ):
             # Pooled: (n, p, U) → (n, p, 1), so that an image is one row
             maps = [
-                chunk.double() if rows == "positions" else chunk.double().mean(2, keepdim=True)
+                in_float64(chunk)
+                if rows == "positions"
+                else in_float64(chunk).mean(2, keepdim=True)
                 for chunk in parts
             ]
             pairs = torch.cat(maps, dim=1).mT.flatten(0, 1)  # (n, p + q)

@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from utils.devices import float64_home, in_float64
 from utils.errors import InputError
 
 # λ, as shares of the mean diagonal of Σ u uᵀ
@@ -69,7 +70,7 @@ class NormalEquations:
         out_channels: C'.
         kernel_size: k, odd.
         folds: at least 2. Two take the least memory, and fit each time on half of the images.
-        device: where the sums are kept; batches must be there too.
+        device: where the sums are kept, if it has float64; else on the CPU.
     """
 
     def __init__(
@@ -88,8 +89,10 @@ class NormalEquations:
         self._blocks = _blocks(kernel_size)
         self._strips = _strips(kernel_size)
 
+        home = float64_home(device)
+
         def zeros(*shape: int) -> Tensor:
-            return torch.zeros(folds, *shape, dtype=torch.float64, device=device)
+            return torch.zeros(folds, *shape, dtype=torch.float64, device=home)
 
         # Σ x(q) x(q + lag)ᵀ of each strip, Σ u [y, 1]ᵀ by offset, Σ [y, 1] and Σ ‖y‖².
         self.lags = zeros(len(self._strips), in_channels, in_channels)
@@ -106,12 +109,14 @@ class NormalEquations:
             targets: (N, C', H, W), the same.
             indices: the images' numbers in the data set, int64 (N,), which say their folds.
         """
-        # The fold depends on the image's number alone, not on batches or processes.
-        folds = indices.to(inputs.device) % self.folds
+        # The fold depends on the image's number alone, not on batches or processes. The CPU has to
+        # know it: on a device the number of a fold's images would be waited for, fold by fold.
+        folds = indices.cpu() % self.folds
         # Channels last, (n, H, W, C): a strip's values are then rows of one product.
         for fold in folds.unique().tolist():
+            images = (folds == fold).nonzero()[:, 0].to(inputs.device, non_blocking=True)
             x, y = (
-                maps[folds == fold].double().permute(0, 2, 3, 1).contiguous()
+                in_float64(maps.index_select(0, images)).permute(0, 2, 3, 1).contiguous()
                 for maps in (inputs, targets)
             )
             for total, strip in zip(self.lags[fold], self._strips):

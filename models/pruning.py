@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from utils.devices import in_float64
 from utils.later import sklearn
 
 # k-means clusters a layer's histogram of so many bins: far finer than any clusters, and fast for
@@ -69,7 +70,9 @@ def prune(model: nn.Module, s_conv: float, s_fc: float) -> list[PrunedWeight]:
     layers = []
     for name, (weight, is_convolution) in prunable_weights(model).items():
         # The population's deviation: the weights are all there are, no sample.
-        threshold = (s_conv if is_convolution else s_fc) * weight.double().std(correction=0).item()
+        threshold = (s_conv if is_convolution else s_fc) * in_float64(weight).std(
+            correction=0
+        ).item()
         layers.append(PrunedWeight(name, weight, threshold, weight.abs() <= threshold))
     zero_removed(layers)
     return layers
@@ -200,7 +203,8 @@ def count_removed(model: nn.Module, layers: Sequence[PrunedWeight]) -> dict[str,
 
 def _cluster_sums(values: Tensor, label: Tensor) -> Tensor:
     """Sum values by their labels: float64 (1 + clusters,); index 0 is the removed ones."""
-    return torch.bincount(label.flatten(), values.flatten().double())
+    values = in_float64(values.flatten())
+    return torch.bincount(label.flatten().to(values.device), values)
 
 
 def _cluster_layer(layer: PrunedWeight, clusters: int) -> Tensor:

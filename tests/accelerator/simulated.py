@@ -14,17 +14,23 @@ program wait for the GPU is counted by the line of the project that causes it.
 import collections
 import contextlib
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+from unittest import mock
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils import backend_registration
 from torch.utils._mode_utils import no_dispatch
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils.data.dataloader import _BaseDataLoaderIter
+
+from utils import devices
 
 ROOT = Path(__file__).parents[2]
+TRAINING = " train_one_epoch"  # the function in which training waits
 NAME, DEVICES, FREE_BYTES = "simulated", 2, 1 << 30
 # Their result's shape or their check of errors is read by the host.
 WAITING = {
@@ -80,28 +86,62 @@ class Waits:
     Attributes:
         by_line: "file:line function" of the project → times.
         in_training: of those, the ones within `train_one_epoch` (backward passes included).
+        in_batches: of the others, the ones while a loader's batch is in hand.
+        batches: that loaders gave, those of training included.
+        steps: of optimisers.
         on_device: names of the operators that ran on the device.
     """
 
     def __init__(self) -> None:
         self.by_line: collections.Counter[str] = collections.Counter()
         self.in_training: collections.Counter[str] = collections.Counter()
+        self.in_batches: collections.Counter[str] = collections.Counter()
+        self.batches, self.steps = 0, 0
         self.on_device: set[str] = set()
+        self._loading: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def count(self) -> None:
         """Count a wait for the innermost line of the project that is running."""
-        place, training, frame = "", False, sys._getframe(1)
-        while frame is not None:
-            path = Path(frame.f_code.co_filename)
-            if path.is_relative_to(ROOT) and path != Path(__file__) and ".venv" not in path.parts:
-                name = f"{path.relative_to(ROOT)}:{frame.f_lineno} {frame.f_code.co_name}"
-                place = place or name
-                training = training or frame.f_code.co_name == "train_one_epoch"
-            frame = frame.f_back  # type: ignore[assignment]
+        lines = list(_lines())
         # A thread of the backward pass has no caller.
-        self.by_line[place or "backward"] += 1
-        if training or not place:
-            self.in_training[place or "backward"] += 1
+        place = lines[0] if lines else "backward"
+        training = not lines or any(line.endswith(TRAINING) for line in lines)
+        self.by_line[place] += 1
+        if training:
+            self.in_training[place] += 1
+        elif self._loading:
+            self.in_batches[place] += 1
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """Count batches and steps."""
+
+        def give(iterator: Any) -> Any:
+            self._loading.discard(iterator)  # in case that it has no more
+            batch = original(iterator)
+            if not any(line.endswith(TRAINING) for line in _lines()):
+                self._loading.add(iterator)
+            self.batches += 1
+            return batch
+
+        def count_step(*_: Any) -> None:
+            self.steps += 1
+
+        original = _BaseDataLoaderIter.__next__
+        hook = register_optimizer_step_pre_hook(count_step)
+        with mock.patch.object(_BaseDataLoaderIter, "__next__", give):
+            yield
+        hook.remove()
+
+
+def _lines() -> Iterator[str]:
+    """Name the lines of the project that are running, the innermost first."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        path = frame.f_code.co_filename
+        if path.startswith(f"{ROOT}/") and path != __file__ and "/.venv/" not in path:
+            yield f"{path[len(str(ROOT)) + 1 :]}:{frame.f_lineno} {frame.f_code.co_name}"
+        frame = frame.f_back  # type: ignore[assignment]
 
 
 class _State:
@@ -109,8 +149,16 @@ class _State:
 
     is_available = False
     has_float64 = True
-    current = 0
     waits = Waits()
+    under_way: ClassVar[list[tuple[Tensor, Tensor]]] = []  # copies to the CPU, and their values
+
+
+def _synchronize(device: object = None) -> None:
+    """Wait for the device: all copies arrive."""
+    _State.waits.count()
+    while _State.under_way:
+        copy, values = _State.under_way.pop()
+        copy.copy_(values)
 
 
 class SimulatedTensor(Tensor):
@@ -164,9 +212,31 @@ class SimulatedTensor(Tensor):
         return _run(op, args, kwargs or {})
 
 
+def _mapped(function: Callable[[Any], Any], value: Any) -> Any:
+    """Map what an operator takes or gives: values, or lists of them."""
+    if isinstance(value, list | tuple):
+        return type(value)([_mapped(function, one) for one in value])
+    return function(value)
+
+
+def _listed(*values: Any) -> Iterator[Any]:
+    for value in values:
+        if isinstance(value, list | tuple):
+            yield from _listed(*value)
+        else:
+            yield value
+
+
+def _lowered(value: Any) -> Any:
+    """Give what the CPU computes with."""
+    if isinstance(value, SimulatedTensor):
+        return value.inner
+    return torch.device("cpu") if isinstance(value, torch.device) else value
+
+
 def _run(op: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """Run an operator of the device on the CPU."""
-    name, values = op._schema.name, tree_flatten((args, kwargs))[0]
+    name, values = op._schema.name, list(_listed(*args, *kwargs.values()))
     tensors = [value for value in values if isinstance(value, SimulatedTensor)]
     wanted = next((value for value in values if isinstance(value, torch.device)), None)
     device = _with_index(wanted or tensors[0].device)
@@ -175,39 +245,43 @@ def _run(op: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     _State.waits.on_device.add(name)
     if _waits(op, args, kwargs, wanted):
         _State.waits.count()
-    inner = {id(tensor.inner): tensor for tensor in tensors}
-
-    def lowered(value: Any) -> Any:
-        if isinstance(value, torch.device):
-            return torch.device("cpu")
-        return value.inner if isinstance(value, SimulatedTensor) else value
+    lowered_args = [_mapped(_lowered, value) for value in args]
+    lowered_kwargs = {key: _mapped(_lowered, value) for key, value in kwargs.items()}
+    if name == "aten::_to_copy" and device.type == "cpu" and kwargs.get("non_blocking"):
+        return _on_its_way(op(*lowered_args, **lowered_kwargs))
+    if name == "aten::copy_" and not isinstance(args[0], SimulatedTensor):
+        op(*lowered_args, **lowered_kwargs)
+        return args[0]
+    if torch.Tag.inplace_view in op.tags:  # the outer tensor changes its form as the inner does
+        with no_dispatch():
+            op(*args, **kwargs)
+    # What an operator changes in place is the tensor that it was given.
+    given = {id(tensor.inner): tensor for tensor in tensors}
 
     def raised(value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
-        if id(value) not in inner:
+        if id(value) not in given:
             return value if device.type == "cpu" else SimulatedTensor(value, device)
-        tensor = inner[id(value)]
+        tensor = given[id(value)]
         if (tensor.shape, tensor.stride()) != (value.shape, value.stride()):
             raise NotImplementedError(f"{name} changes a tensor's form in place")
         return tensor
 
-    lowered_args, lowered_kwargs = tree_map(lowered, (args, kwargs))
-    if name == "aten::copy_" and not isinstance(args[0], SimulatedTensor):
-        op(*lowered_args, **lowered_kwargs)
-        return args[0]
-    if (
-        torch.Tag.inplace_view in op.tags
-    ):  # the form of the tensor itself changes, as of what it holds
-        with no_dispatch():
-            op(*args, **kwargs)
     # As on a GPU, a seed of the CPU's generator gives the device's random numbers.
-    return tree_map(raised, op(*lowered_args, **lowered_kwargs))
+    return _mapped(raised, op(*lowered_args, **lowered_kwargs))
+
+
+def _on_its_way(values: Tensor) -> Tensor:
+    """Give a copy that does not hold its values before the device is waited for."""
+    copy = torch.full_like(values, float("nan") if values.is_floating_point() else 1)
+    _State.under_way.append((copy, values))
+    return copy
 
 
 def _with_index(device: torch.device) -> torch.device:
     if device.type == NAME and device.index is None:
-        return torch.device(NAME, _State.current)
+        return torch.device(NAME, 0)
     return device
 
 
@@ -246,8 +320,7 @@ def _waits(op: Any, args: Any, kwargs: dict[str, Any], wanted: torch.device | No
         return moves and not (args[2] if len(args) > 2 else kwargs.get("non_blocking"))
     if name == "aten::_to_copy":
         moves = wanted is not None and _with_index(wanted) != args[0].device
-        # What is brought to the CPU is read there: it is waited for in any case.
-        return moves and (wanted.type == "cpu" or not kwargs.get("non_blocking"))  # type: ignore[union-attr]
+        return moves and not kwargs.get("non_blocking")
     if name == "aten::repeat_interleave":
         return kwargs.get("output_size") is None
     if name in INDEXING:
@@ -291,7 +364,7 @@ class _Module:
 
     @staticmethod
     def current_device() -> int:
-        return _State.current
+        return 0
 
     @staticmethod
     def get_device_name(device: object = None) -> str:
@@ -367,8 +440,8 @@ def _autocast(name: str, dtype: Callable[[], torch.dtype]) -> Callable[..., Any]
             return value.to(dtype()) if is_cast else value
 
         with torch._C._ExcludeDispatchKeyGuard(key):
-            cast_args, cast_kwargs = tree_map(cast, (args, kwargs))
-            return op(*cast_args, **cast_kwargs)
+            cast_args = [_mapped(cast, value) for value in args]
+            return op(*cast_args, **{key: _mapped(cast, value) for key, value in kwargs.items()})
 
     return kernel
 
@@ -384,9 +457,14 @@ def accelerator(*, has_float64: bool = True) -> Iterator[Waits]:
         The waits, counted from here on.
     """
     _register()
-    _State.is_available, _State.has_float64, _State.current = True, has_float64, 0
+    _State.is_available, _State.has_float64 = True, has_float64
     _State.waits = Waits()
-    try:
-        yield _State.waits
-    finally:
-        _State.is_available, _State.has_float64 = False, True
+    devices.has_float64.cache_clear()
+    with (
+        mock.patch.object(torch.accelerator, "synchronize", _synchronize),
+        _State.waits.watching(),
+    ):
+        try:
+            yield _State.waits
+        finally:
+            _State.is_available, _State.has_float64 = False, True

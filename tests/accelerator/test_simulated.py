@@ -107,7 +107,8 @@ def test_scalars_and_indices_may_come_from_the_cpu_as_on_cuda(waits):
         (lambda x: int(x[0]), 1),
         (lambda x: x.tolist(), 1),
         (lambda x: x.cpu(), 1),
-        (lambda x: x.to("cpu", non_blocking=True), 1),
+        (lambda x: x.to("cpu", non_blocking=True), 0),
+        (lambda x: torch.accelerator.synchronize(), 1),
         (lambda x: torch.ones(2).to(x.device), 1),
         (lambda x: torch.tensor([1.0], device=x.device), 1),
         (lambda x: x.nonzero(), 1),
@@ -150,6 +151,15 @@ def test_a_wait_within_a_backward_pass_is_counted(waits):
     x = torch.ones(3, device=DEVICE, requires_grad=True)
     Reading.apply(x).sum().backward()
     assert sum(waits.by_line.values()) == 1
+
+
+def test_a_copy_that_is_not_waited_for_does_not_hold_its_values(waits):
+    x = torch.ones(3, device=DEVICE)
+    copy = x.to("cpu", non_blocking=True)
+    x += 1
+    assert copy.isnan().all()
+    torch.accelerator.synchronize()
+    assert copy.tolist() == [1, 1, 1]
 
 
 def test_views_share_memory(waits):

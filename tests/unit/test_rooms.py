@@ -32,6 +32,7 @@ DISTILLATION = sorted((ROOT / "distillation").rglob("*.py"))
 SCIENCE = CONSISTENCY + DISTILLATION
 FROM_UTILS_IN_MODELS = {
     "utils.checkpoint",
+    "utils.devices",
     "utils.errors",
     "utils.files",
     "utils.later",

@@ -58,7 +58,7 @@ def compute_once(
         with runtime.autocast():
             rows = function(images.to(runtime.device, non_blocking=True))
         # Rows stand at the images' numbers, whichever process computes them.
-        values[indices.to(values.device)] = rows.to(values.device, torch.float32)
+        values[indices.to(values.device, non_blocking=True)] = rows.to(values.device, torch.float32)
     runtime.barrier()  # the other processes' rows are read from here on
     runtime.say(
         f"{label} of {images_count:,} images ready {where}: {in_words(values.nbytes)},"

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from utils.arrays import map_array
+from utils.devices import to_cpu
 from utils.errors import InputError
 from utils.files import read_json, write_json
 from utils.runtime import Runtime
@@ -87,10 +88,9 @@ def keep_layers(
             with runtime.autocast():
                 *features, logits = net(pixels.to(runtime.device, non_blocking=True))
             rows = numbers.numpy()
-            for one in layers:
-                maps = averaged(features[one.place].float(), one.shape[1:])
-                arrays[one.file][rows] = maps.cpu().numpy()
-            arrays[LOGITS][rows] = logits.float().cpu().numpy()
+            kept = [averaged(features[one.place].float(), one.shape[1:]) for one in layers]
+            for name, values in zip(arrays, to_cpu(*kept, logits.float())):
+                arrays[name][rows] = values.numpy()
             # Numbers come in order: all images up to here are whole.
             done = int(rows[-1]) + 1
             advance(len(rows))

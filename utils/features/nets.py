@@ -169,6 +169,6 @@ def ask(nets: Sequence[nn.Module], loader: DataLoader[Any], runtime: Runtime) ->
         with runtime.autocast():
             answers = [net(pixels).argmax(1) for net in nets]
         right_answers = [(answer == targets).sum() for answer in answers]
-        counts += torch.stack([*right_answers, targets.new_tensor(len(targets))])
+        counts += torch.stack([*right_answers, torch.full_like(right_answers[0], len(targets))])
     *right, asked = runtime.sum(counts).tolist()
     return {name: Answers(count, asked) for name, count in zip("AB", right)}

@@ -83,6 +83,9 @@ class FeatureWriter:
     others attach after that (`create=False`) and write other rows. All call `close`; then one calls
     `finish`. Until its end as a context manager, no other run may write to the folder.
 
+    Attributes:
+        dtype: of stored features.
+
     Args:
         folder: the cache's folder. An earlier cache in it is replaced; other files are an error.
         provenance: the features' origin.
@@ -117,7 +120,7 @@ class FeatureWriter:
         create: bool = True,
     ):
         self.folder = Path(folder)
-        self._dtype = dtype
+        self.dtype = dtype
         self._sums: dict[str, list[str]] = {}
         index = {
             "format": FORMAT,
@@ -299,13 +302,13 @@ class FeatureWriter:
         Raises:
             InputError: one is not finite in it.
         """
-        stored = features.detach().to(self._dtype)
+        stored = features.detach().to("cpu", self.dtype)
         if not bool(stored.isfinite().all()):
             raise InputError(
                 f"a feature of net {net.upper()} is not finite as {self._index['dtype']}; if the"
                 " network is sound, store the features as float32 or bfloat16"
             )
-        return stored.view(torch.uint16) if self._dtype is torch.bfloat16 else stored
+        return stored.view(torch.uint16) if self.dtype is torch.bfloat16 else stored
 
 
 def _runs(rows: Sequence[int]) -> Iterator[tuple[int, int, int]]:

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from utils import checkpoint, stopping
 from utils.data.loaders import names_of
+from utils.devices import float64_home, in_float64, to_cpu
 from utils.errors import DivergedError, InputError
 from utils.progress import Progress
 from utils.runtime import Runtime, unchanged_generators
@@ -46,7 +47,7 @@ class Averages:
         self.samples += samples
         for name, value in metrics.items():
             # Batches may differ in size: means are weighed, and added in float64.
-            weighted = value.detach().double().mean() * samples
+            weighted = in_float64(value.detach()).mean() * samples
             self.sums[name] = self.sums[name] + weighted if name in self.sums else weighted
 
     def read(self, runtime: Runtime | None = None) -> dict[str, float]:
@@ -73,7 +74,7 @@ class Midway:
 
     def note(self, epoch: int, step: int, averages: Averages, runtime: Runtime) -> None:
         """Note that `step` steps of an epoch were taken; all processes do so together."""
-        sums = {name: value.cpu() for name, value in averages.sums.items()}
+        sums = dict(zip(averages.sums, to_cpu(*averages.sums.values())))
         of_process = (averages.samples, sums, runtime.random_state())
         samples, all_sums, states = map(list, zip(*runtime.gather(of_process)))
         self.record = {"epoch": epoch, "step": step}
@@ -98,7 +99,9 @@ class Midway:
             )
         averages.samples = self.record["samples"][runtime.rank]
         sums = self.record["sums"][runtime.rank]
-        averages.sums = {name: value.to(runtime.device) for name, value in sums.items()}
+        averages.sums = {
+            name: value.to(float64_home(runtime.device)) for name, value in sums.items()
+        }
         return self.record["step"]
 
 

@@ -201,13 +201,17 @@ def test_a_large_mean_does_not_cancel():
 
 def test_the_memory_is_what_the_docstring_says():
     found = accumulated(*pieces())
-    sizes = [part.numel() * part.element_size() for column in found._columns for part in column]
+    sizes = [
+        part.numel() * part.element_size() for column in found._columns for part in column.parts
+    ]
     assert sum(sizes) == 16 * (4 * 5 * (4 + 2) + 8 * 4 * 4)
     components, residual = pieces(images=64)
     few, many = (
         accumulated(components[:, :n], residual[:n], 16, per_image=False) for n in (16, 64)
     )
-    shapes = [[part.shape for column in found._columns for part in column] for found in (few, many)]
+    shapes = [
+        [part.shape for column in found._columns for part in column.parts] for found in (few, many)
+    ]
     assert shapes[0] == shapes[1] and len(shapes[0]) == 3 and not many._numbers
 
 
@@ -215,7 +219,7 @@ def test_batches_are_kept_in_few_tensors():
     components, residual = pieces(images=61)
     found = accumulated(components, residual, 1)
     for column in (found._numbers, *found._columns):
-        assert [len(part) for part in column] == [32, 16, 8, 4, 1]
+        assert [len(part) for part in column.parts] == [32, 16, 8, 4, 1]
     np.testing.assert_allclose(
         found.products(), accumulated(components, residual, 61).products(), atol=1e-5
     )

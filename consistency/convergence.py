@@ -15,6 +15,7 @@ from consistency.bootstrap import Interval
 
 DOUBLINGS = 5  # of the steps, at most
 SHARE = 0.1  # of the error's own interval: a change below it is none
+LEAST = 0.001  # of Var(x*), the last digit that tables show: nor is one below this
 AT_END, WIDTH, NOT_AT_END, UNTRIED = (
     "at its end",
     "width not at its end",
@@ -91,7 +92,8 @@ def search(
         steps: to begin with.
         hidden: M; 0 is not doubled.
         tolerance: changes of the error below it are none; None: a tenth of the width of the error's
-            interval.
+            interval, but at least 0.001. On few channels or many images the interval alone would
+            ask for hours that no table shows.
         doublings: of the steps, at most.
 
     Returns:
@@ -106,7 +108,9 @@ def search(
         return trials[-1]
 
     def allowed(trial: Trial) -> float:
-        return SHARE * (trial.high - trial.low) if tolerance is None else tolerance
+        if tolerance is not None:
+            return tolerance
+        return max(LEAST, SHARE * (trial.high - trial.low))
 
     # The steps first, at the given width.
     kept, state, change = tried(steps, hidden), NOT_AT_END, None

@@ -371,7 +371,7 @@ def add_budget_options(parser: Parser) -> None:
         metavar="E",
         help=(
             "a change of the instability below E is none; default: a tenth of its own 95 %%"
-            " interval"
+            " interval, at least 0.001"
         ),
     )
 

@@ -33,6 +33,14 @@ def test_steps_are_doubled_until_that_changes_less_than_a_tenth_of_the_interval(
     assert [trial.steps for trial in end.trials] == [100, 200, 400, 800, 400]
 
 
+def test_a_change_that_no_table_shows_is_none():
+    end, tried = found(lambda steps, _: 0.3 + 0.1 / steps, width=1e-6)
+    # 0.0005, then nothing: 0.001 is the least by default
+    assert tried == [(100, 8), (200, 8), (100, 16)] and end.tolerance == 0.001
+    end, _ = found(lambda steps, _: 0.3 + 0.1 / steps, width=1e-6, tolerance=2e-4)
+    assert end.steps == 400
+
+
 def test_a_tolerance_of_the_user_goes_before():
     end, tried = found(lambda steps, _: 0.3 + 4 / steps, tolerance=0.5)
     assert tried == [(100, 8), (200, 8), (100, 16)] and (end.steps, end.tolerance) == (100, 0.5)

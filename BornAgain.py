@@ -48,7 +48,7 @@ def build_parser() -> Parser:
         metavar="T",
         help="first one's teacher; none or auto: the series' own",
     )
-    options.add_restart_option(group)
+    options.add_keeping_options(group)
     group.add_argument(
         "-g",
         "--generations",

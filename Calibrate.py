@@ -191,6 +191,7 @@ from utils.errors import InputError
 from utils.features.nets import doubts
 from utils.features.pairing import Pairing, Parts, Side, classes_of
 from utils.files import is_stream, sha256
+from utils.kept import Remains
 from utils.provenance import Provenance
 from utils.report.results import holds_results
 from utils.report.tables import calibration_table, save_report
@@ -202,6 +203,7 @@ A_UNTRAINED, SEED = "null: A untrained", "the same pairs, another seed"
 SENT, LINEAR, WITHIN = "g", "the linear reference", "g fitted within the class"
 NULL_OF_ALL, CEILING = "null: shuffled over all images", "ceiling: A → A"
 SCALE = "null within the class → ceiling"  # of what both directions share
+FITS = 3  # the version of what an interruption leaves of them
 PERMUTED_SIMILARITIES = 39  # at most: each takes decompositions; enough for a p of 0.025
 
 
@@ -341,10 +343,12 @@ def fit(
     runtime: Runtime,
     trained: bool = True,
     label: str = "fit",
+    remains: Remains | None = None,
 ) -> Fitted:
     """Fit a Trans-Net to some pairs as a direction's was, and measure it on held-out ones.
 
-    With `trained` false it is measured as its seed initialises it.
+    With `trained` false it is measured as its seed initialises it. `remains` takes up what an
+    interruption leaves.
     """
     seed_everything(seed)
     train, val, classes = parts
@@ -374,7 +378,7 @@ def fit(
     if not trained:
         reconstruction.set_standards([net], load(pairs.fitted, False), read_stored, runtime)
         return Fitted(errors(net), None, 0, False)
-    fitting.run(label)
+    fitting.run(label, remains)
     record, linear = fitting.record(0), errors(fitting.beside[False].linear)
     of_linear = float(instability_of(linear.sum(0))["instability"])
     return Fitted(
@@ -387,53 +391,43 @@ def fit(
     )
 
 
-class Kept:
-    """Keep the fits of an interrupted run in a file beside the one that --json names.
+def keep_fit(fitted: Fitted) -> list[Any]:
+    """Give a fit as tensors and plain values."""
+    nets = [net and {"config": net.config, "state_dict": net.state_dict()} for net in fitted[4:]]
+    return [torch.from_numpy(fitted.errors), *fitted[1:4], *nets]
 
-    Nothing is kept where --json names none.
-    """
 
-    def __init__(
-        self, json_file: str | None, identity: Mapping[str, Any], runtime: Runtime
-    ) -> None:
-        self.path = Path(f"{json_file}.fits") if json_file else None
-        # Fits of earlier versions were kept without their Trans-Nets
-        self.state: checkpoint.State = {"identity": {**identity, "version": 2}, "fits": {}}
-        self.runtime = runtime
-        if self.path and self.path.exists():
-            stored = checkpoint.load(self.path)
-            # Fits of another Trans-Net, seed or other features are not taken up, and are replaced.
-            if stored.get("identity") == self.state["identity"]:
-                self.state = stored
+def kept_fit(record: Sequence[Any], runtime: Runtime) -> Fitted:
+    """Give a fit back of what `keep_fit` made of it."""
 
-    def get(self, name: str) -> Fitted | None:
-        """Give a fit that is there."""
-        if name not in self.state["fits"]:
+    def restored(state: checkpoint.State | None) -> TransNet | None:
+        if state is None:
             return None
-        errors, linear, steps, is_linear, *nets = self.state["fits"][name]
-        self.runtime.say(f"{name}: fitted before the interruption")
-        return Fitted(errors.numpy(), linear, steps, is_linear, *map(self._restored, nets))
+        net = TransNet(**state["config"])
+        net.load_state_dict(state["state_dict"])
+        return net.to(runtime.device)
 
-    def _restored(self, record: checkpoint.State | None) -> TransNet | None:
-        if record is None:
-            return None
-        net = TransNet(**record["config"])
-        net.load_state_dict(record["state_dict"])
-        return net.to(self.runtime.device)
+    errors, linear, steps, is_linear, *nets = record
+    return Fitted(errors.numpy(), linear, steps, is_linear, *map(restored, nets))
 
-    def put(self, name: str, fitted: Fitted) -> None:
-        """Keep a fit."""
-        nets = [
-            net and {"config": net.config, "state_dict": net.state_dict()} for net in fitted[4:]
-        ]
-        self.state["fits"][name] = [torch.from_numpy(fitted.errors), *fitted[1:4], *nets]
-        if self.path and self.runtime.is_main:
-            checkpoint.save(self.path, self.state)
 
-    def remove(self) -> None:
-        """Forget them: all is written."""
-        if self.path and self.runtime.is_main:
-            self.path.unlink(missing_ok=True)
+def fit_once(
+    name: str,
+    remains: Remains,
+    direction: Direction,
+    parts: Parts,
+    *,
+    runtime: Runtime,
+    **how: Any,
+) -> Fitted:
+    """Take up a fit from before an interruption, or make it; see `fit`."""
+    if remains.holds(name):
+        runtime.say(f"{name}: fitted before the interruption")
+
+    def made() -> list[Any]:
+        return keep_fit(fit(direction, parts, runtime=runtime, remains=remains, **how))
+
+    return kept_fit(remains.get(name, made), runtime)
 
 
 def beside_untrained(which: str, direction: Direction, seed: int, runtime: Runtime) -> Parts:
@@ -579,7 +573,7 @@ class Calibrated(NamedTuple):
 
 
 def calibrate(
-    direction: Direction, resampling: ResamplingOptions, kept: Kept, runtime: Runtime
+    direction: Direction, resampling: ResamplingOptions, remains: Remains, runtime: Runtime
 ) -> Calibrated:
     """Fit and measure all that one direction is held against."""
     _, path, state, net, options, data, budget, train, val = direction
@@ -608,7 +602,9 @@ def calibrate(
     for number, (name, parts) in enumerate(kinds.items(), start=1):
         label = f"{name} ({number} of {len(kinds)}), {direction_name(options.reverse)}"
         runtime.say(label)
-        fits[name] = kept.get(name) or fit(
+        fits[name] = fit_once(
+            name,
+            remains,
             direction,
             parts,
             seed=resampling.seed + 1,
@@ -616,7 +612,6 @@ def calibrate(
             trained=name != UNFITTED,
             label=label,
         )
-        kept.put(name, fits[name])
     # A line of the table for each fit, with its interval over the held-out images.
     rows = []
     for name, one in fits.items():
@@ -740,16 +735,17 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parts = (directions[0].train, directions[0].val)
     # Fit the others, direction by direction; an interrupted run goes on with those that are kept.
     results_file = None if args.json is None or is_stream(args.json) else args.json
-    calibrated, kept = list[Calibrated](), list[Kept]()
+    calibrated, unfinished = list[Calibrated](), list[Remains]()
     for direction in directions:
         identity = {
             "transnet": sha256(direction.path),
             "seed": args.seed,
             "features": direction.train.provenance.to_record(),
+            "version": FITS,
         }
-        file = f"{results_file}.back" if results_file and direction.is_back else results_file
-        kept.append(Kept(file, identity, runtime))
-        calibrated.append(calibrate(direction, resampling, kept[-1], runtime))
+        file = Path(f"{results_file}{'.back' * direction.is_back}.fits") if results_file else None
+        unfinished.append(Remains(file, identity, active=runtime.is_main))
+        calibrated.append(calibrate(direction, resampling, unfinished[-1], runtime))
     # The permutation tests of the linear reference, of both directions at one time.
     for one, linear in zip(calibrated, linear_tests(resampling, directions, runtime)):
         one.report["linear"] = linear
@@ -775,8 +771,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         )
     if args.sums and runtime.is_main:
         calibration.save_sums(args.sums, *sums, back=back)
-    for fits in kept:
-        fits.remove()
+    for remains in unfinished:
+        remains.remove()
     if results_file and holds_results(Path(results_file).parent):
         runtime.say_next("Report.py", Path(results_file).parent)
     return report

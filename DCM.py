@@ -307,15 +307,15 @@ def write_authors_log(
     dcm_log.write(folder / AUTHORS_LOG, stats)
 
 
-def save_nets(
+def nets_to_save(
     folder: Path,
     fit: Fit,
     couple: Couple,
     epoch: int,
     metrics: dict[str, float],
     facts: dict[str, Any],
-) -> checkpoint.State:
-    """Save each network as a classifier of the suite, and network 1 as the authors do.
+) -> tuple[checkpoint.State, dict[Path, checkpoint.State]]:
+    """Give each network as a classifier of the suite, and network 1 as the authors save it.
 
     Args:
         folder: where the files are made.
@@ -326,22 +326,23 @@ def save_nets(
         facts: what is recorded of the run and of its images.
 
     Returns:
-        What a run goes on from.
+        What a run goes on from, and by file what is saved together with it.
     """
     accuracies = [metrics[f"val_net{number}_top1_prec"] for number in (1, 2)]
     states = []
+    files: dict[Path, checkpoint.State] = {}
     for number, net in enumerate((couple.net1, couple.net2), start=1):
         record = classifier_record(net.backbone.arch, len(facts["data"]["classes"]))
         described = {"arch": record["arch"], "model": record, "acc1": accuracies[number - 1]}
         states.append({**facts, "epoch": epoch, **described})
         weights = net.backbone.state_dict()
-        checkpoint.save(folder / f"net{number}.pth.tar", {**states[-1], "state_dict": weights})
+        files[folder / f"net{number}.pth.tar"] = {**states[-1], "state_dict": weights}
     # The authors' model.pt7 holds network 1 alone, under their names of its layers.
     authors = authors_state(couple.net1)
     theirs = {"params": authors, "epoch": epoch, "optimizer": fit.optimizer.state_dict()}
-    checkpoint.save(folder / "model.pt7", theirs)
+    files[folder / "model.pt7"] = theirs
     errors = {f"net{number}": 100 - acc1 for number, acc1 in enumerate(accuracies, start=1)}
-    return states[0] | fit.state(epoch, test_error=errors)
+    return states[0] | fit.state(epoch, test_error=errors), files
 
 
 def say_saved(
@@ -471,7 +472,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                     test_time=time.perf_counter() - trained,
                 )
             if runtime.is_main and run.is_due_to_save(epoch):
-                run.save_last(epoch + 1, save_nets(folder, fit, couple, epoch + 1, metrics, facts))
+                of_run, of_nets = nets_to_save(folder, fit, couple, epoch + 1, metrics, facts)
+                run.save_last(epoch + 1, of_run, beside=of_nets)
 
     say_saved(run, metrics, parser.again((*options.IMAGES, *options.MACHINE), args), runtime)
 

@@ -49,7 +49,7 @@ from utils.data.datasets import dataset_spec
 from utils.data.images import ImageData
 from utils.files import check_writable, sha256
 from utils.runtime import Runtime
-from utils.training import schedules
+from utils.training import resume, schedules
 from utils.training.classification import classify, validate
 from utils.training.engine import Fit, Step, train_one_epoch
 from utils.training.metrics import accuracies_percent
@@ -106,6 +106,7 @@ class Method(NamedTuple):
     decides: str
 
 
+FIRST_EPOCH = 0  # the authors' files hold an epoch's number, counted from 0
 METHODS = {
     "baseline": Method(hsakd_nets.baseline, ("arch",), classify, classify, "top1_prec"),
     "teacher": Method(
@@ -257,6 +258,7 @@ def open_run(
 
     `files`, by option, are recorded by their contents.
     """
+    resume.put_right(output.resume, path, restart=output.restart, first_epoch=FIRST_EPOCH)
     if not output.restart:
         check_own(path)
     return opening.run(
@@ -268,7 +270,7 @@ def open_run(
         log_folder=runs.log_folder(output.out, path.parent.name),
         best_path=best_path(path),
         extendable=settings["lr_type"] == "multistep",
-        first_epoch=0,  # the authors' files hold an epoch's number, counted from 0
+        first_epoch=FIRST_EPOCH,
     )
 
 

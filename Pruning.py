@@ -35,7 +35,7 @@ def build_parser() -> Parser:
         metavar="NET",
         help="checkpoint of the classifier to compress",
     )
-    options.add_restart_option(group)
+    options.add_keeping_options(group)
     group.add_argument(
         "-a", "--arch", type=architecture, help="its architecture, if the file does not say"
     )
@@ -119,7 +119,7 @@ from models.pruning import (
     train_centroids,
     zero_removed,
 )
-from utils import opening, runs
+from utils import checkpoint, opening, runs
 from utils.data.images import ImageData, check_outputs
 from utils.files import sha256, write_json
 from utils.report.tables import compression_table, sweep_table
@@ -225,7 +225,7 @@ def compress(
     if run.resumed:
         # After `prune`, whose thresholds are of the original weights, as in the first run.
         model.load_state_dict(run.state["state_dict"])
-        if run.start_epoch > training.epochs:
+        if run.start_epoch > training.epochs or run.is_within(training.epochs):
             fit = share(fit, layers, bits, share_lr, training)
         run.restore(fit)
         accuracy = run.state["accuracy_percent"]
@@ -244,15 +244,20 @@ def compress(
         "images": opening.images_record(images, val_images),
         "accuracy_percent": accuracy,
     }
-    with run:
+
+    def state(epochs: int) -> checkpoint.State:
+        """Give what a run goes on from; whatever was measured last is the accuracy."""
+        acc1 = list(accuracy.values())[-1]
+        return fit.state(epochs, **facts, acc1=acc1, best_acc1=acc1)
+
+    with run.keeping(fit, state):
         if not run.resumed:
-            acc1 = accuracy["pruned"]
-            run.save_last(0, fit.state(0, **facts, acc1=acc1, best_acc1=acc1))
+            run.save_last(0, state(0))
         for epoch in run.epochs():
             # The second stage: weights of a layer share values, the centroids, which are a second
             # group of parameters.
             sharing, stage_epoch = epoch >= training.epochs, epoch % training.epochs
-            if epoch == training.epochs:
+            if epoch == training.epochs and not fit.midway.taken(epoch):
                 fit = share(fit, layers, bits, share_lr, training)
                 accuracy["shared"] = measure(fit, val_loaders)
             # Train.
@@ -263,10 +268,9 @@ def compress(
             if run.is_due_to_validate(epoch):
                 metrics |= validate(fit.net, val_loaders, runtime)
                 accuracy["fine-tuned" if sharing else "retrained"] = main_accuracy(metrics, "val_")
-            # Write and save; whatever was measured last is the accuracy.
+            # Write and save.
             run.write(epoch, metrics | {"lr": lr})
-            acc1 = list(accuracy.values())[-1]
-            run.save(epoch, fit.state(epoch + 1, **facts, acc1=acc1, best_acc1=acc1))
+            run.save(epoch, state(epoch + 1))
 
     # The promise of the method, checked on the weights that were saved.
     if any(layer.weight[layer.removed].any() for layer in layers):

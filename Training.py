@@ -128,6 +128,7 @@ def read_resumed(output: OutputOptions, arch: str | None, label: str) -> checkpo
     """
     path = runs.classifier_path(output.out, label, arch or options.ARCH, output.suffix)
     state: checkpoint.State = {}
+    resume.put_right(output.resume, path, restart=output.restart)
     # Only the head of the file is read here: its tensors stay on the disk.
     if output.resume not in ("", "auto"):
         state = checkpoint.load(output.resume, mmap=True)
@@ -315,6 +316,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{run.resumed} is trained for {run.start_epoch} epochs already, accuracy"
             f" {run.acc1:.2f} %"
         )
+        # A run that was killed at its end has not written it yet
+        export(args.export, model, record, run.state.get("data", {}), runtime)
         return
     opening.check_last_batch(data, model, train_images, runtime)
     opening.check_smoothing(training, train_images)

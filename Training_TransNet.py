@@ -9,8 +9,9 @@ What leaves more than that unexplained was not fitted to its end.
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from utils import fit_options, options
@@ -60,6 +61,7 @@ if __name__ == "__main__":
 import torch
 from torch import Tensor, nn
 
+from consistency.bootstrap import Interval
 from consistency.budget import Budget
 from consistency.family import Member, of_member, restore, save
 from consistency.fitting import Beside, Fitting, Pairs, converge
@@ -73,6 +75,7 @@ from utils import checkpoint, opening, runs
 from utils.errors import InputError
 from utils.features.live import live_source
 from utils.features.source import Source, costs, hold_out
+from utils.kept import Remains
 from utils.report.maps import decomposition_figure
 from utils.report.tables import closing_words
 from utils.runtime import Runtime, seed_everything
@@ -219,25 +222,52 @@ def open_penultimate(source: Source, arch: str | None) -> Penultimate:
     return net.penultimate(source.shapes[1])
 
 
+def open_members(
+    sources: Mapping[bool, Source],
+    fit: FitOptions,
+    output: OutputOptions,
+    recorded: Mapping[str, Any],
+    unsaid: Mapping[str, Any],
+) -> list[Member]:
+    """Make all Trans-Nets, or find them where an earlier run left them.
+
+    Args:
+        sources: the features, by whether the direction is B → A.
+        fit: what they are made of.
+        output: where they are saved, and whether they go on from checkpoints.
+        recorded: `options.settings` of the step.
+        unsaid: fields of the features' provenance, where that says nothing (the authors').
+    """
+    paths = [
+        fit.place(output, kind, sources[kind.reverse].provenance.completed(**unsaid))
+        for kind in fit.kinds
+    ]
+    # Those that were saved together go back together, where one of them is damaged.
+    resume.put_right(output.resume, *paths, restart=output.restart)
+    return [
+        open_member(path, kind, sources[kind.reverse], fit, output, recorded)
+        for path, kind in zip(paths, fit.kinds)
+    ]
+
+
 def open_member(
+    path: Path,
     kind: Kind,
     source: Source,
     fit: FitOptions,
     output: OutputOptions,
     recorded: Mapping[str, Any],
-    unsaid: Mapping[str, Any],
 ) -> Member:
     """Make one Trans-Net, as its seed initialises it, or find it where an earlier run left it.
 
     Args:
+        path: where it is saved.
         kind: which.
         source: its features, as its direction calls them.
         fit: what it is made of.
-        output: where it is saved, and whether it goes on from a checkpoint.
+        output: whether it goes on from a checkpoint.
         recorded: `options.settings` of the step.
-        unsaid: fields of the features' provenance, where that says nothing (the authors').
     """
-    path = fit.place(output, kind, source.provenance.completed(**unsaid))
     settings = fit.settings(recorded, kind, channels_of(source.shapes[0]))
     # What it goes on from; another fit's checkpoint in its place is refused.
     resumed = resume.find(
@@ -333,12 +363,37 @@ def seeks_its_end(fit: FitOptions, group: Group) -> bool:
     return bool(fit.until) and bool(group.budget.steps) and group.records == [None]
 
 
+def trials_of(member: Member, output: OutputOptions, runtime: Runtime) -> Remains:
+    """Give what was tried for a Trans-Net before an interruption, in a file beside its own."""
+    identity = {"settings": member.settings, "images": dict(member.images)}
+    return Remains(
+        member.path.with_name(f"{member.path.name}.trials"),
+        identity | {"source": member.source.to_record()},
+        active=runtime.is_main,
+        taken_up=output.resume == "auto" and not output.restart,
+    )
+
+
 def find_end(
-    fit: FitOptions, group: Group, kind: Kind, source: Source, pairs: Pairs, runtime: Runtime
+    fit: FitOptions,
+    group: Group,
+    kind: Kind,
+    source: Source,
+    pairs: Pairs,
+    remains: Remains,
+    runtime: Runtime,
 ) -> Group:
-    """Find the steps and spare channels that a Trans-Net needs; see `converge`."""
+    """Find the steps and spare channels that a Trans-Net needs; see `converge`.
+
+    `remains` keeps what was tried.
+    """
     (member,) = group.members
     make = partial(make_trans_net, fit, kind, source)
+
+    def remember(steps: int, hidden: int, measure: Callable[[], Interval]) -> Interval:
+        name = f"{steps} steps, {hidden} spare channels"
+        return Interval(**remains.get(name, lambda: asdict(measure())))
+
     convergence = converge(
         make,
         pairs,
@@ -348,6 +403,8 @@ def find_end(
         backwards=kind.reverse,
         alpha=member.alpha,
         tolerance=fit.tolerance,
+        remember=remember,
+        remains=remains,
     )
     return Group(
         [replace(member, trans_net=make(convergence.hidden))],
@@ -385,6 +442,7 @@ def fit_group(
     start_epoch = (
         restore(members, fitting.fit) if output.start_epoch is None else output.start_epoch
     )
+    fitting.ridges = [(member.state.get("fitted") or {}).get("ridge") for member in members]
     count = len(fitting.rates)
     fitting.begin(start_epoch=start_epoch)
 
@@ -404,8 +462,9 @@ def fit_group(
             }
             for i, member in enumerate(members)
         ]
-        keep = bool(epoch) and kept.save_per_epoch and not midway
-        save(members, fitting.fit, epoch, [one | (midway or {}) for one in facts], keep=keep)
+        copies = bool(epoch) and kept.save_per_epoch and not midway
+        facts = [one | (midway or {}) for one in facts]
+        save(members, fitting.fit, epoch, facts, keep=output.keep, copies=copies)
         for member, log in zip(members, logs):
             log.saved(member.path, epoch, midway["midway"]["step"] if midway else 0)
 
@@ -424,7 +483,7 @@ def fit_group(
         if not count:
             held_out = fitting.instabilities()
             save_all(0, held_out)
-        for epoch, metrics in fitting.epochs(start_epoch):
+        for epoch, metrics in fitting.epochs(start_epoch, save_midway):
             # Measure: Var(x_Δ)/Var(x*) on images that are not fitted.
             measured = due(epoch, kept.val_epoch, count)
             held_out = fitting.instabilities() if measured else []
@@ -542,11 +601,13 @@ def fit_groups(
     kind_of = {member.path: kind for member, kind in zip(members, fit.kinds)}
     references = dict[bool, Beside]()
     for one in groups:
-        at_end = one
-        if seeks_its_end(fit, one):
+        at_end, remains = one, trials_of(one.members[0], output, runtime) if fit.until else None
+        if remains and seeks_its_end(fit, one):
             kind = kind_of[one.members[0].path]
-            at_end = find_end(fit, one, kind, sources[kind.reverse], pairs, runtime)
+            at_end = find_end(fit, one, kind, sources[kind.reverse], pairs, remains, runtime)
         fit_group(at_end, fit, kept, output, pairs, sources, references, throughs, doubts, runtime)
+        if remains:
+            remains.remove()  # the checkpoint has them
 
 
 def alike_in(kind: Kind, members: Sequence[Member]) -> list[Any]:
@@ -582,10 +643,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "sample_num": data.sample_num,
         "label": label,
     }
-    members = [
-        open_member(kind, sources[kind.reverse], fit, output, options.settings(args), unsaid)
-        for kind in fit.kinds
-    ]
+    members = open_members(sources, fit, output, options.settings(args), unsaid)
     # Some fitted images are held out where no validation features are there to measure on.
     parts = hold_out(len(features.data), 0 if val_features else reading.hold_out)
     groups = unfinished_groups(

@@ -130,7 +130,8 @@ def save(
     epoch: int,
     facts: Sequence[Mapping[str, Any]],
     *,
-    keep: bool = False,
+    keep: int = 1,
+    copies: bool = False,
 ) -> None:
     """Save all members, once for all processes: after a crash all are of this epoch, or none is.
 
@@ -139,7 +140,8 @@ def save(
         fit: of the family.
         epoch: how many were trained.
         facts: for each what its checkpoint says besides.
-        keep: and a copy of each named by the epoch.
+        keep: how many states of each are kept; see `utils.files.earlier`.
+        copies: save a copy of each too, named by the epoch.
     """
     if not fit.runtime.is_main:
         return
@@ -148,8 +150,8 @@ def save(
         for member, of_member in zip(members, facts)
     }
     # The same state under two names: the copy of this epoch, and the one to go on from.
-    copies = {member.copy_of(epoch): states[member.path] for member in members if keep}
-    checkpoint.save_together(copies | states)
+    beside = {member.copy_of(epoch): states[member.path] for member in members if copies}
+    checkpoint.save_together(states, keep=keep, beside=beside)
 
 
 def restore(members: Sequence[Member], fit: Fit) -> int:

@@ -23,9 +23,11 @@ from consistency.convergence import UNTRIED, Convergence, search
 from consistency.family import Family
 from consistency.reconstruction import Loader, Read, image_errors, instabilities, set_standards
 from models.trans_net import TransNet
+from utils.checkpoint import State
+from utils.kept import Remains
 from utils.progress import Progress
 from utils.runtime import Runtime
-from utils.training.engine import Fit, train_one_epoch
+from utils.training.engine import Fit, saved_midway, train_one_epoch
 from utils.training.schedules import due, each_step, set_learning_rate
 
 FIRST_IMAGES = 500  # enough for the W(0) that a budget in steps begins with
@@ -225,10 +227,16 @@ class Fitting:
             linear, linear_reference(linear, in_order, self.pairs.unseen, read, self.runtime)
         )
 
-    def epochs(self, start_epoch: int = 0) -> Iterator[tuple[int, dict[str, float]]]:
+    def epochs(
+        self, start_epoch: int = 0, leave: Callable[[dict[str, Any]], None] | None = None
+    ) -> Iterator[tuple[int, dict[str, float]]]:
         """Train epoch by epoch, with the closed form where it is due.
 
         It yields the epoch, from 0, and its metrics.
+
+        Args:
+            start_epoch: the first.
+            leave: is given `Midway.record` before the last closed form, which takes long.
         """
         loader, count = self.pairs.load(self.trained, shuffle=True), len(self.rates)
         # Behind frozen layers the loss is no longer quadratic in W(0): no closed form between
@@ -245,19 +253,45 @@ class Fitting:
                 )
             # `solve` 0 means after the last epoch alone.
             if every is not None and due(epoch, every or count, count):
-                # An interruption of the closed form, which is not in the loop, begins this epoch anew
-                self.fit.midway.record = None
+                # The closed form changes the weights: an interruption goes on from what was saved
+                record, self.fit.midway.record = self.fit.midway.record, None
+                if leave and record and epoch + 1 == count:
+                    leave(record)
                 self.solve(last=epoch + 1 == count)
             yield epoch, metrics
 
-    def run(self, label: str = "fit") -> "Fitting":
-        """Begin and train to the end."""
-        self.begin()
-        for _ in Progress(
-            self.epochs(), label, total=len(self.rates), quiet=not self.runtime.is_main
-        ):
-            pass
+    def run(self, label: str = "fit", remains: Remains | None = None) -> "Fitting":
+        """Begin and train to the end.
+
+        Args:
+            label: of the progress bar.
+            remains: where an interruption leaves the fit under this label, and where it goes on
+                from; None: it begins anew.
+        """
+        state = remains.unfinished(label) if remains else {}
+        start_epoch = self._restore(state, label) if state else 0
+        self.begin(start_epoch=start_epoch)
+
+        def leave(record: dict[str, Any] | None, epoch: int | None = None) -> None:
+            if remains:
+                epoch = record["epoch"] if record else epoch
+                remains.leave(label, self.fit.state(epoch or 0, ridges=self.ridges, midway=record))
+
+        epochs = self.epochs(start_epoch, leave)
+        total = len(self.rates) - start_epoch
+        with saved_midway(self.fit, leave):
+            for epoch, _ in Progress(epochs, label, total=total, quiet=not self.runtime.is_main):
+                if remains and remains.overdue:
+                    leave(None, epoch + 1)
         return self
+
+    def _restore(self, state: State, label: str) -> int:
+        """Put all Trans-Nets and the optimiser where a fit was left; give its finished epochs."""
+        self.fit.model.load_state_dict(state["state_dict"])
+        self.fit.restore(state, label)
+        self.ridges, self.fit.midway.record = state["ridges"], state["midway"]
+        self.runtime.say(f"{label}: goes on in epoch {state['epoch'] + 1} of {len(self.rates)}")
+        return int(state["epoch"])
 
     def solve(self, *, last: bool, first: bool = False) -> None:
         """Solve W(0) of every Trans-Net.
@@ -403,6 +437,7 @@ def converge(
     alpha: Tensor | None = None,
     tolerance: float | None = None,
     remember: Callable[[int, int, Callable[[], Interval]], Interval] | None = None,
+    remains: Remains | None = None,
 ) -> Convergence:
     """Find the steps and the M of which a doubling changes nothing.
 
@@ -419,6 +454,7 @@ def converge(
         tolerance: see `search`.
         remember: is asked for what steps and M leave, and given what measures it, so that a search
             that was interrupted goes on; None: everything is measured.
+        remains: where an interruption leaves the fit in hand; see `Fitting.run`.
     """
     inside, references = pairs.inside(), dict[bool, Beside]()
     unseen = inside.unseen
@@ -437,7 +473,7 @@ def converge(
             beside=references,
             fallback=False,
         )
-        (one,) = fitting.run(label).trans_nets
+        (one,) = fitting.run(label, remains).trans_nets
         errors = image_errors(one, unseen, inside.in_direction(backwards), runtime)
         interval = bootstrap(instability_of, [errors])["instability"]
         runtime.say(f"{label}: {interval.value:.4f} of the variance of the others is left")

@@ -192,7 +192,7 @@ def add_options(parser: Parser, command: str) -> None:
         action="store_true",
         help="only measure this run's last and best checkpoint",
     )
-    options.add_restart_option(group)
+    options.add_keeping_options(group)
     group.add_argument(
         "--checkpoint_dir",
         neutral=True,

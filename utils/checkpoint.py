@@ -4,12 +4,15 @@ import errno
 import functools
 import hashlib
 import io
+import itertools
 import json
 import pickle
 import struct
+import sys
 import time
 import zipfile
 import zlib
+from collections import OrderedDict
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -20,11 +23,12 @@ import torch
 from torch import Tensor
 
 from utils.errors import InputError
-from utils.files import replacing, replacing_together
+from utils.files import earlier, put_back, replacing, replacing_together
 from utils.later import safetensors
 from utils.numpy_values import ARRAYS, NUMBERS, tensors_for_arrays
 from utils.parser import PlainNamespace
 from utils.presence import check_checkpoint
+from utils.remarks import remark
 
 State = dict[str, Any]
 # The key in a .safetensors file's metadata for all but the weights, as JSON
@@ -36,27 +40,85 @@ DOS_FOLDER = 0x10  # the attribute of a zip entry that is a folder
 _DIGEST = "sha256"  # the key of the tensors' sum there, since the format has none of its own
 
 
-def save(path: str | Path, state: State) -> None:
+def save(path: str | Path, state: State, *, keep: int = 1) -> None:
     """Save `state` to `path` atomically; an interrupted save leaves the previous file as it was.
 
     Equal states give equal files, byte for byte.
 
+    Args:
+        path: the file.
+        state: tensors and plain values.
+        keep: how many states are kept, the new one counted; see `earlier`.
+
     Raises:
         OSError: there is no room for it.
     """
-    with replacing(path) as temporary:
-        _write(temporary, state)
+    save_together({Path(path): state}, keep=keep)
 
 
-def save_together(states: Mapping[Path, State]) -> None:
+def save_together(
+    states: Mapping[Path, State], *, keep: int = 1, beside: Mapping[Path, State] | None = None
+) -> None:
     """Save several checkpoints that are one state: after a crash all are new, or all as before.
+
+    Args:
+        states: by file in one folder.
+        keep: how many of each are kept, the new one counted; see `earlier`.
+        beside: further files of that state, of which the new one alone is kept.
 
     Raises:
         OSError: there is no room for them; all are as before.
     """
-    with replacing_together(list(states)) as temporaries:
-        for temporary, state in zip(temporaries, states.values()):
+    together = {**(beside or {}), **states}
+    with replacing_together(list(together), keep=dict.fromkeys(states, keep)) as temporaries:
+        for temporary, state in zip(temporaries, together.values()):
             _write(temporary, state)
+
+
+def recover(*paths: Path, first_epoch: int = 1) -> None:
+    """Put the state before in place of a damaged one, and say so.
+
+    Nothing happens where no file is damaged, or none is kept that could take its place.
+
+    Args:
+        paths: checkpoints, which are one state where they were saved together. Those go back
+            together.
+        first_epoch: the value of "epoch" in a checkpoint after the first epoch.
+    """
+    damaged = [path for path in paths if path.exists() and not is_whole(path)]
+    if not damaged:
+        return
+    for age in itertools.count(1):
+        before = {path: _read(earlier(path, age)) for path in paths if earlier(path, age).exists()}
+        if not before:
+            return
+        states = [before.get(path) for path in damaged]
+        if all(states):
+            break
+    # Files that were saved at other times have other epochs
+    epochs = {state.get("epoch") for state in states if state}
+    back = [path for path, state in before.items() if state and state.get("epoch") in epochs]
+    put_back(dict.fromkeys(back, age))
+    state = states[0] or {}
+    trained = state.get("epoch", first_epoch - 1) + 1 - first_epoch
+    within = f" and {state['midway']['step']} steps of the next" if "midway" in state else ""
+    remark(
+        f"{', '.join(map(str, damaged))} is damaged; the run goes on from"
+        f" {earlier(damaged[0], age).name}, saved after {trained} epochs{within}"
+    )
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a file is a checkpoint, and undamaged."""
+    return _read(path) is not None
+
+
+def _read(path: Path) -> State | None:
+    """Read a checkpoint, its tensors left in the file; None: it is damaged."""
+    try:
+        return load(path, mmap=True)
+    except InputError:
+        return None
 
 
 def _write(path: Path, state: State) -> None:
@@ -64,11 +126,30 @@ def _write(path: Path, state: State) -> None:
     with path.open("wb", buffering=0) as file:
         target = _Target(file)
         try:
-            torch.save(state, target)  # type: ignore[arg-type]
+            torch.save(_unshared(state), target)  # type: ignore[arg-type]
         except RuntimeError:
             if target.error is None:
                 raise
             raise target.error from None
+
+
+def _unshared(value: Any) -> Any:
+    """Rebuild plain values, so that equal ones are pickled as equal bytes.
+
+    Pickle writes an object that it has seen as a reference. So what a run read from a file would
+    differ from what it made, though both are equal.
+    """
+    if type(value) is str:
+        return sys.intern(value)  # equal strings are one object
+    if type(value) in (list, tuple):
+        return type(value)(map(_unshared, value))
+    if type(value) in (dict, OrderedDict):
+        copy = type(value)((_unshared(key), _unshared(one)) for key, one in value.items())
+        # A module's state dict has an attribute: the versions of its parts
+        for name, attribute in getattr(value, "__dict__", {}).items():
+            setattr(copy, name, _unshared(attribute))
+        return copy
+    return value
 
 
 class _Target:
@@ -108,6 +189,18 @@ def save_safetensors(
     metadata = {"format": "pt", _RECORD: json.dumps(record), _DIGEST: _digest(tensors)}
     with replacing(path) as temporary:
         safetensors.torch.save_file(tensors, temporary, metadata)
+        _sort_metadata(temporary)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Sort the metadata of a .safetensors file, which its writer gives in an order by chance."""
+    with path.open("r+b") as file:
+        (size,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(size))
+        header = {"__metadata__": dict(sorted(header.pop("__metadata__").items())), **header}
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        file.seek(8)
+        file.write(text.ljust(size))  # spaces may end it
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
@@ -186,16 +279,16 @@ def load(path: str | Path, *, mmap: bool = False) -> State:
     """
     path = Path(path)
     check_checkpoint(path)
-    damaged = InputError(f"{path} is truncated or not a checkpoint; make or download it again")
+    before = f"; {earlier(path)} has the state before it" if earlier(path).exists() else ""
+    remedy = f"make or download it again{before}"
+    damaged = InputError(f"{path} is truncated or not a checkpoint; {remedy}")
     if _is_safetensors(path):
         return _load_safetensors(path, damaged)
     # PyTorch 1.0's format is no zip: it has no sums to check, and cannot be mapped.
     zipped = _is_zip(path)
     if zipped:
         if name := _damaged_entry(path):
-            raise InputError(
-                f"{path} is damaged: {name} is not what was written; make or download it again"
-            )
+            raise InputError(f"{path} is damaged: {name} is not what was written; {remedy}")
         _refuse_program(path)
     try:
         with torch.serialization.safe_globals(_plain_types()):

@@ -2,7 +2,9 @@
 
 import contextlib
 import csv
+import functools
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -12,7 +14,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
@@ -24,6 +26,7 @@ from utils.presence import check_file
 
 STANDARD_OUTPUT = "-"
 JOURNAL = ".journal"
+KEEP, MOST_KEPT = 2, 100  # states of a run, the last one counted
 MOST_TEXT_BYTES = 1 << 30  # the names of 10 million images
 # Where results go that are named "-", while `results_alone` keeps other lines away
 _output: ContextVar[TextIO | None] = ContextVar("output", default=None)
@@ -45,47 +48,108 @@ def replacing(path: str | Path) -> Iterator[Path]:
         with _into_stream(path) as temporary:
             yield temporary
         return
-    path = Path(path).resolve() if Path(path).is_symlink() else Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _beside(path)
-    try:
+    with replacing_together([path]) as (temporary,):
         yield temporary
-        # Data first, name second: after a power cut the new name must not mean an empty file.
-        _flush(temporary)
-        temporary.replace(path)
-    except OSError as error:
-        # A full disk is found by a write, which knows no name
-        error.filename = error.filename or str(path)
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def replacing_together(paths: Sequence[str | Path]) -> Iterator[list[Path]]:
+def replacing_together(
+    paths: Sequence[str | Path], *, keep: Mapping[Path, int] | None = None
+) -> Iterator[list[Path]]:
     """Yield temporary paths that replace all of `paths`, or none of them: what is one state in
     several files stays one, also where the process is killed between two of them.
 
     All are written beside their places. Then a journal names them, they move, and the journal goes.
-    `settle` ends a move that was broken off.
+    `settle` ends a move that was broken off. One file alone needs no journal.
+
+    Args:
+        paths: of files in one folder, made if missing. A link stays, and its target is replaced.
+        keep: of some of them how many are kept, the new one counted; see `earlier`. Of the others
+            the new one alone.
+
+    Raises:
+        OSError: one cannot be written; the error names a path, and all are as before.
     """
-    places = [Path(path) for path in paths]
+    places = [_target(path) for path in paths]
     for place in places:
         place.parent.mkdir(parents=True, exist_ok=True)
+        _sweep_once(place.parent)
     temporaries = [_beside(place) for place in places]
     journal = places[0].with_name(f".{places[0].name}{JOURNAL}")
     try:
         yield temporaries
+        # Data first, name second: after a power cut the new name must not mean an empty file.
         for temporary in temporaries:
             _flush(temporary)
+        # A process that is killed in between leaves one state under two names.
+        for path, count in (keep or {}).items():
+            _keep_earlier(_target(path), count)
+        if len(places) == 1:
+            temporaries[0].replace(places[0])
+            return
         # From here on a killed process leaves a journal, by which `settle` ends the move.
-        names = [[str(one.absolute()) for one in move] for move in zip(temporaries, places)]
+        moves = zip(temporaries, places)
+        names = [[os.path.relpath(one, journal.parent) for one in move] for move in moves]
         write_json(journal, names)
         _end_move(journal)
+    except OSError as error:
+        # A full disk is found by a write, which knows no name
+        error.filename = error.filename or str(places[0])
+        raise
     finally:
         # A journal that stands still needs them
         for temporary in () if journal.exists() else temporaries:
             temporary.unlink(missing_ok=True)
+
+
+def earlier(path: str | Path, age: int = 1) -> Path:
+    """Name the file that `path` held before, or `age` states before: "net.pth.tar.1"."""
+    place = _target(path)
+    return place.with_name(f"{place.name}.{age}")
+
+
+def _keep_earlier(place: Path, count: int) -> None:
+    """Keep the file at a place, which is replaced next, as one of `count` states."""
+    for age in range(count - 1, 1, -1):
+        if earlier(place, age - 1).exists():
+            earlier(place, age - 1).replace(earlier(place, age))
+    if count > 1 and place.exists():
+        _name_too(place, earlier(place))
+    for age in itertools.count(max(count, 1)):
+        if not earlier(place, age).exists():
+            break
+        earlier(place, age).unlink(missing_ok=True)
+
+
+def _name_too(path: Path, other: Path) -> None:
+    """Let a file be found by another name too, which is free or taken, without a second copy."""
+    temporary = _beside(other)
+    try:
+        _link(path, temporary)
+        temporary.replace(other)
+    finally:
+        # Of two names of one file a move changes nothing
+        temporary.unlink(missing_ok=True)
+
+
+def _link(path: Path, new: Path) -> None:
+    try:
+        os.link(path, new)
+    except OSError:  # some file systems know no second name
+        shutil.copyfile(path, new)
+        _flush(new)
+
+
+def put_back(ages: Mapping[Path, int]) -> None:
+    """Let files be what they were so many states before, all of them or none."""
+    with replacing_together(list(ages)) as temporaries:
+        for temporary, (path, age) in zip(temporaries, ages.items()):
+            _link(earlier(path, age), temporary)
+
+
+def _target(path: str | Path) -> Path:
+    """Give the file that a path means, which is another one where it is a link."""
+    return Path(path).resolve() if Path(path).is_symlink() else Path(path)
 
 
 def settle(folder: str | Path) -> None:
@@ -93,13 +157,30 @@ def settle(folder: str | Path) -> None:
 
     Files of processes that live, or of another machine, stay.
     """
-    for journal in Path(folder).glob(f".*{JOURNAL}"):
-        if not _OWNER.search(journal.name):  # a journal that was not written to its end is none
-            _end_move(journal)
-    for temporary in Path(folder).glob(".*.part*"):
-        owner = _OWNER.search(temporary.name)
-        if owner and owner["host"] == _host() and not _is_alive(int(owner["pid"])):
+    for journal in _journals(Path(folder)):
+        _end_move(journal)
+    _sweep(Path(folder))
+
+
+def _sweep(folder: Path) -> None:
+    """Remove the half-written files of killed processes of this machine that no journal needs."""
+    # Listed before the journals: what a journal names since then is not in the list, or is needed
+    temporaries = [(path, _OWNER.search(path.name)) for path in folder.glob(".*.part*")]
+    needed = {temporary.name for journal in _journals(folder) for temporary, _ in _moves(journal)}
+    for temporary, owner in temporaries:
+        if owner is None or owner["host"] != _host() or temporary.name in needed:
+            continue
+        if not _is_alive(int(owner["pid"])):
             temporary.unlink(missing_ok=True)
+
+
+def _journals(folder: Path) -> list[Path]:
+    """List the journals of a folder; one that was not written to its end is none."""
+    return [path for path in folder.glob(f".*{JOURNAL}") if not _OWNER.search(path.name)]
+
+
+# The first file that a process writes in a folder sweeps it
+_sweep_once = functools.cache(_sweep)
 
 
 def _end_move(journal: Path) -> None:
@@ -115,7 +196,10 @@ def _moves(journal: Path) -> list[tuple[Path, Path]]:
     to the places that their own names say.
     """
     try:
-        moves = [(Path(one), Path(other)) for one, other in json.loads(journal.read_bytes())]
+        moves = [
+            tuple(Path(os.path.normpath(journal.parent / name)) for name in (one, other))
+            for one, other in json.loads(journal.read_bytes())
+        ]
     except (ValueError, TypeError):
         return []
     return [

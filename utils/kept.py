@@ -1,14 +1,19 @@
-"""Results that are computed once and kept in a folder, each under what it was made of."""
+"""Results that are computed once: kept in a folder, each under what it was made of; or kept only
+until a long command is at its end, in a file by which it goes on.
+"""
 
 import contextlib
 import hashlib
 import json
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from utils import checkpoint
 from utils.errors import InputError
+from utils.files import KEEP, earlier
+from utils.runs import SECONDS_BETWEEN_SAVES
 
 SUM = "content_sha256"  # of the rest of a file
 
@@ -59,3 +64,72 @@ class Kept:
         if path is not None:
             checkpoint.save(path, result | {SUM: checkpoint.content_sha256(result)})
         return result
+
+
+class Remains:
+    """What a long command computed before it was interrupted: results by name, and what was left of
+    the one in hand. All of it stands in one file, which goes where the command is at its end.
+
+    Args:
+        path: the file; None: nothing is kept.
+        identity: plain values, all that the results depend on.
+        active: False in processes that write nothing.
+        taken_up: go on with what is there.
+    """
+
+    def __init__(
+        self, path: Path | None, identity: Any, *, active: bool = True, taken_up: bool = True
+    ) -> None:
+        self.path, self._active = path, active
+        self._state: checkpoint.State = {"identity": identity, "results": {}, "unfinished": {}}
+        self._last_saved = time.monotonic()
+        if path is None or not taken_up:
+            return
+        checkpoint.recover(path)
+        if path.exists():
+            # A damaged file is no loss but of time
+            with contextlib.suppress(InputError):
+                stored = checkpoint.load(path)
+                # Those of other options, nets or images are not taken up, and are replaced.
+                if stored.get("identity") == identity:
+                    self._state = stored
+
+    def holds(self, name: str) -> bool:
+        """Whether a result is there."""
+        return name in self._state["results"]
+
+    def get(self, name: str, compute: Callable[[], Any]) -> Any:
+        """Give a result, tensors and plain values: the one that is there, or else a computed one,
+        which is then kept.
+        """
+        results = self._state["results"]
+        if name not in results:
+            results[name] = compute()
+            self._state["unfinished"] = {}
+            self._save()
+        return results[name]
+
+    def unfinished(self, name: str) -> checkpoint.State:
+        """Give what was left of a result, or nothing."""
+        return self._state["unfinished"].get(name, {})
+
+    def leave(self, name: str, state: checkpoint.State) -> None:
+        """Keep what a result goes on from."""
+        self._state["unfinished"] = {name: state}
+        self._save()
+
+    @property
+    def overdue(self) -> bool:
+        """Whether the file is older than `SECONDS_BETWEEN_SAVES`."""
+        return time.monotonic() - self._last_saved > SECONDS_BETWEEN_SAVES
+
+    def remove(self) -> None:
+        """Forget all: it is written elsewhere."""
+        if self.path and self._active:
+            for path in (self.path, earlier(self.path)):
+                path.unlink(missing_ok=True)
+
+    def _save(self) -> None:
+        if self.path and self._active:
+            checkpoint.save(self.path, self._state, keep=KEEP)
+            self._last_saved = time.monotonic()

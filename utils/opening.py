@@ -176,6 +176,7 @@ def run(
         "start_epoch": output.start_epoch,
         "val_epoch": training.val_epoch,
         "save_epoch": training.save_epoch,
+        "keep": output.keep,
     }
     return Run(path, settings, training.epochs, runtime, **usual | choices)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 from utils.errors import InputError
-from utils.files import normalised_folder
+from utils.files import KEEP, normalised_folder
 from utils.parser import Namespace
 from utils.provenance import RESIZED_BEFORE
 
@@ -72,6 +72,7 @@ class OutputOptions(Group):
         resume: the checkpoint that a run goes on from; "auto": its own; "": none.
         restart: what another run saved under a name is replaced.
         start_epoch: count from this epoch instead of the checkpoint's.
+        keep: how many checkpoints of last epochs are kept; see `utils.files.earlier`.
     """
 
     out: str = "."
@@ -79,6 +80,7 @@ class OutputOptions(Group):
     resume: str = "auto"
     restart: bool = False
     start_epoch: int | None = None
+    keep: int = KEEP
 
 
 @dataclass(frozen=True)

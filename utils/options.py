@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from utils.files import KEEP, MOST_KEPT
 from utils.normalisation import NORMALISATIONS, normalisation_words, read_normalisation
 from utils.option_groups import DATASET, IMAGE_SIZE, RESIZE, Group
 from utils.parser import (
@@ -415,6 +416,22 @@ def add_restart_option(group: argparse._ActionsContainer) -> None:
     )
 
 
+def add_keeping_options(group: argparse._ActionsContainer) -> None:
+    """What becomes of a run's earlier checkpoints, and of another run's."""
+    add_restart_option(group)
+    group.add_argument(
+        "--keep",
+        neutral=True,
+        type=whole(1, MOST_KEPT),
+        default=KEEP,
+        metavar="N",
+        help=(
+            "checkpoints that are kept, the last one and those before it (NAME.1, NAME.2, …): a"
+            " damaged one gives way to the one before it; 1 saves room"
+        ),
+    )
+
+
 def add_resume_options(parser: argparse.ArgumentParser) -> None:
     """Going on with a run."""
     group = parser.add_argument_group("going on")
@@ -426,7 +443,7 @@ def add_resume_options(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="go on from a checkpoint; auto: this run's own",
     )
-    add_restart_option(group)
+    add_keeping_options(group)
     group.add_argument(
         "--start_epoch",
         neutral=True,

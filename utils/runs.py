@@ -149,10 +149,12 @@ class RunLog:
 
     def __enter__(self) -> "RunLog":
         self._last_write = time.monotonic()
-        if self.active:
-            self._open.enter_context(claim(self.path.parent, elsewhere=self._elsewhere))
+        if not self.active:
+            return self
+        with contextlib.ExitStack() as opened:  # closed where a write fails
+            opened.enter_context(claim(self.path.parent, elsewhere=self._elsewhere))
             for file in self._writes:
-                self._open.enter_context(claim(file, is_file=True, elsewhere=self._elsewhere))
+                opened.enter_context(claim(file, is_file=True, elsewhere=self._elsewhere))
             # Lines count epochs from 1: `start_epoch` of them came before this run.
             kept = [line for line in read_metrics(self.path) if line["epoch"] <= self.start_epoch]
             with replacing(self.path) as temporary:
@@ -163,7 +165,8 @@ class RunLog:
             self.board = tensorboard.SummaryWriter(
                 str(self.path.parent), purge_step=self.start_epoch + 1
             )
-            self._open.callback(self.board.close)
+            opened.callback(self.board.close)
+            self._open = opened.pop_all()
         return self
 
     def __exit__(

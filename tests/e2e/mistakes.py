@@ -45,6 +45,8 @@ MISTAKES = [
     (Training, "{new} --label_smoothing 1", ("--label_smoothing", "0", "'1'"), 2),
     (Training, "{new} --decay_factor 0", ("--decay_factor", "0", "'0'"), 2),
     (Training, "{new} --epoch_step 0", ("--epoch_step", "1", "'0'"), 2),
+    (Training, "{new} --keep 0", ("--keep", "1", "'0'"), 2),
+    (Training, "{new} --keep 101", ("--keep", "100", "'101'"), 2),
     (Training, "{new} --save_epoch 0", ("--save_epoch", "1", "'0'"), 2),
     (Training, "{new} --val_epoch 0", ("--val_epoch", "1", "'0'"), 2),
     (Training, "{new} --print_freq 0", ("--print_freq", "1", "'0'"), 2),

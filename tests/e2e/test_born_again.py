@@ -66,7 +66,7 @@ def series(photos, tmp_path_factory):
 
 
 def test_a_series_writes_a_checkpoint_and_a_log_for_each_generation(series):
-    files = sorted(path.name for path in (series / "model_checkpoints").iterdir())
+    files = sorted(path.name for path in (series / "model_checkpoints").glob("*.tar"))
     assert files == [f"checkpoint_folder_resnet18_s_gen{g}.pth.tar" for g in (0, 1)]
     first, second = saved(series, "s_gen0"), saved(series, "s_gen1")
     assert (first["settings"]["seed"], second["settings"]["seed"]) == (13, 23)

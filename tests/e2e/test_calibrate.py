@@ -65,9 +65,14 @@ def planted(folder, kind):
     return folder
 
 
+def trans_net_of(features, out, line=FIT):
+    """Fit a Trans-Net to features; give its file."""
+    run(Training_TransNet, line, "--convOut_path", features, "--out", out)
+    return out / "model_checkpoints/planted_net/checkpoint_L1.pth.tar"
+
+
 def calibrate(features, out, *words):
-    run(Training_TransNet, FIT, "--convOut_path", features, "--out", out)
-    trans_net = out / "model_checkpoints/planted_net/checkpoint_L1.pth.tar"
+    trans_net = trans_net_of(features, out)
     return run(
         Calibrate, "--permutations 39", "--convOut_path", features, "--transnet", trans_net, *words
     )

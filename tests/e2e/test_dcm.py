@@ -24,6 +24,7 @@ SMALL = "--net1 wrn_16_0.5 --net2 mobilenet32 --batch_size 4 --nthread 0"
 DCM_RUN = f"{SMALL} --epochs 3 --epoch_step [2,3]"
 FILES = {
     "checkpoint.pth.tar",
+    "checkpoint.pth.tar.1",
     "net1.pth.tar",
     "net2.pth.tar",
     "model.pt7",

@@ -31,6 +31,7 @@ def test_training_writes_checkpoints_and_logs(road):
         expected += [
             f"model_checkpoints/{kind}_{name}.pth.tar" for kind in ("checkpoint", "model_best")
         ]
+        expected += [f"model_checkpoints/checkpoint_{name}.pth.tar.1"]  # after the first epoch
         expected += [f"logs/{name}/metrics.jsonl", f"logs/{name}/events.out.tfevents"]
     assert road.after_training == sorted(expected)
 
@@ -100,7 +101,7 @@ def test_each_step_names_what_it_wrote_and_the_next_one_to_paste(photos, tmp_pat
                 re.search(rf"{re.escape(str(place))}(?=[\s;,])", said)
                 for place in (path, path.parent)
             )
-            hidden = path.name.startswith(".") or "tfevents" in path.name
+            hidden = path.name.startswith(".") or "tfevents" in path.name or path.suffix == ".1"
             assert named or path.is_dir() or hidden, path
         *_, following = said.splitlines()
         assert said.count("next: ") == 1
@@ -108,7 +109,7 @@ def test_each_step_names_what_it_wrote_and_the_next_one_to_paste(photos, tmp_pat
         # Of fewer channels
         words = shlex.split(words) + (["--conv_layer", "1"] if script == "ConvOutput" else [])
     assert taken == ["Training", "Training", "ConvOutput", "Training_TransNet", "Variance"]
-    nets = sorted(path.name for path in out.glob("model_checkpoints/checkpoint*"))
+    nets = sorted(path.name for path in out.glob("model_checkpoints/checkpoint*.tar"))
     assert nets == [f"checkpoint_dogs_resnet18_x_sd{seed}.pth.tar" for seed in (3, 4)]
     assert script == "Calibrate"
     args = Calibrate.build_parser().parse_args(words)

@@ -147,6 +147,32 @@ def test_equal_states_give_equal_files(tmp_path):
     assert (tmp_path / "one.pth.tar").read_bytes() == (tmp_path / "other.pth.tar").read_bytes()
 
 
+def test_what_was_read_is_written_as_what_was_made(tmp_path):
+    """Whatever objects are shared: a run that goes on leaves the files of one that never ended."""
+    net, name = nn.Linear(2, 3), "".join(["lin", "ear"])
+    facts = {"arch": name, "model": {"arch": name, "sizes": (2, 3)}, "data": [("a", 0.5)] * 2}
+    state = {"epoch": 1, **facts, "state_dict": net.state_dict()}
+    checkpoint.save(tmp_path / "made.pth.tar", state)
+    for mapped in (False, True):
+        stored = checkpoint.load(tmp_path / "made.pth.tar", mmap=mapped)
+        checkpoint.save(tmp_path / "read.pth.tar", stored)
+        net.load_state_dict(stored.pop("state_dict"))
+        checkpoint.save(tmp_path / "again.pth.tar", stored | {"state_dict": net.state_dict()})
+        files = [(tmp_path / f"{one}.pth.tar").read_bytes() for one in ("made", "read", "again")]
+        assert len(set(files)) == 1
+
+
+def test_equal_weights_give_equal_files_for_other_programs(tmp_path):
+    contents = set()
+    for number in range(8):
+        path = tmp_path / f"{number}.safetensors"
+        weights = {"ü": torch.ones(3), "b": torch.zeros(2, 2)}
+        checkpoint.save_safetensors(path, weights, {"arch": "Kühe", "model": {"classes": 3}})
+        contents.add(path.read_bytes())
+    assert len(contents) == 1
+    assert checkpoint.load(path)["arch"] == "Kühe"
+
+
 @pytest.mark.parametrize("kind", ["pth.tar", "safetensors"])
 def test_no_changed_byte_of_a_tensor_is_taken_for_whole(tmp_path, kind):
     path = tmp_path / f"net.{kind}"

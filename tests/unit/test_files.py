@@ -16,10 +16,13 @@ from utils import files
 from utils.files import (
     check_unclaimed,
     claim,
+    earlier,
     in_words,
     is_stream,
+    put_back,
     read_json,
     replacing,
+    replacing_together,
     results_alone,
     settle,
     sha256,
@@ -89,6 +92,121 @@ def test_what_belongs_together_is_old_or_new_whenever_it_is_killed(tmp_path, mov
     settle(tmp_path)
     assert {(tmp_path / name).read_text() for name in "abc"} == {"new" if moves else "old"}
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a", "b", "c"]
+
+
+KEPT = """
+import os, sys
+from pathlib import Path
+from utils import files
+left = int(sys.argv[2])
+def counted(whole):
+    def call(*args, **options):
+        global left
+        if not left:
+            os._exit(9)
+        left -= 1
+        return whole(*args, **options)
+    return call
+for module, name in ((Path, "replace"), (Path, "unlink"), (os, "link"), (os, "fsync")):
+    setattr(module, name, counted(getattr(module, name)))
+places = [Path(sys.argv[1], name) for name in sys.argv[3]]
+keep = dict.fromkeys(places, 3)
+with files.replacing_together(places, keep=keep) as temporaries:
+    for temporary in temporaries:
+        temporary.write_text("new")
+"""
+
+
+@pytest.mark.parametrize("names", ["a", "ab"])
+def test_the_states_before_are_kept_whenever_it_is_killed(tmp_path, names):
+    """Before every link, move, removal and flush: the newest whole state is old or new."""
+    for calls in range(40):
+        folder = tmp_path / str(calls)
+        folder.mkdir()
+        for name in names:
+            (folder / name).write_text("old")
+            (folder / f"{name}.1").write_text("older")
+            (folder / f"{name}.2").write_text("oldest")
+        command = [sys.executable, "-c", KEPT, str(folder), str(calls), names]
+        is_done = subprocess.run(command, cwd=ROOT, check=False).returncode == 0
+        settle(folder)
+        entries = {entry.name: entry.read_text() for entry in folder.iterdir()}
+        assert {entries.pop(name) for name in names} in ({"old"}, {"new"})
+        assert set(entries.values()) <= {"old", "older", "oldest"}
+        assert {name.partition(".")[0] for name in entries} == set(names)
+        if is_done:
+            break
+    assert is_done and calls > 5
+    kept = {f"{name}.{age}": text for name in names for age, text in ((1, "old"), (2, "older"))}
+    assert entries == kept
+
+
+def test_so_many_states_are_kept_and_put_back(tmp_path):
+    path = tmp_path / "net.pth.tar"
+
+    def write(text, count):
+        with replacing_together([path], keep={path: count}) as (temporary,):
+            temporary.write_text(text)
+        return [entry.read_text() for entry in sorted(tmp_path.iterdir())]
+
+    for number in range(4):
+        write(str(number), 3)
+    assert write("4", 3) == ["4", "3", "2"]
+    put_back({path: 1})
+    assert path.read_text() == "3"
+    assert write("5", 3) == ["5", "3", "3"]  # as before it, under both names
+    assert write("6", 2) == ["6", "5"]
+    assert write("7", 1) == ["7"]
+
+
+def test_states_are_kept_where_a_file_has_one_name_alone(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(1, "no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    path = tmp_path / "a"
+    for text in "123":
+        with replacing_together([path], keep={path: 2}) as (temporary,):
+            temporary.write_text(text)
+    assert [entry.read_text() for entry in sorted(tmp_path.iterdir())] == ["3", "2"]
+
+
+def test_the_state_before_a_link_lies_beside_its_target(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there" / "real")
+    for text in "12":
+        with replacing_together([tmp_path / "link"], keep={tmp_path / "link": 2}) as (temporary,):
+            temporary.write_text(text)
+    assert (tmp_path / "link").is_symlink() and earlier(tmp_path / "link").read_text() == "1"
+    assert sorted(entry.name for entry in (tmp_path / "there").iterdir()) == ["real", "real.1"]
+
+
+def test_a_folder_that_was_moved_is_put_right_too(tmp_path):
+    (tmp_path / "before").mkdir()
+    for name in "abc":
+        (tmp_path / "before" / name).write_text("old")
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "before"), "2"]
+    subprocess.run(command, cwd=ROOT, check=False)
+    (tmp_path / "before").rename(tmp_path / "after")
+    settle(tmp_path / "after")
+    assert [entry.read_text() for entry in (tmp_path / "after").iterdir()] == ["new"] * 3
+
+
+def test_the_first_file_that_is_written_sweeps_what_a_killed_process_left(tmp_path):
+    (tmp_path / "b.json").write_text("1")
+    command = [sys.executable, "-c", "import os; print(os.getpid())"]
+    dead = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+    host = files._host()
+    left = [f".b.json.{host}-{int(dead.stdout)}-0123abcd.part.json"]
+    kept = [
+        f".b.json.{host}-{os.getpid()}-0123abcd.part.json",
+        f".b.json.elsewhere-{int(dead.stdout)}-0123abcd.part.json",
+        ".b.json.part",
+    ]
+    for name in left + kept:
+        (tmp_path / name).write_text("half")
+    write_json(tmp_path / "a.json", 1)
+    assert {entry.name for entry in tmp_path.iterdir()} == {"a.json", "b.json", *kept}
 
 
 @pytest.mark.parametrize("text", ["[", "[1]", '[["{0}/a", "{0}/b"]]', '[["/etc/x", "{0}/b"]]'])

@@ -31,6 +31,7 @@ def find(
     source: Provenance | None = None,
     restart: bool = False,
     extendable: bool = False,
+    first_epoch: int = 1,
     elsewhere: str = "--suffix",
 ) -> Path | None:
     """Find the checkpoint that a run continues.
@@ -43,6 +44,7 @@ def find(
         source: the features that it reads, if any.
         restart: replace the file at `path`, whatever it is.
         extendable: `epochs` may differ, because the learning rates so far do not depend on it.
+        first_epoch: the value of "epoch" in a checkpoint after the first epoch.
         elsewhere: the option that names another place, for messages.
 
     Returns:
@@ -52,8 +54,7 @@ def find(
         InputError: `path` is of another run or cannot be read; or the checkpoint that `resume`
             names is missing or of other features.
     """
-    # A run that was killed between two files of one state leaves them to be put right first.
-    settle(path.parent)
+    put_right(resume, path, restart=restart, first_epoch=first_epoch)
     other = None if resume in ("", "auto") else Path(resume)
     # A run that would overwrite another run's file is refused, resumed or not.
     if path.exists() and not restart:
@@ -65,6 +66,23 @@ def find(
             Provenance.from_record(state.get("source", {})).check(source, other)
         return other
     return path if resume and path.exists() and not restart else None
+
+
+def put_right(resume: str, *paths: Path, restart: bool = False, first_epoch: int = 1) -> None:
+    """Put right what a killed run left, and what of it was damaged since; see `recover`.
+
+    A step calls it before it reads its own checkpoints.
+
+    Args:
+        resume: see `find`. A damaged file gives way to the state before it by "auto" alone.
+        paths: this run's checkpoints, in one folder; of one state where they are saved together.
+        restart: see `find`.
+        first_epoch: see `find`.
+    """
+    # A run that was killed between two files of one state leaves them to be put right first.
+    settle(paths[0].parent)
+    if resume == "auto" and not restart:
+        checkpoint.recover(*paths, first_epoch=first_epoch)
 
 
 def read_own(path: Path) -> checkpoint.State:

@@ -20,8 +20,9 @@ from typing import Any
 
 from utils import checkpoint
 from utils.errors import InputError
-from utils.files import check_unclaimed
+from utils.files import KEEP, check_unclaimed
 from utils.provenance import Provenance
+from utils.remarks import remark
 from utils.runs import RunLog, read_metrics
 from utils.runtime import Runtime
 from utils.training import resume as resuming
@@ -41,6 +42,7 @@ class Run:
         resumed: the checkpoint that the run continues, or None.
         state: the content of `resumed`, its tensors mapped from the file; {} for a new run.
         start_epoch: the first epoch to train, counted from 0.
+        has_best: whether the best epoch in `state` is a file of this run, not of the one it continues.
         acc1: the last measured accuracy, in percent; 0 before any.
         best_acc1: the highest accuracy, in percent.
         is_best: whether the present epoch has the highest accuracy.
@@ -68,6 +70,7 @@ class Run:
         val_epoch: int = 1,
         save_epoch: int = 1,
         best_path: Path | None = None,
+        keep: int = KEEP,
         elsewhere: str = "--suffix",
         again: str = "--resume auto",
     ) -> None:
@@ -91,6 +94,7 @@ class Run:
             val_epoch: epochs between validations.
             save_epoch: epochs between checkpoints.
             best_path: the checkpoint of the best epoch; None: it is not kept.
+            keep: how many checkpoints of last epochs are kept; see `utils.files.earlier`.
             elsewhere: the option that names another place, for messages.
             again: the option that resumes an interrupted run, for messages.
 
@@ -110,6 +114,7 @@ class Run:
             source=source,
             restart=restart,
             extendable=extendable,
+            first_epoch=first_epoch,
             elsewhere=elsewhere,
         )
         self.state: checkpoint.State = (
@@ -125,6 +130,7 @@ class Run:
         trained = int(self.state["epoch"]) + 1 - first_epoch if has_training_state else 0
         self.start_epoch = trained if start_epoch is None else start_epoch
         self.acc1 = float(self.state.get("acc1") or 0)
+        self.has_best = self._finds_best()
         # The best of a run that is continued elsewhere is no file of this one: begin at 0.
         self.best_acc1 = float(self.state.get("best_acc1") or 0) if self.has_best else 0.0
         self.is_best = False
@@ -139,11 +145,15 @@ class Run:
         self._fit: Fit | None = None
         self._before = (self.acc1, self.best_acc1)
         self._is_chosen = start_epoch is not None  # the first epoch: it begins anew
+        self._keep = keep
 
-    @property
-    def has_best(self) -> bool:
-        """Whether the best epoch in `state` is a file of this run, not of the one it continues."""
-        return self.resumed == self.path and (self.best_path is None or self.best_path.exists())
+    def _finds_best(self) -> bool:
+        if self.best_path is None or self.resumed != self.path:
+            return self.resumed == self.path
+        if self.best_path.exists() and not checkpoint.is_whole(self.best_path):
+            remark(f"{self.best_path} is damaged; the best of the epochs to come takes its place")
+            return False
+        return self.best_path.exists()
 
     @property
     def is_finished(self) -> bool:
@@ -159,9 +169,8 @@ class Run:
         if self.resumed is None:
             return
         fit.restore(self.state, self.resumed)
-        midway = self.state.get("midway")
-        if midway and not self._is_chosen and self._is_this_run():
-            fit.midway.record = midway
+        if self.is_within(self.start_epoch):
+            fit.midway.record = midway = self.state["midway"]
             self.runtime.say(
                 f"going on in epoch {self.start_epoch + 1}, after {midway['step']} of its steps"
             )
@@ -172,6 +181,13 @@ class Run:
             self.runtime.say(
                 f"going on after epoch {self.start_epoch} of {self._epochs}: {self.resumed}{longer}"
             )
+
+    def is_within(self, epoch: int) -> bool:
+        """Whether the run goes on within this epoch, counted from 0, and not at its beginning."""
+        midway = self.state.get("midway")
+        if midway is None or self._is_chosen or not self._is_this_run():
+            return False
+        return bool(midway["epoch"] == epoch)
 
     def _is_this_run(self) -> bool:
         """Whether the checkpoint is of this run; another one's order and rates are others."""
@@ -225,7 +241,7 @@ class Run:
         self.acc1, self.best_acc1 = self._before
         if self.runtime.is_main:
             state = self._state(midway["epoch"]) | {"midway": midway}
-            checkpoint.save(self.path, self.record | state)
+            self._save(state)
             self.log.saved(self.path, midway["epoch"], midway["step"])
 
     def epochs(self) -> Iterator[int]:
@@ -270,18 +286,35 @@ class Run:
     def save(self, epoch: int, state: checkpoint.State) -> None:
         """Save the state after an epoch, with `record`: as the best if it is, as the last if due.
 
-        The last checkpoint records the best, so the best is written first. A run that is killed
-        between the two repeats this epoch, and writes the same best again.
+        A run that is killed before both are saved repeats this epoch.
         """
-        if self.runtime.is_main and self.is_best and self.best_path:
-            checkpoint.save(self.best_path, self.record | state)
+        best = {self.best_path: self.record | state} if self.is_best and self.best_path else {}
         if self.is_due_to_save(epoch):
-            self.save_last(epoch + 1, state)
+            self.save_last(epoch + 1, state, beside=best)
+        elif best and self.runtime.is_main:
+            checkpoint.save_together(best)
 
-    def save_last(self, trained: int, state: checkpoint.State) -> None:
-        """Save the state after `trained` epochs now, with `record`."""
+    def save_last(
+        self,
+        trained: int,
+        state: checkpoint.State,
+        beside: Mapping[Path, checkpoint.State] | None = None,
+    ) -> None:
+        """Save the state after `trained` epochs now, with `record`.
+
+        Args:
+            trained: epochs.
+            state: what the run goes on from.
+            beside: by file in the same folder, what is saved together with it.
+        """
         if self.runtime.is_main:
-            checkpoint.save(self.path, self.record | state)
+            self._save(state, beside)
             self.log.saved(self.path, trained)
         if self._fit is not None:
             self._fit.midway.record = None  # it is saved
+
+    def _save(
+        self, state: checkpoint.State, beside: Mapping[Path, checkpoint.State] | None = None
+    ) -> None:
+        of_run = {self.path: self.record | state}
+        checkpoint.save_together(of_run, keep=self._keep, beside=beside)

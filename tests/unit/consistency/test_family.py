@@ -71,7 +71,7 @@ def test_a_saved_member_goes_on_alone_and_together(cpu, tmp_path):
         member(net, tmp_path / f"checkpoint_L3_layers{len(net.linear)}.pth.tar") for net in nets
     ]
     take_steps(fit, 3)
-    save(members, fit, 3, [{"mse": 0.5}] * 2, keep=True)
+    save(members, fit, 3, [{"mse": 0.5}] * 2, copies=True)
     take_steps(fit, 2, seed=9)
 
     again = family_of(2, 3, seed=5)

@@ -4,8 +4,9 @@ import os
 import pytest
 import torch
 
-from tests.mistakes import refused
-from utils import checkpoint
+from tests.mistakes import check_line, refused
+from utils import checkpoint, remarks
+from utils.files import earlier
 from utils.provenance import NetSource, Provenance
 from utils.training import resume
 
@@ -167,6 +168,76 @@ def test_a_damaged_checkpoint_of_its_own_needs_no_deleting(stored, resumed, size
 def test_the_option_that_names_another_place_is_the_steps_own(stored):
     with refused("lr", "9", "--save", "--restart"):
         find("", stored, SETTINGS | {"lr": 9}, elsewhere="--save")
+
+
+# --- the state before a damaged one
+
+
+@pytest.fixture
+def stored_twice(own):
+    """The run's checkpoints of two epochs and of three."""
+    for epoch in (2, 3):
+        state = {"epoch": epoch, "settings": SETTINGS, "state_dict": {"w": torch.ones(9) * epoch}}
+        checkpoint.save(own, state, keep=2)
+    remarks.forget()
+    return own
+
+
+@pytest.mark.parametrize("size", [0, 100, 600])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(stored_twice, size, capsys):
+    os.truncate(stored_twice, size)
+    assert find("auto", stored_twice) == stored_twice
+    assert checkpoint.load(stored_twice)["epoch"] == 2
+    check_line(capsys.readouterr().out, stored_twice, f"{stored_twice.name}.1", 2)
+
+
+def test_it_stays_without_resume_and_the_one_before_it_is_named(stored_twice):
+    os.truncate(stored_twice, 100)
+    before = stored_twice.read_bytes()
+    with refused(stored_twice, f"{stored_twice}.1", "--restart"):
+        find("", stored_twice)
+    assert find("auto", stored_twice, restart=True) is None
+    assert stored_twice.read_bytes() == before
+
+
+def test_where_both_are_damaged_both_stay(stored_twice):
+    for path in (stored_twice, earlier(stored_twice)):
+        os.truncate(path, 100)
+    with refused(stored_twice, "--restart"):
+        find("auto", stored_twice)
+    assert [path.stat().st_size for path in (stored_twice, earlier(stored_twice))] == [100, 100]
+
+
+def test_the_newest_of_those_that_are_whole_is_taken(stored_twice):
+    checkpoint.save(stored_twice, {"epoch": 4, "settings": SETTINGS}, keep=3)
+    for path in (stored_twice, earlier(stored_twice)):
+        os.truncate(path, 100)
+    find("auto", stored_twice)
+    assert checkpoint.load(stored_twice)["epoch"] == 2
+
+
+def test_what_was_saved_together_goes_back_together(tmp_path, capsys):
+    """The third file was saved at other times, and stays."""
+    names = ("one", "two", "other")
+    one, two, other = (tmp_path / f"{name}.pth.tar" for name in names)
+    for epoch in (4, 5):
+        checkpoint.save_together({one: {"epoch": epoch}, two: {"epoch": epoch}}, keep=2)
+        checkpoint.save(other, {"epoch": epoch + 5}, keep=2)
+    os.truncate(two, 100)
+    remarks.forget()
+    checkpoint.recover(one, two, other)
+    assert [checkpoint.load(path)["epoch"] for path in (one, two, other)] == [4, 4, 10]
+    check_line(capsys.readouterr().out, two, 4)
+
+
+def test_a_state_within_an_epoch_is_named_with_its_step(tmp_path, capsys):
+    path = tmp_path / "net.pth.tar"
+    checkpoint.save(path, {"epoch": 6, "midway": {"epoch": 7, "step": 12}}, keep=2)
+    checkpoint.save(path, {"epoch": 7}, keep=2)
+    os.truncate(path, 100)
+    remarks.forget()
+    checkpoint.recover(path, first_epoch=0)
+    check_line(capsys.readouterr().out, path, 7, 12)
 
 
 # --- the other net of a pair

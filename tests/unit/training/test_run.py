@@ -1,12 +1,14 @@
 """The books of a run: what it goes on from, what is due, what is the best, what is saved."""
 
+import os
+
 import pytest
 import torch
 from torch import nn
 
 from tests.mistakes import check_line, refused
-from utils import checkpoint
-from utils.files import claim
+from utils import checkpoint, remarks
+from utils.files import claim, earlier
 from utils.runs import RunLog, read_metrics
 from utils.training.engine import Fit
 from utils.training.run import Run
@@ -102,6 +104,27 @@ def test_the_best_of_files_that_are_not_there_is_forgotten(make, fit, tmp_path, 
         **(place if other == "another place" else {"best_path": best_path, "resume": "auto"})
     )
     assert (run.start_epoch, run.acc1, run.best_acc1) == (3, 1.0, 0.0)
+
+
+def test_a_damaged_best_is_named_and_replaced_by_the_best_to_come(make, fit, tmp_path, capsys):
+    best_path = tmp_path / "best.pth.tar"
+    train(make(best_path=best_path, epochs=2, settings={"epochs": 2}), fit(), [90.0, 1.0])
+    os.truncate(best_path, 100)
+    remarks.forget()
+    capsys.readouterr()
+    run = make(best_path=best_path, resume="auto", extendable=True)
+    check_line(capsys.readouterr().out, best_path)
+    assert (run.best_acc1, run.has_best) == (0.0, False)
+    train(run, fit(), [0, 0, 5.0])
+    assert checkpoint.load(best_path)["acc1"] == 5.0
+
+
+def test_the_checkpoints_before_the_last_are_kept(make, fit):
+    path = make().path
+    for keep, epochs in ((1, []), (2, [2]), (3, [2, 1])):
+        train(make(keep=keep, restart=True), fit(), [1.0, 2.0, 3.0])
+        kept = [checkpoint.load(earlier(path, age))["epoch"] for age in range(1, keep)]
+        assert kept == epochs and not earlier(path, keep).exists()
 
 
 def test_another_first_epoch_may_be_asked_for(make, fit):

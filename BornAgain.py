@@ -144,6 +144,7 @@ from models.classifiers import build, check_reloads, classifier_record, read_cla
 from models.frozen import freeze_for_inference
 from models.layers import usual_layer
 from models.logits import check_logits, has_unused_parameters
+from models.memory_order import order_channels_last
 from utils import checkpoint, opening, runs
 from utils.data.batches import Preprocessing
 from utils.data.images import ImageData, check_outputs
@@ -313,6 +314,7 @@ def train_generation(
     else:
         model = build(**record, image_size=data.image_size)
     unused = runtime.world_size > 1 and has_unused_parameters(model, data.image_size)
+    order_channels_last(model, data.image_size, runtime.device)
     fit = opening.fit(training, model, runtime, has_unused=unused)
     run.restore(fit)
 

@@ -104,6 +104,7 @@ from models.classifiers import (
 )
 from models.layers import usual_layer
 from models.logits import check_logits, has_unused_parameters
+from models.memory_order import order_channels_last
 from models.own import is_own, named_arch
 from utils import checkpoint, opening, runs
 from utils.data.images import ImageData, check_outputs
@@ -304,6 +305,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     model, record, train_images, val_images = open_model_and_images(net, data, run.resumed, runtime)
     opening.bind(data, runtime, train_images, val_images, outputs=run.path, restart=output.restart)
     # The optimiser; processes must know of parameters without a gradient.
+    order_channels_last(model, data.image_size, runtime.device)
     fit = opening.fit(
         training,
         model,

@@ -230,6 +230,7 @@ def run_blank(
     *,
     training: bool,
     parameters: Mapping[str, Tensor] | None = None,
+    on_meta: bool = True,
 ) -> Any:
     """Run a network on two blank images, on "meta" where it can be run without values.
 
@@ -240,6 +241,7 @@ def run_blank(
         image_size: S, pixels.
         training: run it in training mode.
         parameters: on "meta", in place of the network's; it is then run there or not at all.
+        on_meta: try "meta" at all. Memory there has another order than on a device.
     """
     modes = {module: module.training for module in model.modules()}
     model.train(training)
@@ -248,8 +250,9 @@ def run_blank(
     try:
         with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(parameters is not None):
             try:
-                blank = {name: value.detach().to("meta") for name, value in tensors.items()}
-                return functional_call(model, {**blank, **(parameters or {})}, image.to("meta"))
+                if on_meta:
+                    blank = {name: value.detach().to("meta") for name, value in tensors.items()}
+                    return functional_call(model, {**blank, **(parameters or {})}, image.to("meta"))
             except Exception:  # the net holds tensors as plain attributes, or asks for values
                 if parameters is not None:
                     raise

@@ -78,6 +78,7 @@ def test_a_series_writes_a_checkpoint_and_a_log_for_each_generation(series):
         "sample_num": "",
         "classes": ["blue", "green", "red"],
         "image_size": 32,
+        "resize": "torch",
         "normalisation": NORMALISATIONS["imagenet"],
     }
     assert load_classifier(series / "model_checkpoints" / files[1])(

@@ -5,6 +5,7 @@ a mean over the batch, or has one value a sample.
 """
 
 import contextlib
+import copy
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -140,8 +141,8 @@ class Fit:
         return {
             "epoch": epoch,
             **facts,
-            "state_dict": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "state_dict": _plainly_stored(self.model.state_dict()),
+            "optimizer": _plainly_stored(self.optimizer.state_dict()),
             "scaler": self.scaler.state_dict(),
         }
 
@@ -191,6 +192,7 @@ class Fit:
                 _check_group(group, self.optimizer.defaults)
             for parameter, of_parameter in self.optimizer.state.items():
                 _check_optimizer_state(parameter, of_parameter)
+                _order_as(parameter, of_parameter)
             if state.get("scaler"):
                 self.scaler.load_state_dict(state["scaler"])
             epoch = int(state["epoch"])
@@ -230,6 +232,25 @@ def _check_optimizer_state(parameter: Tensor, state: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} has shape {tuple(value.shape)} of {value.dtype}")
         if value.is_floating_point() and not value.isfinite().all():
             raise ValueError(f"{name} is not finite")
+
+
+def _order_as(parameter: Tensor, state: dict[str, Any]) -> None:
+    """Store moments in the order of their parameter, in place: a fused step reads both alike."""
+    for name, value in state.items():
+        if isinstance(value, Tensor) and value.ndim:
+            state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def _plainly_stored(values: Any) -> Any:
+    """Copy nested dictionaries, with contiguous tensors: files have them so, whatever a run has."""
+    if isinstance(values, Tensor):
+        return values.contiguous()
+    if not isinstance(values, dict):
+        return values
+    stored = copy.copy(values)  # with its attributes: a `state_dict` has versions of modules
+    for name, value in values.items():
+        stored[name] = _plainly_stored(value)
+    return stored
 
 
 @contextlib.contextmanager

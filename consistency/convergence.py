@@ -48,8 +48,8 @@ class Convergence:
 
     Attributes:
         steps, hidden: what is to be fitted.
-        state: `AT_END`; `WIDTH`: more spare channels leave less, and these are the most that were tried; `NOT_AT_END`:
-            the last doubling of the steps still changed the error.
+        state: `AT_END`; `WIDTH`: more spare channels leave less, and these are the most that were
+            tried; `NOT_AT_END`: the last doubling of the steps still left less.
         tolerance: changes below it are none.
         of_steps: what the last doubling of the steps changed, error after − error before; None:
             none was tried.
@@ -85,7 +85,7 @@ def search(
     tolerance: float | None = None,
     doublings: int = DOUBLINGS,
 ) -> Convergence:
-    """Double the steps until that changes nothing, then M once.
+    """Double the steps until that leaves nothing less, then M once.
 
     Args:
         measure: steps, M → what such a fit leaves of images that it has not seen.
@@ -97,7 +97,8 @@ def search(
         doublings: of the steps, at most.
 
     Returns:
-        The fewest steps of which a doubling changes nothing, and M, doubled where that leaves less.
+        The fewest steps of which a doubling leaves nothing less, and M, doubled where that leaves
+        less.
     """
     trials = list[Trial]()
 
@@ -117,7 +118,8 @@ def search(
     for _ in range(doublings):
         doubled = tried(2 * kept.steps, hidden)
         change = doubled.error - kept.error
-        if abs(change) <= allowed(doubled):
+        # Where more steps leave more, the fit learns its images by heart: its end is passed.
+        if change >= -allowed(doubled):
             state = AT_END
             break
         kept = doubled

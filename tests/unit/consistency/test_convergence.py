@@ -41,6 +41,13 @@ def test_a_change_that_no_table_shows_is_none():
     assert end.steps == 400
 
 
+def test_steps_that_leave_more_are_past_the_end():
+    errors = {100: 0.5, 200: 0.3, 400: 0.4, 800: 0.2}
+    end, tried = found(lambda steps, _: errors[steps])
+    assert (end.steps, end.state, end.of_steps) == (200, AT_END, pytest.approx(0.1))
+    assert (800, 8) not in tried and end.error == 0.3
+
+
 def test_a_tolerance_of_the_user_goes_before():
     end, tried = found(lambda steps, _: 0.3 + 4 / steps, tolerance=0.5)
     assert tried == [(100, 8), (200, 8), (100, 16)] and (end.steps, end.tolerance) == (100, 0.5)

@@ -131,6 +131,15 @@ class Fit:
     midway: Midway = field(default_factory=Midway)
     skip_nonfinite: int = 0
 
+    def __post_init__(self) -> None:
+        # A fused SGD makes its momenta in its first step, also where the scaler leaves that one
+        # out: they would hold what was in memory before.
+        if self.scaler.is_enabled() and isinstance(self.optimizer, torch.optim.SGD):
+            for group in self.optimizer.param_groups:
+                for parameter in group["params"] if group["momentum"] else ():
+                    momentum = torch.zeros_like(parameter)
+                    self.optimizer.state[parameter].setdefault("momentum_buffer", momentum)
+
     def state(self, epoch: int, **facts: Any) -> checkpoint.State:
         """Gather the state for resuming after `epoch` epochs, with facts that describe the run.
 

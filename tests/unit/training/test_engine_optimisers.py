@@ -1,6 +1,7 @@
 """Optimisers, and fits that are saved and go on."""
 
 import functools
+import math
 
 import pytest
 import torch
@@ -202,3 +203,26 @@ def test_a_run_goes_on_fused_and_plain_whatever_its_checkpoint_was(
     take_steps(net, fit.optimizer, gradients[2:])
     take_steps(again, other.optimizer, gradients[2:])
     torch.testing.assert_close(again.weight, net.weight, rtol=1e-6, atol=1e-7)
+
+
+def test_a_first_step_that_the_scaler_leaves_out_leaves_no_trace(cpu):
+    """PyTorch's fused SGD leaves its momentum unset there, whatever memory held."""
+    weights = []
+    for fused in (True, False):
+        net = nn.Linear(40, 25, bias=False)
+        nn.init.ones_(net.weight)
+        optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9, fused=fused)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+        fit = Fit(net, net, optimizer, scaler, cpu)
+        # Freed memory of the weights' size, which an unset tensor would be given
+        junk = [torch.full((25, 40), math.nan) for _ in range(50)]
+        del junk
+        for gradient in (math.inf, 1.0, 1.0):
+            optimizer.zero_grad()
+            fit.scaler.scale((net.weight * gradient).sum()).backward()
+            fit.scaler.step(optimizer)
+            fit.scaler.update()
+        weights.append(net.weight.detach())
+    assert torch.equal(*weights)
+    # w − 0.1 (1 + 1.9)
+    torch.testing.assert_close(weights[0], torch.full((25, 40), 0.71))

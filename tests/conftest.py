@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.accelerator import simulated
 from tests.unit.photos import make_photo
 from utils.runtime import Runtime
 
@@ -16,9 +17,11 @@ IMAGES_PER_CLASS = 8
 
 def pytest_configure():
     """One thread here and in what the tests start,
-    so that sums are repeatable; no data set of the developer's own.
+    so that sums are repeatable; no data set of the developer's own; the simulated accelerator.
     """
     torch.set_num_threads(1)
+    if not torch.cuda.is_available():  # a device type of ours would hide CUDA's
+        simulated.register()
     os.environ["OMP_NUM_THREADS"] = "1"
     for name in ("KC_DATA", "RANK", "WORLD_SIZE", "LOCAL_RANK"):
         os.environ.pop(name, None)

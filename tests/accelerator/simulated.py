@@ -78,6 +78,11 @@ IN_FLOAT32 = (
     *("cross_entropy_loss", "binary_cross_entropy", "binary_cross_entropy_with_logits"),
     *("prod", "prod.dim_int", "cdist", "trace"),
 )
+# Those of CUDA's list that the CPU's has not, for float16, which the CPU does not take.
+IN_FLOAT32_FOR_FLOAT16 = (
+    *("softmax.int", "log_softmax.int", "exp", "log", "pow.Tensor_Scalar"),
+    *("sum", "sum.dim_IntList", "linalg_vector_norm", "layer_norm", "group_norm"),
+)
 
 
 class Waits:
@@ -393,8 +398,11 @@ class _Module:
 _libraries: list[torch.library.Library] = []  # kernels last as long as these
 
 
-def _register() -> None:
-    """Register the device type and its kernels, once a process."""
+def register() -> None:
+    """Register the device type and its kernels, once a process.
+
+    Before the first backward pass of the process: it starts a thread for each device that there is.
+    """
     if _libraries:
         return
     backend_registration._setup_privateuseone_for_python_backend(
@@ -409,9 +417,13 @@ def _register() -> None:
         named.impl(name, _kernel(name), "PrivateUse1")
     # Page-locked memory is any other.
     named.impl("_pin_memory", lambda tensor, device=None: tensor.clone(), "CPU")
-    for names, cast in ((IN_LOW_PRECISION, _autocast_type), (IN_FLOAT32, lambda: torch.float32)):
+    for names, dtype in (
+        (IN_LOW_PRECISION, _autocast_type),
+        (IN_FLOAT32, lambda: torch.float32),
+        (IN_FLOAT32_FOR_FLOAT16, _float32_for_float16),
+    ):
         for name in names:
-            named.impl(name, _autocast(name, cast), "AutocastPrivateUse1")
+            named.impl(name, _autocast(name, dtype), "AutocastPrivateUse1")
     _libraries.extend((every, named))
 
 
@@ -429,7 +441,11 @@ def _autocast_type() -> torch.dtype:
     return torch.get_autocast_dtype(NAME)
 
 
-def _autocast(name: str, dtype: Callable[[], torch.dtype]) -> Callable[..., Any]:
+def _float32_for_float16() -> torch.dtype | None:
+    return torch.float32 if _autocast_type() is torch.float16 else None
+
+
+def _autocast(name: str, dtype: Callable[[], torch.dtype | None]) -> Callable[..., Any]:
     op = _operator(name)
     key = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)
 
@@ -437,7 +453,9 @@ def _autocast(name: str, dtype: Callable[[], torch.dtype]) -> Callable[..., Any]
         def cast(value: Any) -> Any:
             is_cast = isinstance(value, SimulatedTensor) and value.is_floating_point()
             is_cast = is_cast and value.dtype != torch.float64
-            return value.to(dtype()) if is_cast else value
+            return value.to(wanted) if is_cast and wanted else value
+
+        wanted = dtype()
 
         with torch._C._ExcludeDispatchKeyGuard(key):
             cast_args = [_mapped(cast, value) for value in args]
@@ -456,7 +474,7 @@ def accelerator(*, has_float64: bool = True) -> Iterator[Waits]:
     Yields:
         The waits, counted from here on.
     """
-    _register()
+    register()
     _State.is_available, _State.has_float64 = True, has_float64
     _State.waits = Waits()
     devices.has_float64.cache_clear()

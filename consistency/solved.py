@@ -30,7 +30,7 @@ from models.pair import read_stored
 from models.trans_net import TransNet
 from utils.data.loaders import Part, make_loader
 from utils.fit_options import ALPHA, FIRST_STEPS, spare_channels
-from utils.kept import Kept
+from utils.kept import Kept, Remains, digest
 from utils.progress import Meter
 from utils.runtime import Runtime, seed_everything, seeded
 
@@ -188,6 +188,7 @@ class SolvedFits:
             identity = {**self.identity, "trial": [steps, hidden]}
             return Interval(**self._keep("trial", identity, lambda: asdict(measure()), spent[-1]))
 
+        remains = self._remains()
         with self._seeded():
             end = converge(
                 self.make,
@@ -197,7 +198,9 @@ class SolvedFits:
                 hidden=self.hidden,
                 alpha=self.alpha,
                 remember=remember,
+                remains=remains,
             )
+        remains.remove()
         # What was expected gives way to what the search took, and to what the two fits will take.
         self.meter.expect(sum(spent) + 2 * self._flops(end.steps, end.hidden) - self.usual_flops())
         return end
@@ -210,14 +213,19 @@ class SolvedFits:
             end: steps and spare channels.
         """
         identity = {**self.identity, "fit": [kind, end.steps, end.hidden]}
-        flops = self._flops(end.steps, end.hidden)
+        flops, remains = self._flops(end.steps, end.hidden), self._remains()
         with self._seeded():
-            state = self._keep("fit", identity, partial(self._fit, kind, end), flops)
+            state = self._keep("fit", identity, partial(self._fit, kind, end, remains), flops)
             trans_net = TransNet(**state["trans_net"])
+        remains.remove()
         trans_net.load_state_dict(state["state_dict"])
         return Fitted(trans_net.eval(), state["errors"].numpy(), state["fitted"])
 
-    def _fit(self, kind: str, end: Convergence) -> dict[str, Any]:
+    def _remains(self) -> Remains:
+        """Give where an interruption leaves the fit in hand."""
+        return Remains(self.kept.path("unfinished", self.identity), digest(self.identity))
+
+    def _fit(self, kind: str, end: Convergence, remains: Remains) -> dict[str, Any]:
         seed, runtime = self.thorough.seed, self.thorough.runtime
         order = classes = None
         if kind == NULL:
@@ -230,7 +238,7 @@ class SolvedFits:
             runtime,
             alphas=[self.alpha],
         )
-        (trans_net,) = fitting.run(f"{kind}, {end.steps} steps").trans_nets
+        (trans_net,) = fitting.run(f"{kind}, {end.steps} steps", remains).trans_nets
         errors = image_errors(trans_net, self.held_out(), read_stored, runtime, classes)
         trans_net.cpu()
         return {

@@ -1,6 +1,7 @@
 """Solved Trans-Nets of a comparison: what they find that no linear layer does, and what is kept."""
 
 import random
+import signal
 
 import numpy as np
 import pytest
@@ -14,8 +15,10 @@ from consistency.comparison import Comparing, Effort, Work
 from consistency.convergence import Convergence
 from consistency.solved import NULL, TRUE, SolvedFits, Thorough
 from tests.mistakes import refused
+from utils import stopping
 from utils.kept import Kept
 from utils.progress import Meter
+from utils.training.engine import Averages
 
 IMAGES, CHANNELS, SIDE, CLASSES = 240, 3, 1, 2
 LABELS = torch.arange(IMAGES) % CLASSES
@@ -74,11 +77,11 @@ def test_a_search_goes_on_behind_its_last_trial(layers, tmp_path, monkeypatch):
     whole = solved_fits(layers, tmp_path / "whole").find_end()
     runs, run = [], solved.Fitting.run
 
-    def interrupted(fitting, label="fit"):
+    def interrupted(fitting, label="fit", remains=None):
         runs.append(label)
         if len(runs) == 2:
             raise KeyboardInterrupt
-        return run(fitting, label)
+        return run(fitting, label, remains)
 
     monkeypatch.setattr(solved.Fitting, "run", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -86,6 +89,45 @@ def test_a_search_goes_on_behind_its_last_trial(layers, tmp_path, monkeypatch):
     assert len(list((tmp_path / "part").glob("trial_*"))) == 1
     end = solved_fits(layers, tmp_path / "part").find_end()
     assert end == whole and len(runs) == len(whole.trials) + 1
+
+
+def test_a_search_and_a_fit_go_on_within_a_trial_to_the_bit(layers, tmp_path, monkeypatch):
+    """A signal comes in the 60th step, which is in the second trial, and in the 30th of the fit."""
+    steps, left = [], []
+
+    def add(averages, metrics, samples):
+        steps.append(1)
+        original(averages, metrics, samples)
+
+    original = Averages.add
+    monkeypatch.setattr(Averages, "add", add)
+    monkeypatch.setattr(stopping, "asked", lambda: signal.SIGTERM if len(steps) in left else 0)
+
+    def taken(fits, work):
+        """Do some work, interrupted or not; give its result, and the steps that it took."""
+        steps.clear()
+        for number in left:
+            with pytest.raises(KeyboardInterrupt):
+                work(fits)
+            assert len(steps) == number
+        left.clear()
+        return work(fits), len(steps)
+
+    whole, torn = (solved_fits(layers, tmp_path / name) for name in ("whole", "torn"))
+    end, of_whole = taken(whole, SolvedFits.find_end)
+    left[:] = [60]
+    assert taken(torn, SolvedFits.find_end) == (end, of_whole)
+
+    def fit(fits):
+        return fits.fit(TRUE, END)
+
+    fitted, of_whole = taken(whole, fit)
+    left[:] = [30]
+    again, of_torn = taken(torn, fit)
+    assert of_torn == of_whole and np.array_equal(again.errors, fitted.errors)
+    for name, weights in fitted.trans_net.state_dict().items():
+        assert torch.equal(again.trans_net.state_dict()[name], weights)
+    assert not list((tmp_path / "torn").glob("unfinished*"))
 
 
 def test_a_fit_is_kept_by_what_it_was_made_of(layers, tmp_path, monkeypatch):

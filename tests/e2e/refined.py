@@ -19,6 +19,7 @@ FOLDER = {
     "sample_num": "",
     "classes": CLASSES,
     "image_size": SIZE,
+    "resize": "torch",
 }
 
 

@@ -1,5 +1,6 @@
 PYTHON ?= python3
 PY := .venv/bin/python
+TORCH :=
 OUT := demo
 NET := --dataset digits --arch resnet18 --image_size 32 --data_root $(OUT)/data --out $(OUT)
 A := $(OUT)/model_checkpoints/checkpoint_digits_resnet18_sd0.pth.tar
@@ -10,15 +11,15 @@ TRANSNET := $(OUT)/model_checkpoints/digits_resnet18/checkpoint_L2
 .PHONY: demo test lint bench clean
 
 # Two ResNet-18 that differ in their seed alone: how much of what one knows does the other know?
-demo: .venv/.installed
+demo: .venv/.for_use
 	$(PY) PrepareData.py digits --out $(OUT)/data
 	$(PY) Training.py $(NET) --seed 0 --suffix sd0 --epochs 3 -b 64 --lr 0.02 --logspace 1 --resume auto
 	$(PY) Training.py $(NET) --seed 5 --suffix sd5 --epochs 3 -b 64 --lr 0.02 --logspace 1 --resume auto
 	$(PY) Compare.py $(A) $(B) --images $(OUT)/data/digits --out $(OUT)/comparison
 	$(PY) ConvOutput.py --resume1 $(A) --resume2 $(B) --conv_layer 2 --t_or_v both --data_root $(OUT)/data --out $(OUT)
-	$(PY) Training_TransNet.py --convOut_path $(FEATURES) --standardise --solve --layers 1,2,3 --alpha 0.1 --out $(OUT) --resume auto
+	$(PY) Training_TransNet.py --convOut_path $(FEATURES) --standardise --solve --layers 1,3 --steps 200 --alpha 0.1 --out $(OUT) --resume auto
 	$(PY) Variance.py --net_in $(A) --net_tar $(B) --transnet $(TRANSNET)_layers3.pth.tar $(TRANSNET)_layers1.pth.tar \
-		$(TRANSNET)_layers2.pth.tar --data_root $(OUT)/data --json $(OUT)/variance.json --csv $(OUT)/variance.csv \
+		--data_root $(OUT)/data --json $(OUT)/variance.json --csv $(OUT)/variance.csv \
 		--figure $(OUT)/components.png --spectrum $(OUT)/spectrum.png
 
 test: lint
@@ -35,8 +36,17 @@ bench: .venv/.installed
 clean:
 	rm -rf $(OUT)
 
-.venv/.installed: requirements.txt tests/requirements.txt
+# What the steps need. TORCH has words for pip that name another build of PyTorch and torchvision, for
+# instance an index of builds without CUDA.
+.venv/.for_use: requirements.txt
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'Python 3.10 or newer is needed, set PYTHON=...')"
 	$(PYTHON) -m venv .venv
-	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt -r tests/requirements.txt
+	@echo "installing into .venv: 6 GB with CUDA's libraries, 2 GB without; some minutes"
+	$(if $(TORCH),$(PY) -m pip install --disable-pip-version-check torch torchvision $(TORCH))
+	$(PY) -m pip install --disable-pip-version-check -r requirements.txt
+	touch $@
+
+# And what the tests need besides
+.venv/.installed: .venv/.for_use tests/requirements.txt
+	$(PY) -m pip install --disable-pip-version-check -r tests/requirements.txt
 	touch $@

@@ -13,6 +13,7 @@ from models import memory_order
 from tests.accelerator import simulated
 from tests.accelerator.simulated import Waits
 from tests.same_numbers import compared, differences, make_cifar, read
+from utils import pixels
 from utils.training import engine
 
 LAYER, LATE = "layer2.0.add", "layer3.0.add"  # of resnet8
@@ -108,6 +109,7 @@ def run(
         fused_on: devices with fused optimisers; other ones round otherwise than the CPU's.
     """
     simulated.register()
+    pixels._mean_and_std.cache_clear()  # of earlier runs of this process
     folder.mkdir(parents=True)
     for split in ("train", "val"):
         (folder / split).symlink_to(photos / split)

@@ -73,8 +73,11 @@ def main(argv: list[str] | None = None) -> None:
     )
     print(f"{len(others)}\n\n{HEADER}")
     for step in steps.STEPS:
-        columns = [*slopes(*(runs[batch, True][step] for batch in (4, 8)))]
-        columns += slopes(*(runs[batch, False][step] for batch in (4, 8)))
+        columns = [
+            slope
+            for full in (True, False)
+            for slope in slopes(*(runs[n, full][step] for n in (4, 8)))
+        ]
         same = "some differ" if others else "to the bit"
         print(f"| {step} | to its end | {same} | none | {' | '.join(columns)} |")
     where = ran_on(__file__, argv, "torch")

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from utils import checkpoint, stopping
 from utils.data.loaders import names_of
-from utils.devices import float64_home, in_float64, to_cpu
+from utils.devices import float64_home, has_float64, to_cpu
 from utils.errors import DivergedError, InputError
 from utils.progress import Progress
 from utils.runtime import Runtime, unchanged_generators
@@ -46,9 +46,12 @@ class Averages:
     def add(self, metrics: dict[str, Tensor], samples: int) -> None:
         """Add a batch's metrics: means, or one value for each of its samples."""
         self.samples += samples
-        for name, value in metrics.items():
+        values = [value.detach() for value in metrics.values()]
+        if not all(has_float64(value.device) for value in values):
+            values = to_cpu(*values)
+        for name, value in zip(metrics, values):
             # Batches may differ in size: means are weighed, and added in float64.
-            weighted = in_float64(value.detach()).mean() * samples
+            weighted = value.double().mean() * samples
             self.sums[name] = self.sums[name] + weighted if name in self.sums else weighted
 
     def read(self, runtime: Runtime | None = None) -> dict[str, float]:

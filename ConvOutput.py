@@ -167,9 +167,10 @@ from utils import opening, runs
 from utils.data.images import ImageData
 from utils.devices import to_cpu
 from utils.errors import InputError
-from utils.features.cache import open_features
+from utils.features.cache import FeatureCache
 from utils.features.nets import accuracies, doubts
 from utils.features.writer import FeatureWriter, check_images, is_stored
+from utils.files import settle
 from utils.progress import Progress
 from utils.provenance import Provenance
 from utils.runtime import Runtime
@@ -416,6 +417,8 @@ def plan(
             images.split,
         )
         split.folders.append(folder)
+        if runtime.is_main:
+            settle(folder)
         # Features of other images under this name are refused, not overwritten.
         if not output.restart:
             check_images(folder, contents)
@@ -452,13 +455,15 @@ def finish(split: Split, runtime: Runtime) -> None:
         writer.close()
     runtime.barrier()
     for writer in split.writers.values() if runtime.is_main else ():
-        writer.finish()
-        stored = open_features(writer.folder)
-        sentences = doubts(stored)
-        if sentences:
-            writer.record(doubts=sentences)
-        lines = (f"doubt: {sentence}" for sentence in sentences)
+        stored = writer.finish(recorded_doubts)
+        lines = (f"doubt: {sentence}" for sentence in doubts(stored))
         print(*accuracies(stored, split.images.split), *lines, f"saved {writer.folder}", sep="\n")
+
+
+def recorded_doubts(stored: FeatureCache) -> dict[str, list[str]]:
+    """Give what the features' index says of doubts about them."""
+    sentences = doubts(stored)
+    return {"doubts": sentences} if sentences else {}
 
 
 def open_nets(

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from utils import stopping
 from utils.errors import InputError
 from utils.files import earlier, put_back, replacing, replacing_together
 from utils.later import safetensors
@@ -123,7 +124,7 @@ def _read(path: Path) -> State | None:
 
 def _write(path: Path, state: State) -> None:
     # Given a path, PyTorch would write the temporary file's random name into the archive
-    with path.open("wb", buffering=0) as file:
+    with stopping.after_this_block(), path.open("wb", buffering=0) as file:
         target = _Target(file)
         try:
             torch.save(_unshared(state), target)  # type: ignore[arg-type]

@@ -5,12 +5,13 @@ import errno
 import functools
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
-from utils import stopping
+from utils import peers, stopping
 from utils.errors import InputError
 from utils.files import STANDARD_OUTPUT, results_alone
 from utils.parser import Parser
@@ -54,16 +55,19 @@ def command(main: Callable[[Sequence[str] | None], Result]) -> Callable[..., Res
         to_output = any(word == STANDARD_OUTPUT or word.endswith("=-") for word in words)
         try:
             with (
-                _ended_in_one_line(name),
                 stopping.handled(),
+                _quiet_threads(),
+                _ended_in_one_line(name),
                 results_alone() if to_output else nullcontext(),
             ):
                 result = main(argv)
                 if several := _is_one_of_several():
+                    peers.finish()
                     # Leave together: a process that ends while another still talks to it breaks
                     # that one
                     _distributed().barrier()
         finally:
+            peers.leave()
             if _is_one_of_several():
                 _distributed().destroy_process_group()
         if several and main.__module__ == "__main__":
@@ -81,7 +85,7 @@ def _ended_in_one_line(name: str) -> Iterator[None]:
     except InputError as error:
         # One that a loader's worker raised comes with the worker's traceback in front.
         sentence = str(error).splitlines()[-1].removeprefix("utils.errors.InputError: ")
-        sys.exit(f"{name}: {sentence}")
+        sys.exit(f"{name}: {sentence}" if peers.refuse() else 1)
     except OSError as error:
         if error.errno not in NOT_WRITABLE:
             raise
@@ -89,9 +93,32 @@ def _ended_in_one_line(name: str) -> Iterator[None]:
             f"{name}: cannot write or read {error.filename or 'a file'}: {error.strerror}; files"
             " that were there before are whole"
         )
+    except RuntimeError:
+        # What a collective raises where another process is gone: then this one ends in there
+        peers.wait_for_a_sign()
+        raise
     except KeyboardInterrupt as interruption:
         print(f"{name}: interrupted; what was saved is whole", file=sys.stderr)
         sys.exit(getattr(interruption, "code", 130))
+
+
+@contextlib.contextmanager
+def _quiet_threads() -> Iterator[None]:
+    """Leave out the traceback of a thread that cannot write: the main one raises its error again.
+
+    TensorBoard writes by such a thread.
+    """
+    before = threading.excepthook
+
+    def say(failed: threading.ExceptHookArgs) -> None:
+        if getattr(failed.exc_value, "errno", None) not in NOT_WRITABLE:
+            before(failed)
+
+    threading.excepthook = say
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def _distributed() -> Any:

@@ -23,6 +23,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 
 from utils.errors import InputError
 from utils.presence import check_file
+from utils.remarks import remark
 
 STANDARD_OUTPUT = "-"
 JOURNAL = ".journal"
@@ -31,6 +32,7 @@ MOST_TEXT_BYTES = 1 << 30  # the names of 10 million images
 # Where results go that are named "-", while `results_alone` keeps other lines away
 _output: ContextVar[TextIO | None] = ContextVar("output", default=None)
 _OWNER = re.compile(r"\.(?P<host>\w+)-(?P<pid>\d+)-[0-9a-f]{8}\.part")
+_LOCK = re.compile(r"pid (?P<pid>\d+) on (?P<host>.+), since .+")
 
 
 @contextlib.contextmanager
@@ -40,6 +42,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
     On any failure it is removed. So a reader sees the old file or the whole new one, also after a
     crash or on a full disk. A link stays, and its target is replaced. A device or a pipe, such as
     /dev/stdout, stays too: the whole new file is written into it. The text "-" is standard output.
+
+    The first file that a process writes into a folder ends what killed ones began there.
 
     Raises:
         OSError: it cannot be written; the error names `path`.
@@ -153,7 +157,7 @@ def _target(path: str | Path) -> Path:
 
 
 def settle(folder: str | Path) -> None:
-    """End what a killed process began in a folder: its moves, and its half-written files.
+    """End what a killed process began in a folder: its moves, half-written files and locks.
 
     Files of processes that live, or of another machine, stay.
     """
@@ -172,6 +176,22 @@ def _sweep(folder: Path) -> None:
             continue
         if not _is_alive(int(owner["pid"])):
             temporary.unlink(missing_ok=True)
+    for lock in Path(folder).glob(".*lock"):
+        _free(lock)
+
+
+def _free(path: Path) -> None:
+    """Remove the lock of a process that is gone, and say so."""
+    with contextlib.suppress(OSError):
+        owner = path.read_text(encoding="utf-8")
+        written = _LOCK.fullmatch(owner)
+        if not written or written["host"] != socket.gethostname() or _is_alive(int(written["pid"])):
+            return
+        lock = FileLock(path)
+        lock.acquire(blocking=False)
+        path.unlink(missing_ok=True)
+        lock.release()
+        remark(f"{path.parent} was locked by a run that is gone ({owner}), and is free again")
 
 
 def _journals(folder: Path) -> list[Path]:
@@ -315,6 +335,7 @@ def claim(
     """
     path = _lock_of(Path(place), is_file)
     path.parent.mkdir(parents=True, exist_ok=True)
+    settle(path.parent)
     lock = _acquire(path, place, elsewhere)
     try:
         since = time.strftime("%Y-%m-%d %H:%M:%S")

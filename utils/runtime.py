@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from utils import remarks
+from utils import peers, remarks
 from utils.errors import InputError
 from utils.parser import command_line
 
@@ -205,6 +205,7 @@ def start(
         wanted = [int(os.environ.get("LOCAL_RANK", rank))]
         if not dist.is_initialized():
             dist.init_process_group(dist.get_default_backend_for_device(accelerator or device))
+            peers.watch(rank, world_size)
     if accelerator is not None:
         available = torch.accelerator.device_count()
         absent = [index for index in wanted if not 0 <= index < available]

@@ -46,7 +46,7 @@ class _Stopping:
         self.asked = number
         if not self.waits:
             raise Interrupted(number)
-        sys.stderr.write("\nending after this step; once more ends at once\n")
+        sys.stderr.write("\nending after what is in hand; once more ends at once\n")
         sys.stderr.flush()
 
 
@@ -77,6 +77,25 @@ def after_this_step() -> Iterator[None]:
         yield
     finally:
         _now.waits = False
+
+
+@contextlib.contextmanager
+def after_this_block() -> Iterator[None]:
+    """Let the first signal wait for the end of a short block, and raise it there.
+
+    PyTorch's writer of archives cannot be left within: the interpreter would abort.
+
+    Raises:
+        Interrupted: a signal came meanwhile, and nobody else waits for it.
+    """
+    had, waited = _now.asked, _now.waits
+    _now.waits = True
+    try:
+        yield
+    finally:
+        _now.waits = waited
+    if _now.asked != had and not waited:
+        raise Interrupted(_now.asked)
 
 
 def asked() -> int:

@@ -5,6 +5,7 @@ import shlex
 import signal
 
 import pytest
+import torch
 
 import DCM
 import HSAKD
@@ -12,7 +13,7 @@ import Training
 import Training_TransNet
 from tests.e2e.road import assert_same, data
 from tests.unit import stored_features
-from utils import checkpoint
+from utils import checkpoint, stopping
 from utils.training.engine import Averages
 
 pytestmark = pytest.mark.e2e
@@ -213,3 +214,24 @@ def test_a_second_signal_ends_at_once(tmp_path):
         assert "once more" in process.stderr.readline() + process.stderr.readline()
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 143
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_within_a_save_waits_for_its_end(tmp_path, monkeypatch, number):
+    """PyTorch's writer would abort the process, or raise another error."""
+    path = tmp_path / "net.pth.tar"
+    checkpoint.save(path, {"epoch": 1})
+
+    def write(target, data):
+        signal.raise_signal(number)
+        monkeypatch.undo()
+        return original(target, data)
+
+    original = checkpoint._Target.write
+    monkeypatch.setattr(checkpoint._Target, "write", write)
+    with stopping.handled(), pytest.raises(stopping.Interrupted) as ended:
+        checkpoint.save(path, {"epoch": 2, "w": torch.zeros(10)})
+    assert ended.value.code == 128 + number
+    # The old state or the new one, whole
+    assert checkpoint.load(path)["epoch"] in (1, 2)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["net.pth.tar"]

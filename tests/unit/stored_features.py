@@ -51,8 +51,9 @@ def fill(target, rows):
     target.write("b", rows, features_b, targets, hits_b)
 
 
-def complete(folder, dtype=torch.float32):
-    target = writer(folder, dtype)
+def complete(folder, dtype=torch.float32, split="train"):
+    provenance = Provenance.from_record(RECORD | {"split": split})
+    target = writer(folder, dtype, provenance=provenance)
     for start in range(0, COUNT, 4):  # 4, 4, 3: a ragged last batch
         fill(target, list(range(start, min(start + 4, COUNT))))
     target.finish()

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.mistakes import refused
-from utils import files
+from tests.mistakes import check_some_line, refused
+from utils import files, remarks
 from utils.files import (
     check_unclaimed,
     claim,
@@ -207,6 +207,16 @@ def test_the_first_file_that_is_written_sweeps_what_a_killed_process_left(tmp_pa
         (tmp_path / name).write_text("half")
     write_json(tmp_path / "a.json", 1)
     assert {entry.name for entry in tmp_path.iterdir()} == {"a.json", "b.json", *kept}
+
+
+def test_the_lock_of_a_run_that_is_gone_is_freed_and_said(tmp_path, capsys):
+    remarks.forget()
+    dead = claimant(tmp_path, "os.kill(os.getpid(), 9)")
+    dead.communicate()
+    (tmp_path / ".strange.lock").touch()
+    settle(tmp_path)
+    assert [entry.name for entry in tmp_path.iterdir()] == [".strange.lock"]
+    check_some_line(capsys.readouterr().out, dead.pid, tmp_path)
 
 
 @pytest.mark.parametrize("text", ["[", "[1]", '[["{0}/a", "{0}/b"]]', '[["/etc/x", "{0}/b"]]'])

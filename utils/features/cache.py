@@ -151,6 +151,11 @@ def _find(folder: Path, split: str | None) -> Path:
 class FeatureCache(Dataset):
     """A complete cache; its batches are gathered from memory maps, one at a time in memory.
 
+    Args:
+        folder: of the cache.
+        reverse: swap A and B.
+        index: the content of `index.json`, where that is not written yet.
+
     Attributes:
         provenance: the features' origin; with `reverse`, of the direction B → A.
         facts: `shape_a`, `shape_b`, `dtype`, `top_k`, `count` as in `index.json`.
@@ -166,9 +171,11 @@ class FeatureCache(Dataset):
         InputError: the cache is incomplete or damaged, or of another version of the format.
     """
 
-    def __init__(self, folder: Path, *, reverse: bool = False):
+    def __init__(
+        self, folder: Path, *, reverse: bool = False, index: Mapping[str, Any] | None = None
+    ):
         self.folder = folder
-        index = read_json(folder / INDEX)
+        index = index or read_json(folder / INDEX)
         layout = _checked_layout(folder, index)
         written = folder / "written.npy"
         # An interrupted ConvOutput.py may not have come to `written.npy` yet.

@@ -5,7 +5,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,6 +22,7 @@ from utils.features.cache import (
     PATHS,
     STORED_TYPES,
     VERSION,
+    FeatureCache,
     array_layout,
     open_features,
 )
@@ -121,7 +122,6 @@ class FeatureWriter:
     ):
         self.folder = Path(folder)
         self.dtype = dtype
-        self._sums: dict[str, list[str]] = {}
         index = {
             "format": FORMAT,
             "version": VERSION,
@@ -212,8 +212,16 @@ class FeatureWriter:
                 os.fsync(file.fileno())
                 file.close()
 
-    def finish(self) -> None:
+    def finish(
+        self, note: Callable[[FeatureCache], Mapping[str, Any]] = lambda _: {}
+    ) -> FeatureCache:
         """Close, check that every row was written, and mark the cache complete.
+
+        Args:
+            note: gives facts about the features, which `index.json` gets with the mark.
+
+        Returns:
+            The features.
 
         Raises:
             InputError: rows are missing; the cache stays incomplete.
@@ -228,13 +236,10 @@ class FeatureWriter:
             )
         names = [PATHS, *(f"{name}.npy" for name in self._layout)]
         names += [HASHES] * (self.folder / HASHES).exists()
-        self._sums = sums_of(self.folder, names)
-        self.record()
-
-    def record(self, **facts: Any) -> None:
-        """Mark the cache complete, and add facts about its features to `index.json`."""
-        record = self._index | {"complete": True} | facts | {SUMS: self._sums}
-        write_json(self.folder / INDEX, signed(record))
+        index = self._index | {"complete": True, SUMS: sums_of(self.folder, names)}
+        features = FeatureCache(self.folder, index=signed(index))
+        write_json(self.folder / INDEX, signed(index | dict(note(features))))
+        return features
 
     def _put(self, name: str, rows: list[int], values: np.ndarray) -> None:
         """Write rows of one file.

@@ -38,7 +38,9 @@ SECONDS_OF_A_CLOCK = 2.0
 LARGE_BYTES = 1 << 30
 READABLE = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 DOS_FOLDER = 0x10  # the attribute of a zip entry that is a folder
-_DIGEST = "sha256"  # the key of the tensors' sum there, since the format has none of its own
+# The keys of sums there, since the format has none of its own: of all, and of the tensors alone, as
+# earlier versions have it
+_SUM, _DIGEST = "content_sha256", "sha256"
 
 
 def save(path: str | Path, state: State, *, keep: int = 1) -> None:
@@ -187,7 +189,8 @@ def save_safetensors(
     """
     # Cloned, since the format has no tensors that share memory.
     tensors = {name: value.detach().cpu().clone().contiguous() for name, value in state.items()}
-    metadata = {"format": "pt", _RECORD: json.dumps(record), _DIGEST: _digest(tensors)}
+    content = (json.dumps(record), {name: tensors[name] for name in sorted(tensors)})
+    metadata = {"format": "pt", _RECORD: content[0], _SUM: content_sha256(content)}
     with replacing(path) as temporary:
         safetensors.torch.save_file(tensors, temporary, metadata)
         _sort_metadata(temporary)
@@ -413,6 +416,9 @@ def _load_safetensors(path: Path, damaged: InputError) -> State:
     except (safetensors.SafetensorError, ValueError, RuntimeError):
         raise damaged from None
     if _DIGEST in metadata and _digest(tensors) != metadata[_DIGEST]:
+        raise damaged
+    content = (metadata.get(_RECORD), {name: tensors[name] for name in sorted(tensors)})
+    if _SUM in metadata and content_sha256(content) != metadata[_SUM]:
         raise damaged
     return {**record, "state_dict": tensors} if isinstance(record, dict) else tensors
 

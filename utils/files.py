@@ -317,6 +317,40 @@ def check_writable(folder: str | Path) -> None:
         raise InputError(f"nothing can be written to {folder}: {existing} may not be written to")
 
 
+def check_room(folder: str | Path, needed_bytes: int, what: str, remedy: str) -> None:
+    """Refuse work whose results the disk has no room for, before it begins.
+
+    Args:
+        folder: where they are written, which need not exist.
+        needed_bytes: that they take.
+        what: they are, in the plural.
+        remedy: what to do.
+
+    Raises:
+        InputError: there is no room; the message has both sizes.
+    """
+    absolute = Path(folder).absolute()
+    existing = next(place for place in (absolute, *absolute.parents) if place.is_dir())
+    free = shutil.disk_usage(existing).free
+    if needed_bytes > free:
+        raise InputError(
+            f"{what} need {in_words(needed_bytes)} and the disk of {folder} has {in_words(free)}"
+            f" free; {remedy}"
+        )
+
+
+def reserve(path: Path) -> None:
+    """Take the room of a sparse file now: a later write into a full disk would lose the work so
+    far, and one into a mapped file would end the process by SIGBUS.
+
+    Raises:
+        OSError: there is no room.
+    """
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+
+
 @contextlib.contextmanager
 def claim(
     place: str | Path, *, is_file: bool = False, elsewhere: str = "--suffix"

@@ -149,10 +149,10 @@ def watch(rank: int, world_size: int) -> None:
     distributed = torch.distributed
     place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     # A connection of its own: a question that waits in the other one would hold this one up
-    store = distributed.TCPStore(*place, is_master=False, wait_for_workers=False)
+    line = distributed.TCPStore(*place, is_master=False, wait_for_workers=False)
     # Of a run that torchrun began anew nothing of the first try counts
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    store = distributed.PrefixStore(f"peers{attempt}", store)
+    store = distributed.PrefixStore(f"peers{attempt}", line)
     _watched.set(_Peers(store, socket.create_connection(place), rank, world_size))
 
 

@@ -3,7 +3,6 @@
 import contextlib
 import fcntl
 import math
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from utils.data.datasets import printable
 from utils.data.images import ImageData
 from utils.data.storage import TensorStore
 from utils.errors import InputError
-from utils.files import in_words, read_json, replacing, write_json
+from utils.files import in_words, read_json, replacing, reserve, write_json
 
 FORMAT = 3  # of the record
 
@@ -60,11 +59,7 @@ def _build(path: Path, data: ImageData, fill: Callable[[np.ndarray], None]) -> N
             array = np.lib.format.open_memmap(
                 temporary, mode="w+", dtype=np.uint8, shape=_shape(data)
             )
-            # Reserve the space now: a write into a mapped file on a full disk kills the process
-            # by SIGBUS.
-            if hasattr(os, "posix_fallocate"):
-                with temporary.open("r+b") as file:
-                    os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
+            reserve(temporary)
             fill(array)
             array.flush()
         write_json(

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -210,7 +209,9 @@ def _read_pt(path: Path) -> Any:
     """Read a file of `torch.save`: tensors and plain values, never code."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError, KeyError):
+    except OSError:
+        raise
+    except Exception:  # PyTorch's readers raise nearly anything on broken bytes
         raise InputError(
             f"{printable(path)} is truncated or holds more than a list of numbers and is refused,"
             " because loading it could run code; save the indices with torch.save(list, file)"

@@ -4,7 +4,6 @@ import contextlib
 import json
 import math
 import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -26,7 +25,7 @@ from utils.features.cache import (
     array_layout,
     open_features,
 )
-from utils.files import claim, in_words, read_json, write_json
+from utils.files import check_room, claim, read_json, reserve, write_json
 from utils.provenance import Provenance
 from utils.sums import SUMS, signed, sums_of
 
@@ -287,19 +286,15 @@ class FeatureWriter:
         for name in cache_files:
             (self.folder / name).unlink(missing_ok=True)
         needed = sum(dtype.itemsize * math.prod(shape) for dtype, shape in self._layout.values())
-        free = shutil.disk_usage(self.folder).free
-        if needed > free:
-            raise InputError(
-                f"the features need {in_words(needed)} and the disk of {self.folder} has"
-                f" {in_words(free)} free; make room or store them as float16"
-            )
+        check_room(self.folder, needed, "the features", "make room or store them as float16")
         write_json(self.folder / INDEX, self._index)
         write_json(self.folder / PATHS, list(paths))
         if hashes is not None:
             np.save(self.folder / HASHES, hashes.numpy())
         for name, (dtype, shape) in self._layout.items():
-            # Sparse files: rows take room when they are written.
             np.lib.format.open_memmap(self._path(name), mode="w+", dtype=dtype, shape=shape)
+            # Of several layers the next one sees what is left
+            reserve(self._path(name))
 
     def _encode(self, features: Tensor, net: str) -> Tensor:
         """Give features in the stored dtype, bfloat16 as its bits in uint16.

@@ -1,14 +1,18 @@
 """The sources of a data set: folders, or archives that are unpacked for the time of a run."""
 
+import bz2
 import contextlib
+import errno
 import gzip
+import io
 import lzma
 import shutil
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from utils.data.datasets import printable
 from utils.errors import InputError
@@ -19,6 +23,8 @@ MOST_FREE = 0.9  # of the free room of the disk
 # Photos and arrays of pixels unpack to about their own size, lists of boxes to 20 times of it.
 MOST_RATIO, SMALL = 100, 100_000_000  # times the archive; so many bytes are always allowed
 MOST_FILES = 5_000_000
+MOST_AT_ONCE = 1 << 24  # bytes that a tar archive is read by; a header has thousands at most
+OPENERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 
 
 @contextlib.contextmanager
@@ -115,7 +121,10 @@ def _unpack(archive: Path, folder: Path) -> None:
                         )
                 members.extractall(folder)
         else:
-            with tarfile.open(archive) as tar:
+            with (
+                _opener(archive)(archive, "rb") as file,
+                tarfile.open(fileobj=_InPieces(file), mode="r:") as tar,
+            ):
                 # "data" refuses paths and links out of the folder
                 tar.extractall(folder, _measured(tar, measure), filter="data")
     except tarfile.FilterError as error:
@@ -132,12 +141,41 @@ def _unpack(archive: Path, folder: Path) -> None:
         RuntimeError,
         OSError,
     ) as error:
-        if getattr(error, "errno", None) is not None:  # of the disk; a decompressor names none
+        # Of the disk; a decompressor names none, and a damaged place lies before the beginning
+        if getattr(error, "errno", None) not in (None, errno.EINVAL):
             raise
         reason = str(error).partition(":\n")[0]
         raise InputError(
             f"{archive} is no whole tar or zip archive ({reason}); download it again"
         ) from None
+
+
+def _opener(archive: Path) -> Callable[..., Any]:
+    """Give what opens a tar archive by its first bytes, compressed or not."""
+    with archive.open("rb") as file:
+        beginning = file.read(6)
+    return next((one for begin, one in OPENERS.items() if beginning.startswith(begin)), io.open)
+
+
+class _InPieces:
+    """A file of which nothing large is read at once.
+
+    `tarfile` reads a header of long names (PAX) whole, and looks at its size in no other way.
+    """
+
+    def __init__(self, file: Any) -> None:
+        self.seek, self.tell, self._read = file.seek, file.tell, file.read
+
+    def read(self, size: int = -1) -> bytes:
+        """Read so many bytes.
+
+        Raises:
+            tarfile.ReadError: they are too many.
+        """
+        if not 0 <= size <= MOST_AT_ONCE:
+            raise tarfile.ReadError(f"it has a header of {in_words(size)}")
+        content: bytes = self._read(size)
+        return content
 
 
 def _measured(tar: tarfile.TarFile, measure: _Measure) -> Iterator[tarfile.TarInfo]:

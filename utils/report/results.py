@@ -19,6 +19,17 @@ KINDS = {
     "variance": {"var", "instability", "source"},
     "calibration": {"rows", "consistency", "baselines", "source"},
 }
+# What pages go through of variances and calibrations, wherever it lies in them: lists of text or of
+# objects, and objects
+LISTS: dict[str, type] = {
+    "notes": str,
+    "doubts": str,
+    "rows": dict,
+    "channels": dict,
+    "spectrum": dict,
+    "baselines": dict,
+}
+OBJECTS = {"var", "intervals", "source", "settings", "back", "shared", "linear", "consistency"}
 PICTURES = {".png": "image/png", ".svg": "image/svg+xml"}  # a browser shows no PDF as a picture
 
 
@@ -143,6 +154,11 @@ def read_results(folder: str | Path) -> list[Result]:
                 f"{path} is of none of Compare.py, Variance.py --json and Calibrate.py --json; move"
                 " it elsewhere"
             )
+        if kinds[0] != "compare" and (place := _misshapen(content)):
+            raise InputError(
+                f"{path} was changed after it was written: {place} is of another kind than the"
+                " script writes; write it anew"
+            )
         results.append(Result(path.name, kinds[0], content))
     if not results:
         raise InputError(
@@ -150,6 +166,26 @@ def read_results(folder: str | Path) -> list[Result]:
             " Calibrate.py --json"
         )
     return sorted(results, key=lambda result: list(KINDS).index(result.kind))
+
+
+def _misshapen(content: Mapping[str, Any], place: str = "") -> str:
+    """Name the first entry of a report that is of another kind than `LISTS` and `OBJECTS` say."""
+    for key, value in content.items():
+        here = f"{place}.{key}" if place else key
+        entry = LISTS.get(key)
+        is_list = isinstance(value, list) and (
+            entry is None or all(isinstance(one, entry) for one in value)
+        )
+        if value is not None and (
+            (entry and not is_list) or (key in OBJECTS and not isinstance(value, dict))
+        ):
+            return here
+        inside = enumerate(value) if isinstance(value, list) else [(None, value)]
+        for number, one in inside:
+            where = here if number is None else f"{here}.{number}"
+            if isinstance(one, dict) and (wrong := _misshapen(one, where)):
+                return wrong
+    return ""
 
 
 def holds_results(folder: str | Path) -> bool:

@@ -26,6 +26,8 @@ from utils.runtime import Runtime, unchanged_generators
 from utils.training.muon import Muon
 
 FUSED_ON = ("cpu", "cuda", "mps", "xpu")  # devices with fused optimisers
+# What SGD, Adam and Muon keep of a parameter that took a step
+MOMENTS = ({"momentum_buffer"}, {"step", "exp_avg", "exp_avg_sq"})
 NAMED = 4  # files of a batch that a message has
 TOO_FEW = "more than 1 value per channel"  # in the error of PyTorch's BatchNorm
 Step = Callable[..., tuple[Tensor, dict[str, Tensor]]]  # step(net, *batch) -> loss, metrics
@@ -208,7 +210,7 @@ class Fit:
             if state.get("scaler"):
                 self.scaler.load_state_dict(state["scaler"])
             epoch = int(state["epoch"])
-        except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        except (ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
             raise InputError(
                 f"{path} was trained with another optimiser or other parameters than this"
                 f" {type(self.optimizer).__name__}; choose its --optim, or use it as --weights"
@@ -235,11 +237,15 @@ def _check_optimizer_state(parameter: Tensor, state: Mapping[str, Any]) -> None:
     """Refuse moments that are not a parameter's: a fused step would read beyond their end.
 
     Raises:
-        ValueError: one has another shape, or is not finite.
+        ValueError: one is missing, is no tensor, has another shape, or is not finite.
     """
+    if state and not any(known <= state.keys() for known in MOMENTS):
+        raise ValueError(f"it has {', '.join(map(str, state))} of a parameter")
     for name, value in state.items():
-        if not isinstance(value, Tensor):
+        if value is None and name == "momentum_buffer":  # of SGD without momentum
             continue
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{name} is {value!r}")
         if value.ndim and (value.shape, value.dtype) != (parameter.shape, parameter.dtype):
             raise ValueError(f"{name} has shape {tuple(value.shape)} of {value.dtype}")
         if value.is_floating_point() and not value.isfinite().all():

@@ -20,7 +20,7 @@ from typing import Any
 
 from utils import checkpoint
 from utils.errors import InputError
-from utils.files import KEEP, check_unclaimed
+from utils.files import KEEP, check_room, check_unclaimed, earlier
 from utils.provenance import Provenance
 from utils.remarks import remark
 from utils.runs import RunLog, read_metrics
@@ -206,8 +206,18 @@ class Run:
 
         Returns:
             This run, to be opened by `with`.
+
+        Raises:
+            InputError: the disk has no room for its checkpoints.
         """
         self._fit, self._state = fit, state
+        if self.runtime.is_main and not self.is_finished:
+            places = [self.path, *(earlier(self.path, age) for age in range(1, self._keep))]
+            places += [self.best_path] if self.best_path else []
+            # A new file stands beside the old one until it is whole.
+            files = 1 + sum(not place.exists() for place in places)
+            remedy = "make room, or name another --out"
+            check_room(self.path.parent, files * _bytes_of(fit), "the checkpoints", remedy)
         return self
 
     def __enter__(self) -> "Run":
@@ -318,3 +328,12 @@ class Run:
     ) -> None:
         of_run = {self.path: self.record | state}
         checkpoint.save_together(of_run, keep=self._keep, beside=beside)
+
+
+def _bytes_of(fit: Fit) -> int:
+    """Estimate the size of a checkpoint: weights, and the moments of those that are trained."""
+    # Muon has one or two, counted as one
+    moments = 1 if "momentum" in fit.optimizer.defaults else 2
+    weights = sum(value.nbytes for value in fit.model.state_dict().values())
+    trained = [one for one in fit.model.parameters() if one.requires_grad]
+    return weights + moments * sum(one.nbytes for one in trained)

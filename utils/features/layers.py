@@ -4,7 +4,6 @@ Maps are averaged to a few positions before they are written, so that many layer
 A pass that was interrupted goes on behind the last image whose features are whole.
 """
 
-import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from utils.arrays import map_array
 from utils.devices import to_cpu
 from utils.errors import InputError
-from utils.files import read_json, write_json
+from utils.files import read_json, replacing, reserve, write_json
 from utils.runtime import Runtime
 
 SECONDS_BETWEEN_MARKS = 20.0
@@ -152,9 +151,8 @@ def _mapped(path: Path, shape: tuple[int, ...]) -> np.memmap:
         if array.shape != shape or array.dtype != np.float32:
             raise InputError(f"{path} holds {array.dtype} {array.shape}, not {shape}; {REMEDY}")
         return array
-    path.parent.mkdir(parents=True, exist_ok=True)
-    array = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
-    if hasattr(os, "posix_fallocate"):  # a mapped file that meets a full disk kills the process
-        with path.open("r+b") as opened:
-            os.posix_fallocate(opened.fileno(), 0, path.stat().st_size)
-    return array
+    # Whole or not at all: a next run would take half of a file for a damaged one
+    with replacing(path) as temporary:
+        np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
+        reserve(temporary)
+    return map_array(path, REMEDY, writable=True)

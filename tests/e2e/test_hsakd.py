@@ -1,6 +1,7 @@
 """HSAKD.py: every command on 24 photos of 32 pixels, with the smallest networks."""
 
 import json
+import os
 import shlex
 
 import pytest
@@ -13,6 +14,7 @@ from models.small.auxiliary import build_with_heads
 from tests.e2e.road import assert_same
 from tests.mistakes import refused
 from utils import checkpoint
+from utils.files import claim
 
 pytestmark = pytest.mark.e2e
 TEACHER = "teacher --arch wrn_10_0.5_aux"
@@ -322,3 +324,14 @@ def test_torchrun_stands_for_the_authors_processes(photos, tmp_path, capsys):
     text = capsys.readouterr().out
     assert text.count("torchrun --nproc_per_node GPUS HSAKD.py") == 1
     assert "--kd_T has no effect" in text
+
+
+def test_two_runs_do_not_write_one_checkpoint_whatever_folder_their_logs_are_in(photos, tmp_path):
+    path = path_of(tmp_path, "baseline")
+    line = (
+        "baseline --arch resnet8 --data {} --batch-size 6 --epochs 1 --checkpoint-dir {}/checkpoint"
+    )
+    words = shlex.split(line.format(photos, tmp_path))
+    with claim(path, is_file=True), refused(path, os.getpid(), kind=SystemExit):
+        HSAKD.main([*words, "--out", str(tmp_path / "elsewhere")])
+    assert not path.exists()

@@ -191,6 +191,17 @@ def test_no_changed_byte_of_a_tensor_is_taken_for_whole(tmp_path, kind):
     assert torch.equal(next(iter(tensors_of(checkpoint.load(path)))), weights)
 
 
+@pytest.mark.parametrize("change", [(b"resnet8", b"resnet9"), (b'"record"', b'"rEcord"')])
+def test_no_changed_record_of_a_file_for_other_programs_is_taken_for_whole(tmp_path, change):
+    path = tmp_path / "net.safetensors"
+    checkpoint.save_safetensors(path, {"w": torch.ones(3)}, {"arch": "resnet8"})
+    whole = path.read_bytes()
+    assert change[0] in whole
+    path.write_bytes(whole.replace(*change))
+    with refused(path):
+        checkpoint.load(path)
+
+
 def tensors_of(state):
     """The tensors of a state, one level down."""
     return [

@@ -160,3 +160,18 @@ def test_more_files_than_any_data_set_has_are_refused(tmp_path, name, monkeypatc
     monkeypatch.setattr(unpacking, "MOST_FILES", 2)
     with refused(name, 2), unpacked([archive], {}, tmp_path / "scratch"):
         pass
+
+
+@pytest.mark.parametrize("name", ["long.tar", "long.tgz"])
+def test_a_header_is_measured_before_it_is_read(tmp_path, name, monkeypatch):
+    """One of PAX may say that it has any size, and `tarfile` reads it whole."""
+    member = tarfile.TarInfo("a.txt")
+    member.pax_headers = {"comment": "x" * 200_000}
+    mode = "w:gz" if name.endswith("gz") else "w"
+    with tarfile.open(tmp_path / name, mode, format=tarfile.PAX_FORMAT) as tar:
+        tar.addfile(member)
+    with unpacked([tmp_path / name], {}, tmp_path / "scratch") as (folder,):
+        assert (folder / "a.txt").is_file()
+    monkeypatch.setattr(unpacking, "MOST_AT_ONCE", 100_000)
+    with refused(name, "0.20 MB"), unpacked([tmp_path / name], {}, tmp_path / "scratch"):
+        pass

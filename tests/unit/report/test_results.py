@@ -34,6 +34,24 @@ def test_json_of_something_else_is_refused(tmp_path, content):
         read_results(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        ({"notes": [0.5]}, "notes"),
+        ({"notes": "x"}, "notes"),
+        ({"rows": [[1]]}, "rows"),
+        ({"consistency": 1}, "consistency"),
+        ({"source": [1]}, "source"),
+        ({"linear": {"consistency": [1]}}, "linear.consistency"),
+        ({"back": {"rows": 7}}, "back.rows"),
+    ],
+)
+def test_what_is_of_another_kind_than_it_was_written_is_named(tmp_path, change, place):
+    write_run(tmp_path, calibration=CALIBRATION | change)
+    with refused("calibration.json", place):
+        read_results(tmp_path)
+
+
 def test_a_folder_without_results_is_told_from_one_that_is_missing(tmp_path):
     with refused(tmp_path, "Compare.py"):
         read_results(tmp_path)

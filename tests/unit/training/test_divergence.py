@@ -36,12 +36,22 @@ def test_weights_that_diverged_are_not_saved():
         fit.state(1)
 
 
-@pytest.mark.parametrize("moment", [torch.zeros(7), torch.full((2, 3), torch.inf)])
+@pytest.mark.parametrize("moment", [torch.zeros(7), torch.full((2, 3), torch.inf), None, 3, "x"])
 def test_moments_of_another_shape_or_value_are_refused(moment):
     fit = fit_of(nn.Linear(3, 2))
     state = fit.state(1)
     assert fit.restore(state, "net.pth.tar") == 1
     state["optimizer"]["state"][0]["exp_avg"] = moment
+    with refused("net.pth.tar", "Adam"):
+        fit.restore(state, "net.pth.tar")
+
+
+@pytest.mark.parametrize("moments", [7, {"step": torch.ones(())}, {"exp_avg": torch.ones(2, 3)}])
+def test_moments_that_are_missing_are_refused(moments):
+    """A step would look for them."""
+    fit = fit_of(nn.Linear(3, 2))
+    state = fit.state(1)
+    state["optimizer"]["state"][0] = moments
     with refused("net.pth.tar", "Adam"):
         fit.restore(state, "net.pth.tar")
 

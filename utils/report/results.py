@@ -29,7 +29,7 @@ LISTS: dict[str, type] = {
     "spectrum": dict,
     "baselines": dict,
 }
-OBJECTS = {"var", "intervals", "source", "settings", "back", "shared", "linear", "consistency"}
+OBJECTS = {"var", "intervals", "source", "settings", "back", "shared"}
 PICTURES = {".png": "image/png", ".svg": "image/svg+xml"}  # a browser shows no PDF as a picture
 
 

@@ -40,9 +40,8 @@ def test_json_of_something_else_is_refused(tmp_path, content):
         ({"notes": [0.5]}, "notes"),
         ({"notes": "x"}, "notes"),
         ({"rows": [[1]]}, "rows"),
-        ({"consistency": 1}, "consistency"),
         ({"source": [1]}, "source"),
-        ({"linear": {"consistency": [1]}}, "linear.consistency"),
+        ({"shared": 1}, "shared"),
         ({"back": {"rows": 7}}, "back.rows"),
     ],
 )

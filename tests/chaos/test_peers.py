@@ -36,6 +36,8 @@ def main(argv=None):
             raise InputError("no such number as 7")
         if what == "errs" and is_it:
             raise RuntimeError("a mistake of ours")
+        if what == "takes long" and is_it:
+            time.sleep(7)
         here.sum(torch.ones(3))
         time.sleep(0.02)
     here.say("done")
@@ -103,8 +105,8 @@ def test_a_mistake_of_ours_keeps_its_traceback_and_ends_the_other(tmp_path):
 
 
 def test_nobody_ends_who_only_takes_long(tmp_path):
-    """Every collective takes longer here than a process may be silent."""
-    ends = start_two(tmp_path, "none", 0, silent=0.4)
+    """A collective takes longer here than a process may be silent."""
+    ends = start_two(tmp_path, "takes long", 0, silent=3.0)
     assert [end.code for end in ends] == [0, 0]
     assert ends[0].out.count("done\n") == 1 and not ends[0].err + ends[1].err
 

@@ -24,7 +24,11 @@ MOST_FREE = 0.9  # of the free room of the disk
 MOST_RATIO, SMALL = 100, 100_000_000  # times the archive; so many bytes are always allowed
 MOST_FILES = 5_000_000
 MOST_AT_ONCE = 1 << 24  # bytes that a tar archive is read by; a header has thousands at most
-OPENERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+OPENERS: dict[bytes, Callable[..., Any]] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ": lzma.open,
+}
 
 
 @contextlib.contextmanager
@@ -123,7 +127,7 @@ def _unpack(archive: Path, folder: Path) -> None:
         else:
             with (
                 _opener(archive)(archive, "rb") as file,
-                tarfile.open(fileobj=_InPieces(file), mode="r:") as tar,
+                tarfile.open(fileobj=_InPieces(file), mode="r:") as tar,  # type: ignore[call-overload]
             ):
                 # "data" refuses paths and links out of the folder
                 tar.extractall(folder, _measured(tar, measure), filter="data")

@@ -1,9 +1,9 @@
 """The way from a decoded photo to S×S pixels: which cut of it is shown, and what resizes it.
 
 Both ways to resize are bilinear with antialiasing. "pillow" is torchvision's transforms of a Pillow
-image, to the bit. "torch" resizes tensors of uint8 as torchvision's transforms of a tensor do, in a
-third of the time. It differs by one level of 255, in 3 of 100 values at 224 pixels and in 1 of 900 at
-64.
+image, to the bit. "torch" resizes tensors of uint8 as torchvision's v2 transforms of a tensor do, in
+half of the time. It differs by one level of 255, in 2 to 3 of 100 values at 224 pixels and in 1 of
+800 at 64.
 
 Pillow decodes either way. torchvision decodes JPEG in two thirds of the time, but its decoders are
 deprecated, and its import takes as long as they save on thousands of photos.

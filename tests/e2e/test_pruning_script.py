@@ -68,7 +68,7 @@ def weights(path):
 def test_a_compressed_net_is_an_ordinary_checkpoint_and_a_report(source, photos, tmp_path, capsys):
     (returned,) = compress(source, photos, tmp_path, PRUNING)
     files = sorted(path.name for path in (tmp_path / "model_checkpoints").iterdir())
-    assert files == [f"{NAME}.json", f"{NAME}.pth.tar"]
+    assert files == [f"{NAME}.json", f"{NAME}.pth.tar", f"{NAME}.pth.tar.1"]
     report = json.loads((tmp_path / "model_checkpoints" / f"{NAME}.json").read_text())
     assert report == returned
 

@@ -37,7 +37,7 @@ def of_family(out, name):
 
 def test_each_of_a_family_has_its_own_files(family):
     assert files(family / "model_checkpoints") == sorted(
-        f"folder_resnet18/checkpoint_L1_{name}.pth.tar" for name in NAMES
+        f"folder_resnet18/checkpoint_L1_{name}.pth.tar{age}" for name in NAMES for age in ("", ".1")
     )
     assert files(family / "logs") == sorted(
         f"folder_resnet18/L1_{name}/{file}"

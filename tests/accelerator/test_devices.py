@@ -9,6 +9,7 @@ from tests.accelerator import simulated
 from utils import devices
 from utils.devices import Column, float64_home, in_float64, to_cpu
 
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is the accelerator here")
 DEVICE = "simulated"
 
 

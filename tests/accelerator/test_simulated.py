@@ -9,6 +9,7 @@ from torch import nn
 
 from tests.accelerator import simulated
 
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is the accelerator here")
 DEVICE = "simulated"
 HERE = "tests/accelerator/test_simulated.py"
 

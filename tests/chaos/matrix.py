@@ -43,8 +43,9 @@ PAGE = 4096
 TIMES = re.compile(r'(duration:|_time": |"resume": |<dc:date>)[^\s,<]+')
 # What a comparison says of the run itself: when it was, what it took from its cache
 OF_THE_RUN = re.compile(r"\b(parts|created)\b")
-# What names a moment, and no state: TensorBoard's files, and the times of checked files
-PASSING = re.compile(r"tfevents|\.verified\.json$")
+# What names a moment, and no state: TensorBoard's files, the times of checked files, and the state
+# before the last one, which is one within an epoch where a run was left there
+PASSING = re.compile(r"tfevents|\.verified\.json$|\.tar\.\d+$")
 
 
 @dataclass

@@ -23,7 +23,7 @@ LEFT = [
     ("BornAgain", (5, 3)),
     ("transClassifier", (2, 4)),
     (UNTIL, (2,)),
-    (UNTIL, (8, 9)),
+    (UNTIL, (8, 3)),
 ]
 
 

@@ -124,11 +124,11 @@ def test_thorough_fits_trans_nets_and_goes_on_behind_the_last_fit(
     line = "--thorough --depth 2 --at stage:2,stage:3"
     fits, run_fit = [], Fitting.run
 
-    def interrupted(fitting, label="fit"):
+    def interrupted(fitting, label="fit", *remains):
         fits.append(label)
         if len(fits) == 7:
             raise KeyboardInterrupt
-        return run_fit(fitting, label)
+        return run_fit(fitting, label, *remains)
 
     monkeypatch.setattr(Fitting, "run", interrupted)
     shutil.copytree(compared / "cache", tmp_path / "cache")

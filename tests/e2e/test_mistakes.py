@@ -73,7 +73,7 @@ def shelf(road, photos, tmp_path_factory):
         for kind in ("gen1", "pruned0.2-1")
     )
     for own in (*nets, tmp / "taken/checkpoint.pth.tar", tmp / "taken" / hsakd):
-        checkpoint.save(own, {"epoch": 1, "settings": {"lr": 0.5}})
+        checkpoint.save(own, {"epoch": 1, "settings": {"lr": 0.5, "resize": "torch"}})
     (tmp / "meadow").symlink_to(photos)
 
     data = f"--dataset folder --name folder --train_path {photos}/train --val_path {photos}/val"

@@ -34,7 +34,7 @@ FIT = "--layers 1 --solve --epochs 0 --no_reference -b 7 -j 0"
 
 
 def images(photos, split_name):
-    way = {"image_size": SIZE, "resize": "pillow"}  # which a checkpoint means that says none
+    way = {"image_size": SIZE, "resize": FOLDER["resize"]}
     return load_images("folder", split_name, data_root="", path=photos / split_name, **way)
 
 

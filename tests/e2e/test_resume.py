@@ -17,7 +17,7 @@ import Training_TransNet
 from tests.e2e.road import assert_same, change, contents, data, lines_of, run, truncate
 from tests.mistakes import check_line, check_some_line, refused
 from utils import checkpoint
-from utils.files import claim, sha256
+from utils.files import claim, earlier, sha256
 from utils.runs import RunLog
 
 pytestmark = pytest.mark.e2e
@@ -112,6 +112,8 @@ def test_the_image_size_of_ones_own_checkpoint_needs_no_option(finished, photos,
 
 @pytest.mark.parametrize("resume", ["", "--resume auto"])
 def test_a_damaged_checkpoint_need_not_be_deleted_by_hand(copied, photos, epochs, resume):
+    """Where no state before it is kept."""
+    earlier(copied / OWN).unlink()
     left, words = truncate(copied / OWN), (*data(photos), "--out", copied)
     with refused("Training.py", copied / OWN, "--restart", kind=SystemExit):
         run(Training, f"{LINE} {resume}", *words)

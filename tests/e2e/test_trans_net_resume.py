@@ -11,7 +11,7 @@ import Training_TransNet
 from tests.e2e.road import FIT, assert_same, run, truncate
 from tests.mistakes import refused
 from utils import checkpoint, runs, sums
-from utils.files import sha256
+from utils.files import earlier, sha256
 
 pytestmark = pytest.mark.e2e
 
@@ -86,6 +86,7 @@ def test_a_fit_of_steps_goes_on_and_a_damaged_one_is_replaced(road, tmp_path, ep
     assert epochs.trained == [0, 1]
     whole = checkpoint.load(own)
     truncate(own)
+    earlier(own).unlink()
     with refused(own, "--restart", kind=SystemExit):
         run(Training_TransNet, f"{FIT} --logspace 0 --resume auto", *words)
     run(Training_TransNet, f"{FIT} --logspace 0 --resume auto --restart", *words)

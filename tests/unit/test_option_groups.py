@@ -24,7 +24,7 @@ def parser():
     options.add_data_options(parser, batch_size=7, two_nets=True)
     options.add_layer_options(parser, default="30")
     options.add_second_layer_options(parser)
-    options.add_training_options(parser, optim="SGD", lr=0.5, epochs=3)
+    options.add_training_options(parser, optim="SGD", lr=0.5, epochs=3, short=True)
     options.add_resume_options(parser)
     options.add_run_options(parser)
     options.add_output_options(parser)

@@ -41,7 +41,7 @@ clean:
 .venv/.for_use: requirements.txt
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'Python 3.10 or newer is needed, set PYTHON=...')"
 	$(PYTHON) -m venv .venv
-	@echo "installing into .venv: 6 GB with CUDA's libraries, 2 GB without; some minutes"
+	@echo "installing into .venv: 6 GB with CUDA's libraries; some minutes"
 	$(if $(TORCH),$(PY) -m pip install --disable-pip-version-check torch torchvision $(TORCH))
 	$(PY) -m pip install --disable-pip-version-check -r requirements.txt
 	touch $@

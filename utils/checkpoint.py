@@ -37,6 +37,8 @@ _RECORD = "record"
 SECONDS_OF_A_CLOCK = 2.0
 LARGE_BYTES = 1 << 30
 READABLE = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+# Entries of a checkpoint that are read as dictionaries
+RECORDS = ("state_dict", "data", "settings", "source", "images", "midway", "trans_net")
 DOS_FOLDER = 0x10  # the attribute of a zip entry that is a folder
 # The keys of sums there, since the format has none of its own: of all, and of the tensors alone, as
 # earlier versions have it
@@ -325,6 +327,12 @@ def load(path: str | Path, *, mmap: bool = False) -> State:
         raise damaged from None
     if not isinstance(state, dict):
         raise InputError(f"{path} holds a {type(state).__name__}, a checkpoint is a dictionary")
+    for name in RECORDS:
+        if not isinstance(state.get(name, {}), Mapping):
+            raise InputError(
+                f"{path} holds a {type(state[name]).__name__} as {name!r}, where a dictionary is"
+                " expected; take this entry out, or save the state_dict alone"
+            )
     return state
 
 

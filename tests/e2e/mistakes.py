@@ -301,6 +301,12 @@ MISTAKES = [
     (Compare, "{a} {b} {a} --images {tmp}/meadow --references {a} {b}", ("--references",), 2),
     (Compare, "{a} {b} --images {tmp}/meadow --arch_references vgg11", ("--arch_references",), 2),
     (Compare, "--images {tmp}/meadow --references {a} {b} {a} {b}", ("2", "--references", "--"), 2),
+    # Weights that diverged, and a file whose values are of other kinds
+    (Compare, "{nan} {b} --images {tmp}/meadow --out {tmp}/new", ("{nan}",), 1),
+    (Compare, "{a} {odd} --images {tmp}/meadow --out {tmp}/new", ("{odd}",), 1),
+    (Training, "{new} -e --resume {nan}", ("{nan}",), 1),
+    (Training, "{new} -e --resume {odd}", ("{odd}",), 1),
+    (Variance, "--convOut_path {features} --transnet {odd}", ("{odd}",), 1),
     (Compare, "{a} {tmp}/none.pth.tar --images {tmp}/meadow", ("{tmp}/none.pth.tar",), 1),
     (HSAKD, "{taken}", ("lr", "0.5", "0.05", "--suffix", "--restart"), 1),
     (HSAKD, "{taken} --evaluate", ("resnet8.pth.tar",), 1),

@@ -3,6 +3,7 @@ the command lines of mistakes.py, and the same in a shell.
 """
 
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from filelock import FileLock
 
 from models.classifiers import build, classifier_record
@@ -40,7 +42,8 @@ def shelf(road, photos, tmp_path_factory):
     }
     places |= {name: tmp / name for name in ("empty", "single", "foreign", "incomplete")}
     places |= {
-        name: tmp / f"{name}.pth.tar" for name in ("cut", "at48", "anonymous", "other", "two")
+        name: tmp / f"{name}.pth.tar"
+        for name in ("cut", "at48", "anonymous", "other", "two", "nan", "odd")
     }
     places["empty"].mkdir()
     shutil.copytree(photos / "train/red", places["single"] / "finch")
@@ -58,6 +61,17 @@ def shelf(road, photos, tmp_path_factory):
     shutil.copy(places["cut"], own)
     state = checkpoint.load(road.b)
     checkpoint.save(places["at48"], state | {"data": state["data"] | {"image_size": 48}})
+    weights = state["state_dict"]
+    empty = {
+        key: torch.full_like(one, math.nan)
+        for key, one in weights.items()
+        if one.is_floating_point()
+    }
+    checkpoint.save(places["nan"], state | {"state_dict": weights | empty})
+    checkpoint.save(
+        places["odd"],
+        {"arch": 5, "model": ["resnet18"], "data": "birds", "state_dict": [1], "epoch": "x"},
+    )
     # As the authors' are
     checkpoint.save(places["anonymous"], checkpoint.load(road.trans_net) | {"source": {}})
 

@@ -150,7 +150,7 @@ def test_equal_states_give_equal_files(tmp_path):
 def test_what_was_read_is_written_as_what_was_made(tmp_path):
     """Whatever objects are shared: a run that goes on leaves the files of one that never ended."""
     net, name = nn.Linear(2, 3), "".join(["lin", "ear"])
-    facts = {"arch": name, "model": {"arch": name, "sizes": (2, 3)}, "data": [("a", 0.5)] * 2}
+    facts = {"arch": name, "model": {"arch": name, "sizes": (2, 3)}, "others": [("a", 0.5)] * 2}
     state = {"epoch": 1, **facts, "state_dict": net.state_dict()}
     checkpoint.save(tmp_path / "made.pth.tar", state)
     for mapped in (False, True):

@@ -30,6 +30,7 @@ LISTS: dict[str, type] = {
     "baselines": dict,
 }
 OBJECTS = {"var", "intervals", "source", "settings", "back", "shared"}
+TEXTS = {"name"}
 PICTURES = {".png": "image/png", ".svg": "image/svg+xml"}  # a browser shows no PDF as a picture
 
 
@@ -169,7 +170,7 @@ def read_results(folder: str | Path) -> list[Result]:
 
 
 def _misshapen(content: Mapping[str, Any], place: str = "") -> str:
-    """Name the first entry of a report that is of another kind than `LISTS` and `OBJECTS` say."""
+    """Name the first entry of a report that is of another kind than the constants above say."""
     for key, value in content.items():
         here = f"{place}.{key}" if place else key
         entry = LISTS.get(key)
@@ -177,7 +178,9 @@ def _misshapen(content: Mapping[str, Any], place: str = "") -> str:
             entry is None or all(isinstance(one, entry) for one in value)
         )
         if value is not None and (
-            (entry and not is_list) or (key in OBJECTS and not isinstance(value, dict))
+            (entry and not is_list)
+            or (key in OBJECTS and not isinstance(value, dict))
+            or (key in TEXTS and not isinstance(value, str))
         ):
             return here
         inside = enumerate(value) if isinstance(value, list) else [(None, value)]

@@ -205,7 +205,8 @@ class Fit:
             for group in self.optimizer.param_groups:
                 _check_group(group, self.optimizer.defaults)
             for parameter, of_parameter in self.optimizer.state.items():
-                _check_optimizer_state(parameter, of_parameter)
+                momentum = self.optimizer.param_groups[0].get("momentum", 0)
+                _check_optimizer_state(parameter, of_parameter, has_momentum=momentum > 0)
                 _order_as(parameter, of_parameter)
             if state.get("scaler"):
                 self.scaler.load_state_dict(state["scaler"])
@@ -233,7 +234,9 @@ def _check_group(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} is {value!r}")
 
 
-def _check_optimizer_state(parameter: Tensor, state: Mapping[str, Any]) -> None:
+def _check_optimizer_state(
+    parameter: Tensor, state: Mapping[str, Any], *, has_momentum: bool
+) -> None:
     """Refuse moments that are not a parameter's: a fused step would read beyond their end.
 
     Raises:
@@ -242,7 +245,7 @@ def _check_optimizer_state(parameter: Tensor, state: Mapping[str, Any]) -> None:
     if state and not any(known <= state.keys() for known in MOMENTS):
         raise ValueError(f"it has {', '.join(map(str, state))} of a parameter")
     for name, value in state.items():
-        if value is None and name == "momentum_buffer":  # of SGD without momentum
+        if value is None and name == "momentum_buffer" and not has_momentum:
             continue
         if not isinstance(value, Tensor):
             raise ValueError(f"{name} is {value!r}")

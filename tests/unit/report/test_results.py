@@ -40,6 +40,7 @@ def test_json_of_something_else_is_refused(tmp_path, content):
         ({"notes": [0.5]}, "notes"),
         ({"notes": "x"}, "notes"),
         ({"rows": [[1]]}, "rows"),
+        ({"baselines": [{"name": 0.5}]}, "baselines.0.name"),
         ({"source": [1]}, "source"),
         ({"shared": 1}, "shared"),
         ({"back": {"rows": 7}}, "back.rows"),

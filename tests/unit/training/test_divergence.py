@@ -56,6 +56,19 @@ def test_moments_that_are_missing_are_refused(moments):
         fit.restore(state, "net.pth.tar")
 
 
+def test_one_momentum_that_is_missing_is_refused():
+    """A fused step takes all of them or none."""
+    net = nn.Linear(3, 2)
+    fit = replace(fit_of(net), optimizer=torch.optim.SGD(net.parameters(), 0.1, momentum=0.9))
+    net(torch.ones(1, 3)).sum().backward()
+    fit.optimizer.step()
+    state = fit.state(1)
+    assert fit.restore(state, "net.pth.tar") == 1
+    state["optimizer"]["state"][0]["momentum_buffer"] = None
+    with refused("net.pth.tar", "SGD"):
+        fit.restore(state, "net.pth.tar")
+
+
 @pytest.mark.parametrize(
     ("key", "value", "size"),
     [("layers", 10**6, 10**6), ("in_channels", 10**9, 10**9), ("hidden", 5, 4 + 5)],

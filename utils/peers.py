@@ -107,10 +107,9 @@ class _Peers:
         self._is_refusing = True
         with contextlib.suppress(*GONE):
             with self._asking():
-                if (
-                    self._store.compare_set(REFUSED, "", str(self._rank))
-                    != str(self._rank).encode()
-                ):
+                # The first to ask is written down, and all are told who it was.
+                first = self._store.compare_set(REFUSED, "", str(self._rank))
+                if first != str(self._rank).encode():
                     self._hear()
                     return False
             # The store may end with this process, and the others would take it for gone.

@@ -204,9 +204,9 @@ class Fit:
                 raise ValueError(f"it has no {', '.join(sorted(absent))}")
             for group in self.optimizer.param_groups:
                 _check_group(group, self.optimizer.defaults)
+            has_momentum = self.optimizer.param_groups[0].get("momentum", 0) > 0
             for parameter, of_parameter in self.optimizer.state.items():
-                momentum = self.optimizer.param_groups[0].get("momentum", 0)
-                _check_optimizer_state(parameter, of_parameter, has_momentum=momentum > 0)
+                _check_optimizer_state(parameter, of_parameter, has_momentum=has_momentum)
                 _order_as(parameter, of_parameter)
             if state.get("scaler"):
                 self.scaler.load_state_dict(state["scaler"])
@@ -245,6 +245,7 @@ def _check_optimizer_state(
     if state and not any(known <= state.keys() for known in MOMENTS):
         raise ValueError(f"it has {', '.join(map(str, state))} of a parameter")
     for name, value in state.items():
+        # SGD without momentum keeps None; a fused step takes momenta of all parameters or of none.
         if value is None and name == "momentum_buffer" and not has_momentum:
             continue
         if not isinstance(value, Tensor):

@@ -110,32 +110,47 @@ def run(
     """
     simulated.register()
     pixels._mean_and_std.cache_clear()  # of earlier runs of this process
+    lay_out(folder, photos)
+    all_waits = {}
+    for name, words in command_lines(batch, amp).items():
+        if name not in only:
+            continue
+        with contextlib.ExitStack() as stack:
+            all_waits[name] = Waits()
+            if not on_cpu:
+                all_waits[name] = stack.enter_context(
+                    simulated.accelerator(has_float64=has_float64)
+                )
+                stack.enter_context(mock.patch.object(engine, "FUSED_ON", fused_on))
+            run_line(folder, name, words)
+    return all_waits
+
+
+def lay_out(folder: Path, photos: Path) -> None:
+    """Make the folder in which the steps run, with links to the photos."""
     folder.mkdir(parents=True)
     for split in ("train", "val"):
         (folder / split).symlink_to(photos / split)
     make_cifar(folder / "cifar" / "data")
     (folder / "cifar" / "CIFAR100").symlink_to("data/CIFAR100")
-    before, all_waits = Path.cwd(), {}
+
+
+def run_line(folder: Path, name: str, words: str) -> None:
+    """Run one of the `command_lines` quietly, in a folder that `lay_out` made.
+
+    Only on the CPU convolutions are trained channels last, with other roundings: here never.
+    """
+    script = importlib.import_module(name.partition(",")[0].split()[0])
+    before = Path.cwd()
     os.chdir(folder)
     try:
-        for name, words in command_lines(batch, amp).items():
-            if name not in only:
-                continue
-            script = importlib.import_module(name.partition(",")[0].split()[0])
-            with contextlib.ExitStack() as stack:
-                stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
-                # Only on the CPU convolutions are trained channels last, with other roundings.
-                stack.enter_context(mock.patch.object(memory_order, "_order"))
-                all_waits[name] = Waits()
-                if not on_cpu:
-                    all_waits[name] = stack.enter_context(
-                        simulated.accelerator(has_float64=has_float64)
-                    )
-                    stack.enter_context(mock.patch.object(engine, "FUSED_ON", fused_on))
-                script.main(shlex.split(words))
+        with (
+            contextlib.redirect_stdout(io.StringIO()),
+            mock.patch.object(memory_order, "_order"),
+        ):
+            script.main(shlex.split(words))
     finally:
         os.chdir(before)
-    return all_waits
 
 
 def other_numbers(expected: Path, folder: Path) -> list[str]:

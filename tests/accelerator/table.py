@@ -42,6 +42,13 @@ def slopes(many: Waits, few: Waits) -> tuple[str, str]:
     )
 
 
+def make_photos(folder: Path) -> None:
+    """Make `{train,val}/CLASS/*.jpg`: noise of 40 pixels, three classes of eight images."""
+    for number in range(2 * IMAGES * len(CLASSES)):
+        split, place = ("train", "val")[number % 2], CLASSES[number // 2 % len(CLASSES)]
+        make_photo(folder / split / place / f"{number}.jpg", number, size=(40, 40))
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run everything and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -51,9 +58,7 @@ def main(argv: list[str] | None = None) -> None:
     simulated.register()
     with tempfile.TemporaryDirectory() as name, contextlib.redirect_stderr(io.StringIO()) as errors:
         folder, photos = Path(name), Path(name, "photos")
-        for number in range(2 * IMAGES * len(CLASSES)):
-            split, place = ("train", "val")[number % 2], CLASSES[number // 2 % len(CLASSES)]
-            make_photo(photos / split / place / f"{number}.jpg", number, size=(40, 40))
+        make_photos(photos)
         try:
             steps.run(folder / "cpu", photos, batch=4, amp=args.amp, on_cpu=True)
             runs = {

@@ -11,14 +11,14 @@
 #   experiments/cifar_nets.sh [--dry-run]
 #
 # Needs $DATA/CIFAR10 (PrepareData.py CIFAR10, or the PNG edition: {train,test}/CLASS/*.png) and the sets that
-# python -m experiments.cifar_sets $DATA links. Settings of its own: SEEDS="0 1 2 3 4" EPOCHS=16 RANDOM_EPOCHS=40
+# python -m experiments.cifar_sets $DATA links. Settings of its own: SEEDS="0 1 2 3 4" EPOCHS=14 RANDOM_EPOCHS=30
 # GENERATIONS=4 TEACHER_EPOCHS=12 STUDENT_EPOCHS=10
 # KINDS="series halves short two first5 random students": which nets.
 source "$(dirname "$0")/common.sh"
-SEEDS=${SEEDS:-0 1 2 3 4} EPOCHS=${EPOCHS:-16} RANDOM_EPOCHS=${RANDOM_EPOCHS:-40} GENERATIONS=${GENERATIONS:-4}
+SEEDS=${SEEDS:-0 1 2 3 4} EPOCHS=${EPOCHS:-14} RANDOM_EPOCHS=${RANDOM_EPOCHS:-30} GENERATIONS=${GENERATIONS:-4}
 TEACHER_EPOCHS=${TEACHER_EPOCHS:-12} STUDENT_EPOCHS=${STUDENT_EPOCHS:-10} BATCH=${BATCH:-256}
 KINDS=${KINDS:-series halves short two first5 random students}
-nets=$OUT/model_checkpoints hsakd_runs=$OUT/checkpoint
+nets=$OUT/model_checkpoints plain=$OUT/model_checkpoints/checkpoint_CIFAR10_resnet20 hsakd_runs=$OUT/checkpoint
 teacher=$hsakd_runs/train_teacher_cifar_arch_resnet56_aux_dataset_cifar10_seed1/resnet56_aux.pth.tar
 images=(--image_size 32 --amp bf16 -j 0 --batch_size "$BATCH" --data_root "$DATA" --out "$OUT")
 recipe=(--lr 0.6 --weight_decay 5e-4 --one_cycle --augment zero4 --label_smoothing 0.1)
@@ -33,15 +33,21 @@ on_set() { # NAME: options of one of the linked sets
   echo --dataset folder --name "CIFAR10_$1" --train_path "$DATA/CIFAR10_$1/train" --val_path "$DATA/CIFAR10_$1/test"
 }
 
-series() { # SEED: a net, its generations, and its compressed forms
-  local net=$nets/checkpoint_CIFAR10_resnet20_sd$1.pth.tar
-  train "$1" "sd$1" "$EPOCHS" --dataset CIFAR10
-  step "born_again_sd$1" BornAgain.py --start_gen 1 --generations "$GENERATIONS" --resume "$net" --arch resnet20 \
-    --dataset CIFAR10 "${images[@]}" "${recipe[@]}" --epochs "$EPOCHS" --val_epoch "$EPOCHS" \
+# after CHAIN: wait for a chain of steps that was begun before, if it runs beside this one.
+after() { [[ ! ${1:-} ]] || tail --pid="$1" -f /dev/null; }
+
+born_again() { # SEED: the generations after the net of that seed
+  after "${trained[$1]:-}"
+  step "born_again_sd$1" BornAgain.py --start_gen 1 --generations "$GENERATIONS" --resume "${plain}_sd$1.pth.tar" \
+    --arch resnet20 --dataset CIFAR10 "${images[@]}" "${recipe[@]}" --epochs "$EPOCHS" --val_epoch "$EPOCHS" \
     --tau 1 --lambd 0.5 --lambd_end 0.5 --seed $(($1 + 10)) --suffix "sd$1"
-  step "prune_sd$1" Pruning.py --resume "$net" --s_conv 0.4 --s_fc 0.4 --sweep '[1,2,3,4]' --dataset CIFAR10 \
-    "${images[@]}" --augment zero4 --lr 0.05 --logspace 2 --weight_decay 5e-4 --epochs 3 --val_epoch 3 --seed "$1" \
-    --suffix "sd$1"
+}
+
+compress() { # SEED: its compressed forms
+  after "${trained[$1]:-}"
+  step "prune_sd$1" Pruning.py --resume "${plain}_sd$1.pth.tar" --s_conv 0.4 --s_fc 0.4 --sweep '[1,2,3,4]' \
+    --dataset CIFAR10 "${images[@]}" --augment zero4 --lr 0.05 --logspace 2 --weight_decay 5e-4 --epochs 3 \
+    --val_epoch 3 --seed "$1" --suffix "sd$1"
 }
 
 # hsakd COMMAND SEED EPOCHS OPTION…: one of its runs; two falls of the rate, after half and five sixths.
@@ -60,10 +66,12 @@ alone() { # SEED
 }
 
 by_hsakd() { # SEED
+  after "$teaching"
   hsakd student "$1" "$STUDENT_EPOCHS" --arch resnet20_aux --tarch resnet56_aux --tcheckpoint "$teacher"
 }
 
 by_kd() { # SEED
+  after "$teaching"
   step "kd_sd$1" BornAgain.py --start_gen 1 --generations 2 --resume "$teacher" --student_arch resnet20 --tau 3 \
     --lambd 1 --lambd_end 1 --seed "$1" --suffix "kd_sd$1" --dataset CIFAR10 "${images[@]}" --augment zero4 \
     --epochs "$STUDENT_EPOCHS" --val_epoch "$STUDENT_EPOCHS" --lr 0.1 --weight_decay 5e-4 --one_cycle
@@ -77,10 +85,13 @@ by_dcm() { # SEED
 }
 
 wanted() { [[ " $KINDS " == *" $1 "* ]]; }
+trained=() teaching=
 # The longest chains begin first.
-if wanted students; then together teach; fi
-teaching=${chains[0]:-}
-if wanted series; then for seed in $SEEDS; do together series "$seed"; done; fi
+if wanted students; then together teach && teaching=${!:-}; fi
+if wanted series; then
+  for seed in $SEEDS; do together train "$seed" "sd$seed" "$EPOCHS" --dataset CIFAR10 && trained[seed]=${!:-}; done
+  for seed in $SEEDS; do together born_again "$seed"; done
+fi
 if wanted random; then
   together train 0 random_sd0 "$RANDOM_EPOCHS" $(on_set random) --augment none --label_smoothing 0 --weight_decay 0
 fi
@@ -91,17 +102,14 @@ for seed in $SEEDS; do
       together train "$seed" "sd${seed}_50par_$half" "$EPOCHS" --dataset CIFAR10 --sample_num "50par_$half"
     done
   fi
-  if wanted two; then together train "$seed" "sd$seed" "$((EPOCHS / 2))" $(on_set two); fi
   if wanted first5; then together train "$seed" "sd$seed" "$EPOCHS" $(on_set first5); fi
+  if wanted two; then together train "$seed" "sd$seed" "$((EPOCHS / 2))" $(on_set two); fi
   if wanted short; then together train "$seed" "sd${seed}_short" 2 --dataset CIFAR10; fi
 done
+if wanted series; then for seed in $SEEDS; do together compress "$seed"; done; fi
 if wanted students; then
-  for seed in $SEEDS; do
-    for method in alone by_dcm; do together "$method" "$seed"; done
-  done
-  [[ ! $teaching ]] || wait "$teaching"
-  for seed in $SEEDS; do
-    for method in by_hsakd by_kd; do together "$method" "$seed"; done
+  for method in alone by_dcm by_hsakd by_kd; do
+    for seed in $SEEDS; do together "$method" "$seed"; done
   done
 fi
 wait_all

@@ -11,6 +11,7 @@ beside it. The same command again goes on where it stopped.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 from utils import options
@@ -108,6 +109,8 @@ def check_options(parser: Parser, args: Namespace) -> None:
 if __name__ == "__main__":
     answer_early(build_parser())
 
+from torch import nn
+
 from models.classifiers import read_classifier
 from models.layers import usual_layer
 from models.logits import check_logits, has_unused_parameters
@@ -149,9 +152,12 @@ class Compression(NamedTuple):
     settings: Mapping[str, Any]
 
 
-def measure(fit: Fit, val_loaders: opening.Loaders) -> float:
-    """Give the accuracy in percent."""
-    return main_accuracy(validate(fit.net, val_loaders, fit.runtime), "val_")
+def measure(
+    net: nn.Module, val_images: ImageData, loaders: opening.Loaders, runtime: Runtime
+) -> float:
+    """Give a net's accuracy in percent, on images as it reads them."""
+    step = partial(classify, preprocess=val_images.preprocessing())
+    return main_accuracy(validate(net, loaders, runtime, step), "val_")
 
 
 def keep_removed(fit: Fit, layers: Sequence[PrunedWeight]) -> None:
@@ -230,12 +236,16 @@ def compress(
         run.restore(fit)
         accuracy = run.state["accuracy_percent"]
     else:
-        accuracy = {"before": before_percent, "pruned": measure(fit, val_loaders)}
+        accuracy = {
+            "before": before_percent,
+            "pruned": measure(fit.net, val_images, val_loaders, runtime),
+        }
     runtime.say(
         f"thresholds {s_conv:g} std of convolutions and {s_fc:g} std of linear layers: {run.path}"
     )
 
     loader = opening.image_loader(data, images, runtime, shuffle=True)
+    preprocess = images.preprocessing(runtime.seed)
     rates, share_rates = opening.rates(training), opening.rates(training, share_lr)
     facts = {
         "arch": original["model"]["arch"],
@@ -259,14 +269,16 @@ def compress(
             sharing, stage_epoch = epoch >= training.epochs, epoch % training.epochs
             if epoch == training.epochs and not fit.midway.taken(epoch):
                 fit = share(fit, layers, bits, share_lr, training)
-                accuracy["shared"] = measure(fit, val_loaders)
+                accuracy["shared"] = measure(fit.net, val_images, val_loaders, runtime)
             # Train.
             lr = rates[stage_epoch]
             set_learning_rate(fit.optimizer, *([lr, share_rates[stage_epoch]] if sharing else [lr]))
-            metrics = train_one_epoch(fit, loader, classify, epoch)
+            step = partial(classify, preprocess=partial(preprocess, epoch=epoch))
+            metrics = train_one_epoch(fit, loader, step, epoch)
             # Evaluate.
             if run.is_due_to_validate(epoch):
-                metrics |= validate(fit.net, val_loaders, runtime)
+                step = partial(classify, preprocess=preprocess)
+                metrics |= validate(fit.net, val_loaders, runtime, step)
                 accuracy["fine-tuned" if sharing else "retrained"] = main_accuracy(metrics, "val_")
             # Write and save.
             run.write(epoch, metrics | {"lr": lr})
@@ -327,7 +339,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     # Nothing is left to refuse: decode the images, measure the net, compress it.
     images, val_images = (opening.decoded(data, split, runtime) for split in (images, val_images))
     val_loaders = opening.validation_loaders(data, val_images, runtime)
-    before = main_accuracy(validate(runtime.parallel(model), val_loaders, runtime), "val_")
+    before = measure(runtime.parallel(model), val_images, val_loaders, runtime)
     # Each factor reads the original anew; this one would only take memory.
     del model
     reports = [

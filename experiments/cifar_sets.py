@@ -12,6 +12,7 @@ What is there already is made anew.
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ CLASSES, SPLITS = 10, {"train": 50_000, "test": 10_000}
 SEED = 0  # of the random labels
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Check that CIFAR-10 is there and whole, and link the sets beside it."""
     parser = Parser(__doc__, "python -m experiments.cifar_sets data")
     parser.add_argument("data_root", type=some_path, help="folder that holds CIFAR10")

@@ -5,14 +5,10 @@ import functools
 import torch
 from torch import Tensor, nn
 
-from utils.normalisation import NORMALISATIONS, Constants, Normalisation
-
-IMAGENET_MEAN, IMAGENET_STD = NORMALISATIONS["imagenet"]
+from utils.normalisation import Constants, Normalisation
 
 
-def normalise(
-    images: Tensor, mean: Constants = IMAGENET_MEAN, std: Constants = IMAGENET_STD
-) -> Tensor:
+def normalise(images: Tensor, mean: Constants, std: Constants) -> Tensor:
     """Normalise pixels on their device, to the values of torchvision's ToTensor and Normalize.
 
     Args:

@@ -55,7 +55,7 @@ def run_here(folder: Path, photos: Path, batch: int, amp: str) -> None:
             try:
                 steps.run_line(folder, name, words)
                 failure = ""
-            except BaseException:  # noqa: BLE001 - also what ends a script
+            except BaseException:
                 failure = traceback.format_exc()
         lines = collections.Counter(
             f"{os.path.relpath(warning.filename, ROOT)}:{warning.lineno}"

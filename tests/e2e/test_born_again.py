@@ -266,7 +266,7 @@ def test_the_loss_is_cross_entropy_plus_lambda_times_the_teachers():
         pixels,
         targets,
         indices,
-        preprocess=Preprocessing(),
+        preprocess=Preprocessing(*NORMALISATIONS["imagenet"]),
         epoch=0,
         teacher=lambda _, i: taught[i],
         lambd=0.25,

@@ -15,6 +15,7 @@ from utils import checkpoint
 from utils.data.images import load_images
 from utils.features.cache import open_features
 from utils.files import sha256
+from utils.normalisation import NORMALISATIONS
 from utils.pixels import normalise
 
 pytestmark = pytest.mark.e2e
@@ -35,7 +36,10 @@ def test_features_are_the_nets_own_at_that_layer(road, photos):
         model = load_classifier(path)
         head, _ = split(model, layer_name(model, 1))
         with torch.no_grad():
-            expected, logits = head(normalise(pixels)), model(normalise(pixels))
+            expected, logits = (
+                head(normalise(pixels, *NORMALISATIONS["imagenet"])),
+                model(normalise(pixels, *NORMALISATIONS["imagenet"])),
+            )
         # BatchNorm is folded into the convolutions before it: equal up to rounding of the largest.
         torch.testing.assert_close(
             features, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max())

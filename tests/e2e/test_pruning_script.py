@@ -12,7 +12,10 @@ from models.classifiers import load_classifier
 from models.pruning import prunable_weights
 from tests.mistakes import refused
 from utils import checkpoint
+from utils.data.batches import AUGMENTATIONS, augment
 from utils.files import sha256
+from utils.pixels import normalise
+from utils.training.classification import classify
 
 pytestmark = pytest.mark.e2e
 PRUNING = "--s_conv 0.5 --s_fc 1 --epochs 2 --lr 0.01 --batch_size 8 --val_epoch 1 --suffix sd0"
@@ -63,6 +66,40 @@ def weights(path):
         name: weight.detach()
         for name, (weight, _) in prunable_weights(load_classifier(path)).items()
     }
+
+
+def test_images_are_normalised_as_the_nets_and_augmented_as_the_option_says(
+    photos, tmp_path, monkeypatch
+):
+    # Constants so far from ImageNet's that a net which is read by those is another one
+    options = "--normalisation 0.9,0.9,0.9,0.05,0.05,0.05 --augment zero4"
+    line = f"-a resnet8 --dataset folder --name folder --image_size 32 -b 8 --epochs 3 {options}"
+    paths = ["--train_path", str(photos / "train"), "--val_path", str(photos / "val")]
+    Training.main([*line.split(), *paths, "--lr", "0.05", "--out", str(tmp_path)])
+    source = tmp_path / "model_checkpoints" / "checkpoint_folder_resnet8.pth.tar"
+    seen = {True: [], False: []}  # by whether the net is trained
+
+    def spied(net, images, targets, indices, *, preprocess):
+        seen[net.training].append((images.clone(), indices, preprocess(images, indices)))
+        return classify(net, images, targets, indices, preprocess=preprocess)
+
+    monkeypatch.setattr(Pruning, "classify", spied)
+    line = "--s_conv 0.5 --epochs 2 --val_epoch 1 --batch_size 8 --lr 0.01 --augment zero4"
+    (report,) = compress(source, photos, tmp_path, line)
+
+    # The accuracy of the net before is the one that its own training measured.
+    assert report["accuracy_percent"]["before"] == checkpoint.load(source)["acc1"]
+    constants = ((0.9,) * 3, (0.05,) * 3)
+    for images, _, read in seen[False]:
+        assert torch.equal(read, normalise(images, *constants))
+    augmentation = AUGMENTATIONS["zero4"]
+    for step, (images, indices, read) in enumerate(seen[True]):
+        cropped = augment(
+            images, indices, epoch=step // 3, seed=0, padding=augmentation.padding, mode="zero"
+        )
+        assert not torch.equal(cropped, images)
+        assert torch.equal(read, normalise(cropped, *constants))
+    assert len(seen[True]) == 6
 
 
 def test_a_compressed_net_is_an_ordinary_checkpoint_and_a_report(source, photos, tmp_path, capsys):

@@ -34,7 +34,7 @@ def test_a_classifiers_checkpoint_says_what_it_is(road, photos):
     images = load_images("folder", "val", data_root="nowhere", path=photos / "val", image_size=64)
     pixels, targets, _ = images.__getitems__(list(range(len(images))))
     with torch.no_grad():
-        logits = load_classifier(road.a)(normalise(pixels))
+        logits = load_classifier(road.a)(normalise(pixels, *NORMALISATIONS["imagenet"]))
     assert torch.equal(state["hits"], (logits.argmax(1) == targets).byte())
     assert float((logits.argmax(1) == targets).float().mean()) == pytest.approx(
         last["val_top1_prec"] / 100

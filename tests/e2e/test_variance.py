@@ -19,6 +19,7 @@ from utils import checkpoint
 from utils.data.images import load_images
 from utils.features.cache import open_features
 from utils.files import sha256
+from utils.normalisation import NORMALISATIONS
 from utils.pixels import normalise
 from utils.progress import Progress
 
@@ -158,7 +159,7 @@ def test_under_mixed_precision_the_nets_alone_are_computed_in_it(road, photos):
     nets = ("--net_in", road.a, "--net_tar", road.b, *data(photos))
     report = run(Variance, "--amp bf16 --batch_size 24", *nets, "--transnet", road.trans_net)
     images = load_images("folder", "val", data_root="nowhere", path=photos / "val", image_size=64)
-    pixels = normalise(images.__getitems__(range(24))[0])
+    pixels = normalise(images.__getitems__(range(24))[0], *NORMALISATIONS["imagenet"])
     with torch.no_grad():
         with torch.autocast("cpu", torch.bfloat16):
             heads = (split(load_classifier(net), "layer1.1.add")[0] for net in (road.a, road.b))

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from utils.errors import InputError
 from utils.normalisation import Constants
-from utils.pixels import IMAGENET_MEAN, IMAGENET_STD, normalise
+from utils.pixels import normalise
 
 # The constants of SplitMix64 (Steele, Lea, Flood 2014); torch's 64-bit integers are signed.
 _STEP, _MIX_1, _MIX_2 = (
@@ -53,8 +53,8 @@ class Preprocessing:
         seed: of the augmentation.
     """
 
-    mean: Constants = IMAGENET_MEAN
-    std: Constants = IMAGENET_STD
+    mean: Constants
+    std: Constants
     augmentation: Augmentation | None = None
     seed: int = 0
 

@@ -8,14 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from utils.data.batches import Preprocessing
 from utils.data.images import ImageData
 from utils.runtime import Runtime
 from utils.training.engine import Step, evaluate
 from utils.training.losses import classification_loss
 from utils.training.metrics import accuracies_percent
 
-NOT_AUGMENTED = Preprocessing()
 Loader = DataLoader[tuple[Tensor, ...]]
 
 
@@ -25,7 +23,7 @@ def classify(
     targets: Tensor,
     indices: Tensor,
     *,
-    preprocess: Callable[[Tensor, Tensor], Tensor] = NOT_AUGMENTED,
+    preprocess: Callable[[Tensor, Tensor], Tensor],
     frozen: nn.Module | None = None,
     smoothing: float = 0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -66,7 +64,7 @@ def validate(
     net: nn.Module,
     loaders: Mapping[str, Loader],
     runtime: Runtime,
-    step: Step = classify,
+    step: Step,
     hits: Tensor | None = None,
 ) -> dict[str, float]:
     """Evaluate a classifier on every part of the validation images.

@@ -19,7 +19,7 @@ from utils.data.images import ImageData, check_classes, check_outputs, load_imag
 from utils.data.loaders import Batch
 from utils.errors import InputError
 from utils.normalisation import NORMALISATIONS
-from utils.pixels import IMAGENET_MEAN, IMAGENET_STD, normalise
+from utils.pixels import normalise
 
 
 def torchvision_transform(resize, *first):
@@ -28,7 +28,7 @@ def torchvision_transform(resize, *first):
         "pillow": [*first, transforms.ToTensor()],
         "torch": [transforms.PILToTensor(), *first, lambda pixels: pixels.float().div(255)],
     }
-    normalising = transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)
+    normalising = transforms.Normalize(*NORMALISATIONS["imagenet"])
     return transforms.Compose([*ways[resize], normalising])
 
 
@@ -52,7 +52,7 @@ def test_pixels_are_bit_identical_to_torchvision(tmp_path, resize, size, mode, s
     expected = ImageFolder(str(tmp_path), transform)
     images, targets, indices = everything(load(tmp_path, image_size=64, resize=resize))
     assert images.dtype == torch.uint8 and images.shape == (1, 3, 64, 64)
-    assert torch.equal(normalise(images)[0], expected[0][0])
+    assert torch.equal(normalise(images, *NORMALISATIONS["imagenet"])[0], expected[0][0])
     assert targets.tolist() == indices.tolist() == [0]
 
 
@@ -66,7 +66,10 @@ def test_real_photos_are_bit_identical_to_torchvision(resize):
     assert data.targets.tolist() == expected.targets
     some = list(range(0, len(data), 500))
     images, targets, _ = data.__getitems__(some)
-    assert torch.equal(normalise(images), torch.stack([expected[index][0] for index in some]))
+    assert torch.equal(
+        normalise(images, *NORMALISATIONS["imagenet"]),
+        torch.stack([expected[index][0] for index in some]),
+    )
     assert targets.tolist() == [expected[index][1] for index in some]
 
 
@@ -111,7 +114,7 @@ def test_ilsvrc_validation_is_a_scaled_centre_crop(tmp_path, resize, photo, size
     views = v2.Resize(resized), v2.CenterCrop(size)
     whole = ImageFolder(str(tmp_path), torchvision_transform(resize, *views))
     images, *_ = everything(load(tmp_path, "val", "ilsvrc", image_size=size, resize=resize))
-    assert torch.equal(normalise(images)[0], whole[0][0])
+    assert torch.equal(normalise(images, *NORMALISATIONS["imagenet"])[0], whole[0][0])
 
 
 def test_both_ways_to_resize_agree_within_one_level(tmp_path):

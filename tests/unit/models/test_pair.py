@@ -38,7 +38,7 @@ def test_images_become_both_features_and_components(nets, forth, back, reverse):
     torch.manual_seed(0)
     pixels = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
     x, target, *_, components = pair(pixels)
-    images = normalise(pixels)
+    images = normalise(pixels, *NORMALISATIONS["imagenet"])
     with torch.no_grad():
         expected_x, expected_target = (
             split(load_classifier(net), LAYER)[0](images) for net in nets

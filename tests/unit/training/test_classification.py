@@ -1,9 +1,13 @@
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import Dataset, Subset
 
+from utils.data.batches import Preprocessing
 from utils.data.loaders import make_loader
+from utils.normalisation import NORMALISATIONS
 from utils.pixels import normalise
 from utils.training.classification import classify, classify_features, known_hits, validate
 from utils.training.losses import classification_loss
@@ -54,7 +58,7 @@ def test_the_only_part_of_an_unmixed_set_has_no_name(cpu):
     assert metrics == pytest.approx({"val_Loss": 2.0, "val_square": 14 / 3})
 
 
-def test_a_classifier_is_validated_on_photos_by_default(cpu):
+def test_a_classifier_is_validated_on_photos(cpu):
     """A grey of 51 is darker than ImageNet's mean: least of all in blue, which is class 2."""
 
     class Photos(Numbers):
@@ -68,7 +72,8 @@ def test_a_classifier_is_validated_on_photos_by_default(cpu):
             return images.mean((2, 3))
 
     net = ChannelMeans().train()
-    metrics = validate(net, {"": make_loader(Photos([2, 2, 2, 0, 1]), 2)}, cpu)
+    step = partial(classify, preprocess=Preprocessing(*NORMALISATIONS["imagenet"]))
+    metrics = validate(net, {"": make_loader(Photos([2, 2, 2, 0, 1]), 2)}, cpu, step)
     assert not net.training
     logits = torch.tensor(
         [(0.2 - 0.485) / 0.229, (0.2 - 0.456) / 0.224, (0.2 - 0.406) / 0.225]
@@ -121,8 +126,9 @@ def test_a_batch_is_classified_by_its_normalised_pixels(several):
     net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 2 * 2, 4))
     pixels = torch.randint(256, (5, 3, 2, 2), dtype=torch.uint8)
     targets = (torch.rand(5, 4) > 0.5).float() if several else torch.tensor([0, 3, 1, 1, 2])
-    logits = net(normalise(pixels))
-    loss, metrics = classify(net, pixels, targets, torch.arange(5))
+    logits = net(normalise(pixels, *NORMALISATIONS["half"]))
+    preprocess = Preprocessing(*NORMALISATIONS["half"])
+    loss, metrics = classify(net, pixels, targets, torch.arange(5), preprocess=preprocess)
     assert loss.requires_grad and torch.equal(loss, classification_loss(logits, targets))
     expected = accuracies_percent(logits, targets)
     assert metrics.keys() == expected.keys()
@@ -137,8 +143,10 @@ def test_a_fixed_network_may_stand_before_the_net():
         torch.randint(256, (5, 3, 2, 2), dtype=torch.uint8),
         torch.tensor([0, 3, 1, 1, 2]),
     )
-    loss, _ = classify(net, pixels, targets, torch.arange(5), frozen=frozen)
-    assert torch.equal(loss, classification_loss(net(frozen(normalise(pixels))), targets))
+    preprocess = Preprocessing(*NORMALISATIONS["half"])
+    loss, _ = classify(net, pixels, targets, torch.arange(5), preprocess=preprocess, frozen=frozen)
+    logits = net(frozen(normalise(pixels, *NORMALISATIONS["half"])))
+    assert torch.equal(loss, classification_loss(logits, targets))
 
 
 def test_features_are_taken_as_they_are():

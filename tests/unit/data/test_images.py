@@ -240,5 +240,7 @@ def test_batches_of_training_images_are_augmented_where_that_is_chosen(tmp_path)
     )
     assert train.augments and not train.augments_while_decoding
     assert not val.augments and val.augmentation is None
-    assert train.preprocessing(seed=3) == Preprocessing(augmentation=AUGMENTATIONS["zero4"], seed=3)
+    assert train.preprocessing(seed=3) == Preprocessing(
+        *NORMALISATIONS["imagenet"], augmentation=AUGMENTATIONS["zero4"], seed=3
+    )
     assert train.decoding_record == val.decoding_record

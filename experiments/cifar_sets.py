@@ -6,6 +6,7 @@
   often; the test images keep theirs. What a net learns of it, it learns by heart.
 - `CIFAR10_first5`: the first five classes.
 - `CIFAR10_two`: animals and vehicles, two classes of all images.
+- `CIFAR10_some`: of each class the first 500 training and 300 test images.
 
 What is there already is made anew.
 """
@@ -23,6 +24,7 @@ from utils.parser import Parser, some_path
 
 VEHICLES = ("airplane", "automobile", "ship", "truck")
 CLASSES, SPLITS = 10, {"train": 50_000, "test": 10_000}
+SOME = {"train": 500, "test": 300}  # of each class
 SEED = 0  # of the random labels
 
 
@@ -32,7 +34,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("data_root", type=some_path, help="folder that holds CIFAR10")
     root = Path(parser.parse_args(argv).data_root)
     images = {split: listed(root / "CIFAR10" / split, count) for split, count in SPLITS.items()}
-    for name, link in (("random", random_labels), ("first5", first_five), ("two", two_groups)):
+    for name, link in (
+        ("random", random_labels),
+        ("first5", first_five),
+        ("two", two_groups),
+        ("some", some_images),
+    ):
         folder = root / f"CIFAR10_{name}"
         shutil.rmtree(folder, ignore_errors=True)
         for split, paths in images.items():
@@ -82,6 +89,13 @@ def two_groups(folder: Path, paths: list[Path]) -> None:
     for source in sorted({path.parent for path in paths}):
         group = "vehicle" if source.name in VEHICLES else "animal"
         link_to(source, folder / group / source.name)
+
+
+def some_images(folder: Path, paths: list[Path]) -> None:
+    """Link the first images of each class."""
+    for source in sorted({path.parent for path in paths}):
+        for path in sorted(source.glob("*.png"))[: SOME[folder.name]]:
+            link_to(path, folder / source.name / path.name)
 
 
 def link_to(source: Path, link: Path) -> None:

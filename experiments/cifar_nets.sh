@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The nets of the findings on CIFAR-10, a short recipe: ResNet-20, one cycle, label smoothing, bfloat16. Five seeds of
 # each kind, so that every finding has an interval over nets:
-#   sdS            all images; _gen1 to _gen3 born again from it; _pruned0.4-0.4 to 1.6-1.6 compressed
+#   sdS            all images; _gen1 to _gen3 born again from it; _pruned0.8-0.8 and 1.6-1.6 compressed
 #   sdS_50par_A/B  the two halves of the images
 #   sdS_short      two epochs: a weak net
 #   two, first5    animals against vehicles; the first five classes
@@ -45,9 +45,9 @@ born_again() { # SEED: the generations after the net of that seed
 
 compress() { # SEED: its compressed forms
   after "${trained[$1]:-}"
-  step "prune_sd$1" Pruning.py --resume "${plain}_sd$1.pth.tar" --s_conv 0.4 --s_fc 0.4 --sweep '[1,2,3,4]' \
-    --dataset CIFAR10 "${images[@]}" --augment zero4 --lr 0.05 --logspace 2 --weight_decay 5e-4 --epochs 3 \
-    --val_epoch 3 --seed "$1" --suffix "sd$1"
+  step "prune_sd$1" Pruning.py --resume "${plain}_sd$1.pth.tar" --s_conv 0.4 --s_fc 0.4 --sweep '[2,4]' \
+    --dataset CIFAR10 "${images[@]}" --augment zero4 --lr 0.05 --logspace 2 --weight_decay 5e-4 --epochs 1 \
+    --val_epoch 1 --seed "$1" --suffix "sd$1"
 }
 
 # hsakd COMMAND SEED EPOCHS OPTION…: one of its runs; two falls of the rate, after half and five sixths.

@@ -15,10 +15,10 @@
 # It ends with python -m experiments.cifar_findings $OUT: the verdicts, and the figure.
 source "$(dirname "$0")/common.sh"
 SEEDS=${SEEDS:-0 1 2 3 4} SECTIONS=${SECTIONS:-stability compression diagnosis generations refinement tasks}
-REFINE_EPOCHS=4 REFINE_LR=0.001 LEVELS=${LEVELS:-0.4 0.8 1.2 1.6}
+REFINE_EPOCHS=4 REFINE_LR=0.001 LEVELS=${LEVELS:-0.8 1.6}
 nets=$OUT/model_checkpoints/checkpoint_CIFAR10_resnet20 two=$OUT/model_checkpoints/checkpoint_CIFAR10_two_resnet20
 some=$DATA/CIFAR10_some layer=layer2
-images=(--dataset CIFAR10 --train_path "$some/train" --val_path "$DATA/CIFAR10/test" --image_size 32 -j 0 --amp bf16)
+images=(--dataset CIFAR10 --train_path "$some/train" --val_path "$some/test" --image_size 32 -j 0 --amp bf16)
 fitted=$OUT/model_checkpoints/CIFAR10_resnet20/checkpoint_L$layer check=check/CIFAR10_resnet20/checkpoint
 
 # compare NAME OPTION…: Compare.py; a result that is there is kept.

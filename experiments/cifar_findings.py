@@ -27,7 +27,7 @@ from utils.command import command
 from utils.errors import InputError
 from utils.files import check_writable, read_json, replacing
 from utils.later import matplotlib
-from utils.parser import Parser, result_file, some_path
+from utils.parser import Parser, result_file, some_path, whole
 from utils.report.charts import CURVES
 from utils.report.tables import markdown_table
 
@@ -519,16 +519,23 @@ def draw(results: Results) -> Any:
     return figure
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Read the run, print the verdicts, and write what is asked for."""
+def build_parser() -> Parser:
+    """The command line."""
     parser = Parser(__doc__, "python -m experiments.cifar_findings runs --figure findings.png")
     parser.add_argument("run", type=some_path, help="folder of experiments/cifar_run.sh")
-    parser.add_argument("--seeds", type=int, default=5, help="0 to this less 1")
-    parser.add_argument("--markdown", type=result_file, metavar="FILE", help="write the tables")
+    parser.add_argument("--seeds", type=whole(2), default=5, help="how many, from 0 on")
+    parser.add_argument(
+        "--markdown", type=result_file(".md"), metavar="FILE", help="write the tables"
+    )
     parser.add_argument(
         "--figure", type=some_path, metavar="FILE", help="draw the numbers: PNG, SVG"
     )
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read the run, print the verdicts, and write what is asked for."""
+    args = build_parser().parse_args(argv)
     for path in filter(None, (args.markdown, args.figure)):
         check_writable(Path(path).parent)
     results = Results(Path(args.run), args.seeds, [], [])

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The nets of the findings on CIFAR-10, a short recipe: ResNet-20, one cycle, label smoothing, bfloat16. Five seeds of
 # each kind, so that every finding has an interval over nets:
-#   sdS            all images; _gen1 to _gen3 born again from it; _pruned0.8-0.8 and 1.6-1.6 compressed
+#   sdS            all images; _gen1 and _gen2 born again from it; _pruned0.8-0.8 and 1.6-1.6 compressed
 #   sdS_50par_A/B  the two halves of the images
 #   sdS_short      two epochs: a weak net
 #   two, first5    animals against vehicles; the first five classes
@@ -12,10 +12,10 @@
 #
 # Needs $DATA/CIFAR10 (PrepareData.py CIFAR10, or the PNG edition: {train,test}/CLASS/*.png) and the sets that
 # python -m experiments.cifar_sets $DATA links. Settings of its own: SEEDS="0 1 2 3 4" EPOCHS=14 RANDOM_EPOCHS=30
-# GENERATIONS=4 TEACHER_EPOCHS=12 STUDENT_EPOCHS=10
+# GENERATIONS=3 TEACHER_EPOCHS=12 STUDENT_EPOCHS=10
 # KINDS="series halves short two first5 random students": which nets.
 source "$(dirname "$0")/common.sh"
-SEEDS=${SEEDS:-0 1 2 3 4} EPOCHS=${EPOCHS:-14} RANDOM_EPOCHS=${RANDOM_EPOCHS:-30} GENERATIONS=${GENERATIONS:-4}
+SEEDS=${SEEDS:-0 1 2 3 4} EPOCHS=${EPOCHS:-14} RANDOM_EPOCHS=${RANDOM_EPOCHS:-30} GENERATIONS=${GENERATIONS:-3}
 TEACHER_EPOCHS=${TEACHER_EPOCHS:-12} STUDENT_EPOCHS=${STUDENT_EPOCHS:-10} BATCH=${BATCH:-256}
 KINDS=${KINDS:-series halves short two first5 random students}
 nets=$OUT/model_checkpoints plain=$OUT/model_checkpoints/checkpoint_CIFAR10_resnet20 hsakd_runs=$OUT/checkpoint

@@ -62,6 +62,13 @@ SETTINGS = (
     "PAIRS",
     "EPOCH_STEP",
     "CLASSES",
+    "KINDS",
+    "SECTIONS",
+    "ZOO",
+    "FACTORIES",
+    "LEVELS",
+    "RANDOM_EPOCHS",
+    "STUDENT_EPOCHS",
 )
 # Those of the tests that compose names, since they have no underscore
 ARCHS = ("alexnet", "resnet18")

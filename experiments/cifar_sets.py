@@ -23,6 +23,7 @@ from utils.errors import InputError
 from utils.parser import Parser, some_path
 
 VEHICLES = ("airplane", "automobile", "ship", "truck")
+GROUPS = ("animal", "vehicle")
 CLASSES, SPLITS = 10, {"train": 50_000, "test": 10_000}
 SOME = {"train": 500, "test": 300}  # of each class
 SEED = 0  # of the random labels
@@ -87,8 +88,12 @@ def first_classes(folder: Path, paths: list[Path], count: int) -> None:
 def two_groups(folder: Path, paths: list[Path]) -> None:
     """Link the class folders into those of animals and of vehicles."""
     for source in sorted({path.parent for path in paths}):
-        group = "vehicle" if source.name in VEHICLES else "animal"
-        link_to(source, folder / group / source.name)
+        link_to(source, folder / group_of(source.name) / source.name)
+
+
+def group_of(name: str) -> str:
+    """Give the group of a class, one of `GROUPS`."""
+    return GROUPS[name in VEHICLES]
 
 
 def some_images(folder: Path, paths: list[Path]) -> None:

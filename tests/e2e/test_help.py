@@ -19,7 +19,7 @@ import Training_TransNet
 import transClassifier
 import Variance
 from distillation.hsakd_options import COMMANDS
-from experiments import figures, tables
+from experiments import figures, provided, tables
 from tests.e2e.road import run
 
 pytestmark = pytest.mark.e2e
@@ -29,7 +29,7 @@ PARSERS = [
 ]
 PARSERS += [
     (script, "")
-    for script in (Report, Training_TransNet, Variance, figures, tables, transClassifier)
+    for script in (Report, Training_TransNet, Variance, figures, provided, tables, transClassifier)
 ]
 PARSERS += [(HSAKD, command) for command in COMMANDS]
 

@@ -28,6 +28,28 @@ def make_folder(root: Path, counts: dict[str, int], first_seed: int = 0) -> Path
     return root
 
 
+CIFAR10 = [
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+]
+
+
+def make_cifar(root: Path, images: int) -> Path:
+    """Write `{root}/{class}/{number}.png` of CIFAR-10's classes, so many of each, 32×32."""
+    for label, name in enumerate(CIFAR10):
+        for number in range(images):
+            make_photo(root / name / f"{number:02d}.png", images * label + number, size=(32, 32))
+    return root
+
+
 def real_data() -> Path:
     """Folder of real photos, or skip."""
     if not (folder := os.environ.get("KC_REAL_DATA")) or not Path(folder).is_dir():

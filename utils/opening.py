@@ -317,8 +317,9 @@ def with_record(
         options.dataset,
         options.name if options.dataset == "folder" else None,
     )
-    # As many images as were measured: a subset has another accuracy.
-    same &= hits is None or len(hits) == len(images)
+    # As many images as were measured: a subset has another accuracy. A checkpoint that was stripped
+    # of what it says of its images does not tell how many they were.
+    same &= "images" in state if hits is None else len(hits) == len(images)
     # At a multiple of them a run or a generation was at its end, and its weights were measured.
     epochs = state.get("settings", {}).get("epochs") or 1
     if not same or accuracy is None or state.get("epoch", 0) % epochs:

@@ -75,6 +75,24 @@ def test_images_are_normalised_as_the_network_knows_them_or_as_an_option_says(ar
     assert opening.images(args(), "val").normalisation == NORMALISATIONS["imagenet"]
 
 
+@pytest.mark.parametrize(
+    ("more", "known"),
+    [
+        ({"hits": torch.ones(24, dtype=torch.uint8)}, True),
+        ({"hits": torch.ones(30, dtype=torch.uint8)}, False),  # of more images
+        ({"images": {"val": {}}}, True),  # a compressed net's checkpoint has no hits
+        ({}, False),  # stripped: of which images, nobody knows
+    ],
+)
+def test_a_recorded_accuracy_counts_for_the_very_images_alone(args, more, known):
+    images = opening.images(args(), "val")
+    data = opening.data_record(args(), images)
+    state = {"acc1": 90.0, "epoch": 2, "settings": {"epochs": 2}, "data": data, **more}
+    net = NetSource("resnet18", "layer2", "net.pth.tar")
+    found = opening.with_record(args(), net, state, images)
+    assert found.top1_percent == (90.0 if known else None)
+
+
 CIFAR10, HALF, OWN = (
     NORMALISATIONS["cifar10"],
     NORMALISATIONS["half"],

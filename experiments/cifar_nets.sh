@@ -2,6 +2,7 @@
 # The nets of the findings on CIFAR-10, a short recipe: ResNet-20, one cycle, label smoothing, bfloat16. Five seeds of
 # each kind, so that every finding has an interval over nets:
 #   sdS            all images; _gen1 and _gen2 born again from it; _pruned0.8-0.8 and 1.6-1.6 compressed
+#   sdS_long       the same, four epochs more
 #   sdS_50par_A/B  the two halves of the images
 #   sdS_short      two epochs: a weak net
 #   two, first5    animals against vehicles; the first five classes
@@ -48,6 +49,13 @@ compress() { # SEED: its compressed forms
   step "prune_sd$1" Pruning.py --resume "${plain}_sd$1.pth.tar" --s_conv 0.4 --s_fc 0.4 --sweep '[2,4]' \
     --dataset CIFAR10 "${images[@]}" --augment zero4 --lr 0.05 --logspace 2 --weight_decay 5e-4 --epochs 1 \
     --val_epoch 1 --seed "$1" --suffix "sd$1"
+}
+
+prolong() { # SEED: four more epochs, without label smoothing
+  after "${trained[$1]:-}"
+  step "long_sd$1" Training.py --arch resnet20 --weights "${plain}_sd$1.pth.tar" --dataset CIFAR10 "${images[@]}" \
+    --augment zero4 --lr 0.1 --weight_decay 5e-4 --one_cycle --epochs 4 --val_epoch 4 --seed $(($1 + 20)) \
+    --suffix "sd$1_long" --resume auto
 }
 
 # hsakd COMMAND SEED EPOCHS OPTION…: one of its runs; two falls of the rate, after half and five sixths.
@@ -106,7 +114,10 @@ for seed in $SEEDS; do
   if wanted two; then together train "$seed" "sd$seed" "$((EPOCHS / 2))" $(on_set two); fi
   if wanted short; then together train "$seed" "sd${seed}_short" 2 --dataset CIFAR10; fi
 done
-if wanted series; then for seed in $SEEDS; do together compress "$seed"; done; fi
+if wanted series; then
+  for seed in $SEEDS; do together compress "$seed"; done
+  for seed in $SEEDS; do together prolong "$seed"; done
+fi
 if wanted students; then
   for method in alone by_dcm by_hsakd by_kd; do
     for seed in $SEEDS; do together "$method" "$seed"; done

@@ -60,12 +60,11 @@ def test_nets_of_a_kind_differ_in_their_seed_alone(trained):
     _, found = trained
     by_kind = {}
     for options in only(found, "Training"):
-        kind = options.suffix.replace(f"sd{options.seed}", "")
-        facts = {
-            key: value for key, value in vars(options).items() if key not in ("seed", "suffix")
-        }
+        kind = options.suffix.lstrip("sd01")
+        own = ("seed", "suffix", "weights")
+        facts = {key: value for key, value in vars(options).items() if key not in own}
         by_kind.setdefault((options.name, kind), []).append(facts)
-    assert len(by_kind) == 7
+    assert len(by_kind) == 8
     for facts in by_kind.values():
         assert all(other == facts[0] for other in facts)
 

@@ -190,7 +190,8 @@ def finished(runs: Sequence[str], source: str) -> dict[str, Any] | None:
         if not path.exists():
             continue
         state = checkpoint.load(path)
-        if state["epoch"] % state["settings"]["epochs"] == 0:
+        # A run that was left within its first epoch is at epoch 0.
+        if state["epoch"] and state["epoch"] % state["settings"]["epochs"] == 0:
             return state
     return None
 

@@ -155,10 +155,11 @@ def test_a_packed_file_has_what_steps_read_in_half_the_bytes(run, packed):
     torch.testing.assert_close(net.conv1.weight, weight, rtol=2**-11, atol=2**-25)
 
 
-def test_a_net_that_no_run_has_finished_stays_as_it_is(run, cifar, packed, tmp_path, capsys):
+@pytest.mark.parametrize("epoch", [0, 2])
+def test_a_net_that_no_run_has_finished_stays_as_it_is(epoch, run, cifar, packed, tmp_path, capsys):
     before = provided.read_table(packed)
     other = tmp_path / "other"
-    save(other, "ten", CIFAR10, 0, epoch=2)
+    save(other, "ten", CIFAR10, 0, epoch=epoch)
     save(other, "first", CIFAR10[:5], 1)
     rows = provided.pack([str(other)], cifar, packed, MADE_UP)
     assert rows[:2] == before[:2] and rows[2].sha256 != before[2].sha256

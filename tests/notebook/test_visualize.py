@@ -15,6 +15,7 @@ from nbclient import NotebookClient
 
 import ConvOutput
 import Training_TransNet
+from tests.unit.photos import make_cifar
 
 pytestmark = pytest.mark.notebook
 NOTEBOOK = Path(Training_TransNet.__file__).with_name("visualize.ipynb")
@@ -55,15 +56,16 @@ def text(notebook):
 
 
 def test_it_shows_a_run_with_both_directions(fitted, monkeypatch):
-    notebook = execute(monkeypatch, KC_RUN=fitted)
+    notebook = execute(monkeypatch, KC_RUN=fitted, KC_DATA=fitted / "nowhere")
     said = text(notebook)
     assert "net A: checkpoint_digits_resnet18_sd0.pth.tar at layer2.1.add" in said
     assert "net B: checkpoint_digits_resnet18_sd5.pth.tar at layer2.1.add" in said
     assert "Trans-Net: checkpoint_L2.pth.tar, orders 0 to 2" in said
     assert "24 validation images of digits, 32 pixels to a side" in said
     assert "24 images, instability 0." in said or "24 images, instability 1." in said
+    assert "PrepareData.py CIFAR10" in said
     # Variances, the photo, channels, blind spots; the other direction's variances and unreliable
-    # features.
+    # features; nothing of CIFAR-10, which is not there.
     assert [len(pictures(cell)) for cell in code_cells(notebook)] == [
         0,
         0,
@@ -72,6 +74,8 @@ def test_it_shows_a_run_with_both_directions(fitted, monkeypatch):
         1,
         1,
         2,
+        0,
+        0,
         0,
         0,
         1,
@@ -101,6 +105,7 @@ def test_it_shows_vectors_of_named_nets_and_one_direction(fitted, photos, tmp_pa
         KC_RUN=tmp_path / "nowhere",
         KC_TRANS_NET=trans_net,
         KC_VAL_PATH=photos / "val",
+        KC_DATA=tmp_path / "nowhere",
         **nets,
     )
     said = text(notebook)
@@ -117,9 +122,44 @@ def test_it_shows_vectors_of_named_nets_and_one_direction(fitted, photos, tmp_pa
         0,
         0,
         0,
+        0,
+        0,
         1,
         0,
     ]
+
+
+def test_two_provided_nets_look_at_photos_where_they_lie(tmp_path, monkeypatch):
+    """The section runs alone, too."""
+    make_cifar(tmp_path / "CIFAR10/test", 40)
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    begin, end = (
+        next(
+            i for i, cell in enumerate(notebook.cells) if cell.source.startswith(f"## Two {title}")
+        )
+        for title in ("provided nets", "nets of your own")
+    )
+    notebook.cells = notebook.cells[begin:end]
+    for cell in code_cells(notebook):
+        cell.source = cell.source.replace("EVERY, SHOWN = 10,", "EVERY, SHOWN = 1,")
+        cell.outputs = []
+    monkeypatch.setenv("KC_DATA", str(tmp_path))
+    NotebookClient(
+        notebook, timeout=300, resources={"metadata": {"path": str(NOTEBOOK.parent)}}
+    ).execute()
+    printed = text(notebook)
+    assert "half_A.pth.tar" in printed and "of 400 photos right" in printed
+    shown = re.findall(r"^\w+ +is (\w+) to half_A.pth.tar, (\w+) to", printed, re.MULTILINE)
+    assert 4 <= len(shown) <= 8 and all(first != second for first, second in shown)
+    assert len(re.findall(r"shared [\d.]+ \[", printed)) == 3
+    assert [len(pictures(cell)) for cell in code_cells(notebook)] == [1, 1]
+
+
+def test_no_photo_of_cifar_10_is_committed():
+    """They belong to others; figures of numbers may stand there."""
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    (cell,) = (cell for cell in code_cells(notebook) if "cifar.decode" in cell.source)
+    assert not pictures(cell)
 
 
 def test_two_nets_of_ones_own_need_nothing_but_the_library():

@@ -413,7 +413,8 @@ a CPU core each. It must be the table's within two images, since other machines 
 ```
 
 They were trained on an NVIDIA H200, at most three minutes each; the four epochs more of plain_0 to plain_4 and the
-pruned nets on one CPU core, seven minutes each. Another machine gives other weights, and accuracies that differ as those of two seeds do.
+pruned nets on one CPU core, seven minutes each. Another machine gives other weights, and accuracies that differ as
+those of two seeds do.
 `python -m experiments.provided --pack RUN…` packs what runs have finished, and writes this page.
 
 ## Files

@@ -24,6 +24,7 @@ from torch import Tensor
 from experiments.cifar_sets import GROUPS, SPLITS, group_of, listed
 from models.classifiers import read_classifier
 from models.memory_order import order_channels_last
+from models.trans_net import load_trans_net
 from utils import checkpoint
 from utils.command import command
 from utils.data.batches import Preprocessing
@@ -35,7 +36,8 @@ from utils.options import add_data_root
 from utils.parser import Parser, some_path
 from utils.report.tables import markdown_table
 
-PLACE, TABLE = "provided", "table.json"  # below the folder of checkpoints
+PLACE = "provided"  # below the folder of checkpoints
+TABLE, TRANS_TABLE = "table.json", "trans_nets.json"  # in it
 # What other steps read of a classifier, besides its weights
 KEPT = ("arch", "model", "data", "settings", "versions", "epoch", "acc1")
 BATCH = 100  # images at once
@@ -83,6 +85,27 @@ class Row(NamedTuple):
     epochs: int
     images: int
     right: int
+    bytes: int
+    sha256: str
+
+
+class TransRow(NamedTuple):
+    """What the table says of a Trans-Net's file.
+
+    Attributes:
+        file: its name.
+        what: it reconstructs from what.
+        command: that fitted it.
+        left: Var(x_Δ)/Var(x*) of held-out images.
+        linear: the same of the best single linear layer.
+        bytes, sha256: of the file.
+    """
+
+    file: str
+    what: str
+    command: str
+    left: float
+    linear: float
     bytes: int
     sha256: str
 
@@ -144,6 +167,25 @@ NETS = (
 )
 
 
+# Between two of the nets above, at the ends of their stages
+TRANS_LAYERS, TRANS_PAIR = ("layer1", "layer2", "layer3"), ("plain_0", "plain_1")
+TRANS_FEATURES = "convOuts/CIFAR10_resnet20/CIFAR10_L{layer}_plain_0-plain_1"
+STORE = (
+    "python ConvOutput.py --resume1 model_checkpoints/provided/plain_0.pth.tar --resume2"
+    " model_checkpoints/provided/plain_1.pth.tar --layers stages --dataset CIFAR10 --train_path"
+    " data/CIFAR10_some/train --val_path data/CIFAR10_some/test --image_size 32 -j 0 --amp bf16"
+    " --t_or_v both --suffix plain_0-plain_1"
+)
+FIT = (
+    f"python Training_TransNet.py --convOut_path {TRANS_FEATURES} --standardise --solve --hidden 0"
+    " --alpha [0.1,0.1] --amp bf16 -j 0 --suffix plain_0-plain_1"
+)
+TRANS_KEPT = (
+    *("arch", "trans_net", "settings", "source", "versions", "epoch"),
+    *("linear_reference", "fitted", "held_out", "state_dict"),
+)
+
+
 def pack(
     runs: Sequence[str], data_root: Path, folder: Path, nets: Sequence[Net] = NETS
 ) -> list[Row]:
@@ -178,7 +220,9 @@ def pack(
     if not rows:
         raise InputError(f"{', '.join(runs)}: no net of the list is there; name runs' --out")
     write_json(place_of(folder, TABLE), [row._asdict() for row in rows])
-    write_text(folder / "README.md", page(rows))
+    trans_rows = pack_trans_nets(runs, folder) or read_trans_table(folder)
+    write_json(place_of(folder, TRANS_TABLE), [row._asdict() for row in trans_rows])
+    write_text(folder / "README.md", page(rows, trans_rows))
     print(f"saved {folder / 'README.md'}: {len(rows)} nets, {size_of(rows)}")
     return rows
 
@@ -194,6 +238,35 @@ def finished(runs: Sequence[str], source: str) -> dict[str, Any] | None:
         if state["epoch"] and state["epoch"] % state["settings"]["epochs"] == 0:
             return state
     return None
+
+
+def pack_trans_nets(runs: Sequence[str], folder: Path) -> list[TransRow]:
+    """Pack the Trans-Nets between two provided nets, without optimiser and image records."""
+    rows = []
+    for layer in TRANS_LAYERS:
+        name = f"checkpoint_L{layer}_{'-'.join(TRANS_PAIR)}"
+        for way, (source, target) in (("", TRANS_PAIR), ("_reverse", TRANS_PAIR[::-1])):
+            paths = [
+                Path(run, "model_checkpoints", "CIFAR10_resnet20", f"{name}{way}.pth.tar")
+                for run in runs
+            ]
+            if (path := next(filter(Path.exists, paths), None)) is None:
+                continue
+            state = checkpoint.load(path)
+            file = place_of(folder, f"trans_net_{layer}_{source}_to_{target}.pth.tar")
+            checkpoint.save(file, {entry: state[entry] for entry in TRANS_KEPT})
+            rows.append(
+                TransRow(
+                    file.name,
+                    f"{layer} of {target} from that of {source}",
+                    FIT.format(layer=layer),
+                    state["held_out"],
+                    state["linear_reference"]["instability"],
+                    file.stat().st_size,
+                    sha256(file),
+                )
+            )
+    return rows
 
 
 def packed(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -283,9 +356,12 @@ def check(folder: Path, data_root: Path, *, must_measure: bool) -> None:
             missing.
     """
     rows = read_table(folder)
-    for row in rows:
-        check_file(place_of(folder, row.file), row)
-    print(f"{len(rows)} nets, {size_of(rows)}: hashes are those of the table, and all open")
+    trans_rows = read_trans_table(folder)
+    both: list[Row | TransRow] = [*rows, *trans_rows]
+    for one in both:
+        check_file(place_of(folder, one.file), one)
+    counts = f"{len(rows)} nets and {len(trans_rows)} Trans-Nets, {size_of(both)}"
+    print(f"{counts}: hashes are those of the table, and all open")
     if not must_measure and not (data_root / "CIFAR10").is_dir():
         print(f"accuracies are not measured: no {data_root / 'CIFAR10'}, {TO_GET_IMAGES} makes it")
         return
@@ -296,8 +372,8 @@ def check(folder: Path, data_root: Path, *, must_measure: bool) -> None:
     print(f"{len(rows)} accuracies are those of the table, within {TOLERANCE} images each")
 
 
-def check_file(path: Path, row: Row) -> None:
-    """Refuse a file that is missing, changed or no classifier."""
+def check_file(path: Path, row: Row | TransRow) -> None:
+    """Refuse a file that is missing, changed or no net."""
     if not path.is_file():
         raise InputError(f"{path} is missing; check it out again")
     if (digest := sha256(path)) != row.sha256:
@@ -305,7 +381,10 @@ def check_file(path: Path, row: Row) -> None:
             f"{path} has SHA-256 {digest[:12]}…, the table says {row.sha256[:12]}…; check it out"
             " again, or pack it again"
         )
-    read_classifier(path)
+    if isinstance(row, TransRow):
+        load_trans_net(path)
+    else:
+        read_classifier(path)
 
 
 def check_accuracy(row: Row, right: int, images: int) -> None:
@@ -340,7 +419,13 @@ def read_table(folder: Path) -> list[Row]:
         raise InputError(f"{path} is no table of provided nets; check it out again") from None
 
 
-def size_of(rows: Sequence[Row]) -> str:
+def read_trans_table(folder: Path) -> list[TransRow]:
+    """Read the facts of the Trans-Nets, none where there is no table of them."""
+    path = place_of(folder, TRANS_TABLE)
+    return [TransRow(**entry) for entry in read_json(path)] if path.exists() else []
+
+
+def size_of(rows: Sequence[Row | TransRow]) -> str:
     """Write the size of all files."""
     return in_words(sum(row.bytes for row in rows))
 
@@ -357,7 +442,7 @@ def in_a_line(row: Row) -> str:
     return f"{row.file}: {row.right:,} of {row.images:,} right, {accuracy_of(row)} %"
 
 
-def page(rows: Sequence[Row]) -> str:
+def page(rows: Sequence[Row], trans_rows: Sequence[TransRow]) -> str:
     """Write the page that describes the files."""
     nets = markdown_table(
         ("file", "what it is", "trained on", "seed", "epochs", "test images", "right, %"),
@@ -375,14 +460,25 @@ def page(rows: Sequence[Row]) -> str:
         ],
         texts=2,
     )
+    both: list[Row | TransRow] = [*rows, *trans_rows]
     files = markdown_table(
         ("file", "SHA-256", "bytes"),
-        [(f"`{row.file}`", f"`{row.sha256}`", f"{row.bytes:,}") for row in rows],
+        [(f"`{row.file}`", f"`{row.sha256}`", f"{row.bytes:,}") for row in both],
         texts=2,
     )
-    commands = "\n".join(dict.fromkeys(row.command for row in rows))
+    trans_nets = markdown_table(
+        ("file", "it reconstructs", "left of held-out images", "a linear layer leaves"),
+        [(f"`{row.file}`", row.what, f"{row.left:.3f}", f"{row.linear:.3f}") for row in trans_rows],
+        texts=2,
+    )
     return PAGE.format(
-        nets=nets, files=files, commands=commands, size=size_of(rows), images=TO_GET_IMAGES
+        nets=nets,
+        files=files,
+        commands="\n".join(dict.fromkeys(row.command for row in rows)),
+        trans_nets=trans_nets,
+        fits="\n".join((STORE, *dict.fromkeys(row.command for row in trans_rows))),
+        size=size_of(both),
+        images=TO_GET_IMAGES,
     )
 
 
@@ -417,11 +513,21 @@ pruned nets on one CPU core, seven minutes each. Another machine gives other wei
 those of two seeds do.
 `python -m experiments.provided --pack RUN…` packs what runs have finished, and writes this page.
 
+## Trans-Nets between two of them
+
+{trans_nets}
+
+Three layers without spare channels, fitted to 5,000 training images and judged on 3,000 test images; Var(x_Δ)/Var(x*).
+
+```sh
+{fits}
+```
+
 ## Files
 
 {files}
 
-`provided/table.json` has all of this page's facts.
+`provided/table.json` and `trans_nets.json` have all of this page's facts.
 
 ## Licence
 

@@ -32,12 +32,14 @@ MADE_UP = tuple(
 
 def test_the_committed_files_are_those_of_the_table_and_no_others():
     files = {path.name for path in (FOLDER / "provided").iterdir() if path.name[0] != "."}
-    assert files == {row.file for row in ROWS} | {"table.json"}
-    for row in ROWS:
+    trans_rows = provided.read_trans_table(FOLDER)
+    rows = (*ROWS, *trans_rows)
+    assert files == {row.file for row in rows} | {"table.json", "trans_nets.json"}
+    for row in rows:
         path = FOLDER / "provided" / row.file
         assert (sha256(path), path.stat().st_size) == (row.sha256, row.bytes), row.file
-    assert sum(row.bytes for row in ROWS) <= MOST_BYTES
-    assert (FOLDER / "README.md").read_text(encoding="utf-8") == provided.page(ROWS)
+    assert sum(row.bytes for row in rows) <= MOST_BYTES
+    assert (FOLDER / "README.md").read_text(encoding="utf-8") == provided.page(ROWS, trans_rows)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.file)
@@ -135,7 +137,7 @@ def test_the_accuracies_are_of_all_test_images_of_a_nets_classes(packed):
 def test_packing_again_gives_the_same_bytes(run, cifar, packed, tmp_path):
     provided.pack([str(run)], cifar, tmp_path / "again", MADE_UP)
     files = [path.relative_to(packed) for path in packed.rglob("*") if path.is_file()]
-    assert len(files) == 5
+    assert len(files) == 6
     for file in files:
         assert (packed / file).read_bytes() == (tmp_path / "again" / file).read_bytes(), file
 

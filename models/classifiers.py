@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from models.author_keys import is_authors_trans_net
 from models.inputs import preprocessing_of
 from models.logits import give_logits, initialise_lazy, last_linear, logits_layer, replace_linear
+from models.meta import ShapesAlone
 from models.own import build_foreign, is_foreign, is_own, is_timm, named_arch
 from models.small import names
 from models.small.auxiliary import build_bare
@@ -394,7 +395,7 @@ def _uninitialised(
         count = _with_classes(model, arch, num_classes, image_size)
         return model, num_classes if count is None else count
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), ShapesAlone():
             return _structure(arch, num_classes, train_layer), num_classes
     except NotImplementedError:
         # RegNet computes its widths with tensors; those of "meta" have no values.

@@ -31,6 +31,7 @@ from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 from torch.utils._python_dispatch import _get_current_dispatch_mode, _pop_mode_temporarily
 
 from models.lengths import Length
+from models.meta import ShapesAlone
 from utils.errors import InputError
 from utils.later import torchvision
 from utils.remarks import remark
@@ -196,6 +197,12 @@ def record(
     return recorder.recording
 
 
+def _run_layer(of_module: Callable[..., Any], layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """Call a layer that is one node: nothing in it is recorded, but its functions are heard."""
+    with torch._C._EnableTorchFunction(), ShapesAlone():
+        return of_module(layer, *args, **kwargs)
+
+
 class _Names:
     """Readable names of nodes, each given once.
 
@@ -332,7 +339,7 @@ class _Recorder(TorchFunctionMode):
             return of_module(module, *args, **kwargs)
         if self._is_layer(module):
             with self._unheard():
-                run = functools.partial(of_module, module)
+                run = functools.partial(_run_layer, of_module, module)
                 output = self._record("call_module", path, args, kwargs, run, None)
         else:
             self.scope.append(path)

@@ -28,6 +28,7 @@ from models.graph import (
     trace,
 )
 from models.layout import has_channels_last
+from models.meta import ShapesAlone
 from models.recorder import spell
 from utils.errors import InputError
 
@@ -389,7 +390,7 @@ def _only_shapes(net: nn.Module, image_size: int) -> Any:
     state = [*net.named_parameters(), *net.named_buffers()]
     image = torch.zeros(1, 3, image_size, image_size)
     # It fails where the net holds tensors as plain attributes, or asks for values: ask with values.
-    with contextlib.suppress(Exception):
+    with contextlib.suppress(Exception), ShapesAlone():
         return functional_call(
             net, {name: value.to("meta") for name, value in state}, image.to("meta")
         )

@@ -258,9 +258,12 @@ def first_not_finite(state: Mapping[str, Any]) -> str | None:
     }
     if not floats:
         return None
+    # A sum passes on infinities and NaN, and makes no tensor of truths beside the weights.
     # One answer for all: a GPU is waited for once
-    finite = torch.stack([value.isfinite().all() for value in floats.values()]).tolist()
-    return next((name for name, is_finite in zip(floats, finite) if not is_finite), None)
+    sums = torch.stack([value.sum(dtype=torch.float32) for value in floats.values()])
+    suspects = [name for name, is_finite in zip(floats, sums.isfinite().tolist()) if not is_finite]
+    # A sum of large values may overflow
+    return next((name for name in suspects if not floats[name].isfinite().all()), None)
 
 
 def load(path: str | Path, *, mmap: bool = False) -> State:

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import functools
+import gc
 import os
 import sys
 import threading
@@ -14,6 +15,7 @@ from typing import Any, TypeVar
 from utils import peers, stopping
 from utils.errors import InputError
 from utils.files import STANDARD_OUTPUT, results_alone
+from utils.later import defer_compiler
 from utils.parser import Parser
 
 Result = TypeVar("Result")
@@ -50,6 +52,10 @@ def command(main: Callable[[Sequence[str] | None], Result]) -> Callable[..., Res
         # The script's file, whoever calls its `main`.
         name = Path(sys.modules[main.__module__].__file__ or main.__module__).name
         several = False
+        defer_compiler()
+        if main.__module__ == "__main__":
+            # What was imported stays: collections of garbage, half a second with it, leave it out
+            gc.freeze()
         words = map(str, sys.argv[1:] if argv is None else argv)
         # A result goes to standard output: `--json -` or `--json=-`.
         to_output = any(word == STANDARD_OUTPUT or word.endswith("=-") for word in words)

@@ -10,6 +10,9 @@ and names what it uses in full, inside of its functions: `torchvision.models.VGG
 """
 
 import importlib
+import sys
+from collections.abc import Callable
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 
@@ -31,6 +34,66 @@ class Later:
                 raise  # the module is there, and misses another one
             # As of any object: `hasattr` and what looks into modules (doctest, inspect) go on.
             raise AttributeError(f"module {self._name} has no {name}") from None
+
+
+class _Idle(ModuleType):
+    """Stands for a module of PyTorch's compiler until something is compiled.
+
+    Args:
+        name: of the module.
+        answers: by name the functions that need no compiler while nothing is compiled.
+    """
+
+    def __init__(self, name: str, **answers: Callable[..., Any]) -> None:
+        super().__init__(name)
+        vars(self).update(answers)
+
+    def __getattr__(self, name: str) -> Any:
+        # An import and what looks through all modules ask for these, and compile nothing.
+        if name.startswith("__") and (name, self.__name__) != ("__path__", _COMPILER):
+            raise AttributeError(name)
+        _load_compiler()
+        return getattr(importlib.import_module(self.__name__), name)
+
+
+def defer_compiler() -> None:
+    """Load PyTorch's compiler (1.4 s) only where something is compiled.
+
+    Without this it is loaded to hear what it shall leave alone: by every optimiser, and by many
+    operators on the device "meta"; and by torchvision, for one function of its detectors. Nothing
+    is done before PyTorch is loaded, or where its compiler is.
+    """
+    torch_module = sys.modules.get("torch")
+    if torch_module is None or _COMPILER in sys.modules:
+        return
+    compiler = _Idle(_COMPILER, disable=_leave_alone, graph_break=_do_nothing)
+    utils = _Idle(f"{_COMPILER}.utils", is_compile_supported=_is_compile_supported)
+    vars(compiler)["utils"] = utils
+    vars(torch_module)[_COMPILER.rpartition(".")[2]] = compiler
+    sys.modules |= {module.__name__: module for module in (compiler, utils)}
+
+
+def _load_compiler() -> ModuleType:
+    """Load the compiler in place of what stands for it."""
+    for name in [name for name, module in sys.modules.items() if isinstance(module, _Idle)]:
+        del sys.modules[name]
+    return importlib.import_module(_COMPILER)
+
+
+def _leave_alone(function: Any = None, *options: Any, **named: Any) -> Any:
+    """Give a function that is not compiled, which is itself; or what decorates one so."""
+    return _leave_alone if function is None else function
+
+
+def _do_nothing(*options: Any, **named: Any) -> None:
+    """Break no graph: none is made."""
+
+
+def _is_compile_supported(device: Any) -> Any:
+    return _load_compiler().utils.is_compile_supported(device)
+
+
+_COMPILER = "torch._dynamo"
 
 
 if TYPE_CHECKING:

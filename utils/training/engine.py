@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from utils import checkpoint, stopping
+from utils.allocator import keep_freed_memory
 from utils.data.loaders import names_of
 from utils.devices import float64_home, has_float64, to_cpu
 from utils.errors import DivergedError, InputError
@@ -317,6 +318,8 @@ def train_one_epoch(
         Interrupted: a signal came.
     """
     runtime = fit.runtime
+    if not runtime.has_accelerator:
+        keep_freed_memory()
     fit.net.train()
     runtime.seed_epoch(epoch)
     averages, watch = Averages(), _Watch(epoch, fit)

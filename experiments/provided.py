@@ -253,6 +253,8 @@ def pack_trans_nets(runs: Sequence[str], folder: Path) -> list[TransRow]:
             if (path := next(filter(Path.exists, paths), None)) is None:
                 continue
             state = checkpoint.load(path)
+            if state["held_out"] is None:  # still being fitted
+                continue
             file = place_of(folder, f"trans_net_{layer}_{source}_to_{target}.pth.tar")
             checkpoint.save(file, {entry: state[entry] for entry in TRANS_KEPT})
             rows.append(

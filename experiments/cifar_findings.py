@@ -441,7 +441,7 @@ def tail_accuracies(folder: Path) -> list[float]:
     return [float(checkpoint.load(path, mmap=True)["acc1"]) for path in paths]
 
 
-SECTIONS = (stability, compression, diagnosis, generations, refinement, tasks)
+SECTIONS = (diagnosis, stability, refinement, compression, generations, tasks)
 
 
 def lines(results: Results) -> Iterator[str]:

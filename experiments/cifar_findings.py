@@ -163,7 +163,11 @@ class Atlas:
         self.layers: list[str] = atlas["layers"]
         self.forth = np.array(atlas["forth"], dtype=float)  # None of a net with itself: NaN
         self.places = {name: place for place, name in enumerate(atlas["names"])}
-        self.accuracy = {net["name"]: net["top1_percent"]["value"] for net in result["nets"]}
+        self.accuracy = {
+            net["name"]: net["top1_percent"]["value"]
+            for net in result["nets"]
+            if net["top1_percent"]  # None where a net has other classes than the images
+        }
 
     def of(self, source: str, target: str) -> Array:
         """Give the consistency of one net → another at each layer, (L,)."""

@@ -52,7 +52,7 @@ def test_a_committed_file_opens_as_float32_and_holds_no_more_than_a_net(row):
     assert (state["settings"]["seed"], state["epoch"]) == (row.seed, row.epochs)
 
 
-@pytest.mark.parametrize("line", {row.command for row in ROWS})
+@pytest.mark.parametrize("line", sorted({row.command for row in ROWS}))
 def test_a_command_of_the_table_can_be_given(line):
     words = shlex.split(line)
     if words[0] == "python":

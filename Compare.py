@@ -431,7 +431,7 @@ def names_of(asked: AskedOptions, surveys: Sequence[Survey]) -> list[str]:
     # The first kind of names that tells all nets apart.
     for names in (
         [of.arch.rpartition(":")[2] for of in surveys[:count]],
-        [runs.stem(Path(of.path)).partition(".")[0] for of in surveys[:count]],
+        [runs.net_name(Path(of.path)) for of in surveys[:count]],
     ):
         if len(set(names)) == len(names):
             return [*names, *asked.labels[count:]]

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
@@ -90,6 +91,14 @@ def refined_path(
 def stem(path: Path) -> str:
     """Give the run's name in a checkpoint's file name: without prefix and ending."""
     return path.name.removeprefix("checkpoint_").removesuffix(".pth.tar")
+
+
+def net_name(path: Path) -> str:
+    """Name a net by its file, without endings: "seed0.pt" → seed0.
+
+    A dot before a digit belongs to the name: "net_pruned0.8-0.8.pth.tar" → net_pruned0.8-0.8.
+    """
+    return re.sub(r"(\.[A-Za-z]\w*)+$", "", stem(path))
 
 
 def log_folder(out: str, *parts: str) -> Path:

@@ -252,3 +252,20 @@ def test_a_torn_last_line_is_left_out_and_said(tmp_path, capsys):
     # A line that is whole but for its end is whole.
     (tmp_path / "metrics.jsonl").write_text(WHOLE[:-1])
     assert [line["epoch"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        (
+            "checkpoint_CIFAR10_resnet20_sd0_pruned0.8-0.8.pth.tar",
+            "CIFAR10_resnet20_sd0_pruned0.8-0.8",
+        ),
+        ("seed0.pt", "seed0"),
+        ("resnet20-12fca82f.th", "resnet20-12fca82f"),
+        ("model.safetensors", "model"),
+        ("net_1.5", "net_1.5"),
+    ],
+)
+def test_a_net_is_named_by_its_file_with_the_dots_of_numbers(file, name):
+    assert runs.net_name(Path("folder", file)) == name

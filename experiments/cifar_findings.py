@@ -33,6 +33,7 @@ from utils.report.tables import markdown_table
 
 Array = NDArray[np.float64]
 CONFIDENCE, POWER = 0.95, 0.8
+TUNED = ("4.1", "4.3")  # sections that tune tails
 MOST_SEEDS = 1000  # a difference that takes more is none
 LEVELS = ("0.8", "1.6")
 # Places of seeds → a number for each layer (L,), or one number (1,)
@@ -490,10 +491,12 @@ def draw(results: Results) -> Any:
     """Draw the numbers by layer, a panel a section, and the tails' and nets' accuracies."""
     by_layer = [entry for entry in results.numbers if len(entry[2]) > 1]
     sections = list(dict.fromkeys(section for section, *_ in by_layer))
-    figure = matplotlib.figure.Figure(
-        figsize=(11, 3.4 * math.ceil(len(sections) / 2)), layout="constrained"
-    )
-    panels = figure.subplots(math.ceil(len(sections) / 2), 2, squeeze=False).ravel()
+    tails = [
+        (what, of[0]) for section, what, of in results.numbers if section in TUNED and len(of) == 1
+    ]
+    rows = math.ceil((len(sections) + bool(tails)) / 2)
+    figure = matplotlib.figure.Figure(figsize=(11, 3.4 * rows), layout="constrained")
+    panels = figure.subplots(rows, 2, squeeze=False).ravel()
     titles = {
         "4.1": "4.1 A weak net lacks most of what a strong one computes",
         "4.2": "4.2 What two nets share, by depth",
@@ -520,6 +523,20 @@ def draw(results: Results) -> Any:
         panel.grid(axis="y", alpha=0.25)
         panel.spines[["top", "right"]].set_visible(False)
         panel.legend(fontsize=7, frameon=False)
+    if tails:
+        panel = panels[len(sections)]
+        panel.set_axis_on()
+        for place, (_, one) in enumerate(tails):
+            reach = (one.ends[1] - one.ends[0]) / 2
+            panel.errorbar(one.value, place, xerr=reach, color=CURVES[0][0], marker="o", capsize=2)
+        panel.set_yticks(range(len(tails)), [what for what, _ in tails], fontsize=7)
+        panel.invert_yaxis()
+        panel.set_title(
+            "4.1, 4.3 Upper layers tuned on other features: right, %", fontsize=10, loc="left"
+        )
+        panel.tick_params(axis="x", labelsize=8)
+        panel.grid(axis="x", alpha=0.25)
+        panel.spines[["top", "right"]].set_visible(False)
     return figure
 
 

@@ -527,8 +527,10 @@ def draw(results: Results) -> Any:
         panel = panels[len(sections)]
         panel.set_axis_on()
         for place, (_, one) in enumerate(tails):
-            reach = (one.ends[1] - one.ends[0]) / 2
-            panel.errorbar(one.value, place, xerr=reach, color=CURVES[0][0], marker="o", capsize=2)
+            low, high = one.ends
+            panel.errorbar(
+                one.value, place, xerr=(high - low) / 2, color=CURVES[0][0], marker="o", capsize=2
+            )
         panel.set_yticks(range(len(tails)), [what for what, _ in tails], fontsize=7)
         panel.invert_yaxis()
         panel.set_title(

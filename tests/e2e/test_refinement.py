@@ -4,6 +4,7 @@ import copy
 import itertools
 import math
 import shlex
+from functools import partial
 
 import pytest
 import torch
@@ -39,7 +40,8 @@ class Function(nn.Module):
 def direct_loss(net, photos, cpu):
     """The validation loss of a module of normalised images."""
     data = load_images("folder", "val", data_root="", path=photos / "val", image_size=SIZE)
-    return evaluate(net, make_loader(data, 7), classify, cpu)["Loss"]
+    step = partial(classify, preprocess=data.preprocessing())
+    return evaluate(net, make_loader(data, 7), step, cpu)["Loss"]
 
 
 def components(models, orders):

@@ -1,6 +1,7 @@
 """Training with channels last: the same numbers, the same files, and only where the net takes it."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -8,7 +9,9 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from models.memory_order import order_channels_last
+from utils.data.batches import Preprocessing
 from utils.data.loaders import make_loader
+from utils.normalisation import NORMALISATIONS
 from utils.runtime import start
 from utils.training.classification import classify
 from utils.training.engine import Fit, make_optimizer, train_one_epoch
@@ -66,7 +69,8 @@ def new_fit(model, optim):
 
 def train(fit, epoch):
     loader = make_loader(Noise(), 8, shuffle=True)
-    return train_one_epoch(fit, loader, classify, epoch)["Loss"]
+    step = partial(classify, preprocess=Preprocessing(*NORMALISATIONS["imagenet"]))
+    return train_one_epoch(fit, loader, step, epoch)["Loss"]
 
 
 @pytest.mark.parametrize("optim", ["SGD", "Adam"])

@@ -35,7 +35,7 @@ class Interval:
         value: on all images; None where it is not defined.
         low, high: the interval's ends; None where there is none.
         confidence: how often such intervals hold the truth, in (0, 1).
-        method: "percentile" or "BCa", of the bootstrap.
+        method: "percentile" or "BCa", of the bootstrap; "jackknife".
         resamples: how many were drawn.
         resampled: what was drawn: ("images",), or ("images", "fits") or ("images", "pairs")
             crossed.

@@ -25,7 +25,7 @@ from consistency.bootstrap import Interval, Verdict, verdict
 from utils import checkpoint
 from utils.command import command
 from utils.errors import InputError
-from utils.files import check_writable, read_json, replacing
+from utils.files import read_json, replacing, write_text
 from utils.later import matplotlib
 from utils.parser import Parser, result_file, some_path, whole
 from utils.report.charts import CURVES
@@ -159,7 +159,7 @@ class Atlas:
     """
 
     def __init__(self, path: Path) -> None:
-        result = read_json(path)
+        self.path, result = path, read_json(path)
         atlas = result["atlas"]
         self.layers: list[str] = atlas["layers"]
         self.forth = np.array(atlas["forth"], dtype=float)  # None of a net with itself: NaN
@@ -171,7 +171,14 @@ class Atlas:
         }
 
     def of(self, source: str, target: str) -> Array:
-        """Give the consistency of one net → another at each layer, (L,)."""
+        """Give the consistency of one net → another at each layer, (L,).
+
+        Raises:
+            InputError: a net is not in the comparison.
+        """
+        for name in (source, target):
+            if name not in self.places:
+                raise InputError(f"{self.path} has no net {name}; --seeds says how many there are")
         return self.forth[:, self.places[source], self.places[target]]
 
     def mean(self, pairs: Sequence[tuple[str, str]], *, shared: bool = False) -> Array:
@@ -551,7 +558,10 @@ def build_parser() -> Parser:
         "--markdown", type=result_file(".md"), metavar="FILE", help="write the tables"
     )
     parser.add_argument(
-        "--figure", type=some_path, metavar="FILE", help="draw the numbers: PNG, SVG"
+        "--figure",
+        type=result_file(".png", ".svg"),
+        metavar="FILE",
+        help="draw the numbers: PNG, SVG",
     )
     return parser
 
@@ -559,8 +569,6 @@ def build_parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Read the run, print the verdicts, and write what is asked for."""
     args = build_parser().parse_args(argv)
-    for path in filter(None, (args.markdown, args.figure)):
-        check_writable(Path(path).parent)
     results = Results(Path(args.run), args.seeds, [], [])
     for section in SECTIONS:
         section(results)
@@ -571,8 +579,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     text = "\n\n".join(lines(results)) + "\n"
     print(text)
     if args.markdown:
-        with replacing(args.markdown) as file:
-            Path(file).write_text(text)
+        write_text(args.markdown, text)
     if args.figure:
         with replacing(args.figure) as file:
             draw(results).savefig(file, format=Path(args.figure).suffix[1:], dpi=150)

@@ -14,23 +14,24 @@
 # Needs $DATA/CIFAR10 (PrepareData.py CIFAR10, or the PNG edition: {train,test}/CLASS/*.png) and the sets that
 # python -m experiments.cifar_sets $DATA links. Settings of its own: SEEDS="0 1 2 3 4" EPOCHS=14 RANDOM_EPOCHS=30
 # GENERATIONS=3 TEACHER_EPOCHS=12 STUDENT_EPOCHS=10
-# KINDS="series halves short two first5 random students": which nets.
+# KINDS="series halves short two first5 random": which nets; "students" are made where they are named.
 source "$(dirname "$0")/common.sh"
 SEEDS=${SEEDS:-0 1 2 3 4} EPOCHS=${EPOCHS:-14} RANDOM_EPOCHS=${RANDOM_EPOCHS:-30} GENERATIONS=${GENERATIONS:-3}
 TEACHER_EPOCHS=${TEACHER_EPOCHS:-12} STUDENT_EPOCHS=${STUDENT_EPOCHS:-10} BATCH=${BATCH:-256}
-KINDS=${KINDS:-series halves short two first5 random students}
+KINDS=${KINDS:-series halves short two first5 random}
 nets=$OUT/model_checkpoints plain=$OUT/model_checkpoints/checkpoint_CIFAR10_resnet20 hsakd_runs=$OUT/checkpoint
 teacher=$hsakd_runs/train_teacher_cifar_arch_resnet56_aux_dataset_cifar10_seed1/resnet56_aux.pth.tar
 images=(--image_size 32 --amp bf16 -j 0 --batch_size "$BATCH" --data_root "$DATA" --out "$OUT")
 recipe=(--lr 0.6 --weight_decay 5e-4 --one_cycle --augment zero4 --label_smoothing 0.1)
 
-# train SEED SUFFIX EPOCHS OPTION…: a ResNet-20; options that follow come after the recipe's and so override them.
-train() { # SEED SUFFIX EPOCHS OPTION…
-  step "train_$2" Training.py --arch resnet20 "${images[@]}" "${recipe[@]}" --epochs "$3" --val_epoch "$3" \
-    --seed "$1" --suffix "$2" --resume auto "${@:4}"
+# train SET SEED SUFFIX EPOCHS OPTION…: a ResNet-20; options that follow come after the recipe's and so override them.
+train() {
+  step "train_$1_$3" Training.py --arch resnet20 "${images[@]}" "${recipe[@]}" --epochs "$4" --val_epoch "$4" \
+    --seed "$2" --suffix "$3" --resume auto $(on_set "$1") "${@:5}"
 }
 
-on_set() { # NAME: options of one of the linked sets
+on_set() { # NAME: options of all images, or of one of the linked sets
+  [[ $1 != all ]] || { echo --dataset CIFAR10 && return; }
   echo --dataset folder --name "CIFAR10_$1" --train_path "$DATA/CIFAR10_$1/train" --val_path "$DATA/CIFAR10_$1/test"
 }
 
@@ -97,22 +98,22 @@ trained=() teaching=
 # The longest chains begin first.
 if wanted students; then together teach && teaching=${!:-}; fi
 if wanted series; then
-  for seed in $SEEDS; do together train "$seed" "sd$seed" "$EPOCHS" --dataset CIFAR10 && trained[seed]=${!:-}; done
+  for seed in $SEEDS; do together train all "$seed" "sd$seed" "$EPOCHS" && trained[seed]=${!:-}; done
   for seed in $SEEDS; do together born_again "$seed"; done
 fi
 if wanted random; then
-  together train 0 random_sd0 "$RANDOM_EPOCHS" $(on_set random) --augment none --label_smoothing 0 --weight_decay 0
+  together train random 0 random_sd0 "$RANDOM_EPOCHS" --augment none --label_smoothing 0 --weight_decay 0
 fi
 for seed in $SEEDS; do
   # The same seed, so that only the data differ.
   if wanted halves; then
     for half in A B; do
-      together train "$seed" "sd${seed}_50par_$half" "$EPOCHS" --dataset CIFAR10 --sample_num "50par_$half"
+      together train all "$seed" "sd${seed}_50par_$half" "$EPOCHS" --sample_num "50par_$half"
     done
   fi
-  if wanted first5; then together train "$seed" "sd$seed" "$EPOCHS" $(on_set first5); fi
-  if wanted two; then together train "$seed" "sd$seed" "$((EPOCHS / 2))" $(on_set two); fi
-  if wanted short; then together train "$seed" "sd${seed}_short" 2 --dataset CIFAR10; fi
+  if wanted first5; then together train first5 "$seed" "sd$seed" "$EPOCHS"; fi
+  if wanted two; then together train two "$seed" "sd$seed" "$((EPOCHS / 2))"; fi
+  if wanted short; then together train all "$seed" "sd${seed}_short" 2; fi
 done
 if wanted series; then
   for seed in $SEEDS; do together compress "$seed"; done

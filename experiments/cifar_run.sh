@@ -12,10 +12,10 @@
 # SECTIONS="stability compression diagnosis generations refinement tasks": which
 # ZOO=FOLDER: checkpoints resnet20-*.th … resnet56-*.th of akamaster/pytorch_resnet_cifar10 and FACTORIES=FILE.py with
 # functions resnet20 … resnet56, for pairs of depths that others trained
-# It ends with python -m experiments.cifar_findings $OUT: the verdicts, and the figure.
+# It ends with python -m experiments.cifar_findings $OUT, which prints the verdicts; SEEDS count from 0 on for it.
 source "$(dirname "$0")/common.sh"
 SEEDS=${SEEDS:-0 1 2 3 4} SECTIONS=${SECTIONS:-stability compression diagnosis generations refinement tasks}
-REFINE_EPOCHS=4 REFINE_LR=0.001 LEVELS=${LEVELS:-0.8 1.6}
+REFINE_EPOCHS=4 REFINE_LR=0.001 LEVELS="0.8 1.6"
 nets=$OUT/model_checkpoints/checkpoint_CIFAR10_resnet20 two=$OUT/model_checkpoints/checkpoint_CIFAR10_two_resnet20
 some=$DATA/CIFAR10_some layer=layer2
 images=(--dataset CIFAR10 --train_path "$some/train" --val_path "$some/test" --image_size 32 -j 0 --amp bf16)
@@ -71,26 +71,26 @@ fit_pair() {
   [[ $dry_run ]] || rm -r "$features"
 }
 
-# tune_tail TABLE NAME SUFFIX OPTION…: a tail, whose accuracy is kept in $OUT/results/TABLE.
+# tune_tail NAME SUFFIX OPTION…: a tail.
 tune_tail() {
-  step "tune_$2_$3" transClassifier.py "${images[@]}" --lr "$REFINE_LR" --logspace 2 --epochs "$REFINE_EPOCHS" \
-    --val_epoch "$REFINE_EPOCHS" -b 64 --suffix "$3" --out "$OUT" --resume auto "${@:4}"
+  step "tune_$1_$2" transClassifier.py "${images[@]}" --lr "$REFINE_LR" --logspace 2 --epochs "$REFINE_EPOCHS" \
+    --val_epoch "$REFINE_EPOCHS" -b 64 --suffix "$2" --out "$OUT" --resume auto "${@:3}"
 }
 
 diagnose() { # SEED: blind spots of the weak net, and its unreliable features
   local name=weak_sd$1 weak=${nets}_sd$1_short.pth.tar strong=${nets}_sd$1.pth.tar input
   local pair=(--net_A "$weak" --net_B "$strong" --layer "$layer" --tail A)
   fit_pair "$name" "$weak" "$strong"
-  tune_tail diagnosis raw "$name" --net_A "$weak" --layer "$layer" --input raw_A
+  tune_tail raw "$name" --net_A "$weak" --layer "$layer" --input raw_A
   keep diagnosis/raw/resnet20 "${check}_raw_A_${name}_L$layer.pth.tar"
   for input in residual_added noise_added; do
-    tune_tail diagnosis "$input" "$name" "${pair[@]}" --input "$input" --resume_Ys "${fitted}_$name.pth.tar"
+    tune_tail "$input" "$name" "${pair[@]}" --input "$input" --resume_Ys "${fitted}_$name.pth.tar"
     keep "diagnosis/$input/resnet20" "${check}_${input}_111_tailA_${name}_L$layer.pth.tar"
   done
-  tune_tail diagnosis raw_B "$name" "${pair[@]}" --input raw_B
+  tune_tail raw_B "$name" "${pair[@]}" --input raw_B
   keep diagnosis/raw_B/resnet20 "${check}_raw_B_tailA_${name}_L$layer.pth.tar"
   # What the strong net reconstructs of the weak net's feature, read by the weak net's tail
-  tune_tail diagnosis reliable "$name" --net_A "$strong" --net_B "$weak" --layer "$layer" \
+  tune_tail reliable "$name" --net_A "$strong" --net_B "$weak" --layer "$layer" \
     --resume_Ys "${fitted}_${name}_reverse.pth.tar"
   keep diagnosis/reliable/resnet20 "${check}_111_${name}_L$layer.pth.tar"
 }
@@ -110,11 +110,11 @@ refine() { # A B
   local pair=(--net_A "$net_A" --net_B "$net_B" --layer "$layer")
   fit_pair "$name" "$net_A" "$net_B"
   for raw in A B; do
-    tune_tail refinement "raw_$raw" "$name" "${pair[@]}" --input "raw_$raw" --tail "$raw"
+    tune_tail "raw_$raw" "$name" "${pair[@]}" --input "raw_$raw" --tail "$raw"
     keep "refinement/raw_$raw/resnet20" "${check}_raw_${raw}_${name}_L$layer.pth.tar"
   done
   for orders in 1,0,0 1,1,0 1,1,1; do
-    tune_tail refinement "$orders" "$name" "${pair[@]}" --resume_Ys "${fitted}_$name.pth.tar" --in_mode "[$orders]"
+    tune_tail "$orders" "$name" "${pair[@]}" --resume_Ys "${fitted}_$name.pth.tar" --in_mode "[$orders]"
     keep "refinement/${orders//,/}/resnet20" "${check}_${orders//,/}_${name}_L$layer.pth.tar"
   done
 }
@@ -125,5 +125,5 @@ tasks() {
 
 for name in $SECTIONS; do "$name"; done
 wait_all
-findings=("$PYTHON" -m experiments.cifar_findings "$OUT")
+findings=("$PYTHON" -m experiments.cifar_findings "$OUT" --seeds "$(wc -w <<<"$SEEDS")")
 if [[ $dry_run ]]; then show "${findings[@]}"; else "${findings[@]}"; fi

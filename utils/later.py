@@ -36,6 +36,9 @@ class Later:
             raise AttributeError(f"module {self._name} has no {name}") from None
 
 
+_COMPILER = "torch._dynamo"
+
+
 class _Idle(ModuleType):
     """Stands for a module of PyTorch's compiler until something is compiled.
 
@@ -91,9 +94,6 @@ def _do_nothing(*options: Any, **named: Any) -> None:
 
 def _is_compile_supported(device: Any) -> Any:
     return _load_compiler().utils.is_compile_supported(device)
-
-
-_COMPILER = "torch._dynamo"
 
 
 if TYPE_CHECKING:

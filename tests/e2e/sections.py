@@ -66,7 +66,6 @@ SETTINGS = (
     "SECTIONS",
     "ZOO",
     "FACTORIES",
-    "LEVELS",
     "RANDOM_EPOCHS",
     "STUDENT_EPOCHS",
 )

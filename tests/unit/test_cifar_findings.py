@@ -157,6 +157,11 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
         cifar_findings.main([str(tmp_path)])
 
 
+def test_a_seed_that_is_not_there_is_refused(planted):
+    with refused("compare.json", "CIFAR10_resnet20_sd5_short", "--seeds"):
+        cifar_findings.main([str(planted), "--seeds", "6"])
+
+
 @pytest.fixture
 def cifar(tmp_path, monkeypatch):
     """Ten classes of empty PNG files, 4 and 2 a class."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.unit.photos import make_photo
+from tests.unit.photos import CIFAR10, make_photo
 
 FINE = ["apple", "aquarium_fish", "baby", "bear"]
 WNIDS = ["n01443537", "n01629819", "n02094433"]
@@ -68,20 +68,8 @@ def make_cifar10(root: Path) -> Path:
     five training batches of two images and a test batch of three.
     """
     root.mkdir(parents=True)
-    names = [
-        "airplane",
-        "automobile",
-        "bird",
-        "cat",
-        "deer",
-        "dog",
-        "frog",
-        "horse",
-        "ship",
-        "truck",
-    ]
     (root / "batches.meta").write_bytes(
-        python2_pickle({"num_cases_per_batch": 2, "label_names": names, "num_vis": 3072})
+        python2_pickle({"num_cases_per_batch": 2, "label_names": CIFAR10, "num_vis": 3072})
     )
     batches = {f"data_batch_{n}": [n - 1, 10 - n] for n in range(1, 6)} | {"test_batch": [9, 0, 4]}
     for seed, (name, labels) in enumerate(batches.items()):

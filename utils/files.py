@@ -385,10 +385,14 @@ def claim(
 def check_unclaimed(
     place: str | Path, *, is_file: bool = False, elsewhere: str = "--suffix"
 ) -> None:
-    """Refuse a place that another run is writing, as `claim` does, without claiming it."""
+    """Refuse a place that another run is writing, as `claim` does, without claiming it.
+
+    The lock of a killed run is removed: a run that finds its work done claims nothing later.
+    """
     path = _lock_of(Path(place), is_file)
     if path.exists():
         _acquire(path, place, elsewhere).release()
+        _free(path)
 
 
 def _lock_of(place: Path, is_file: bool) -> Path:

@@ -401,6 +401,13 @@ def test_a_lock_that_a_crash_left_behind_holds_nobody_up(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_lock_of_a_killed_run_goes_where_a_place_is_only_asked_after(tmp_path):
+    dead = claimant(tmp_path, "os.kill(os.getpid(), 9)")
+    dead.communicate()
+    check_unclaimed(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("count", "said"),
     [(0, "0 bytes"), (9_999, "9999 bytes"), (10_000, "0.01 MB"), (12_039_999_999, "12.04 GB")],

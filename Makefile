@@ -26,7 +26,7 @@ net_0 net_5: net_%:
 	$(PY) Training.py $(NET) --seed $* --suffix sd$* --epochs 3 -b 64 --lr 0.02 --logspace 1 --resume auto
 
 comparison:
-	$(PY) Compare.py $(A) $(B) --images $(OUT)/data/digits --out $(OUT)/comparison
+	$(PY) Compare.py $(A) $(B) --images $(OUT)/data/digits --at layer1,layer2,layer3,layer4 --out $(OUT)/comparison
 
 trans_nets:
 	$(PY) ConvOutput.py --resume1 $(A) --resume2 $(B) --conv_layer 2 --t_or_v both --data_root $(OUT)/data --out $(OUT)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from consistency.patch_products import PatchProducts
 from utils.devices import float64_home
 
 # Of the rows that are multiplied at one time; more would be new pages for each product
@@ -120,10 +121,7 @@ class Reference:
             self._solved = torch.cholesky_solve(rows, self._factor(self.weight)).to(self.dtype)
             return
         # Σ u uᵀ of the images that choose λ, if there are any, and of the others: both (p, p)
-        aside, others = (mean.new_zeros(self.columns, self.columns) for _ in range(2))
-        for images, patches in self.patches(x, 0):
-            for gram, rows in zip((aside, others), self._parted(images, patches)):
-                gram.add_(rows.mT @ rows)
+        aside, others = self._squares(x)
         self._gram = aside + others
         if self.chooses:
             # Σ u uᵀ = V Λ Vᵀ of the other images: each λ of the grid is then a division, see
@@ -137,11 +135,31 @@ class Reference:
 
     def moments(self, x: Maps) -> tuple[Tensor, Tensor]:
         """Give PᵀP and Σ P of some images, float64 (p, p) and (p,)."""
-        gram, sums = (self.mean.new_zeros(*shape) for shape in ([self.columns] * 2, [self.columns]))
+        sums = self.mean.new_zeros(self.columns)
         for _, rows in self.patches(x, 0):
-            gram += rows.mT @ rows
-            sums += rows.sum(0, dtype=gram.dtype)
-        return gram, sums
+            sums += rows.sum(0, dtype=sums.dtype)
+        aside, others = self._squares(x)
+        return aside.add_(others), sums
+
+    def _squares(self, x: Maps) -> tuple[Tensor, Tensor]:
+        """Give PᵀP of the images that choose λ, and of the others, float64 (p, p) each."""
+        products = PatchProducts(x.shape[1], self.kernel_size, 2, self.mean.device)
+        # The maps of a chunk, and the two shifts of them that are multiplied
+        bytes_per_image = 3 * self.dtype.itemsize * self.positions * x.shape[1]
+        size = max(1, CHUNK_BYTES // bytes_per_image)
+        for start in range(0, len(x), size):
+            images = slice(start, min(start + size, len(x)))
+            maps = self._centred(x, images).permute(0, 2, 3, 1).contiguous()
+            for fold, part in enumerate(self._parted_images(images, maps)):
+                products.add(fold, part)
+        return self._in_columns(products, 0), self._in_columns(products, 1)
+
+    def _in_columns(self, products: PatchProducts, fold: int) -> Tensor:
+        """Give a fold's Σ u uᵀ in the order of P's columns: offsets within each channel."""
+        gram = products.gram(torch.eye(2).to(self.mean)[fold])
+        offsets = self.kernel_size**2
+        blocks = gram.unflatten(1, (offsets, -1)).unflatten(0, (offsets, -1))
+        return blocks.permute(1, 0, 3, 2).reshape(gram.shape)
 
     def patches(self, x: Maps, bytes_beside: int) -> Iterator[tuple[slice, Tensor]]:
         """Yield images and their rows (n·H·W, p).
@@ -177,9 +195,13 @@ class Reference:
 
     def _unfolded(self, x: Maps, images: slice) -> Tensor:
         """Give the patches of some images, (n·H·W, p)."""
-        centred = (take(x, images).to(self.mean) - self.mean[:, None, None]).to(self.dtype)
-        rows = F.unfold(centred, self.kernel_size, padding=self.kernel_size // 2)  # (n, p, U)
+        maps = self._centred(x, images)
+        rows = F.unfold(maps, self.kernel_size, padding=self.kernel_size // 2)  # (n, p, U)
         return rows.mT.flatten(0, 1)
+
+    def _centred(self, x: Maps, images: slice) -> Tensor:
+        """Give some images' maps about the channels' means, (n, C, H, W)."""
+        return (take(x, images).to(self.mean) - self.mean[:, None, None]).to(self.dtype)
 
     def solve(self, targets: Targets, inverses: Tensor) -> Solutions:
         """Fit each pairing: x of image j stands beside the target of image inverses[b, j]."""
@@ -210,12 +232,16 @@ class Reference:
 
     def _parted(self, images: slice, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Give the rows of the images that choose λ, and the others."""
-        if not self.chooses:
-            return rows[:0], rows
-        is_judge = torch.arange(images.start, images.stop) % JUDGES == JUDGES - 1
         # (n·U, …) → (n, U, …): whole images choose, not single positions.
-        by_image = rows.unflatten(0, (-1, self.positions))
-        return by_image[is_judge].flatten(0, 1), by_image[~is_judge].flatten(0, 1)
+        parts = self._parted_images(images, rows.unflatten(0, (-1, self.positions)))
+        return parts[0].flatten(0, 1), parts[1].flatten(0, 1)
+
+    def _parted_images(self, images: slice, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Give the values (n, …) of the images that choose λ, and of the others."""
+        if not self.chooses:
+            return values[:0], values
+        is_judge = torch.arange(images.start, images.stop) % JUDGES == JUDGES - 1
+        return values[is_judge], values[~is_judge]
 
     def _choice(self, cross: Tensor, of_judges: Tensor) -> float:
         """Give the λ whose W, of the other images, leaves least of those that choose.

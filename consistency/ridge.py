@@ -12,32 +12,23 @@ and everything in it is a sum over images. A constant, where one is fitted, is o
 every patch, whose weight costs nothing. The sums are kept apart in folds of images. So the error on
 a fold of the weights that were fitted on all others follows from the sums alone, and λ is chosen by
 it.
-
-Patches of one map are shifts of each other. The block of Σ u uᵀ that pairs offset d of the patch
-with offset e is the correlation of the maps at lag e − d, less what the border cuts off: the pairs
-in the first rows or columns where both offsets point down or right, in the last ones where both
-point up or left. For 3×3, 13 correlations of whole maps and 16 of border strips stand for 81
-blocks.
 """
 
 from collections.abc import Callable, Sequence
-from itertools import combinations_with_replacement, product
+from itertools import product
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from consistency.patch_products import PatchProducts, strips
 from utils.devices import float64_home, in_float64
 from utils.errors import InputError
 
 # λ, as shares of the mean diagonal of Σ u uᵀ
 RIDGES = tuple(10.0**exponent for exponent in range(-8, 4))
 FOLDS = 5
-
-# Along one axis: a lag, and which pairs are meant: 0 all, m the first m, −m the last m
-Shift = tuple[int, int]
-Strip = tuple[Shift, Shift]  # the same along rows and columns
 
 
 class RidgeSolution(NamedTuple):
@@ -62,7 +53,7 @@ class RidgeSolution(NamedTuple):
 class NormalEquations:
     """Accumulate what a fit needs in float64, in folds: image i belongs to fold i mod `folds`.
 
-    Kept are the strips' correlations that make Σ u uᵀ, then Σ u yᵀ and Σ y of targets with one more
+    Kept are what makes Σ u uᵀ, see `patch_products`, then Σ u yᵀ and Σ y of targets with one more
     channel of ones, and Σ ‖y‖².
 
     Args:
@@ -86,16 +77,13 @@ class NormalEquations:
                 f"an odd kernel and at least 2 folds are needed, not {kernel_size} and {folds}"
             )
         self.kernel_size, self.folds = kernel_size, folds
-        self._blocks = _blocks(kernel_size)
-        self._strips = _strips(kernel_size)
-
         home = float64_home(device)
 
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(folds, *shape, dtype=torch.float64, device=home)
 
-        # Σ x(q) x(q + lag)ᵀ of each strip, Σ u [y, 1]ᵀ by offset, Σ [y, 1] and Σ ‖y‖².
-        self.lags = zeros(len(self._strips), in_channels, in_channels)
+        # Σ u uᵀ, Σ u [y, 1]ᵀ by offset, Σ [y, 1] and Σ ‖y‖².
+        self.products = PatchProducts(in_channels, kernel_size, folds, home)
         self.cross = zeros(kernel_size**2, in_channels, out_channels + 1)
         self.totals = zeros(out_channels + 1)
         self.energy = zeros()
@@ -119,8 +107,7 @@ class NormalEquations:
                 in_float64(maps.index_select(0, images)).permute(0, 2, 3, 1).contiguous()
                 for maps in (inputs, targets)
             )
-            for total, strip in zip(self.lags[fold], self._strips):
-                total.addmm_(*_pairs(x, strip))
+            self.products.add(fold, x)
             self.energy[fold] += y.square().sum()
             height, width = x.shape[1:3]
             border = self.kernel_size // 2
@@ -142,7 +129,7 @@ class NormalEquations:
 
     def sums(self) -> list[Tensor]:
         """Give the sums themselves: added up in place over processes, they are those of all."""
-        return [self.lags, self.cross, self.totals, self.energy]
+        return [self.products.lags, self.cross, self.totals, self.energy]
 
     def merge(self, other: "NormalEquations") -> None:
         """Add what another accumulator of the same shape saw."""
@@ -195,7 +182,7 @@ class NormalEquations:
                 error += max(0.0, float(fold @ self.energy + change.sum()))
             return error / (whole or 1.0)
 
-        penalised = self.kernel_size**2 * self.lags.shape[-1]
+        penalised = self.cross.shape[1] * self.cross.shape[2]
         ridge, errors = descend(held_out, ridges)
         # Columns: k²·C weights, then the constant's if it was fitted.
         weight, rest = fit(all_folds, ridge).T.tensor_split([penalised], dim=1)
@@ -217,31 +204,12 @@ class NormalEquations:
         return torch.cat([cross, totals[None]])[:, :-1] if constant else cross[:, :-1]
 
     def _gram(self, folds: Tensor, constant: bool) -> Tensor:
-        """Σ u uᵀ, (k²·C, k²·C), over the same folds.
-
-        Every block is a lag's sum less the border's.
-        """
-        # One matrix (C, C) for each strip, of the chosen folds together.
-        sums = dict(zip(self._strips, torch.tensordot(folds, self.lags, 1)))
-        offsets, channels = self.kernel_size**2, self.lags.shape[-1]
-        size = offsets * channels
-        gram = self.lags.new_empty(size + constant, size + constant)
-        # A view (offset, channel, offset, channel) of the matrix: blocks are written in place.
-        blocks = (
-            gram[:size, :size].unflatten(1, (offsets, channels)).unflatten(0, (offsets, channels))
-        )
-        # Inclusion and exclusion: the whole map, less rows, less columns, plus the corner that was
-        # taken off twice.
-        for (i, j), terms in self._blocks.items():
-            # Only blocks with i ≤ j are made; the matrix is symmetric.
-            block = torch.stack([sign * sums[strip] for sign, strip in terms]).sum(0)
-            blocks[i, :, j], blocks[j, :, i] = block, block.T
+        """Σ u uᵀ, (k²·C, k²·C), over the same folds; with a constant Σ u and Σ 1 besides."""
+        gram = self.products.gram(folds, more=int(constant))
         # Σ u is the column of ones of Σ u yᵀ, and Σ 1 the number of positions.
         if constant:
-            gram[size, :size] = gram[:size, size] = torch.tensordot(
-                folds, self.cross[..., -1], 1
-            ).flatten()
-            gram[size, size] = folds @ self.totals[:, -1]
+            gram[-1, :-1] = gram[:-1, -1] = torch.tensordot(folds, self.cross[..., -1], 1).flatten()
+            gram[-1, -1] = folds @ self.totals[:, -1]
         return gram
 
 
@@ -257,7 +225,7 @@ def bytes_needed(in_channels: int, out_channels: int, kernel_size: int, folds: i
     """
     unknowns = kernel_size**2 * in_channels
     outputs = unknowns * (out_channels + 1)
-    sums = folds * (len(_strips(kernel_size)) * in_channels**2 + outputs)
+    sums = folds * (len(strips(kernel_size)) * in_channels**2 + outputs)
     return 8 * (sums + 3 * unknowns**2 + 7 * outputs)
 
 
@@ -307,51 +275,3 @@ def _solve(gram: Tensor, cross: Tensor, ridge: float, penalised: int) -> Tensor:
     diagonal[:penalised] += ridge * (float(diagonal[:penalised].mean()) or 1.0)
     diagonal[penalised:].clamp_(min=1.0)  # how many positions there were
     return torch.cholesky_solve(cross, torch.linalg.cholesky(gram))
-
-
-def _blocks(kernel_size: int) -> dict[tuple[int, int], list[tuple[int, Strip]]]:
-    """Say which sums make the block of offsets i ≤ j, numbered row by row.
-
-    They are ± strips, the whole maps first.
-    """
-    border = kernel_size // 2
-    offsets = list(product(range(-border, border + 1), repeat=2))
-
-    def along(first: int, second: int) -> list[tuple[int, Shift]]:
-        # Both offsets down or right: the first rows drop out; both up or left: the last ones.
-        cut = max(0, min(first, second)) + min(0, max(first, second))
-        return [(1, (second - first, 0))] + ([(-1, (second - first, cut))] if cut else [])
-
-    return {
-        (i, j): [
-            (a * b, (row, column))
-            for (a, row), (b, column) in product(*map(along, offsets[i], offsets[j]))
-        ]
-        for i, j in combinations_with_replacement(range(len(offsets)), 2)
-    }
-
-
-def _strips(kernel_size: int) -> list[Strip]:
-    """List the sums that all blocks are made of."""
-    return sorted({strip for terms in _blocks(kernel_size).values() for _, strip in terms})
-
-
-def _pairs(maps: Tensor, strip: Strip) -> tuple[Tensor, Tensor]:
-    """Give the values at q, (C, M), and at q + lag, (M, C).
-
-    They are for all pairs of a strip of maps (N, H, W, C).
-    """
-    (rows, rows_on), (columns, columns_on) = map(_span, maps.shape[1:3], strip)
-    return maps[:, rows, columns].flatten(0, 2).T, maps[:, rows_on, columns_on].flatten(0, 2)
-
-
-def _span(size: int, shift: Shift) -> tuple[slice, slice]:
-    """Say where, along an axis of `size` values, the first and the second ones of the pairs lie."""
-    lag, cut = shift
-    # size − |lag| pairs lie along the axis; `cut` keeps the first or the last of them. The first
-    # value of a pair lies |lag| further on where the lag is negative, else the second does.
-    start, stop, _ = slice(min(cut, 0) or None, max(cut, 0) or None).indices(
-        max(0, size - abs(lag))
-    )
-    before, after = max(0, -lag), max(0, lag)
-    return slice(start + before, stop + before), slice(start + after, stop + after)

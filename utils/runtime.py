@@ -290,7 +290,11 @@ def _describe(runtime: Runtime, amp: str, asked: Sequence[int]) -> str:
     else:
         named = f"{' and '.join(map(str, asked))} {'was' if len(asked) == 1 else 'were'} asked for"
         missing = f", though {named}" if asked else ""
-        where = f"no GPU (CUDA, MPS or XPU){missing}: running on the CPU with {torch.get_num_threads()} threads"
+        threads = torch.get_num_threads()
+        where = (
+            f"no GPU (CUDA, MPS or XPU){missing}: running on the CPU with {threads}"
+            f" thread{'s' * (threads != 1)}"
+        )
     processes = f", {runtime.world_size} processes" if runtime.world_size > 1 else ""
     precision = "" if amp == "off" else f", {amp}"
     return f"{where}{processes}{precision}, seed {runtime.seed}, torch {torch.__version__}"

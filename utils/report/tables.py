@@ -108,7 +108,8 @@ def variance_table(report: Mapping[str, Any]) -> str:
     for row in report.get("spectrum", ()):
         between = interval_text(row.get("intervals", {}).get("gain"), "+.4f")
         gain = f"{row['gain']:+.4f} {between}".rstrip()
-        lines.append(f"{row['layers']} layers: R² {row['r2']:.4f}, {gain} over the depth before")
+        depth = f"{row['layers']} layer{'s' * (row['layers'] != 1)}"
+        lines.append(f"{depth}: R² {row['r2']:.4f}, {gain} over the depth before")
     if intervals:
         lines.append(f"intervals: {held_fixed(intervals['instability'])}")
     lines += [f"doubt: {sentence}" for sentence in report.get("doubts") or ()]

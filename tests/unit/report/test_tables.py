@@ -88,7 +88,7 @@ def test_intervals_stand_beside_their_numbers():
         "g(x)                        7.75       96.88 %      [25.00, 75.00]",
         "x*                             8      100.00 %",
         "instability Var(x_Δ)/Var(x*) = 0.0312  [0.0300, 0.0400]",
-        "1 layers: R² 0.9000, +0.9000 [+0.0400, +0.0600] over the depth before",
+        "1 layer: R² 0.9000, +0.9000 [+0.0400, +0.0600] over the depth before",
         "2 layers: R² 0.9500, +0.0500 [+0.0400, +0.0600] over the depth before",
         "intervals: 95 %, 1,000 resamples of the images, the Trans-Net held as it was fitted",
     ]

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from utils.errors import InputError
 from utils.later import scipy
 
-BATCH_BYTES = 1 << 26  # of the resamples' indices, weights and sums that are in memory at one time
+BATCH_BYTES = 1 << 24  # of the resamples' indices, weights and sums that are in memory at one time
 
 Array = NDArray[Any]
 # Sums over images (…, trailing axes) → named numbers (…)

@@ -35,7 +35,7 @@ from utils.errors import InputError
 from utils.later import scipy
 
 LEAST_BITS = 0.1  # of I_B, below which B's answers hardly depend on the image
-BLOCK_BYTES = 1 << 27  # of divergences between images of a class that are in memory at one time
+BLOCK_BYTES = 1 << 22  # of divergences between images of a class that are in memory at one time
 FEWEST = 3  # images of a class with numbers of its own: of two, half of the resamples are one image
 ROUNDING = 1e-12  # relative: what is smaller is the arithmetic's
 

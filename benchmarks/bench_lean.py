@@ -1,16 +1,19 @@
-"""What is lean about pixels and training: each way beside the one before, in turns.
+"""What is lean about small runs: each way beside another one, in turns.
 
-    python -m benchmarks.bench_lean resize [--rounds 5]
-    python -m benchmarks.bench_lean order [--rounds 5]
+    python -m benchmarks.bench_lean [resize|order|small|extraction] [--rounds 5]
 
 `resize` opens 100 birds from the folder that KC_REAL_DATA names, by PyTorch and by Pillow. `order`
-takes steps of SGD with maps in either order of memory, in float32 and bfloat16. Times are processor
-seconds of one thread, and ratios are of the two in one turn.
+takes steps of SGD with maps in either order of memory, in float32 and bfloat16. `small` takes steps
+of a Trans-Net's fit, as it is and compiled, and its convolutions alone. `extraction` stores features
+of such birds by whole runs of ConvOutput.py and of `benchmarks.torchvision_loop`. Times are processor
+seconds of one thread, and ratios are of one turn.
 """
 
 import argparse
+import itertools
 import os
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -20,9 +23,16 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from benchmarks.contests import frozen, photos, save_classifiers
 from benchmarks.machine import ran_on
+from benchmarks.roofline import bare_convolutions, bare_training
+from benchmarks.turns import process, timed
+from consistency.family import Family
+from consistency.reconstruction import reconstruct
 from models.memory_order import order_channels_last
+from models.trans_net import TransNet
 from tests.e2e import zoo_nets
+from utils.allocator import keep_freed_memory
 from utils.data.images import load_images
 from utils.later import torchvision
 from utils.training.engine import make_optimizer
@@ -37,6 +47,16 @@ CASES: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
     "ResNet-18 (224)": (lambda: torchvision.models.resnet18(num_classes=CLASSES), 224, 8),
     "VGG-16-BN (64)": (lambda: torchvision.models.vgg16_bn(num_classes=CLASSES), 64, 24),
 }
+# Channels, spare channels and positions to a side of a Trans-Net's features
+SMALL = ((128, 64, 4), (64, 64, 8), (32, 64, 16), (16, 16, 32))
+PAIRS = 64  # of features in a step
+# Net, `--conv_layer`, the module that it means, how many photos, pixels to a side
+EXTRACTIONS = (
+    ("resnet18", 2, "layer2", 200, 64),
+    ("resnet18", 2, "layer2", 64, 224),
+    ("vgg16_bn", 30, "features.30", 200, 224),
+)
+PIECE = 8  # photos of the bare convolutions' batch
 
 
 def in_turns(first: Callable[[], object], second: Callable[[], object], rounds: int) -> str:
@@ -110,21 +130,120 @@ def _step_of(
     return step
 
 
+def small(rounds: int) -> None:
+    """Take steps of a fit, as they are and compiled, and run their convolutions alone."""
+    keep_freed_memory()
+    print(
+        "| channels + spare, size | step, ms | compiled, ms | convolutions, ms | their share of the"
+        " step | of the compiled one |"
+    )
+    print("|---|---:|---:|---:|---:|---:|")
+    for channels, hidden, size in SMALL:
+        x, target = torch.randn(2, PAIRS, channels, size, size)
+        nets = [TransNet(channels, channels, standardise=True, hidden=hidden) for _ in range(3)]
+        contest = [
+            _fit_step(nets[0], x, target, compiled=False),
+            _fit_step(nets[1], x, target, compiled=True),
+            bare_training(nets[2], x),
+        ]
+        taken: list[list[float]] = [[], [], []]
+        for turn in range(rounds + 1):
+            for times, run in zip(taken, contest):
+                for _ in range(0 if turn else 2):  # the compiler's turn, and the allocator's
+                    run()
+                times.append(timed(run).seconds)
+        of_turns = [times[1:] for times in taken]
+        shares = [
+            statistics.median(bare / whole for whole, bare in zip(times, of_turns[2]))
+            for times in of_turns[:2]
+        ]
+        medians = " | ".join(f"{1000 * statistics.median(times):.1f}" for times in of_turns)
+        case = f"{channels} + {hidden}, {size} × {size}"
+        print(f"| {case} | {medians} | {shares[0]:.0%} | {shares[1]:.0%} |", flush=True)
+
+
+def _fit_step(
+    net: TransNet, x: torch.Tensor, target: torch.Tensor, *, compiled: bool
+) -> Callable[[], object]:
+    """Give the function that takes one step of a fit."""
+    family = Family([net])
+    optimizer = make_optimizer("Adam", family.parameters(), lr=1e-3, momentum=0.9, weight_decay=0.0)
+    module: nn.Module = torch.compile(family) if compiled else family  # type: ignore[assignment]
+
+    def step() -> None:
+        loss, _ = reconstruct(
+            module,
+            x,
+            target,
+            family=family,
+            alphas=[torch.zeros(net.order)],
+            read=lambda first, second: (first, second),
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def extraction(rounds: int) -> None:
+    """Store features of two nets by whole runs, the suite's and a loop's."""
+    print(
+        "| nets, photos | ConvOutput.py, s | the loop, s | bare convolutions, s | ours / the loop |"
+        " convolutions / ours |"
+    )
+    print("|---|---:|---:|---:|---:|---:|")
+    for arch, number, layer, count, size in EXTRACTIONS:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            images, (a, b) = photos(folder, count), save_classifiers(folder, arch)
+            bare = bare_convolutions(frozen(a), torch.randn(PIECE, 3, size, size))
+            data = ["--dataset", "folder", "--train_path", images, "--image_size", size, "-j", 0]
+            places = (folder / f"{turn}" for turn in itertools.count())
+            ours, loop, alone = [], [], []
+            for _ in range(rounds):
+                words = ["--resume1", a, "--resume2", b, "--conv_layer", number, *data]
+                ours.append(process("ConvOutput.py", *words, "--out", next(places)).seconds)
+                words = [arch, a, b, layer, images, size, next(places)]
+                loop.append(process("-m", "benchmarks.torchvision_loop", *words).seconds)
+                # The bare pass runs one net on PIECE photos: it stands for both nets on all.
+                alone.append(timed(bare, 2 * count / PIECE).seconds)
+            print(
+                f"| {arch}, {count} at {size} | {_spread(ours)} | {_spread(loop)} |"
+                f" {_spread(alone)} | {_spread([x / y for x, y in zip(ours, loop)], 2)} |"
+                f" {_spread([x / y for x, y in zip(alone, ours)], 2)} |",
+                flush=True,
+            )
+
+
+def _spread(values: list[float], digits: int = 1) -> str:
+    """Write the median and the range."""
+    low, middle, high = min(values), statistics.median(values), max(values)
+    return f"{middle:.{digits}f} ({low:.{digits}f} … {high:.{digits}f})"
+
+
 def main(argv: list[str] | None = None) -> None:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", nargs="?", choices=["resize", "order"])
+    parser.add_argument("what", nargs="?", choices=list(CONTESTS))
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the runs that are processes of their own
     where = ran_on(__file__, argv, "torch", "torchvision")
-    if args.what != "order" and "KC_REAL_DATA" in os.environ:
-        resize(args.rounds)
-    if args.what != "resize":
-        order(args.rounds)
+    for name in [args.what] if args.what else CONTESTS:
+        if name in OF_PHOTOS and "KC_REAL_DATA" not in os.environ:
+            print(f"{name} needs real photos: name their folder by KC_REAL_DATA; skipped")
+            continue
+        CONTESTS[name](args.rounds)
+        print()
     print(where)
+
+
+CONTESTS = {"resize": resize, "order": order, "small": small, "extraction": extraction}
+OF_PHOTOS = ("resize", "extraction")
 
 
 if __name__ == "__main__":

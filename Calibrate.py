@@ -170,7 +170,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Subset
 
 from consistency import calibration, reconstruction, several
-from consistency.answers import knowledge_record, open_answers
+from consistency.answers import answers_by, knowledge_record, open_tails
 from consistency.bootstrap import bootstrap
 from consistency.budget import Budget
 from consistency.calibration import instability_of
@@ -663,7 +663,7 @@ def still_known(
     data, val = direction.data, direction.val
     sources = (val.provenance.a, val.provenance.b)
     archs, shapes = direction.options.archs, (val.shape_a, val.shape_b)
-    answers, notes = open_answers(sources, archs, shapes, runtime.device)
+    answers, notes = answers_by(*open_tails(sources, archs, shapes, runtime.device))
     if answers is None:
         return knowledge_record({}, notes)
     senders = {SENT: direction.net, WITHIN: fits[NULL].net}

@@ -224,7 +224,7 @@ if __name__ == "__main__":
 
 import torch
 
-from consistency.answers import REFUSED_MATCH, Answers, knowledge_record, open_answers
+from consistency.answers import REFUSED_MATCH, Answers, answers_by, knowledge_record, open_tails
 from consistency.calibration import load_sums
 from consistency.moments import ImageMoments
 from consistency.reconstruction import merged
@@ -236,6 +236,7 @@ from models.heads import freeze_heads
 from models.layers import Layer
 from models.own import is_own
 from models.pair import Decomposition, find_reverse, read_stored
+from models.tail import FrozenTail
 from models.trans_net import TransNet, build_from_state
 from utils import checkpoint, opening, runs
 from utils.data.images import ImageData
@@ -439,15 +440,15 @@ def sender_name(net: TransNet) -> str:
 
 
 def answers_of(
-    archs: tuple[str | None, str | None], source: Source, direction: Direction, runtime: Runtime
+    direction: Direction, tails: Sequence[FrozenTail | InputError]
 ) -> tuple[Answers | None, list[str]]:
-    """Open the tails behind the features, as a direction calls them; see `open_answers`."""
+    """Let the nets' tails answer, as a direction calls them; see `answers_by`."""
     for state, path in zip(direction.states, direction.paths):
         if (match := state.get("settings", {}).get("match", "feature")) != "feature":
             return None, [f"{path} {REFUSED_MATCH.format(match)}"]
-    step = -1 if direction.is_back else 1  # A and B change places
-    sources = (source.provenance.a, source.provenance.b)
-    return open_answers(sources[::step], archs[::step], source.shapes[::step], runtime.device)
+    tail_in, tail_tar = tails
+    # A and B change places in the other direction.
+    return answers_by(tail_tar, tail_in) if direction.is_back else answers_by(tail_in, tail_tar)
 
 
 @torch.no_grad()
@@ -599,7 +600,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     # Nothing is left to refuse: decode the images, and open the nets' tails.
     source = opening.with_decoded(data, source, runtime)
     loader = opening.loader(data, source.data, runtime)
-    answers = [answers_of(pair.archs, source, one, runtime) for one in directions]
+    provenance = source.provenance
+    sources = (provenance.a, provenance.b)
+    tails = open_tails(sources, pair.archs, source.shapes, runtime.device, nets)
+    answers = [answers_of(one, tails) for one in directions]
     # One pass over the images measures both directions.
     measured = measure(directions, source, loader, answers, runtime, per_image=args.bootstrap > 0)
     # The report: of --transnet's direction, with the other one and what both share inside.

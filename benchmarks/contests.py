@@ -204,6 +204,7 @@ def fitting(folder: Path, count: int) -> Contest:
         "-b",
         PIECE,
         "--no_reference",
+        "--one_direction",
         "--epochs",
         2,
     ]

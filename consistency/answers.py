@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from consistency.calibration import shuffled_within_class
 from consistency.class_gaps import Distinctions, measure_distinctions
 from consistency.knowledge import Knowledge, measure_knowledge
-from models.tail import FrozenTail, open_tail
+from models.cut_net import CutNet
+from models.tail import FrozenTail, open_tail, tail_of
 from utils.devices import Column
 from utils.errors import InputError
 from utils.provenance import NetSource
@@ -169,40 +170,52 @@ class Answers:
         self._columns.setdefault(name, Column()).append(values)
 
 
-def open_answers(
+def open_tails(
     sources: Sequence[NetSource],
     archs: Sequence[str | None],
     shapes: Sequence[tuple[int, ...]],
     device: torch.device,
-) -> tuple[Answers | None, list[str]]:
-    """Open the tails behind features of A and B, which answer.
+    nets: Sequence[CutNet] = (),
+) -> list[FrozenTail | InputError]:
+    """Open the tails behind features of A and B; one that is not at hand is the reason for it.
 
     Args:
         sources: the features' records of A and B.
         archs: their architectures, where options name them; see `open_net`.
         shapes: of one image's features.
         device: where the tails compute.
+        nets: A and B where they are open, cut at the features' layers: their weights are shared, and
+            no file is read again.
+    """
+    tails = list[FrozenTail | InputError]()
+    for i, (source, arch, shape) in enumerate(zip(sources, archs, shapes)):
+        try:
+            tail = tail_of(nets[i], shape) if nets else open_tail(source, arch, shape)
+            tails.append(tail.to(device))
+        except InputError as error:
+            tails.append(error)
+    return tails
+
+
+def answers_by(
+    tail_a: FrozenTail | InputError, tail_b: FrozenTail | InputError
+) -> tuple[Answers | None, list[str]]:
+    """Let tails answer to features of A that stand for those of B; see `open_tails`.
 
     Returns:
         None where B's tail is not at hand: it is needed; without A's only the decision recovery is
-        omitted. And a sentence on what is left out.
+        omitted. And sentences on what is left out.
     """
-    tails, notes = list[FrozenTail | None](), list[str]()
-    losses = ("the decision recovery", "what B still knows")
-    for source, arch, shape, loss in zip(sources, archs, shapes, losses):
-        try:
-            tails.append(open_tail(source, arch, shape).to(device))
-        except InputError as error:
-            tails.append(None)
-            notes.append(f"{loss} is left out: {error}")
-    tail_a, tail_b = tails
-    if tail_b is None:
-        return None, notes[-1:]
+    if isinstance(tail_b, InputError):
+        return None, [f"what B still knows is left out: {tail_b}"]
+    without_a = "the decision recovery is left out: "
+    if isinstance(tail_a, InputError):
+        return Answers(tail_b), [f"{without_a}{tail_a}"]
     # Decisions are compared class by class, so both nets must have the same.
-    if tail_a is not None and tail_a.outputs != tail_b.outputs:
+    if tail_a.outputs != tail_b.outputs:
         told_apart = f"A tells {tail_a.outputs} classes apart, B {tail_b.outputs}"
-        return Answers(tail_b), [f"{losses[0]} is left out: {told_apart}"]
-    return Answers(tail_b, tail_a), notes
+        return Answers(tail_b), [without_a + told_apart]
+    return Answers(tail_b, tail_a), []
 
 
 def _senders(columns: Mapping[str, Tensor]) -> list[str]:

@@ -3,7 +3,8 @@
 from torch import Tensor, fx, nn
 
 from models.classifiers import last_layer
-from models.cut_net import reopen_net
+from models.cut_net import CutNet, reopen_net
+from models.frozen import freeze_plainly
 from models.graph import copy_inputs, result_of
 from models.split import from_maps
 from utils.provenance import NetSource
@@ -61,5 +62,16 @@ def open_tail(source: NetSource, arch: str | None, shape: tuple[int, ...]) -> Fr
     Raises:
         InputError: the record is incomplete, or the file is gone or has changed.
     """
-    net = reopen_net(source, arch)
-    return FrozenTail(net.tail, last_layer(net.model), shape, net.state["model"]["num_classes"])
+    return tail_of(reopen_net(source, arch), shape)
+
+
+def tail_of(net: CutNet, shape: tuple[int, ...]) -> FrozenTail:
+    """Freeze the tail of an open net; it shares the net's weights.
+
+    Args:
+        net: cut at the feature's layer.
+        shape: of one image's feature.
+    """
+    # Modules of its own: they may go to a device, and the net stays.
+    tail = freeze_plainly(net.tail)
+    return FrozenTail(tail, last_layer(net.model), shape, net.state["model"]["num_classes"])

@@ -1,10 +1,13 @@
 import pytest
 import torch
 
-from models.classifiers import build, last_layer
+from models.classifiers import build, classifier_record, last_layer
+from models.cut_net import open_net
+from models.layers import Layer
 from models.split import as_maps, feature_shape, split
-from models.tail import FrozenTail, open_tail
+from models.tail import FrozenTail, open_tail, tail_of
 from tests.mistakes import refused
+from utils import checkpoint
 from utils.provenance import NetSource
 
 CUTS = [
@@ -36,6 +39,20 @@ def test_behind_the_last_layer_there_is_no_penultimate_feature():
     images = torch.randn(2, 3, 32, 32)
     penultimate, logits = FrozenTail(tail, "fc", feature_shape(head, 32))(as_maps(head(images)))
     assert penultimate is None and torch.equal(logits, model(images))
+
+
+def test_the_tail_of_an_open_net_shares_its_weights_and_leaves_it_where_it_is(tmp_path):
+    model = build("resnet18", 5)
+    record = {"model": classifier_record("resnet18", 5), "state_dict": model.state_dict()}
+    checkpoint.save(tmp_path / "net.pth.tar", record)
+    net = open_net(tmp_path / "net.pth.tar", None, Layer(layer="layer2"))
+    tail, maps = tail_of(net, (128, 4, 4)), torch.randn(2, 128, 4, 4)
+    expected = open_tail(net.source, None, (128, 4, 4))(maps)
+    assert all(torch.equal(one, other) for one, other in zip(tail(maps), expected))
+    owned = {weights.data_ptr() for weights in net.model.parameters()}
+    assert {weights.data_ptr() for weights in tail.parameters()} <= owned
+    tail.to("meta")
+    assert not any(weights.is_meta for weights in net.model.parameters())
 
 
 def test_features_that_do_not_say_their_net_have_no_tail():

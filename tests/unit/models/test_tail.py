@@ -45,7 +45,7 @@ def test_the_tail_of_an_open_net_shares_its_weights_and_leaves_it_where_it_is(tm
     model = build("resnet18", 5)
     record = {"model": classifier_record("resnet18", 5), "state_dict": model.state_dict()}
     checkpoint.save(tmp_path / "net.pth.tar", record)
-    net = open_net(tmp_path / "net.pth.tar", None, Layer(layer="layer2"))
+    net = open_net(tmp_path / "net.pth.tar", None, Layer("layer2"))
     tail, maps = tail_of(net, (128, 4, 4)), torch.randn(2, 128, 4, 4)
     expected = open_tail(net.source, None, (128, 4, 4))(maps)
     assert all(torch.equal(one, other) for one, other in zip(tail(maps), expected))

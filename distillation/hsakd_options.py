@@ -144,7 +144,7 @@ def add_options(parser: Parser, command: str) -> None:
         neutral=True,
         dest="device_ids",
         type=list_of(whole(0), empty=True),
-        default=[0],
+        default=[],
         metavar="0,1",
         help="GPUs, the main one first",
     )
@@ -425,7 +425,7 @@ def following(args: Namespace, saved: Path, arch: str) -> list[str]:
     usual = {
         "checkpoint_dir": "./checkpoint",
         "out": ".",
-        "device_ids": [0],
+        "device_ids": [],
         "image_size": (IMAGENET if args.name == "imagenet" else CIFAR)["image_size"],
     }
     given = {name: getattr(args, name) for name in usual}

@@ -162,9 +162,15 @@ class Answers:
 
     def _in_order(self) -> dict[str, Tensor]:
         """Give all columns but the numbers in the data set's order: processes saw other images."""
-        columns = {name: column.joined() for name, column in self._columns.items()}
-        order = columns.pop("numbers").argsort()
-        return {name: values[order] for name, values in columns.items()}
+        numbers = self._columns["numbers"].joined()
+        order = None if bool((numbers.diff() > 0).all()) else numbers.argsort()
+        for name, column in self._columns.items():
+            rows = column.joined()
+            # What is in order takes the place of what was not: two copies of one column at most
+            self._columns[name] = Column(rows if order is None else rows[order])
+        return {
+            name: column.joined() for name, column in self._columns.items() if name != "numbers"
+        }
 
     def _keep(self, name: str, values: Tensor) -> None:
         self._columns.setdefault(name, Column()).append(values)

@@ -49,8 +49,9 @@ class Column:
         return self._arrived
 
     def joined(self) -> Tensor:
-        """Give all rows as one tensor."""
-        return torch.cat(self.parts)
+        """Give all rows as one tensor; of one part that is the part itself."""
+        parts = self.parts
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def __bool__(self) -> bool:
         return bool(self._arrived or self._under_way)

@@ -9,6 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import Training
 from utils import checkpoint
+from utils.sums import VERIFIED
 
 ROOT = Path(Training.__file__).parent
 NETS = "--image_size 64 --epochs 2 --batch_size 10 --lr 0.01 --val_epoch 1"
@@ -37,8 +38,16 @@ def files(folder):
 
 
 def contents(folder):
-    """The bytes of every file below."""
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """The bytes of every file below.
+
+    Notes on checked files are left out: a run writes them once files have settled, which on a slow
+    machine is sooner.
+    """
+    return {
+        path: path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != VERIFIED
+    }
 
 
 def lines_of(log_folder, without=("seconds",)):

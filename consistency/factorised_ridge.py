@@ -121,7 +121,7 @@ class Reference:
             self._solved = torch.cholesky_solve(rows, self._factor(self.weight)).to(self.dtype)
             return
         # Σ u uᵀ of the images that choose λ, if there are any, and of the others: both (p, p)
-        aside, others = self._squares(x)
+        aside, others = self._grams(x)
         self._gram = aside + others
         if self.chooses:
             # Σ u uᵀ = V Λ Vᵀ of the other images: each λ of the grid is then a division, see
@@ -138,10 +138,10 @@ class Reference:
         sums = self.mean.new_zeros(self.columns)
         for _, rows in self.patches(x, 0):
             sums += rows.sum(0, dtype=sums.dtype)
-        aside, others = self._squares(x)
+        aside, others = self._grams(x)
         return aside.add_(others), sums
 
-    def _squares(self, x: Maps) -> tuple[Tensor, Tensor]:
+    def _grams(self, x: Maps) -> tuple[Tensor, Tensor]:
         """Give PᵀP of the images that choose λ, and of the others, float64 (p, p) each."""
         products = PatchProducts(x.shape[1], self.kernel_size, 2, self.mean.device)
         # The maps of a chunk, and the two shifts of them that are multiplied
